@@ -1,8 +1,8 @@
 """exp and log with the same bits in NumPy and C++ (`csrc/augment/exact_math.h`).
 
-libm, NumPy and CUDA disagree in the last bit of exp and log, and a crop box is rounded from such a value, so a plan would
-depend on where it was drawn. These are built of + − × / only, in one fixed order; sqrt is correctly rounded everywhere
-and needs no help. Error below 2 units in the last place over the ranges that a policy can name.
+libm, NumPy and CUDA disagree in the last bit of exp and log, and a crop box is rounded from such a value, so a plan
+would depend on where it was drawn. These are built of + − × / only, in one fixed order; sqrt is correctly rounded
+everywhere and needs no help. Error below 2 units in the last place over the ranges that a policy can name.
 """
 
 from __future__ import annotations

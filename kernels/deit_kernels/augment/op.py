@@ -25,8 +25,8 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 _NAMESPACE = "deit_kernels"
 _SCHEMAS = {
-    "_augment_sample_plan": "(Tensor keys, int seed, int size, str crop, float[] scale, float[] ratio, float crop_ratio, "
-    "int filter, float flip) -> Tensor",
+    "_augment_sample_plan": "(Tensor keys, int seed, int size, str crop, float[] scale, float[] ratio, "
+    "float crop_ratio, int filter, float flip) -> Tensor",
     "_augment_place": "(Tensor rows, Tensor offset, Tensor height, Tensor width, int data_bytes, int size) -> Tensor",
     "_augment_resize": "(Tensor data, Tensor rows, int size) -> Tensor",
     "_augment_apply": "(Tensor data, Tensor rows, int size, float[] mean, float[] std, ScalarType dtype, str layout, "
@@ -63,7 +63,14 @@ def _(data: Tensor, rows: Tensor, size: int) -> Tensor:
 
 @torch.library.register_fake(f"{_NAMESPACE}::_augment_apply")
 def _(
-    data: Tensor, rows: Tensor, size: int, mean: list[float], std: list[float], dtype: torch.dtype, layout: str, patch: int
+    data: Tensor,
+    rows: Tensor,
+    size: int,
+    mean: list[float],
+    std: list[float],
+    dtype: torch.dtype,
+    layout: str,
+    patch: int,
 ) -> Tensor:
     return _output(rows, size, dtype, data.device, layout, patch)
 
@@ -74,7 +81,14 @@ def _(data: Tensor, rows: Tensor, *arguments: Any) -> None:
 
 
 def _apply_reference(
-    data: Tensor, rows: Tensor, size: int, mean: list[float], std: list[float], dtype: torch.dtype, layout: str, patch: int
+    data: Tensor,
+    rows: Tensor,
+    size: int,
+    mean: list[float],
+    std: list[float],
+    dtype: torch.dtype,
+    layout: str,
+    patch: int,
 ) -> Tensor:
     return reference.finish(reference.resize_rows(data, rows, size), mean, std, dtype, layout, patch)
 
@@ -155,8 +169,8 @@ def apply(
 
     Args:
         batch: B ragged uint8 images; on the device that does the work.
-        plan: B rows, from `sample_plan`. In host memory it is placed and checked here; on a device it must have been placed
-            (`AugmentPlan.place`) and is not checked: a row that would read outside its image gives NaN.
+        plan: B rows, from `sample_plan`. In host memory it is placed and checked here; on a device it must have been
+            placed (`AugmentPlan.place`) and is not checked: a row that would read outside its image gives NaN.
         mix: None; mixing is not in this version.
         dtype: torch.float32, float16 or bfloat16; the arithmetic is float32.
         layout: "nchw"; "channels_last", the same tensor in channels_last memory; or "patches", ready for the patch
@@ -225,15 +239,17 @@ def resized_crop(
         raise ValueError(f"size is a side from 1 to {MAX_OUTPUT} pixels, got {size}")
     if interpolation not in FILTERS:
         raise ValueError(f"interpolation is one of {FILTERS}, got {interpolation!r}")
-    if box.shape != (batch.height.shape[0], 4) or box.dtype not in (torch.int32, torch.int64) or box.device.type != "cpu":
-        raise ValueError(
-            f"box is int32 or int64 ({batch.height.shape[0]}, 4) in host memory, got {box.dtype} {tuple(box.shape)} on {box.device}"
-        )
+    shape, kinds = (batch.height.shape[0], 4), (torch.int32, torch.int64)
+    if box.shape != shape or box.dtype not in kinds or box.device.type != "cpu":
+        got = f"{box.dtype} {tuple(box.shape)} on {box.device}"
+        raise ValueError(f"box is int32 or int64 {shape} in host memory, got {got}")
+
     def column(value: int, count: int = 1) -> Tensor:
         return torch.full((box.shape[0], count), value, dtype=torch.int32)
 
     inside = box.clamp(-1, MAX_SIDE + 1).to(torch.int32)  # an int64 far outside must not wrap to a valid int32
     tables = [batch.height[:, None], batch.width[:, None], inside]
-    words = torch.cat([column(0, 2), *tables, column(size, 2), column(0, 2), column(FILTERS.index(interpolation)), column(0)], 1)
+    filter = column(FILTERS.index(interpolation))
+    words = torch.cat([column(0, 2), *tables, column(size, 2), column(0, 2), filter, column(0)], dim=1)
     rows = _placed_rows(batch, AugmentPlan(words.view(torch.uint8), Policy(size=size)))
     return torch.ops.deit_kernels._augment_resize(batch.data, rows, size)

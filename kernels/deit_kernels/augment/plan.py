@@ -1,12 +1,13 @@
 """What happens to each image: policies, ragged batches, and plans drawn as a function of (seed, epoch, sample, copy).
 
     policy = Policy.deit(size=224)
-    plan = sample_plan(policy, seed=0, epoch=3, sample=[17, 17, 42], copy=[0, 1, 0], height=[375, 375, 333], width=[500, 500, 500])
+    plan = sample_plan(policy, seed=0, epoch=3, sample=[17, 17, 42], copy=[0, 1, 0], height=375, width=500)
     plan.table["box"]                      # NumPy view: (B, 4) as top, left, height, width
     images = apply(batch, plan)            # op.py
 
 A plan is drawn before decoding (only the image's size must be known) and does not depend on the batch, on workers or on
-the number of GPUs. One row an image; the rows are a C struct (`csrc/augment/plan.h`), so a batch's plan is one uint8 tensor.
+the number of GPUs. One row an image; the rows are a C struct (`csrc/augment/plan.h`), so a batch's plan is one uint8
+tensor.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Policy:
         _require(self.crop in ("random_resized", "center"), f'crop is "random_resized" or "center", got {self.crop!r}')
         _require(self.interpolation in FILTERS, f"interpolation is one of {FILTERS}, got {self.interpolation!r}")
         _require(0 < self.scale[0] <= self.scale[1] <= 1, f"scale is a range within (0, 1], got {self.scale}")
-        _require(0.01 <= self.ratio[0] <= self.ratio[1] <= 100, f"ratio is a range within 0.01 to 100, got {self.ratio}")
+        _require(0.01 <= self.ratio[0] <= self.ratio[1] <= 100, f"ratio is a range in [0.01, 100], got {self.ratio}")
         _require(0 < self.crop_ratio <= 1, f"crop_ratio is a share of the side in (0, 1], got {self.crop_ratio}")
         _require(0 <= self.flip <= 1, f"flip is a probability in [0, 1], got {self.flip}")
         _require(len(self.mean) == len(self.std) == 3, f"mean and std have 3 channels, got {self.mean} and {self.std}")
@@ -86,14 +87,15 @@ class Policy:
     def deit(cls, size: int = 224) -> Policy:
         """DeiT's training recipe as far as this version goes: random resized crop, flip, normalise.
 
-        Random resized crop (area 8 to 100 %, ratio 3/4 to 4/3, bicubic), horizontal flip with probability 0.5, ImageNet's
-        mean and std. RandAugment and random erasing, which the paper's recipe (Table 9) also has, are not in this version.
+        Random resized crop (area 8 to 100 %, ratio 3/4 to 4/3, bicubic), horizontal flip with probability 0.5,
+        ImageNet's mean and std. RandAugment and random erasing, which the paper's recipe (Table 9) also has, are not in
+        this version.
         """
         return cls(size=size)
 
     @classmethod
     def eval(cls, size: int = 224, crop_ratio: float = 0.875) -> Policy:
-        """DeiT's and timm's evaluation: resize the shorter side to int(size / crop_ratio), bicubic, and crop the centre."""
+        """DeiT's and timm's evaluation: shorter side to int(size / crop_ratio), bicubic, then the central window."""
         return cls(size=size, crop="center", crop_ratio=crop_ratio, flip=0.0)
 
 
@@ -162,8 +164,8 @@ class AugmentPlan(NamedTuple):
     def place(self, batch: ImageBatch) -> AugmentPlan:
         """The plan with every row's offset filled in from `batch`, checked against it.
 
-        `apply` does this for a plan in host memory. Do it yourself to move pixels and rows to a device in one copy; a plan
-        that already lives on a device is used as it is.
+        `apply` does this for a plan in host memory. Do it yourself to move pixels and rows to a device in one copy; a
+        plan that already lives on a device is used as it is.
 
         Raises:
             ValueError: the batch has other images than the plan was drawn for, a box or window leaves its image, or an
@@ -194,8 +196,8 @@ def sample_plan(
     Args:
         policy: the recipe.
         seed: 64-bit data seed.
-        epoch, sample, copy: counters in [0, 2**32): which pass, which image of the data set, which repeat of it. Integers
-            or arrays, broadcast with the next two to (B,); a batch may span two epochs.
+        epoch, sample, copy: counters in [0, 2**32): which pass, which image of the data set, which repeat of it.
+            Integers or arrays, broadcast with the next two to (B,); a batch may span two epochs.
         height, width: of the images, in pixels.
 
     Returns:
@@ -216,7 +218,7 @@ def sample_plan(
     if policy.crop == "center" and len(keys):
         longest = (keys[:, 3:].max(1) / keys[:, 3:].min(1)).max()
         most = (2**31 - 1) / (policy.size / policy.crop_ratio)
-        _require(longest < most, f"an image's longer side is at most {most:.0f} times its shorter side, got {longest:.0f}")
+        _require(longest < most, f"an image's longer side is below {most:.0f} times the shorter, got {longest:.0f}")
     rows = torch.ops.deit_kernels._augment_sample_plan(
         torch.from_numpy(keys),
         seed - 2**64 if seed >= 2**63 else seed,
@@ -236,7 +238,8 @@ def _integers(name: str, value: ArrayLike, low: int, high: int) -> NDArray[np.in
     if column.size == 0:
         return column.astype(np.int64)
     _require(column.dtype.kind in "iu", f"{name} is an integer or an array of integers, got {column.dtype}")
-    _require(low <= column.min() and column.max() <= high, f"{name} lies in [{low}, {high}], got {column.min()} to {column.max()}")
+    least, most = column.min(), column.max()
+    _require(low <= least and most <= high, f"{name} lies in [{low}, {high}], got {least} to {most}")
     return column.astype(np.int64)
 
 

@@ -1,7 +1,7 @@
-"""The augmentation in NumPy, exact: what the C++ and CUDA code must equal bit for bit, and what runs where they are not built.
+"""The augmentation in NumPy, exact: what C++ and CUDA must equal bit for bit, and what runs where they are not built.
 
-`sample_rows` draws a plan, `place_rows` joins it with a batch, `resize_rows` crops, resizes and flips to uint8, `finish`
-normalises into the layout asked for. Images stay uint8 between stages, as they do in a Pillow pipeline.
+`sample_rows` draws a plan, `place_rows` joins it with a batch, `resize_rows` crops, resizes and flips to uint8,
+`finish` normalises into the layout asked for. Images stay uint8 between stages, as they do in a Pillow pipeline.
 """
 
 from __future__ import annotations
@@ -100,11 +100,15 @@ def check_rows(rows: NDArray[np.void], data_bytes: int, size: int) -> None:
     offset, filter, flip = rows["offset"], rows["filter"], rows["flip"]
     top, left, box_height, box_width = rows["box"].T.astype(np.int64)
     window, resized = rows["window"].astype(np.int64), rows["resized"].astype(np.int64)
+    sides = np.stack([height, width])
     checks = (
-        ("an image has a height and width from 1 to 2**24 - 1", (np.minimum(height, width) >= 1) & (np.maximum(height, width) <= MAX_SIDE)),
+        ("an image's sides lie in [1, 2**24 - 1]", (sides >= 1).all(0) & (sides <= MAX_SIDE).all(0)),
         ("the image leaves the data buffer", (offset >= 0) & (offset <= data_bytes - 3 * height * width)),
         ("the box is empty", (box_height >= 1) & (box_width >= 1)),
-        ("the box leaves the image", (top >= 0) & (left >= 0) & (top + box_height <= height) & (left + box_width <= width)),
+        (
+            "the box leaves the image",
+            (top >= 0) & (top + box_height <= height) & (left >= 0) & (left + box_width <= width),
+        ),
         ("the window leaves the resized image", (window >= 0).all(1) & (window + size <= resized).all(1)),
         ("the filter or flip is unknown", (filter >= 0) & (filter < len(FILTERS)) & (flip >= 0) & (flip <= 1)),
     )
@@ -142,10 +146,10 @@ def _bicubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def resize_weights(before: int, after: int, start: int, count: int, filter: int) -> NDArray[np.float64]:
-    """Pillow's fixed-point weights of outputs start to start + count of a resize before -> after: whole numbers (count, before).
+    """Pillow's fixed-point weights of the outputs [start, start + count) of a resize: whole numbers (count, before).
 
-    Source: Pillow 12 src/libImaging/Resample.c, precompute_coeffs and normalize_coeffs_8bpc. The sums run tap by tap, since
-    the order of a floating-point sum decides its last bit.
+    Source: Pillow 12 src/libImaging/Resample.c, precompute_coeffs and normalize_coeffs_8bpc. The sums run tap by tap,
+    since the order of a floating-point sum decides its last bit.
     """
     weights = np.zeros((count, before))
     scale = before / after
@@ -199,7 +203,7 @@ def resize_rows(data: Tensor, rows: Tensor, size: int) -> Tensor:
 
 
 def normalised_levels(mean: list[float], std: list[float], dtype: torch.dtype) -> Tensor:
-    """What each of the 256 pixel values becomes in each channel, (3, 256): (x / 255 − mean) / std in float32, then rounded.
+    """What the 256 pixel values become in each channel, (3, 256): (x / 255 − mean) / std in float32, then rounded.
 
     Source: torchvision's ToTensor and Normalize.
     """
