@@ -50,6 +50,7 @@ PHOTOS = {
 }
 LONGEST_SIDE = 640  # larger photographs are shrunk to this: at 1411 px a crop of the retina is one shade of red
 CROP_SIDES = range(80, 129)
+JPEG_QUALITY = 90
 CROPS = {"train": 14, "val": 10}  # in each of the 6 training and 3 validation tiles
 
 
@@ -63,8 +64,7 @@ def write_builtin(name: str, cache_dir: Path | None = None) -> Path:
         cache_dir: default $DEIT_FAST_CACHE, else $XDG_CACHE_HOME/deit_fast, else ~/.cache/deit_fast.
 
     Raises:
-        ValueError: the cache is not writable, or the installed package lacks a photograph.
-        ModuleNotFoundError: scikit-image or scikit-learn is not installed.
+        ValueError: scikit-image or scikit-learn is not installed or lacks a photograph, or the cache is not writable.
     """
     folder = (cache_dir or default_cache_dir()) / BUILTIN[name]
     if folder.is_dir():
@@ -153,7 +153,7 @@ def _package_folder(package: str) -> Path:
     """Where an installed package lies, without importing it."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError(
+        raise ValueError(
             f"the built-in images ship inside {package}, which is not installed: run pip install 'deit-fast[demo]'"
         )
     return Path(spec.submodule_search_locations[0])
@@ -165,7 +165,7 @@ def _write(files: Iterator[tuple[str, Image.Image]], folder: Path) -> None:
     for name, image in files:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path, quality=90)
+        image.save(path, quality=JPEG_QUALITY)
         written |= {path, *path.relative_to(folder).parents}
     for path in written:
         _sync(folder / path)

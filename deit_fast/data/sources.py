@@ -81,7 +81,7 @@ class ImageFolder:
         labels: list[NDArray[np.int64]] = []
         empty = []
         for label, name_of_class in enumerate(self.classes):
-            images = list(_images(root / name_of_class)) if name_of_class in found else []
+            images = _images(root / name_of_class) if name_of_class in found else []
             if name_of_class in found and not images:
                 empty.append(name_of_class)
             self._paths += images
@@ -119,8 +119,8 @@ def open_dataset(spec: str, cache_dir: Path | None = None) -> tuple[Dataset, Dat
         (train, val), with equal `classes`. A class may have no validation image.
 
     Raises:
-        ValueError: nothing usable is there; the text says what was found and what to type instead.
-        ModuleNotFoundError: a built-in set needs a package of the `demo` extra.
+        ValueError: nothing usable is there, or a built-in set needs a package that is not installed; the text says what
+            was found and what to type instead.
     """
     root = write_builtin(spec, cache_dir) if spec in BUILTIN else _checked_root(spec)
     train = ImageFolder(root / "train", spec)
@@ -141,7 +141,7 @@ def _checked_root(spec: str) -> Path:
     if not missing:
         return root
     # The usual slip: the class folders themselves, often the train/ of a complete data set.
-    if any(next(_images(root / folder), None) for folder in folders if folder not in ("train", "val")):
+    if any(_is_image(file) for folder in folders for file in _listing(root / folder)[1]):
         fix = "its sub-folders look like classes: put them into a train/ folder, and held-out images into val/"
         if root.name in ("train", "val") and {"train", "val"} <= set(_listing(root.resolve().parent)[0]):
             fix = f"type --data {root.resolve().parent}"
@@ -153,32 +153,34 @@ def _checked_root(spec: str) -> Path:
 
 def _listing(folder: Path) -> tuple[list[str], list[str]]:
     """Sorted names of the folders and of the files in a folder, without those that start with a dot."""
+    folders: list[str] = []
+    files: list[str] = []
     try:
         with os.scandir(folder) as entries:
-            visible = [entry for entry in entries if not entry.name.startswith(".")]
+            for entry in entries:
+                if not entry.name.startswith("."):
+                    (folders if entry.is_dir() else files).append(entry.name)
     except OSError as error:
         raise ValueError(f"cannot read the folder {folder} ({error.strerror}): check its permissions") from error
-    folders = sorted(entry.name for entry in visible if entry.is_dir())
-    return folders, sorted(entry.name for entry in visible if not entry.is_dir())
+    return sorted(folders), sorted(files)
 
 
-def _images(top: Path) -> Iterator[str]:
+def _images(top: Path) -> list[str]:
     """Paths of the image files under a class folder, sorted by folder, then by name."""
-    for folder in sorted(_folders(top, ())):
-        for file in _listing(Path(folder))[1]:
-            if _is_image(file):
-                yield os.path.join(folder, file)
+    tree = sorted(_tree(top, ()))
+    return [os.path.join(folder, file) for folder, files in tree for file in files if _is_image(file)]
 
 
-def _folders(folder: Path, parents: tuple[tuple[int, int], ...]) -> Iterator[str]:
-    """A folder and all folders below it."""
+def _tree(folder: Path, parents: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, list[str]]]:
+    """(folder, its files) for a folder and all folders below it; links are followed."""
+    folders, files = _listing(folder)
+    yield str(folder), files
     status = folder.stat()
     identity = (status.st_dev, status.st_ino)
     if identity in parents:
         raise ValueError(f"{folder} is a link to a folder that contains it: remove the link")
-    yield str(folder)
-    for name in _listing(folder)[0]:
-        yield from _folders(folder / name, (*parents, identity))
+    for name in folders:
+        yield from _tree(folder / name, (*parents, identity))
 
 
 def _is_image(file: str) -> bool:
