@@ -67,16 +67,3 @@ def tiny(images: Path, teachers: Path, tmp_path: Path, monkeypatch: pytest.Monke
         threads=1,
         out=str(tmp_path / "run"),
     )
-
-
-def command_line(config: Config) -> list[str]:
-    """The flags that give this configuration."""
-    default = Config()
-    arguments = ["--recipe", config.recipe]
-    for name in Config.__dataclass_fields__:
-        value = getattr(config, name)
-        if name != "recipe" and (value != getattr(default, name) or name in ("distill", "teacher", "repeats", "drop_path")):
-            values = value if isinstance(value, tuple) else [value]
-            flag = "--" + name.replace("_", "-")
-            arguments += [flag] if value is True else [flag, *map(str, values)]
-    return arguments

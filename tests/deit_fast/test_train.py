@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import command_line
 from deit_fast import checkpoint
 from deit_fast.config import Config
 from deit_fast.train import main, train
 from safetensors.torch import load_file
+
+from tests.deit_fast.command import command_line
 
 
 def weights(run: str | Path, which: str = "model") -> dict[str, torch.Tensor]:
