@@ -1,0 +1,72 @@
+"""Which implementation runs: decided from the device of the tensors and from a real driver, without importing triton.
+
+Every op asks `kernel_unavailable_reasons(device)` and takes its PyTorch path when the list is not empty, after telling
+why through `report_fallback`. Both may be called inside `torch.compile`: they are marked as constant for Dynamo, since a
+logger or a driver query in the traced code would break the full graph.
+
+With `TRITON_INTERPRET=1` in the environment before import, the Triton kernels run on CPU tensors through Triton's
+interpreter (fp16 and fp32; its bf16 additions and dots are silently wrong, so bf16 is refused).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+import os
+
+import torch
+
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+"""True when the Triton kernels run on CPU tensors; fixed at import, because Triton fixes it when a kernel is defined."""
+
+_TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
+_OLDEST_CAPABILITY = (8, 0)  # cp.async and bf16 matrix instructions; nothing older is compiled or tested
+
+_log = logging.getLogger("deit_kernels")
+
+
+def kernel_unavailable_reasons(device: torch.device) -> list[str]:
+    """Why a Triton kernel of this package cannot run on `device`; empty when it can."""
+    return list(_device_reasons(device.type, device.index))
+
+
+def report_fallback(op: str, reason: str, expected: bool) -> None:
+    """Log once per process why `op` runs plain PyTorch: INFO where that is expected (a CPU tensor), else WARNING."""
+    _report_once(op, reason, expected)
+
+
+def device_capability(device: torch.device) -> tuple[int, int]:
+    """(major, minor) of a CUDA device; the interpreter stands in for an H100, (9, 0)."""
+    if device.type != "cuda":
+        return (9, 0)
+    return torch.cuda.get_device_capability(device)
+
+
+@functools.cache
+def _device_reasons(device_type: str, index: int | None) -> tuple[str, ...]:
+    if not _TRITON_INSTALLED:
+        return ("triton is not installed",)
+    if device_type == "cpu":
+        return () if INTERPRETING else ("the tensors are on the CPU",)
+    if device_type != "cuda":
+        return (f"no kernel for device type {device_type!r}",)
+    if torch.version.hip is not None:
+        return ("ROCm is not supported",)
+    # Fake CUDA tensors exist on machines without a driver, where asking for the capability would raise.
+    if not torch.cuda.is_available():
+        return ("no CUDA driver",)
+    if torch.cuda.get_device_capability(index) < _OLDEST_CAPABILITY:
+        return ("compute capability below 8.0",)
+    return ()
+
+
+@functools.cache
+def _report_once(op: str, reason: str, expected: bool) -> bool:
+    _log.log(logging.INFO if expected else logging.WARNING, "%s runs plain PyTorch: %s", op, reason)
+    return True
+
+
+# What torch.compiler.assume_constant_result does; calling it would import torch._dynamo, over a second, at our import.
+_device_reasons._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_report_once._dynamo_marked_constant = True  # type: ignore[attr-defined]
