@@ -1,8 +1,8 @@
 // The CPU implementation: loops over the arithmetic of augment/*.h, one image a call, scratch memory kept by the thread.
 //
-// Both resize passes are the same inner loop over 48 adjacent bytes. 48 is 16 lines of RGB pixels: the horizontal pass
-// first transposes 16 source lines so that one column's pixels lie side by side, and then needs no shuffles; the vertical
-// pass finds its 48 bytes along the line. 48 int32 sums stay in vector registers from AVX2 on.
+// Both resize passes are the same inner loop over 96 adjacent bytes. 96 is 32 lines of RGB pixels: the horizontal pass
+// works on 32 source lines transposed so that a column's pixels lie side by side, and then needs no shuffles; the
+// vertical pass finds its 96 bytes along a line. 96 int32 sums stay in vector registers from AVX2 on.
 #include <algorithm>
 #include <cstring>
 #include <stdexcept>
@@ -21,8 +21,9 @@
 namespace deit::cpu {
 namespace {
 
-constexpr int block = 48, lines_per_tile = 16;
+constexpr int block = 96, lines_per_tile = 32;
 constexpr int64_t pixel = 3;
+constexpr int64_t column_bytes = block + 4;  // of a tile: room for the fourth byte of the last line's pixel
 
 // The weights of `size` outputs along one axis, zero weights at both ends trimmed.
 struct Weights {
@@ -60,15 +61,20 @@ struct Weights {
 
 struct Scratch {
   Weights across, down;
-  std::vector<uint8_t> tile, lines, image;
+  std::vector<uint8_t> tile, resized, lines, image;
 };
+
+uint8_t* at_least(std::vector<uint8_t>& buffer, int64_t bytes) {
+  if (static_cast<int64_t>(buffer.size()) < bytes) buffer.resize(bytes);
+  return buffer.data();
+}
 
 Scratch& thread_scratch() {
   thread_local Scratch scratch;
   return scratch;
 }
 
-// to[0, 48) = the rounded weighted sum of `count` runs of 48 bytes, `stride` apart.
+// to[0, block) = the rounded weighted sum of `count` runs of as many bytes, `stride` apart.
 inline __attribute__((always_inline)) void weighted_sum(const uint8_t* from, int64_t stride, const int32_t* weight,
                                                         int32_t count, uint8_t* to) {
   int32_t sum[block];
@@ -80,20 +86,15 @@ inline __attribute__((always_inline)) void weighted_sum(const uint8_t* from, int
   for (int i = 0; i < block; ++i) to[i] = clip8(sum[i]);
 }
 
-// Up to 16 source lines, transposed to tile[column][line][rgb], each resized to one line of `lines`.
-VECTOR_CLONES void horizontal_pass(const uint8_t* tile, const Weights& weights, int32_t size, bool flip, int32_t count,
-                                   uint8_t* lines, int64_t line_bytes) {
+// A tile of columns, tile[column][line][rgb], to one of `size` columns.
+VECTOR_CLONES void horizontal_pass(const uint8_t* tile, const Weights& weights, int32_t size, uint8_t* resized) {
   const int32_t origin = weights.first[0];
-  for (int32_t x = 0; x < size; ++x) {
-    uint8_t column[block];
-    weighted_sum(tile + int64_t{weights.first[x] - origin} * block, block, &weights.value[weights.begin[x]],
-                 weights.count[x], column);
-    uint8_t* to = lines + pixel * (flip ? size - 1 - x : x);
-    for (int32_t line = 0; line < count; ++line) std::memcpy(to + line * line_bytes, column + pixel * line, pixel);
-  }
+  for (int32_t x = 0; x < size; ++x)
+    weighted_sum(tile + (weights.first[x] - origin) * column_bytes, column_bytes, &weights.value[weights.begin[x]],
+                 weights.count[x], resized + x * column_bytes);
 }
 
-// `line_bytes` is a multiple of 48, so the last run of a line reads and writes padding.
+// `line_bytes` is a multiple of `block`, so the last run of a line reads padding.
 VECTOR_CLONES void vertical_pass(const uint8_t* lines, int64_t line_bytes, const Weights& weights, int32_t size,
                                  uint8_t* image) {
   const int32_t origin = weights.first[0];
@@ -108,10 +109,11 @@ VECTOR_CLONES void vertical_pass(const uint8_t* lines, int64_t line_bytes, const
   }
 }
 
-void transpose_lines(const uint8_t* from, int64_t stride, int32_t columns, int32_t count, uint8_t* tile) {
-  for (int32_t line = 0; line < count; ++line)
-    for (int32_t x = 0; x < columns; ++x)
-      std::memcpy(tile + int64_t{x} * block + pixel * line, from + line * stride + pixel * x, pixel);
+// `count` pixels, four bytes at once: the fourth must be readable and is written before whatever belongs there. The last
+// pixel, which may end its buffer, moves three.
+inline void copy_pixels(const uint8_t* from, int64_t from_step, uint8_t* to, int64_t to_step, int64_t count) {
+  for (int64_t i = 0; i + 1 < count; ++i) std::memcpy(to + i * to_step, from + i * from_step, 4);
+  std::memcpy(to + (count - 1) * to_step, from + (count - 1) * from_step, pixel);
 }
 
 // Crop, horizontal pass, vertical pass, flip: one image of size x size pixels.
@@ -123,39 +125,52 @@ void resize_image(const uint8_t* data, const PlanRow& row, int32_t size, uint8_t
   const int32_t column = across.first[0], columns = across.end(size - 1) - column;
   const int32_t line = down.first[0], line_count = down.end(size - 1) - line;
   const int64_t stride = pixel * row.width, line_bytes = (size * pixel + block - 1) / block * block;
-  scratch.tile.resize(std::max(scratch.tile.size(), static_cast<size_t>(columns) * block));
-  scratch.lines.resize(std::max(scratch.lines.size(), static_cast<size_t>(line_count * line_bytes)));
+  uint8_t* tile = at_least(scratch.tile, columns * column_bytes);
+  uint8_t* resized = at_least(scratch.resized, size * column_bytes);
+  uint8_t* lines = at_least(scratch.lines, line_count * line_bytes);
   const uint8_t* source = data + row.offset + (int64_t{row.box.top} + line) * stride + pixel * (row.box.left + column);
   for (int32_t y = 0; y < line_count; y += lines_per_tile) {
     const int32_t count = std::min(lines_per_tile, line_count - y);
-    transpose_lines(source + y * stride, stride, columns, count, scratch.tile.data());
-    horizontal_pass(scratch.tile.data(), across, size, row.flip, count, scratch.lines.data() + y * line_bytes, line_bytes);
+    for (int32_t i = 0; i < count; ++i)
+      copy_pixels(source + (y + i) * stride, pixel, tile + pixel * i, column_bytes, columns);
+    horizontal_pass(tile, across, size, resized);
+    const uint8_t* first_column = resized + (row.flip ? (size - 1) * column_bytes : 0);
+    for (int32_t i = 0; i < count; ++i)
+      copy_pixels(first_column + pixel * i, row.flip ? -column_bytes : column_bytes, lines + (y + i) * line_bytes, pixel,
+                  size);
   }
-  vertical_pass(scratch.lines.data(), line_bytes, down, size, image);
+  vertical_pass(lines, line_bytes, down, size, image);
 }
 
-// levels: [3][256]
+// A run of pixels into three planes; levels: [3][256].
+template <typename Bits>
+void finish_run(const uint8_t* pixels, int64_t count, const uint32_t* levels, Bits* red, Bits* green, Bits* blue) {
+  for (int64_t i = 0; i < count; ++i, pixels += 3) {
+    red[i] = static_cast<Bits>(levels[pixels[0]]);
+    green[i] = static_cast<Bits>(levels[256 + pixels[1]]);
+    blue[i] = static_cast<Bits>(levels[512 + pixels[2]]);
+  }
+}
+
 template <typename Bits>
 void finish_image(const uint8_t* image, int32_t size, const uint32_t* levels, const Finish& finish, Bits* output) {
-  const int64_t pixels = int64_t{size} * size;
-  if (finish.layout == Layout::channels_last) {
-    for (int64_t i = 0; i < pixels; ++i)
-      for (int c = 0; c < 3; ++c) output[i * 3 + c] = static_cast<Bits>(levels[c * 256 + image[i * 3 + c]]);
-    return;
-  }
-  if (finish.layout == Layout::nchw) {
-    for (int c = 0; c < 3; ++c)
+  const int64_t side = size, pixels = side * side, patch = finish.patch, patch_pixels = patch * patch;
+  switch (finish.layout) {
+    case Layout::nchw:
+      return finish_run(image, pixels, levels, output, output + pixels, output + 2 * pixels);
+    case Layout::channels_last:
       for (int64_t i = 0; i < pixels; ++i)
-        output[c * pixels + i] = static_cast<Bits>(levels[c * 256 + image[i * 3 + c]]);
-    return;
+        for (int c = 0; c < 3; ++c) output[i * 3 + c] = static_cast<Bits>(levels[c * 256 + image[i * 3 + c]]);
+      return;
+    case Layout::patches:
+      for (int64_t top = 0; top < side; top += patch)
+        for (int64_t left = 0; left < side; left += patch, output += 3 * patch_pixels)
+          for (int64_t y = 0; y < patch; ++y) {
+            Bits* line = output + y * patch;
+            finish_run(image + ((top + y) * side + left) * 3, patch, levels, line, line + patch_pixels,
+                       line + 2 * patch_pixels);
+          }
   }
-  const int32_t patch = finish.patch;
-  for (int32_t top = 0; top < size; top += patch)
-    for (int32_t left = 0; left < size; left += patch)
-      for (int c = 0; c < 3; ++c)
-        for (int32_t y = top; y < top + patch; ++y)
-          for (int32_t x = left; x < left + patch; ++x)
-            *output++ = static_cast<Bits>(levels[c * 256 + image[(int64_t{y} * size + x) * 3 + c]]);
 }
 
 PlanRow read_row(const Batch& batch, int64_t index) {
@@ -212,14 +227,13 @@ std::vector<uint32_t> level_bits(const Finish& finish) {
 void apply(const Batch& batch, int64_t begin, int64_t end, const std::vector<uint32_t>& levels, const Finish& finish,
            void* output) {
   const int64_t values = pixel * batch.size * batch.size;
-  std::vector<uint8_t>& image = thread_scratch().image;
-  image.resize(std::max(image.size(), static_cast<size_t>(values)));
+  uint8_t* image = at_least(thread_scratch().image, values);
   for (int64_t index = begin; index < end; ++index) {
-    resize_image(batch.data, read_row(batch, index), batch.size, image.data());
+    resize_image(batch.data, read_row(batch, index), batch.size, image);
     if (finish.type == Type::float32)
-      finish_image(image.data(), batch.size, levels.data(), finish, static_cast<uint32_t*>(output) + index * values);
+      finish_image(image, batch.size, levels.data(), finish, static_cast<uint32_t*>(output) + index * values);
     else
-      finish_image(image.data(), batch.size, levels.data(), finish, static_cast<uint16_t*>(output) + index * values);
+      finish_image(image, batch.size, levels.data(), finish, static_cast<uint16_t*>(output) + index * values);
   }
 }
 

@@ -29,6 +29,13 @@ HOST_DEVICE uint32_t float_bits(float value) {
   return bits;
 }
 
+HOST_DEVICE float not_a_number() {
+  const uint32_t bits = 0x7FC00000;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
 // To nearest, ties to even.
 HOST_DEVICE uint16_t bfloat16_bits(float value) {
   const uint32_t bits = float_bits(value);
