@@ -54,12 +54,12 @@ def pillow_crop(image: np.ndarray, box: np.ndarray, size: int, interpolation: st
     return np.asarray(crop.resize((size, size), PILLOW[interpolation]))
 
 
-def build_program(source: str, folder: Path, *flags: str) -> Path:
+def build_program(source: str, folder: Path, *flags: str, root: Path = ROOT) -> Path:
     """Compile one of csrc/emulate's programs the way the extension is compiled."""
     program = folder / Path(source).stem
-    sources = [ROOT / "csrc" / "emulate" / source]
+    sources = [root / "csrc" / "emulate" / source]
     if source == "run.cpp":
-        sources.append(ROOT / "csrc" / "augment_cpu.cpp")
+        sources.append(root / "csrc" / "augment_cpu.cpp")
     warnings = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
     options = ["-std=c++20", "-O2", "-ffp-contract=off", "-pthread", *warnings, *flags]
     subprocess.run(["g++", *options, *map(str, sources), "-o", str(program)], check=True)
