@@ -30,7 +30,7 @@ def classifier(config: Config, classes: int) -> nn.Module:
     if config.model in CONFIGS:
         changes = {**sizes, "image_size": config.image_size, "drop_path_rate": config.drop_path}
         model: nn.Module = create_model(config.model, classes=classes, **changes)
-    elif sizes:
+    elif sizes and timm.is_model(config.model):
         named = ", ".join(f"--{name.replace('_', '-')}" for name in sizes)
         raise ValueError(f"{named} only changes our own models ({', '.join(CONFIGS)}), not timm's {config.model}")
     else:

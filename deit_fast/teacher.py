@@ -112,7 +112,7 @@ def from_run(folder: Path) -> nn.Module:
     trained = len(json.loads((folder / "classes.json").read_text()))
     model = classifier(config, trained)
     student, average = (
-        max((head["top1"] for head in summary.get(which, {}).values()), default=-1.0) for which in ("student", "ema")
+        max((head["top1"] for head in (summary[which] or {}).values()), default=-1.0) for which in ("student", "ema")
     )
     load_pretrained(model, checkpoint / ("ema.safetensors" if average > student else "model.safetensors"))
     return model

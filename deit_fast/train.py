@@ -99,6 +99,9 @@ def _run(config: Config, teacher_spec: str, ranks: Ranks) -> Summary:
     with ranks.main_first():
         model = classifier(config, classes).to(ranks.device)
     ours = isinstance(model, VisionTransformer)
+    if not ours and ranks.device.type == "cpu":
+        model.to(memory_format=torch.channels_last)
+        reporter.decide("layout", "channels_last", "a ConvNet trains about 1.3 x faster so on a CPU")
     _check_heads(config, ours and model.config.distilled)
     mean, std = normalisation(model)
     teacher = None

@@ -47,9 +47,6 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
         with Image.open(io.BytesIO(data)) as image:
             if image.width * image.height > max_pixels:
                 raise BadImage(f"{image.width} × {image.height} is more than the limit of {max_pixels} pixels")
-            image.load()
-            # Only Pillow's warning about transparent palettes reads this key on the way to RGB, not the pixels.
-            image.info.pop("transparency", None)
             pixels = np.asarray(image.convert("RGB"))
     except (BadImage, MemoryError):
         raise

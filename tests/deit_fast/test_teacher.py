@@ -21,15 +21,16 @@ def lite0_weights():
     return efficientnet_lite0_weights()
 
 
-def write_run(folder, *, average_is_better: bool) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """A finished run of resnet18-size nothing: two different models, as last weights and as average."""
+def write_run(folder, *, average_is_better: bool | None) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """A finished run with two different models as last weights and as average; None: without an average."""
     config = dataclasses.replace(CONFIG, model="test_vit", distill="none", teacher="", weights="timm", out=str(folder))
     torch.manual_seed(0)
     model, average = (timm.create_model("test_vit", num_classes=4) for _ in range(2))
     folder.mkdir()
     checkpoint.write_json(folder / "config.json", dataclasses.asdict(config))
     checkpoint.write_json(folder / "classes.json", list("abcd"))
-    scores = {"student": {"cls": {"top1": 50.0}}, "ema": {"cls": {"top1": 60.0 if average_is_better else 40.0}}}
+    ema = None if average_is_better is None else {"cls": {"top1": 60.0 if average_is_better else 40.0}}
+    scores = {"student": {"cls": {"top1": 50.0}}, "ema": ema}
     checkpoint.write_json(folder / "summary.json", {"teacher": None, **scores})
     checkpoint.save(folder, 1, model, average, torch.optim.AdamW(model.parameters()), {"seconds": 0}, keep=1)
     return model, average
@@ -62,8 +63,8 @@ def test_normalisation_comes_from_the_model() -> None:
     assert normalisation(torch.nn.Linear(1, 1)) == IMAGENET_NORMALISATION
 
 
-@pytest.mark.parametrize("average_is_better", [False, True])
-def test_a_finished_run(tmp_path, average_is_better: bool) -> None:
+@pytest.mark.parametrize("average_is_better", [None, False, True])
+def test_a_finished_run(tmp_path, average_is_better: bool | None) -> None:
     model, average = write_run(tmp_path / "run", average_is_better=average_is_better)
     teacher = load_teacher(CONFIG, str(tmp_path / "run"), 4, IMAGENET_NORMALISATION)
     for name, value in (average if average_is_better else model).state_dict().items():

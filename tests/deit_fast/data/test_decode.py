@@ -96,7 +96,8 @@ def test_a_file_cut_anywhere_is_a_bad_image_or_still_an_image(kind):
         (b"", "the file is empty"),
         (b"<html>404 not found</html>", "it is not an image of a format that Pillow reads"),
         (FILES["jpeg 4:2:0"][:-200], r"it is truncated or corrupt \(image file is truncated"),
-        (FILES["png"][:-200], r"it is truncated or corrupt"),
+        (FILES["png"][:-200], r"it is truncated or corrupt \(image file is truncated"),
+        (FILES["ppm"][:6], r"it is truncated or corrupt \(Reached EOF while reading header"),
     ],
 )
 def test_what_is_no_image_says_why(data, reason):

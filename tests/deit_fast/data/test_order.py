@@ -23,8 +23,9 @@ def test_the_order_never_changes_between_versions():
 
 
 def test_images_with_equal_keys_stand_in_index_order(monkeypatch):
-    monkeypatch.setattr(order, "philox", lambda *counter: np.zeros((7, 4), dtype=np.uint32))
-    assert epoch_order.__wrapped__(0, 0, 7).tolist() == list(range(7))
+    parity = np.repeat(np.arange(1000, dtype=np.uint32)[:, None] % 2, 4, axis=1)
+    monkeypatch.setattr(order, "philox", lambda *counter: parity)
+    assert epoch_order.__wrapped__(0, 0, 1000).tolist() == [*range(0, 1000, 2), *range(1, 1000, 2)]
 
 
 def test_a_position_is_equally_likely_for_every_image():
