@@ -89,7 +89,7 @@ def test_a_binary_that_does_not_load_is_a_warning_that_names_it(tmp_path: Path) 
 
 
 def build(python: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [python, "setup.py", "build_ext", "--build-lib", str(folder / "lib"), "--build-temp", str(folder / "temp")]
+    command = [python, "setup.py", "build_ext", f"--build-lib={folder}/lib", f"--build-temp={folder}/temp"]
     env = {**os.environ, **environment}
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
 

@@ -9,6 +9,7 @@ from augment_cases import POLICIES, SIZES, needs_extension, noise, noise_batch
 from deit_kernels.augment import AugmentPlan, ImageBatch, Policy, apply, apply_out, reference, sample_plan
 from deit_kernels.augment.plan import IMAGENET_MEAN, IMAGENET_STD, ROW
 from PIL import Image
+from torch._dynamo.testing import CompileCounterWithBackend
 
 OPS = torch.ops.deit_kernels
 LAYOUTS = [("nchw", 16), ("channels_last", 16), ("patches", 8)]
@@ -174,9 +175,23 @@ def test_compiled_with_a_full_graph(layout: str) -> None:
     assert torch.equal(compiled_out(batch, plan, out), step(batch, plan))
 
 
+def test_batches_of_other_images_are_not_compiled_again() -> None:
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(lambda batch, plan: apply(batch, plan), fullgraph=True, dynamic=True, backend=counter)
+    graphs = []
+    for sizes in (SIZES[:3], SIZES[1:6], SIZES):
+        batch = noise_batch(sizes)
+        plan = plan_for(batch, Policy.deit(32))
+        assert torch.equal(compiled(batch, plan), apply(batch, plan))
+        graphs.append(counter.frame_count)
+    assert graphs[0] == graphs[2]
+
+
 def test_a_plan_for_other_images_is_refused() -> None:
     plan = plan_for(noise_batch([(20, 30), (20, 30)]), Policy.deit(32))
-    with pytest.raises(ValueError, match="row 1: the plan was drawn for an image of 20 x 30, the batch holds one of 30 x"):
+    with pytest.raises(
+        ValueError, match="row 1: the plan was drawn for an image of 20 x 30, the batch holds one of 30 x"
+    ):
         apply(noise_batch([(20, 30), (30, 20)]), plan)
     with pytest.raises(ValueError, match="one entry for each row of the plan"):
         apply(noise_batch([(20, 30)]), plan)
@@ -250,8 +265,8 @@ def test_what_apply_refuses() -> None:
 
 
 @pytest.mark.parametrize(
-    "image", [np.zeros((4, 5), np.uint8), np.zeros((4, 5, 4), np.uint8), np.zeros((4, 5, 3)), np.zeros((0, 5, 3), np.uint8)]
+    ("shape", "dtype"), [((4, 5), np.uint8), ((4, 5, 4), np.uint8), ((4, 5, 3), np.float32), ((0, 5, 3), np.uint8)]
 )
-def test_images_that_are_not_rgb_are_refused(image: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="image 1 is .* convert it first"):
-        ImageBatch.from_images([noise(2, 2), image])
+def test_images_that_are_not_rgb_are_refused(shape: tuple[int, ...], dtype: type) -> None:
+    with pytest.raises(ValueError, match=r"image 1 is .* convert it first"):
+        ImageBatch.from_images([noise(2, 2), np.zeros(shape, dtype)])

@@ -1,6 +1,7 @@
 """The CUDA kernels, built with g++ and run on the CPU thread by thread, store what the CPU ops return.
 
-The slow tests repeat this under AddressSanitizer and ThreadSanitizer, for the CPU implementation too.
+The same program runs the CPU code compiled for one instruction set, and both under AddressSanitizer and
+ThreadSanitizer.
 """
 
 import re
@@ -21,10 +22,7 @@ OPS = torch.ops.deit_kernels
 TYPES = [torch.float32, torch.float16, torch.bfloat16]
 LAYOUTS = ["nchw", "channels_last", "patches"]
 SIZES = [(40, 50), (64, 64), (70, 3), (1, 1), (90, 200)]
-HEADER = np.dtype(
-    [("count", "i8"), ("bytes", "i8"), ("size", "i4"), ("mean", "f4", 3), ("std", "f4", 3)]
-    + [("type", "i4"), ("layout", "i4"), ("patch", "i4")]
-)
+HEADER = np.dtype("i8, i8, i4, (3,)f4, (3,)f4, i4, i4, i4")  # struct Header of run.cpp
 # A sanitizer's run-time does not know the resolvers that pick a clone.
 SANITIZED = ["-g", "-O1", "-DDEIT_NO_CLONES", "-fno-omit-frame-pointer"]
 
@@ -130,6 +128,32 @@ def hostile_rows(batch: ImageBatch, size: int, count: int) -> torch.Tensor:
             field = table[str(random.choice(ROW.names[1:]))]
             field[index] = random.choice(extremes, field.shape[1:])
     return rows
+
+
+def cpu_flags() -> set[str]:
+    found = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return set(found.group(1).split()) if found else set()
+
+
+@pytest.mark.parametrize(
+    ("flag", "needs"),
+    [
+        ("-O2", set()),
+        pytest.param("-mavx2", {"avx2"}, marks=pytest.mark.slow),
+        pytest.param("-march=x86-64-v4", {"avx512f", "avx512bw", "avx512vl", "avx512dq"}, marks=pytest.mark.slow),
+    ],
+)
+def test_the_cpu_code_of_every_instruction_set_agrees(tmp_path: Path, flag: str, needs: set[str]) -> None:
+    if not needs <= cpu_flags():
+        pytest.skip(f"this processor has no {', '.join(sorted(needs - cpu_flags()))}")
+    program = build_program("run.cpp", tmp_path, "-DDEIT_NO_CLONES", "-O3", flag)
+    batch = noise_batch(SIZES)
+    for policy in (Policy.deit(50), Policy.eval(33)):
+        rows = drawn_rows(batch, policy)
+        images, output = run(program, batch, rows, policy.size, torch.float16, "nchw", 0)
+        truth = expected(batch, rows, policy.size, torch.float16, "nchw")
+        assert torch.equal(images, truth[0])
+        assert torch.equal(output, truth[1])
 
 
 @pytest.mark.slow
