@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from augment_cases import SIZES, crop_rows, needs_extension, noise_batch, pillow_crop
+
 from deit_kernels.augment import ImageBatch, reference, resized_crop
 from deit_kernels.augment.plan import ROW
 
