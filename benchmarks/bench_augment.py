@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import timm.data
 import torch
-from deit_kernels import _extension
-from deit_kernels.augment import ImageBatch, Policy, apply, apply_out, reference, sample_plan
 from PIL import Image
 from pytest_benchmark.fixture import BenchmarkFixture
 from sklearn.datasets import load_sample_images
 from torchvision.transforms import InterpolationMode, v2
+
+from deit_kernels import _extension
+from deit_kernels.augment import ImageBatch, Policy, apply, apply_out, reference, sample_plan
 
 IMAGES = 32
 POLICY = Policy.deit()

@@ -1,7 +1,7 @@
 """From image files to model-ready batches.
 
-    train, val = open_dataset("photos")
-    for batch in TrainLoader(train, Policy.deit(224), data_seed=0, batch_size=64, total_steps=210): ...
+train, val = open_dataset("photos")
+for batch in TrainLoader(train, Policy.deit(224), data_seed=0, batch_size=64, total_steps=210): ...
 """
 
 from .batch import IGNORE, Batch

@@ -15,10 +15,11 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from deit_kernels import _extension
-from deit_kernels.augment import ImageBatch, Policy, apply, sample_plan
 from numpy.typing import NDArray
 from torch import Tensor
+
+from deit_kernels import _extension
+from deit_kernels.augment import ImageBatch, Policy, apply, sample_plan
 
 from .decode import BadImage, decode
 from .order import Samples

@@ -25,6 +25,7 @@ from itertools import islice
 
 import numpy as np
 import torch
+
 from deit_kernels.augment import Policy
 
 from .batch import Batch, BatchBuilder, Layout, OnBadImage

@@ -19,8 +19,9 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from deit_kernels.philox import Stream, philox
 from numpy.typing import NDArray
+
+from deit_kernels.philox import Stream, philox
 
 
 class Samples(NamedTuple):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import setuptools
 import torch
+
 from deit_kernels import _extension
 
 ROOT = Path(__file__).parents[2]

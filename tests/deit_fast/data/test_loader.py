@@ -12,12 +12,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from deit_kernels.augment import ImageBatch, Policy, apply, sample_plan
 from memory_dataset import MemoryDataset
 
 from deit_fast.data import IGNORE, BadImage, EvalLoader, TrainLoader, decode, open_dataset
 from deit_fast.data import loader as loader_module
 from deit_fast.data.order import samples
+from deit_kernels.augment import ImageBatch, Policy, apply, sample_plan
 
 POLICY = Policy.deit(16)
 EVAL = Policy.eval(16)

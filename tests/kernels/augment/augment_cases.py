@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from deit_kernels import _extension
 from deit_kernels.augment import ImageBatch, Policy
 from deit_kernels.augment.plan import FILTERS, ROW
-from PIL import Image
 
 ROOT = Path(__file__).parents[3]
 PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}

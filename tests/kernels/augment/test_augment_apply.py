@@ -6,6 +6,7 @@ import timm.data
 import torch
 import torchvision.transforms.functional as F
 from augment_cases import POLICIES, SIZES, needs_extension, noise, noise_batch
+<<<<<<< HEAD
 from deit_kernels.augment import (
     AugmentPlan,
     ImageBatch,
@@ -17,8 +18,13 @@ from deit_kernels.augment import (
     sample_plan,
 )
 from deit_kernels.augment.plan import IMAGENET_MEAN, IMAGENET_STD, ROW
+=======
+>>>>>>> main
 from PIL import Image
 from torch._dynamo.testing import CompileCounterWithBackend
+
+from deit_kernels.augment import AugmentPlan, ImageBatch, Policy, apply, apply_out, reference, sample_plan
+from deit_kernels.augment.plan import IMAGENET_MEAN, IMAGENET_STD, ROW
 
 OPS = torch.ops.deit_kernels
 LAYOUTS = [("nchw", 16), ("channels_last", 16), ("patches", 8)]

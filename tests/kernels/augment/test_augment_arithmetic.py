@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from augment_cases import build_program, needs_compiler
+
 from deit_kernels.augment import exact_math
 from deit_kernels.philox import Stream, philox
 

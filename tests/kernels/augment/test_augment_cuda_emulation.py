@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from augment_cases import ROOT, build_program, needs_compiler, noise_batch
+
 from deit_kernels.augment import ImageBatch, Policy, sample_plan
 from deit_kernels.augment.plan import IMAGENET_MEAN, IMAGENET_STD, ROW
 

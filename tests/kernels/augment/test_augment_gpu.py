@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from augment_cases import POLICIES, SIZES, noise_batch
+
 from deit_kernels.augment import AugmentPlan, ImageBatch, Policy, apply, apply_out, resized_crop, sample_plan
 
 pytestmark = pytest.mark.gpu

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from augment_cases import POLICIES, needs_extension
-from deit_kernels.augment import ImageBatch, Policy, reference, sample_plan
-from deit_kernels.augment.plan import FILTERS, ROW
 from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation
+
+from deit_kernels.augment import ImageBatch, Policy, reference, sample_plan
+from deit_kernels.augment.plan import FILTERS, ROW
 
 
 def draw(policy: Policy, count: int, height: object, width: object, seed: int = 0) -> np.ndarray:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from augment_cases import PILLOW, SIZES, crop_rows, needs_extension, noise, noise_batch, pillow_crop
+from PIL import Image
+
 from deit_kernels.augment import ImageBatch, reference, resized_crop
 from deit_kernels.augment.plan import ROW
-from PIL import Image
 
 Resize = Callable[[ImageBatch, np.ndarray, int, str], np.ndarray]
 
