@@ -6,7 +6,9 @@ import timm.data
 import torch
 import torchvision.transforms.functional as F
 from augment_cases import POLICIES, SIZES, needs_extension, noise, noise_batch
-<<<<<<< HEAD
+from PIL import Image
+from torch._dynamo.testing import CompileCounterWithBackend
+
 from deit_kernels.augment import (
     AugmentPlan,
     ImageBatch,
@@ -17,13 +19,6 @@ from deit_kernels.augment import (
     resized_crop,
     sample_plan,
 )
-from deit_kernels.augment.plan import IMAGENET_MEAN, IMAGENET_STD, ROW
-=======
->>>>>>> main
-from PIL import Image
-from torch._dynamo.testing import CompileCounterWithBackend
-
-from deit_kernels.augment import AugmentPlan, ImageBatch, Policy, apply, apply_out, reference, sample_plan
 from deit_kernels.augment.plan import IMAGENET_MEAN, IMAGENET_STD, ROW
 
 OPS = torch.ops.deit_kernels
