@@ -8,15 +8,20 @@ CUDA extension. `torch.compile` keeps a full graph through every function here.
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .. import _extension
-from . import reference
-from .plan import FILTERS, MAX_OUTPUT, MAX_SIDE, ROW, AugmentPlan, ImageBatch, Policy
+from . import reference, reference_finish, reference_ops, reference_sample
+from .mix import MIX, MixPlan
+from .plan import MAX_SIDE, OP, ROW, AugmentPlan, ImageBatch
+from .policy import FILTERS, MAX_OUTPUT, Policy
+from .rand_augment import OPS, nearest
 
 Layout = Literal["nchw", "channels_last", "patches"]
 
@@ -25,15 +30,15 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 _NAMESPACE = "deit_kernels"
 _SCHEMAS = {
-    "_augment_sample_plan": "(Tensor keys, int seed, int size, str crop, float[] scale, float[] ratio, "
-    "float crop_ratio, int filter, float flip) -> Tensor",
+    "_augment_sample_plan": "(Tensor keys, Tensor policy) -> Tensor",
     "_augment_place": "(Tensor rows, Tensor offset, Tensor height, Tensor width, SymInt data_bytes, int size)"
     " -> Tensor",
+    "_augment_op": "(Tensor images, Tensor calls) -> Tensor",
     "_augment_resize": "(Tensor data, Tensor rows, int size) -> Tensor",
-    "_augment_apply": "(Tensor data, Tensor rows, int size, float[] mean, float[] std, ScalarType dtype, str layout, "
-    "int patch) -> Tensor",
-    "_augment_apply_out": "(Tensor data, Tensor rows, int size, float[] mean, float[] std, str layout, int patch, "
-    "Tensor(a!) out) -> ()",
+    "_augment_apply": "(Tensor data, Tensor rows, Tensor? mix, int size, float[] mean, float[] std, ScalarType dtype, "
+    "str layout, int patch) -> Tensor",
+    "_augment_apply_out": "(Tensor data, Tensor rows, Tensor? mix, int size, float[] mean, float[] std, str layout, "
+    "int patch, Tensor(a!) out) -> ()",
 }
 for _name, _schema in _SCHEMAS.items():
     torch.library.define(f"{_NAMESPACE}::{_name}", _schema)
@@ -48,13 +53,18 @@ def _output(rows: Tensor, size: int, dtype: torch.dtype, device: torch.device, l
 
 
 @torch.library.register_fake(f"{_NAMESPACE}::_augment_sample_plan")
-def _(keys: Tensor, *numbers: Any) -> Tensor:
+def _(keys: Tensor, policy: Tensor) -> Tensor:
     return keys.new_empty(keys.shape[0], ROW.itemsize, dtype=torch.uint8)
 
 
 @torch.library.register_fake(f"{_NAMESPACE}::_augment_place")
 def _(rows: Tensor, offset: Tensor, height: Tensor, width: Tensor, data_bytes: int, size: int) -> Tensor:
     return torch.empty_like(rows)
+
+
+@torch.library.register_fake(f"{_NAMESPACE}::_augment_op")
+def _(images: Tensor, calls: Tensor) -> Tensor:
+    return torch.empty_like(images)
 
 
 @torch.library.register_fake(f"{_NAMESPACE}::_augment_resize")
@@ -66,6 +76,7 @@ def _(data: Tensor, rows: Tensor, size: int) -> Tensor:
 def _(
     data: Tensor,
     rows: Tensor,
+    mix: Tensor | None,
     size: int,
     mean: list[float],
     std: list[float],
@@ -84,6 +95,7 @@ def _(data: Tensor, rows: Tensor, *arguments: Any) -> None:
 def _apply_reference(
     data: Tensor,
     rows: Tensor,
+    mix: Tensor | None,
     size: int,
     mean: list[float],
     std: list[float],
@@ -91,17 +103,31 @@ def _apply_reference(
     layout: str,
     patch: int,
 ) -> Tensor:
-    return reference.finish(reference.resize_rows(data, rows, size), mean, std, dtype, layout, patch)
+    images = reference.resize_rows(data, rows, size)
+    ops = np.ascontiguousarray(rows.numpy().view(ROW)[:, 0]["ops"])
+    for layer in range(ops.shape[1]):
+        calls = torch.from_numpy(np.ascontiguousarray(ops[:, layer, None]).view(np.uint8))
+        images = reference_ops.run_ops(images, calls)
+    return reference_finish.finish(images, rows, mix, mean, std, dtype, layout, patch)
 
 
 def _apply_out_reference(
-    data: Tensor, rows: Tensor, size: int, mean: list[float], std: list[float], layout: str, patch: int, out: Tensor
+    data: Tensor,
+    rows: Tensor,
+    mix: Tensor | None,
+    size: int,
+    mean: list[float],
+    std: list[float],
+    layout: str,
+    patch: int,
+    out: Tensor,
 ) -> None:
-    out.copy_(_apply_reference(data, rows, size, mean, std, out.dtype, layout, patch))
+    out.copy_(_apply_reference(data, rows, mix, size, mean, std, out.dtype, layout, patch))
 
 
 _REFERENCES = {
-    "_augment_sample_plan": reference.sample_rows,
+    "_augment_sample_plan": reference_sample.sample_rows,
+    "_augment_op": reference_ops.run_ops,
     "_augment_place": reference.place_rows,
     "_augment_resize": reference.resize_rows,
     "_augment_apply": _apply_reference,
@@ -121,7 +147,7 @@ if _extension.cpu_missing:
     for _name, _function in _REFERENCES.items():
         torch.library.impl(f"{_NAMESPACE}::{_name}", "CPU", _function)
 if _extension.cuda_missing:
-    for _name in ("_augment_resize", "_augment_apply", "_augment_apply_out"):
+    for _name in ("_augment_op", "_augment_resize", "_augment_apply", "_augment_apply_out"):
         torch.library.impl(f"{_NAMESPACE}::{_name}", "CUDA", _no_cuda)
 
 
@@ -148,9 +174,22 @@ def _placed_rows(batch: ImageBatch, plan: AugmentPlan) -> Tensor:
     return rows
 
 
-def _check_layout(mix: None, size: int, layout: str, patch: int) -> None:
-    if mix is not None:
-        raise ValueError("mixing (mixup, CutMix) is not in this version: pass mix=None")
+def _mix_rows(mix: MixPlan | None, rows: Tensor) -> Tensor | None:
+    """The rows of mix beside the plan's; `apply` checks those in host memory on the CPU, a card cannot check its own."""
+    if mix is None:
+        return None
+    table = mix.rows
+    if table.dtype != torch.uint8 or table.shape != (rows.shape[0], MIX.itemsize):
+        raise ValueError(
+            f"mix has one row for each of the {rows.shape[0]} rows of the plan, uint8 ({rows.shape[0]}, "
+            f"{MIX.itemsize}), got {table.dtype} {tuple(table.shape)}"
+        )
+    if table.device != rows.device and table.device.type != "cpu":
+        raise ValueError(f"the mix is on {table.device}, the pixels are on {rows.device}: move one with .to(device)")
+    return table.to(rows.device, non_blocking=True)
+
+
+def _check_layout(size: int, layout: str, patch: int) -> None:
     if layout not in LAYOUTS:
         raise ValueError(f"layout is one of {LAYOUTS}, got {layout!r}")
     if layout == "patches" and (patch < 1 or size % patch):
@@ -160,19 +199,19 @@ def _check_layout(mix: None, size: int, layout: str, patch: int) -> None:
 def apply(
     batch: ImageBatch,
     plan: AugmentPlan,
-    mix: None = None,
+    mix: MixPlan | None = None,
     *,
     dtype: torch.dtype = torch.float32,
     layout: Layout = "nchw",
     patch: int = 16,
 ) -> Tensor:
-    """Execute a plan: crop, resize, flip, normalise.
+    """Execute a plan: crop, resize, flip, two ops, normalise, erase, mix.
 
     Args:
         batch: B ragged uint8 images; on the device that does the work.
         plan: B rows, from `sample_plan`. In host memory it is placed and checked here; on a device it must have been
             placed (`AugmentPlan.place`) and is not checked: a row that would read outside its image gives NaN.
-        mix: None; mixing is not in this version.
+        mix: B rows, from `sample_mix`; None mixes nothing. Checked or not as the plan is.
         dtype: torch.float32, float16 or bfloat16; the arithmetic is float32.
         layout: "nchw"; "channels_last", the same tensor in channels_last memory; or "patches", ready for the patch
             embedding's matmul: patches row by row, inside a patch channel, row, column, as in a Conv2d weight.
@@ -184,21 +223,27 @@ def apply(
     Raises:
         ValueError: a wrong type, shape or device, a plan drawn for other images, an image outside the buffer.
 
-    Source: pixel for pixel timm 1.0's and torchvision 0.29's transforms on Pillow 12: uint8 after each resize pass,
-    then (x / 255 − mean) / std in float32.
+    Source: pixel for pixel timm 1.0's and torchvision 0.29's transforms on Pillow 12: uint8 between stages, then
+    (x / 255 − mean) / std in float32, timm's RandomErasing and Mixup in float32, one rounding to dtype.
     """
     policy = plan.policy
-    _check_layout(mix, policy.size, layout, patch)
+    _check_layout(policy.size, layout, patch)
     if dtype not in DTYPES:
         raise ValueError(f"dtype is one of {DTYPES}, got {dtype}")
     rows = _placed_rows(batch, plan)
     return torch.ops.deit_kernels._augment_apply(
-        batch.data, rows, policy.size, policy.mean, policy.std, dtype, layout, patch
+        batch.data, rows, _mix_rows(mix, rows), policy.size, policy.mean, policy.std, dtype, layout, patch
     )
 
 
 def apply_out(
-    batch: ImageBatch, plan: AugmentPlan, mix: None = None, *, out: Tensor, layout: Layout = "nchw", patch: int = 16
+    batch: ImageBatch,
+    plan: AugmentPlan,
+    mix: MixPlan | None = None,
+    *,
+    out: Tensor,
+    layout: Layout = "nchw",
+    patch: int = 16,
 ) -> None:
     """`apply` into the caller's buffer `out`, of the shape, memory order and one of the types that `apply` returns.
 
@@ -206,7 +251,7 @@ def apply_out(
         ValueError: as `apply`, or `out` has another shape, memory order, type or device.
     """
     policy = plan.policy
-    _check_layout(mix, policy.size, layout, patch)
+    _check_layout(policy.size, layout, patch)
     rows = _placed_rows(batch, plan)
     like = _output(rows, policy.size, out.dtype, torch.device("meta"), layout, patch)
     if out.dtype not in DTYPES or out.shape != like.shape or out.stride() != like.stride() or out.device != rows.device:
@@ -215,7 +260,7 @@ def apply_out(
             f"got {out.dtype} {tuple(out.shape)} with strides {out.stride()} on {out.device}"
         )
     torch.ops.deit_kernels._augment_apply_out(
-        batch.data, rows, policy.size, policy.mean, policy.std, layout, patch, out
+        batch.data, rows, _mix_rows(mix, rows), policy.size, policy.mean, policy.std, layout, patch, out
     )
 
 
@@ -251,6 +296,79 @@ def resized_crop(
     inside = box.clamp(-1, MAX_SIDE + 1).to(torch.int32)  # an int64 far outside must not wrap to a valid int32
     tables = [batch.height[:, None], batch.width[:, None], inside]
     filter = column(FILTERS.index(interpolation))
-    words = torch.cat([column(0, 2), *tables, column(size, 2), column(0, 2), filter, column(0)], dim=1)
+    after_filter = column(0, (ROW.itemsize - ROW.fields["flip"][1]) // 4)
+    words = torch.cat([column(0, 2), *tables, column(size, 2), column(0, 2), filter, after_filter], dim=1)
     rows = _placed_rows(batch, AugmentPlan(words.view(torch.uint8), Policy(size=size)))
     return torch.ops.deit_kernels._augment_resize(batch.data, rows, size)
+
+
+def apply_op(
+    images: Tensor,
+    op: str,
+    arg: Tensor | float = 0.0,
+    *,
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic",
+    fill: tuple[int, int, int] = (124, 116, 104),
+    fast: bool = False,
+) -> Tensor:
+    """One op of RandAugment on every image, equal to Pillow's and timm's pixels.
+
+    Args:
+        images: uint8 (B, H, W, 3), contiguous.
+        op: "auto_contrast", "equalize", "invert" take no arg; "rotate" degrees counter-clockwise; "posterize" bits kept,
+            0 to 8 (0 gives zeros); "solarize" threshold, 0 to 256; "solarize_add" addend, 0 to 255, of levels below 128;
+            "color", "contrast", "brightness", "sharpness" factor, 1 changes nothing; "shear_x", "shear_y" factor;
+            "translate_x", "translate_y" pixels, to the left or up.
+        arg: float64 (B,) in host memory, or one number for all.
+        interpolation: of the affine ops, "bicubic" (a = −1) or "bilinear".
+        fill: colour of what lies outside the image, for the affine ops.
+        fast: affine ops with float32 coordinates: not Pillow's pixels, but within one level for nearly all.
+
+    Returns:
+        uint8 (B, H, W, 3).
+
+    Raises:
+        ValueError: an unknown op, the nearest are named; an argument outside its range; a wrong type or shape.
+    """
+    if op not in OPS[1:]:
+        raise ValueError(f"there is no op {op!r}: did you mean {nearest(op, OPS[1:])}?")
+    if interpolation not in FILTERS:
+        raise ValueError(f"interpolation is one of {FILTERS}, got {interpolation!r}")
+    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[3] != 3 or not images.is_contiguous():
+        raise ValueError(f"images are contiguous uint8 (B, H, W, 3), got {images.dtype} {tuple(images.shape)}")
+    count, height, width = images.shape[:3]
+    if not 1 <= min(height, width) <= max(height, width) <= MAX_SIDE:
+        raise ValueError(f"an image's sides lie in [1, {MAX_SIDE}], got {height} x {width}")
+    if min(fill) < 0 or max(fill) > 255 or len(fill) != 3:
+        raise ValueError(f"fill is three levels, 0 to 255, got {fill}")
+    args = np.asarray(arg, np.float64)
+    if args.shape not in ((), (count,)):
+        raise ValueError(f"arg is one number or one for each of the {count} images, got {args.shape}")
+    ranges = {"posterize": (0, 8), "solarize": (0, 256), "solarize_add": (0, 255)}
+    low, high = ranges.get(op, (-1e9, 1e9))
+    bad = ~((args >= low) & (args <= high)) | ((op in ranges) & (args != np.rint(args)))
+    if bad.any():
+        kind = f"an integer in [{low}, {high}]" if op in ranges else "a finite number"
+        raise ValueError(f"the argument of {op} is {kind}, got {args[bad].flat[0]}")
+    calls = np.zeros(count, OP)
+    calls["op"], calls["arg"], calls["fill"] = OPS.index(op), args, fill
+    calls["filter"], calls["fast"] = FILTERS.index(interpolation), fast
+    for call in calls:
+        call["matrix"] = _matrix(op, float(call["arg"]), height, width)
+    rows = torch.from_numpy(calls.view(np.uint8).reshape(count, OP.itemsize))
+    return torch.ops.deit_kernels._augment_op(images, rows.to(images.device))
+
+
+def _matrix(op: str, arg: float, height: int, width: int) -> tuple[float, ...]:
+    """From output to source coordinates, with Python's own sine and rounding, so that an image rotates as in Pillow."""
+    if op != "rotate":
+        moved = {"shear_x": (1, arg), "shear_y": (3, arg), "translate_x": (2, arg), "translate_y": (5, arg)}
+        matrix = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]
+        place, value = moved.get(op, (0, 1.0))
+        matrix[place] = value
+        return tuple(matrix)
+    degrees = arg % 360.0
+    angle = -math.radians(degrees)
+    cosine, sine = round(math.cos(angle), 15), round(math.sin(angle), 15)
+    x, y = width / 2, height / 2
+    return cosine, sine, cosine * -x + sine * -y + 0.0 + x, -sine, cosine, -sine * -x + cosine * -y + 0.0 + y
