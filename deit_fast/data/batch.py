@@ -20,9 +20,9 @@ from deit_kernels.augment import ImageBatch, Policy, apply, sample_plan
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .dataset import Dataset
 from .decode import BadImage, decode
 from .order import Samples
-from .sources import Dataset
 
 IGNORE = -100  # the label that losses and accuracies leave out
 BLACK = np.zeros((1, 1, 3), np.uint8)

@@ -28,9 +28,9 @@ import torch
 from deit_kernels.augment import Policy
 
 from .batch import Batch, BatchBuilder, Layout, OnBadImage
+from .dataset import Dataset
 from .decode import BadImage
 from .order import Samples, samples
-from .sources import Dataset
 
 CPU = torch.device("cpu")
 

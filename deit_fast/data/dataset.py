@@ -1,0 +1,68 @@
+"""The protocol of a data set, and the checks that all of them share."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .folder import counted
+
+
+class Dataset(Protocol):
+    """One split of a data set: N images with labels. `read` and `path` may be called from any thread.
+
+    Attributes:
+        name: the spec as the user gave it.
+        classes: class names; the index is the label.
+        labels: int64 (N,).
+    """
+
+    name: str
+    classes: list[str]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> bytes | NDArray[np.uint8]:
+        """The encoded image, or its pixels (H, W, 3) where the set is stored so.
+
+        Raises:
+            OSError: it has become unreadable.
+        """
+        ...
+
+    def path(self, index: int) -> str:
+        """What to call the image in messages."""
+        ...
+
+
+def check_labels(dataset: Dataset) -> None:
+    """Every label of a data set has a class.
+
+    Raises:
+        ValueError: the first that has none, by name.
+    """
+    classes = len(dataset.classes)
+    wrong = np.flatnonzero((dataset.labels < 0) | (dataset.labels >= classes))
+    if len(wrong):
+        raise ValueError(
+            f"{dataset.path(int(wrong[0]))} has label {dataset.labels[wrong[0]]}, outside 0 … {classes - 1} of the "
+            f"{classes} classes; {len(wrong)} of {len(dataset.labels)} labels are"
+        )
+
+
+def checked_names(names: list[str], origin: object) -> list[str]:
+    """Class names, none of which may occur twice.
+
+    Raises:
+        ValueError: those that do.
+    """
+    twice = sorted(name for name, times in Counter(names).items() if times > 1)
+    if twice:
+        raise ValueError(
+            f"{origin} names {counted(twice, 'class', 'classes')} more than once: give every class its own name"
+        )
+    return names
