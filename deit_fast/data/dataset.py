@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .decode import BadImage, Reserve, copied, decode, new_array
 from .folder import counted
 
 
@@ -37,6 +39,40 @@ class Dataset(Protocol):
     def path(self, index: int) -> str:
         """What to call the image in messages."""
         ...
+
+
+class ReadImage(NamedTuple):
+    """One image and what it took.
+
+    Attributes:
+        pixels: uint8 (H, W, 3), or what is wrong with the image.
+        read, decode: seconds.
+    """
+
+    pixels: NDArray[np.uint8] | BadImage
+    read: float
+    decode: float
+
+
+def read_image(
+    dataset: Dataset, index: int, *, exif_orientation: bool = False, reserve: Reserve = new_array
+) -> ReadImage:
+    """Read and decode an image; the arguments after the index are those of `decode`. What is wrong is not raised."""
+    began = time.perf_counter()
+    try:
+        data = dataset.read(index)
+    except OSError as error:
+        return ReadImage(BadImage(f"it cannot be read ({error.strerror or error})"), time.perf_counter() - began, 0.0)
+    read = time.perf_counter()
+    pixels: NDArray[np.uint8] | BadImage
+    try:
+        if isinstance(data, bytes):
+            pixels = decode(data, exif_orientation=exif_orientation, reserve=reserve)
+        else:
+            pixels = copied(data, reserve)
+    except BadImage as error:
+        pixels = error
+    return ReadImage(pixels, read - began, time.perf_counter() - read)
 
 
 def check_labels(dataset: Dataset) -> None:

@@ -48,12 +48,13 @@ class BadImage(ValueError):
     """A file that holds no readable image; the text is the reason, in one sentence."""
 
 
-def _new(height: int, width: int) -> NDArray[np.uint8]:
+def new_array(height: int, width: int) -> NDArray[np.uint8]:
+    """Memory for an image, uninitialised."""
     return np.empty((height, width, 3), np.uint8)
 
 
 def decode(
-    data: bytes, max_pixels: int = MAX_PIXELS, *, exif_orientation: bool = False, reserve: Reserve = _new
+    data: bytes, max_pixels: int = MAX_PIXELS, *, exif_orientation: bool = False, reserve: Reserve = new_array
 ) -> NDArray[np.uint8]:
     """RGB pixels of an encoded image.
 
@@ -73,12 +74,13 @@ def decode(
     if not data:
         raise BadImage("the file is empty")
     if exif_orientation and (turn := TURNS.get(_orientation(data))):
-        return _copied(turn(decode(data, max_pixels)), reserve)
+        return copied(turn(decode(data, max_pixels)), reserve)
     pixels = _decode_jpeg(data, max_pixels, reserve) if data.startswith(b"\xff\xd8") else None
-    return _copied(_decode_with_pillow(data, max_pixels), reserve) if pixels is None else pixels
+    return copied(_decode_with_pillow(data, max_pixels), reserve) if pixels is None else pixels
 
 
-def _copied(pixels: NDArray[np.uint8], reserve: Reserve) -> NDArray[np.uint8]:
+def copied(pixels: NDArray[np.uint8], reserve: Reserve) -> NDArray[np.uint8]:
+    """Pixels (H, W, 3) in memory that `reserve` gives."""
     place = reserve(*pixels.shape[:2])
     place[:] = pixels
     return place
