@@ -37,7 +37,6 @@ OLDEST_TORCH = (2, 11)
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # torch 2.10
 CXX_FLAGS = ["-std=c++20", "-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", STABLE_ABI]
 EXACT = "-ffp-contract=off"  # a fused multiply-add rounds once where Pillow and NumPy round twice
-GPUS = ["arch=compute_80,code=sm_80", "arch=compute_90,code=sm_90", "arch=compute_100,code=[sm_100,compute_100]"]
 
 
 class Torch(NamedTuple):
@@ -53,6 +52,14 @@ class Torch(NamedTuple):
 class Toolkit(NamedTuple):
     home: Path
     version: str
+
+    @property
+    def gpus(self) -> list[str]:
+        """A100, H100 and, from CUDA 12.8 on, B200; PTX of the newest for whatever comes after."""
+        knows_100 = tuple(int(part) for part in self.version.split(".")) >= (12, 8)
+        numbers = [80, 90, 100] if knows_100 else [80, 90]
+        codes = [f"arch=compute_{number},code=sm_{number}" for number in numbers]
+        return [*codes, f"arch=compute_{numbers[-1]},code=compute_{numbers[-1]}"]
 
 
 @functools.cache
@@ -142,7 +149,14 @@ class BuildExtensions(build_ext):
             cxx += ["-DDEIT_CUDA", "-DUSE_CUDA"]  # USE_CUDA opens the CUDA part of torch's C interface
             host = ",".join(["-fPIC", "-fvisibility=hidden", EXACT, *maps])
             nvcc = [str(toolkit.home / "bin/nvcc"), "-std=c++20", "-O3", "-fmad=false", "-cudart", "shared"]
-            nvcc += [*(f"-gencode={gpu}" for gpu in GPUS), "-Xcompiler", host, "-ccbin", compiler().split()[0], "-c"]
+            nvcc += [
+                *(f"-gencode={gpu}" for gpu in toolkit.gpus),
+                "-Xcompiler",
+                host,
+                "-ccbin",
+                compiler().split()[0],
+                "-c",
+            ]
             libraries += ["-ltorch_cuda", f"-L{toolkit.home / 'lib64'}", "-lcudart"]
         commands = [
             [*(nvcc if source.endswith(".cu") else cxx), source, "-o", str(objects / f"{Path(source).stem}.o")]

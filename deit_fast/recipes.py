@@ -58,10 +58,11 @@ def demo_teacher() -> Config:
         crop_ratio=1.0,
         model="tf_efficientnet_lite0",
         weights="deit_fast.teacher:efficientnet_lite0_weights",
-        epochs=3,
+        label_smoothing=0.0,
+        epochs=2,
         warmup_epochs=0.3,
         batch_size=32,
-        lr=8e-3,
+        lr=0.03,
         ema_decay=0.0,
         log_every=5,
     )
@@ -84,11 +85,30 @@ def demo() -> Config:
         heads=2,
         distill="hard",
         teacher="recipe:demo-teacher",
-        epochs=20,
-        warmup_epochs=2,
+        epochs=10,
+        warmup_epochs=1,
         batch_size=32,
         lr=8e-3,
         ema_decay=0.99,
+        log_every=5,
+    )
+
+
+def digits_teacher() -> Config:
+    """The digits' teacher: timm's smallest EfficientNet, from scratch."""
+    return Config(
+        recipe="digits-teacher",
+        data="digits",
+        image_size=16,
+        crop_scale=(0.85, 1.0),
+        flip=0.0,
+        crop_ratio=1.0,
+        model="test_efficientnet",
+        epochs=10,
+        warmup_epochs=1,
+        batch_size=64,
+        lr=0.03,
+        ema_decay=0.0,
         log_every=5,
     )
 
@@ -101,22 +121,22 @@ def digits() -> Config:
     return Config(
         recipe="digits",
         data="digits",
-        image_size=32,
-        crop_scale=(0.6, 1.0),
+        image_size=16,
+        crop_scale=(0.85, 1.0),
         flip=0.0,
         crop_ratio=1.0,
         model="deit_tiny_distilled_patch16_224",
-        patch_size=8,
+        patch_size=4,
         width=64,
         depth=4,
         heads=2,
         distill="hard",
-        teacher="recipe:demo-teacher",
-        epochs=20,
+        teacher="recipe:digits-teacher",
+        epochs=30,
         warmup_epochs=2,
         batch_size=64,
-        lr=8e-3,
-        ema_decay=0.99,
+        lr=0.03,
+        ema_decay=0.98,
         log_every=5,
     )
 
@@ -127,6 +147,7 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "deit": deit,
     "teacher": teacher,
     "demo-teacher": demo_teacher,
+    "digits-teacher": digits_teacher,
 }
 OF_BUILT_IN_DATA = {"photos": "demo", "digits": "digits"}
 

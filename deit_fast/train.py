@@ -25,9 +25,10 @@ from typing import Any
 
 import torch
 import tyro
-from deit_kernels import augment, cross_entropy, distillation_loss
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from deit_kernels import augment, cross_entropy, distillation_loss
 
 from . import checkpoint, distributed, report
 from . import run_folder as folder

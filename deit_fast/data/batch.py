@@ -13,10 +13,11 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from deit_kernels.augment import AugmentPlan, ImageBatch, Policy, sample_plan
-from deit_kernels.augment.plan import ROW
 from numpy.typing import NDArray
 from torch import Tensor
+
+from deit_kernels.augment import AugmentPlan, ImageBatch, Policy, sample_plan
+from deit_kernels.augment.plan import ROW
 
 from .dataset import Dataset, ReadImage, read_image
 from .decode import BadImage

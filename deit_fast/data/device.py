@@ -12,10 +12,11 @@ from collections import deque
 from typing import Literal, NamedTuple
 
 import torch
+from torch import Tensor
+
 from deit_kernels import _extension
 from deit_kernels.augment import AugmentPlan, ImageBatch, Policy, apply, apply_out
 from deit_kernels.augment.plan import ROW
-from torch import Tensor
 
 from .memory import Blocks, aligned
 

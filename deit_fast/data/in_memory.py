@@ -10,9 +10,10 @@ from functools import partial
 
 import numpy as np
 import torch
-from deit_kernels.augment import ImageBatch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from deit_kernels.augment import ImageBatch
 
 from .dataset import Dataset, read_image
 from .decode import BadImage

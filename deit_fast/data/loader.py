@@ -25,8 +25,9 @@ from itertools import islice
 
 import numpy as np
 import torch
-from deit_kernels.augment import Policy
 from typing_extensions import TypedDict, Unpack
+
+from deit_kernels.augment import Policy
 
 from .batch import Batch, BatchBuilder, OnBadImage, Seconds, Started
 from .dataset import Dataset

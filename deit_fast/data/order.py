@@ -32,8 +32,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from deit_kernels.philox import Stream, philox
 from numpy.typing import NDArray
+
+from deit_kernels.philox import Stream, philox
 
 OrderKind = Literal["grouped", "official"]
 ORDERS = ("grouped", "official")

@@ -6,9 +6,10 @@ import pickle
 import pytest
 import timm
 import torch
-from deit_fast import create_model, load_pretrained, read_weights, resize_pos_embed
 from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
+
+from deit_fast import create_model, load_pretrained, read_weights, resize_pos_embed
 
 SMALL = {"image_size": 32, "patch_size": 8, "width": 64, "depth": 2, "heads": 2, "classes": 7}
 NAME = "deit_tiny_distilled_patch16_224"

@@ -6,11 +6,12 @@ import json
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
+
 from deit_fast import checkpoint
 from deit_fast.classifiers import IMAGENET_NORMALISATION, classifier, normalisation, timm_model
 from deit_fast.config import Config
 from deit_fast.teacher import Teacher, efficientnet_lite0_weights, load_teacher, recipe_config
-from safetensors.torch import save_file
 
 HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 CONFIG = Config(data="photos", image_size=32, distill="hard", teacher="x")
@@ -86,7 +87,10 @@ def test_a_function_of_the_users(tmp_path, monkeypatch) -> None:
         "def nothing(): return 3\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    assert load_teacher(CONFIG, "my_teachers:tiny", 4, IMAGENET_NORMALISATION)(torch.zeros(1, 3, 32, 32)).shape == (1, 4)
+    assert load_teacher(CONFIG, "my_teachers:tiny", 4, IMAGENET_NORMALISATION)(torch.zeros(1, 3, 32, 32)).shape == (
+        1,
+        4,
+    )
     for spec, says in [
         ("my_teachers:nothing", "returned a int"),
         ("my_teachers:none", "has no function none"),
@@ -97,9 +101,17 @@ def test_a_function_of_the_users(tmp_path, monkeypatch) -> None:
 
 
 def test_a_recipe_teacher_shares_the_students_data_and_lies_beside_it() -> None:
-    student = dataclasses.replace(CONFIG, data="/flowers", flip=0.0, data_seed=7, teacher="recipe:demo-teacher", out="a/b")
+    student = dataclasses.replace(
+        CONFIG, data="/flowers", flip=0.0, data_seed=7, teacher="recipe:demo-teacher", out="a/b"
+    )
     config = recipe_config(student)
-    assert (config.data, config.image_size, config.flip, config.data_seed, config.out) == ("/flowers", 32, 0.0, 7, "a/b-teacher")
+    assert (config.data, config.image_size, config.flip, config.data_seed, config.out) == (
+        "/flowers",
+        32,
+        0.0,
+        7,
+        "a/b-teacher",
+    )
     assert recipe_config(CONFIG) is None
     with pytest.raises(ValueError, match="did you mean --recipe demo-teacher"):
         recipe_config(dataclasses.replace(student, teacher="recipe:demo-teachr"))

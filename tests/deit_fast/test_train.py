@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+
 from deit_fast import checkpoint
 from deit_fast.config import Config
 from deit_fast.train import main, train
-from safetensors.torch import load_file
-
 from tests.deit_fast.command import command_line
 
 

@@ -4,8 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-
-from tests.deit_fast.data.memory_dataset import MemoryDataset, encoded_image
+from memory_dataset import MemoryDataset, encoded_image
 
 
 @pytest.fixture(autouse=True)

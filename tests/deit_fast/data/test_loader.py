@@ -12,12 +12,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from deit_kernels.augment import ImageBatch, Policy, apply, sample_plan
+from memory_dataset import MemoryDataset
 
 from deit_fast.data import IGNORE, BadImage, EvalLoader, TrainLoader, decode, open_dataset
 from deit_fast.data import loader as loader_module
 from deit_fast.data.order import samples
-from tests.deit_fast.data.memory_dataset import MemoryDataset
+from deit_kernels.augment import ImageBatch, Policy, apply, sample_plan
 
 POLICY = Policy.deit(16)
 EVAL = Policy.eval(16)
@@ -283,7 +283,7 @@ def test_an_exception_of_the_consumer_ends_the_threads(dataset):
 PROGRAM = """
 import sys, time
 sys.path.insert(0, {folder!r})
-from tests.deit_fast.data.memory_dataset import MemoryDataset
+from memory_dataset import MemoryDataset
 from deit_kernels.augment import Policy
 from deit_fast.data import TrainLoader
 

@@ -7,14 +7,14 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from deit_kernels.augment import Policy
+from cifar_files import write_cifar10
+from memory_dataset import encoded_image
 from PIL import Image
 
 from deit_fast.data import BadImage, TrainLoader, decode, open_dataset, pack, shards
 from deit_fast.data.pack import Settings
 from deit_fast.data.sources import open_unpacked
-from tests.deit_fast.data.memory_dataset import encoded_image
-from tests.deit_fast.data.test_cifar import write_cifar10
+from deit_kernels.augment import Policy
 
 
 def packed(source, folder, **changes):

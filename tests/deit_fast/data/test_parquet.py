@@ -5,10 +5,10 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from memory_dataset import encoded_image
 
 from deit_fast.data import open_dataset
 from deit_fast.data.parquet import ParquetRows
-from tests.deit_fast.data.memory_dataset import encoded_image
 
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")

@@ -6,10 +6,10 @@ import tarfile
 
 import numpy as np
 import pytest
+from memory_dataset import encoded_image
 
 from deit_fast.data import decode, open_dataset, shards
 from deit_fast.data.shards import TarShards
-from tests.deit_fast.data.memory_dataset import encoded_image
 
 
 def write_tar(path, members, mode="w"):
