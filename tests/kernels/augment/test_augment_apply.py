@@ -9,7 +9,16 @@ from augment_cases import POLICIES, SIZES, needs_extension, noise, noise_batch
 from PIL import Image
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from deit_kernels.augment import AugmentPlan, ImageBatch, Policy, apply, apply_out, reference, sample_plan
+from deit_kernels.augment import (
+    AugmentPlan,
+    ImageBatch,
+    Policy,
+    apply,
+    apply_out,
+    reference,
+    resized_crop,
+    sample_plan,
+)
 from deit_kernels.augment.plan import IMAGENET_MEAN, IMAGENET_STD, ROW
 
 OPS = torch.ops.deit_kernels
@@ -70,6 +79,36 @@ def test_cpp_equals_numpy(policy: Policy, layout: str, patch: int, dtype: torch.
     assert ours.shape == expected.shape
     assert ours.stride() == expected.stride()
     assert torch.equal(ours, expected)
+
+
+@needs_extension
+def test_cpp_equals_numpy_for_any_box_window_and_resize() -> None:
+    random, size, count = np.random.default_rng(0), 13, 400
+    batch = noise_batch([tuple(random.integers(1, 60, 2).tolist()) for _ in range(count)])
+    rows = np.zeros(count, ROW)
+    rows["offset"], rows["height"], rows["width"] = batch.offset, batch.height, batch.width
+    sides = np.stack([batch.height, batch.width], axis=1)
+    rows["box"][:, 2:] = random.integers(1, sides + 1)
+    rows["box"][:, :2] = random.integers(0, sides - rows["box"][:, 2:] + 1)
+    rows["resized"] = random.integers(size, 90, (count, 2))
+    rows["window"] = random.integers(0, rows["resized"] - size + 1)
+    rows["filter"], rows["flip"] = random.integers(0, 2, (2, count))
+    plan = torch.from_numpy(rows.view(np.uint8).reshape(count, -1))
+    assert torch.equal(OPS._augment_resize(batch.data, plan, size), reference.resize_rows(batch.data, plan, size))
+
+
+@needs_extension
+def test_the_op_refuses_a_buffer_it_would_overrun() -> None:
+    batch = noise_batch([(20, 30)])
+    data, rows, size, mean, std, *_ = arguments(batch, plan_for(batch, Policy.deit(8)), torch.float32, "nchw", 4)
+    for layout, out in [
+        ("nchw", torch.empty(1, 3, 8, 7)),
+        ("nchw", torch.empty(1).expand(1, 3, 8, 8)),
+        ("channels_last", torch.empty(1, 3, 8, 8)),
+        ("patches", torch.empty(1, 4, 96)[:, :, ::2]),
+    ]:
+        with pytest.raises(ValueError, match="out has the shape and strides"):
+            OPS._augment_apply_out(data, rows, size, mean, std, layout, 4, out)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -156,6 +195,12 @@ def test_opcheck_passes_for_every_op() -> None:
     keys = torch.tensor([[0, 1, 2, 30, 40]])
     numbers = [0.08, 1.0], [0.75, 1.3], 0.875, 1, 0.5
     torch.library.opcheck(OPS._augment_sample_plan.default, (keys, 5, 32, "random_resized", *numbers))
+
+
+def test_a_crop_compiles_with_a_full_graph() -> None:
+    batch, boxes = noise_batch([(20, 30), (8, 9)]), torch.tensor([[1, 2, 10, 11], [0, 0, 8, 9]])
+    compiled = torch.compile(resized_crop, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(batch, boxes, 16), resized_crop(batch, boxes, 16))
 
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last", "patches"])

@@ -75,6 +75,7 @@ def expected(
         (Policy.deit(30), torch.float32, "nchw", 32),
         (Policy.deit(17), torch.bfloat16, "patches", 5),  # lines left over in the last block, threads without a column
         (Policy.eval(24), torch.float16, "channels_last", 64),
+        (Policy.eval(10, crop_ratio=0.3), torch.float16, "nchw", 16),
         (Policy(size=20, interpolation="bilinear", flip=1.0), torch.bfloat16, "patches", 33),
         (Policy(size=1), torch.float32, "nchw", 3),
     ],
@@ -163,8 +164,12 @@ def test_sanitizers_find_nothing(tmp_path: Path, sanitizer: str) -> None:
     stop = [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
     program = build_program("run.cpp", tmp_path, *SANITIZED, *stop)
     batch = noise_batch(SIZES)
-    for size, layout, dtype in [(18, "nchw", torch.float32), (9, "patches", torch.float16)]:
-        rows = drawn_rows(batch, Policy.deit(size))
+    for policy, layout, dtype in [
+        (Policy.deit(18), "nchw", torch.float32),
+        (Policy.deit(9), "patches", torch.float16),
+        (Policy.eval(10, crop_ratio=0.3), "channels_last", torch.bfloat16),
+    ]:
+        rows, size = drawn_rows(batch, policy), policy.size
         truth = expected(batch, rows, size, dtype, layout)
         for threads in (0, 24):
             images, output = run(program, batch, rows, size, dtype, layout, threads)

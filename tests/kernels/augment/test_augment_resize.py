@@ -5,7 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from augment_cases import SIZES, crop_rows, needs_extension, noise_batch, pillow_crop
+from augment_cases import PILLOW, SIZES, crop_rows, needs_extension, noise, noise_batch, pillow_crop
+from PIL import Image
 
 from deit_kernels.augment import ImageBatch, reference, resized_crop
 from deit_kernels.augment.plan import ROW
@@ -72,6 +73,26 @@ def test_single_pixels_single_lines_and_the_corners(resize: Resize, interpolatio
 def test_a_pass_between_equal_sizes_copies(resize: Resize, interpolation: str) -> None:
     # Pillow skips the horizontal pass, the vertical one, both.
     check(resize, [(50, 60)] * 3, [[3, 4, 40, 32], [3, 4, 32, 40], [3, 4, 32, 32]], 32, interpolation)
+
+
+@implementations
+@interpolations
+@pytest.mark.parametrize(("height", "width"), [(7, 20), (30, 11), (60, 45)])
+def test_every_window_is_a_part_of_the_whole_resized_image(
+    resize: Resize, interpolation: str, height: int, width: int
+) -> None:
+    # 60 / 20 = 3: every third output lies on a pixel and reads that one only, its neighbours read more to both sides.
+    size, after = 16, (45, 60)
+    corners = np.array([(top, left) for top in range(0, 45 - size + 1, 4) for left in range(60 - size + 1)])
+    batch = noise_batch([(height, width)] * len(corners))
+    boxes = np.tile([0, 0, height, width], (len(corners), 1))
+    rows = crop_rows(batch, boxes, size, interpolation)
+    rows["resized"], rows["window"] = after, corners
+    data = torch.from_numpy(rows.view(np.uint8).reshape(-1, ROW.itemsize))
+    run = reference.resize_rows if resize is numpy else torch.ops.deit_kernels._augment_resize
+    image = Image.fromarray(noise(height, width)).resize(after[::-1], PILLOW[interpolation])
+    for result, (top, left) in zip(run(batch.data, data, size), corners, strict=True):
+        assert (result.numpy() == np.asarray(image)[top : top + size, left : left + size]).all()
 
 
 @needs_extension
