@@ -1,6 +1,6 @@
 """From decoded images and their plan to a batch on its device.
 
-`CpuAugment` runs the C++ op in the calling thread and torch's thread pool. `CudaAugment` sends pixels, plan and labels
+`CpuAugment` runs the C++ op in the calling thread and torch's thread pool, `HostOnly` measures the host. `CudaAugment` sends pixels, plan and labels
 of a batch in one copy and augments on the GPU, on a stream of its own; the consumer's stream waits for the batch by an
 event, and no host thread of the consumer ever does. The CUDA side has not yet been measured on a GPU.
 """
@@ -41,6 +41,15 @@ class Gathered(NamedTuple):
     blank: Tensor | None
     block: Tensor
     end: int
+
+    def pack(self) -> tuple[Tensor, int]:
+        """What is copied to a device: pixels, rows of the plan from `end`, labels from the returned place on."""
+        rows = self.plan.rows
+        labels_at = aligned(self.end + rows.numel())
+        stop = labels_at + 8 * len(self.labels)
+        self.block[self.end : self.end + rows.numel()] = rows.view(-1)
+        self.block[labels_at:stop] = self.labels.view(torch.uint8)
+        return self.block[:stop], labels_at
 
 
 def tail_bytes(rows: int, row_bytes: int) -> int:
@@ -103,6 +112,21 @@ class CpuAugment:
         return None
 
 
+class HostOnly(CpuAugment):
+    """The host's share of a batch for a GPU, without one: pixels, plan and labels are packed and not sent.
+
+    Images and labels are meta tensors: shape and type, no content. Shows what feeding a GPU costs the host.
+    """
+
+    device = torch.device("meta")
+
+    def __call__(self, gathered: Gathered) -> Finished:
+        gathered.pack()
+        count = len(gathered.labels)
+        images = torch.empty(count, *self._row, dtype=self._dtype, device="meta")
+        return Finished(images, gathered.labels.to("meta"), None)
+
+
 class CudaAugment:
     """One copy to the device, then the CUDA op; on the CPU where the CUDA extension is not loaded.
 
@@ -144,14 +168,10 @@ class CudaAugment:
         return Finished(images, labels, ready)
 
     def _augment(self, gathered: Gathered, copied: torch.cuda.Event) -> tuple[Tensor, Tensor]:
-        rows, end = gathered.plan.rows, gathered.end
-        labels_at = aligned(end + rows.numel())
-        stop = labels_at + 8 * len(gathered.labels)
-        host = gathered.block
-        host[end : end + rows.numel()] = rows.view(-1)
-        host[labels_at:stop] = gathered.labels.view(torch.uint8)
-        staged = torch.empty(stop, dtype=torch.uint8, device=self.device)
-        staged.copy_(host[:stop], non_blocking=True)
+        host, labels_at = gathered.pack()
+        end, rows = gathered.end, gathered.plan.rows
+        staged = torch.empty(host.numel(), dtype=torch.uint8, device=self.device)
+        staged.copy_(host, non_blocking=True)
         copied.record()
         self._copying.append((copied, host))
 
@@ -164,7 +184,7 @@ class CudaAugment:
             mask = gathered.blank.pin_memory().to(self.device, non_blocking=True)
             out.masked_fill_(mask.view(-1, *[1] * (out.dim() - 1)), 0)
         # A copy of its own: a view would keep the whole staging memory as long as the consumer keeps the labels.
-        return out, staged[labels_at:stop].view(torch.int64).clone()
+        return out, staged[labels_at:].view(torch.int64).clone()
 
     def measured(self) -> tuple[float, float]:
         """Seconds of copying and of augmenting in the batches that the GPU has finished since the last call."""

@@ -32,7 +32,7 @@ from deit_kernels.augment import Policy
 from .batch import Batch, BatchBuilder, OnBadImage, Seconds, Started
 from .dataset import Dataset
 from .decode import BadImage
-from .device import CpuAugment, CudaAugment, Finished, Layout
+from .device import CpuAugment, CudaAugment, Finished, HostOnly, Layout
 from .order import OrderKind, Samples, samples, steps_per_epoch
 
 CPU = torch.device("cpu")
@@ -47,7 +47,7 @@ class Options(TypedDict, total=False):
     bad_images: OnBadImage  # "skip" blanks an unreadable image, takes its label away and names it; "fail" stops
     exif_orientation: bool  # turn images as their EXIF orientation says; timm and torchvision do not
     in_memory: bool  # decode the whole set once, at construction, and keep its pixels
-    device: torch.device  # where images and labels go
+    device: torch.device  # where images and labels go; "meta" does the host's share of a GPU's batch only
     dtype: torch.dtype  # of the images; float32 unless given
     layout: Layout  # of the images, as `deit_kernels.augment.apply` takes it
     patch: int  # as above
@@ -85,7 +85,9 @@ class _Loader:
         self._threads = threads or default_threads(world_size)
         self._prefetch = prefetch
         self._augment: CpuAugment | CudaAugment
-        if device.type == "cuda":
+        if device.type == "meta":
+            self._augment = HostOnly(policy, dtype, layout, patch)
+        elif device.type == "cuda":
             # The current device of this thread is not that of others.
             index = torch.cuda.current_device() if device.index is None else device.index
             self._augment = CudaAugment(policy, dtype, layout, patch, torch.device("cuda", index))
