@@ -48,7 +48,7 @@ SOURCES = ("astronaut", "cat", "coffee", "hubble_deep_field", "immunohistochemis
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """class folders of windows of the photographs inside scikit-image, none twice, about as many bytes as ImageNet's."""
+    """Class folders with windows of the photographs inside scikit-image, none twice."""
     root = tmp_path_factory.mktemp("photographs")
     random = np.random.default_rng(0)
     sources = [Image.fromarray(getattr(photographs, name)()[..., :3]) for name in SOURCES]

@@ -75,7 +75,7 @@ def decode(
         raise BadImage("the file is empty")
     if exif_orientation and (turn := TURNS.get(_orientation(data))):
         return copied(turn(decode(data, max_pixels)), reserve)
-    pixels = _decode_jpeg(data, max_pixels, reserve) if data.startswith(b"\xff\xd8") else None
+    pixels = decode_jpeg(data, max_pixels, reserve)
     return copied(_decode_with_pillow(data, max_pixels), reserve) if pixels is None else pixels
 
 
@@ -86,8 +86,10 @@ def copied(pixels: NDArray[np.uint8], reserve: Reserve) -> NDArray[np.uint8]:
     return place
 
 
-def _decode_jpeg(data: bytes, max_pixels: int, reserve: Reserve) -> NDArray[np.uint8] | None:
-    """Pixels of a JPEG file that is beyond doubt, else None."""
+def decode_jpeg(data: bytes, max_pixels: int = MAX_PIXELS, reserve: Reserve = new_array) -> NDArray[np.uint8] | None:
+    """`decode` for a JPEG file that is beyond doubt; None for any other."""
+    if not data.startswith(b"\xff\xd8"):
+        return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         if colours in ("CMYK", "YCCK") or not 0 < height * width <= max_pixels:

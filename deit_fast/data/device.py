@@ -1,8 +1,9 @@
 """From decoded images and their plan to a batch on its device.
 
-`CpuAugment` runs the C++ op in the calling thread and torch's thread pool, `HostOnly` measures the host. `CudaAugment` sends pixels, plan and labels
-of a batch in one copy and augments on the GPU, on a stream of its own; the consumer's stream waits for the batch by an
-event, and no host thread of the consumer ever does. The CUDA side has not yet been measured on a GPU.
+`CpuAugment` runs the C++ op in the calling thread and torch's thread pool; `HostOnly` measures the host's share of a
+GPU's batch. `CudaAugment` sends pixels, plan and labels of a batch in one copy and augments on the GPU, on a stream of
+its own; the consumer's stream waits for the batch by an event, and no host thread of the consumer ever does. The CUDA
+side has not yet been measured on a GPU.
 """
 
 from __future__ import annotations

@@ -28,17 +28,16 @@ class InMemory:
         dataset: to be read, all of it, now.
         threads: that decode.
         exif_orientation: as `decode`.
-        max_bytes: of pixels.
 
     Attributes:
         pixels: N images in one buffer; an unreadable one is a black pixel.
         bad: index → what is wrong with it.
 
     Raises:
-        ValueError: the pixels take more than max_bytes.
+        ValueError: the pixels take more than MAX_BYTES.
     """
 
-    def __init__(self, dataset: Dataset, threads: int, exif_orientation: bool = False, max_bytes: int = MAX_BYTES):
+    def __init__(self, dataset: Dataset, threads: int, exif_orientation: bool = False):
         self.name, self.classes, self.labels = dataset.name, dataset.classes, dataset.labels
         self.path, self.read = dataset.path, dataset.read
         self.bad: dict[int, BadImage] = {}
@@ -52,7 +51,7 @@ class InMemory:
                         self.bad[index] = image
                         image = np.zeros((1, 1, 3), np.uint8)
                     total += image.size
-                    if total > max_bytes:
+                    if total > MAX_BYTES:
                         raise ValueError(
                             f"the first {index + 1:,} of {len(dataset):,} images of {dataset.name} take "
                             f"{total / 2**30:.1f} GiB decoded: leave out --in-memory"
