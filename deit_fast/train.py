@@ -92,10 +92,14 @@ def _run(config: Config, teacher_spec: str, ranks: Ranks) -> Summary:
     with ranks.main_first():
         train_set, val_set = open_dataset(config.data)
     classes = len(train_set.classes)
-    epoch_steps = steps_per_epoch(len(train_set), config.batch_size)
+    epoch_steps = steps_per_epoch(
+        len(train_set), config.batch_size, order=config.order, repeats=config.repeats, world_size=ranks.world_size
+    )
     total_steps = config.epochs * epoch_steps
     reporter.decide("data", f"{len(train_set):,} training and {len(val_set):,} validation images, {classes} classes")
     reporter.decide("steps", f"{total_steps:,}", f"{config.epochs} epochs of {len(train_set):,} // {config.batch_size}")
+    if config.order == "official":
+        reporter.decide("order", "official", f"its lists for {ranks.world_size} processes; for others they differ")
 
     torch.manual_seed(config.seed)
     with ranks.main_first():
@@ -125,7 +129,8 @@ def _run(config: Config, teacher_spec: str, ranks: Ranks) -> Summary:
     ema = MovingAverage(model, config.ema_decay) if config.ema_decay else None
 
     loading = {
-        "threads": config.threads or None, "bad_images": config.bad_images,
+        "threads": config.threads or None, "bad_images": config.bad_images, "in_memory": config.in_memory,
+        "exif_orientation": config.exif_orientation,
         "rank": ranks.rank, "world_size": ranks.world_size, "device": ranks.device,
     }  # fmt: skip
     policy = augment.Policy.deit(config.image_size)
@@ -135,7 +140,7 @@ def _run(config: Config, teacher_spec: str, ranks: Ranks) -> Summary:
     start, seconds = _restore(run, model, ema, optimizer, reporter)
     batches = TrainLoader(
         train_set, policy, data_seed=config.data_seed, batch_size=config.batch_size, total_steps=total_steps,
-        start_step=start, repeats=config.repeats, **loading,
+        start_step=start, repeats=config.repeats, order=config.order, **loading,
     )  # fmt: skip
     if ranks.main:
         folder.begin(config, run, train_set.classes, start)
@@ -209,6 +214,7 @@ def _run(config: Config, teacher_spec: str, ranks: Ranks) -> Summary:
     for bad_images in ranks.gather({**batches.bad_images, **eval_batches.bad_images}):
         for path, reason in bad_images.items():
             reporter.say(f"skipped an unreadable image: {path}: {reason}")
+    reporter.say(f"loader: {batches.seconds}")
     if ranks.main:
         checkpoint.write_json(run / "summary.json", result)
         reporter.say(f"trained in {seconds + time.perf_counter() - began:.0f} s; {report.draw(run)}")
