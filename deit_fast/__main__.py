@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-COMMANDS = {"train": "train a classifier, distilled or not"}
+COMMANDS = {"train": "train a classifier, distilled or not", "data": "check, pack: look after a data set"}
 
 
 def main() -> int:
@@ -13,7 +13,10 @@ def main() -> int:
         wanted = name in ("-h", "--help")
         print(f"usage: deit-fast COMMAND …\n{listed}", file=sys.stdout if wanted else sys.stderr)
         return 0 if wanted else 2
-    return importlib.import_module(f"deit_fast.{name}").main(sys.argv[2:])
+    module = importlib.import_module(f"deit_fast.{name}")
+    if hasattr(module, "__path__"):  # a package
+        module = importlib.import_module(f"deit_fast.{name}.__main__")
+    return module.main(sys.argv[2:])
 
 
 if __name__ == "__main__":

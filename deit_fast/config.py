@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 # What may change between two runs of one configuration: nothing here changes a weight.
-NOT_IDENTITY = ("out", "fresh", "gpus", "threads", "log_every", "eval_every", "save_every", "keep")
+NOT_IDENTITY = ("out", "fresh", "gpus", "threads", "in_memory", "log_every", "eval_every", "save_every", "keep")
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,15 @@ class Config:
     recipe: str = "deit"  # named defaults, see deit_fast/recipes.py; without it: deit for --data, else demo
 
     # Data
-    data: str = ""  # folder with train/ and val/ (class sub-folders inside), or a built-in set: photos, digits
+    data: str = ""  # folder (train/ and val/ with classes, tar shards, parquet, CIFAR), or built in: photos, digits
     image_size: int = 224  # side of the training and evaluation crop, pixels
     crop_scale: tuple[float, float] = (0.08, 1.0)  # area of the random crop as a share of the image, least and most
     flip: float = 0.5  # probability of a horizontal flip
     crop_ratio: float = 0.875  # evaluation: crop side over resized side; the official code has 0.875
     repeats: int = 1  # repeated augmentation: crops of one image in a batch
+    order: Literal["grouped", "official"] = "grouped"  # copies side by side, decoded once; or the official index lists
+    exif_orientation: bool = False  # turn images as their EXIF block says; timm and torchvision do not
+    in_memory: bool = False  # decode the whole set once and keep the pixels: for small sets
     bad_images: Literal["skip", "fail"] = "skip"  # an unreadable image is named and left out, or ends the run
     threads: int = 0  # decoding threads of each process; 0: as many as it has cores
 

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+
 from deit_fast.recipes import recipe
 from deit_fast.train import train
 
