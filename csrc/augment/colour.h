@@ -16,8 +16,9 @@ HOST_DEVICE int32_t clamped(double value, int32_t low, int32_t high) {
   return value > low ? (value < high ? static_cast<int32_t>(value) : high) : low;
 }
 
-HOST_DEVICE uint8_t truncated(float value) {
-  return value > 0.0f ? (value < 255.0f ? static_cast<uint8_t>(value) : 255) : 0;
+template <typename Real>
+HOST_DEVICE uint8_t truncated(Real value) {
+  return value > 0 ? (value < 255 ? static_cast<uint8_t>(value) : 255) : 0;
 }
 
 // ITU-R 601 in 16-bit fixed point: Pillow's convert("L").
