@@ -3,7 +3,8 @@
     images = apply(batch, plan, dtype=torch.bfloat16, layout="patches")
 
 CPU tensors run the C++ extension, or with one warning the NumPy reference where it is not built. CUDA tensors run the
-CUDA extension. `torch.compile` keeps a full graph through every function here.
+CUDA extension. `torch.compile` keeps a full graph through every function here but `apply_op`, which makes its rows in
+NumPy.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ Layout = Literal["nchw", "channels_last", "patches"]
 LAYOUTS = ("nchw", "channels_last", "patches")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
+_AFTER_FILTER = (ROW.itemsize - ROW.fields["flip"][1]) // 4  # int32 words of a row behind its filter
 _NAMESPACE = "deit_kernels"
 _SCHEMAS = {
     "_augment_sample_plan": "(Tensor keys, Tensor policy) -> Tensor",
@@ -296,8 +298,7 @@ def resized_crop(
     inside = box.clamp(-1, MAX_SIDE + 1).to(torch.int32)  # an int64 far outside must not wrap to a valid int32
     tables = [batch.height[:, None], batch.width[:, None], inside]
     filter = column(FILTERS.index(interpolation))
-    after_filter = column(0, (ROW.itemsize - ROW.fields["flip"][1]) // 4)
-    words = torch.cat([column(0, 2), *tables, column(size, 2), column(0, 2), filter, after_filter], dim=1)
+    words = torch.cat([column(0, 2), *tables, column(size, 2), column(0, 2), filter, column(0, _AFTER_FILTER)], dim=1)
     rows = _placed_rows(batch, AugmentPlan(words.view(torch.uint8), Policy(size=size)))
     return torch.ops.deit_kernels._augment_resize(batch.data, rows, size)
 
