@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ..dispatch import INTERPRETING, kernel_unavailable_reasons, report_fallback
 from . import arguments, reference
 from .reference import LossCall, MixedTarget, TopK
 
@@ -150,15 +152,29 @@ def _forward(*args: object) -> tuple[Tensor, ...]:
     call = LossCall(*args)
     if call.logits.device.type == "cpu":
         arguments.check_values(call)
-    return reference.forward(call)
+    return _implementation(call).forward(call)
 
 
 @torch.library.impl(_BACKWARD, "default")
 def _backward(grad: Tensor, statistics: Tensor, count: Tensor, *args: object) -> tuple[Tensor, Tensor]:
     call, (need_cls, need_dist) = LossCall(*args[:-2]), args[-2:]
-    grad_cls, grad_dist = reference.backward(grad, statistics, count, call)
-    nothing = statistics.new_empty(0)
-    return grad_cls if need_cls else nothing, grad_dist if need_dist else nothing.clone()
+    gradients = _implementation(call).backward(grad, statistics, count, call, need_cls, need_dist)
+    return tuple(statistics.new_empty(0) if gradient is None else gradient for gradient in gradients)
+
+
+def _implementation(call: LossCall) -> ModuleType:
+    """`launch` where its kernels can run, else `reference`: both have the same two functions."""
+    reasons = kernel_unavailable_reasons(call.logits.device)
+    if call.exact_dtype == torch.float64:
+        reasons.append("float64 logits")
+    if INTERPRETING and any(head is not None and head.dtype == torch.bfloat16 for head in (call.cls, call.dist)):
+        reasons.append("Triton's interpreter rounds bfloat16 wrongly")
+    if not reasons:
+        from . import launch  # imports triton, which a process without a GPU never needs
+
+        return launch
+    report_fallback("distillation_loss", "; ".join(reasons), expected=call.logits.device.type == "cpu")
+    return reference
 
 
 @torch.library.register_fake(_FORWARD)
