@@ -1,0 +1,1 @@
+"""Comparisons with peers (`pytest benchmarks`) and the reports that need no GPU (`python -m benchmarks.compile_report`)."""
