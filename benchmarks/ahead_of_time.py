@@ -1,6 +1,6 @@
 """Compile one Triton kernel for a GPU that is not there, and read its resources from the machine code.
 
-`compile_resources(case, capability)` needs neither a GPU nor a driver: Triton brings ptxas, cuobjdump and nvdisasm along.
+`compile_resources(case, capability)` needs neither a GPU nor a driver: Triton brings ptxas, cuobjdump and nvdisasm.
 The numbers are those of the compiled binary; how fast it runs they do not say.
 """
 
@@ -33,7 +33,7 @@ _LIMITS = {
     100: (228 * 1024, 2048, 32),
     120: (100 * 1024, 1536, 24),
 }
-# SASS mnemonics. HGMMA: warp-group matrix multiply (sm_90); UTC*MMA: tensor memory (sm_100); HMMA: a warp's (the others).
+# SASS mnemonics. HGMMA: matrix multiply of a warp group (sm_90); UTC*MMA: in tensor memory (sm_100); HMMA: of a warp.
 _MATRIX = re.compile(r"^(HGMMA|UTC[A-Z]*MMA|HMMA|DMMA)")
 
 

@@ -9,8 +9,8 @@ Columns: registers a thread, bytes of stack and spill instructions, shared memor
 multiprocessor, matrix instructions, 16-byte global loads / smaller ones, the same for stores. Then, from a trace of the
 interpreter's loads and stores: bytes moved over the minimum and the four counts that must be 0 (access_trace.py).
 
-The budget (compile_budget.json) gates the Triton it was written with on sm_80, sm_89 and sm_90; sm_100 and sm_120, and every
-other Triton, are reported. A number here is a property of a binary; it is not a time.
+The budget (compile_budget.json) gates the Triton it was written with, on sm_80, sm_89 and sm_90; sm_100, sm_120 and
+every other Triton are reported. A number here is a property of a binary, not a time.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Which kernel form, block sizes and warps serve a shape on a card: a table, looked up, never searched at run time.
 
-The table is keyed by what decides it: the family of the card (compute capability, and whether a block can take more than
-99 KB of shared memory), head dim and sequence length. Its rows are the forms that compile without spilled registers on
-sm_90 (`python -m benchmarks.compile_report` shows each, for Triton 3.6 to 3.8); none is measured on a GPU yet.
+The table is keyed by what decides it: the family of the card (compute capability, and whether a block can take more
+than 99 KB of shared memory), head dim and sequence length. Its rows for sm_90 compile without spilled registers
+(`python -m benchmarks.compile_report` shows every row); none is measured on a GPU yet.
 
 `python -m deit_kernels.tune` measures the candidates on a card and writes a table; the environment variable
 DEIT_KERNELS_TABLE names it, and its rows go before these.

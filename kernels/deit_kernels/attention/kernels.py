@@ -4,10 +4,10 @@ resident  one program per (batch, head): K and V are loaded once and stay in sha
           Every byte is read once and written once, and the softmax is exact, without rescaling.
 tiled     one program per tile of rows, for sequences whose keys or gradients do not fit beside the arithmetic.
 
-Notation: N rows of D features a head; BM query rows, BN or P key rows a block; `*_batch`, `*_row`, `*_head` are strides in
-units of 8 elements. JIT marks an integer as divisible only by 16, so the stride 3·H·D = 648 of (H, D) = (3, 72) would turn
-16-byte loads into 2-byte ones; the factor 8 inside the kernel keeps them whole. `scale_log2` is scale · log2(e): the
-exponential of the hardware is 2**x. `lse` is the base-2 log-sum-exp of a row of scaled logits.
+Notation: N rows of D features a head; BM query rows, BN or P key rows a block; `*_batch`, `*_row`, `*_head` are strides
+in units of 8 elements. Triton specialises integers on divisibility by 16 only, so the stride 3·H·D = 648 of
+(H, D) = (3, 72) would turn 16-byte loads into 2-byte ones; the factor 8 inside the kernel keeps them whole. `scale_log2`
+is scale · log2(e): the hardware's exponential is 2**x. `lse` is the base-2 log-sum-exp of a row of scaled logits.
 
 Rows past `length` are loaded as zeros and never stored. Nothing is accumulated in memory, so results repeat bit by bit.
 """
@@ -130,7 +130,7 @@ def attention_forward_tiled(
     query_batch, query_row, query_head, key_batch, key_row, key_head, value_batch, value_row, value_head,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, TAIL: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Online softmax: whole blocks of BN keys without a mask, then TAIL ≥ N % BN keys: 9 · 64 + 16 for N = 578, not 640."""
+    """Online softmax: whole blocks of BN keys without a mask, then TAIL ≥ N % BN keys: N = 578 is 9 · 64 + 16."""
     program = tl.program_id(0)
     tiles = tl.cdiv(length, BM)
     pair = program // tiles
@@ -167,10 +167,11 @@ def attention_backward_resident(
     key_batch, key_row, key_head, value_batch, value_row, value_head,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """All three gradients of one (batch, head) in one pass over the queries; BN ≥ N keys, dK and dV stay in registers.
+    """All gradients of one (batch, head) in one pass over the queries; K and V stay, dK and dV grow in registers.
 
-    Because every key is here, rowsum(dO ∘ O), the delta of the usual backward, is rowsum(P ∘ dP): the output is not read,
-    7 · N · D elements move instead of 8. Logits are held transposed, [BN, BM], so that dV and dK take them from registers.
+    BN ≥ N, so every key of a row is here and rowsum(dO ∘ O), the delta of the usual backward, is rowsum(P ∘ dP): the
+    output is not read, and 7 · N · D elements move instead of 8. Logits are held transposed, [BN, BM], because the
+    products for dV and dK then take them from registers.
     """
     pair = tl.program_id(0)
     grad = _head_start(grad, pair, heads, grad_batch, grad_head)
@@ -197,7 +198,8 @@ def attention_backward_resident(
         dp = tl.dot(v, tl.trans(do))  # [BN, BM]
         ds = (p * (dp - tl.sum(p * dp, 0)[None, :])).to(q.dtype)
         dk = tl.dot(ds, q, dk)
-        dq = tl.trans(tl.dot(tl.trans(k), ds))  # transposed: D = 64 rows fill a warp group's instruction, BM = 32 do not
+        # [D, BM], transposed: its 64 rows fill the instruction of a warp group, 32 rows of [BM, D] would not.
+        dq = tl.trans(tl.dot(tl.trans(k), ds))
         _store_rows(grads, rows, 3 * heads * D, dq * scale, length, D, BD)
     _store_rows(grads + heads * D, keys, 3 * heads * D, dk * scale, length, D, BD)
     _store_rows(grads + 2 * heads * D, keys, 3 * heads * D, dv, length, D, BD)
@@ -227,7 +229,7 @@ def attention_backward_tiled(
     key_batch, key_row, key_head, value_batch, value_row, value_head,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Even programs own BM keys and pass over the queries (dK, dV); odd ones own BM queries and pass over the keys (dQ).
+    """Even programs own BM keys and pass over the queries (dK, dV), odd ones own BM queries and pass over the keys (dQ).
 
     The logits are computed twice, 7 products instead of 5, and in exchange no two programs write one address.
     """

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..compile_case import CompileCase, TraceCase, TracedCall
 from ..dispatch import device_capability
 from . import kernels
-from .configuration import Config, Direction, choose, family, key_pieces, splits
+from .configuration import Config, choose, family, key_pieces, splits
 
 _LOG2_E = 1 / math.log(2)
 _DELTA_ROWS = 64
@@ -112,7 +112,8 @@ def _readable(tensor: Tensor) -> Tensor:
     """`tensor` where the kernels can read it in place, 16 bytes at a time and by 32-bit row offsets, else a copy."""
     batch, row, head, feature = tensor.stride()
     aligned = feature == 1 and batch % 8 == row % 8 == head % 8 == 0 and tensor.data_ptr() % 16 == 0
-    if aligned and row * (tensor.shape[1] + 256) < 2**31:  # 256: rows of the last block past the end, masked but computed
+    # 256: the last block's rows past the end are masked, but their offsets are computed.
+    if aligned and row * (tensor.shape[1] + 256) < 2**31:
         return tensor
     return tensor.clone(memory_format=torch.contiguous_format)
 
@@ -124,7 +125,7 @@ def _strides(tensor: Tensor) -> tuple[int, int, int]:
 
 @functools.cache
 def _card(device: torch.device) -> tuple[int, int]:
-    """(family, multiprocessors). The interpreter is an H100 of one multiprocessor: a small test runs what a batch runs."""
+    """(family, multiprocessors). The interpreter is an H100 of one multiprocessor: a small test takes a batch's path."""
     if device.type != "cuda":
         return 90, 1
     properties = torch.cuda.get_device_properties(device)

@@ -1,8 +1,8 @@
 """The public attention functions, the ops behind them, and the choice between our kernels and PyTorch's SDPA.
 
-Two private ops carry the kernels, `deit_kernels::_attention_fwd` and `_attention_bwd`; autograd stands outside of them in two
-`autograd.Function`s, so that the packed form returns one packed gradient. The CPU implementation of the ops is the reference,
-for tests, tracing and export; the public functions run SDPA on CPU tensors, unless TRITON_INTERPRET=1.
+Two private ops carry the kernels, `deit_kernels::_attention_fwd` and `_attention_bwd`; autograd stands outside of them
+in two `autograd.Function`s, so that the packed form returns one packed gradient. On the CPU the ops are the reference, so
+that tests and tracing need no card; the public functions run SDPA on CPU tensors, unless TRITON_INTERPRET=1.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ _backward_op = torch.ops.deit_kernels._attention_bwd.default
 def _gradients(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, scale: float
 ) -> Tensor:
-    """Packed gradients; with create_graph=True from plain PyTorch, since the kernel's result has no graph of its own."""
+    """Packed gradients; under create_graph=True from plain PyTorch, since the kernel's result has no graph."""
     if torch.is_grad_enabled():
         with torch.autocast(query.device.type, enabled=False):
             heads_first = (tensor.transpose(1, 2) for tensor in (grad, query, key, value))
@@ -177,7 +177,7 @@ def attention(
 
 
 def attention_qkvpacked(qkv: Tensor, *, scale: float | None = None) -> Tensor:
-    """Self-attention on the output of a fused qkv projection, without permuting or copying it; its gradient is packed too.
+    """Self-attention on the output of a fused qkv projection, in place; the gradient is packed too.
 
     Args:
         qkv: (B, N, 3, H, D), the order of timm's and the official DeiT's `attn.qkv`.
@@ -267,6 +267,8 @@ def _check_shapes(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -
         expected = f"key ({batch}, {heads}, M, {features}) and value ({batch}, {heads}, M, E)"
         raise ValueError(f"attention takes {expected} for query {tuple(query.shape)}, got {seen}")
     if not query.device == key.device == value.device:
-        raise ValueError(f"query, key and value must be on one device, got {query.device}, {key.device}, {value.device}")
+        seen = f"{query.device}, {key.device}, {value.device}"
+        raise ValueError(f"attention takes query, key and value on one device, got {seen}")
     if not _autocast_dtype(query) == _autocast_dtype(key) == _autocast_dtype(value):
-        raise ValueError(f"query, key and value must have one dtype, got {query.dtype}, {key.dtype}, {value.dtype}")
+        seen = f"{query.dtype}, {key.dtype}, {value.dtype}"
+        raise ValueError(f"attention takes query, key and value of one dtype, got {seen}")
