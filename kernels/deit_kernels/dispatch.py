@@ -1,8 +1,8 @@
 """Which implementation runs: decided from the device of the tensors and from a real driver, without importing triton.
 
 Every op asks `kernel_unavailable_reasons(device)` and takes its PyTorch path when the list is not empty, after telling
-why through `report_fallback`. Both may be called inside `torch.compile`: they are marked as constant for Dynamo, since a
-logger or a driver query in the traced code would break the full graph.
+why through `report_fallback`. Both may be called inside `torch.compile`: they are constants to Dynamo, since a logger or
+a driver query in the traced code would break the full graph.
 
 With `TRITON_INTERPRET=1` in the environment before import, the Triton kernels run on CPU tensors through Triton's
 interpreter (fp16 and fp32; its bf16 additions and dots are silently wrong, so bf16 is refused).
@@ -18,7 +18,7 @@ import os
 import torch
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
-"""True when the Triton kernels run on CPU tensors; fixed at import, because Triton fixes it when a kernel is defined."""
+"""True when the Triton kernels run on CPU tensors; fixed at import, as Triton fixes it where a kernel is defined."""
 
 _TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 _OLDEST_CAPABILITY = (8, 0)  # cp.async and bf16 matrix instructions; nothing older is compiled or tested
