@@ -1,4 +1,4 @@
-"""The Triton kernels of the loss: forward (a program a row), its mean, and backward (a program a row and chunk of classes).
+"""The Triton kernels of the loss: forward, a program a row; its mean; backward, a program a row and chunk of classes.
 
 Forward walks a row in tiles of BLOCK classes and carries maxima, sums of exponentials and dot products along, rescaled
 when a maximum grows; up to 4096 classes one tile holds the row. Everything is computed in float32. `tiles.py` holds the
@@ -34,14 +34,14 @@ STATISTICS = tl.constexpr(reference.STATISTICS)
 
 # Nothing is specialised on the value of a number, nor on the address of what is read one scalar at a time: a label view
 # at an odd offset runs the code of any other, and a new batch size or temperature compiles nothing.
-_UNSPECIALISED = [
+UNSPECIALISED = [
     "labels_ptr", "partner_ptr", "lam_ptr", "topk_ptr", "topk_probs_ptr", "grad_ptr",
     "cls_stride", "student_stride", "teacher_stride", "dense_stride", "grad_stride", "class_units", "listed", "rows",
     "alpha", "inverse_tau", "kl_scale", "label_smoothing", "teacher_smoothing", "ignore_index",
 ]  # fmt: skip
 
 
-@triton.jit(do_not_specialize=_UNSPECIALISED)
+@triton.jit(do_not_specialize=UNSPECIALISED)
 def forward_kernel(
     cls_ptr, student_ptr, teacher_ptr, dense_ptr, labels_ptr, partner_ptr, lam_ptr, topk_ptr, topk_probs_ptr,
     loss_ptr, base_ptr, distill_ptr, statistics_ptr,
@@ -144,7 +144,7 @@ def forward_kernel(
     tl.store(statistics + ROW_WEIGHT, weight)
 
 
-@triton.jit(do_not_specialize=_UNSPECIALISED)
+@triton.jit(do_not_specialize=UNSPECIALISED)
 def mean_kernel(
     base_rows_ptr, distill_rows_ptr, statistics_ptr, loss_ptr, base_ptr, distill_ptr, count_ptr, rows, alpha,
     BLOCK: tl.constexpr,
@@ -168,7 +168,7 @@ def mean_kernel(
     tl.store(count_ptr, count)
 
 
-@triton.jit(do_not_specialize=_UNSPECIALISED)
+@triton.jit(do_not_specialize=UNSPECIALISED)
 def backward_kernel(
     grad_ptr, count_ptr, statistics_ptr,
     cls_ptr, student_ptr, teacher_ptr, dense_ptr, labels_ptr, partner_ptr, lam_ptr, topk_ptr, topk_probs_ptr,
@@ -180,7 +180,7 @@ def backward_kernel(
 ):  # fmt: skip
     """Gradients of one chunk of one row, recomputed from the statistics; count_ptr is None for one loss a row.
 
-    The incoming gradient is read here: a GradScaler's 65 536 multiplies a float32, not a stored float16 that underflowed.
+    The incoming gradient is read here, so a GradScaler's 65 536 multiplies float32, not a float16 that underflowed.
     """
     row = tl.program_id(0)
     classes = class_units * STEP
@@ -231,8 +231,8 @@ def backward_kernel(
     )  # fmt: skip
     if EDGE:
         if tl.program_id(1) == 0:
-            b_offset, b_mask = edge_tile(before, aligned, classes)  # [16]
+            b_edge, b_edge_mask = edge_tile(before, aligned, classes)  # [16]
             backward_tile(
-                rows, gradient_rows, (label, partner, lam), topk, rest, statistics, scales, b_offset, b_mask,
+                rows, gradient_rows, (label, partner, lam), topk, rest, statistics, scales, b_edge, b_edge_mask,
                 before, classes, inverse_tau, label_smoothing, teacher_smoothing, BASE, TARGET, DISTILL, ONE_HEAD,
             )  # fmt: skip

@@ -1,8 +1,8 @@
-"""Launch the kernels of the loss: tiles, grid, arguments, and the cases by which the benchmarks judge them without a GPU."""
+"""Launch the kernels of the loss, and the cases by which the benchmarks judge them without a GPU."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import functools
 
 import torch
 import triton
@@ -10,114 +10,24 @@ from torch import Tensor
 
 from ..compile_case import CompileCase, TraceCase, TracedCall
 from . import kernels, reference
-from .reference import LossCall, kl_scale
+from .operands import Tiling, backward_arguments, backward_operands, forward_arguments
+from .reference import LossCall
 
-_LONGEST_TILE = 4096  # 16 classes a thread of 8 warps; three float32 rows of them fit the registers without spilling
 _MEAN_BLOCK = 1024
 
 
-@dataclass(frozen=True)
-class Tiling:
-    """How a row is cut: see tiles.py for `step` and `edge`, which keep the loads 128 bits wide."""
-
-    block: int
-    step: int
-    edge: bool
-
-    @property
-    def options(self) -> dict[str, int]:
-        """Constexprs and launch options; 8 classes a thread fill one 128-bit load of 16-bit logits."""
-        warps = min(max(self.block // 256, 1), 8)
-        return {"STEP": self.step, "EDGE": self.edge, "BLOCK": self.block, "num_warps": warps, "num_stages": 1}
-
-
-@dataclass(frozen=True)
-class Operands:
-    """A call as the kernels take it: tensors they can read in place, and which of their forms it needs."""
-
-    cls: Tensor | None
-    student: Tensor | None
-    teacher: Tensor | None
-    dense: Tensor | None
-    labels: Tensor | None
-    partner: Tensor | None
-    lam: Tensor | None
-    topk: Tensor | None
-    topk_probs: Tensor | None
-    target: str
-    distill: str
-
-    @property
-    def one_head(self) -> bool:
-        """Both terms are on the same logits, which are then read once."""
-        return self.cls is not None and self.cls is self.student
-
-    @property
-    def vectors(self) -> tuple[Tensor | None, ...]:
-        """The pointers, in the kernels' order."""
-        return (self.cls, self.student, self.teacher, self.dense, self.labels, self.partner, self.lam, self.topk,
-                self.topk_probs)  # fmt: skip
-
-    @property
-    def constexprs(self) -> dict[str, object]:
-        """The kernels' form."""
-        listed = self.topk.shape[1] if self.distill == "topk" else 1
-        return {
-            "BASE": self.cls is not None,
-            "TARGET": self.target,
-            "DISTILL": self.distill,
-            "ONE_HEAD": self.one_head,
-            "TOPK_BLOCK": triton.next_power_of_2(listed),
-        }
-
-
-def operands(call: LossCall) -> Operands:
-    """What forward reads."""
-    dense = call.target is not None and call.target.dtype != torch.int64
-    target = "none" if call.target is None else "dense" if dense else "labels" if call.partner is None else "mixed"
-    labelled = call.teacher is not None and call.teacher.dtype == torch.int64
-    soft = "topk" if labelled else "soft"
-    hard = "labels" if labelled else "logits"
-    cls = _rows(call.cls)
-    return Operands(
-        cls=cls,
-        student=None if call.teacher is None else cls if call.dist is None else _rows(call.dist),
-        teacher=None if labelled else _rows(call.teacher),
-        dense=_rows(call.target) if dense else None,
-        labels=None if dense else _packed(call.target),
-        partner=_packed(call.partner),
-        lam=_packed(call.lam),
-        topk=_packed(call.teacher) if labelled else None,
-        topk_probs=_packed(call.teacher_probs),
-        target=target,
-        distill="none" if call.teacher is None else soft if call.soft else hard,
-    )
-
-
-def backward_operands(call: LossCall, base: bool, distill: bool) -> Operands:
-    """What backward reads: no head without a gradient to compute, no hard teacher (the statistics hold its label)."""
-    given = operands(call)
-    if not base:
-        given = replace(given, cls=None, dense=None, labels=None, partner=None, lam=None, target="none")
-    if not distill:
-        given = replace(given, student=None, teacher=None, topk=None, topk_probs=None, distill="none")
-    elif not call.soft:
-        given = replace(given, teacher=None, topk=None, distill="labels")
-    return given
-
-
 def forward(call: LossCall, tiling: Tiling | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(loss, base term, distillation term, statistics (B, 8), number of rows that count): `reference.forward`'s results."""
+    """(loss, base term, distillation term, statistics, number of rows that count), as `reference.forward`."""
     rows = call.logits.shape[0]
     new = {"dtype": torch.float32, "device": call.logits.device}
     base, distill = torch.empty(rows, **new), torch.empty(rows, **new)
     loss = None if call.mean else torch.empty(rows, **new)
-    statistics, count = torch.empty(rows, reference.STATISTICS, **new), torch.empty((), **new)
+    statistics, count = torch.empty(rows, reference.STATISTICS, **new), torch.empty(() if call.mean else 0, **new)
     arguments, options = forward_arguments(call, loss, base, distill, statistics, tiling)
     with torch.cuda.device_of(call.logits):
         kernels.forward_kernel[(rows,)](*arguments, **options)
         if loss is not None:
-            return loss, base, distill, statistics, count  # nobody reads the count of losses that are not averaged
+            return loss, base, distill, statistics, count
         means = [torch.empty((), **new) for _ in range(3)]
         kernels.mean_kernel[(1,)](
             base, distill, statistics, *means, count, rows, call.alpha, BLOCK=_MEAN_BLOCK, num_warps=4, num_stages=1
@@ -141,75 +51,126 @@ def backward(
     return grad_cls, grad_dist
 
 
-def forward_arguments(
-    call: LossCall, loss: Tensor | None, base: Tensor, distill: Tensor, statistics: Tensor, tiling: Tiling | None = None
-) -> tuple[tuple, dict[str, object]]:
-    """Positional arguments of the forward kernel, and its constexprs with the launch options."""
-    given = operands(call)
-    tiling = tiling or choose_tiling(call, given, gradients=False)
-    arguments = (
-        *given.vectors, loss, base, distill, statistics, *_shape(call, given, tiling), *_weights(call), call.ignore_index
-    )  # fmt: skip
-    smooth = {"SMOOTH_TARGET": call.label_smoothing > 0, "SMOOTH_TEACHER": call.teacher_smoothing > 0}
-    return arguments, given.constexprs | smooth | tiling.options
-
-
-def backward_arguments(
-    grad: Tensor, statistics: Tensor, count: Tensor, call: LossCall, base: bool, distill: bool,
-    grad_cls: Tensor | None, grad_dist: Tensor | None, tiling: Tiling | None = None,
-) -> tuple[tuple, dict[str, object]]:  # fmt: skip
-    """Positional arguments of the backward kernel, and its constexprs with the launch options."""
-    given = backward_operands(call, base, distill)
-    tiling = tiling or choose_tiling(call, given, gradients=True)
-    arguments = (
-        grad, count if call.mean else None, statistics, *given.vectors,
-        grad_cls if base and not given.one_head else None, grad_cls if call.dist is None and distill else grad_dist,
-        grad.stride(0) if grad.dim() else 0, *_shape(call, given, tiling), *_weights(call),
-    )  # fmt: skip
-    return arguments, given.constexprs | tiling.options
-
-
-def choose_tiling(call: LossCall, given: Operands, *, gradients: bool) -> Tiling:
-    """One tile up to 4096 classes, and the widest loads that the strides allow."""
-    rows, classes = call.logits.shape
-    strides = [_stride(matrix, classes) for matrix in (given.cls, given.student, given.teacher, given.dense)]
-    strides = [stride for stride in strides if stride is not None] + ([classes] if gradients else [])
-    if classes % 8 == 0 and all(stride % 8 == 0 for stride in strides):
-        step, edge = 8, False
-    else:
-        # Below, a launch is over before its 2-byte loads count. EDGE needs rows that start at equal places modulo 8.
-        step, edge = 1, classes > _LONGEST_TILE and all((stride - strides[0]) % 8 == 0 for stride in strides)
-    return Tiling(min(max(triton.next_power_of_2(classes), 16), _LONGEST_TILE), step, edge)
-
-
-def _shape(call: LossCall, given: Operands, tiling: Tiling) -> tuple[int, ...]:
-    """Row strides and classes in units of `step`, and K of a TopK. An absent tensor has any stride of its kind."""
-    classes = call.logits.shape[1]
-    given_strides = [_stride(matrix, classes) for matrix in (given.cls, given.student, given.teacher, given.dense)]
-    some = next(stride for stride in given_strides if stride is not None)
-    strides = (some if stride is None else stride for stride in given_strides)
-    listed = given.topk.shape[1] if given.distill == "topk" else 0
-    return *(stride // tiling.step for stride in strides), classes // tiling.step, listed
-
-
-def _weights(call: LossCall) -> tuple[float, ...]:
-    return call.alpha, 1 / call.tau, kl_scale(call), call.label_smoothing, call.teacher_smoothing
-
-
-def _stride(matrix: Tensor | None, classes: int) -> int | None:
-    if matrix is None:
-        return None
-    return matrix.stride(0) if matrix.shape[0] > 1 else classes  # the stride of a single row says nothing
-
-
-def _rows(matrix: Tensor | None) -> Tensor | None:
-    """`matrix` if its classes lie side by side, whatever the stride of its rows; else a copy."""
-    return matrix if matrix is None or matrix.stride(1) == 1 else matrix.contiguous()
-
-
-def _packed(vector: Tensor | None) -> Tensor | None:
-    return None if vector is None else vector.contiguous()
-
-
 def _empty_like(logits: Tensor) -> Tensor:
     return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+
+
+# What compile_cases and trace_cases cover: target, teacher, heads. The first is the paper's recipe.
+_FORMS = {
+    "hard mixed": ("mixed", "logits", 2),
+    "soft dense": ("dense", "soft", 2),
+    "labels one head": ("labels", "labels", 1),
+    "topk": ("labels", "topk", 2),
+    "cross entropy": ("labels", "none", 1),
+}
+
+
+def compile_cases() -> list[CompileCase]:
+    """Every form at 1000 classes (ImageNet-1k), the two main ones at the longest single tile and ImageNet-21k too."""
+    sizes = [(form, 1000) for form in _FORMS]
+    sizes += [(form, classes) for form in ("hard mixed", "soft dense") for classes in (4096, 21840, 21841)]
+    cases = []
+    for form, classes in sizes:
+        call = _example(form, classes, torch.bfloat16, rows=8)
+        for direction, (arguments, options) in _example_arguments(call).items():
+            kernel = getattr(kernels, f"{direction}_kernel")
+            cases.append(_case(f"loss_{direction} {form} c{classes}", kernel, arguments, options))
+    vector = torch.empty(8)
+    arguments = (*[vector] * 7, 8, 0.5)
+    cases.append(
+        _case("loss_mean", kernels.mean_kernel, arguments, {"BLOCK": _MEAN_BLOCK, "num_warps": 4, "num_stages": 1})
+    )
+    return cases
+
+
+def _case(name: str, kernel: triton.JITFunction, arguments: tuple, options: dict[str, object]) -> CompileCase:
+    """The case that the JIT makes of these arguments: tensors give pointers, numbers i32 and fp32, None a constexpr."""
+    given = dict(zip(kernel.arg_names, arguments, strict=False))
+    constexprs = {name: value for name, value in given.items() if value is None}
+    constexprs |= {name: value for name, value in options.items() if name in kernel.arg_names}
+    pointers = {name: f"*{_TYPES[value.dtype]}" for name, value in given.items() if isinstance(value, Tensor)}
+    numbers = {name: "fp32" if isinstance(value, float) else "i32" for name, value in given.items()}
+    signature = numbers | pointers | dict.fromkeys(constexprs, "constexpr")
+    return CompileCase(
+        name=name,
+        kernel=kernel,
+        signature={argument: signature[argument] for argument in kernel.arg_names},
+        constexprs=constexprs,
+        divisible_by_16=frozenset(pointers) - set(kernels.UNSPECIALISED),
+        num_warps=options["num_warps"],
+        num_stages=options["num_stages"],
+    )
+
+
+_TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int64: "i64"}
+
+
+def _example(form: str, classes: int, dtype: torch.dtype, rows: int) -> LossCall:
+    """A call of one form, with random contents."""
+    target, teacher, heads = _FORMS[form]
+    generator = torch.Generator().manual_seed(0)
+
+    def matrix() -> Tensor:
+        return torch.randn(rows, classes, generator=generator).to(dtype)
+
+    labels, partner = torch.randint(classes, (2, rows), generator=generator)
+    topk = (matrix().float() / 3).softmax(1).topk(10) if teacher == "topk" else None
+    teachers = {"logits": matrix, "soft": matrix, "labels": lambda: partner, "topk": lambda: topk.indices}
+    return LossCall(
+        cls=matrix(),
+        dist=matrix() if heads == 2 else None,
+        teacher=None if teacher == "none" else teachers[teacher](),
+        teacher_probs=topk.values if topk else None,
+        target=matrix().float().softmax(1).to(dtype) if target == "dense" else labels,
+        partner=partner if target == "mixed" else None,
+        lam=torch.rand(rows, generator=generator) if target == "mixed" else None,
+        soft=teacher in ("soft", "topk"), alpha=0.0 if teacher == "none" else 0.5, tau=3.0, numel=False,
+        label_smoothing=0.1, teacher_smoothing=0.0, ignore_index=-100, mean=True,
+    )  # fmt: skip
+
+
+def _example_arguments(call: LossCall) -> dict[str, tuple[tuple, dict[str, object]]]:
+    rows = torch.empty(call.logits.shape[0])
+    statistics, scalar = torch.empty(len(rows), reference.STATISTICS), torch.empty(())
+    grad_dist = None if call.dist is None else _empty_like(call.dist)
+    distill = call.teacher is not None
+    return {
+        "forward": forward_arguments(call, None, rows, rows, statistics),
+        "backward": backward_arguments(
+            scalar, statistics, scalar, call, True, distill, _empty_like(call.cls), grad_dist
+        ),
+    }
+
+
+def trace_cases() -> list[TraceCase]:
+    """Both passes of every form with a row in one tile; the two main ones also in several tiles and with an edge."""
+    sizes = [(form, 1000) for form in _FORMS] + [("hard mixed", 21841), ("soft dense", 21840), ("soft dense", 21841)]
+    return [
+        TraceCase(f"loss_{direction} {form} c{classes}", functools.partial(run, form, classes))
+        for form, classes in sizes
+        for direction, run in (("forward", _trace_forward), ("backward", _trace_backward))
+    ]
+
+
+def _trace_forward(form: str, classes: int) -> TracedCall:
+    call = _example(form, classes, torch.float16, rows=8)
+    rows = torch.empty(2, 8)
+    statistics = torch.empty(8, reference.STATISTICS)
+    arguments, options = forward_arguments(call, None, *rows, statistics)
+    kernels.forward_kernel[(8,)](*arguments, **options)
+    return TracedCall(_tensors(call), {"base": rows[0], "distill": rows[1], "statistics": statistics})
+
+
+def _trace_backward(form: str, classes: int) -> TracedCall:
+    call = _example(form, classes, torch.float16, rows=8)
+    *_, statistics, count = reference.forward(call)
+    grad = torch.ones(())
+    gradients = backward(grad, statistics, count, call, True, call.dist is not None)
+    read = backward_operands(call, True, call.teacher is not None)
+    inputs = {f"{tensor.data_ptr()}": tensor for tensor in read.vectors if tensor is not None}  # one head is read once
+    outputs = {f"gradient {i}": gradient for i, gradient in enumerate(gradients) if gradient is not None}
+    return TracedCall(inputs | {"grad": grad, "statistics": statistics, "count": count}, outputs)
+
+
+def _tensors(call: LossCall) -> dict[str, Tensor]:
+    return {name: value for name, value in call._asdict().items() if isinstance(value, Tensor)}

@@ -65,7 +65,7 @@ def distillation_loss(
         label_smoothing=label_smoothing, teacher_smoothing=teacher_smoothing, ignore_index=ignore_index,
         reduction=reduction, return_parts=return_parts,
     )  # fmt: skip
-    loss, base, distill = _DistillLoss.apply(*call)
+    loss, base, distill = _apply(call)
     return (loss, base.detach(), distill.detach()) if return_parts else loss
 
 
@@ -97,7 +97,7 @@ def cross_entropy(
         label_smoothing=arguments.check_smoothing(label_smoothing), teacher_smoothing=0.0, ignore_index=ignore_index,
         mean=arguments.check_reduction(reduction),
     )  # fmt: skip
-    return _DistillLoss.apply(*call)[0]
+    return _apply(call)[0]
 
 
 def kl_divergence(
@@ -127,7 +127,15 @@ def kl_divergence(
         tau=arguments.check_tau(tau), numel=kl_normalizer == "numel", label_smoothing=0.0, teacher_smoothing=0.0,
         ignore_index=-100, mean=True,
     )  # fmt: skip
-    return _DistillLoss.apply(*call)[0]
+    return _apply(call)[0]
+
+
+def _apply(call: LossCall) -> tuple[Tensor, Tensor, Tensor]:
+    # Dynamo traces no Function that gets one tensor twice, such as labels that are the teacher's as well.
+    tensors = call[:7]
+    seen = [any(tensor is other for other in tensors[:i]) for i, tensor in enumerate(tensors)]
+    distinct = (t.view(t.shape) if t is not None and again else t for t, again in zip(tensors, seen, strict=True))
+    return _DistillLoss.apply(*distinct, *call[7:])
 
 
 # Beneath the public functions: LossCall's fields are the arguments of both ops, so one schema fragment serves them.
@@ -183,7 +191,7 @@ def _forward_fake(*args: object) -> tuple[Tensor, ...]:
     rows = call.logits.shape[0]
     shape = () if call.mean else (rows,)
     loss, base, distill = (call.logits.new_empty(shape, dtype=call.exact_dtype) for _ in range(3))
-    return loss, base, distill, loss.new_empty(rows, reference.STATISTICS), loss.new_empty(())
+    return loss, base, distill, loss.new_empty(rows, reference.STATISTICS), loss.new_empty(() if call.mean else 0)
 
 
 @torch.library.register_fake(_BACKWARD)

@@ -148,7 +148,7 @@ def teacher_labels(call: LossCall) -> Tensor:
 
 
 def soft_teacher(call: LossCall) -> tuple[Tensor, float]:
-    """Soft mode's teacher (B, C) and its temperature; a TopK is the logarithms of its probabilities at temperature 1."""
+    """Soft mode's teacher (B, C) and its temperature; of a TopK, its log-probabilities at temperature 1."""
     if call.teacher_probs is None:
         return call.teacher.to(call.exact_dtype), call.tau
     classes = call.logits.shape[1]
@@ -191,7 +191,10 @@ def weighted(base: Tensor, distill: Tensor, alpha: float) -> Tensor:
 
 
 def forward(call: LossCall) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(loss, base term, distillation term, statistics (B, 8), number of rows that count), as the kernels give them."""
+    """(loss, base term, distillation term, statistics (B, 8), number of rows that count), as the kernels give them.
+
+    The number is a scalar to divide by, and empty for losses that are not averaged.
+    """
     base, distill, weight = loss_terms(call)
     base, distill = reduced(base, weight, call.mean), reduced(distill, weight, call.mean)
     statistics = torch.zeros(*weight.shape, STATISTICS, dtype=weight.dtype, device=weight.device)
@@ -205,7 +208,7 @@ def forward(call: LossCall) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
             _save_softmax(statistics, TEACHER_MAX, *soft_teacher(call))
         else:
             statistics[:, TEACHER_LABEL] = teacher_labels(call).to(weight.dtype)
-    count = (weight != 0).sum().to(weight.dtype)
+    count = (weight != 0).sum().to(weight.dtype) if call.mean else weight.new_empty(0)
     return weighted(base, distill, call.alpha), base, distill, statistics, count
 
 

@@ -1,9 +1,9 @@
 """What the kernels of the loss do with one tile of a row: where it lies, what is carried on, and its gradient.
 
-Loads of 128 bits need offsets that the compiler sees to be multiples of 8 elements. C = 1000 is one, but Triton marks an
-integer argument only when it is a multiple of 16, and falls back to 2-byte loads. So strides and class counts are passed
-in units of STEP elements and multiplied in the kernel. For an odd C, rows start at odd addresses: EDGE lets the tiles
-start at the first aligned class, and one more tile of 16 takes the up to 7 classes before and the up to 7 after.
+Loads of 128 bits need offsets that the compiler sees to be multiples of 8 elements. C = 1000 is one, but Triton marks
+an integer argument only when it is a multiple of 16, and falls back to 2-byte loads. So strides and class counts are
+passed in units of STEP elements and multiplied in the kernel. For an odd C, rows start at odd addresses: EDGE lets the
+tiles start at the first aligned class, and one more tile of 16 takes the up to 7 classes before and up to 7 after.
 
 Compile-time arguments: TARGET is "none", "labels", "mixed" or "dense"; DISTILL "none", "labels", "logits", "soft" or
 "topk"; BASE says whether there is a base term, ONE_HEAD that both terms are on the same logits.
@@ -20,7 +20,7 @@ NO_CLASS = tl.constexpr(2**30)  # above every class
 
 @triton.jit
 def aligned_part(row, stride, classes, EDGE: tl.constexpr):
-    """(classes before the first aligned one, how many the tiles then cover); all tensors of an EDGE call agree on them."""
+    """(classes before the first aligned one, how many the tiles cover); the tensors of an EDGE call agree on them."""
     if EDGE:
         before = ((8 - (row.to(tl.int64) * stride) % 8) % 8).to(tl.int32)
         return before, tl.maximum(classes - before, 0) // 8 * 8
@@ -30,9 +30,9 @@ def aligned_part(row, stride, classes, EDGE: tl.constexpr):
 
 @triton.jit
 def row_address(pointer, row, stride, before, STEP: tl.constexpr, EDGE: tl.constexpr):
-    """The address of class `before` of a row, so written that the compiler sees its alignment; None stays None."""
+    """The address of class `before` of a row, so written that the compiler sees its alignment."""
     if pointer is None:
-        return None
+        return 0  # never used; a tuple cannot hold None
     elif EDGE:
         return pointer + (row.to(tl.int64) * stride + before) // 8 * 8
     else:
@@ -74,7 +74,7 @@ def forward_tile(
     BASE: tl.constexpr, TARGET: tl.constexpr, DISTILL: tl.constexpr, ONE_HEAD: tl.constexpr,
     SMOOTH_TARGET: tl.constexpr, SMOOTH_TEACHER: tl.constexpr,
 ):  # fmt: skip
-    """Read one tile of every row and carry on (max, total, dot, mass) of both heads, (max, total, arg-max, NaN seen)."""
+    """Read one tile and carry on (max, total, dot, mass) of both heads and the teacher's (max, total, arg-max, NaN)."""
     cls_row, student_row, teacher_row, dense_row = rows
     b_class = b_offset + before  # [BLOCK]
     b_even = tl.where(b_mask, 1.0 / classes, 0.0)  # [BLOCK]
@@ -102,7 +102,7 @@ def forward_tile(
 @triton.jit
 def label_loss(row_ptr, label, exists, state):
     """−log softmax at a label; no address is formed from a label that is no class."""
-    maximum, total, dot, mass = state
+    maximum, total, _, _ = state
     return (maximum - tl.load(row_ptr + label, mask=exists, other=0.0).to(tl.float32)) + tl.log(total)
 
 
@@ -119,7 +119,7 @@ def backward_tile(
     inverse_tau, label_smoothing, teacher_smoothing,
     BASE: tl.constexpr, TARGET: tl.constexpr, DISTILL: tl.constexpr, ONE_HEAD: tl.constexpr,
 ):  # fmt: skip
-    """Store the gradients of one tile: p Σt − t for a softmax p and a target t, q − p_teacher for a KL, times a scale."""
+    """Store one tile of the gradients: p Σt − t for a softmax p and a target t, q − p_teacher for a KL, each scaled."""
     cls_row, student_row, teacher_row, dense_row = rows
     cls_gradient_row, student_gradient_row = gradient_rows
     cls_max, cls_log_sum, dist_max, dist_log_sum, teacher_max, teacher_log_sum, target_sum = statistics
@@ -210,7 +210,7 @@ def _divergence_tile(b_s, b_t, inverse_tau, teacher_inverse_tau, student_state, 
 
 @triton.jit
 def _arg_max_tile(b_x, b_class, b_mask, state):
-    """Carry on the largest logit, the lowest class that has it, and whether a NaN came by (a maximum passes it over)."""
+    """Carry on the largest logit, the lowest class that has it, and whether a NaN came by (a maximum skips it)."""
     best, total, label, has_nan = state
     peak = tl.max(b_x, 0)
     peak_class = tl.min(tl.where(b_mask & (b_x == peak), b_class, NO_CLASS), 0)

@@ -78,6 +78,24 @@ def make_call(case: Case, rows: int, classes: int, dtype: torch.dtype = torch.fl
     return call
 
 
+def full_options(call: dict) -> dict:
+    """Every argument of `distillation_loss`, the defaults included."""
+    defaults = {
+        "tau": None,
+        "kl_normalizer": None,
+        "teacher_smoothing": 0.0,
+        "ignore_index": -100,
+        "return_parts": True,
+    }
+    return defaults | call
+
+
+def in_float64(call: dict) -> dict:
+    """The same call with float64 logits, which the reference computes exactly."""
+    heads = [name for name in ("cls_logits", "dist_logits") if call[name] is not None]
+    return call | {name: call[name].detach().double().requires_grad_() for name in heads}
+
+
 def plain_loss(
     cls_logits: Tensor,
     dist_logits: Tensor | None,
