@@ -1,69 +1,16 @@
-"""The public loss functions: what is checked, and which terms a call is made of."""
+"""The public loss functions, and the two registered ops beneath them."""
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from .reference import (
-    MixedTarget,
-    TopK,
-    dense_cross_entropy,
-    exact,
-    kl_rows,
-    label_cross_entropy,
-    topk_probabilities,
-)
+from . import arguments, reference
+from .reference import LossCall, MixedTarget, TopK
 
 __all__ = ["MixedTarget", "TopK", "cross_entropy", "distillation_loss", "kl_divergence"]
-
-_SOFT_NEEDS = (
-    "soft distillation has no defaults, because the paper and the official code differ. Type one of:\n"
-    '  alpha=0.1, tau=3.0, kl_normalizer="batch"    the paper (arXiv 2012.12877, eq. 2)\n'
-    '  alpha=0.5, tau=1.0, kl_normalizer="numel"    the official code\'s defaults'
-)
-
-
-def _target_rows(logits: Tensor, target: Tensor | MixedTarget, smoothing: float, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """Per-row cross-entropy and which rows count."""
-    if isinstance(target, MixedTarget):
-        keep = (target.labels != ignore_index) & (target.partner_labels != ignore_index)
-        first = label_cross_entropy(logits, target.labels.where(keep, 0), smoothing)
-        second = label_cross_entropy(logits, target.partner_labels.where(keep, 0), smoothing)
-        lam = target.lam.to(first.dtype)
-        rows = lam * first + (1 - lam) * second
-    elif target.dtype == torch.int64:
-        keep = target != ignore_index
-        rows = label_cross_entropy(logits, target.where(keep, 0), smoothing)
-    else:
-        keep = torch.ones(logits.shape[0], dtype=torch.bool, device=logits.device)
-        rows = dense_cross_entropy(logits, target, smoothing)
-    return rows, keep
-
-
-def _reduce(rows: Tensor, keep: Tensor, reduction: str) -> Tensor:
-    rows = torch.where(keep, rows, 0.0)
-    return rows if reduction == "none" else rows.sum() / keep.sum()
-
-
-def _teacher_rows(
-    logits: Tensor, teacher: Tensor | TopK, mode: str, tau: float, normalizer: str, smoothing: float
-) -> Tensor:
-    classes = logits.shape[1]
-    if mode == "hard":
-        labels = teacher if teacher.dtype == torch.int64 else teacher.argmax(-1)
-        return label_cross_entropy(logits, labels, smoothing)
-    if isinstance(teacher, TopK):
-        probs = topk_probabilities(teacher, classes)
-        log_probs = probs.log()
-    else:
-        log_probs = (exact(teacher) / tau).log_softmax(-1)
-        probs = log_probs.exp()
-    rows = kl_rows(logits, probs, log_probs, tau)
-    return rows / classes if normalizer == "numel" else rows
 
 
 def distillation_loss(
@@ -82,43 +29,41 @@ def distillation_loss(
     reduction: Literal["mean", "none"] = "mean",
     return_parts: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-    """(1 − alpha) · CE(cls_logits, target) + alpha · distillation(dist_logits, teacher): DeiT, eq. 2 (soft) and 3 (hard).
+    """(1 − alpha) · CE(cls_logits, target) + alpha · distillation(dist_logits, teacher): DeiT, eq. 2 (soft), 3 (hard).
+
+    Hard distillation is the cross-entropy with the teacher's arg-max (ties: the lowest class), soft distillation
+    τ² · KL(softmax(teacher / τ) ‖ softmax(dist_logits / τ)). Computed in float32 whatever the input, autocast or not.
 
     Args:
-        cls_logits: (B, C) of the class token.
+        cls_logits: (B, C) of the class token, float16, bfloat16, float32 or float64.
         dist_logits: (B, C) of the distillation token; None puts both terms on cls_logits.
         teacher: logits (B, C); labels int64 (B,) (hard); TopK (soft).
-        target: labels int64 (B,), a MixedTarget, or probabilities (B, C).
-        alpha: weight of the distillation term, the paper's λ; 0.5 by default in hard mode.
-        tau, kl_normalizer: temperature and divisor of the KL term ("batch": rows, "numel": rows × classes), soft mode only.
-        label_smoothing, teacher_smoothing: ε of 1 − ε + ε/C and ε/C, on the target and on a hard teacher label.
-        ignore_index: rows with this label count in neither term.
-        reduction: "mean" over the rows that count, or "none".
+        target: labels int64 (B,), a MixedTarget, or probabilities (B, C), whose rows need not sum to 1.
+        alpha: weight of the distillation term, the paper's λ; 0.5 by default in hard mode. A term of weight 0 is not
+            computed, and its head gets no gradient.
+        tau, kl_normalizer: soft mode's temperature and the divisor of its KL ("batch": rows, "numel": rows × classes).
+        label_smoothing, teacher_smoothing: ε of 1 − ε + ε/C and ε/C, on the target (probabilities too, as
+            F.cross_entropy) and on a hard teacher's label.
+        ignore_index: a row one of whose labels (target, partner or teacher) is this counts in neither term.
+        reduction: "mean" over the rows that count (NaN when none does, as F.cross_entropy), or "none".
         return_parts: also return the two terms, detached.
 
     Returns:
         float32 scalar or (B,) (float64 for float64 logits); with return_parts (loss, base term, distillation term).
 
     Raises:
-        ValueError: an argument outside its range, or soft mode without alpha, tau and kl_normalizer.
+        TypeError: something that must be a tensor is not.
+        ValueError: an argument outside its range, shapes or devices that do not fit, a teacher or target that requires
+            grad, a teacher that cannot serve the mode, soft mode without alpha, tau and kl_normalizer; for CPU tensors
+            also a label outside [0, C) and a lam outside [0, 1]. On a GPU the values are not looked at: the loss and
+            the gradient of such a row are NaN. So they are, on every device, where a hard teacher's row holds a NaN.
     """
-    if mode not in ("hard", "soft"):
-        raise ValueError(f'mode is "hard" or "soft", got {mode!r}')
-    if mode == "soft" and (alpha is None or tau is None or kl_normalizer is None):
-        raise ValueError(_SOFT_NEEDS)
-    if mode == "soft" and not isinstance(teacher, TopK) and teacher.dtype == torch.int64:
-        raise ValueError('teacher holds labels, which carry no distribution: use mode="hard" or pass the teacher\'s logits')
-    alpha = 0.5 if alpha is None else alpha
-    tau = 1.0 if tau is None else tau
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is a weight in [0, 1], got {alpha}")
-    if not (tau > 0 and math.isfinite(tau)):
-        raise ValueError(f"tau is a temperature above 0, got {tau}")
-    student = cls_logits if dist_logits is None else dist_logits
-    base_rows, keep = _target_rows(cls_logits, target, label_smoothing, ignore_index)
-    distill_rows = _teacher_rows(student, teacher, mode, tau, kl_normalizer or "batch", teacher_smoothing)
-    base, distill = _reduce(base_rows, keep, reduction), _reduce(distill_rows, keep, reduction)
-    loss = (1 - alpha) * base + alpha * distill
+    call = arguments.distillation_call(
+        cls_logits, dist_logits, teacher, target, mode=mode, alpha=alpha, tau=tau, kl_normalizer=kl_normalizer,
+        label_smoothing=label_smoothing, teacher_smoothing=teacher_smoothing, ignore_index=ignore_index,
+        reduction=reduction, return_parts=return_parts,
+    )  # fmt: skip
+    loss, base, distill = _DistillLoss.apply(*call)
     return (loss, base.detach(), distill.detach()) if return_parts else loss
 
 
@@ -130,16 +75,27 @@ def cross_entropy(
     ignore_index: int = -100,
     reduction: Literal["mean", "none"] = "mean",
 ) -> Tensor:
-    """Cross-entropy with labels, a MixedTarget or probabilities; smoothing as in `distillation_loss`.
+    """Cross-entropy with labels, a MixedTarget or probabilities; the meaning of F.cross_entropy.
 
     Args:
         logits: (B, C).
         target: labels int64 (B,), a MixedTarget, or probabilities (B, C).
+        label_smoothing, ignore_index, reduction: as in `distillation_loss`.
 
     Returns:
-        float32 scalar or (B,).
+        float32 scalar or (B,) (float64 for float64 logits).
+
+    Raises:
+        TypeError, ValueError: as `distillation_loss`.
     """
-    return _reduce(*_target_rows(logits, target, label_smoothing, ignore_index), reduction)
+    arguments.check_logits("logits", logits)
+    target, partner, lam = arguments.check_target(target, logits)
+    call = LossCall(
+        logits, None, None, None, target, partner, lam, soft=False, alpha=0.0, tau=1.0, numel=False,
+        label_smoothing=arguments.check_smoothing(label_smoothing), teacher_smoothing=0.0, ignore_index=ignore_index,
+        mean=arguments.check_reduction(reduction),
+    )  # fmt: skip
+    return _DistillLoss.apply(*call)[0]
 
 
 def kl_divergence(
@@ -149,12 +105,115 @@ def kl_divergence(
     tau: float = 1.0,
     kl_normalizer: Literal["batch", "numel"] = "batch",
 ) -> Tensor:
-    """τ² · KL(softmax(teacher/τ) ‖ softmax(student/τ)), over rows ("batch") or rows × classes ("numel").
+    """τ² · KL(softmax(teacher / τ) ‖ softmax(student / τ)), over rows ("batch") or rows × classes ("numel").
 
     Args:
         student_logits, teacher_logits: (B, C).
 
     Returns:
-        float32 scalar.
+        float32 scalar (float64 for float64 logits).
+
+    Raises:
+        TypeError, ValueError: as `distillation_loss`.
     """
-    return _teacher_rows(student_logits, teacher_logits, "soft", tau, kl_normalizer, 0.0).mean()
+    arguments.check_logits("student_logits", student_logits)
+    arguments.check_logits("teacher_logits", teacher_logits)
+    arguments.check_teacher_logits(teacher_logits, student_logits)
+    arguments.check_normalizer(kl_normalizer)
+    call = LossCall(
+        None, student_logits, teacher_logits, None, None, None, None, soft=True, alpha=1.0,
+        tau=arguments.check_tau(tau), numel=kl_normalizer == "numel", label_smoothing=0.0, teacher_smoothing=0.0,
+        ignore_index=-100, mean=True,
+    )  # fmt: skip
+    return _DistillLoss.apply(*call)[0]
+
+
+# Beneath the public functions: LossCall's fields are the arguments of both ops, so one schema fragment serves them.
+_CALL_SCHEMA = (
+    "Tensor? cls, Tensor? dist, Tensor? teacher, Tensor? teacher_probs, Tensor? target, Tensor? partner, Tensor? lam, "
+    "bool soft, float alpha, float tau, bool numel, float label_smoothing, float teacher_smoothing, "
+    "SymInt ignore_index, bool mean"
+)
+_FORWARD, _BACKWARD = "deit_kernels::_distill_loss_fwd", "deit_kernels::_distill_loss_bwd"
+torch.library.define(
+    _FORWARD, f"({_CALL_SCHEMA}) -> (Tensor loss, Tensor base, Tensor distill, Tensor statistics, Tensor count)"
+)
+torch.library.define(
+    _BACKWARD,
+    f"(Tensor grad, Tensor statistics, Tensor count, {_CALL_SCHEMA}, bool need_cls, bool need_dist) "
+    "-> (Tensor grad_cls, Tensor grad_dist)",
+)
+
+
+@torch.library.impl(_FORWARD, "default")
+def _forward(*args: object) -> tuple[Tensor, ...]:
+    call = LossCall(*args)
+    if call.logits.device.type == "cpu":
+        arguments.check_values(call)
+    return reference.forward(call)
+
+
+@torch.library.impl(_BACKWARD, "default")
+def _backward(grad: Tensor, statistics: Tensor, count: Tensor, *args: object) -> tuple[Tensor, Tensor]:
+    call, (need_cls, need_dist) = LossCall(*args[:-2]), args[-2:]
+    grad_cls, grad_dist = reference.backward(grad, statistics, count, call)
+    nothing = statistics.new_empty(0)
+    return grad_cls if need_cls else nothing, grad_dist if need_dist else nothing.clone()
+
+
+@torch.library.register_fake(_FORWARD)
+def _forward_fake(*args: object) -> tuple[Tensor, ...]:
+    call = LossCall(*args)
+    rows = call.logits.shape[0]
+    shape = () if call.mean else (rows,)
+    loss, base, distill = (call.logits.new_empty(shape, dtype=call.exact_dtype) for _ in range(3))
+    return loss, base, distill, loss.new_empty(rows, reference.STATISTICS), loss.new_empty(())
+
+
+@torch.library.register_fake(_BACKWARD)
+def _backward_fake(grad: Tensor, statistics: Tensor, count: Tensor, *args: object) -> tuple[Tensor, Tensor]:
+    call, (need_cls, need_dist) = LossCall(*args[:-2]), args[-2:]
+    return (
+        call.cls.new_empty(call.cls.shape) if need_cls else statistics.new_empty(0),
+        call.dist.new_empty(call.dist.shape) if need_dist else statistics.new_empty(0),
+    )
+
+
+class _DistillLoss(torch.autograd.Function):
+    """Autograd stays outside the ops: half the call cost of torch.library.register_autograd."""
+
+    @staticmethod
+    def forward(ctx, *args: object) -> tuple[Tensor, Tensor, Tensor]:
+        loss, base, distill, statistics, count = torch.ops.deit_kernels._distill_loss_fwd(*args)
+        ctx.save_for_backward(statistics, count, *args[:7])
+        ctx.options = args[7:]
+        ctx.mark_non_differentiable(base, distill)
+        ctx.set_materialize_grads(False)
+        return loss, base, distill
+
+    @staticmethod
+    def backward(ctx, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        no_gradient = (None,) * (len(LossCall._fields) - 2)
+        if grad is None:
+            return None, None, *no_gradient
+        statistics, count, *tensors = ctx.saved_tensors
+        call = LossCall(*tensors, *ctx.options)
+        need_cls = ctx.needs_input_grad[0] and (call.alpha < 1 or call.dist is None)
+        need_dist = ctx.needs_input_grad[1] and call.alpha > 0
+        if (
+            torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        ):  # create_graph=True: someone differentiates again
+            return *_differentiable_gradients(grad, call, need_cls, need_dist), *no_gradient
+        grad_cls, grad_dist = torch.ops.deit_kernels._distill_loss_bwd(
+            grad, statistics, count, *call, need_cls, need_dist
+        )
+        return grad_cls if need_cls else None, grad_dist if need_dist else None, *no_gradient
+
+
+def _differentiable_gradients(grad: Tensor, call: LossCall, need_cls: bool, need_dist: bool) -> list[Tensor | None]:
+    base, distill, weight = reference.loss_terms(call)
+    terms = (reference.reduced(rows, weight, call.mean) for rows in (base, distill))
+    loss = reference.weighted(*terms, call.alpha)
+    heads = [head for head, needed in ((call.cls, need_cls), (call.dist, need_dist)) if needed]
+    gradients = iter(torch.autograd.grad(loss, heads, grad, create_graph=True))
+    return [next(gradients) if needed else None for needed in (need_cls, need_dist)]

@@ -1,4 +1,8 @@
-"""The losses written out in plain PyTorch: the CPU implementation and the oracle of the kernels (accepts float64)."""
+"""The losses written out in plain PyTorch: what runs without a kernel, and the kernels' oracle (accepts float64).
+
+Everything is a cross-entropy or a KL divergence between a dense probability vector (B, C) and a softmax. The kernels
+compute the same without building the vectors.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +30,8 @@ class TopK(NamedTuple):
 
     Attributes:
         indices: int64 (B, K), distinct classes in each row.
-        probs: float (B, K), their probabilities at temperature tau.
+        probs: float (B, K), their probabilities at temperature tau. Where they sum to more than 1 (rounding of a 16-bit
+            cache), they are divided by their sum.
         tau: the temperature at which they were taken.
     """
 
@@ -35,37 +40,234 @@ class TopK(NamedTuple):
     tau: float
 
 
-def exact(logits: Tensor) -> Tensor:
-    """Logits in the type that losses are computed in: float64 stays, everything else becomes float32."""
-    return logits if logits.dtype == torch.float64 else logits.float()
+class LossCall(NamedTuple):
+    """One call of the loss, as the registered ops receive it: the loss is (1 − alpha) · base + alpha · distillation.
+
+    Attributes:
+        cls: logits (B, C) of the base term; None: there is no base term.
+        dist: logits (B, C) of the distillation term; None: it is computed on `cls`.
+        teacher: logits (B, C), labels int64 (B,), or the classes int64 (B, K) of a TopK; None: no distillation term.
+        teacher_probs: the probabilities (B, K) of a TopK.
+        target: labels int64 (B,) or probabilities (B, C); None: no base term, and every row counts.
+        partner, lam: the rest of a MixedTarget.
+        soft: the distillation term is τ² · KL(teacher ‖ student), else the cross-entropy with the teacher's label.
+        numel: divide the KL by C as well.
+        mean: average over the rows that count, else one loss a row.
+    """
+
+    cls: Tensor | None
+    dist: Tensor | None
+    teacher: Tensor | None
+    teacher_probs: Tensor | None
+    target: Tensor | None
+    partner: Tensor | None
+    lam: Tensor | None
+    soft: bool
+    alpha: float
+    tau: float
+    numel: bool
+    label_smoothing: float
+    teacher_smoothing: float
+    ignore_index: int
+    mean: bool
+
+    @property
+    def logits(self) -> Tensor:
+        """Whichever head there is: both have the same shape and device."""
+        return self.dist if self.cls is None else self.cls
+
+    @property
+    def student(self) -> Tensor:
+        """The logits that are distilled."""
+        return self.cls if self.dist is None else self.dist
+
+    @property
+    def exact_dtype(self) -> torch.dtype:
+        """What the loss is computed and returned in: float64 for float64 logits, everything else float32."""
+        wide = any(head is not None and head.dtype == torch.float64 for head in (self.cls, self.dist))
+        return torch.float64 if wide else torch.float32
+
+    @property
+    def label_tensors(self) -> list[tuple[str, Tensor]]:
+        """The label vectors with the name that an error calls them by."""
+        mixed = self.partner is not None
+        named = [
+            ("target.labels" if mixed else "target", self.target),
+            ("target.partner_labels", self.partner),
+            ("teacher", self.teacher if self.teacher_probs is None else None),
+        ]
+        return [(name, labels) for name, labels in named if labels is not None and labels.dtype == torch.int64]
 
 
-def label_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    """Per-row −Σ t·log softmax with t = 1 − ε + ε/C on the label and ε/C elsewhere (B,)."""
-    log_probs = exact(logits).log_softmax(-1)
-    nll = -log_probs.gather(1, labels[:, None])[:, 0]
-    return nll if smoothing == 0 else (1 - smoothing) * nll - smoothing * log_probs.mean(-1)
+# Columns of the per-row statistics (B, 8) that forward saves for backward. Maximum and log-sum are apart: their sum
+# loses the log-sum beside a maximum of 1e4 (float32: 5e-4 relative error in the row's gradient).
+CLS_MAX, CLS_LOG_SUM, DIST_MAX, DIST_LOG_SUM, TEACHER_MAX, TEACHER_LOG_SUM = range(6)
+TARGET_SUM, ROW_WEIGHT = 6, 7
+TEACHER_LABEL = TEACHER_MAX  # hard mode has no teacher softmax; a label is exact in float32 below 2**24
+STATISTICS = 8
 
 
-def dense_cross_entropy(logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
-    """Per-row cross-entropy with a probability vector, smoothed as `F.cross_entropy` does (B,)."""
-    log_probs = exact(logits).log_softmax(-1)
-    target = target.to(log_probs.dtype)
-    if smoothing:
-        target = (1 - smoothing) * target + smoothing / target.shape[-1]
-    # A zero target takes nothing from a class of logit −inf; 0 · −inf would be NaN.
-    return -torch.where(target == 0, 0.0, target * log_probs).sum(-1)
+def row_weights(call: LossCall) -> Tensor:
+    """1 for a row that counts, 0 for an ignored one, NaN where a value cannot be right (B,).
+
+    A row is ignored when any of its labels is `ignore_index`. It is NaN when a label or TopK class is outside [0, C),
+    when lam is outside [0, 1], or when the arg-max of a teacher row with a NaN is asked for.
+    """
+    rows, classes = call.logits.shape
+    ignored = torch.zeros(rows, dtype=torch.bool, device=call.logits.device)
+    bad = torch.zeros_like(ignored)
+    for _, labels in call.label_tensors:
+        ignored = ignored | (labels == call.ignore_index)
+        bad = bad | (labels < 0) | (labels >= classes)
+    if call.lam is not None:
+        bad = bad | ~((call.lam >= 0) & (call.lam <= 1))
+    if call.teacher_probs is not None:
+        bad = bad | ((call.teacher < 0) | (call.teacher >= classes)).any(1)
+    elif call.teacher is not None and call.teacher.is_floating_point() and not call.soft:
+        bad = bad | call.teacher.isnan().any(1)
+    weight = torch.ones(rows, dtype=call.exact_dtype, device=call.logits.device)
+    return weight.masked_fill(bad, torch.nan).masked_fill(ignored, 0.0)
 
 
-def topk_probabilities(teacher: TopK, classes: int) -> Tensor:
-    """The dense distribution that a TopK stands for (B, C)."""
-    probs = exact(teacher.probs)
-    rest = (1 - probs.sum(-1, keepdim=True)).clamp_min(0) / max(classes - probs.shape[1], 1)
-    return rest.expand(-1, classes).scatter(1, teacher.indices, probs)
+def target_probabilities(call: LossCall) -> Tensor:
+    """The base term's target, smoothed: (1 − ε) · target + ε / C (B, C)."""
+    classes = call.logits.shape[1]
+    if call.target.dtype != torch.int64:
+        probs = call.target.to(call.exact_dtype)
+    else:
+        probs = _one_hot(call.target, classes, call.exact_dtype)
+        if call.partner is not None:
+            lam = call.lam.to(call.exact_dtype)[:, None]
+            probs = lam * probs + (1 - lam) * _one_hot(call.partner, classes, call.exact_dtype)
+    return _smoothed(probs, call.label_smoothing)
 
 
-def kl_rows(student_logits: Tensor, teacher_probs: Tensor, teacher_log_probs: Tensor, tau: float) -> Tensor:
-    """Per-row τ² · KL(teacher ‖ softmax(student / τ)) (B,)."""
-    student_log_probs = (exact(student_logits) / tau).log_softmax(-1)
-    terms = teacher_probs * (teacher_log_probs - student_log_probs)
-    return torch.where(teacher_probs == 0, 0.0, terms).sum(-1) * tau**2
+def teacher_labels(call: LossCall) -> Tensor:
+    """Hard mode's labels (B,); the arg-max takes the lowest of equal classes."""
+    return call.teacher if call.teacher.dtype == torch.int64 else call.teacher.argmax(1)
+
+
+def teacher_logits(call: LossCall) -> Tensor:
+    """Soft mode's teacher, divided by τ; of a TopK, the logarithms of the probabilities it stands for (B, C)."""
+    if call.teacher_probs is None:
+        return call.teacher.to(call.exact_dtype) / call.tau
+    classes = call.logits.shape[1]
+    probs = call.teacher_probs.to(call.exact_dtype)
+    rest = (1 - probs.sum(1, keepdim=True)).clamp_min(0) / max(classes - probs.shape[1], 1)
+    return rest.expand(-1, classes).scatter(1, call.teacher.clamp(0, classes - 1), probs).log()
+
+
+def loss_terms(call: LossCall) -> tuple[Tensor, Tensor, Tensor]:
+    """Base term, distillation term and weight of every row (B,), before the weight is applied; differentiable."""
+    weight = row_weights(call)
+    base = distill = torch.zeros_like(weight)
+    if call.cls is not None:
+        base = _cross_entropy(call.cls.to(weight.dtype), target_probabilities(call))
+    if call.teacher is not None:
+        student = call.student.to(weight.dtype)
+        if call.soft:
+            distill = _divergence(student / call.tau, teacher_logits(call)) * kl_scale(call)
+        else:
+            distill = _cross_entropy(student, _teacher_target(call, teacher_labels(call)))
+    return base, distill, weight
+
+
+def kl_scale(call: LossCall) -> float:
+    """What the KL divergence of a row is multiplied by."""
+    return call.tau**2 / (call.logits.shape[1] if call.numel else 1)
+
+
+def reduced(rows: Tensor, weight: Tensor, mean: bool) -> Tensor:
+    """Rows that count, averaged (NaN when none does, as F.cross_entropy) or as they are."""
+    rows = torch.where(weight == 0, 0.0, rows * weight)
+    return rows.sum() / (weight != 0).sum() if mean else rows
+
+
+def weighted(base: Tensor, distill: Tensor, alpha: float) -> Tensor:
+    """The loss from its two terms; a term of weight 0 contributes nothing even when it is infinite."""
+    if alpha == 0:
+        return base.clone()
+    return distill.clone() if alpha == 1 else (1 - alpha) * base + alpha * distill
+
+
+def forward(call: LossCall) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(loss, base term, distillation term, statistics (B, 8), number of rows that count), as the kernels give them."""
+    base, distill, weight = loss_terms(call)
+    base, distill = reduced(base, weight, call.mean), reduced(distill, weight, call.mean)
+    statistics = torch.zeros(*weight.shape, STATISTICS, dtype=weight.dtype, device=weight.device)
+    statistics[:, ROW_WEIGHT] = weight
+    if call.cls is not None:
+        _save_softmax(statistics, CLS_MAX, call.cls.to(weight.dtype))
+        statistics[:, TARGET_SUM] = target_probabilities(call).sum(1)
+    if call.teacher is not None:
+        _save_softmax(statistics, DIST_MAX, call.student.to(weight.dtype) / (call.tau if call.soft else 1.0))
+        if call.soft:
+            _save_softmax(statistics, TEACHER_MAX, teacher_logits(call))
+        else:
+            statistics[:, TEACHER_LABEL] = teacher_labels(call).to(weight.dtype)
+    count = (weight != 0).sum().to(weight.dtype)
+    return weighted(base, distill, call.alpha), base, distill, statistics, count
+
+
+def backward(grad: Tensor, statistics: Tensor, count: Tensor, call: LossCall) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of the loss for `cls` and `dist`; None for a head that is absent or has no weight.
+
+    For a softmax p and a target t, d(−Σ t log p)/dx = p Σt − t; for the KL at temperature τ, τ² · (q − p_teacher) / τ.
+    """
+    weight = statistics[:, ROW_WEIGHT]
+    scale = torch.where(weight == 0, 0.0, (grad / count if call.mean else grad) * weight)[:, None]
+    base = distill = None
+    if call.cls is not None and call.alpha < 1:
+        probs = _saved_softmax(statistics, CLS_MAX, call.cls.to(weight.dtype))
+        slope = probs * statistics[:, TARGET_SUM, None] - target_probabilities(call)
+        base = torch.where(scale == 0, 0.0, scale * (1 - call.alpha) * slope)
+    if call.teacher is not None and call.alpha > 0:
+        student = call.student.to(weight.dtype)
+        if call.soft:
+            slope = _saved_softmax(statistics, DIST_MAX, student / call.tau)
+            slope = (slope - _saved_softmax(statistics, TEACHER_MAX, teacher_logits(call))) * (
+                kl_scale(call) / call.tau
+            )
+        else:
+            target = _teacher_target(call, statistics[:, TEACHER_LABEL].nan_to_num().long())
+            slope = _saved_softmax(statistics, DIST_MAX, student) - target
+        distill = torch.where(scale == 0, 0.0, scale * call.alpha * slope)
+    if call.dist is None:  # both terms are on cls
+        total = distill if base is None else base if distill is None else base + distill
+        return None if total is None else total.to(call.cls.dtype), None
+    return base if base is None else base.to(call.cls.dtype), distill if distill is None else distill.to(
+        call.dist.dtype
+    )
+
+
+def _one_hot(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
+    # A label outside [0, C) is not read: it gives a row of zeros, and `row_weights` makes the loss NaN.
+    return (labels[:, None] == torch.arange(classes, device=labels.device)).to(dtype)
+
+
+def _smoothed(probs: Tensor, smoothing: float) -> Tensor:
+    return (1 - smoothing) * probs + smoothing / probs.shape[1] if smoothing else probs
+
+
+def _teacher_target(call: LossCall, labels: Tensor) -> Tensor:
+    return _smoothed(_one_hot(labels, call.logits.shape[1], call.exact_dtype), call.teacher_smoothing)
+
+
+def _cross_entropy(logits: Tensor, probs: Tensor) -> Tensor:
+    # A class of probability 0 takes nothing from a logit of −inf; 0 · −inf would be NaN.
+    return -torch.where(probs == 0, 0.0, probs * logits.log_softmax(1)).sum(1)
+
+
+def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    log_probs = teacher.log_softmax(1)
+    probs = log_probs.exp()
+    return torch.where(probs == 0, 0.0, probs * (log_probs - student.log_softmax(1))).sum(1)
+
+
+def _save_softmax(statistics: Tensor, column: int, logits: Tensor) -> None:
+    statistics[:, column] = logits.amax(1)
+    statistics[:, column + 1] = (logits - logits.amax(1, keepdim=True)).exp().sum(1).log()
+
+
+def _saved_softmax(statistics: Tensor, column: int, logits: Tensor) -> Tensor:
+    return ((logits - statistics[:, column, None]) - statistics[:, column + 1, None]).exp()

@@ -1,0 +1,263 @@
+"""What a call of the losses may hold: types, shapes, devices and host values, checked before anything runs.
+
+`loss_call` looks at nothing that lives in a tensor, so it costs no synchronisation and keeps a compiled graph whole.
+`check_values` looks into CPU tensors and runs inside the op; on a GPU the kernels give such rows a NaN loss instead.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .reference import LossCall, MixedTarget, TopK
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_MOST_CLASSES = 2**24  # class numbers pass through float32
+
+_SOFT_NEEDS = (
+    "soft distillation has no defaults, because the paper and the official code differ. Type one of:\n"
+    '  alpha=0.1, tau=3.0, kl_normalizer="batch"    the paper (arXiv 2012.12877, eq. 2)\n'
+    '  alpha=0.5, tau=1.0, kl_normalizer="numel"    the official code\'s defaults'
+)
+
+
+def distillation_call(
+    cls_logits: Tensor,
+    dist_logits: Tensor | None,
+    teacher: Tensor | TopK,
+    target: Tensor | MixedTarget,
+    *,
+    mode: str,
+    alpha: float | None,
+    tau: float | None,
+    kl_normalizer: str | None,
+    label_smoothing: float,
+    teacher_smoothing: float,
+    ignore_index: int,
+    reduction: str,
+    return_parts: bool,
+) -> LossCall:
+    """The checked call of `distillation_loss`, without the terms that nobody asked for."""
+    _one_of("mode", mode, ("hard", "soft"))
+    if mode == "soft" and (alpha is None or tau is None or kl_normalizer is None):
+        raise ValueError(_SOFT_NEEDS)
+    alpha = 0.5 if alpha is None else _within("alpha", alpha, "a weight")
+    tau = 1.0 if tau is None else check_tau(tau)
+    kl_normalizer = kl_normalizer or "batch"
+    check_normalizer(kl_normalizer)
+    _within("label_smoothing", label_smoothing, "a share of probability")
+    _within("teacher_smoothing", teacher_smoothing, "a share of probability")
+    if mode == "soft" and teacher_smoothing:
+        raise ValueError(
+            f'teacher_smoothing smooths a hard teacher\'s label; with mode="soft" it must be 0, got {teacher_smoothing}'
+        )
+    check_logits("cls_logits", cls_logits)
+    if dist_logits is not None:
+        check_logits("dist_logits", dist_logits, like=cls_logits)
+    labels, partner, lam = check_target(target, cls_logits)
+    teacher, teacher_probs = _check_teacher(teacher, cls_logits, mode, tau)
+
+    # A term of weight 0 is computed only when it is asked for as a part.
+    base, distill = alpha < 1 or return_parts, alpha > 0 or return_parts
+    if not distill:
+        dist_logits = teacher = teacher_probs = None
+    if not base:
+        cls_logits, dist_logits = None, cls_logits if dist_logits is None else dist_logits
+        labels = labels if labels.dtype == torch.int64 else None  # labels still say which rows count
+    return LossCall(
+        cls_logits, dist_logits, teacher, teacher_probs, labels, partner, lam,
+        soft=mode == "soft", alpha=alpha, tau=tau, numel=kl_normalizer == "numel",
+        label_smoothing=float(label_smoothing), teacher_smoothing=float(teacher_smoothing),
+        ignore_index=ignore_index, mean=check_reduction(reduction),
+    )  # fmt: skip
+
+
+def check_logits(name: str, logits: Tensor, like: Tensor | None = None) -> None:
+    """Logits are floating (B, C); the second head has the shape and device of the first."""
+    _tensor(name, logits)
+    if logits.dim() != 2 or logits.dtype not in _FLOATS:
+        raise ValueError(f"{name} must be floating-point logits of shape (B, C), got {_describe(logits)}")
+    if not 1 <= logits.shape[1] < _MOST_CLASSES:
+        raise ValueError(f"{name} must have 1 to {_MOST_CLASSES - 1} classes, got {_describe(logits)}")
+    if like is not None and (logits.shape != like.shape or logits.device != like.device):
+        raise ValueError(
+            f"{name} must have the shape and device of the first logits {_describe(like)}, got {_describe(logits)}"
+        )
+
+
+def check_target(target: Tensor | MixedTarget, logits: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """(labels or probabilities, partner labels, lam) of a target that fits the logits."""
+    if isinstance(target, MixedTarget):
+        _check_rows("target.labels", target.labels, logits, torch.int64)
+        _check_rows("target.partner_labels", target.partner_labels, logits, torch.int64)
+        _check_rows("target.lam", target.lam, logits, *_FLOATS)
+        return target.labels, target.partner_labels, target.lam
+    _tensor("target", target, "labels int64 (B,), a MixedTarget, or probabilities (B, C)")
+    if target.dtype == torch.int64:
+        _check_rows("target", target, logits, torch.int64)
+    elif target.dtype not in _FLOATS or target.dim() != 2:
+        raise ValueError(
+            f"target must be labels int64 (B,), a MixedTarget, or probabilities (B, C), got {_describe(target)}"
+        )
+    elif target.shape != logits.shape:
+        raise ValueError(
+            f"target holds probabilities {tuple(target.shape)} for logits {tuple(logits.shape)}: give both one shape"
+        )
+    else:
+        _check_constant("target", target, logits)
+    return target, None, None
+
+
+def check_reduction(reduction: str) -> bool:
+    """Whether the losses are averaged."""
+    _one_of("reduction", reduction, ("mean", "none"))
+    return reduction == "mean"
+
+
+def check_normalizer(kl_normalizer: str) -> None:
+    """The divisor of the KL term is one of the two in use."""
+    _one_of("kl_normalizer", kl_normalizer, ("batch", "numel"))
+
+
+def check_smoothing(label_smoothing: float) -> float:
+    """The share of probability that smoothing spreads."""
+    return _within("label_smoothing", label_smoothing, "a share of probability")
+
+
+def check_tau(tau: float) -> float:
+    """A temperature is a finite number above 0."""
+    if not (_is_number(tau) and tau > 0 and math.isfinite(tau)):
+        raise ValueError(f"tau is a temperature: a finite Python number above 0, got {tau!r}")
+    return float(tau)
+
+
+def check_teacher_logits(teacher: Tensor, logits: Tensor) -> None:
+    """A teacher's logits have the rows and classes of the student's, and no gradient."""
+    if teacher.shape[1] != logits.shape[1]:
+        raise ValueError(
+            f"teacher knows {teacher.shape[1]} classes and the student {logits.shape[1]}: "
+            "both must be trained for the same classes, in the same order"
+        )
+    if teacher.shape[0] != logits.shape[0]:
+        raise ValueError(f"teacher has {teacher.shape[0]} rows and the student {logits.shape[0]}")
+    _check_constant("teacher", teacher, logits)
+
+
+def check_values(call: LossCall) -> None:
+    """Look into the labels, mixing weights and TopK of CPU tensors.
+
+    Raises:
+        ValueError: a label outside [0, C) that is not ignore_index, lam outside [0, 1], a TopK whose classes are
+            outside [0, C) or repeated or whose probabilities are outside [0, 1]; each only in rows that count.
+    """
+    rows, classes = call.logits.shape
+    counts = torch.ones(rows, dtype=torch.bool)
+    for _, labels in call.label_tensors:
+        counts &= labels != call.ignore_index
+    allowed = f"labels are in [0, {classes}) or ignore_index={call.ignore_index}"
+    for name, labels in call.label_tensors:
+        _reject(name, labels, counts & ((labels < 0) | (labels >= classes)), allowed)
+    if call.lam is not None:
+        _reject("target.lam", call.lam, counts & ~((call.lam >= 0) & (call.lam <= 1)), "it is a weight in [0, 1]")
+    if call.teacher_probs is not None:
+        ordered = call.teacher.sort(1).values
+        outside = (ordered[:, 0] < 0) | (ordered[:, -1] >= classes)
+        _reject("teacher.indices", call.teacher, counts & outside, f"classes are in [0, {classes})")
+        _reject(
+            "teacher.indices", call.teacher, counts & (ordered.diff(dim=1) == 0).any(1), "a class may occur once a row"
+        )
+        outside = ~((call.teacher_probs >= 0) & (call.teacher_probs <= 1)).all(1)
+        _reject("teacher.probs", call.teacher_probs, counts & outside, "probabilities are in [0, 1]")
+
+
+def _check_teacher(teacher: Tensor | TopK, logits: Tensor, mode: str, tau: float) -> tuple[Tensor, Tensor | None]:
+    if isinstance(teacher, TopK):
+        if mode == "hard":
+            raise ValueError(
+                'teacher is a TopK, which serves mode="soft"; for mode="hard" pass its labels: '
+                "teacher.indices.gather(1, teacher.probs.argmax(1, keepdim=True))[:, 0]"
+            )
+        if teacher.tau != tau:
+            raise ValueError(
+                f"teacher is a TopK taken at tau={teacher.tau}, which cannot serve tau={tau}: pass tau={teacher.tau}"
+            )
+        for name, part, dtypes in (("indices", teacher.indices, (torch.int64,)), ("probs", teacher.probs, _FLOATS)):
+            _tensor(f"teacher.{name}", part)
+            if part.dim() != 2 or part.dtype not in dtypes or part.shape[0] != logits.shape[0]:
+                raise ValueError(
+                    f"teacher.{name} must be {_names(dtypes)} of shape ({logits.shape[0]}, K), got {_describe(part)}"
+                )
+            _check_constant(f"teacher.{name}", part, logits)
+        if teacher.indices.shape != teacher.probs.shape or not 1 <= teacher.indices.shape[1] <= logits.shape[1]:
+            raise ValueError(
+                f"teacher.indices and teacher.probs must have one shape (B, K), 1 <= K <= {logits.shape[1]} classes, "
+                f"got {tuple(teacher.indices.shape)} and {tuple(teacher.probs.shape)}"
+            )
+        return teacher.indices, teacher.probs
+    _tensor("teacher", teacher, "logits (B, C), labels int64 (B,), or a TopK")
+    if teacher.dtype == torch.int64:
+        if mode == "soft":
+            raise ValueError(
+                'teacher holds labels, which carry no distribution: use mode="hard" or pass the teacher\'s logits'
+            )
+        _check_rows("teacher", teacher, logits, torch.int64)
+    elif teacher.dim() != 2 or teacher.dtype not in _FLOATS:
+        raise ValueError(f"teacher must be logits (B, C), labels int64 (B,), or a TopK, got {_describe(teacher)}")
+    else:
+        check_teacher_logits(teacher, logits)
+    return teacher, None
+
+
+def _check_rows(name: str, values: Tensor, logits: Tensor, *dtypes: torch.dtype) -> None:
+    _tensor(name, values)
+    if values.dtype not in dtypes or values.shape != logits.shape[:1]:
+        raise ValueError(
+            f"{name} must be {_names(dtypes)} of shape ({logits.shape[0]},), one a row, got {_describe(values)}"
+        )
+    _check_constant(name, values, logits)
+
+
+def _check_constant(name: str, values: Tensor, logits: Tensor) -> None:
+    if values.requires_grad:
+        raise ValueError(
+            f"{name} requires grad, but the loss gives it none: pass {name}.detach(), or make it under torch.no_grad()"
+        )
+    if values.device != logits.device:
+        raise ValueError(f"{name} is on {values.device} and the logits are on {logits.device}: move one of them")
+
+
+def _reject(name: str, values: Tensor, bad_rows: Tensor, allowed: str) -> None:
+    if bad_rows.any():
+        row = int(bad_rows.nonzero()[0])
+        raise ValueError(f"{name} holds {values[row].tolist()} in row {row}; {allowed}")
+
+
+def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be {' or '.join(map(repr, allowed))}, got {value!r}")
+
+
+def _within(name: str, value: float, what: str) -> float:
+    if not (_is_number(value) and 0 <= value <= 1):
+        raise ValueError(f"{name} is {what}: a Python number in [0, 1], got {value!r}")
+    return float(value)
+
+
+def _is_number(value: object) -> bool:
+    # A tensor is refused: comparing one that lives on a GPU would wait for the device.
+    return isinstance(value, (int, float))
+
+
+def _tensor(name: str, value: object, allowed: str = "a tensor") -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be {allowed}, got {type(value).__name__}")
+
+
+def _names(dtypes: tuple[torch.dtype, ...]) -> str:
+    return "int64" if dtypes == (torch.int64,) else "floating-point"
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)} on {tensor.device}"

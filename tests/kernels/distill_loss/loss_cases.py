@@ -1,0 +1,157 @@
+"""Inputs for every kind of call of the loss, and the loss restated with torch.nn.functional."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from deit_kernels import MixedTarget, TopK, distillation_loss
+from torch import Tensor
+
+TARGETS = ("labels", "mixed", "dense")
+TEACHERS = ("hard logits", "hard labels", "soft logits", "soft topk")
+TAU = 3.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of `distillation_loss`; its `str` is the id of the test."""
+
+    target: str = "labels"
+    teacher: str = "hard logits"
+    heads: int = 2
+    alpha: float = 0.3
+    smoothing: float = 0.0  # of the target, and of a hard teacher's label
+    normalizer: str = "batch"
+    reduction: str = "mean"
+
+    def __str__(self) -> str:
+        return "-".join(str(value).replace(" ", "_") for value in vars(self).values())
+
+
+def product(**choices: tuple) -> list[Case]:
+    """Every combination of the choices."""
+    return [Case(**dict(zip(choices, values, strict=True))) for values in itertools.product(*choices.values())]
+
+
+def make_call(case: Case, rows: int, classes: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> dict:
+    """Keyword arguments of `distillation_loss`; the logits require grad. Row 1, where there is one, is ignored."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def logits() -> Tensor:
+        return (3 * torch.randn(rows, classes, generator=generator)).to(dtype)
+
+    def labels() -> Tensor:
+        return torch.randint(classes, (rows,), generator=generator)
+
+    call = {
+        "cls_logits": logits().requires_grad_(),
+        "dist_logits": logits().requires_grad_() if case.heads == 2 else None,
+        "mode": case.teacher.split()[0],
+        "alpha": case.alpha,
+        "label_smoothing": case.smoothing,
+        "reduction": case.reduction,
+    }
+    call["target"] = labels()
+    if rows > 2 and case.target != "dense":
+        call["target"][1] = -100
+    if case.target == "mixed":
+        lam = torch.rand(rows, generator=generator)
+        lam[0] = 1.0
+        lam[-1] = 0.0
+        call["target"] = MixedTarget(call["target"], labels(), lam)
+    elif case.target == "dense":
+        call["target"] = torch.randn(rows, classes, generator=generator).softmax(1).to(dtype)
+    if case.teacher == "hard labels":
+        call["teacher"] = labels()
+    elif case.teacher == "soft topk":
+        probs, indices = (logits().float() / TAU).softmax(1).topk(min(5, classes))
+        call["teacher"] = TopK(indices, probs.to(dtype), TAU)
+    else:
+        call["teacher"] = logits()
+    if call["mode"] == "soft":
+        call |= {"tau": TAU, "kl_normalizer": case.normalizer}
+    else:
+        call["teacher_smoothing"] = case.smoothing
+    return call
+
+
+def plain_loss(
+    cls_logits: Tensor,
+    dist_logits: Tensor | None,
+    teacher: Tensor | TopK,
+    target: Tensor | MixedTarget,
+    mode: str,
+    alpha: float,
+    label_smoothing: float,
+    reduction: str,
+    teacher_smoothing: float = 0.0,
+    tau: float = 1.0,
+    kl_normalizer: str = "batch",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, base, distillation) in float64: dense targets, F.cross_entropy and F.kl_div, as in the official code."""
+    classes = cls_logits.shape[1]
+    cls = cls_logits.double()
+    student = cls if dist_logits is None else dist_logits.double()
+    keep = torch.ones(len(cls), dtype=torch.bool)
+    if isinstance(target, MixedTarget):
+        keep = (target.labels != -100) & (target.partner_labels != -100)
+        lam = target.lam.double()[:, None]
+        one_hot = [F.one_hot(labels.where(keep, 0), classes) for labels in target[:2]]
+        target = lam * one_hot[0] + (1 - lam) * one_hot[1]
+    elif target.dtype == torch.int64:
+        keep = target != -100
+        target = F.one_hot(target.where(keep, 0), classes)
+    base = F.cross_entropy(cls, target.double(), label_smoothing=label_smoothing, reduction="none")
+    if mode == "hard":
+        labels = teacher if teacher.dtype == torch.int64 else teacher.argmax(1)
+        distill = F.cross_entropy(student, labels, label_smoothing=teacher_smoothing, reduction="none")
+    else:
+        if isinstance(teacher, TopK):
+            probs = teacher.probs.double()
+            spread = (1 - probs.sum(1, keepdim=True)) / max(classes - probs.shape[1], 1)
+            teacher_probs = spread.clamp_min(0).repeat(1, classes).scatter(1, teacher.indices, probs)
+            teacher_log_probs = (teacher_probs / teacher_probs.sum(1, keepdim=True)).log()
+        else:
+            teacher_log_probs = F.log_softmax(teacher.double() / tau, dim=1)
+        divergence = F.kl_div(F.log_softmax(student / tau, dim=1), teacher_log_probs, reduction="none", log_target=True)
+        divergence = divergence.nan_to_num(0.0)  # a class whose probability is 0 in the TopK
+        distill = divergence.sum(1) * tau**2 / (classes if kl_normalizer == "numel" else 1)
+    base, distill = (torch.where(keep, rows, 0.0) for rows in (base, distill))
+    if reduction == "mean":
+        base, distill = base.sum() / keep.sum(), distill.sum() / keep.sum()
+    return (1 - alpha) * base + alpha * distill, base, distill
+
+
+def run(call: dict, incoming: Tensor | float = 1.0) -> dict[str, Tensor | None]:
+    """Loss, parts and gradients of the public function."""
+    loss, base, distill = distillation_loss(**call, return_parts=True)
+    return {"loss": loss, "base": base, "distill": distill} | _gradients(loss, call, incoming)
+
+
+def run_plain(call: dict, incoming: Tensor | float = 1.0) -> dict[str, Tensor | None]:
+    """The same of the restatement; the gradients are autograd's."""
+    loss, base, distill = plain_loss(**call)
+    return {"loss": loss, "base": base, "distill": distill} | _gradients(loss, call, incoming)
+
+
+def assert_agree(got: dict, expected: dict, dtype: torch.dtype, relative: float = 1e-5, absolute: float = 1e-6) -> None:
+    """Losses agree to float32 rounding, gradients to the rounding of the type they are stored in."""
+    for name, value in expected.items():
+        stored = dtype if name.startswith("grad") else torch.float32
+        rounding = {torch.float16: 1e-3, torch.bfloat16: 1.6e-2}.get(stored, relative)
+        scale = float(value.detach().abs().nan_to_num(0.0, 0.0, 0.0).max()) if value.numel() else 0.0
+        tolerance = {"rtol": rounding, "atol": max(absolute * scale, 1e-7 if stored == torch.float16 else 1e-9)}
+        torch.testing.assert_close(
+            got[name].double(), value.double(), **tolerance, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def _gradients(loss: Tensor, call: dict, incoming: Tensor | float) -> dict[str, Tensor]:
+    heads = {name: call[f"{name}_logits"] for name in ("cls", "dist") if call[f"{name}_logits"] is not None}
+    # A head of weight 0 gets no gradient from us and zeros from the restatement: the same to whoever trains.
+    incoming = torch.as_tensor(incoming, dtype=loss.dtype).expand(loss.shape)
+    gradients = torch.autograd.grad(loss, list(heads.values()), incoming, allow_unused=True, materialize_grads=True)
+    return {f"grad of {name}": gradient for name, gradient in zip(heads, gradients, strict=True)}
