@@ -1,4 +1,4 @@
-"""Tests in a folder called `interpreter` run the Triton kernels on the CPU; they are collected where TRITON_INTERPRET=1.
+"""Tests in a folder called `interpreter` run the Triton kernels on the CPU, and are collected if TRITON_INTERPRET=1.
 
 Triton decides for its interpreter when it is imported, so one process cannot do both: `test_interpreter.py` runs those
 folders in processes of their own.

@@ -162,6 +162,7 @@ def attention(
         ValueError: a rank other than 4, shapes, dtypes or devices that do not match, or a scale that is not finite.
     """
     _check_shapes(query, key, value, enable_gqa)
+    _check_features(query)
     _check_scale(scale)
     reasons = attention_unsupported_reasons(
         query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale
@@ -187,10 +188,11 @@ def attention_qkvpacked(qkv: Tensor, *, scale: float | None = None) -> Tensor:
         (B, N, H, D), contiguous: `.flatten(2)` is the input of the output projection.
 
     Raises:
-        ValueError: qkv is not of rank 5 with 3 in dimension 2, or scale is not finite.
+        ValueError: qkv is not of rank 5 with 3 in dimension 2, or not floating-point, or scale is not finite.
     """
     if qkv.dim() != 5 or qkv.shape[2] != 3:
         raise ValueError(f"attention_qkvpacked takes qkv of shape (B, N, 3, H, D), got {tuple(qkv.shape)}")
+    _check_features(qkv)
     _check_scale(scale)
     reasons = attention_unsupported_reasons(qkv, scale=scale)
     if reasons:
@@ -253,8 +255,15 @@ def _autocast(tensor: Tensor) -> Tensor:
 
 
 def _check_scale(scale: float | None) -> None:
-    if scale is not None and not math.isfinite(scale):
+    if scale is not None and not -math.inf < scale < math.inf:  # math.isfinite breaks the graph of a symbolic scale
         raise ValueError(f"scale is a finite number, got {scale}")
+
+
+def _check_features(tensor: Tensor) -> None:
+    if not tensor.is_floating_point():
+        raise ValueError(f"attention takes floating-point tensors, got {tensor.dtype}")
+    if tensor.shape[-1] == 0:
+        raise ValueError(f"attention takes a head dim of at least 1, got shape {tuple(tensor.shape)}")
 
 
 def _check_shapes(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> None:

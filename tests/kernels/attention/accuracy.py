@@ -1,4 +1,4 @@
-"""The rule by which attention is judged: its error against float64 is at most twice that of plain PyTorch of its precision."""
+"""How attention is judged: its error against float64 is at most twice that of plain PyTorch in the same precision."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Case:
-    """Inputs, the float64 result and gradients of them, and the largest errors of plain PyTorch in the inputs' dtype."""
+    """Inputs, their float64 result and gradients, and the largest errors of plain PyTorch in the inputs' dtype."""
 
     qkv: Tensor  # (B, N, 3, H, D)
     grad: Tensor  # (B, N, H, D)

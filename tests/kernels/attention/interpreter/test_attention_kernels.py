@@ -1,4 +1,4 @@
-"""The Triton kernels, through the public functions, against float64: every form of the kernels, every layout, every tail."""
+"""The Triton kernels, through the public functions, against float64: every form, every layout, every tail."""
 
 import math
 from dataclasses import replace
@@ -167,7 +167,7 @@ def test_logits_of_ten_thousand(length: int, sign: int) -> None:
 @pytest.mark.parametrize("length", (17, 198, 300))
 @pytest.mark.parametrize("sign", (1, -1))
 def test_logits_of_ten_thousand_in_float32(length: int, sign: int) -> None:
-    """float32, which only the interpreter runs: near 1.4e4 the lse is rounded by up to 2**-11, and P in a whole row with it.
+    """float32, which only the interpreter runs: near 1.4e4 the lse is rounded by up to 2**-11, and P of its row too.
 
     So dS = P ∘ (dP - delta) no longer sums to zero over a row but to that rounding times delta, and the gradient of the
     queries, which multiplies it by keys of 35, is held to this instead of to twice the error of plain PyTorch.
