@@ -1,0 +1,23 @@
+"""From image files to model-ready batches.
+
+    train, val = open_dataset("photos")
+    for batch in TrainLoader(train, Policy.deit(224), data_seed=0, batch_size=64, total_steps=210): ...
+"""
+
+from .batch import IGNORE, Batch
+from .decode import BadImage, decode
+from .loader import EvalLoader, TrainLoader
+from .order import steps_per_epoch
+from .sources import Dataset, open_dataset
+
+__all__ = [
+    "IGNORE",
+    "BadImage",
+    "Batch",
+    "Dataset",
+    "EvalLoader",
+    "TrainLoader",
+    "decode",
+    "open_dataset",
+    "steps_per_epoch",
+]

@@ -156,9 +156,20 @@ def _rows_on_request(direction: Direction, card: int) -> list[Row]:
     path = os.environ.get("DEIT_KERNELS_TABLE")
     if not path:
         return []
-    table = json.loads(Path(path).read_text())["attention"]
-    return [
-        Row(row["max_length"], row["max_features"], Config(**row["config"]))
-        for row in table
-        if row["direction"] == direction and row["card"] == card
-    ]
+    try:
+        table = json.loads(Path(path).read_text())["attention"]
+        return [
+            Row(row["max_length"], row["max_features"], Config(**row["config"]))
+            for row in table
+            if row["direction"] == direction and row["card"] == card
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"DEIT_KERNELS_TABLE names {path}, which is no table ({error!r}); to write one: python -m deit_kernels.tune"
+        ) from error
+
+
+def forget() -> None:
+    """Look the table up anew, after DEIT_KERNELS_TABLE has changed."""
+    choose.cache_clear()
+    _rows_on_request.cache_clear()

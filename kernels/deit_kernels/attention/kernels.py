@@ -6,8 +6,9 @@ tiled     one program per tile of rows, for sequences whose keys or gradients do
 
 Notation: N rows of D features a head; BM query rows, BN or P key rows a block; `*_batch`, `*_row`, `*_head` are strides
 in units of 8 elements. Triton specialises integers on divisibility by 16 only, so the stride 3·H·D = 648 of
-(H, D) = (3, 72) would turn 16-byte loads into 2-byte ones; the factor 8 inside the kernel keeps them whole. `scale_log2`
-is scale · log2(e): the hardware's exponential is 2**x. `lse` is the base-2 log-sum-exp of a row of scaled logits.
+(H, D) = (3, 72) would turn 16-byte loads into 2-byte ones; the factor 8 inside the kernel keeps them whole.
+`scale_log2` is scale · log2(e), since the hardware's exponential is 2**x; `lse` is the base-2 log-sum-exp of a row of
+scaled logits.
 
 Rows past `length` are loaded as zeros and never stored. Nothing is accumulated in memory, so results repeat bit by bit.
 """
@@ -229,7 +230,7 @@ def attention_backward_tiled(
     key_batch, key_row, key_head, value_batch, value_row, value_head,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Even programs own BM keys and pass over the queries (dK, dV), odd ones own BM queries and pass over the keys (dQ).
+    """Even programs own BM keys and pass over the queries (dK, dV), odd ones own BM queries and pass over keys (dQ).
 
     The logits are computed twice, 7 products instead of 5, and in exchange no two programs write one address.
     """

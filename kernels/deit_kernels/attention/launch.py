@@ -125,7 +125,7 @@ def _strides(tensor: Tensor) -> tuple[int, int, int]:
 
 @functools.cache
 def _card(device: torch.device) -> tuple[int, int]:
-    """(family, multiprocessors). The interpreter is an H100 of one multiprocessor: a small test takes a batch's path."""
+    """(family, multiprocessors). The interpreter is an H100 of one multiprocessor: a test takes the path of a batch."""
     if device.type != "cuda":
         return 90, 1
     properties = torch.cuda.get_device_properties(device)

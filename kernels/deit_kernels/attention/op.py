@@ -1,8 +1,8 @@
 """The public attention functions, the ops behind them, and the choice between our kernels and PyTorch's SDPA.
 
 Two private ops carry the kernels, `deit_kernels::_attention_fwd` and `_attention_bwd`; autograd stands outside of them
-in two `autograd.Function`s, so that the packed form returns one packed gradient. On the CPU the ops are the reference, so
-that tests and tracing need no card; the public functions run SDPA on CPU tensors, unless TRITON_INTERPRET=1.
+in two `autograd.Function`s, so that the packed form returns one packed gradient. On the CPU the ops are the reference,
+so that tests and tracing need no card; the public functions run SDPA on CPU tensors, unless TRITON_INTERPRET=1.
 """
 
 from __future__ import annotations
@@ -162,6 +162,7 @@ def attention(
         ValueError: a rank other than 4, shapes, dtypes or devices that do not match, or a scale that is not finite.
     """
     _check_shapes(query, key, value, enable_gqa)
+    _check_features(query)
     _check_scale(scale)
     reasons = attention_unsupported_reasons(
         query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale
@@ -187,10 +188,11 @@ def attention_qkvpacked(qkv: Tensor, *, scale: float | None = None) -> Tensor:
         (B, N, H, D), contiguous: `.flatten(2)` is the input of the output projection.
 
     Raises:
-        ValueError: qkv is not of rank 5 with 3 in dimension 2, or scale is not finite.
+        ValueError: qkv is not of rank 5 with 3 in dimension 2, or not floating-point, or scale is not finite.
     """
     if qkv.dim() != 5 or qkv.shape[2] != 3:
         raise ValueError(f"attention_qkvpacked takes qkv of shape (B, N, 3, H, D), got {tuple(qkv.shape)}")
+    _check_features(qkv)
     _check_scale(scale)
     reasons = attention_unsupported_reasons(qkv, scale=scale)
     if reasons:
@@ -220,7 +222,7 @@ def attention_unsupported_reasons(
     dtype = _autocast_dtype(query)
     length, features = (query.shape[1], query.shape[4]) if key is None else query.shape[2:]
     if dtype not in _DTYPES:
-        reasons.append(f"dtype {dtype}: the kernels take " + " and ".join(str(known) for known in _DTYPES))
+        reasons.append(f"dtype {dtype}: the kernels take {_DTYPES[0]} and {_DTYPES[1]}")
     if length > LONGEST:
         reasons.append(f"more than {LONGEST} tokens")
     if features > WIDEST or features % 8 != 0:
@@ -253,22 +255,33 @@ def _autocast(tensor: Tensor) -> Tensor:
 
 
 def _check_scale(scale: float | None) -> None:
-    if scale is not None and not math.isfinite(scale):
+    if scale is not None and not -math.inf < scale < math.inf:  # math.isfinite breaks the graph of a symbolic scale
         raise ValueError(f"scale is a finite number, got {scale}")
 
 
+def _check_features(tensor: Tensor) -> None:
+    if not tensor.is_floating_point():
+        raise ValueError(f"attention takes floating-point tensors, got {tensor.dtype}")
+    if tensor.shape[-1] == 0:
+        raise ValueError(f"attention takes a head dim of at least 1, got shape {tuple(tensor.shape)}")
+
+
 def _check_shapes(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> None:
-    seen = ", ".join(f"{name} {tuple(t.shape)}" for name, t in (("query", query), ("key", key), ("value", value)))
+    # The messages are made where they are raised: Dynamo does not trace text made of dynamic shapes.
     if not query.dim() == key.dim() == value.dim() == 4:
-        raise ValueError(f"attention takes query, key and value of shape (B, H, N, D), got {seen}")
+        raise ValueError(f"attention takes query, key and value of shape (B, H, N, D), got {_seen(query, key, value)}")
     batch, heads, _, features = query.shape
     shared = heads % max(key.shape[1], 1) == 0 if enable_gqa else key.shape[1] == heads
     if key.shape[0] != batch or key.shape[3] != features or key.shape[:3] != value.shape[:3] or not shared:
         expected = f"key ({batch}, {heads}, M, {features}) and value ({batch}, {heads}, M, E)"
-        raise ValueError(f"attention takes {expected} for query {tuple(query.shape)}, got {seen}")
+        raise ValueError(f"attention takes {expected} with this query, got {_seen(query, key, value)}")
     if not query.device == key.device == value.device:
         seen = f"{query.device}, {key.device}, {value.device}"
         raise ValueError(f"attention takes query, key and value on one device, got {seen}")
     if not _autocast_dtype(query) == _autocast_dtype(key) == _autocast_dtype(value):
         seen = f"{query.dtype}, {key.dtype}, {value.dtype}"
         raise ValueError(f"attention takes query, key and value of one dtype, got {seen}")
+
+
+def _seen(query: Tensor, key: Tensor, value: Tensor) -> str:
+    return f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"

@@ -1,0 +1,65 @@
+# make setup   install into .venv, or into the active environment when that has a supported torch; re-runnable
+# make train   setup, then the demo: a teacher fine-tuned and a small DeiT distilled on the CPU; ARGS="--help" for more
+# make test    setup, then everything CI runs; make test-all adds the slow sweeps
+# make bench   setup, then the benchmarks against peers at sizes for this machine
+# make wheel   dist/*.whl
+
+SHELL := /bin/bash
+PYTHON ?= python3
+SUPPORTED := import importlib.metadata as m, sys; \
+	v = m.version("torch").split("."); sys.exit((int(v[0]), int(v[1])) < (2, 11))
+ACTIVE := $(shell $(PYTHON) -c '$(SUPPORTED)' 2>/dev/null && echo yes)
+
+ifeq ($(ACTIVE),yes)
+# The environment's own torch stays: only the other packages are pinned.
+PY := $(PYTHON)
+STAMP := build/setup.stamp
+PINS := build/constraints.txt
+else
+PY := .venv/bin/python
+STAMP := .venv/setup.stamp
+PINS := constraints.txt
+endif
+
+SOURCES := pyproject.toml constraints.txt setup.py $(shell find csrc -type f)
+PYTEST := $(PY) -m pytest -n 2 --dist worksteal
+ARGS ?=
+
+.PHONY: setup train test test-all bench wheel lint clean
+
+setup: $(STAMP)
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+build/constraints.txt: constraints.txt
+	mkdir -p build
+	grep -vE '^(torch|torchvision|triton|numpy)==' constraints.txt > $@
+
+$(STAMP): $(SOURCES) $(PINS) $(if $(filter yes,$(ACTIVE)),,.venv/bin/python)
+	$(PY) -m pip install -q -c $(PINS) setuptools wheel ninja
+	$(if $(filter yes,$(ACTIVE)),,$(PY) -m pip install -q -c $(PINS) torch torchvision)
+	$(PY) -m pip install -q -c $(PINS) --no-build-isolation -e '.[test]'
+	@mkdir -p $(@D) && touch $@
+
+train: setup
+	$(PY) -m deit_fast.train $(ARGS)
+
+test: setup lint
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: setup lint
+	$(PYTEST) $(ARGS)
+
+lint: setup
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+bench: setup
+	$(PY) -m pytest benchmarks $(ARGS)
+
+wheel: setup
+	$(PY) -m pip wheel -q --no-deps --no-build-isolation -w dist .
+
+clean:
+	rm -rf build dist *.egg-info kernels/deit_kernels/*.so

@@ -1,0 +1,11 @@
+// One definition of the arithmetic for both sides: plain inline functions for the CPU, __host__ __device__ for nvcc.
+//
+// Everything in this folder compiles with contraction off (g++ -ffp-contract=off, nvcc -fmad=false): a fused
+// multiply-add rounds once where Pillow and NumPy round twice.
+#pragma once
+
+#ifdef __CUDACC__
+#define HOST_DEVICE __host__ __device__ inline
+#else
+#define HOST_DEVICE inline
+#endif

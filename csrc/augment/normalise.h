@@ -1,0 +1,74 @@
+// The last stage: a uint8 level becomes (x / 255 - mean) / std in float32, rounded once to the output's type.
+//
+// Source: torchvision's ToTensor and Normalize. The two 16-bit types are made here, bit by bit, so that g++, nvcc and
+// NumPy round alike without each other's headers.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "host_device.h"
+
+namespace deit {
+
+enum class Type { float32, float16, bfloat16 };
+enum class Layout { nchw, channels_last, patches };
+
+struct Finish {
+  float mean[3], std[3];
+  Type type;
+  Layout layout;
+  int32_t patch;  // side of a patch, for Layout::patches
+};
+
+HOST_DEVICE float normalise(uint8_t level, float mean, float std) { return (level / 255.0f - mean) / std; }
+
+HOST_DEVICE uint32_t float_bits(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+HOST_DEVICE float not_a_number() {
+  const uint32_t bits = 0x7FC00000;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// To nearest, ties to even.
+HOST_DEVICE uint16_t bfloat16_bits(float value) {
+  const uint32_t bits = float_bits(value);
+  if ((bits & 0x7FFFFFFF) > 0x7F800000) return 0x7FC0;  // NaN
+  return static_cast<uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+}
+
+// To nearest, ties to even.
+HOST_DEVICE uint16_t float16_bits(float value) {
+  const uint32_t bits = float_bits(value), sign = (bits >> 16) & 0x8000, size = bits & 0x7FFFFFFF;
+  if (size > 0x7F800000) return 0x7E00;                                 // NaN
+  if (size >= 0x477FF000) return static_cast<uint16_t>(sign | 0x7C00);  // from 65520 on: infinity
+  if (size < 0x38800000) {  // below 2**-14 a half counts in steps of 2**-24, as a float does from 0.5 on
+    const float stepped = (value < 0 ? -value : value) + 0.5f;
+    return static_cast<uint16_t>(sign | (float_bits(stepped) - 0x3F000000));
+  }
+  return static_cast<uint16_t>(sign | ((size - 0x38000000 + 0xFFF + ((size >> 13) & 1)) >> 13));
+}
+
+template <Type type>
+struct Element {
+  using Bits = uint16_t;
+};
+template <>
+struct Element<Type::float32> {
+  using Bits = uint32_t;
+};
+
+template <Type type>
+HOST_DEVICE typename Element<type>::Bits element_bits(float value) {
+  if constexpr (type == Type::float32) return float_bits(value);
+  if constexpr (type == Type::float16) return float16_bits(value);
+  if constexpr (type == Type::bfloat16) return bfloat16_bits(value);
+}
+
+}  // namespace deit

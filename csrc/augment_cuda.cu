@@ -1,0 +1,63 @@
+// Launches the kernels of augment_kernels.cuh on the caller's stream: no synchronisation, no allocation, capturable.
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "augment.h"
+#include "augment_kernels.cuh"
+
+namespace deit::cuda {
+namespace {
+
+constexpr int threads = 256;
+constexpr int finish_blocks = 32;  // blocks an image: at 224 pixels each thread makes about 18 values
+
+__global__ void __launch_bounds__(threads)
+    resize_kernel(const uint8_t* data, int64_t data_bytes, const PlanRow* rows, ResizeShared shape, uint8_t* images) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  resize_block(data, data_bytes, rows, shape, images, shared);
+}
+
+template <Type type>
+__global__ void __launch_bounds__(threads)
+    finish_kernel(const uint8_t* images, int64_t data_bytes, const PlanRow* rows, int32_t size, Finish finish,
+                  typename Element<type>::Bits* output) {
+  finish_block<type>(images, data_bytes, rows, size, finish, output);
+}
+
+template <Type type>
+void launch_finish(const Batch& batch, const uint8_t* images, const Finish& finish, void* output, cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(batch.count), finish_blocks);
+  finish_kernel<type><<<grid, threads, 0, stream>>>(images, batch.data_bytes, batch.rows, batch.size, finish,
+                                                    static_cast<typename Element<type>::Bits*>(output));
+}
+
+void check_launch(const char* kernel) {
+  if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess)
+    throw std::runtime_error(std::string(kernel) + ": " + cudaGetErrorString(error));
+}
+
+}  // namespace
+
+void resize(const Batch& batch, uint8_t* images, void* stream) {
+  if (batch.count == 0) return;
+  const ResizeShared shape = resize_shared(batch.size);
+  const dim3 grid(static_cast<unsigned>(batch.count), (batch.size + shape.lines - 1) / shape.lines);
+  resize_kernel<<<grid, threads, shape.bytes(), static_cast<cudaStream_t>(stream)>>>(batch.data, batch.data_bytes,
+                                                                                     batch.rows, shape, images);
+  check_launch("resize_kernel");
+}
+
+void finish(const Batch& batch, const uint8_t* images, const Finish& finish, void* output, void* stream) {
+  if (batch.count == 0) return;
+  const auto on = static_cast<cudaStream_t>(stream);
+  switch (finish.type) {
+    case Type::float32: launch_finish<Type::float32>(batch, images, finish, output, on); break;
+    case Type::float16: launch_finish<Type::float16>(batch, images, finish, output, on); break;
+    case Type::bfloat16: launch_finish<Type::bfloat16>(batch, images, finish, output, on); break;
+  }
+  check_launch("finish_kernel");
+}
+
+}  // namespace deit::cuda

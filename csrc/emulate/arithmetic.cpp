@@ -1,0 +1,35 @@
+// Applies one function of augment/*.h to every record of stdin: arithmetic philox|exp|log|half|bfloat16. Test-only.
+//
+// philox reads {uint64 seed; uint32 stream, c0, c1, c2, c3, unused} and writes four uint32; exp and log map float64 to
+// float64; half and bfloat16 map float32 to uint16.
+#include <cstdio>
+#include <string>
+
+#include "../augment/exact_math.h"
+#include "../augment/normalise.h"
+#include "../augment/philox.h"
+
+template <typename In, typename Out>
+void map_records(Out (*function)(In)) {
+  for (In record; std::fread(&record, sizeof record, 1, stdin) == 1;) {
+    const Out result = function(record);
+    std::fwrite(&result, sizeof result, 1, stdout);
+  }
+}
+
+struct Call {
+  uint64_t seed;
+  uint32_t stream, c0, c1, c2, c3, unused;
+};
+
+int main(int, char** arguments) {
+  const std::string name = arguments[1];
+  if (name == "philox")
+    map_records<Call, deit::Words>([](Call call) {
+      return deit::philox(call.seed, static_cast<deit::Stream>(call.stream), call.c0, call.c1, call.c2, call.c3);
+    });
+  if (name == "exp") map_records(deit::exact_exp);
+  if (name == "log") map_records(deit::exact_log);
+  if (name == "half") map_records(deit::float16_bits);
+  if (name == "bfloat16") map_records(deit::bfloat16_bits);
+}

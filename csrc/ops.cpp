@@ -1,0 +1,217 @@
+// Binds the implementations to the ops whose schemas deit_kernels/augment/op.py defines; the one file that knows torch.
+//
+// Compiled twice: for `_C` it registers the CPU implementations, with DEIT_CUDA for `_C_cuda` the CUDA ones. Only the
+// LibTorch stable ABI is used, so one binary serves every torch from 2.11 on. std::invalid_argument reaches Python as
+// ValueError; it is thrown before a thread starts or a kernel is launched, never inside.
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "augment.h"
+
+namespace deit {
+namespace {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+void require(bool condition, const std::string& message) {
+  if (!condition) throw std::invalid_argument(message);
+}
+
+Tensor new_tensor(const std::vector<int64_t>& shape, ScalarType type, const Tensor& like,
+                  MemoryFormat order = MemoryFormat::Contiguous) {
+  return torch::stable::empty(shape, type, std::nullopt, like.device(), std::nullopt, order);
+}
+
+void require_rows(const Tensor& rows) {
+  require(rows.scalar_type() == ScalarType::Byte && rows.dim() == 2 && rows.is_contiguous() &&
+              rows.size(1) == static_cast<int64_t>(sizeof(PlanRow)),
+          "a plan's rows are contiguous uint8 (B, " + std::to_string(sizeof(PlanRow)) +
+              "); if they come from sample_plan, the extension is older than the Python code: pip install -e .");
+}
+
+Batch read_batch(const Tensor& data, const Tensor& rows, int64_t size) {
+  require_rows(rows);
+  require(data.scalar_type() == ScalarType::Byte && data.dim() == 1 && data.is_contiguous(),
+          "the pixels are contiguous uint8 (bytes,)");
+  require(size >= 1 && size <= max_output, "size is a side from 1 to " + std::to_string(max_output) + " pixels");
+  return {static_cast<const uint8_t*>(data.const_data_ptr()), data.numel(),
+          static_cast<const PlanRow*>(rows.const_data_ptr()), rows.size(0), static_cast<int32_t>(size)};
+}
+
+Finish read_finish(const std::vector<double>& mean, const std::vector<double>& std, ScalarType type,
+                   const std::string& layout, int64_t size, int64_t patch) {
+  Finish finish{};
+  require(mean.size() == 3 && std.size() == 3, "mean and std have 3 channels");
+  for (int c = 0; c < 3; ++c) {
+    finish.mean[c] = static_cast<float>(mean[c]);
+    finish.std[c] = static_cast<float>(std[c]);
+  }
+  require(type == ScalarType::Float || type == ScalarType::Half || type == ScalarType::BFloat16,
+          "the output is float32, float16 or bfloat16");
+  finish.type = type == ScalarType::Float ? Type::float32 : type == ScalarType::Half ? Type::float16 : Type::bfloat16;
+  require(layout == "nchw" || layout == "channels_last" || layout == "patches",
+          "layout is nchw, channels_last or patches, got " + layout);
+  finish.layout = layout == "nchw" ? Layout::nchw : layout == "patches" ? Layout::patches : Layout::channels_last;
+  require(finish.layout != Layout::patches || (patch >= 1 && size % patch == 0), "patch divides the output's side");
+  finish.patch = static_cast<int32_t>(patch);
+  return finish;
+}
+
+Tensor new_output(const Tensor& data, const Batch& batch, ScalarType type, const Finish& finish) {
+  const int64_t size = batch.size, patch = finish.patch;
+  if (finish.layout == Layout::patches)
+    return new_tensor({batch.count, (size / patch) * (size / patch), 3 * patch * patch}, type, data);
+  return new_tensor({batch.count, 3, size, size}, type, data,
+                    finish.layout == Layout::nchw ? MemoryFormat::Contiguous : MemoryFormat::ChannelsLast);
+}
+
+#ifndef DEIT_CUDA
+
+void resize_into(const Tensor&, const Batch& batch, uint8_t* images) {
+  cpu::check_rows(batch);
+  torch::stable::parallel_for(0, batch.count, 1,
+                              [&](int64_t begin, int64_t end) { cpu::resize(batch, begin, end, images); });
+}
+
+void apply_into(const Tensor&, const Batch& batch, const Finish& finish, void* output) {
+  cpu::check_rows(batch);
+  const std::vector<uint32_t> levels = cpu::level_bits(finish);
+  torch::stable::parallel_for(
+      0, batch.count, 1, [&](int64_t begin, int64_t end) { cpu::apply(batch, begin, end, levels, finish, output); });
+}
+
+Tensor sample_plan(const Tensor& keys, int64_t seed, int64_t size, const std::string& crop,
+                   const std::vector<double>& scale, const std::vector<double>& ratio, double crop_ratio,
+                   int64_t filter, double flip) {
+  require(keys.scalar_type() == ScalarType::Long && keys.dim() == 2 && keys.size(1) == 5 && keys.is_contiguous(),
+          "keys are contiguous int64 (B, 5): epoch, sample, copy, height, width");
+  require(crop == "random_resized" || crop == "center", "crop is random_resized or center, got " + crop);
+  require(scale.size() == 2 && ratio.size() == 2, "scale and ratio are ranges");
+  const Policy policy{static_cast<uint64_t>(seed),
+                      static_cast<int32_t>(size),
+                      crop == "center" ? Crop::center : Crop::random_resized,
+                      {scale[0], scale[1]},
+                      {ratio[0], ratio[1]},
+                      crop_ratio,
+                      static_cast<Filter>(filter),
+                      flip};
+  const int64_t count = keys.size(0);
+  const Tensor rows = new_tensor({count, static_cast<int64_t>(sizeof(PlanRow))}, ScalarType::Byte, keys);
+  const auto* key = static_cast<const ImageKey*>(keys.const_data_ptr());
+  auto* row = static_cast<uint8_t*>(rows.mutable_data_ptr());
+  for (int64_t i = 0; i < count; ++i) {
+    const PlanRow drawn = sample_row(policy, key[i]);
+    std::memcpy(row + i * sizeof(PlanRow), &drawn, sizeof drawn);
+  }
+  return rows;
+}
+
+Tensor place(const Tensor& rows, const Tensor& offset, const Tensor& height, const Tensor& width, int64_t data_bytes,
+             int64_t size) {
+  require_rows(rows);
+  const int64_t count = rows.size(0);
+  require(offset.scalar_type() == ScalarType::Long && height.scalar_type() == ScalarType::Int &&
+              width.scalar_type() == ScalarType::Int,
+          "offset is int64, height and width are int32");
+  for (const Tensor* table : {&offset, &height, &width})
+    require(table->numel() == count && table->is_contiguous(), "offset, height and width have one entry for each row");
+  const Tensor placed = torch::stable::clone(rows);
+  auto* bytes = static_cast<uint8_t*>(placed.mutable_data_ptr());
+  const auto* offsets = static_cast<const int64_t*>(offset.const_data_ptr());
+  const auto* heights = static_cast<const int32_t*>(height.const_data_ptr());
+  const auto* widths = static_cast<const int32_t*>(width.const_data_ptr());
+  for (int64_t i = 0; i < count; ++i) {
+    PlanRow row;
+    std::memcpy(&row, bytes + i * sizeof row, sizeof row);
+    require(row.height == heights[i] && row.width == widths[i],
+            "row " + std::to_string(i) + ": the plan was drawn for an image of " + std::to_string(row.height) + " x " +
+                std::to_string(row.width) + ", the batch holds one of " + std::to_string(heights[i]) + " x " +
+                std::to_string(widths[i]));
+    row.offset = offsets[i];
+    std::memcpy(bytes + i * sizeof row, &row, sizeof row);
+  }
+  cpu::check_rows({nullptr, data_bytes, reinterpret_cast<const PlanRow*>(bytes), count, static_cast<int32_t>(size)});
+  return placed;
+}
+
+#else
+
+// The current stream of the tensor's device, which becomes the current device for as long as this lives.
+struct OnDevice {
+  explicit OnDevice(const Tensor& tensor) : guard(tensor.get_device_index()) {
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  }
+  torch::stable::accelerator::DeviceGuard guard;
+  void* stream = nullptr;
+};
+
+void require_aligned(const Batch& batch) {
+  require(reinterpret_cast<uintptr_t>(batch.rows) % alignof(PlanRow) == 0,
+          "a plan's rows on a device start at a multiple of 8 bytes");
+}
+
+void resize_into(const Tensor& data, const Batch& batch, uint8_t* images) {
+  require_aligned(batch);
+  const OnDevice device(data);
+  cuda::resize(batch, images, device.stream);
+}
+
+void apply_into(const Tensor& data, const Batch& batch, const Finish& finish, void* output) {
+  require_aligned(batch);
+  const OnDevice device(data);
+  const Tensor images = new_tensor({batch.count, batch.size, batch.size, 3}, ScalarType::Byte, data);
+  auto* staging = static_cast<uint8_t*>(images.mutable_data_ptr());
+  cuda::resize(batch, staging, device.stream);
+  cuda::finish(batch, staging, finish, output, device.stream);
+}
+
+#endif
+
+Tensor resize(const Tensor& data, const Tensor& rows, int64_t size) {
+  const Batch batch = read_batch(data, rows, size);
+  const Tensor images = new_tensor({batch.count, size, size, 3}, ScalarType::Byte, data);
+  resize_into(data, batch, static_cast<uint8_t*>(images.mutable_data_ptr()));
+  return images;
+}
+
+Tensor apply(const Tensor& data, const Tensor& rows, int64_t size, const std::vector<double>& mean,
+             const std::vector<double>& std, ScalarType dtype, const std::string& layout, int64_t patch) {
+  const Batch batch = read_batch(data, rows, size);
+  const Finish finish = read_finish(mean, std, dtype, layout, size, patch);
+  const Tensor output = new_output(data, batch, dtype, finish);
+  apply_into(data, batch, finish, output.mutable_data_ptr());
+  return output;
+}
+
+// The Python side has checked the shape and strides of `out` against what `apply` would return.
+void apply_out(const Tensor& data, const Tensor& rows, int64_t size, const std::vector<double>& mean,
+               const std::vector<double>& std, const std::string& layout, int64_t patch, const Tensor& out) {
+  const Batch batch = read_batch(data, rows, size);
+  const Finish finish = read_finish(mean, std, out.scalar_type(), layout, size, patch);
+  require(out.numel() == 3 * batch.count * size * size, "out holds B x 3 x size x size values");
+  apply_into(data, batch, finish, out.mutable_data_ptr());
+}
+
+}  // namespace
+}  // namespace deit
+
+#ifndef DEIT_CUDA
+STABLE_TORCH_LIBRARY_IMPL(deit_kernels, CPU, library) {
+  library.impl("_augment_sample_plan", TORCH_BOX(&deit::sample_plan));
+  library.impl("_augment_place", TORCH_BOX(&deit::place));
+#else
+STABLE_TORCH_LIBRARY_IMPL(deit_kernels, CUDA, library) {
+#endif
+  library.impl("_augment_resize", TORCH_BOX(&deit::resize));
+  library.impl("_augment_apply", TORCH_BOX(&deit::apply));
+  library.impl("_augment_apply_out", TORCH_BOX(&deit::apply_out));
+}

@@ -1,0 +1,20 @@
+"""The console script: `deit-fast train …` is `python -m deit_fast.train …`."""
+
+import importlib
+import sys
+
+COMMANDS = {"train": "train a classifier, distilled or not"}
+
+
+def main() -> int:
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name not in COMMANDS:
+        listed = "\n".join(f"  {command:<8} {what}" for command, what in COMMANDS.items())
+        wanted = name in ("-h", "--help")
+        print(f"usage: deit-fast COMMAND …\n{listed}", file=sys.stdout if wanted else sys.stderr)
+        return 0 if wanted else 2
+    return importlib.import_module(f"deit_fast.{name}").main(sys.argv[2:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

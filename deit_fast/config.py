@@ -1,0 +1,145 @@
+"""The configuration of a run: one dataclass that is the command line, `config.json` and the run folder's name."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+# What may change between two runs of one configuration: nothing here changes a weight.
+NOT_IDENTITY = ("out", "fresh", "gpus", "threads", "log_every", "eval_every", "save_every", "keep")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is trained on what, and how. Every field is a flag; a recipe sets its defaults."""
+
+    recipe: str = "deit"  # named defaults, see deit_fast/recipes.py; without it: deit for --data, else demo
+
+    # Data
+    data: str = ""  # folder with train/ and val/ (class sub-folders inside), or a built-in set: photos, digits
+    image_size: int = 224  # side of the training and evaluation crop, pixels
+    crop_scale: tuple[float, float] = (0.08, 1.0)  # area of the random crop as a share of the image, least and most
+    flip: float = 0.5  # probability of a horizontal flip
+    crop_ratio: float = 0.875  # evaluation: crop side over resized side; the official code has 0.875
+    repeats: int = 1  # repeated augmentation: crops of one image in a batch
+    bad_images: Literal["skip", "fail"] = "skip"  # an unreadable image is named and left out, or ends the run
+    threads: int = 0  # decoding threads of each process; 0: as many as it has cores
+
+    # Model
+    model: str = "deit_small_distilled_patch16_224"  # one of the eight DeiT names, or any timm classifier
+    weights: str = ""  # start from: "" random, "timm" its pretrained weights, a file, or module:function
+    patch_size: int = 0  # change of the model's patch side, pixels; 0: as named
+    width: int = 0  # change of the model's channels; 0: as named
+    depth: int = 0  # change of the model's number of blocks; 0: as named
+    heads: int = 0  # change of the model's attention heads; 0: as named
+    drop_path: float = 0.0  # stochastic depth of the last block; rises linearly from 0
+
+    # Distillation
+    distill: Literal["none", "soft", "hard"] = "none"  # learn nothing, the teacher's distribution, or its label
+    distill_on: Literal["token", "class"] = "token"  # which head learns from the teacher
+    teacher: str = ""  # timm name, weights file, run folder, module:function, or recipe:NAME to train one first
+    teacher_model: str = "regnety_160"  # architecture (timm name) when --teacher is a weights file
+    alpha: float | None = None  # weight of the teacher's term; hard: 0.5 unless given, soft: must be given
+    tau: float | None = None  # temperature of soft distillation
+    kl_normalizer: Literal["batch", "numel"] | None = None  # soft: over rows (paper) or rows x classes (code)
+    label_smoothing: float = 0.1  # smoothing of the true labels
+
+    # Optimisation
+    epochs: int = 300  # passes; an epoch is (images // batch size) steps
+    batch_size: int = 1024  # global batch: all processes together
+    lr: float = 5e-4  # peak learning rate for a batch of 512; scaled by batch size / 512
+    warmup_epochs: float = 5.0  # linear warm-up
+    warmup_lr: float = 1e-6  # learning rate of the first step, not scaled
+    min_lr: float = 1e-5  # learning rate at the end of the cosine, not scaled
+    weight_decay: float = 0.05  # AdamW's decay of matrices and of the distillation token
+    ema_decay: float = 0.99996  # moving average of the weights; 0: none
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 autocast on a GPU that has it, else fp32
+    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile of the model; auto: on a GPU
+    seed: int = 0  # initialisation and stochastic depth
+    data_seed: int = 0  # order and augmentation
+
+    # Run
+    out: str = ""  # run folder; empty: runs/<recipe>-<model>-<hash of the configuration>
+    fresh: bool = False  # discard what the run folder holds and start anew
+    gpus: int = 0  # processes, one a GPU; 0: every visible GPU
+    log_every: int = 20  # steps between lines of metrics.jsonl
+    eval_every: int = 1  # epochs between evaluations; the last epoch is always evaluated
+    save_every: int = 0  # steps between checkpoints; 0: an epoch
+    keep: int = 2  # checkpoints kept, the newest ones
+
+    def identity(self) -> dict[str, object]:
+        """The fields that decide the weights, as JSON values."""
+        fields = json.loads(json.dumps(dataclasses.asdict(self)))
+        return {name: value for name, value in fields.items() if name not in NOT_IDENTITY}
+
+    def run_folder(self) -> Path:
+        """`out`, or a name under runs/ that a different configuration never shares."""
+        if self.out:
+            return Path(self.out)
+        digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]
+        return Path("runs") / f"{self.recipe}-{self.model.replace('/', '_')}-{digest}"
+
+    @staticmethod
+    def from_json(path: Path) -> Config:
+        """Read back a run folder's `config.json`.
+
+        Raises:
+            ValueError: not a configuration of this version.
+        """
+        try:
+            fields = json.loads(path.read_text())
+            return Config(**{**fields, "crop_scale": tuple(fields["crop_scale"])})
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not a configuration of this version of deit_fast ({error})") from error
+
+    def check(self) -> None:
+        """Refuse what can be seen to be wrong without touching data, model or GPU.
+
+        Raises:
+            ValueError: what was given, what is allowed, what to type instead.
+        """
+        ranges = [
+            ("image_size", 1, 4096), ("repeats", 1, 64), ("threads", 0, 1024), ("epochs", 1, 10**6),
+            ("batch_size", 1, 10**6), ("gpus", 0, 1024), ("log_every", 1, 10**9), ("eval_every", 1, 10**9),
+            ("save_every", 0, 10**9), ("keep", 1, 10**6), ("lr", 0, 100), ("warmup_epochs", 0, 10**6),
+            ("weight_decay", 0, 100), ("flip", 0, 1), ("crop_ratio", 0.05, 1), ("label_smoothing", 0, 0.999),
+            ("drop_path", 0, 0.999), ("ema_decay", 0, 0.9999999), ("seed", 0, 2**63 - 1), ("data_seed", 0, 2**63 - 1),
+        ]  # fmt: skip
+        for name, low, high in ranges:
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"{flag(name)} lies between {low} and {high}, got {value}")
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError(f"--crop-scale takes two shares, 0 < least <= most <= 1, got {self.crop_scale}")
+        if self.warmup_epochs >= self.epochs and self.epochs > 1:
+            raise ValueError(
+                f"--warmup-epochs {self.warmup_epochs:g} leaves nothing of --epochs {self.epochs}: "
+                f"try --warmup-epochs {self.epochs / 10:g}"
+            )
+        if not self.data:
+            raise ValueError("no data: type --data FOLDER, or --data photos for the built-in photographs")
+        if self.distill == "none" and self.teacher:
+            raise ValueError('a teacher is given but --distill is none: add --distill hard, or leave --teacher ""')
+        if self.distill != "none" and not self.teacher:
+            raise ValueError(f"--distill {self.distill} needs a teacher: add --teacher NAME, or type --distill none")
+        if self.distill == "soft" and None in (self.alpha, self.tau, self.kl_normalizer):
+            raise ValueError(
+                "--distill soft has no defaults, because the paper and the official code differ. Type one of:\n"
+                "  --alpha 0.1 --tau 3 --kl-normalizer batch    the paper (arXiv 2012.12877, eq. 2)\n"
+                "  --alpha 0.5 --tau 1 --kl-normalizer numel    the official code's defaults"
+            )
+
+
+def flag(name: str) -> str:
+    """The command line's spelling of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def difference(old: Config, new: Config) -> list[str]:
+    """The flags in which two configurations would train different weights, as "--name old -> new"."""
+    before, after = old.identity(), new.identity()
+    return [f"{flag(name)} {before[name]!r} -> {after[name]!r}" for name in after if before[name] != after[name]]

@@ -1,0 +1,91 @@
+"""Who this process is among the others, and how a plain command becomes one process for each GPU."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among `world_size`; `rank` 0 prints and writes, everyone reads."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def total(self, counts: Tensor) -> Tensor:
+        """Sum over ranks, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(counts)
+        return counts
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Rank 0 runs the body (a download, a cache to fill) before the others do."""
+        if not self.main:
+            self.wait()
+        yield
+        if self.main:
+            self.wait()
+
+
+@contextmanager
+def ranks() -> Iterator[Ranks]:
+    """Join the group that torchrun or Slurm describes in the environment; alone without one.
+
+    A process group that the caller set up is used and left standing.
+    """
+    world_size, local_rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", local_rank % torch.cuda.device_count()) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    ours = world_size > 1 and not dist.is_initialized()
+    if ours:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+    try:
+        yield Ranks(dist.get_rank() if world_size > 1 else 0, world_size, device)
+    finally:
+        if ours:
+            dist.destroy_process_group()
+
+
+def launch(arguments: Sequence[str], processes: int) -> int:
+    """Run `python -m deit_fast.train arguments` once for each GPU, with torch's elastic launcher.
+
+    Returns:
+        0, or the exit code of the process that failed first.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "deit_fast.train", *arguments)
+    except ChildFailedError as error:
+        return error.get_first_failure()[1].exitcode
+    return 0

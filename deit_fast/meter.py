@@ -1,0 +1,68 @@
+"""Numbers of the steps since the last line of metrics.jsonl, kept on the device until they are read."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .data import TrainLoader
+from .distributed import Ranks
+
+
+class Meter:
+    """Sums losses on the device; `row` reads them, once an interval.
+
+    Args:
+        batches: whose waiting time is reported.
+        ranks: the losses are means over all of them.
+        batch_size: images of a step, all ranks together.
+    """
+
+    def __init__(self, batches: TrainLoader, ranks: Ranks, batch_size: int) -> None:
+        self._batches, self._ranks, self._batch_size = batches, ranks, batch_size
+        self._sums = torch.zeros(3, dtype=torch.float64, device=ranks.device)
+        self._distils = False
+        self._steps = 0
+        self._restart()
+
+    def _restart(self) -> None:
+        self._sums.zero_()
+        self._steps = 0
+        self._began, self._waited, self._excluded = time.perf_counter(), self._batches.wait_seconds, 0.0
+        self._paused: float | None = None
+
+    def add(self, loss: Tensor, label_term: Tensor, teacher_term: Tensor | None) -> None:
+        """One step's loss and its two terms, scalars on the device; nothing is read here."""
+        self._distils = teacher_term is not None
+        terms = [loss.detach(), label_term, torch.zeros_like(label_term) if teacher_term is None else teacher_term]
+        self._sums += torch.stack(terms)
+        self._steps += 1
+
+    def pause(self) -> None:
+        """What follows (an evaluation, a checkpoint) is not training time."""
+        self._paused = time.perf_counter()
+
+    def resume(self) -> None:
+        assert self._paused is not None
+        self._excluded += time.perf_counter() - self._paused
+        self._paused = None
+
+    def row(self, step: int, epoch: float, lr: float) -> dict[str, Any]:
+        """A line of metrics.jsonl for the steps since the last one; this is where the host waits for the device."""
+        loss, label, distillation = (self._ranks.total(self._sums) / (self._steps * self._ranks.world_size)).tolist()
+        seconds = max(time.perf_counter() - self._began - self._excluded, 1e-9)
+        row = {
+            "step": step,
+            "epoch": round(epoch, 4),
+            "loss": loss,
+            "label": label,
+            "distillation": distillation if self._distils else None,
+            "lr": lr,
+            "images_per_second": self._steps * self._batch_size / seconds,
+            "data_wait": min((self._batches.wait_seconds - self._waited) / seconds, 1.0),
+        }
+        self._restart()
+        return row

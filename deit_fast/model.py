@@ -1,0 +1,291 @@
+"""The vision transformer of DeiT, with its class token and its distillation token. One file, the whole model.
+
+    model = create_model("deit_small_distilled_patch16_224", classes=37)
+    cls_logits, dist_logits = model(images)             # training: the two heads
+    logits = model.eval()(images)                       # evaluation: one tensor, by `fusion`
+    load_pretrained(model, "deit_small_distilled_patch16_224-649709d9.pth")
+
+Keys, shapes and order of the state dict are those of facebookresearch/deit and of timm, so their checkpoints load
+strictly and ours load there. Initialisation is the official code's, in its order of draws.
+Source: arXiv 2012.12877; facebookresearch/deit `models.py` on timm 0.3.2; checked against timm 1.0.31.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from deit_kernels import attention_qkvpacked
+from deit_kernels.philox import Stream, philox, uniform
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+
+Fusion = Literal["logits", "softmax", "cls", "dist"]
+FUSIONS: tuple[Fusion, ...] = ("logits", "softmax", "cls", "dist")
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """Sizes of one model; lengths in pixels, `width` and `heads` in channels and attention heads of every block."""
+
+    image_size: int = 224
+    patch_size: int = 16
+    width: int = 192
+    depth: int = 12
+    heads: int = 3
+    classes: int = 1000
+    distilled: bool = False
+    mlp_ratio: float = 4.0
+    drop_path_rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}: "
+                f"use {self.image_size // self.patch_size * self.patch_size or self.patch_size}"
+            )
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if not 0 <= self.drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate is a probability in [0, 1), got {self.drop_path_rate}")
+        if min(self.width, self.depth, self.classes) < 1:
+            raise ValueError(f"width, depth and classes are at least 1, got {self.width}, {self.depth}, {self.classes}")
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Tokens before the patches: the class token and, if distilled, the distillation token."""
+        return 2 if self.distilled else 1
+
+
+CONFIGS = {
+    f"deit_{size}{distilled}_patch16_{image_size}": ViTConfig(
+        image_size, width=width, heads=width // 64, distilled=bool(distilled)
+    )
+    for size, width, image_size in [("tiny", 192, 224), ("small", 384, 224), ("base", 768, 224), ("base", 768, 384)]
+    for distilled in ("", "_distilled")
+}
+
+
+def _trunc_normal(tensor: Tensor) -> None:
+    # The official bounds are ±2 in absolute value, 100 standard deviations: in effect a plain N(0, 0.02²).
+    nn.init.trunc_normal_(tensor, std=0.02, a=-2.0, b=2.0)
+
+
+def _init_linear(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        _trunc_normal(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+class PatchEmbed(nn.Module):
+    """A convolution of stride P, which is one matrix product on patches."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, config.width, config.patch_size, config.patch_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) images or (B, N, 3·P·P) patches, channel-major inside a patch -> (B, N, width)."""
+        if images.dim() == 3:
+            return F.linear(images, self.proj.weight.flatten(1), self.proj.bias)
+        return self.proj(images).flatten(2).transpose(1, 2)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.proj = nn.Linear(config.width, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        packed = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # (B, N, 3, H, D)
+        return self.proj(attention_qkvpacked(packed).flatten(2))
+
+
+class Mlp(nn.Module):
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        hidden = int(config.width * config.mlp_ratio)
+        self.fc1 = nn.Linear(config.width, hidden)
+        self.fc2 = nn.Linear(hidden, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.width, eps=1e-6)
+        self.attn = Attention(config)
+        self.norm2 = nn.LayerNorm(config.width, eps=1e-6)
+        self.mlp = Mlp(config)
+
+    def forward(self, x: Tensor, scale: Tensor | None) -> Tensor:
+        """x (B, N, width); scale (2, B, 1, 1): factor of each residual branch for each image, None for 1."""
+        if scale is None:
+            x = x + self.attn(self.norm1(x))
+            return x + self.mlp(self.norm2(x))
+        x = x + self.attn(self.norm1(x)) * scale[0].to(x.dtype)
+        return x + self.mlp(self.norm2(x)) * scale[1].to(x.dtype)
+
+
+class VisionTransformer(nn.Module):
+    """DeiT.
+
+    Args:
+        config: the sizes.
+        fusion: what evaluation returns, see `fuse`; "logits" is the official code's average.
+    """
+
+    def __init__(self, config: ViTConfig, fusion: Fusion = "logits") -> None:
+        super().__init__()
+        if fusion not in FUSIONS:
+            raise ValueError(f"fusion is one of {', '.join(FUSIONS)}, got {fusion!r}")
+        if fusion == "dist" and not config.distilled:
+            raise ValueError('fusion="dist" needs a distilled model: this one has no distillation token')
+        self.config = config
+        self.fusion = fusion
+        tokens = config.grid**2 + config.prefix_tokens
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, tokens, config.width))
+        if config.distilled:
+            self.dist_token = nn.Parameter(torch.zeros(1, 1, config.width))
+        self.patch_embed = PatchEmbed(config)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.width, eps=1e-6)
+        self.head = nn.Linear(config.width, config.classes)
+
+        # The official order of draws: the plain model first, whose position embedding the distilled one draws anew.
+        _trunc_normal(self.pos_embed[:, : tokens - config.prefix_tokens + 1])
+        _trunc_normal(self.cls_token)
+        self.apply(_init_linear)
+        if config.distilled:
+            self.head_dist = nn.Linear(config.width, config.classes)
+            _trunc_normal(self.dist_token)
+            _trunc_normal(self.pos_embed)
+            _init_linear(self.head_dist)
+
+    def drop_path_rates(self) -> list[float]:
+        """Probability of dropping a residual branch in each block: 0 in the first, rising linearly (official)."""
+        return torch.linspace(0, self.config.drop_path_rate, self.config.depth).tolist()
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that the official code leaves undecayed beside biases and norms; it does decay `dist_token`."""
+        return {"pos_embed", "cls_token"}
+
+    def features(self, images: Tensor, drop_path: Tensor | None = None) -> Tensor:
+        """All tokens after the last norm.
+
+        Args:
+            images: (B, 3, S, S), or patches (B, N, 3·P·P).
+            drop_path: (depth, 2, B), see `drop_path_scales`. Without it, training draws from torch's generator.
+
+        Returns:
+            (B, prefix + N, width): class token, distillation token if there is one, patches row by row.
+        """
+        x = self.patch_embed(images)
+        batch = x.shape[0]
+        prefix = [self.cls_token.expand(batch, -1, -1)]
+        if self.config.distilled:
+            prefix.append(self.dist_token.expand(batch, -1, -1))
+        x = torch.cat([*prefix, x], dim=1) + self.pos_embed
+        if drop_path is None and self.training and self.config.drop_path_rate > 0:
+            drop_path = _random_scales(self.drop_path_rates(), batch, x.device)
+        scales: Sequence[Tensor | None] = [None] * len(self.blocks) if drop_path is None else drop_path[..., None, None]
+        for block, scale in zip(self.blocks, scales, strict=True):
+            x = block(x, scale)
+        return self.norm(x)
+
+    def heads(self, images: Tensor, drop_path: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """(cls_logits, dist_logits or None), each (B, classes), in training and in evaluation."""
+        x = self.features(images, drop_path)
+        return self.head(x[:, 0]), self.head_dist(x[:, 1]) if self.config.distilled else None
+
+    def forward(self, images: Tensor, drop_path: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """Training: (cls_logits, dist_logits) if distilled, else logits. Evaluation: one tensor, by `fusion`."""
+        cls_logits, dist_logits = self.heads(images, drop_path)
+        if dist_logits is None:
+            return cls_logits
+        return (cls_logits, dist_logits) if self.training else fuse(cls_logits, dist_logits, self.fusion)
+
+
+def fuse(cls_logits: Tensor, dist_logits: Tensor, fusion: Fusion) -> Tensor:
+    """One prediction from two heads.
+
+    "logits" averages logits (official code and timm); "softmax" averages the two softmaxes (paper §4) and returns the
+    logarithm, so that the result serves as logits everywhere; "cls" and "dist" take one head.
+
+    Args:
+        cls_logits, dist_logits: (B, C).
+
+    Returns:
+        (B, C), logits in every case.
+    """
+    if fusion == "softmax":
+        log_probs = torch.stack([cls_logits, dist_logits]).float().log_softmax(-1)
+        return log_probs.logsumexp(0) - math.log(2)
+    if fusion == "logits":
+        return (cls_logits + dist_logits) / 2
+    return cls_logits if fusion == "cls" else dist_logits
+
+
+def drop_path_scales(seed: int, step: int, positions: ArrayLike, rates: Sequence[float]) -> Tensor:
+    """The factor of every residual branch: 0 where it is dropped, 1 / (1 − rate) where it is kept.
+
+    A pure function of its arguments (Philox; stream drop-path, counter (step low, step high, position, layer), word 0
+    for attention and 1 for the MLP), so it depends neither on ranks nor on restarts.
+
+    Args:
+        seed: the run's seed.
+        step: the optimiser step.
+        positions: (B,) places in the global batch.
+        rates: drop probability of each layer.
+
+    Returns:
+        float32 (depth, 2, B) on the CPU.
+    """
+    bits = philox(
+        seed, Stream.DROP_PATH, step & 0xFFFFFFFF, step >> 32, positions, torch.arange(len(rates)).numpy()[:, None]
+    )
+    keep = 1 - torch.tensor(rates, dtype=torch.float64)[:, None, None]
+    drawn = torch.from_numpy(uniform(bits[..., :2])).transpose(1, 2)  # (depth, 2, B)
+    return torch.where(drawn < keep, 1 / keep, 0.0).float()
+
+
+def _random_scales(rates: Sequence[float], batch: int, device: torch.device) -> Tensor:
+    """`drop_path_scales` for callers without a seed and step: drawn from torch's generator."""
+    keep = 1 - torch.tensor(rates, device=device)[:, None, None]
+    return torch.where(torch.rand(len(rates), 2, batch, device=device) < keep, 1 / keep, 0.0)
+
+
+def create_model(name: str, *, fusion: Fusion = "logits", **changes: Any) -> VisionTransformer:
+    """One of the eight official models, with any size changed.
+
+    Args:
+        name: "deit_{tiny,small,base}[_distilled]_patch16_224" or "deit_base[_distilled]_patch16_384".
+        fusion: what evaluation returns, see `fuse`.
+        changes: fields of `ViTConfig`, e.g. classes=10, image_size=96, patch_size=8, width=128, heads=2, depth=6.
+
+    Raises:
+        ValueError: unknown name (the nearest are offered), unknown or impossible size.
+    """
+    if name not in CONFIGS:
+        near = difflib.get_close_matches(name, CONFIGS, n=3, cutoff=0.3) or list(CONFIGS)
+        raise ValueError(f"unknown model {name!r}: did you mean {' or '.join(near)}?")
+    unknown = changes.keys() - ViTConfig.__dataclass_fields__.keys()
+    if unknown:
+        known = ", ".join(ViTConfig.__dataclass_fields__)
+        raise ValueError(f"unknown model size {', '.join(sorted(unknown))}: the sizes are {known}")
+    return VisionTransformer(replace(CONFIGS[name], **changes), fusion)

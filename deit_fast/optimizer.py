@@ -1,0 +1,67 @@
+"""Parameter groups, learning rate and moving average, as the official DeiT trainer has them unless said otherwise."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Decayed and undecayed parameters: no decay for vectors, biases, and what `model.no_weight_decay()` names.
+
+    Source: timm 0.3.2 `add_weight_decay`, as facebookresearch/deit calls it.
+    """
+    skipped = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()
+    decayed, undecayed = [], []
+    for name, parameter in model.named_parameters():
+        plain = parameter.ndim <= 1 or name.endswith(".bias") or name in skipped
+        (undecayed if plain else decayed).append(parameter)
+    return [{"params": undecayed, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
+
+
+def learning_rate(step: int, *, total: int, warmup: int, peak: float, start: float, floor: float) -> float:
+    """Linear warm-up from `start` to `peak`, then a cosine to `floor`, for steps 0 … total − 1.
+
+    The cosine is a function of step / total, not of the steps after warm-up, as the official schedule
+    (`warmup_prefix=False`). Unlike it, the rate changes every step and is not one epoch late.
+    """
+    if step < warmup:
+        return start + (peak - start) * step / warmup
+    return floor + (peak - floor) * (1 + math.cos(math.pi * step / total)) / 2
+
+
+class MovingAverage:
+    """Exponential moving average of a model's parameters and buffers; `module` is a model like any other.
+
+    Args:
+        model: what to follow; the average starts as a copy of it.
+        decay: weight of the past in each `update`; 0.99996 in the official recipe.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"the moving average's decay is in [0, 1), got {decay}")
+        self.decay = decay
+        self.module = copy.deepcopy(model).eval().requires_grad_(False)
+        self._pairs = _floating_pairs(self.module, model)
+        self._counts = [
+            pair for pair in zip(self.module.buffers(), model.buffers(), strict=True) if not pair[0].is_floating_point()
+        ]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move towards the model's present weights: a few fused launches however many tensors there are."""
+        averages, values = self._pairs
+        torch._foreach_lerp_(averages, values, 1 - self.decay)
+        for average, value in self._counts:  # batch-norm step counters
+            average.copy_(value)
+
+
+def _floating_pairs(average: nn.Module, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    pairs = zip([*average.parameters(), *average.buffers()], [*model.parameters(), *model.buffers()], strict=True)
+    floating = [(mine.detach(), theirs.detach()) for mine, theirs in pairs if mine.is_floating_point()]
+    averages, values = zip(*floating, strict=True)
+    return list(averages), list(values)

@@ -1,0 +1,159 @@
+"""Weights from elsewhere: official `.pth`, timm `.safetensors`, our own files and run folders.
+
+    load_pretrained(model, "deit_small_distilled_patch16_224-649709d9.pth")
+    load_pretrained(model, "runs/deit-.../checkpoints/step_00375300/model.safetensors")
+    load_pretrained(timm_model, timm_state_dict)
+
+A `.pth` file is a pickle, which can hold code: it is read with `weights_only=True` and never otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+
+ResizeMethod = Literal["official", "timm"]
+
+
+def resize_pos_embed(pos_embed: Tensor, grid: int, prefix_tokens: int, method: ResizeMethod = "official") -> Tensor:
+    """Position embeddings for another image size; the rows of the class and distillation token stay.
+
+    Args:
+        pos_embed: (1, prefix + n², width).
+        grid: patches along a side of the new image.
+        prefix_tokens: 1, or 2 for a distilled model.
+        method: "official" is bicubic interpolation (a = −0.75) as facebookresearch/deit `main.py`; "timm" adds
+            antialiasing (a = −0.5) as timm 1.0.31 `resample_abs_pos_embed`. They differ even when enlarging.
+
+    Returns:
+        (1, prefix + grid², width) in the input's type.
+
+    Raises:
+        ValueError: the old grid is not square, or the method is unknown.
+    """
+    if method not in ("official", "timm"):
+        raise ValueError(f'the position embedding is resized by "official" or "timm", got {method!r}')
+    prefix, patches = pos_embed[:, :prefix_tokens], pos_embed[:, prefix_tokens:]
+    old = math.isqrt(patches.shape[1])
+    if old * old != patches.shape[1]:
+        raise ValueError(f"pos_embed holds {patches.shape[1]} patch positions, which is not a square grid")
+    if old == grid:
+        return pos_embed
+    patches = patches.float().unflatten(1, (old, old)).permute(0, 3, 1, 2)
+    patches = F.interpolate(patches, (grid, grid), mode="bicubic", align_corners=False, antialias=method == "timm")
+    return torch.cat([prefix, patches.flatten(2).transpose(1, 2).to(pos_embed.dtype)], dim=1)
+
+
+def read_weights(source: str | Path | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors in a file, by name; {"model": …} and {"state_dict": …} are opened, compile and DDP prefixes dropped.
+
+    Raises:
+        ValueError: no such file, not a weights file, or a pickle that holds code (which is not run).
+    """
+    weights = source if isinstance(source, Mapping) else _read_file(Path(source))
+    for key in ("model", "state_dict"):
+        if isinstance(weights.get(key), Mapping):
+            weights = weights[key]
+    if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
+        where = "the mapping" if isinstance(source, Mapping) else f"{source}"
+        raise ValueError(f'{where} holds no weights: expected tensors by name, plain or under "model" or "state_dict"')
+    return {key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in weights.items()}
+
+
+def _read_file(path: Path) -> Mapping[str, Tensor]:
+    if not path.is_file():
+        raise ValueError(f"no weights file at {path}: type the path of a .pth or .safetensors file")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a whole safetensors file ({error}): copy or download it again") from error
+    try:
+        # Official training checkpoints carry their argparse.Namespace, a plain holder of values.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds pickled Python objects beside tensors, which could run any code, so it was not loaded: "
+            f"save the tensors alone, safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is not a whole PyTorch weights file ({reason}): copy or download it again") from error
+    if not isinstance(weights, Mapping):
+        raise ValueError(f"{path} holds a {type(weights).__name__}, not weights by name")
+    return weights
+
+
+def load_pretrained(
+    model: nn.Module, source: str | Path | Mapping[str, Tensor], resize: ResizeMethod = "official"
+) -> list[str]:
+    """Load weights into a model; resize its position embeddings, start its heads anew when the classes differ.
+
+    Args:
+        model: ours or timm's.
+        source: path of a `.pth` or `.safetensors` file, or a state dict.
+        resize: see `resize_pos_embed`.
+
+    Returns:
+        What was changed on the way, one sentence each; also logged as warnings.
+
+    Raises:
+        ValueError: unreadable file, or keys that are missing, unexpected or of another shape (listed); the model is
+            then as it was.
+    """
+    weights, own, notes = read_weights(source), model.state_dict(), []
+    if "pos_embed" in weights and "pos_embed" in own and weights["pos_embed"].shape != own["pos_embed"].shape:
+        prefix_tokens = 2 if "dist_token" in weights else 1
+        grid = math.isqrt(own["pos_embed"].shape[1] - (2 if "dist_token" in own else 1))
+        old = weights["pos_embed"].shape[1]
+        weights["pos_embed"] = resize_pos_embed(weights["pos_embed"], grid, prefix_tokens, resize)
+        notes.append(f"position embeddings resized from {old} to {weights['pos_embed'].shape[1]} tokens ({resize})")
+    for head in _heads_of_other_classes(weights, own):
+        notes.append(
+            f"{head} starts anew: the file has {len(weights[f'{head}.weight'])} classes, "
+            f"the model {len(own[f'{head}.weight'])}"
+        )
+        for part in ("weight", "bias"):
+            weights[f"{head}.{part}"] = own[f"{head}.{part}"]
+    problems = {
+        "missing": sorted(own.keys() - weights.keys()),
+        "unexpected": sorted(weights.keys() - own.keys()),
+        "of another shape": [
+            f"{key} {tuple(weights[key].shape)} instead of {tuple(own[key].shape)}"
+            for key in own.keys() & weights.keys()
+            if weights[key].shape != own[key].shape
+        ],
+    }
+    if any(problems.values()):
+        listed = "; ".join(f"{what}: {', '.join(keys)}" for what, keys in problems.items() if keys)
+        raise ValueError(f"these weights do not fit the model. {listed}")
+    model.load_state_dict(weights)
+    for note in notes:
+        logger.warning(note)
+    return notes
+
+
+def _heads_of_other_classes(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """Classifiers whose row count alone differs: `head`, `head_dist` here; `classifier`, `fc`, `head.fc` in timm."""
+    return [
+        name
+        for name in ("head", "head_dist", "classifier", "fc", "head.fc")
+        if f"{name}.weight" in weights
+        and f"{name}.weight" in own
+        and weights[f"{name}.weight"].shape[0] != own[f"{name}.weight"].shape[0]
+        and weights[f"{name}.weight"].shape[1:] == own[f"{name}.weight"].shape[1:]
+    ]

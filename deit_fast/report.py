@@ -1,0 +1,130 @@
+"""What a person sees of a run: decisions with their reasons, a progress bar, a table at the end, and a picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+_ROWS = [
+    ("cls", "class token"),
+    ("dist", "distillation token"),
+    ("fused", "fused, mean logits"),
+    ("softmax", "fused, mean softmax"),
+]
+_BAR_TEXT = "loss {task.fields[loss]:.3f} · {task.fields[speed]:,.0f} images/s · data {task.fields[wait]:.0%} · eta"
+
+
+class Reporter:
+    """Prints for rank 0 and is silent for the others."""
+
+    def __init__(self, enabled: bool) -> None:
+        self.console = Console(quiet=not enabled, soft_wrap=True, highlight=False)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(_BAR_TEXT),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not (enabled and self.console.is_terminal),
+            transient=True,
+        )
+
+    def decide(self, what: str, value: object, reason: str = "") -> None:
+        """One automatic decision and why it was taken."""
+        self.console.print(f"  {what:<10} {value}" + (f"  ({reason})" if reason else ""), markup=False)
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False)
+
+    def start(self, description: str, step: int, total: int) -> None:
+        self._bar.start()
+        unknown = {"loss": float("nan"), "speed": 0.0, "wait": 0.0}
+        self._task = self._bar.add_task(description, total=total, completed=step, **unknown)
+
+    def advance(self, step: int, row: dict[str, Any] | None = None) -> None:
+        """Move the bar to `step`; `row` is a line of metrics.jsonl."""
+        fields = {"loss": row["loss"], "speed": row["images_per_second"], "wait": row["data_wait"]} if row else {}
+        self._bar.update(self._task, completed=step, **fields)
+
+    def stop(self) -> None:
+        self._bar.stop()
+
+
+def epoch_line(epoch: int, epochs: int, row: dict[str, Any], student: dict, ema: dict | None) -> str:
+    """One line for an evaluated epoch."""
+    head = "fused" if "fused" in student else "cls"
+    average = f" · ema {ema[head]['top1']:5.1f} %" if ema else ""
+    return (
+        f"epoch {epoch:>3}/{epochs} · loss {row['loss']:.3f} · {head} {student[head]['top1']:5.1f} %{average} · "
+        f"lr {row['lr']:.2e} · {row['images_per_second']:,.0f} images/s · data {row['data_wait']:.0%}"
+    )
+
+
+def summary_table(summary: dict[str, Any]) -> Table:
+    """Top-1 of the teacher and of every head of the student and its moving average."""
+    student, ema, teacher = summary["student"], summary.get("ema"), summary.get("teacher")
+    n = next(iter(student.values()))["n"]
+    table = Table(title=f"top-1 on {n} validation images, per cent", title_justify="left")
+    table.add_column("")
+    table.add_column("last weights", justify="right")
+    table.add_column("moving average", justify="right")
+    if teacher:
+        table.add_row("teacher", f"{teacher['top1']:.1f}", "")
+    for key, label in _ROWS:
+        if key in student:
+            name = f"student, {label}" if teacher else label
+            table.add_row(name, f"{student[key]['top1']:.1f}", f"{ema[key]['top1']:.1f}" if ema else "")
+    return table
+
+
+def draw(run: Path) -> Path:
+    """Draw `report.png` from `metrics.jsonl` and `summary.json`: loss, accuracy, learning rate, throughput."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    summary = json.loads((run / "summary.json").read_text())
+    steps = [row for row in rows if "loss" in row]
+    evaluations = [row for row in rows if "student" in row]
+    figure, ((loss, accuracy), (rate, speed)) = plt.subplots(2, 2, figsize=(11, 7), constrained_layout=True)
+    figure.suptitle(run.name)
+
+    def curve(axes: Any, key: str, label: str | None = None) -> None:
+        axes.plot([row["step"] for row in steps], [row[key] for row in steps], label=label, linewidth=1.2)
+
+    curve(loss, "loss", "loss")
+    if any(row["distillation"] is not None for row in steps):
+        curve(loss, "label", "true label")
+        curve(loss, "distillation", "teacher")
+    loss.set(title="training loss", xlabel="step", ylabel="loss, nats")
+    loss.legend()
+    for key, label in _ROWS[:3]:
+        if evaluations and key in evaluations[0]["student"]:
+            points = [(row["step"], row["student"][key]["top1"]) for row in evaluations]
+            accuracy.plot(*zip(*points, strict=True), label=label, marker=".")
+    if evaluations and evaluations[0].get("ema"):
+        head = "fused" if "fused" in evaluations[0]["ema"] else "cls"
+        points = [(row["step"], row["ema"][head]["top1"]) for row in evaluations]
+        accuracy.plot(*zip(*points, strict=True), label=f"moving average, {head}", linestyle="--")
+    if summary.get("teacher"):
+        accuracy.axhline(summary["teacher"]["top1"], color="black", linewidth=1, linestyle=":", label="teacher")
+    accuracy.set(title="validation top-1", xlabel="step", ylabel="per cent", ylim=(0, 101))
+    accuracy.legend(loc="lower right")
+    curve(rate, "lr")
+    rate.set(title="learning rate", xlabel="step", ylabel="learning rate", ylim=(0, None))
+    curve(speed, "images_per_second")
+    speed.set(title="throughput, all processes", xlabel="step", ylabel="images/s", ylim=(0, None))
+    for axes in (loss, accuracy, rate, speed):
+        axes.grid(alpha=0.3)
+    figure.savefig(run / ".report.part.png", dpi=110)
+    plt.close(figure)
+    (run / ".report.part.png").replace(run / "report.png")
+    return run / "report.png"

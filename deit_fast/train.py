@@ -1,0 +1,324 @@
+"""Train a classifier, distilled or not: one loop, read from top to bottom.
+
+    python -m deit_fast.train                                     the demo: a few minutes on a laptop's CPU
+    python -m deit_fast.train --data /imagenet                    DeiT-S distilled from RegNetY-16GF, every visible GPU
+    python -m deit_fast.train --recipe teacher --data /flowers    a ConvNet for your own classes, to distil from
+    torchrun --nproc-per-node 2 -m deit_fast.train --data digits  two processes, on CPUs too
+
+The same command continues an unfinished run from its last checkpoint, bit for bit, and prints the table of a finished
+one. Exit codes: 0 done, 2 a mistake in the command or the data, 3 diverged, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import os
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from deit_kernels import augment, cross_entropy, distillation_loss
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from . import checkpoint, distributed, report
+from . import run_folder as folder
+from .classifiers import classifier, normalisation
+from .config import Config
+from .data import EvalLoader, TrainLoader, open_dataset
+from .data.order import steps_per_epoch
+from .distributed import Ranks
+from .evaluate import Scores, evaluate
+from .meter import Meter
+from .model import VisionTransformer, drop_path_scales
+from .optimizer import MovingAverage, learning_rate, parameter_groups
+from .recipes import OF_BUILT_IN_DATA, recipe
+from .teacher import load_teacher, recipe_config
+
+MASK = 0x7FFFFFFFFFFFFFFF
+
+
+class Diverged(RuntimeError):
+    """The loss is no longer a finite number."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The result of a run: `summary.json` and where it lies."""
+
+    run: Path
+    scores: dict[str, Any]  # {"teacher": {…} or None, "student": Scores, "ema": Scores or None}
+
+
+def train(config: Config) -> Summary:
+    """Train as configured, or continue, or read the result of a run that is finished.
+
+    A teacher given as `recipe:NAME` is trained first, in a run folder of its own.
+
+    Raises:
+        ValueError: a mistake in the configuration or the data, in one sentence that says what to type instead.
+        Diverged: the loss became infinite or NaN.
+    """
+    config.check()
+    with distributed.ranks() as ranks:
+        teacher_config = recipe_config(config)
+        if teacher_config is None:
+            return _run(config, config.teacher, ranks)
+        _run(teacher_config, teacher_config.teacher, ranks)
+        return _run(config, str(teacher_config.run_folder()), ranks)
+
+
+def _run(config: Config, teacher_spec: str, ranks: Ranks) -> Summary:
+    reporter = report.Reporter(ranks.main)
+    run = config.run_folder()
+    finished = folder.open_run(config, run, ranks)
+    if finished is not None:
+        reporter.say(f"{run} is finished; --fresh trains it anew")
+        reporter.console.print(report.summary_table(finished))
+        return Summary(run, finished)
+
+    # Everything that can be wrong with the command or the data is found before anything long.
+    reporter.say(f"{config.recipe}: {config.model} on {config.data}, in {run}")
+    with ranks.main_first():
+        train_set, val_set = open_dataset(config.data)
+    classes = len(train_set.classes)
+    epoch_steps = steps_per_epoch(len(train_set), config.batch_size)
+    total_steps = config.epochs * epoch_steps
+    reporter.decide("data", f"{len(train_set):,} training and {len(val_set):,} validation images, {classes} classes")
+    reporter.decide("steps", f"{total_steps:,}", f"{config.epochs} epochs of {len(train_set):,} // {config.batch_size}")
+
+    torch.manual_seed(config.seed)
+    with ranks.main_first():
+        model = classifier(config, classes).to(ranks.device)
+    ours = isinstance(model, VisionTransformer)
+    if not ours and ranks.device.type == "cpu":
+        model.to(memory_format=torch.channels_last)
+        reporter.decide("layout", "channels_last", "a ConvNet trains about 1.3 x faster so on a CPU")
+    _check_heads(config, ours and model.config.distilled)
+    mean, std = normalisation(model)
+    teacher = None
+    if config.distill != "none":
+        with ranks.main_first():
+            teacher = load_teacher(config, teacher_spec, classes, (mean, std)).to(ranks.device)
+        reporter.decide("teacher", teacher_spec, f"{config.distill} labels, learnt by the {config.distill_on} head")
+    autocast = _precision(config, ranks.device, reporter)
+    student = _wrapped(model, config, ranks, reporter)
+
+    peak = config.lr * config.batch_size / 512
+    warmup_steps = round(config.warmup_epochs * epoch_steps)
+    reporter.decide("lr", f"{peak:.2e}", f"--lr {config.lr:g} x batch {config.batch_size} / 512")
+    groups = parameter_groups(model, config.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=peak, fused=ranks.device.type == "cuda")
+    ema = MovingAverage(model, config.ema_decay) if config.ema_decay else None
+
+    loading = {
+        "threads": config.threads or None, "bad_images": config.bad_images,
+        "rank": ranks.rank, "world_size": ranks.world_size, "device": ranks.device,
+    }  # fmt: skip
+    policy = augment.Policy.deit(config.image_size)
+    policy = dataclasses.replace(policy, scale=config.crop_scale, flip=config.flip, mean=mean, std=std)
+    eval_policy = dataclasses.replace(augment.Policy.eval(config.image_size, config.crop_ratio), mean=mean, std=std)
+    eval_batches = EvalLoader(val_set, eval_policy, batch_size=min(256, config.batch_size), **loading)
+    start, seconds = _restore(run, model, ema, optimizer, reporter)
+    batches = TrainLoader(
+        train_set, policy, data_seed=config.data_seed, batch_size=config.batch_size, total_steps=total_steps,
+        start_step=start, repeats=config.repeats, **loading,
+    )  # fmt: skip
+    if ranks.main:
+        folder.begin(config, run, train_set.classes, start)
+
+    def log(line: dict[str, Any]) -> None:
+        if ranks.main:
+            folder.append(run, line)
+
+    def evaluated() -> tuple[Scores, Scores | None]:
+        average = evaluate(ema.module, eval_batches, ranks, autocast) if ema else None
+        return evaluate(model, eval_batches, ranks, autocast), average
+
+    teacher_scores = evaluate(teacher, eval_batches, ranks, autocast)["cls"] if teacher else None
+    scores: tuple[Scores, Scores | None] | None = None
+    row: dict[str, Any] = {}
+    meter = Meter(batches, ranks, config.batch_size)
+    began = time.perf_counter()
+    reporter.start(config.recipe, start, total_steps)
+    model.train()
+    for batch in batches:
+        lr = learning_rate(
+            batch.step, total=total_steps, warmup=warmup_steps, peak=peak, start=config.warmup_lr, floor=config.min_lr
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        drop_path = None
+        if ours and config.drop_path:
+            drop_path = drop_path_scales(config.seed, batch.step, batch.positions.numpy(), model.drop_path_rates())
+            drop_path = drop_path.to(ranks.device, non_blocking=True)
+        if not ours:  # dropout and its like in timm's models: a function of seed, step and rank as well
+            torch.manual_seed(
+                config.seed + 0x9E3779B97F4A7C15 * (batch.step * ranks.world_size + ranks.rank + 1) & MASK
+            )
+
+        with autocast:
+            teacher_logits = teacher(batch.images) if teacher else None
+            outputs = student(batch.images, drop_path) if ours else student(batch.images)
+        loss, label_term, teacher_term = _loss(config, outputs, teacher_logits, batch.labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if ema:
+            ema.update()
+        meter.add(loss, label_term, teacher_term)
+
+        step = batch.step + 1  # steps done
+        epoch, into_epoch = divmod(step, epoch_steps)
+        if step % config.log_every == 0 or into_epoch == 0:
+            row = meter.row(step, step / epoch_steps, lr)
+            log(row)
+            if not math.isfinite(row["loss"]):
+                raise Diverged(
+                    f"the loss is {row['loss']} at step {step}: try half the learning rate, --lr {config.lr / 2:g}, or "
+                    f"a longer warm-up, with --fresh"
+                )
+        reporter.advance(step, row)
+        meter.pause()
+        if into_epoch == 0 and (epoch % config.eval_every == 0 or step == total_steps):
+            scores = evaluated()
+            log({"step": step, "student": scores[0], "ema": scores[1]})
+            reporter.say(report.epoch_line(epoch, config.epochs, row, *scores))
+        if ranks.main and (into_epoch == 0 if config.save_every == 0 else step % config.save_every == 0):
+            state = {"seconds": seconds + time.perf_counter() - began, "images": step * config.batch_size}
+            checkpoint.save(run, step, model, ema.module if ema else None, optimizer, state, config.keep)
+        meter.resume()
+    reporter.stop()
+
+    # A run that was killed between its last checkpoint and its summary has nothing left to train.
+    student_scores, ema_scores = scores or evaluated()
+    result = {"teacher": teacher_scores, "student": student_scores, "ema": ema_scores}
+    for path, reason in {**batches.bad_images, **eval_batches.bad_images}.items():
+        reporter.say(f"skipped an unreadable image: {path}: {reason}")
+    if ranks.main:
+        checkpoint.write_json(run / "summary.json", result)
+        reporter.say(f"trained in {seconds + time.perf_counter() - began:.0f} s; {report.draw(run)}")
+        reporter.console.print(report.summary_table(result))
+    ranks.wait()
+    return Summary(run, result)
+
+
+def _loss(
+    config: Config, outputs: Tensor | tuple[Tensor, Tensor], teacher_logits: Tensor | None, labels: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(loss, its label term, its teacher term); the terms are detached."""
+    cls_logits, dist_logits = outputs if isinstance(outputs, tuple) else (outputs, None)
+    if teacher_logits is None:
+        loss = cross_entropy(cls_logits, labels, label_smoothing=config.label_smoothing)
+        return loss, loss.detach(), None
+    return distillation_loss(
+        cls_logits, dist_logits, teacher_logits, labels, mode=config.distill, alpha=config.alpha, tau=config.tau,
+        kl_normalizer=config.kl_normalizer, label_smoothing=config.label_smoothing, return_parts=True,
+    )  # fmt: skip
+
+
+def _check_heads(config: Config, distilled: bool) -> None:
+    """The model has the heads that the configuration trains, and no other."""
+    on_token = config.distill != "none" and config.distill_on == "token"
+    if on_token and not distilled:
+        raise ValueError(
+            f"{config.model} has no distillation token to learn from the teacher: type --distill-on class, "
+            f"--distill none, or a model with _distilled in its name"
+        )
+    if distilled and not on_token:
+        plain = config.model.replace("_distilled", "")
+        raise ValueError(
+            f"the distillation token of {config.model} would never be trained with --distill {config.distill}"
+            f"{'' if config.distill == 'none' else ' --distill-on class'}: type --model {plain}"
+        )
+
+
+def _precision(config: Config, device: torch.device, reporter: report.Reporter) -> AbstractContextManager:
+    if config.precision == "auto":
+        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        reason = "this GPU has it" if bf16 else "bf16 pays on a GPU that has it"
+    else:
+        bf16, reason = config.precision == "bf16", "--precision"
+    reporter.decide("precision", "bf16 autocast, fp32 weights" if bf16 else "fp32", reason)
+    return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
+
+
+def _wrapped(model: nn.Module, config: Config, ranks: Ranks, reporter: report.Reporter) -> nn.Module:
+    """The model as the loop calls it: in DDP among several ranks, compiled where that pays."""
+    share = config.batch_size // ranks.world_size
+    reporter.decide("processes", f"{ranks.world_size}, {share} images a step each", str(ranks.device))
+    student = model
+    if ranks.world_size > 1:
+        student = DistributedDataParallel(
+            model,
+            device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+            broadcast_buffers=any(True for _ in model.buffers()),  # only batch norm has any
+        )
+    compiled = config.compile == "on" or (config.compile == "auto" and ranks.device.type == "cuda")
+    reason = "--compile" if config.compile != "auto" else "on a GPU it pays" if compiled else "on a CPU it takes longer"
+    reporter.decide("compile", "on" if compiled else "off", reason)
+    return torch.compile(student) if compiled else student
+
+
+def _restore(
+    run: Path, model: nn.Module, ema: MovingAverage | None, optimizer: torch.optim.Optimizer, reporter: report.Reporter
+) -> tuple[int, float]:
+    """(steps done, seconds trained) of the newest checkpoint, loaded; (0, 0) without one."""
+    newest = checkpoint.newest(run)
+    if newest is None:
+        return 0, 0.0
+    state = checkpoint.load(newest, model, ema.module if ema else None, optimizer)
+    reporter.decide("continue", f"from step {state['step']:,}", str(newest))
+    return state["step"], state["seconds"]
+
+
+def parse(arguments: Sequence[str]) -> Config:
+    """The command line over its recipe's defaults."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--recipe")
+    first.add_argument("--data")
+    named, _ = first.parse_known_args(arguments)
+    name = named.recipe or (OF_BUILT_IN_DATA.get(named.data, "deit") if named.data else "demo")
+    defaults = recipe(name)
+    if named.data is None and not defaults.data:
+        raise ValueError(f"recipe {name} needs data: type --data FOLDER")
+    return tyro.cli(
+        Config, default=defaults, args=list(arguments), prog="python -m deit_fast.train", description=__doc__
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        config = parse(arguments)
+        config.check()
+        visible = torch.cuda.device_count()
+        if config.gpus > visible:
+            raise ValueError(f"--gpus {config.gpus}: {visible} visible here; leave --gpus out to use what there is")
+        processes = config.gpus or visible
+        if processes > 1 and "RANK" not in os.environ:
+            return distributed.launch(arguments, processes)
+        train(config)
+        return 0
+    except (ValueError, Diverged) as error:
+        if os.environ.get("DEIT_FAST_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 3 if isinstance(error, Diverged) else 2
+    except KeyboardInterrupt:
+        print("interrupted: the same command continues from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

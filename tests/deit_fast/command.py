@@ -1,0 +1,16 @@
+"""A configuration as a command."""
+
+from deit_fast.config import Config
+
+
+def command_line(config: Config) -> list[str]:
+    """The flags that give this configuration."""
+    default = Config()
+    arguments = ["--recipe", config.recipe]
+    for name in Config.__dataclass_fields__:
+        value = getattr(config, name)
+        if name != "recipe" and (value != getattr(default, name) or name in ("distill", "teacher", "repeats", "drop_path")):
+            values = value if isinstance(value, tuple) else [value]
+            flag = "--" + name.replace("_", "-")
+            arguments += [flag] if value is True else [flag, *map(str, values)]
+    return arguments

@@ -1,0 +1,23 @@
+"""Data sets for the tests of this folder."""
+
+from pathlib import Path
+
+import pytest
+from memory_dataset import MemoryDataset, encoded_image
+
+
+@pytest.fixture
+def dataset() -> MemoryDataset:
+    return MemoryDataset(30)
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """tmp_path/set with train/ and val/ of the classes ant and bee, four and two images each."""
+    root = tmp_path / "set"
+    for split, images in (("train", 4), ("val", 2)):
+        for label in ("ant", "bee"):
+            (root / split / label).mkdir(parents=True)
+            for number in range(images):
+                (root / split / label / f"{number}.jpg").write_bytes(encoded_image(number, "JPEG"))
+    return root

@@ -1,0 +1,341 @@
+"""Batches are functions of (data set, policy, seed, step); threads come, go and fail without a trace in them."""
+
+import gc
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from deit_kernels.augment import ImageBatch, Policy, apply, sample_plan
+from memory_dataset import MemoryDataset
+
+from deit_fast.data import IGNORE, BadImage, EvalLoader, TrainLoader, decode, open_dataset
+from deit_fast.data import loader as loader_module
+from deit_fast.data.order import samples
+
+POLICY = Policy.deit(16)
+EVAL = Policy.eval(16)
+
+
+def train_loader(dataset, **changes) -> TrainLoader:
+    """12 rows a step, 2 steps an epoch, 5 steps."""
+    settings = dict(data_seed=7, batch_size=12, total_steps=5, threads=2)
+    return TrainLoader(dataset, POLICY, **settings | changes)
+
+
+def assert_equal(left, right):
+    assert len(left) == len(right)
+    for a, b in zip(left, right, strict=True):
+        assert a.step == b.step
+        for field in ("images", "labels", "samples", "positions"):
+            assert torch.equal(getattr(a, field), getattr(b, field)), field
+
+
+def our_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("deit_fast")]
+
+
+@pytest.fixture(autouse=True)
+def no_thread_survives_a_test():
+    yield
+    assert our_threads() == []
+
+
+# What a batch is
+
+
+def test_a_batch_is_its_samples_decoded_and_augmented_as_the_order_says(dataset):
+    for batch in train_loader(dataset, repeats=3):
+        rows = samples(batch.step, data_seed=7, images=30, batch_size=12, repeats=3)
+        images = [decode(dataset.files[index]) for index in rows.sample]
+        sizes = dict(height=[image.shape[0] for image in images], width=[image.shape[1] for image in images])
+        plan = sample_plan(POLICY, seed=7, epoch=rows.epoch, sample=rows.sample, copy=rows.copy, **sizes)
+        assert torch.equal(batch.images, apply(ImageBatch.from_images(images), plan))
+        assert batch.labels.tolist() == (rows.sample % 3).tolist()
+        assert batch.samples.tolist() == rows.sample.tolist()
+        assert batch.positions.tolist() == list(range(12))
+
+
+def test_types_and_layouts_are_those_of_the_augmentation(dataset):
+    plain = next(iter(train_loader(dataset)))
+    assert plain.images.dtype == torch.float32
+    assert plain.images.shape == (12, 3, 16, 16)
+    assert plain.labels.dtype == plain.samples.dtype == plain.positions.dtype == torch.int64
+    patches = next(iter(train_loader(dataset, layout="patches", patch=8, dtype=torch.bfloat16)))
+    assert patches.images.dtype == torch.bfloat16
+    assert patches.images.shape == (12, 4, 192)
+    last = next(iter(train_loader(dataset, layout="channels_last")))
+    assert last.images.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(last.images, plain.images)
+
+
+def test_repeated_images_are_decoded_once_in_a_batch(dataset):
+    list(train_loader(dataset, repeats=3, total_steps=2))
+    assert dataset.reads.max() == 1
+    assert dataset.reads.sum() == 8
+
+
+def test_files_of_a_folder_become_batches(image_folder):
+    train, val = open_dataset(str(image_folder))
+    batches = list(TrainLoader(train, POLICY, data_seed=0, batch_size=4, total_steps=4))
+    assert [len(batch.images) for batch in batches] == [4] * 4
+    assert sorted(torch.cat([batch.samples for batch in batches[:2]]).tolist()) == list(range(8))
+    assert [len(batch.labels) for batch in EvalLoader(val, EVAL, batch_size=3)] == [3, 1]
+
+
+# What a batch does not depend on
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("prefetch", [1, 4])
+def test_threads_and_prefetch_change_no_bit(dataset, threads, prefetch):
+    assert_equal(list(train_loader(dataset, threads=threads, prefetch=prefetch)), list(train_loader(dataset)))
+
+
+@pytest.mark.parametrize("start_step", [1, 2, 3, 5])
+def test_starting_at_a_step_equals_skipping_to_it(dataset, start_step):
+    assert_equal(list(train_loader(dataset, start_step=start_step)), list(train_loader(dataset))[start_step:])
+
+
+@pytest.mark.parametrize(("world_size", "repeats"), [(2, 1), (2, 3), (3, 3), (4, 2)])
+def test_the_batches_of_all_ranks_joined_are_the_batch_of_one(dataset, world_size, repeats):
+    """Also where the copies of an image fall to two ranks: 12 rows on 3 ranks with 3 copies."""
+    whole = list(train_loader(dataset, repeats=repeats))
+    ranks = [list(train_loader(dataset, repeats=repeats, rank=r, world_size=world_size)) for r in range(world_size)]
+    for alone, *parts in zip(whole, *ranks, strict=True):
+        for field in ("images", "labels", "samples", "positions"):
+            assert torch.equal(torch.cat([getattr(part, field) for part in parts]), getattr(alone, field)), field
+
+
+def test_an_iteration_can_be_repeated_also_while_another_is_under_way(dataset):
+    loader = train_loader(dataset)
+    once = list(loader)
+    assert_equal([pair[0] for pair in zip(loader, loader, strict=True)], once)
+
+
+def test_other_seeds_give_other_batches(dataset):
+    first, other = next(iter(train_loader(dataset))), next(iter(train_loader(dataset, data_seed=8)))
+    assert not torch.equal(first.samples, other.samples)
+
+
+# Evaluation
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+def test_every_image_is_evaluated_once_and_none_is_padded(dataset, world_size):
+    loaders = [EvalLoader(dataset, EVAL, batch_size=4, rank=r, world_size=world_size) for r in range(world_size)]
+    ranks = [list(loader) for loader in loaders]
+    assert [len(batches) for batches in ranks] == [len(loader) for loader in loaders]
+    for rank, batches in enumerate(ranks):
+        assert torch.cat([batch.samples for batch in batches]).tolist() == list(range(rank, 30, world_size))
+        assert all(len(batch.labels) == 4 for batch in batches[:-1])
+        assert all(torch.equal(batch.labels, batch.samples % 3) for batch in batches)
+    for step in range(len(ranks[0])):
+        positions = torch.cat([batches[step].positions for batches in ranks if step < len(batches)])
+        assert sorted(positions.tolist()) == list(range(len(positions)))
+
+
+def test_an_evaluated_image_does_not_depend_on_its_batch(dataset):
+    together = next(iter(EvalLoader(dataset, EVAL, batch_size=30))).images
+    assert torch.equal(torch.cat([batch.images for batch in EvalLoader(dataset, EVAL, batch_size=7)]), together)
+
+
+def test_more_ranks_than_images_leave_some_without_a_batch():
+    assert list(EvalLoader(MemoryDataset(2), EVAL, batch_size=4, rank=2, world_size=3)) == []
+
+
+# Bad images
+
+
+@pytest.fixture
+def damaged(dataset):
+    """Image 4 is cut in the middle, image 9 has vanished."""
+    dataset.files[4] = dataset.files[4][: len(dataset.files[4]) // 2]
+    read = dataset.read
+
+    def vanished(index):
+        if index == 9:
+            raise FileNotFoundError(2, "No such file or directory")
+        return read(index)
+
+    dataset.read = vanished
+    return dataset
+
+
+def test_skipped_images_are_blank_unlabelled_and_named_and_change_no_other_row(damaged):
+    whole = list(train_loader(MemoryDataset(30), repeats=2))
+    loader = train_loader(damaged, repeats=2)
+    blanked = 0
+    for batch, sound in zip(loader, whole, strict=True):
+        bad = (batch.samples == 4) | (batch.samples == 9)
+        blanked += int(bad.sum())
+        assert torch.equal(batch.images, torch.where(bad[:, None, None, None], 0.0, sound.images))
+        assert torch.equal(batch.labels, torch.where(bad, IGNORE, sound.labels))
+        assert torch.equal(batch.samples, sound.samples)
+    assert blanked > 2
+    assert list(loader.bad_images) == ["image-4", "image-9"]
+    assert loader.bad_images["image-4"].startswith("it is truncated or corrupt")
+    assert loader.bad_images["image-9"] == "it cannot be read (No such file or directory)"
+
+
+def test_only_images_of_batches_already_given_are_named(damaged):
+    """Not what a thread has met ahead: the list is the same for any prefetch."""
+    loader = train_loader(damaged, prefetch=4)
+    with_bad = [set(batch.samples.tolist()) & {4, 9} for batch in train_loader(MemoryDataset(30))]
+    seen = set()
+    for batch, bad in zip(loader, with_bad, strict=True):
+        seen |= bad
+        assert set(loader.bad_images) == {f"image-{index}" for index in seen}, batch.step
+
+
+def test_failing_names_the_file_and_the_way_out(damaged):
+    with pytest.raises(BadImage, match=r"image-(4|9): it .*: repair or remove it, or type --bad-images skip"):
+        list(train_loader(damaged, bad_images="fail"))
+
+
+def test_good_batches_before_a_bad_one_are_given_first(damaged):
+    whole = list(train_loader(MemoryDataset(30)))
+    given = []
+    with pytest.raises(BadImage):
+        for batch in train_loader(damaged, bad_images="fail", prefetch=4):
+            given.append(batch)
+    assert_equal(given, whole[: len(given)])
+    assert {4, 9} & set(whole[len(given)].samples.tolist())
+
+
+def test_a_step_without_a_readable_image_stops_the_training(dataset):
+    dataset.files = [b""] * 30
+    with pytest.raises(BadImage, match=r"step 0 has no readable image; the first of 12 is image-\d+: the file"):
+        list(train_loader(dataset))
+
+
+def test_a_broken_class_is_left_out_of_the_evaluation_but_not_everything(dataset):
+    dataset.files[:8] = [b""] * 8
+    batches = list(EvalLoader(dataset, EVAL, batch_size=4))
+    assert torch.cat([batch.labels for batch in batches]).tolist()[:9] == [IGNORE] * 8 + [8 % 3]
+    assert not batches[0].images.any()
+    dataset.files = [b""] * 30
+    with pytest.raises(BadImage, match="none of the 30 images is readable; the first is image-0: the file is empty"):
+        list(EvalLoader(dataset, EVAL, batch_size=4))
+
+
+# Threads
+
+
+def test_prefetching_is_bounded_and_goes_on_while_the_consumer_works(dataset):
+    """Two batches ahead of the one that is in use, and no more."""
+    batches = iter(train_loader(dataset, prefetch=2))
+    next(batches)
+    for _ in range(3000):
+        if dataset.reads.sum() == 36:
+            break
+        time.sleep(0.01)
+    time.sleep(0.05)
+    assert dataset.reads.sum() == 36
+    batches.close()
+
+
+def test_the_time_spent_waiting_is_measured(dataset, monkeypatch):
+    """On a clock that goes one second further whenever it is read: at the start and at the end of each wait."""
+    clock = itertools.count()
+    monkeypatch.setattr(loader_module, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    loader = train_loader(dataset)
+    list(loader)
+    assert loader.wait_seconds == 5.0
+
+
+def test_breaking_out_ends_the_threads(dataset):
+    for _ in train_loader(dataset):
+        assert our_threads()
+        break
+    gc.collect()
+    assert our_threads() == []
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError, MemoryError])
+def test_an_exception_in_a_thread_reaches_the_consumer_as_itself(dataset, error):
+    def broken(index):
+        raise error("from a thread")
+
+    dataset.read = broken
+    with pytest.raises(error, match="from a thread"):
+        list(train_loader(dataset))
+    assert our_threads() == []
+
+
+def test_an_exception_of_the_consumer_ends_the_threads(dataset):
+    def consume():
+        for _ in train_loader(dataset):
+            raise RuntimeError("loss is NaN")
+
+    with pytest.raises(RuntimeError, match="loss is NaN"):
+        consume()
+    gc.collect()
+    assert our_threads() == []
+
+
+PROGRAM = """
+import sys, time
+sys.path.insert(0, {folder!r})
+from memory_dataset import MemoryDataset
+from deit_kernels.augment import Policy
+from deit_fast.data import TrainLoader
+
+dataset = MemoryDataset(30)
+loader = TrainLoader(dataset, Policy.deit(16), data_seed=0, batch_size=10, total_steps=10**9)
+batches = iter(loader)
+next(batches)
+{rest}
+"""
+
+
+def run(rest: str) -> subprocess.Popen:
+    program = PROGRAM.format(folder=os.path.dirname(__file__), rest=rest)
+    return subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_program_that_ends_in_the_middle_of_an_iteration_exits():
+    process = run("print('done')")
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout) == (0, "done\n"), stderr
+    assert "Traceback" not in stderr
+
+
+def test_ctrl_c_while_waiting_for_a_batch_ends_the_program():
+    process = run("dataset.read = lambda index: time.sleep(0.3) or b''\nprint('ready', flush=True)\nlist(batches)")
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert stderr.rstrip().endswith("KeyboardInterrupt")
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (dict(batch_size=31), "batch size 31 is larger than the 30 training images: type --batch-size 30 or less"),
+        (dict(world_size=5), "global batch size 12 does not divide among 5 processes: type --batch-size 10 or 15"),
+        (dict(rank=2, world_size=2), "rank 2 is outside 0 … 1"),
+        (dict(repeats=0), "repeats 0 shows no image"),
+        (dict(start_step=6), "start step 6 is outside 0 … 5"),
+        (dict(threads=0), "0 threads decode nothing: give 1 or more"),
+        (dict(prefetch=0), "1 or more, got 0"),
+        (dict(bad_images="ignore"), "bad images 'ignore': type --bad-images skip or --bad-images fail"),
+        (dict(dtype=torch.float64), "dtype is one of"),
+        (dict(layout="patches", patch=5), "patch divides the output's side of 16, got 5"),
+        (dict(data_seed=-1), "seed"),
+    ],
+)
+def test_wrong_settings_are_refused_before_any_file_is_read(dataset, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        train_loader(dataset, **wrong)
+    assert dataset.reads.sum() == 0

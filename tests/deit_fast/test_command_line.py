@@ -1,0 +1,215 @@
+"""What a user can get wrong: each mistake is one sentence that says what to type instead, exit code 2, nothing left behind."""
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from deit_fast.config import Config
+from deit_fast.recipes import RECIPES, recipe
+from deit_fast.train import Diverged, main, parse
+
+from tests.deit_fast.command import command_line
+
+ROOT = Path(__file__).parents[2]
+
+
+def refused(config: Config | list[str], capsys: pytest.CaptureFixture) -> str:
+    """The sentence on standard error of a command that is refused."""
+    arguments = config if isinstance(config, list) else command_line(config)
+    try:
+        code = main(arguments)
+    except SystemExit as exit:  # the parser's own way out
+        code = exit.code
+    captured = capsys.readouterr()
+    assert code == 2, captured
+    assert "Traceback" not in captured.err
+    return captured.err + captured.out
+
+
+def test_the_command_line_spells_every_field(tiny: Config) -> None:
+    assert parse(command_line(tiny)) == tiny
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "demo"),
+        (["--data", "photos"], "demo"),
+        (["--data", "digits"], "digits"),
+        (["--data", "/imagenet"], "deit"),
+        (["--data=/imagenet", "--epochs", "3"], "deit"),
+        (["--recipe", "demo", "--data", "/flowers"], "demo"),
+    ],
+)
+def test_the_recipe_follows_from_the_data(arguments: list[str], expected: str) -> None:
+    config = parse(arguments)
+    assert config.recipe == expected
+    assert config.data == ("photos" if arguments == [] else arguments[-1] if expected == "demo" else config.data)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_consistent(name: str) -> None:
+    dataclasses.replace(recipe(name), data="somewhere").check()
+    assert recipe(name).recipe == name
+    assert "python -m deit_fast.train" in RECIPES[name].__doc__ or name == "demo-teacher"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"data": "/nowhere"}, "is neither a folder nor a built-in set"),
+        ({"data": "photo"}, "did you mean photos?"),
+        ({"model": "deit_tiny_distiled_patch16_224"}, "did you mean deit_tiny_distilled_patch16_224"),
+        ({"teacher": "regnety_16"}, "did you mean"),
+        ({"teacher": ""}, "--distill hard needs a teacher"),
+        ({"distill": "none"}, 'a teacher is given but --distill is none'),
+        ({"distill": "soft"}, "--alpha 0.1 --tau 3 --kl-normalizer batch"),
+        ({"model": "deit_tiny_patch16_224"}, "has no distillation token .* --distill-on class"),
+        ({"distill_on": "class"}, "would never be trained .* --model deit_tiny_patch16_224"),
+        ({"batch_size": 100}, "batch size 100 is larger than the 24 training images: type --batch-size 24 or less"),
+        ({"warmup_epochs": 9.0}, "--warmup-epochs 9 leaves nothing of --epochs 2: try --warmup-epochs 0.2"),
+        ({"image_size": 20}, "image_size 20 is not a multiple of patch_size 8: use 16"),
+        ({"flip": 1.5}, "--flip lies between 0 and 1, got 1.5"),
+        ({"crop_scale": (0.5, 0.2)}, "--crop-scale takes two shares"),
+        ({"weights": "no_file.pth"}, "no weights file at no_file.pth"),
+        ({"gpus": 64}, "--gpus 64"),
+    ],
+)
+def test_a_wrong_flag(tiny: Config, capsys, changes: dict, says: str) -> None:
+    import re
+
+    config = dataclasses.replace(tiny, **changes)
+    assert re.search(says, refused(config, capsys).replace("\n", " "))
+    assert not Path(tiny.out).exists()
+
+
+def test_an_unknown_recipe_or_flag(capsys) -> None:
+    assert "did you mean --recipe demo" in refused(["--recipe", "deom"], capsys)
+    assert "--batch-size" in refused(["--batch-sise", "3"], capsys)
+    assert "recipe teacher needs data" in refused(["--recipe", "teacher"], capsys)
+
+
+def test_other_classes_than_the_teachers(tiny: Config, tmp_path: Path, capsys) -> None:
+    shutil.copytree(tiny.data, tmp_path / "two")
+    for split in ("train", "val"):
+        shutil.rmtree(tmp_path / "two" / split / "class2")
+    error = refused(dataclasses.replace(tiny, data=str(tmp_path / "two")), capsys)
+    assert "knows 3 classes, the data has 2" in error and "--recipe teacher" in error
+
+
+def test_a_class_only_in_val(tiny: Config, tmp_path: Path, capsys) -> None:
+    shutil.copytree(tiny.data, tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / "train" / "class1")
+    assert "class1" in refused(dataclasses.replace(tiny, data=str(tmp_path / "data")), capsys)
+
+
+def test_an_output_folder_that_is_not_ours(tiny: Config, tmp_path: Path, capsys) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "draft.txt").write_text("three years of work")
+    for fresh in (False, True):  # --fresh deletes runs, never anything else
+        config = dataclasses.replace(tiny, out=str(tmp_path / "thesis"), fresh=fresh)
+        assert "is not a run of deit_fast: type another --out" in refused(config, capsys)
+    assert (tmp_path / "thesis" / "draft.txt").read_text() == "three years of work"
+
+
+def test_an_output_folder_that_cannot_be_made(tiny: Config, tmp_path: Path, capsys) -> None:
+    (tmp_path / "file").write_text("")
+    assert "cannot be written to" in refused(dataclasses.replace(tiny, out=str(tmp_path / "file" / "run")), capsys)
+
+
+def test_a_checkpoint_that_is_not_ours(tiny: Config, capsys) -> None:
+    from deit_fast.train import train
+
+    train(tiny)
+    run = Path(tiny.out)
+    (run / "summary.json").unlink()
+    newest = run / "checkpoints" / (run / "checkpoints" / "newest").read_text().strip()
+    (newest / "state.json").write_text('{"epoch": 3}')
+    assert "is not a checkpoint of this version" in refused(tiny, capsys)
+
+
+def spoil(tiny: Config, tmp_path: Path, count: int) -> tuple[Config, list[Path]]:
+    """A copy of the data with unreadable training images."""
+    shutil.copytree(tiny.data, tmp_path / "data")
+    spoiled = sorted((tmp_path / "data" / "train").rglob("*.png"))[:count]
+    for path in spoiled:
+        path.write_bytes(path.read_bytes()[:100])
+    return dataclasses.replace(tiny, data=str(tmp_path / "data")), spoiled
+
+
+def test_bad_images_are_named_and_skipped(tiny: Config, tmp_path: Path, capsys) -> None:
+    config, spoiled = spoil(tiny, tmp_path, 2)
+    (tmp_path / "data" / "val" / "class0" / "0.png").write_bytes(b"no image")
+    assert main(command_line(config)) == 0
+    out = capsys.readouterr().out
+    for path in [*spoiled, tmp_path / "data" / "val" / "class0" / "0.png"]:
+        assert out.count(f"skipped an unreadable image: {path}") == 1
+    assert "top-1 on 14 validation images" in out
+
+
+def test_bad_images_end_the_run_when_asked(tiny: Config, tmp_path: Path, capsys) -> None:
+    config, spoiled = spoil(tiny, tmp_path, 1)
+    assert str(spoiled[0]) in refused(dataclasses.replace(config, bad_images="fail"), capsys)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tiny: Config, capsys, tmp_path: Path) -> None:
+    from deit_fast.train import train
+
+    config = dataclasses.replace(tiny, lr=100.0, batch_size=24, warmup_epochs=0.0, epochs=200, eval_every=200)
+    diverging = dataclasses.replace(config, distill="none", teacher="", model="deit_tiny_patch16_224", weight_decay=99.0)
+    with pytest.raises(Diverged, match=r"try half the learning rate, --lr 50"):
+        train(diverging)
+    assert main(command_line(dataclasses.replace(diverging, out=str(tmp_path / "again")))) == 3
+    assert "error: the loss is" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_says_how_to_go_on(tiny: Config, capsys, monkeypatch) -> None:
+    def interrupt(_config: Config) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("deit_fast.train.train", interrupt)
+    assert main(command_line(tiny)) == 130
+    assert "the same command continues" in capsys.readouterr().err
+
+
+def test_several_gpus_become_several_processes(tiny: Config, monkeypatch) -> None:
+    launched = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr("deit_fast.distributed.launch", lambda *call: launched.append(call) or 0)
+    monkeypatch.delenv("RANK", raising=False)
+    assert main(command_line(tiny)) == main([*command_line(tiny), "--gpus", "4"]) == 0
+    assert [processes for _, processes in launched] == [8, 4]
+
+
+def test_the_launcher_starts_the_processes_and_passes_on_their_exit_code(tiny: Config, teachers: Path, monkeypatch) -> None:
+    from deit_fast.distributed import launch
+
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(teachers), *sys.path]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert launch(command_line(tiny), processes=2) == 0
+    assert (Path(tiny.out) / "summary.json").exists()
+    wrong = command_line(dataclasses.replace(tiny, batch_size=9, out=tiny.out + "2"))
+    assert launch(wrong, processes=2) == 2
+
+
+def test_a_clone_without_an_install_says_what_to_do() -> None:
+    # -S: no site-packages, as on a machine where nothing has been installed.
+    command = [sys.executable, "-S", "-m", "deit_fast.train"]
+    done = subprocess.run(command, cwd=ROOT, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "error: deit_fast is not installed here: run make setup, or pip install -e '.[train]'\n"
+
+
+def test_the_console_script(capsys, monkeypatch, tiny: Config) -> None:
+    from deit_fast.__main__ import main as script
+
+    monkeypatch.setattr(sys, "argv", ["deit-fast", "trian"])
+    assert script() == 2
+    assert "train" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["deit-fast", "train", *command_line(tiny)])
+    assert script() == 0

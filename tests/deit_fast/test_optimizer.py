@@ -1,0 +1,68 @@
+"""Groups, schedule and average against the official code's definitions."""
+
+import math
+
+import pytest
+import timm
+import torch
+from deit_fast import create_model
+from deit_fast.optimizer import MovingAverage, learning_rate, parameter_groups
+
+SCHEDULE = {"total": 100, "warmup": 10, "peak": 1e-3, "start": 1e-6, "floor": 1e-5}
+
+
+def test_the_official_parameter_groups() -> None:
+    model = create_model("deit_tiny_distilled_patch16_224")
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    undecayed, decayed = parameter_groups(model, 0.05)
+    assert (undecayed["weight_decay"], decayed["weight_decay"]) == (0.0, 0.05)
+    decayed_names = {names[id(parameter)] for parameter in decayed["params"]}
+    # 48 block matrices, patch embedding, two heads, and dist_token: timm 0.3.2 does not exempt it.
+    assert len(decayed_names) == 52
+    assert {"dist_token", "head.weight", "head_dist.weight", "patch_embed.proj.weight"} <= decayed_names
+    assert {"cls_token", "pos_embed"} <= {names[id(parameter)] for parameter in undecayed["params"]}
+    assert len(undecayed["params"]) + len(decayed["params"]) == len(names)
+
+
+def test_a_foreign_model_without_exemptions_has_groups_too() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    undecayed, decayed = parameter_groups(model, 0.1)
+    assert len(decayed["params"]) == 1 and len(undecayed["params"]) == 3
+
+
+def test_warm_up_is_linear_and_the_cosine_ignores_it() -> None:
+    assert learning_rate(0, **SCHEDULE) == 1e-6
+    assert learning_rate(5, **SCHEDULE) == pytest.approx((1e-6 + 1e-3) / 2)
+    for step in (10, 50, 99):
+        cosine = 1e-5 + (1e-3 - 1e-5) * (1 + math.cos(math.pi * step / 100)) / 2
+        assert learning_rate(step, **SCHEDULE) == pytest.approx(cosine)
+
+
+def test_the_moving_average_follows_parameters_and_batch_norm() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    average = MovingAverage(model, 0.9)
+    expected = {name: value.clone() for name, value in model.state_dict().items()}
+    for _ in range(3):
+        model(torch.randn(8, 3)).square().mean().backward()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.sub_(parameter.grad)
+        average.update()
+        for name, value in model.state_dict().items():
+            mixed = 0.9 * expected[name] + 0.1 * value if value.is_floating_point() else value
+            expected[name] = mixed.clone()
+    torch.testing.assert_close(dict(average.module.state_dict()), expected)
+    assert average.module[1].num_batches_tracked == 3
+    assert not any(parameter.requires_grad for parameter in average.module.parameters())
+
+
+def test_a_decay_of_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="decay is in"):
+        MovingAverage(torch.nn.Linear(1, 1), 1.0)
+
+
+def test_timm_names_the_same_undecayed_tokens_but_for_the_distillation_token() -> None:
+    theirs = timm.create_model("deit_tiny_distilled_patch16_224").no_weight_decay()
+    ours = create_model("deit_tiny_distilled_patch16_224").no_weight_decay()
+    assert theirs - ours == {"dist_token", "reg_token"} and not ours - theirs  # DeiT has no reg_token

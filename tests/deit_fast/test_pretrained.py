@@ -1,0 +1,142 @@
+"""Loading weights from the official code, from timm and from files that are none."""
+
+import argparse
+import pickle
+
+import pytest
+import timm
+import torch
+from deit_fast import create_model, load_pretrained, read_weights, resize_pos_embed
+from safetensors.torch import save_file
+from timm.layers import resample_abs_pos_embed
+
+SMALL = {"image_size": 32, "patch_size": 8, "width": 64, "depth": 2, "heads": 2, "classes": 7}
+NAME = "deit_tiny_distilled_patch16_224"
+
+
+@pytest.fixture
+def source():
+    torch.manual_seed(1)
+    return create_model(NAME, **SMALL)
+
+
+def fresh(**changes):
+    torch.manual_seed(2)
+    return create_model(NAME, **{**SMALL, **changes})
+
+
+def same(model, other) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_an_official_release(source, tmp_path) -> None:
+    torch.save({"model": source.state_dict()}, tmp_path / "official.pth")
+    model = fresh()
+    assert load_pretrained(model, tmp_path / "official.pth") == []
+    assert same(model, source)
+
+
+def test_an_official_training_checkpoint_with_its_namespace(source, tmp_path) -> None:
+    saved = {"model": source.state_dict(), "epoch": 3, "args": argparse.Namespace(lr=5e-4)}
+    torch.save(saved, tmp_path / "checkpoint.pth")
+    model = fresh()
+    load_pretrained(model, tmp_path / "checkpoint.pth")
+    assert same(model, source)
+
+
+def test_a_safetensors_file_and_a_ddp_state_dict(source, tmp_path) -> None:
+    save_file(source.state_dict(), tmp_path / "model.safetensors")
+    for weights in (tmp_path / "model.safetensors", {f"module.{k}": v for k, v in source.state_dict().items()}):
+        model = fresh()
+        load_pretrained(model, weights)
+        assert same(model, source)
+
+
+def test_a_timm_model_of_another_resolution_gives_timms_logits() -> None:
+    torch.manual_seed(0)
+    sizes = {"patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2, "num_classes": 7}
+    theirs = timm.create_model(NAME, img_size=32, **sizes).eval()
+    ours = fresh(image_size=64).eval()
+    notes = load_pretrained(ours, theirs.state_dict(), resize="timm")
+    assert notes == ["position embeddings resized from 18 to 66 tokens (timm)"]
+    theirs.set_input_size(img_size=64)
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(ours(images), theirs(images), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("grid", [7, 24])
+def test_position_embeddings_resize_as_the_official_code_and_as_timm(grid: int) -> None:
+    pos_embed = torch.randn(1, 2 + 14 * 14, 8)
+    official = resize_pos_embed(pos_embed, grid, prefix_tokens=2)
+    # facebookresearch/deit main.py: a plain bicubic interpolation of the patch rows.
+    patches = pos_embed[:, 2:].reshape(1, 14, 14, 8).permute(0, 3, 1, 2)
+    patches = torch.nn.functional.interpolate(patches, (grid, grid), mode="bicubic", align_corners=False)
+    torch.testing.assert_close(official[:, 2:], patches.permute(0, 2, 3, 1).reshape(1, grid * grid, 8))
+    antialiased = resize_pos_embed(pos_embed, grid, prefix_tokens=2, method="timm")
+    torch.testing.assert_close(antialiased, resample_abs_pos_embed(pos_embed, [grid, grid], num_prefix_tokens=2))
+    for resized in (official, antialiased):
+        assert torch.equal(resized[:, :2], pos_embed[:, :2])
+    assert (official - antialiased).abs().max() > 0.01  # why the method is a choice
+
+
+def test_other_classes_start_the_heads_anew_and_say_so(source, caplog) -> None:
+    model = fresh(classes=3)
+    before = model.head.weight.clone()
+    notes = load_pretrained(model, source.state_dict())
+    assert notes == [f"{head} starts anew: the file has 7 classes, the model 3" for head in ("head", "head_dist")]
+    assert [record.message for record in caplog.records] == notes
+    assert torch.equal(model.head.weight, before)
+    assert torch.equal(model.blocks[1].mlp.fc2.weight, source.blocks[1].mlp.fc2.weight)
+
+
+def test_missing_and_unexpected_keys_are_listed_and_nothing_is_loaded(source) -> None:
+    model = fresh()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    weights = source.state_dict()
+    weights["extra.weight"] = weights.pop("norm.weight")
+    with pytest.raises(ValueError, match=r"missing: norm\.weight; unexpected: extra\.weight"):
+        load_pretrained(model, weights)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_another_width_lists_the_shapes(source) -> None:
+    with pytest.raises(ValueError, match=r"norm\.weight \(64,\) instead of \(32,\)"):
+        load_pretrained(fresh(width=32), source.state_dict())
+
+
+def test_a_plain_checkpoint_does_not_silently_fill_a_distilled_model() -> None:
+    plain = create_model("deit_tiny_patch16_224", **SMALL)
+    with pytest.raises(ValueError, match=r"missing: dist_token, head_dist\.bias, head_dist\.weight"):
+        load_pretrained(fresh(), plain.state_dict())
+
+
+class Bomb:
+    def __reduce__(self):
+        return (open, ("exploded", "w"))
+
+
+def test_a_pickle_with_code_is_refused_and_never_run(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": Bomb()}, "bomb.pth")
+    (tmp_path / "bare.pth").write_bytes(pickle.dumps(Bomb()))
+    for name in ("bomb.pth", "bare.pth"):
+        with pytest.raises(ValueError, match="not loaded: save the tensors alone"):
+            read_weights(name)
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("name", ["cut.safetensors", "cut.pth"])
+def test_a_truncated_file_says_so(source, tmp_path, name: str) -> None:
+    whole = tmp_path / f"whole{name[3:]}"
+    save_file(source.state_dict(), whole) if name.endswith("safetensors") else torch.save(source.state_dict(), whole)
+    (tmp_path / name).write_bytes(whole.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match="is not a whole"):
+        read_weights(tmp_path / name)
+
+
+def test_no_file_and_no_weights(tmp_path) -> None:
+    with pytest.raises(ValueError, match="no weights file at"):
+        read_weights(tmp_path / "none.pth")
+    torch.save({"epoch": 3}, tmp_path / "empty.pth")
+    with pytest.raises(ValueError, match="holds no weights"):
+        read_weights(tmp_path / "empty.pth")

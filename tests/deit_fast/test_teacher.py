@@ -1,0 +1,170 @@
+"""Every way to name a teacher, and every way to name a wrong one."""
+
+import dataclasses
+import json
+
+import pytest
+import timm
+import torch
+from deit_fast import checkpoint
+from deit_fast.classifiers import IMAGENET_NORMALISATION, classifier, normalisation, timm_model
+from deit_fast.config import Config
+from deit_fast.teacher import Teacher, efficientnet_lite0_weights, load_teacher, recipe_config
+from safetensors.torch import save_file
+
+HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+CONFIG = Config(data="photos", image_size=32, distill="hard", teacher="x")
+
+
+@pytest.fixture(scope="module")
+def lite0_weights():
+    return efficientnet_lite0_weights()
+
+
+def write_run(folder, *, average_is_better: bool | None) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """A finished run with two different models as last weights and as average; None: without an average."""
+    config = dataclasses.replace(CONFIG, model="test_vit", distill="none", teacher="", weights="timm", out=str(folder))
+    torch.manual_seed(0)
+    model, average = (timm.create_model("test_vit", num_classes=4) for _ in range(2))
+    folder.mkdir()
+    checkpoint.write_json(folder / "config.json", dataclasses.asdict(config))
+    checkpoint.write_json(folder / "classes.json", list("abcd"))
+    ema = None if average_is_better is None else {"cls": {"top1": 60.0 if average_is_better else 40.0}}
+    scores = {"student": {"cls": {"top1": 50.0}}, "ema": ema}
+    checkpoint.write_json(folder / "summary.json", {"teacher": None, **scores})
+    checkpoint.save(folder, 1, model, average, torch.optim.AdamW(model.parameters()), {"seconds": 0}, keep=1)
+    return model, average
+
+
+def test_the_packaged_imagenet_weights_fit_timms_model_and_recognise_a_photograph(lite0_weights) -> None:
+    skimage_data = pytest.importorskip("skimage.data")
+    model = timm.create_model("tf_efficientnet_lite0").eval()
+    model.load_state_dict(lite0_weights, strict=True)
+    assert len(lite0_weights) == 296
+    image = torch.from_numpy(skimage_data.coffee()[:, 100:500]).permute(2, 0, 1)[None] / 255
+    image = torch.nn.functional.interpolate(image, (224, 224), mode="bilinear", antialias=True)
+    assert model(image * 2 - 1).argmax().item() == 967  # espresso
+
+
+def test_a_teacher_sees_its_own_normalisation_and_stays_frozen() -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("test_efficientnet", num_classes=4)
+    model.pretrained_cfg = {"mean": HALF[0], "std": HALF[1]}
+    teacher = Teacher(model, IMAGENET_NORMALISATION).train()
+    pixels = torch.rand(2, 3, 32, 32)
+    mean, std = (torch.tensor(part).view(3, 1, 1) for part in IMAGENET_NORMALISATION)
+    torch.testing.assert_close(teacher((pixels - mean) / std), model(pixels * 2 - 1), rtol=1e-4, atol=1e-5)
+    assert not teacher.training and not model.training
+    assert not teacher(pixels).requires_grad and not any(p.requires_grad for p in teacher.parameters())
+
+
+def test_normalisation_comes_from_the_model() -> None:
+    assert normalisation(timm.create_model("tf_efficientnet_lite0")) == HALF
+    assert normalisation(torch.nn.Linear(1, 1)) == IMAGENET_NORMALISATION
+
+
+@pytest.mark.parametrize("average_is_better", [None, False, True])
+def test_a_finished_run(tmp_path, average_is_better: bool | None) -> None:
+    model, average = write_run(tmp_path / "run", average_is_better=average_is_better)
+    teacher = load_teacher(CONFIG, str(tmp_path / "run"), 4, IMAGENET_NORMALISATION)
+    for name, value in (average if average_is_better else model).state_dict().items():
+        assert torch.equal(teacher.model.state_dict()[name], value)
+
+
+def test_a_weights_file_and_its_architecture(tmp_path) -> None:
+    model = timm.create_model("test_resnet", num_classes=4)
+    save_file(model.state_dict(), tmp_path / "teacher.safetensors")
+    config = dataclasses.replace(CONFIG, teacher_model="test_resnet")
+    teacher = load_teacher(config, str(tmp_path / "teacher.safetensors"), 4, IMAGENET_NORMALISATION)
+    assert torch.equal(next(teacher.model.parameters()), next(model.parameters()))
+
+
+def test_a_function_of_the_users(tmp_path, monkeypatch) -> None:
+    (tmp_path / "my_teachers.py").write_text(
+        "from torch import nn\n"
+        "def tiny(): return nn.Sequential(nn.Flatten(), nn.Linear(3072, 4))\n"
+        "def nothing(): return 3\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert load_teacher(CONFIG, "my_teachers:tiny", 4, IMAGENET_NORMALISATION)(torch.zeros(1, 3, 32, 32)).shape == (1, 4)
+    for spec, says in [
+        ("my_teachers:nothing", "returned a int"),
+        ("my_teachers:none", "has no function none"),
+        ("no_such_module:tiny", "cannot be imported"),
+    ]:
+        with pytest.raises(ValueError, match=says):
+            load_teacher(CONFIG, spec, 4, IMAGENET_NORMALISATION)
+
+
+def test_a_recipe_teacher_shares_the_students_data_and_lies_beside_it() -> None:
+    student = dataclasses.replace(CONFIG, data="/flowers", flip=0.0, data_seed=7, teacher="recipe:demo-teacher", out="a/b")
+    config = recipe_config(student)
+    assert (config.data, config.image_size, config.flip, config.data_seed, config.out) == ("/flowers", 32, 0.0, 7, "a/b-teacher")
+    assert recipe_config(CONFIG) is None
+    with pytest.raises(ValueError, match="did you mean --recipe demo-teacher"):
+        recipe_config(dataclasses.replace(student, teacher="recipe:demo-teachr"))
+
+
+def test_other_classes_than_the_data_say_how_to_get_a_teacher(tmp_path) -> None:
+    write_run(tmp_path / "run", average_is_better=False)
+    with pytest.raises(ValueError, match=r"knows 4 classes, the data has 37: fine-tune one .* --recipe teacher"):
+        load_teacher(CONFIG, str(tmp_path / "run"), 37, IMAGENET_NORMALISATION)
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("regnety_16", "neither a path here nor a timm model, did you mean .*regnety_16"),
+        ("runs/nothing.pth", "no weights file at"),
+        ("a/b/c", "neither a path here nor a timm model"),
+    ],
+)
+def test_an_unknown_teacher(spec: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        load_teacher(CONFIG, spec, 4, IMAGENET_NORMALISATION)
+
+
+@pytest.mark.parametrize("missing", ["summary.json", "config.json"])
+def test_an_unfinished_run_is_no_teacher(tmp_path, missing: str) -> None:
+    write_run(tmp_path / "run", average_is_better=False)
+    (tmp_path / "run" / missing).unlink()
+    with pytest.raises(ValueError, match=f"is no finished run \\({missing} is missing\\)"):
+        load_teacher(CONFIG, str(tmp_path / "run"), 4, IMAGENET_NORMALISATION)
+
+
+def test_off_line_the_error_names_the_file_and_where_to_put_it(monkeypatch) -> None:
+    # What huggingface_hub raises without a network, wherever this test runs.
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def no_network(*_args, **_kwargs):
+        raise LocalEntryNotFoundError("cannot reach the hub")
+
+    monkeypatch.setattr("timm.models._builder.load_pretrained", no_network)
+    with pytest.raises(ValueError) as caught:
+        timm_model("regnety_160.deit_in1k", pretrained=True)
+    for part in ("model.safetensors", "timm/regnety_160.deit_in1k", "--teacher PATH", "--teacher-model regnety_160"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"model": "deit_tiny_distiled_patch16_224"}, "did you mean deit_tiny_distilled_patch16_224"),
+        ({"model": "resnet18", "width": 64}, "--width only changes our own models"),
+        ({"model": "resnet18.nothing"}, "timm cannot make resnet18.nothing"),
+        ({"model": "test_vit", "weights": "weights"}, "neither a file nor module:function"),
+    ],
+)
+def test_a_model_that_cannot_be_made(changes: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        classifier(dataclasses.replace(CONFIG, **changes), 4)
+
+
+def test_starting_weights_with_other_classes(lite0_weights) -> None:
+    config = dataclasses.replace(
+        CONFIG, model="tf_efficientnet_lite0", weights="deit_fast.teacher:efficientnet_lite0_weights"
+    )
+    model = classifier(config, 4)
+    assert model.classifier.out_features == 4
+    assert torch.equal(model.conv_stem.weight, lite0_weights["conv_stem.weight"])
+    assert json.dumps(config.identity())  # the configuration with such a spec is JSON

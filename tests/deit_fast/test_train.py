@@ -1,0 +1,185 @@
+"""The trainer: what a run leaves behind, that it is a function of its configuration, and that it can be continued."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from deit_fast import checkpoint
+from deit_fast.config import Config
+from deit_fast.train import main, train
+from safetensors.torch import load_file
+
+from tests.deit_fast.command import command_line
+
+
+def weights(run: str | Path, which: str = "model") -> dict[str, torch.Tensor]:
+    return load_file(checkpoint.newest(Path(run)) / f"{which}.safetensors")
+
+
+def assert_same_weights(run: str | Path, other: str | Path) -> None:
+    for which in ("model", "ema", "optimizer"):
+        mine, theirs = weights(run, which), weights(other, which)
+        assert mine.keys() == theirs.keys()
+        for name, value in mine.items():
+            assert torch.equal(value, theirs[name]), (which, name)
+
+
+def rows(run: str | Path) -> list[dict]:
+    return [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(run: str | Path) -> list[float]:
+    return [row["loss"] for row in rows(run) if "loss" in row]
+
+
+def test_a_run_leaves_its_files_and_a_table(tiny: Config, capsys) -> None:
+    summary = train(tiny)
+    run = Path(tiny.out)
+    assert Config.from_json(run / "config.json") == tiny
+    assert json.loads((run / "classes.json").read_text()) == ["class0", "class1", "class2"]
+    assert [row["step"] for row in rows(run) if "loss" in row] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows(run) if "student" in row] == [3, 6]
+    scores = json.loads((run / "summary.json").read_text())
+    assert scores == summary.scores
+    assert scores["student"].keys() == scores["ema"].keys() == {"cls", "dist", "fused", "softmax"}
+    for head in (scores["teacher"], *scores["student"].values(), *scores["ema"].values()):
+        assert head.keys() == {"top1", "top5", "loss", "n"} and head["n"] == 15 and head["top5"] == 100
+    assert (run / "report.png").read_bytes().startswith(b"\x89PNG")
+    out = capsys.readouterr().out
+    for line in ("teacher", "student, class token", "student, distillation token", "student, fused, mean logits"):
+        assert line in out
+    assert not list(run.rglob("*.part*"))
+
+
+def test_equal_seeds_give_equal_weights_and_others_do_not(tiny: Config, tmp_path: Path) -> None:
+    again, seed, data_seed = (
+        dataclasses.replace(tiny, out=str(tmp_path / name), **change)
+        for name, change in [("again", {}), ("seed", {"seed": 1}), ("data_seed", {"data_seed": 1})]
+    )
+    for config in (tiny, again, seed, data_seed):
+        train(config)
+    assert_same_weights(tiny.out, again.out)
+    for other in (seed, data_seed):
+        assert not torch.equal(weights(tiny.out)["head.weight"], weights(other.out)["head.weight"])
+
+
+def start(config: Config, teachers: Path, *command: str) -> subprocess.Popen:
+    paths = os.pathsep.join([str(teachers), *sys.path])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    command = command or (sys.executable, "-m", "deit_fast.train")
+    return subprocess.Popen(
+        [*command, *command_line(config)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+@pytest.mark.parametrize("save_every", [2, 3])
+def test_a_killed_run_continues_bit_for_bit(tiny: Config, tmp_path: Path, teachers: Path, save_every: int) -> None:
+    whole = dataclasses.replace(tiny, epochs=40, eval_every=40, save_every=save_every, out=str(tmp_path / "whole"))
+    killed = dataclasses.replace(whole, out=str(tmp_path / "killed"))
+    train(whole)
+    process = start(killed, teachers)
+    pointer = Path(killed.out) / "checkpoints" / "newest"
+    deadline = time.monotonic() + 60
+    while not pointer.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert pointer.exists(), process.stdout.read()
+    assert not (Path(killed.out) / "summary.json").exists(), "the run ended before it could be killed"
+    train(killed)
+    assert_same_weights(whole.out, killed.out)
+    assert losses(killed.out) == losses(whole.out)  # and no line twice
+
+
+def test_a_run_killed_before_its_summary_has_one_in_the_end(tiny: Config) -> None:
+    scores = train(tiny).scores
+    (Path(tiny.out) / "summary.json").unlink()
+    assert train(tiny).scores == scores
+
+
+def test_two_ranks_train_as_one(tiny: Config, tmp_path: Path, teachers: Path) -> None:
+    train(tiny)
+    two = dataclasses.replace(tiny, out=str(tmp_path / "two"))
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    process = start(two, teachers, *launcher, "-m", "deit_fast.train")
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, out
+    # Sums in another order: close, not equal. The data, the drop-path masks and the counts are the same.
+    assert losses(two.out) == pytest.approx(losses(tiny.out), rel=1e-4)
+    for which in ("student", "ema"):
+        ours, theirs = (json.loads((Path(run) / "summary.json").read_text())[which] for run in (tiny.out, two.out))
+        for head in ours:
+            assert theirs[head]["n"] == 15
+            assert theirs[head]["loss"] == pytest.approx(ours[head]["loss"], rel=1e-3)
+
+
+def test_a_finished_run_prints_its_table_and_fresh_starts_anew(tiny: Config, capsys) -> None:
+    scores = train(tiny).scores
+    pointer = Path(tiny.out) / "checkpoints" / "newest"
+    written = pointer.stat().st_mtime_ns
+    assert main(command_line(tiny)) == 0
+    assert "is finished" in capsys.readouterr().out
+    assert pointer.stat().st_mtime_ns == written
+    assert train(dataclasses.replace(tiny, fresh=True)).scores == scores
+    assert pointer.stat().st_mtime_ns > written
+
+
+def test_another_configuration_in_the_folder_is_refused(tiny: Config, capsys) -> None:
+    train(tiny)
+    assert main(command_line(dataclasses.replace(tiny, lr=0.5, epochs=3))) == 2
+    error = capsys.readouterr().err
+    assert "--epochs 2 -> 3" in error and "--lr 0.02 -> 0.5" in error and "--fresh" in error
+    assert train(dataclasses.replace(tiny, log_every=2, threads=2)).scores  # neither changes a weight
+
+
+def test_no_distillation_soft_distillation_and_the_class_token(tiny: Config, tmp_path: Path) -> None:
+    plain = {"model": "deit_tiny_patch16_224", "distill_on": "class"}
+    soft = {"distill": "soft", "alpha": 0.1, "tau": 3.0, "kl_normalizer": "batch"}
+    for index, changes in enumerate([{**plain, "distill": "none", "teacher": ""}, plain, soft, {**soft, **plain}]):
+        config = dataclasses.replace(tiny, out=str(tmp_path / str(index)), **changes)
+        scores = train(config).scores
+        assert scores["student"].keys() == ({"cls"} if "model" in changes else {"cls", "dist", "fused", "softmax"})
+        assert (scores["teacher"] is None) == (config.distill == "none")
+
+
+def test_a_timm_classifier_is_trained_and_becomes_a_teacher(tiny: Config, tmp_path: Path) -> None:
+    timm_sizes = {"patch_size": 0, "width": 0, "depth": 0, "heads": 0, "drop_path": 0.0}
+    teacher = dataclasses.replace(
+        tiny, model="test_efficientnet", distill="none", teacher="", out=str(tmp_path / "teacher"), **timm_sizes
+    )
+    top1 = train(teacher).scores["student"]["cls"]["top1"]
+    average = json.loads((tmp_path / "teacher" / "summary.json").read_text())["ema"]["cls"]["top1"]
+    student = dataclasses.replace(tiny, teacher=teacher.out)
+    assert train(student).scores["teacher"]["top1"] == max(top1, average)
+
+
+def test_dropout_in_a_foreign_model_is_a_function_of_the_seed(tiny: Config, tmp_path: Path) -> None:
+    foreign = {"model": "test_vit", "patch_size": 0, "width": 0, "depth": 0, "heads": 0, "image_size": 160}
+    config = dataclasses.replace(
+        tiny, distill="none", teacher="", drop_path=0.5, ema_decay=0.0, save_every=4, **foreign
+    )
+    train(config)
+    other = dataclasses.replace(config, out=str(tmp_path / "other"))
+    torch.rand(3)  # the generator's state must not matter
+    train(other)
+    assert losses(config.out) == losses(other.out)
+
+
+def test_bf16_autocast_on_the_cpu_when_asked(tiny: Config) -> None:
+    train(dataclasses.replace(tiny, precision="bf16"))
+    assert all(value.dtype == torch.float32 for name, value in weights(tiny.out).items())
+
+
+@pytest.mark.slow
+def test_compiled(tiny: Config, tmp_path: Path) -> None:
+    train(tiny)
+    compiled = dataclasses.replace(tiny, compile="on", out=str(tmp_path / "compiled"))
+    train(compiled)
+    assert losses(compiled.out) == pytest.approx(losses(tiny.out), rel=1e-3)
