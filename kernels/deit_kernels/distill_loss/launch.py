@@ -71,8 +71,8 @@ def compile_cases() -> list[CompileCase]:
     sizes += [(form, classes) for form in ("hard mixed", "soft dense") for classes in (4096, 21840, 21841)]
     cases = []
     for form, classes in sizes:
-        call = _example(form, classes, torch.bfloat16, rows=8)
-        for direction, (arguments, options) in _example_arguments(call).items():
+        call = example(form, classes, torch.bfloat16, rows=8)
+        for direction, (arguments, options) in example_arguments(call).items():
             kernel = getattr(kernels, f"{direction}_kernel")
             cases.append(_case(f"loss_{direction} {form} c{classes}", kernel, arguments, options))
     vector = torch.empty(8)
@@ -105,7 +105,7 @@ def _case(name: str, kernel: triton.JITFunction, arguments: tuple, options: dict
 _TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int64: "i64"}
 
 
-def _example(form: str, classes: int, dtype: torch.dtype, rows: int) -> LossCall:
+def example(form: str, classes: int, dtype: torch.dtype, rows: int) -> LossCall:
     """A call of one form, with random contents."""
     target, teacher, heads = _FORMS[form]
     generator = torch.Generator().manual_seed(0)
@@ -129,7 +129,7 @@ def _example(form: str, classes: int, dtype: torch.dtype, rows: int) -> LossCall
     )  # fmt: skip
 
 
-def _example_arguments(call: LossCall) -> dict[str, tuple[tuple, dict[str, object]]]:
+def example_arguments(call: LossCall) -> dict[str, tuple[tuple, dict[str, object]]]:
     rows = torch.empty(call.logits.shape[0])
     statistics, scalar = torch.empty(len(rows), reference.STATISTICS), torch.empty(())
     grad_dist = None if call.dist is None else _empty_like(call.dist)
@@ -153,7 +153,7 @@ def trace_cases() -> list[TraceCase]:
 
 
 def _trace_forward(form: str, classes: int) -> TracedCall:
-    call = _example(form, classes, torch.float16, rows=8)
+    call = example(form, classes, torch.float16, rows=8)
     rows = torch.empty(2, 8)
     statistics = torch.empty(8, reference.STATISTICS)
     arguments, options = forward_arguments(call, None, *rows, statistics)
@@ -162,7 +162,7 @@ def _trace_forward(form: str, classes: int) -> TracedCall:
 
 
 def _trace_backward(form: str, classes: int) -> TracedCall:
-    call = _example(form, classes, torch.float16, rows=8)
+    call = example(form, classes, torch.float16, rows=8)
     *_, statistics, count = reference.forward(call)
     grad = torch.ones(())
     gradients = backward(grad, statistics, count, call, True, call.dist is not None)
