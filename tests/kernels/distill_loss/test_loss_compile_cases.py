@@ -11,7 +11,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
 import torch
-from deit_kernels.distill_loss import kernels, launch
+from deit_kernels.distill_loss import cases, kernels, launch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
@@ -48,8 +48,8 @@ def jit_view(kernel, arguments: tuple, options: dict) -> tuple[dict, frozenset[s
 
 @pytest.mark.parametrize("form, classes", [("hard mixed", 1000), ("topk", 1000), ("soft dense", 21841)])
 def test_the_cases_are_what_the_jit_specialises(form: str, classes: int, no_card: None) -> None:
-    call = launch.example(form, classes, torch.bfloat16, rows=8)
-    for direction, (arguments, options) in launch.example_arguments(call).items():
+    call = cases.example(form, classes, torch.bfloat16)
+    for direction, (arguments, options) in cases.example_arguments(call).items():
         case = CASES[f"loss_{direction} {form} c{classes}"]
         signature, marked = jit_view(getattr(kernels, f"{direction}_kernel"), arguments, options)
         assert signature == case.signature
@@ -57,12 +57,12 @@ def test_the_cases_are_what_the_jit_specialises(form: str, classes: int, no_card
 
 
 def test_a_label_view_at_an_odd_address_and_another_batch_size_run_the_same_binary(no_card: None) -> None:
-    call = launch.example("hard mixed", 1000, torch.bfloat16, rows=8)
-    moved = launch.example("hard mixed", 1000, torch.bfloat16, rows=9)
+    call = cases.example("hard mixed", 1000, torch.bfloat16)
+    moved = cases.example("hard mixed", 1000, torch.bfloat16, rows=9)
     odd = [torch.zeros(10, dtype=vector.dtype)[1:].copy_(vector) for vector in (moved.target, moved.partner, moved.lam)]
     assert any(vector.data_ptr() % 16 for vector in odd)
     moved = moved._replace(target=odd[0], partner=odd[1], lam=odd[2], alpha=0.25, ignore_index=-1, tau=1.0)
-    first, second = launch.example_arguments(call), launch.example_arguments(moved)
+    first, second = cases.example_arguments(call), cases.example_arguments(moved)
     for direction, (arguments, options) in first.items():
         kernel = getattr(kernels, f"{direction}_kernel")
         assert jit_view(kernel, *second[direction]) == jit_view(kernel, arguments, options)
