@@ -6,7 +6,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from deit_kernels import MixedTarget, TopK, cross_entropy, distillation_loss, kl_divergence
-from loss_cases import TARGETS, TEACHERS, Case, assert_agree, make_call, plain_loss, product, run, run_plain
+
+from tests.kernels.distill_loss.loss_cases import (
+    TARGETS,
+    TEACHERS,
+    Case,
+    assert_agree,
+    make_call,
+    plain_loss,
+    product,
+    run,
+    run_plain,
+)
 
 ALL = product(target=TARGETS, teacher=TEACHERS, heads=(2, 1), alpha=(0.0, 0.3, 1.0), smoothing=(0.0, 0.1),
               normalizer=("batch", "numel"), reduction=("mean", "none"))  # fmt: skip

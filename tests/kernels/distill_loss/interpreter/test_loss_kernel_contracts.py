@@ -11,7 +11,21 @@ from deit_kernels.distill_loss import kernels, launch, reference
 from deit_kernels.distill_loss.arguments import distillation_call
 from deit_kernels.distill_loss.operands import Tiling, backward_operands, choose_tiling, operands
 from deit_kernels.distill_loss.reference import LossCall
-from loss_cases import TARGETS, TEACHERS, Case, assert_agree, full_options, make_call, product, run, run_plain
+
+from tests.kernels.distill_loss.loss_cases import (
+    TARGETS,
+    TEACHERS,
+    Case,
+    assert_agree,
+    full_options,
+    make_call,
+    product,
+    run,
+    run_plain,
+)
+
+# NumPy computes the lanes that a mask throws away, and warns of them.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 KINDS = product(target=TARGETS, teacher=TEACHERS, heads=(2, 1), smoothing=(0.1,))
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from deit_kernels import MixedTarget, cross_entropy, distillation_loss, kl_divergence
 from deit_kernels.distill_loss import op
-from loss_cases import (
+
+from tests.kernels.distill_loss.loss_cases import (
     TARGETS,
     TEACHERS,
     Case,
@@ -21,6 +22,9 @@ from loss_cases import (
     run,
     run_plain,
 )
+
+# NumPy computes the lanes that a mask throws away, and warns of them.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 CLASSES = (2, 10, 41, 401, 1000, 1271, 21841)
 DTYPES = (torch.float32, torch.float16)
@@ -63,9 +67,8 @@ def test_each_number_of_classes(case: Case, classes: int, dtype: torch.dtype) ->
 
 
 @pytest.mark.parametrize("rows", [1, 257])
-@pytest.mark.parametrize("case", [MAIN[0], Case("labels", "soft topk", 1)], ids=str)
-def test_each_number_of_rows(case: Case, rows: int) -> None:
-    check(case, rows, classes=10, dtype=torch.float32)
+def test_each_number_of_rows(rows: int) -> None:
+    check(MAIN[0], rows, classes=10, dtype=torch.float32)
 
 
 @pytest.mark.slow
