@@ -18,6 +18,7 @@ from tests.kernels.distill_loss.loss_cases import (
     Case,
     assert_agree,
     full_options,
+    in_float64,
     make_call,
     product,
     run,
@@ -287,3 +288,18 @@ def test_the_widest_loads_that_the_strides_allow_are_chosen(classes: int, step: 
     tiling = choose_tiling(call, operands(call), gradients=False)
     assert (tiling.step, tiling.edge) == (step, edge)
     assert choose_tiling(call, backward_operands(call, True, True), gradients=True) == tiling
+
+
+@pytest.mark.parametrize("case", KINDS[::5], ids=str)
+def test_a_second_derivative_comes_from_the_differentiable_reference(case: Case) -> None:
+    call = make_call(case, rows=3, classes=10)
+    exact = in_float64(call)
+    seconds = []
+    for one in (call, exact):
+        heads = [one[name] for name in ("cls_logits", "dist_logits") if one[name] is not None]
+        gradients = torch.autograd.grad(distillation_loss(**one), heads, create_graph=True)
+        penalty = sum(gradient.square().sum() for gradient in gradients)
+        seconds.append(torch.autograd.grad(penalty, heads))
+    for got, expected in zip(*seconds, strict=True):
+        assert expected.any()
+        torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-7)

@@ -60,7 +60,7 @@ def test_weights_of_zero_and_one(teacher: str, alpha: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("classes", CLASSES)
+@pytest.mark.parametrize("classes", [*CLASSES, 50_000])
 @pytest.mark.parametrize("case", MAIN, ids=str)
 def test_each_number_of_classes(case: Case, classes: int, dtype: torch.dtype) -> None:
     check(case, rows=3, classes=classes, dtype=dtype)
