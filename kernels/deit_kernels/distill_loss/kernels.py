@@ -35,15 +35,60 @@ STATISTICS = tl.constexpr(reference.STATISTICS)
 # Nothing is specialised on the value of a number, nor on the address of what is read one scalar at a time: a label view
 # at an odd offset runs the code of any other, and a new batch size or temperature compiles nothing.
 UNSPECIALISED = [
-    "labels_ptr", "partner_ptr", "lam_ptr", "topk_ptr", "topk_probs_ptr", "grad_ptr",
+    "labels_ptr", "partner_ptr", "lam_ptr", "teacher_labels_ptr", "teacher_probs_ptr", "grad_ptr",
     "cls_stride", "student_stride", "teacher_stride", "dense_stride", "grad_stride", "class_units", "listed", "rows",
     "alpha", "inverse_tau", "kl_scale", "label_smoothing", "teacher_smoothing", "ignore_index",
 ]  # fmt: skip
 
 
+@triton.jit
+def _base_term(cls_row, before, labels, label_smoothing, state, BASE: tl.constexpr, TARGET: tl.constexpr):
+    """(base term, maximum, log-sum, sum of the target) of a row whose tiles have been read."""
+    maximum, total, dot, mass = state
+    if not BASE:
+        return mass, maximum, mass, mass  # zeros, but for the maximum
+    else:
+        log_sum = tl.log(total)
+        base = mass * log_sum - dot
+        if TARGET != "dense":
+            label, exists, partner, partner_exists, lam = labels
+            from_labels = label_loss(cls_row - before, label, exists, state)
+            if TARGET == "mixed":  # a weight of 0 takes nothing from a logit of −inf
+                from_partner = label_loss(cls_row - before, partner, partner_exists, state)
+                from_labels = tl.where(lam == 0, 0.0, lam * from_labels)
+                from_labels += tl.where(lam == 1, 0.0, (1 - lam) * from_partner)
+            base += (1 - label_smoothing) * from_labels
+            mass += 1 - label_smoothing
+        return base, maximum, log_sum, mass
+
+
+@triton.jit
+def _distill_term(
+    student_row, before, teacher_label, known, kl_scale, teacher_smoothing, student_state, teacher_state,
+    DISTILL: tl.constexpr,
+):  # fmt: skip
+    """(distillation term, maximum and log-sum of the student, of the teacher: hard, its label and 0)."""
+    student_max, student_total, dot, mass = student_state
+    teacher_max, teacher_total, arg_max, _ = teacher_state
+    if DISTILL == "none":
+        return mass, student_max, mass, teacher_max, mass  # zeros, but for the maxima
+    elif DISTILL == "soft" or DISTILL == "topk":
+        student_log_sum, teacher_log_sum = tl.log(student_total), tl.log(teacher_total)
+        divergence = dot / teacher_total - teacher_log_sum + student_log_sum
+        return divergence * kl_scale, student_max, student_log_sum, teacher_max, teacher_log_sum
+    else:
+        student_log_sum = tl.log(student_total)
+        if DISTILL == "logits":
+            teacher_label, known = arg_max, arg_max >= 0
+        from_label = label_loss(student_row - before, teacher_label, known, student_state)
+        distill = mass * student_log_sum - dot + (1 - teacher_smoothing) * from_label
+        return distill, student_max, student_log_sum, teacher_label.to(tl.float32), teacher_total
+
+
 @triton.jit(do_not_specialize=UNSPECIALISED)
 def forward_kernel(
-    cls_ptr, student_ptr, teacher_ptr, dense_ptr, labels_ptr, partner_ptr, lam_ptr, topk_ptr, topk_probs_ptr,
+    cls_ptr, student_ptr, teacher_ptr, dense_ptr, labels_ptr, partner_ptr, lam_ptr,
+    teacher_labels_ptr, teacher_probs_ptr,
     loss_ptr, base_ptr, distill_ptr, statistics_ptr,
     cls_stride, student_stride, teacher_stride, dense_stride, class_units, listed,
     alpha, inverse_tau, kl_scale, label_smoothing, teacher_smoothing, ignore_index,
@@ -53,7 +98,7 @@ def forward_kernel(
 ):  # fmt: skip
     """Both terms and the statistics of one row, and its loss unless loss_ptr is None.
 
-    topk_ptr holds a TopK's classes, or, for DISTILL "labels", the teacher's labels.
+    teacher_labels_ptr holds one label a row, or the K classes of a TopK.
     """
     row = tl.program_id(0)
     classes = class_units * STEP
@@ -65,15 +110,18 @@ def forward_kernel(
     rows = (cls_row, student_row, teacher_row, dense_row)
 
     ignored, bad, rest = row < 0, row < 0, 0.0
-    topk = (topk_ptr, topk_probs_ptr, row, listed)
+    labels, teacher_label, known = (0, True, 0, True, 1.0), 0, True
+    topk = (teacher_labels_ptr, teacher_probs_ptr, row, listed)
     if TARGET == "labels" or TARGET == "mixed":
         label, exists, ignored, bad = read_label(labels_ptr, row, classes, ignore_index, ignored, bad)
+        labels = (label, exists, label, exists, 1.0)
     if TARGET == "mixed":
         partner, partner_exists, ignored, bad = read_label(partner_ptr, row, classes, ignore_index, ignored, bad)
         lam = tl.load(lam_ptr + row).to(tl.float32)
         bad |= ~((lam >= 0) & (lam <= 1))
+        labels = (label, exists, partner, partner_exists, lam)
     if DISTILL == "labels":
-        teacher_label, known, ignored, bad = read_label(topk_ptr, row, classes, ignore_index, ignored, bad)
+        teacher_label, known, ignored, bad = read_label(teacher_labels_ptr, row, classes, ignore_index, ignored, bad)
     if DISTILL == "topk":
         rest, outside = topk_rest(topk, classes, TOPK_BLOCK)
         bad |= outside
@@ -97,35 +145,12 @@ def forward_kernel(
             BASE, TARGET, DISTILL, ONE_HEAD, SMOOTH_TARGET, SMOOTH_TEACHER,
         )  # fmt: skip
 
-    cls_max, cls_total, dot, mass = cls_state
-    cls_log_sum, base = zero, zero
-    if BASE:
-        cls_log_sum = tl.log(cls_total)
-        base = mass * cls_log_sum - dot
-        if TARGET != "dense":
-            from_labels = label_loss(cls_row - before, label, exists, cls_state)
-            if TARGET == "mixed":  # a weight of 0 takes nothing from a logit of −inf
-                partner_loss = label_loss(cls_row - before, partner, partner_exists, cls_state)
-                from_labels = tl.where(lam == 0, 0.0, lam * from_labels)
-                from_labels += tl.where(lam == 1, 0.0, (1 - lam) * partner_loss)
-            base += (1 - label_smoothing) * from_labels
-            mass += 1 - label_smoothing
-
-    student_max, student_total, dot, teacher_mass = student_state
-    teacher_max, teacher_total, arg_max, has_nan = teacher_state
-    student_log_sum, teacher_log_sum, distill = zero, zero, zero
-    if DISTILL != "none":
-        student_log_sum = tl.log(student_total)
-        if DISTILL == "soft" or DISTILL == "topk":
-            teacher_log_sum = tl.log(teacher_total)
-            distill = (dot / teacher_total - teacher_log_sum + student_log_sum) * kl_scale
-        else:
-            if DISTILL == "logits":
-                teacher_label, known = arg_max, arg_max < classes
-                bad |= has_nan != 0
-            from_labels = label_loss(student_row - before, teacher_label, known, student_state)
-            distill = teacher_mass * student_log_sum - dot + (1 - teacher_smoothing) * from_labels
-            teacher_max = teacher_label.to(tl.float32)
+    base, cls_max, cls_log_sum, mass = _base_term(cls_row, before, labels, label_smoothing, cls_state, BASE, TARGET)
+    distill, student_max, student_log_sum, teacher_max, teacher_log_sum = _distill_term(
+        student_row, before, teacher_label, known, kl_scale, teacher_smoothing, student_state, teacher_state, DISTILL
+    )
+    if DISTILL == "logits":
+        bad |= teacher_state[3] != 0
 
     weight = tl.where(ignored, 0.0, tl.where(bad, float("nan"), 1.0))
     base, distill = tl.where(ignored, 0.0, base * weight), tl.where(ignored, 0.0, distill * weight)
@@ -171,7 +196,8 @@ def mean_kernel(
 @triton.jit(do_not_specialize=UNSPECIALISED)
 def backward_kernel(
     grad_ptr, count_ptr, statistics_ptr,
-    cls_ptr, student_ptr, teacher_ptr, dense_ptr, labels_ptr, partner_ptr, lam_ptr, topk_ptr, topk_probs_ptr,
+    cls_ptr, student_ptr, teacher_ptr, dense_ptr, labels_ptr, partner_ptr, lam_ptr,
+    teacher_labels_ptr, teacher_probs_ptr,
     cls_gradient_ptr, student_gradient_ptr,
     grad_stride, cls_stride, student_stride, teacher_stride, dense_stride, class_units, listed,
     alpha, inverse_tau, kl_scale, label_smoothing, teacher_smoothing,
@@ -220,7 +246,7 @@ def backward_kernel(
     if TARGET == "mixed":
         partner = tl.load(partner_ptr + row).to(tl.int32)
         lam = tl.load(lam_ptr + row).to(tl.float32)
-    topk = (topk_ptr, topk_probs_ptr, row, listed)
+    topk = (teacher_labels_ptr, teacher_probs_ptr, row, listed)
     if DISTILL == "topk":
         rest, _ = topk_rest(topk, classes, TOPK_BLOCK)
 

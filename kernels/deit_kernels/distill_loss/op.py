@@ -224,9 +224,8 @@ class _DistillLoss(torch.autograd.Function):
         call = LossCall(*tensors, *ctx.options)
         need_cls = ctx.needs_input_grad[0] and (call.alpha < 1 or call.dist is None)
         need_dist = ctx.needs_input_grad[1] and call.alpha > 0
-        if (
-            torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        ):  # create_graph=True: someone differentiates again
+        # create_graph=True: someone differentiates again.
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return *_differentiable_gradients(grad, call, need_cls, need_dist), *no_gradient
         grad_cls, grad_dist = torch.ops.deit_kernels._distill_loss_bwd(
             grad, statistics, count, *call, need_cls, need_dist

@@ -39,8 +39,8 @@ class Operands:
     labels: Tensor | None
     partner: Tensor | None
     lam: Tensor | None
-    topk: Tensor | None
-    topk_probs: Tensor | None
+    teacher_labels: Tensor | None
+    teacher_probs: Tensor | None
     target: str
     distill: str
 
@@ -52,13 +52,15 @@ class Operands:
     @property
     def pointers(self) -> tuple[Tensor | None, ...]:
         """In the order of the kernels' arguments."""
-        return (self.cls, self.student, self.teacher, self.dense, self.labels, self.partner, self.lam, self.topk,
-                self.topk_probs)  # fmt: skip
+        return (
+            self.cls, self.student, self.teacher, self.dense, self.labels, self.partner, self.lam,
+            self.teacher_labels, self.teacher_probs,
+        )  # fmt: skip
 
     @property
     def constexprs(self) -> dict[str, object]:
         """The kernels' form."""
-        listed = self.topk.shape[1] if self.distill == "topk" else 1
+        listed = self.teacher_labels.shape[1] if self.distill == "topk" else 1
         return {
             "BASE": self.cls is not None,
             "TARGET": self.target,
@@ -84,8 +86,8 @@ def operands(call: LossCall) -> Operands:
         labels=None if dense else _packed(call.target),
         partner=_packed(call.partner),
         lam=_packed(call.lam),
-        topk=_packed(call.teacher) if labelled else None,
-        topk_probs=_packed(call.teacher_probs),
+        teacher_labels=_packed(call.teacher) if labelled else None,
+        teacher_probs=_packed(call.teacher_probs),
         target=target,
         distill="none" if call.teacher is None else soft if call.soft else hard,
     )
@@ -97,9 +99,9 @@ def backward_operands(call: LossCall, base: bool, distill: bool) -> Operands:
     if not base:
         given = replace(given, cls=None, dense=None, labels=None, partner=None, lam=None, target="none")
     if not distill:
-        given = replace(given, student=None, teacher=None, topk=None, topk_probs=None, distill="none")
+        given = replace(given, student=None, teacher=None, teacher_labels=None, teacher_probs=None, distill="none")
     elif not call.soft:
-        given = replace(given, teacher=None, topk=None, distill="labels")
+        given = replace(given, teacher=None, teacher_labels=None, distill="labels")
     return given
 
 
@@ -149,7 +151,7 @@ def _shape(call: LossCall, given: Operands, tiling: Tiling) -> tuple[int, ...]:
     given_strides = [_stride(matrix, classes) for matrix in (given.cls, given.student, given.teacher, given.dense)]
     some = next(stride for stride in given_strides if stride is not None)
     strides = (some if stride is None else stride for stride in given_strides)
-    listed = given.topk.shape[1] if given.distill == "topk" else 0
+    listed = given.teacher_labels.shape[1] if given.distill == "topk" else 0
     return *(stride // tiling.step for stride in strides), classes // tiling.step, listed
 
 

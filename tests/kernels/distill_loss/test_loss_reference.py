@@ -182,6 +182,11 @@ def test_classes_of_logit_minus_infinity_are_as_if_they_were_not_there(case: Cas
     assert not got["grad of cls"][:, 6:].any() and not got["grad of dist"][:, 6:].any()
 
 
+def test_a_row_of_minus_infinity_alone_is_nan_as_in_torch() -> None:
+    logits, label = torch.full((1, 4), -torch.inf), torch.tensor([2])
+    assert cross_entropy(logits, label).isnan() and F.cross_entropy(logits, label).isnan()
+
+
 def test_a_label_of_logit_minus_infinity_costs_infinity_and_keeps_a_finite_gradient() -> None:
     logits = torch.zeros(1, 4).index_fill_(1, torch.tensor([2]), -torch.inf).requires_grad_()
     loss = cross_entropy(logits, torch.tensor([2]))

@@ -120,9 +120,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(
-    "names", [("cls_logits", "dist_logits", "teacher", "target"), ("dist_logits",), ("teacher",)], ids=str
-)
+@pytest.mark.parametrize("names", [("cls_logits", "dist_logits", "teacher", "target"), ("teacher",)], ids=str)
 @pytest.mark.parametrize("classes", [41, 1000])
 def test_rows_may_have_any_stride(layout: str, names: tuple[str, ...], classes: int) -> None:
     call = make_call(Case("dense", "soft logits"), rows=3, classes=classes)
