@@ -161,7 +161,9 @@ def assert_agree(got: dict, expected: dict, dtype: torch.dtype, relative: float 
         stored = dtype if name.startswith("grad") else torch.float32
         rounding = {torch.float16: 1e-3, torch.bfloat16: 1.6e-2}.get(stored, relative)
         scale = float(value.detach().abs().nan_to_num(0.0, 0.0, 0.0).max()) if value.numel() else 0.0
-        tolerance = {"rtol": rounding, "atol": max(absolute * scale, 1e-7 if stored == torch.float16 else 1e-9)}
+        # A sum of exponentials beside 1, and p − 1, are known to 6e-8; gradients here come in at up to 2.5 times that.
+        known = 3e-7 / len(value) if name.startswith("grad") else 1e-7
+        tolerance = {"rtol": rounding, "atol": max(absolute * scale, known, 1e-7 * (stored == torch.float16))}
         torch.testing.assert_close(
             got[name].double(), value.double(), **tolerance, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}"
         )
