@@ -202,8 +202,10 @@ def _divergence_tile(b_s, b_t, inverse_tau, teacher_inverse_tau, student_state, 
     b_weight = tl.exp(b_t)  # [BLOCK]
     b_term = tl.where(b_weight == 0, 0.0, b_weight * (b_t - b_s))  # [BLOCK]
     dot += tl.where(t_total == 0, 0.0, t_total * (t_shift - s_shift))
-    dot = dot * tl.exp(t_shift) + tl.sum(b_term, 0)
-    t_total = t_total * tl.exp(t_shift) + tl.sum(b_weight, 0)
+    # Classes whose weight has underflowed are gone, even those where the student's −inf made the dot product infinite.
+    kept = tl.exp(t_shift)
+    dot = tl.where(kept == 0, 0.0, dot * kept) + tl.sum(b_term, 0)
+    t_total = t_total * kept + tl.sum(b_weight, 0)
     s_total = s_total * tl.exp(s_shift) + tl.sum(tl.exp(b_s), 0)
     return (s_max, s_total, dot, mass), (t_max, t_total, arg_max, has_nan)
 
