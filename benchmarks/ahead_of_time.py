@@ -24,6 +24,7 @@ _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _WARP = 32
 _REGISTERS = 65536  # a multiprocessor's, every target here
 _RESERVED_SHARED = 1024  # bytes the driver takes of each block's shared memory, since sm_80
+_TENSOR_COLUMNS = 512  # a multiprocessor's tensor memory, sm_100
 # Per capability: shared memory of a multiprocessor in bytes, resident threads, resident blocks (CUDA C++ Programming
 # Guide, "Compute Capabilities").
 _LIMITS = {
@@ -46,7 +47,8 @@ class Resources:
         stack_bytes: of each thread; above 0 means spilled registers or local arrays.
         spills: LDL and STL instructions.
         shared_bytes: of each block, Triton's static and dynamic together.
-        warps: resident on a multiprocessor at once, by registers, shared memory, threads and blocks.
+        tensor_columns: of each block's tensor memory; 0 but on sm_100.
+        warps: resident on a multiprocessor at once, by all of these; 0 means that it cannot be launched.
         matrix: matrix instructions by mnemonic.
         loads_128, loads_narrow: global loads (LDG, LDGSTS) of 16 bytes, and of fewer.
         stores_128, stores_narrow: global stores of 16 bytes, and of fewer.
@@ -57,6 +59,7 @@ class Resources:
     stack_bytes: int
     spills: int
     shared_bytes: int
+    tensor_columns: int
     warps: int
     matrix: dict[str, int]
     loads_128: int
@@ -82,7 +85,7 @@ def compile_resources(case: CompileCase, capability: int) -> Resources:
         usage = _run_tool("cuobjdump", "-res-usage", cubin.name)
         opcodes = _opcodes(_run_tool("nvdisasm", "-c", cubin.name))
     registers, stack = (int(re.search(rf"{name}:(\d+)", usage).group(1)) for name in ("REG", "STACK"))
-    shared = compiled.metadata.shared
+    shared, columns = compiled.metadata.shared, getattr(compiled.metadata, "tmem_size", None) or 0
     loads = _widths(opcodes, ("LDG", "LDGSTS"))
     stores = _widths(opcodes, ("STG",))
     return Resources(
@@ -90,7 +93,8 @@ def compile_resources(case: CompileCase, capability: int) -> Resources:
         stack_bytes=stack,
         spills=sum(count for opcode, count in opcodes.items() if opcode.split(".")[0] in ("LDL", "STL")),
         shared_bytes=shared,
-        warps=resident_warps(capability, registers, shared, compiled.metadata.num_warps),
+        tensor_columns=columns,
+        warps=resident_warps(capability, registers, shared, columns, compiled.metadata.num_warps),
         matrix=dict(sum((Counter({m.group(1): n}) for o, n in opcodes.items() if (m := _MATRIX.match(o))), Counter())),
         loads_128=loads[0],
         loads_narrow=loads[1],
@@ -118,12 +122,13 @@ def compile_case(case: CompileCase, capability: int):
     return triton.compile(source, target=GPUTarget("cuda", capability, _WARP), options=options)
 
 
-def resident_warps(capability: int, registers: int, shared_bytes: int, num_warps: int) -> int:
+def resident_warps(capability: int, registers: int, shared_bytes: int, tensor_columns: int, num_warps: int) -> int:
     """Warps of this kernel that fit on one multiprocessor at once."""
     shared, threads, blocks = _LIMITS[capability]
     allocated = -(-registers // 8) * 8 * _WARP * num_warps  # registers are handed out in units of 8 a thread
     by_shared = shared // (shared_bytes + _RESERVED_SHARED)
-    return min(_REGISTERS // allocated, by_shared, threads // (_WARP * num_warps), blocks) * num_warps
+    by_columns = _TENSOR_COLUMNS // tensor_columns if tensor_columns else blocks
+    return min(_REGISTERS // allocated, by_shared, by_columns, threads // (_WARP * num_warps), blocks) * num_warps
 
 
 def _run_tool(tool: str, *arguments: str) -> str:

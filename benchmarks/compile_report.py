@@ -5,9 +5,10 @@
     python -m benchmarks.compile_report --check             # exit 1 when a kernel leaves the committed budget
     python -m benchmarks.compile_report --update            # write the numbers of this Triton as the budget
 
-Columns: registers a thread, bytes of stack and spill instructions, shared memory a block, warps resident on a
-multiprocessor, matrix instructions, 16-byte global loads / smaller ones, the same for stores. Then, from a trace of the
-interpreter's loads and stores: bytes moved over the minimum and the four counts that must be 0 (access_trace.py).
+Columns: registers a thread, bytes of stack and spill instructions, shared memory and columns of tensor memory a block,
+warps resident on a multiprocessor, matrix instructions, 16-byte global loads / smaller ones, the same for stores. Then,
+from a trace of the interpreter's loads and stores: bytes moved over the minimum, and the four counts that must be 0
+(access_trace.py).
 
 The budget (compile_budget.json) gates the Triton it was written with, on sm_80, sm_89 and sm_90; sm_100, sm_120 and
 every other Triton are reported. A number here is a property of a binary, not a time.
@@ -66,8 +67,8 @@ def row(name: str, target: int, numbers: dict) -> str:
     matrix = " ".join(f"{count} {kind}" for kind, count in numbers["matrix"].items()) or "-"
     return (
         f"{name:<44} sm_{target:<4}{numbers['registers']:>4} reg {numbers['stack_bytes']:>4} B"
-        f" {numbers['spills']:>4} spill {numbers['shared_bytes'] / 1024:>6.1f} KB {numbers['warps']:>3} warps"
-        f"  {matrix:<22} ld {numbers['loads_128']}/{numbers['loads_narrow']}"
+        f" {numbers['spills']:>4} spill {numbers['shared_bytes'] / 1024:>6.1f} KB {numbers['tensor_columns']:>4} col"
+        f" {numbers['warps']:>3} warps  {matrix:<22} ld {numbers['loads_128']}/{numbers['loads_narrow']}"
         f"  st {numbers['stores_128']}/{numbers['stores_narrow']}"
     )
 
@@ -77,6 +78,21 @@ def traffic() -> dict[str, dict[str, float]]:
     command = [sys.executable, "-m", "benchmarks.access_trace"]
     output = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, stdout=subprocess.PIPE, check=True)
     return json.loads(output.stdout)
+
+
+def unusable(report: dict[str, dict[str, dict]]) -> list[str]:
+    """Every kernel, of any target and Triton, that cannot be launched or that the compiler dropped.
+
+    Past 512 columns of tensor memory Triton 3.8 compiles a kernel of four registers that loads and stores nothing.
+    """
+    found = []
+    for target, cases in report.items():
+        for name, numbers in cases.items():
+            if numbers["warps"] == 0:
+                found.append(f"{name} {target}: does not fit on a multiprocessor")
+            elif numbers["stores_128"] + numbers["stores_narrow"] == 0:
+                found.append(f"{name} {target}: stores nothing")
+    return found
 
 
 def violations(report: dict[str, dict[str, dict]], budget: dict[str, dict[str, dict]]) -> list[str]:
@@ -116,6 +132,14 @@ def traffic_violations(traced: dict[str, dict[str, float]], budget: dict[str, di
     return found
 
 
+def as_lines(value: object, depth: int = 0) -> str:
+    """JSON with one line for each kernel and trace, so that a change of the budget reads well in a diff."""
+    if not isinstance(value, dict) or not any(isinstance(inner, dict) for inner in value.values()):
+        return json.dumps(value)
+    inner = (f"{' ' * depth} {json.dumps(key)}: {as_lines(value[key], depth + 1)}" for key in sorted(value))
+    return "{\n" + ",\n".join(inner) + "\n" + " " * depth + "}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compile_report", description=__doc__.split("\n")[0])
     parser.add_argument("--select", default="", help="only cases whose name contains this")
@@ -135,10 +159,10 @@ def main() -> None:
         print(f"{name:<44} {numbers['traffic']:.3f} x the minimum traffic; {counts}")
     if arguments.update:
         budget = {"triton": triton.__version__, "kernels": report, "traffic": traced}
-        BUDGET.write_text(json.dumps(budget, indent=1, sort_keys=True) + "\n")
+        BUDGET.write_text(as_lines(budget) + "\n")
     if arguments.check:
         budget = json.loads(BUDGET.read_text())
-        found = traffic_violations(traced, budget["traffic"])
+        found = unusable(report) + traffic_violations(traced, budget["traffic"])
         if triton.__version__ == budget["triton"]:
             found += violations(report, budget["kernels"])
         print("\n".join(found) or f"within the budget of Triton {budget['triton']}")

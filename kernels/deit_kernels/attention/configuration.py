@@ -81,8 +81,22 @@ _BACKWARD_90 = [
 TABLE: dict[tuple[Direction, int], list[Row]] = {
     ("forward", 90): _rows(*_FORWARD_90),
     ("backward", 90): _rows(*_BACKWARD_90),
-    ("forward", 100): _rows(*_FORWARD_90),
-    ("backward", 100): _rows(*_BACKWARD_90),
+    # Accumulators live in tensor memory, 512 columns a multiprocessor: a program that takes them all runs alone.
+    ("forward", 100): _rows(
+        *_SHORT_FORWARD,
+        (208, 64, "resident", 64, 0, 4, 1),
+        (128, 128, "resident", 64, 0, 4, 2),
+        (LONGEST, 64, "tiled", 128, 64, 8, 3),
+        (LONGEST, 128, "tiled", 128, 64, 8, 2),
+    ),
+    ("backward", 100): _rows(
+        *_SHORT_BACKWARD,
+        (64, 64, "resident", 32, 0, 4, 2),
+        (256, 64, "resident", 32, 0, 8, 2),
+        (128, 128, "resident", 16, 0, 8, 2),
+        (LONGEST, 64, "tiled", 128, 32, 8, 2),
+        (LONGEST, 128, "tiled", 64, 64, 8, 2),
+    ),
     # A warp's matrix instructions keep operands in registers that a warp group's read from shared memory.
     ("forward", 80): _rows(
         *_SHORT_FORWARD,
