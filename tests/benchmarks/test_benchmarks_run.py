@@ -20,7 +20,7 @@ def test_the_attention_benchmark_reports_every_number(tmp_path: Path) -> None:
     }
     for name in ("ours", "sdpa_math", "compiled"):
         for direction in ("forward", "backward", "both"):
-            numbers = timed[name, direction]["extra_info"]
+            numbers = timed[name, direction]
             assert {"card", "torch", "us", "tflops", "gb_per_s", "host_us", "percent_of_floor"} <= set(numbers)
             assert numbers["us"] > 0
 
