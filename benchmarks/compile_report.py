@@ -134,7 +134,7 @@ def traffic_violations(traced: dict[str, dict[str, float]], budget: dict[str, di
 
 def as_lines(value: object, depth: int = 0) -> str:
     """JSON with one line for each kernel and trace, so that a change of the budget reads well in a diff."""
-    if not isinstance(value, dict) or not any(isinstance(inner, dict) for inner in value.values()):
+    if not isinstance(value, dict) or (depth and not all(isinstance(inner, dict) for inner in value.values())):
         return json.dumps(value)
     inner = (f"{' ' * depth} {json.dumps(key)}: {as_lines(value[key], depth + 1)}" for key in sorted(value))
     return "{\n" + ",\n".join(inner) + "\n" + " " * depth + "}"
