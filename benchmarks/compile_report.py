@@ -165,7 +165,9 @@ def main() -> None:
         found = unusable(report) + traffic_violations(traced, budget["traffic"])
         if triton.__version__ == budget["triton"]:
             found += violations(report, budget["kernels"])
-        print("\n".join(found) or f"within the budget of Triton {budget['triton']}")
+        else:
+            print(f"registers and instructions are reported: their budget is that of Triton {budget['triton']}")
+        print("\n".join(found) or "within the budget")
         raise SystemExit(bool(found))
 
 
