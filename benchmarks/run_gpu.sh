@@ -14,7 +14,8 @@ card=$($python -c 'import torch; print(torch.cuda.get_device_name().replace(" ",
 results=${1:-benchmarks/results/$card-$(date +%Y-%m-%d).json}
 mkdir -p "$(dirname "$results")"
 
-timeout 150 $python -m pytest tests/kernels -m "gpu and not slow" -q
+# Eight processes, because most of their time is compilation: some 180 kernels at a second each.
+timeout 170 $python -m pytest tests/kernels -m "gpu and not slow" -q -n 8
 timeout 300 $python -m pytest benchmarks/bench_attention.py benchmarks/bench_loss.py -q --benchmark-json="$results.partial"
 
 $python - "$results.partial" "$results" <<'PYTHON'
