@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
-from deit_kernels import MixedTarget, distillation_loss
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.task import TokenDistillationTask
 from torch import Tensor, nn
@@ -34,6 +33,7 @@ from benchmarks.device_timing import (
     kernels_launched,
     prepare,
 )
+from deit_kernels import MixedTarget, distillation_loss
 
 pytestmark = pytest.mark.benchmark(timer=CLOCK, group="loss")
 

@@ -134,7 +134,7 @@ def traffic_violations(traced: dict[str, dict[str, float]], budget: dict[str, di
 
 def as_lines(value: object, depth: int = 0) -> str:
     """JSON with one line for each kernel and trace, so that a change of the budget reads well in a diff."""
-    if not isinstance(value, dict) or not any(isinstance(inner, dict) for inner in value.values()):
+    if not isinstance(value, dict) or (depth and not all(isinstance(inner, dict) for inner in value.values())):
         return json.dumps(value)
     inner = (f"{' ' * depth} {json.dumps(key)}: {as_lines(value[key], depth + 1)}" for key in sorted(value))
     return "{\n" + ",\n".join(inner) + "\n" + " " * depth + "}"
@@ -165,7 +165,9 @@ def main() -> None:
         found = unusable(report) + traffic_violations(traced, budget["traffic"])
         if triton.__version__ == budget["triton"]:
             found += violations(report, budget["kernels"])
-        print("\n".join(found) or f"within the budget of Triton {budget['triton']}")
+        else:
+            print(f"registers and instructions are reported: their budget is that of Triton {budget['triton']}")
+        print("\n".join(found) or "within the budget")
         raise SystemExit(bool(found))
 
 

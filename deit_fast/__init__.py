@@ -13,6 +13,8 @@ import sys
 
 _EXPORTS = {
     "Config": "config",
+    "DistillationLoss": "criterion",
+    "TokenDistillationTask": "timm_task",
     "VisionTransformer": "model",
     "create_model": "model",
     "load_pretrained": "pretrained",

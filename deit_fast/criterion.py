@@ -15,9 +15,10 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from deit_kernels import MixedTarget, cross_entropy, distillation_loss, kl_divergence
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
+
+from deit_kernels import MixedTarget, cross_entropy, distillation_loss, kl_divergence
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from deit_kernels import MixedTarget
 from timm.data.mixup import mixup_target
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.task import TokenDistillationTask as TimmTask
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from deit_fast.criterion import DistillationLoss
 from deit_fast.timm_task import TokenDistillationTask
+from deit_kernels import MixedTarget
 
 ROWS, CLASSES = 6, 41
 CRITERIA = {

@@ -271,9 +271,7 @@ def test_a_teacher_by_recipe_lies_beside_its_student_and_is_trained_once(tiny: C
     written = (teacher / "summary.json").stat().st_mtime_ns
     train(dataclasses.replace(config, fresh=True, lr=0.01))
     assert (teacher / "summary.json").stat().st_mtime_ns == written
-    train(
-        dataclasses.replace(config, fresh=True, data_seed=1)
-    )  # the old teacher is not its own
+    train(dataclasses.replace(config, fresh=True, data_seed=1))  # the old teacher is not its own
     assert (teacher / "summary.json").stat().st_mtime_ns > written
     shutil.rmtree(teacher)
     assert train(dataclasses.replace(config, data_seed=1)).scores["teacher"]  # a finished run needs no teacher

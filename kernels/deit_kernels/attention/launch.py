@@ -25,7 +25,7 @@ def forward(
     batch, length, heads, features = query.shape
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     lse = torch.empty(batch, heads, length, dtype=torch.float32, device=query.device)
-    card, multiprocessors = _card(query.device)
+    card, multiprocessors = card_of(query.device)
     pairs = batch * heads
     config = config or choose("forward", card, length, features, pairs, multiprocessors)
     constexprs = forward_constexprs(config, length, features)
@@ -51,7 +51,7 @@ def backward(
     """The gradients, packed (B, N, 3, H, D), and the tiled form's scratch: delta (B, H, N)."""
     batch, length, heads, features = query.shape
     grads = torch.empty(batch, length, 3, heads, features, dtype=query.dtype, device=query.device)
-    card, multiprocessors = _card(query.device)
+    card, multiprocessors = card_of(query.device)
     pairs = batch * heads
     config = config or choose("backward", card, length, features, pairs, multiprocessors)
     constexprs = backward_constexprs(config, length, features)
@@ -124,7 +124,7 @@ def _strides(tensor: Tensor) -> tuple[int, int, int]:
 
 
 @functools.cache
-def _card(device: torch.device) -> tuple[int, int]:
+def card_of(device: torch.device) -> tuple[int, int]:
     """(family, multiprocessors). The interpreter is an H100 of one multiprocessor: a test takes the path of a batch."""
     if device.type != "cuda":
         return 90, 1

@@ -7,9 +7,10 @@ import sys
 
 import pytest
 import torch
-from deit_kernels import attention, attention_qkvpacked, attention_unsupported_reasons, dispatch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+
+from deit_kernels import attention, attention_qkvpacked, attention_unsupported_reasons, dispatch
 
 
 def heads_first(*shape: int, dtype: torch.dtype = torch.float32, **kwargs) -> tuple[Tensor, Tensor, Tensor]:
@@ -172,6 +173,25 @@ def test_a_reason_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     assert [record.getMessage() for record in caplog.records] == [
         "deit_kernels.attention_qkvpacked runs plain PyTorch: the tensors are on the CPU"
     ]
+
+
+@pytest.mark.parametrize(
+    ("device_type", "hip", "available", "capability", "reason"),
+    [
+        ("cuda", None, True, (9, 0), None),
+        ("cuda", None, True, (7, 5), "compute capability below 8.0"),
+        ("cuda", None, False, (9, 0), "no CUDA driver"),
+        ("cuda", "6.4", True, (9, 0), "ROCm is not supported"),
+        ("cpu", None, True, (9, 0), "the tensors are on the CPU"),
+        ("xpu", None, True, (9, 0), "no kernel for device type 'xpu'"),
+    ],
+)
+def test_where_kernels_run(device_type, hip, available, capability, reason, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    reasons = dispatch._cached_device_reasons.__wrapped__(device_type, 0)
+    assert reasons == (() if reason is None else (reason,))
 
 
 def test_tensors_of_a_card_that_is_not_there_are_traced_as_sdpa() -> None:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from deit_kernels import MixedTarget, TopK, distillation_loss
 from torch import Tensor
+
+from deit_kernels import MixedTarget, TopK, distillation_loss
 
 TARGETS = ("labels", "mixed", "dense")
 TEACHERS = ("hard logits", "hard labels", "soft logits", "soft topk")

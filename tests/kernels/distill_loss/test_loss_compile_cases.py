@@ -11,11 +11,11 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
 import torch
-from deit_kernels.distill_loss import cases, kernels, launch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from benchmarks.ahead_of_time import compile_resources
+from deit_kernels.distill_loss import cases, kernels, launch
 
 CASES = {case.name: case for case in launch.compile_cases()}
 

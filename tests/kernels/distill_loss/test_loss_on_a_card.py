@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from deit_kernels import MixedTarget, TopK, cross_entropy, distillation_loss
 from torch import Tensor
 
+from deit_kernels import MixedTarget, TopK, cross_entropy, distillation_loss
 from tests.kernels.distill_loss.loss_cases import (
     TARGETS,
     TEACHERS,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from deit_kernels import MixedTarget, TopK, cross_entropy, distillation_loss, kl_divergence
 
+from deit_kernels import MixedTarget, TopK, cross_entropy, distillation_loss, kl_divergence
 from tests.kernels.distill_loss.loss_cases import (
     TARGETS,
     TEACHERS,

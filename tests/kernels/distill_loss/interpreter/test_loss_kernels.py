@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from deit_kernels import MixedTarget, cross_entropy, distillation_loss, kl_divergence
 from deit_kernels.distill_loss import op
-
 from tests.kernels.distill_loss.loss_cases import (
     TARGETS,
     TEACHERS,
