@@ -68,15 +68,14 @@ class Finished(NamedTuple):
     ready: torch.cuda.Event | None
 
 
-def without_torch_threads() -> None:
-    """Let torch's ops run in the calling thread alone; other threads, also those to come, are left as they are.
+def without_torch_threads(others: int) -> None:
+    """Let torch's ops run in the calling thread alone; other threads, also those to come, have `others` as before.
 
     torch.set_num_threads sets the number of its thread, and the default of threads that have not used torch yet. The
     default is put back by a thread that ends.
     """
-    default = torch.get_num_threads()
     torch.set_num_threads(1)
-    restoring = threading.Thread(target=torch.set_num_threads, args=(default,))
+    restoring = threading.Thread(target=torch.set_num_threads, args=(others,))
     restoring.start()
     restoring.join()
 

@@ -116,7 +116,8 @@ class _Loader:
         # A new thread starts on GPU 0, where pinning memory would open a context for every rank.
         start = (torch.cuda.set_device, (device,)) if device.type == "cuda" else (None, ())
         feeder = ThreadPoolExecutor(1, "deit_fast-feed", *start)
-        decoders = ThreadPoolExecutor(self._threads, "deit_fast-decode", without_torch_threads)
+        alone = without_torch_threads, (torch.get_num_threads(),)
+        decoders = ThreadPoolExecutor(self._threads, "deit_fast-decode", *alone)
         assembler = ThreadPoolExecutor(1, "deit_fast-assemble", *start)
         steps = iter(self._steps)
 
