@@ -7,10 +7,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,20 @@ class Ranks:
         if self.world_size > 1:
             dist.all_reduce(counts)
         return counts
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all ranks, in their order; anything that pickles, e.g. a dict of strings."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def same_buffers(self, model: nn.Module) -> None:
+        """Give every rank rank 0's buffers: batch norm's statistics, which each rank takes from its own images."""
+        if self.world_size > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, src=0)
 
     @contextmanager
     def main_first(self) -> Iterator[None]:

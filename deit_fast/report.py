@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,18 +44,18 @@ class Reporter:
     def say(self, text: str) -> None:
         self.console.print(text, markup=False)
 
-    def start(self, description: str, step: int, total: int) -> None:
-        self._bar.start()
+    @contextmanager
+    def progress(self, description: str, step: int, total: int) -> Iterator[Callable[[int, dict[str, Any]], None]]:
+        """A bar while the body runs; call what is given with (steps done, newest line of metrics.jsonl or {})."""
         unknown = {"loss": float("nan"), "speed": 0.0, "wait": 0.0}
-        self._task = self._bar.add_task(description, total=total, completed=step, **unknown)
+        task = self._bar.add_task(description, total=total, completed=step, **unknown)
 
-    def advance(self, step: int, row: dict[str, Any] | None = None) -> None:
-        """Move the bar to `step`; `row` is a line of metrics.jsonl."""
-        fields = {"loss": row["loss"], "speed": row["images_per_second"], "wait": row["data_wait"]} if row else {}
-        self._bar.update(self._task, completed=step, **fields)
+        def advance(step: int, row: dict[str, Any]) -> None:
+            fields = {"loss": row["loss"], "speed": row["images_per_second"], "wait": row["data_wait"]} if row else {}
+            self._bar.update(task, completed=step, **fields)
 
-    def stop(self) -> None:
-        self._bar.stop()
+        with self._bar:  # stops the drawing and gives the cursor back, also when the body raises
+            yield advance
 
 
 def epoch_line(epoch: int, epochs: int, row: dict[str, Any], student: dict, ema: dict | None) -> str:

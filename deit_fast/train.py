@@ -20,6 +20,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,10 @@ def _run(config: Config, teacher_spec: str, ranks: Ranks) -> Summary:
     student = _wrapped(model, config, ranks, reporter)
 
     peak = config.lr * config.batch_size / 512
-    warmup_steps = round(config.warmup_epochs * epoch_steps)
+    schedule = partial(
+        learning_rate, total=total_steps, warmup=round(config.warmup_epochs * epoch_steps),
+        peak=peak, start=config.warmup_lr, floor=config.min_lr,
+    )  # fmt: skip
     reporter.decide("lr", f"{peak:.2e}", f"--lr {config.lr:g} x batch {config.batch_size} / 512")
     groups = parameter_groups(model, config.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=peak, fused=ranks.device.type == "cuda")
@@ -146,6 +150,8 @@ def _run(config: Config, teacher_spec: str, ranks: Ranks) -> Summary:
             folder.append(run, line)
 
     def evaluated() -> tuple[Scores, Scores | None]:
+        for module in (model, ema.module) if ema else (model,):
+            ranks.same_buffers(module)
         average = evaluate(ema.module, eval_batches, ranks, autocast) if ema else None
         return evaluate(model, eval_batches, ranks, autocast), average
 
@@ -154,61 +160,60 @@ def _run(config: Config, teacher_spec: str, ranks: Ranks) -> Summary:
     row: dict[str, Any] = {}
     meter = Meter(batches, ranks, config.batch_size)
     began = time.perf_counter()
-    reporter.start(config.recipe, start, total_steps)
     model.train()
-    for batch in batches:
-        lr = learning_rate(
-            batch.step, total=total_steps, warmup=warmup_steps, peak=peak, start=config.warmup_lr, floor=config.min_lr
-        )
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        drop_path = None
-        if ours and config.drop_path:
-            drop_path = drop_path_scales(config.seed, batch.step, batch.positions.numpy(), model.drop_path_rates())
-            drop_path = drop_path.to(ranks.device, non_blocking=True)
-        if not ours:  # dropout and its like in timm's models: a function of seed, step and rank as well
-            torch.manual_seed(
-                config.seed + 0x9E3779B97F4A7C15 * (batch.step * ranks.world_size + ranks.rank + 1) & MASK
-            )
-
-        with autocast:
-            teacher_logits = teacher(batch.images) if teacher else None
-            outputs = student(batch.images, drop_path) if ours else student(batch.images)
-        loss, label_term, teacher_term = _loss(config, outputs, teacher_logits, batch.labels)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if ema:
-            ema.update()
-        meter.add(loss, label_term, teacher_term)
-
-        step = batch.step + 1  # steps done
-        epoch, into_epoch = divmod(step, epoch_steps)
-        if step % config.log_every == 0 or into_epoch == 0:
-            row = meter.row(step, step / epoch_steps, lr)
-            log(row)
-            if not math.isfinite(row["loss"]):
-                raise Diverged(
-                    f"the loss is {row['loss']} at step {step}: try half the learning rate, --lr {config.lr / 2:g}, or "
-                    f"a longer warm-up, with --fresh"
+    with reporter.progress(config.recipe, start, total_steps) as advance:
+        for batch in batches:
+            lr = schedule(batch.step)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            drop_path = None
+            if ours and config.drop_path:
+                drop_path = drop_path_scales(config.seed, batch.step, batch.positions.numpy(), model.drop_path_rates())
+                drop_path = drop_path.to(ranks.device, non_blocking=True)
+            if not ours:  # dropout and its like in timm's models: a function of seed, step and rank as well
+                torch.manual_seed(
+                    config.seed + 0x9E3779B97F4A7C15 * (batch.step * ranks.world_size + ranks.rank + 1) & MASK
                 )
-        reporter.advance(step, row)
-        meter.pause()
-        if into_epoch == 0 and (epoch % config.eval_every == 0 or step == total_steps):
-            scores = evaluated()
-            log({"step": step, "student": scores[0], "ema": scores[1]})
-            reporter.say(report.epoch_line(epoch, config.epochs, row, *scores))
-        if ranks.main and (into_epoch == 0 if config.save_every == 0 else step % config.save_every == 0):
-            state = {"seconds": seconds + time.perf_counter() - began, "images": step * config.batch_size}
-            checkpoint.save(run, step, model, ema.module if ema else None, optimizer, state, config.keep)
-        meter.resume()
-    reporter.stop()
+
+            with autocast:
+                teacher_logits = teacher(batch.images) if teacher else None
+                outputs = student(batch.images, drop_path) if ours else student(batch.images)
+            loss, label_term, teacher_term = _loss(config, outputs, teacher_logits, batch.labels)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if ema:
+                ema.update()
+            meter.add(loss, label_term, teacher_term)
+
+            step = batch.step + 1  # steps done
+            epoch, into_epoch = divmod(step, epoch_steps)
+            if step % config.log_every == 0 or into_epoch == 0:
+                row = meter.row(step, step / epoch_steps, lr)
+                log(row)
+                if not math.isfinite(row["loss"]):
+                    raise Diverged(
+                        f"the loss is {row['loss']} at step {step}: try half the rate, --lr {config.lr / 2:g}, "
+                        f"or a longer warm-up, with --fresh"
+                    )
+            advance(step, row)
+            meter.pause()
+            if into_epoch == 0 and (epoch % config.eval_every == 0 or step == total_steps):
+                scores = evaluated()
+                log({"step": step, "student": scores[0], "ema": scores[1]})
+                reporter.say(report.epoch_line(epoch, config.epochs, row, *scores))
+            save_now = into_epoch == 0 if config.save_every == 0 else step % config.save_every == 0
+            if ranks.main and (save_now or step == total_steps):
+                state = {"seconds": seconds + time.perf_counter() - began, "images": step * config.batch_size}
+                checkpoint.save(run, step, model, ema.module if ema else None, optimizer, state, config.keep)
+            meter.resume()
 
     # A run that was killed between its last checkpoint and its summary has nothing left to train.
     student_scores, ema_scores = scores or evaluated()
     result = {"teacher": teacher_scores, "student": student_scores, "ema": ema_scores}
-    for path, reason in {**batches.bad_images, **eval_batches.bad_images}.items():
-        reporter.say(f"skipped an unreadable image: {path}: {reason}")
+    for bad_images in ranks.gather({**batches.bad_images, **eval_batches.bad_images}):
+        for path, reason in bad_images.items():
+            reporter.say(f"skipped an unreadable image: {path}: {reason}")
     reporter.say(f"loader: {batches.seconds}")
     if ranks.main:
         checkpoint.write_json(run / "summary.json", result)

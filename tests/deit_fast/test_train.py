@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +15,13 @@ import torch
 from safetensors.torch import load_file
 
 from deit_fast import checkpoint
+from deit_fast.classifiers import normalisation
 from deit_fast.config import Config
+from deit_fast.data import EvalLoader, open_dataset
+from deit_fast.evaluate import evaluate
+from deit_fast.teacher import from_run
 from deit_fast.train import main, train
+from deit_kernels import augment
 from tests.deit_fast.command import command_line
 
 
@@ -98,6 +104,11 @@ def test_a_killed_run_continues_bit_for_bit(tiny: Config, tmp_path: Path, teache
     assert losses(killed.out) == losses(whole.out)  # and no line twice
 
 
+def test_the_last_weights_are_saved_whatever_the_interval(tiny: Config) -> None:
+    train(dataclasses.replace(tiny, save_every=4))
+    assert checkpoint.newest(Path(tiny.out)).name == "step_00000006"
+
+
 def test_a_run_killed_before_its_summary_has_one_in_the_end(tiny: Config) -> None:
     scores = train(tiny).scores
     (Path(tiny.out) / "summary.json").unlink()
@@ -170,6 +181,30 @@ def test_dropout_in_a_foreign_model_is_a_function_of_the_seed(tiny: Config, tmp_
     torch.rand(3)  # the generator's state must not matter
     train(other)
     assert losses(config.out) == losses(other.out)
+
+
+def test_batch_norm_among_two_ranks(tiny: Config, tmp_path: Path, teachers: Path) -> None:
+    timm_sizes = {"patch_size": 0, "width": 0, "depth": 0, "heads": 0, "drop_path": 0.0}
+    config = dataclasses.replace(tiny, model="test_efficientnet", distill="none", teacher="", **timm_sizes)
+    shutil.copytree(tiny.data, tmp_path / "data")
+    bad = tmp_path / "data" / "val" / "class0" / "1.png"  # image 1 is in rank 1's share
+    bad.write_bytes(b"no image")
+    config = dataclasses.replace(config, data=str(tmp_path / "data"))
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    process = start(config, teachers, *launcher, "-m", "deit_fast.train")
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, out
+    assert out.count(f"skipped an unreadable image: {bad}") == 1
+    scores = json.loads((Path(config.out) / "summary.json").read_text())
+    # The saved weights and statistics, alone, score what the two ranks counted together.
+    dataset = open_dataset(config.data)[1]
+    model = from_run(Path(config.out))
+    mean, std = normalisation(model)
+    policy = dataclasses.replace(augment.Policy.eval(16, config.crop_ratio), mean=mean, std=std)
+    alone = evaluate(model, EvalLoader(dataset, policy, batch_size=15))
+    best = max(("student", "ema"), key=lambda which: scores[which]["cls"]["top1"])
+    assert alone["cls"]["n"] == scores[best]["cls"]["n"] == 14
+    assert alone["cls"]["loss"] == pytest.approx(scores[best]["cls"]["loss"], rel=1e-5)
 
 
 def test_bf16_autocast_on_the_cpu_when_asked(tiny: Config) -> None:
