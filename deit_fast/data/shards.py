@@ -141,14 +141,15 @@ def scan(shards: Sequence[str]) -> ShardIndex:
 
 
 def _opened(shards: list[str], index_file: Path | None) -> ShardIndex:
-    for file, stamps in ((index_file, False), (index_path("shards", VERSION, shards), True)):
+    kept = index_path("shards", VERSION, shards)
+    for file, stamps in ((index_file, False), (kept, True)):
         arrays = None if file is None else load_arrays(file)
         if arrays is not None and np.array_equal(arrays["valid_for"], fingerprint(shards, stamps=stamps)):
             return ShardIndex.of(arrays)
     valid_for = fingerprint(shards, stamps=True)
     index = scan(shards)
     if len(index.labels) >= CACHED_FROM:
-        cache_arrays(file, {**index.arrays(), "valid_for": valid_for})
+        cache_arrays(kept, {**index.arrays(), "valid_for": valid_for})
     return index
 
 
