@@ -103,18 +103,11 @@ def processor_seconds() -> float:
 
 def ours(root: Path, repeats: int, device: str = "cpu") -> Contender:
     dataset = folder_module.ImageFolder(root, "photographs")
-    steps = IMAGES // BATCH
     loader = TrainLoader(
-        dataset, POLICY, data_seed=0, batch_size=BATCH, total_steps=10**9, repeats=repeats, device=torch.device(device)
-    )
-    epochs = iter(range(10**6))
-
-    def epoch() -> Iterator[tuple]:
-        loader.seek(next(epochs))
-        for batch, _ in zip(loader, range(steps), strict=False):
-            yield batch.images, batch.labels
-
-    return Contender("deit_fast", epoch)
+        dataset, POLICY, data_seed=0, batch_size=BATCH, total_steps=IMAGES // BATCH, repeats=repeats,
+        device=torch.device(device),
+    )  # fmt: skip
+    return Contender("deit_fast", lambda: ((batch.images, batch.labels) for batch in loader))
 
 
 def sampler(dataset: object, repeats: int) -> Sampler | None:

@@ -74,6 +74,7 @@ def without_torch_threads(others: int) -> None:
     torch.set_num_threads sets the number of its thread, and the default of threads that have not used torch yet. The
     default is put back by a thread that ends.
     """
+    torch.get_num_threads()  # a thread's first use takes the default, also after its number was set
     torch.set_num_threads(1)
     restoring = threading.Thread(target=torch.set_num_threads, args=(others,))
     restoring.start()
