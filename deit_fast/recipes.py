@@ -5,8 +5,12 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+import tyro
 
 from .config import Config
 
@@ -162,3 +166,31 @@ def recipe(name: str) -> Config:
         near = difflib.get_close_matches(name, RECIPES, n=2, cutoff=0.4) or list(RECIPES)
         raise ValueError(f"unknown recipe {name!r}: did you mean --recipe {' or --recipe '.join(near)}?")
     return RECIPES[name]()
+
+
+def parse(arguments: Sequence[str], description: str) -> Config:
+    """The command line over the defaults of its recipe.
+
+    Without --recipe it is the built-in data's own, `deit` for other data, and `demo` for a command without either.
+    What a typed flag makes pointless gives way: the recipe's teacher to --distill none, its warm-up to fewer --epochs.
+
+    Raises:
+        ValueError: unknown recipe, or one that needs data.
+        SystemExit: a flag that does not exist or cannot be read (2), --help (0).
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--recipe", nargs="?")
+    first.add_argument("--data", nargs="?")
+    named, _ = first.parse_known_args(arguments)
+    name = named.recipe or (OF_BUILT_IN_DATA.get(named.data, "deit") if named.data else "demo")
+    defaults = recipe(name)
+    if not (named.data or defaults.data or "-h" in arguments or "--help" in arguments):
+        raise ValueError(f"recipe {name} needs data: type --data FOLDER")
+    program = "python -m deit_fast.train"
+    config = tyro.cli(Config, default=defaults, args=list(arguments), prog=program, description=description)
+    changes: dict[str, object] = {}
+    if config.distill == "none" and config.teacher == defaults.teacher:
+        changes["teacher"] = ""
+    if config.warmup_epochs >= config.epochs and config.warmup_epochs == defaults.warmup_epochs:
+        changes["warmup_epochs"] = config.epochs / 10
+    return dataclasses.replace(config, **changes)

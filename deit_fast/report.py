@@ -85,15 +85,14 @@ def summary_table(summary: dict[str, Any]) -> Table:
     return table
 
 
-def draw(run: Path) -> Path:
-    """Draw `report.png` from `metrics.jsonl` and `summary.json`: loss, accuracy, learning rate, throughput."""
+def draw(run: Path, summary: dict[str, Any], target: Path) -> None:
+    """Draw `metrics.jsonl` and the teacher's score into a PNG: loss, accuracy, learning rate, throughput."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    summary = json.loads((run / "summary.json").read_text())
     steps = [row for row in rows if "loss" in row]
     evaluations = [row for row in rows if "student" in row]
     figure, ((loss, accuracy), (rate, speed)) = plt.subplots(2, 2, figsize=(11, 7), constrained_layout=True)
@@ -126,7 +125,5 @@ def draw(run: Path) -> Path:
     speed.set(title="throughput, all processes", xlabel="step", ylabel="images/s", ylim=(0, None))
     for axes in (loss, accuracy, rate, speed):
         axes.grid(alpha=0.3)
-    figure.savefig(run / ".report.part.png", dpi=110)
+    figure.savefig(target, dpi=110, format="png")
     plt.close(figure)
-    (run / ".report.part.png").replace(run / "report.png")
-    return run / "report.png"

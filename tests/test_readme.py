@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+
 from deit_fast.train import parse
 
 ROOT = Path(__file__).parents[1]
@@ -30,6 +31,10 @@ def test_make_targets_exist() -> None:
     named = set(re.findall(r"`?make ([a-z-]+)`?", README))
     assert {"train", "test", "test-all", "wheel"} <= named
     assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in named)
+
+
+def test_every_number_is_filled_in() -> None:
+    assert "DEMO_" not in README
 
 
 def test_links_lead_somewhere() -> None:

@@ -145,15 +145,18 @@ class BatchBuilder:
             decoding = [decoders.submit(read, self._dataset, index) for index in distinct.tolist()]
         return Started(step, rows, distinct, image_of_row, arena, decoding)
 
-    def finish(self, started: Started) -> tuple[Batch, Finished, dict[str, str]]:
+    def finish(self, started: Started, executor: Executor) -> tuple[Batch, Finished, dict[str, str]]:
         """The batch, what the device has of it, and path → reason of its bad images.
+
+        Args:
+            executor: augments, where the CPU does.
 
         Raises:
             BadImage: an image is unreadable and bad_images is "fail"; the text names it.
         """
         rows = started.rows
         gathered, reasons = self._gather(started)
-        finished = self._augment(gathered)
+        finished = self._augment(gathered, executor)
         copy, augment = self._augment.measured()
         self.seconds.add(copy=copy, augment=augment)
         sample, position = torch.from_numpy(rows.sample), torch.from_numpy(rows.position)

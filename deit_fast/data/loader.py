@@ -32,7 +32,7 @@ from deit_kernels.augment import Policy
 from .batch import Batch, BatchBuilder, OnBadImage, Seconds, Started
 from .dataset import Dataset
 from .decode import BadImage
-from .device import CpuAugment, CudaAugment, Finished, HostOnly, Layout
+from .device import CpuAugment, CudaAugment, Finished, HostOnly, Layout, without_torch_threads
 from .order import OrderKind, Samples, samples, steps_per_epoch
 
 CPU = torch.device("cpu")
@@ -56,8 +56,8 @@ class Options(TypedDict, total=False):
 class _Loader:
     """The threads; a subclass says which rows a step has.
 
-    Three kinds: a feeder starts the decoding of batches, decoders read and decode, an assembler plans, augments and
-    sends to the device. So a batch is decoded while the one before it is augmented.
+    Three kinds: a feeder starts the decoding of batches; decoders read and decode, and augment where no GPU does; an
+    assembler plans and sends to the device. So a batch is decoded while the one before it is augmented.
     """
 
     def __init__(
@@ -86,13 +86,13 @@ class _Loader:
         self._prefetch = prefetch
         self._augment: CpuAugment | CudaAugment
         if device.type == "meta":
-            self._augment = HostOnly(policy, dtype, layout, patch)
+            self._augment = HostOnly(policy, dtype, layout, patch, self._threads)
         elif device.type == "cuda":
             # The current device of this thread is not that of others.
             index = torch.cuda.current_device() if device.index is None else device.index
-            self._augment = CudaAugment(policy, dtype, layout, patch, torch.device("cuda", index))
+            self._augment = CudaAugment(policy, dtype, layout, patch, self._threads, torch.device("cuda", index))
         else:
-            self._augment = CpuAugment(policy, dtype, layout, patch)
+            self._augment = CpuAugment(policy, dtype, layout, patch, self._threads)
         self._builder = BatchBuilder(dataset, policy, data_seed, bad_images, exif_orientation, self._augment)
         if in_memory:
             self._builder.keep_in_memory(self._threads)
@@ -116,7 +116,8 @@ class _Loader:
         # A new thread starts on GPU 0, where pinning memory would open a context for every rank.
         start = (torch.cuda.set_device, (device,)) if device.type == "cuda" else (None, ())
         feeder = ThreadPoolExecutor(1, "deit_fast-feed", *start)
-        decoders = ThreadPoolExecutor(self._threads, "deit_fast-decode")
+        alone = without_torch_threads, (torch.get_num_threads(),)
+        decoders = ThreadPoolExecutor(self._threads, "deit_fast-decode", *alone)
         assembler = ThreadPoolExecutor(1, "deit_fast-assemble", *start)
         steps = iter(self._steps)
 
@@ -124,7 +125,7 @@ class _Loader:
             """Begin the next steps, each when the device is done with the batches that the consumer has given back."""
             given_back = self._augment.used()
             for step in islice(steps, count):
-                yield assembler.submit(self._finish, feeder.submit(self._start, step, given_back, decoders))
+                yield assembler.submit(self._finish, feeder.submit(self._start, step, given_back, decoders), decoders)
 
         try:
             ahead = deque(submit(self._prefetch))
@@ -149,8 +150,8 @@ class _Loader:
             given_back.synchronize()  # in this thread: the consumer goes on
         return self._builder.start(step, self._rows(step), decoders)
 
-    def _finish(self, started: Future[Started]) -> Built:
-        return self._builder.finish(started.result())
+    def _finish(self, started: Future[Started], decoders: Executor) -> Built:
+        return self._builder.finish(started.result(), decoders)
 
     def _rows(self, step: int) -> Samples:
         raise NotImplementedError

@@ -61,7 +61,7 @@ class TarShards:
 
     Raises:
         ValueError: a shard is unreadable, no tar file or compressed, a sample lacks image or label, a label is outside
-            the classes, a class name occurs twice.
+            the classes, a class name occurs twice, or the index is of other shards.
     """
 
     def __init__(
@@ -141,14 +141,21 @@ def scan(shards: Sequence[str]) -> ShardIndex:
 
 
 def _opened(shards: list[str], index_file: Path | None) -> ShardIndex:
-    for file, stamps in ((index_file, False), (index_path("shards", VERSION, shards), True)):
-        arrays = None if file is None else load_arrays(file)
-        if arrays is not None and np.array_equal(arrays["valid_for"], fingerprint(shards, stamps=stamps)):
-            return ShardIndex.of(arrays)
-    valid_for = fingerprint(shards, stamps=True)
+    if index_file is not None:
+        arrays = load_arrays(index_file)
+        if arrays is None or not np.array_equal(arrays["valid_for"], fingerprint(shards, stamps=False)):
+            raise ValueError(
+                f"the shards beside {index_file} are not those it was written for: restore what is missing, or remove "
+                "the index to take what is there"
+            )
+        return ShardIndex.of(arrays)
+    kept, valid_for = index_path("shards", VERSION, shards), fingerprint(shards, stamps=True)
+    arrays = load_arrays(kept)
+    if arrays is not None and np.array_equal(arrays["valid_for"], valid_for):
+        return ShardIndex.of(arrays)
     index = scan(shards)
     if len(index.labels) >= CACHED_FROM:
-        cache_arrays(file, {**index.arrays(), "valid_for": valid_for})
+        cache_arrays(kept, {**index.arrays(), "valid_for": valid_for})
     return index
 
 

@@ -23,7 +23,7 @@ class CompileCase:
     Attributes:
         name: unique in the package, e.g. "attention_forward_resident d64 n208 bf16"; the key of the budget file.
         kernel: the `@triton.jit` function.
-        signature: argument name -> Triton type ("*bf16", "i32", "fp32"; "constexpr" for constexprs), in the kernel's order.
+        signature: argument name -> Triton type ("*bf16", "i32", "fp32", "constexpr"), in the kernel's order.
         constexprs: constexpr argument -> value.
         divisible_by_16: arguments that the JIT would mark as divisible by 16 (aligned pointers, such integers). Leaving
             one out gives 2-byte loads and a wrong picture of the registers.

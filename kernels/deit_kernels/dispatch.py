@@ -1,8 +1,8 @@
 """Which implementation runs: decided from the device of the tensors and from a real driver, without importing triton.
 
 Every op asks `kernel_unavailable_reasons(device)` and takes its PyTorch path when the list is not empty, after telling
-why through `report_fallback`. Both may be called inside `torch.compile`: they are marked as constant for Dynamo, since a
-logger or a driver query in the traced code would break the full graph.
+why through `report_fallback`. Both may be called inside `torch.compile`: they are constants to Dynamo, since a logger
+or a driver query in the traced code would break the full graph.
 
 With `TRITON_INTERPRET=1` in the environment before import, the Triton kernels run on CPU tensors through Triton's
 interpreter (fp16 and fp32; its bf16 additions and dots are silently wrong, so bf16 is refused).
@@ -14,16 +14,26 @@ import functools
 import importlib.util
 import logging
 import os
+from collections.abc import Callable
 
 import torch
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
-"""True when the Triton kernels run on CPU tensors; fixed at import, because Triton fixes it when a kernel is defined."""
+"""True when the Triton kernels run on CPU tensors; fixed at import, as Triton fixes it where a kernel is defined."""
 
 _TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 _OLDEST_CAPABILITY = (8, 0)  # cp.async and bf16 matrix instructions; nothing older is compiled or tested
 
 _log = logging.getLogger("deit_kernels")
+
+
+def _constant_to_dynamo(function: Callable) -> Callable:
+    """What `torch.compiler.assume_constant_result` does; calling that would import torch._dynamo, seconds, with us.
+
+    Dynamo then calls the function while it traces, but looks through `functools.cache`: the cached part stands apart.
+    """
+    function._dynamo_marked_constant = True
+    return function
 
 
 def kernel_unavailable_reasons(device: torch.device) -> list[str]:
@@ -33,7 +43,7 @@ def kernel_unavailable_reasons(device: torch.device) -> list[str]:
 
 def report_fallback(op: str, reason: str, expected: bool) -> None:
     """Log once per process why `op` runs plain PyTorch: INFO where that is expected (a CPU tensor), else WARNING."""
-    _report_once(op, reason, expected)
+    _report(op, reason, expected)
 
 
 def device_capability(device: torch.device) -> tuple[int, int]:
@@ -43,8 +53,18 @@ def device_capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
 
-@functools.cache
+@_constant_to_dynamo
 def _device_reasons(device_type: str, index: int | None) -> tuple[str, ...]:
+    return _cached_device_reasons(device_type, index)
+
+
+@_constant_to_dynamo
+def _report(op: str, reason: str, expected: bool) -> bool:
+    return _report_once(op, reason, expected)
+
+
+@functools.cache
+def _cached_device_reasons(device_type: str, index: int | None) -> tuple[str, ...]:
     if not _TRITON_INSTALLED:
         return ("triton is not installed",)
     if device_type == "cpu":
@@ -65,8 +85,3 @@ def _device_reasons(device_type: str, index: int | None) -> tuple[str, ...]:
 def _report_once(op: str, reason: str, expected: bool) -> bool:
     _log.log(logging.INFO if expected else logging.WARNING, "%s runs plain PyTorch: %s", op, reason)
     return True
-
-
-# What torch.compiler.assume_constant_result does; calling it would import torch._dynamo, over a second, at our import.
-_device_reasons._dynamo_marked_constant = True  # type: ignore[attr-defined]
-_report_once._dynamo_marked_constant = True  # type: ignore[attr-defined]

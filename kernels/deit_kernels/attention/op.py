@@ -1,22 +1,139 @@
-"""The public attention functions and the choice of what runs."""
+"""The public attention functions, the ops behind them, and the choice between our kernels and PyTorch's SDPA.
+
+Two private ops carry the kernels, `deit_kernels::_attention_fwd` and `_attention_bwd`; autograd stands outside of them
+in two `autograd.Function`s, so that the packed form returns one packed gradient. On the CPU the ops are the reference,
+so that tests and tracing need no card; the public functions run SDPA on CPU tensors, unless TRITON_INTERPRET=1.
+"""
 
 from __future__ import annotations
 
+import math
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import Function
+
+from ..dispatch import INTERPRETING, kernel_unavailable_reasons, report_fallback
+from .configuration import LONGEST, WIDEST
+from .reference import attention_backward_reference, backward_reference, forward_reference
+
+# The interpreter's bf16 sums are silently wrong, and its float32 dot is exact where a card's would be TF32.
+_DTYPES = (torch.float16, torch.float32) if INTERPRETING else (torch.float16, torch.bfloat16)
+
+torch.library.define(
+    "deit_kernels::_attention_fwd", "(Tensor query, Tensor key, Tensor value, float scale) -> (Tensor, Tensor)"
+)
+torch.library.define(
+    "deit_kernels::_attention_bwd",
+    "(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, float scale) -> Tensor",
+)
 
 
-def attention_unsupported_reasons(
-    query: Tensor,
-    key: Tensor | None = None,
-    value: Tensor | None = None,
-    *,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-) -> list[str]:
-    """Why `F.scaled_dot_product_attention` runs instead of a kernel of ours; empty when ours runs. key None: query is packed."""
-    return ["no attention kernel is built into this version"]
+def _launch_forward(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    from .launch import forward  # imports triton
+
+    return forward(query, key, value, scale)
+
+
+def _launch_backward(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, scale: float
+) -> Tensor:
+    from .launch import backward
+
+    return backward(grad, query, key, value, out, lse, scale)[0]
+
+
+def _interpret_forward(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    run = _launch_forward if query.dtype in _DTYPES else forward_reference
+    return run(query, key, value, scale)
+
+
+def _interpret_backward(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, scale: float
+) -> Tensor:
+    run = _launch_backward if query.dtype in _DTYPES else backward_reference
+    return run(grad, query, key, value, out, lse, scale)
+
+
+torch.library.impl("deit_kernels::_attention_fwd", "CUDA", _launch_forward)
+torch.library.impl("deit_kernels::_attention_bwd", "CUDA", _launch_backward)
+torch.library.impl("deit_kernels::_attention_fwd", "CPU", _interpret_forward if INTERPRETING else forward_reference)
+torch.library.impl("deit_kernels::_attention_bwd", "CPU", _interpret_backward if INTERPRETING else backward_reference)
+
+
+@torch.library.register_fake("deit_kernels::_attention_fwd")
+def _fake_forward(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    batch, length, heads, features = query.shape
+    lse = query.new_empty(batch, heads, length, dtype=torch.float32)
+    return query.new_empty(batch, length, heads, features), lse
+
+
+@torch.library.register_fake("deit_kernels::_attention_bwd")
+def _fake_backward(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, scale: float
+) -> Tensor:
+    batch, length, heads, features = query.shape
+    return query.new_empty(batch, length, 3, heads, features)
+
+
+_forward_op = torch.ops.deit_kernels._attention_fwd.default
+_backward_op = torch.ops.deit_kernels._attention_bwd.default
+
+
+def _gradients(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, scale: float
+) -> Tensor:
+    """Packed gradients; under create_graph=True from plain PyTorch, since the kernel's result has no graph."""
+    if torch.is_grad_enabled():
+        with torch.autocast(query.device.type, enabled=False):
+            heads_first = (tensor.transpose(1, 2) for tensor in (grad, query, key, value))
+            grads = attention_backward_reference(*heads_first, scale=scale)
+            return torch.stack(grads, dim=2).permute(0, 3, 2, 1, 4)  # (B, H, 3, N, D) -> (B, N, 3, H, D)
+    return _backward_op(grad, query, key, value, out, lse, scale)
+
+
+class _PackedAttention(Function):
+    @staticmethod
+    def forward(qkv: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        return _forward_op(*qkv.unbind(2), scale)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        qkv, ctx.scale = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)  # else a zero gradient of the log-sum-exp is filled in every backward
+        ctx.save_for_backward(qkv, *output)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor | None, _: None) -> tuple[Tensor | None, None]:
+        if grad is None:
+            return None, None
+        qkv, out, lse = ctx.saved_tensors
+        return _gradients(grad, *qkv.unbind(2), out, lse, ctx.scale), None
+
+
+class _Attention(Function):
+    @staticmethod
+    def forward(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        out, lse = _forward_op(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), scale)
+        return out.transpose(1, 2), lse
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        query, key, value, ctx.scale = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(query, key, value, *output)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor | None, _: None) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        if grad is None:
+            return None, None, None, None
+        query, key, value, out, lse = ctx.saved_tensors
+        tokens_first = (tensor.transpose(1, 2) for tensor in (grad, query, key, value, out))
+        dq, dk, dv = _gradients(*tokens_first, lse, ctx.scale).unbind(2)
+        return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2), None
 
 
 def attention(
@@ -30,22 +147,38 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """`F.scaled_dot_product_attention`, its signature and meaning.
+    """`F.scaled_dot_product_attention`, its signature and meaning, and its result where our kernels do not reach.
 
     Args:
-        query, key, value: (B, H, N, D), any strides with a unit last dimension.
+        query: (B, H, N, D). key, value: (B, H, M, D) and (B, H, M, E); fewer heads with enable_gqa. Strides that are
+            multiples of 8 with a unit last one are read in place, others are copied.
+        attn_mask, dropout_p, is_causal, enable_gqa: as in SDPA, which runs when one is used.
+        scale: factor on the logits; None is D ** -0.5.
 
     Returns:
-        (B, H, N, D), a view of (B, N, H, D) memory.
+        (B, H, N, E), a view of (B, N, H, E) memory, so that `.transpose(1, 2).flatten(2)` copies nothing.
+
+    Raises:
+        ValueError: a rank other than 4, shapes, dtypes or devices that do not match, or a scale that is not finite.
     """
-    result = F.scaled_dot_product_attention(
-        query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+    _check_shapes(query, key, value, enable_gqa)
+    _check_features(query)
+    _check_scale(scale)
+    reasons = attention_unsupported_reasons(
+        query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale
     )
-    return result.transpose(1, 2).contiguous().transpose(1, 2)
+    if reasons:
+        report_fallback("deit_kernels.attention", reasons[0], expected=query.device.type == "cpu")
+        result = F.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+        return result.transpose(1, 2).contiguous().transpose(1, 2)
+    query, key, value = (_autocast(tensor) for tensor in (query, key, value))
+    return _Attention.apply(query, key, value, query.shape[-1] ** -0.5 if scale is None else float(scale))[0]
 
 
 def attention_qkvpacked(qkv: Tensor, *, scale: float | None = None) -> Tensor:
-    """Self-attention on the output of a fused qkv projection, without permuting or copying it.
+    """Self-attention on the output of a fused qkv projection, in place; the gradient is packed too.
 
     Args:
         qkv: (B, N, 3, H, D), the order of timm's and the official DeiT's `attn.qkv`.
@@ -55,9 +188,100 @@ def attention_qkvpacked(qkv: Tensor, *, scale: float | None = None) -> Tensor:
         (B, N, H, D), contiguous: `.flatten(2)` is the input of the output projection.
 
     Raises:
-        ValueError: qkv is not of rank 5 with 3 in dimension 2.
+        ValueError: qkv is not of rank 5 with 3 in dimension 2, or not floating-point, or scale is not finite.
     """
     if qkv.dim() != 5 or qkv.shape[2] != 3:
         raise ValueError(f"attention_qkvpacked takes qkv of shape (B, N, 3, H, D), got {tuple(qkv.shape)}")
-    query, key, value = qkv.permute(2, 0, 3, 1, 4)
-    return F.scaled_dot_product_attention(query, key, value, scale=scale).transpose(1, 2).contiguous()
+    _check_features(qkv)
+    _check_scale(scale)
+    reasons = attention_unsupported_reasons(qkv, scale=scale)
+    if reasons:
+        report_fallback("deit_kernels.attention_qkvpacked", reasons[0], expected=qkv.device.type == "cpu")
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        return F.scaled_dot_product_attention(query, key, value, scale=scale).transpose(1, 2).contiguous()
+    return _PackedAttention.apply(_autocast(qkv), qkv.shape[-1] ** -0.5 if scale is None else float(scale))[0]
+
+
+def attention_unsupported_reasons(
+    query: Tensor,
+    key: Tensor | None = None,
+    value: Tensor | None = None,
+    *,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> list[str]:
+    """Why `F.scaled_dot_product_attention` runs instead of a kernel of ours; empty when ours runs.
+
+    Args:
+        query, key, value: (B, H, N, D); with key None, query is packed, (B, N, 3, H, D).
+        attn_mask, dropout_p, is_causal, scale: the arguments of the call.
+    """
+    reasons = kernel_unavailable_reasons(query.device)
+    dtype = _autocast_dtype(query)
+    length, features = (query.shape[1], query.shape[4]) if key is None else query.shape[2:]
+    if dtype not in _DTYPES:
+        reasons.append(f"dtype {dtype}: the kernels take {_DTYPES[0]} and {_DTYPES[1]}")
+    if length > LONGEST:
+        reasons.append(f"more than {LONGEST} tokens")
+    if features > WIDEST or features % 8 != 0:
+        reasons.append(f"a head dim that is no multiple of 8 up to {WIDEST}")
+    if key is not None and not query.shape == key.shape == value.shape:
+        reasons.append("query, key and value of different shapes (cross-attention, grouped queries)")
+    if query.numel() == 0:
+        reasons.append("an empty tensor")
+    if attn_mask is not None:
+        reasons.append("attn_mask")
+    if dropout_p != 0.0:
+        reasons.append("dropout_p")
+    if is_causal:
+        reasons.append("is_causal")
+    if scale is not None and not scale > 0:
+        reasons.append("a scale that is not positive")
+    return reasons
+
+
+def _autocast_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype that autocast gives `tensor` on its way into SDPA."""
+    device = tensor.device.type
+    if not tensor.is_floating_point() or tensor.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return tensor.dtype
+    return torch.get_autocast_dtype(device)
+
+
+def _autocast(tensor: Tensor) -> Tensor:
+    return tensor.to(_autocast_dtype(tensor))
+
+
+def _check_scale(scale: float | None) -> None:
+    if scale is not None and not -math.inf < scale < math.inf:  # math.isfinite breaks the graph of a symbolic scale
+        raise ValueError(f"scale is a finite number, got {scale}")
+
+
+def _check_features(tensor: Tensor) -> None:
+    if not tensor.is_floating_point():
+        raise ValueError(f"attention takes floating-point tensors, got {tensor.dtype}")
+    if tensor.shape[-1] == 0:
+        raise ValueError(f"attention takes a head dim of at least 1, got shape {tuple(tensor.shape)}")
+
+
+def _check_shapes(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> None:
+    # The messages are made where they are raised: Dynamo does not trace text made of dynamic shapes.
+    if not query.dim() == key.dim() == value.dim() == 4:
+        raise ValueError(f"attention takes query, key and value of shape (B, H, N, D), got {_seen(query, key, value)}")
+    batch, heads, _, features = query.shape
+    shared = heads % max(key.shape[1], 1) == 0 if enable_gqa else key.shape[1] == heads
+    if key.shape[0] != batch or key.shape[3] != features or key.shape[:3] != value.shape[:3] or not shared:
+        expected = f"key ({batch}, {heads}, M, {features}) and value ({batch}, {heads}, M, E)"
+        raise ValueError(f"attention takes {expected} with this query, got {_seen(query, key, value)}")
+    if not query.device == key.device == value.device:
+        seen = f"{query.device}, {key.device}, {value.device}"
+        raise ValueError(f"attention takes query, key and value on one device, got {seen}")
+    if not _autocast_dtype(query) == _autocast_dtype(key) == _autocast_dtype(value):
+        seen = f"{query.dtype}, {key.dtype}, {value.dtype}"
+        raise ValueError(f"attention takes query, key and value of one dtype, got {seen}")
+
+
+def _seen(query: Tensor, key: Tensor, value: Tensor) -> str:
+    return f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"

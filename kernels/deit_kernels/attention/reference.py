@@ -1,6 +1,6 @@
 """Scaled dot-product attention and its gradients, written out: the oracle of the kernels (accepts float64).
 
-`attention_reference` and `attention_backward_reference` are differentiable PyTorch; the latter is also the double backward.
+`attention_reference` and `attention_backward_reference` are differentiable; the latter is also the double backward.
 `forward_reference` and `backward_reference` have the ops' signatures and serve as their CPU implementation.
 """
 
@@ -34,7 +34,7 @@ def attention_reference(query: Tensor, key: Tensor, value: Tensor, *, scale: flo
 def attention_backward_reference(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of `attention_reference`, recomputed from its inputs: Dao et al. 2022 (FlashAttention), appendix B.2.
+    """The gradients of `attention_reference`, from its inputs: Dao et al. 2022 (FlashAttention), appendix B.2.
 
     Args:
         grad, query, key, value: (B, H, N, D).

@@ -157,6 +157,34 @@ def test_what_is_no_image_says_why(data, reason):
         decode(data)
 
 
+def header_says(data: bytes, height: int, width: int) -> bytes:
+    """A JPEG file whose header has another size."""
+    at = data.index(b"\xff\xc0") + 5
+    return data[:at] + height.to_bytes(2, "big") + width.to_bytes(2, "big") + data[at + 4 :]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        header_says(FILES["jpeg 4:2:0"], 0, 31),
+        header_says(FILES["jpeg 4:2:0"], 23, 0),
+        b"P6\n0 0\n255\n",
+        FILES["png"][:16] + bytes(8) + FILES["png"][24:],
+    ],
+)
+def test_an_image_without_pixels_is_bad(data):
+    with pytest.raises(BadImage, match=r"it (is|has) "):
+        decode(data)
+
+
+def test_a_jpeg_that_says_it_is_huge_is_refused_before_memory_is_taken():
+    def reserve(height, width):
+        raise AssertionError("memory was asked for")
+
+    with pytest.raises(BadImage, match=r"65000 × 65000 is more than the limit|decompression bomb"):
+        decode(header_says(FILES["jpeg 4:2:0"], 65_000, 65_000), reserve=reserve)
+
+
 def test_a_bomb_is_refused_before_its_pixels_are_decoded():
     """A 20 000 × 20 000 image of 49 kB would fill 1.2 GB."""
     with pytest.raises(BadImage, match="it is a decompression bomb"):

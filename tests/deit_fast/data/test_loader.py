@@ -316,6 +316,23 @@ def test_ctrl_c_while_waiting_for_a_batch_ends_the_program():
     assert stderr.rstrip().endswith("KeyboardInterrupt")
 
 
+def test_torchs_threads_are_left_as_they_were(dataset):
+    """Decoding threads run torch's ops alone; the training loop and threads to come do not."""
+    before, seen = torch.get_num_threads(), []
+    torch.set_num_threads(3)
+    try:
+        read = dataset.read
+        dataset.read = lambda index: seen.append(torch.get_num_threads()) or read(index)
+        list(train_loader(dataset))
+        later = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        later.start()
+        later.join()
+        assert seen[:-1] == [1] * 60
+        assert seen[-1] == torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 # Settings
 
 

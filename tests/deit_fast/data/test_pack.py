@@ -59,6 +59,13 @@ def test_opening_a_packed_folder_scans_nothing_even_after_a_copy(image_folder, t
     assert len(open_dataset(str(folder))[0]) == 8
 
 
+def test_a_packed_folder_that_lost_a_shard_is_not_taken_for_a_smaller_one(image_folder, tmp_path):
+    folder = packed(image_folder, tmp_path / "packed")
+    (folder / "train-00001.tar").unlink()
+    with pytest.raises(ValueError, match=r"the shards beside .*train\.index\.npz are not those it was written for"):
+        open_dataset(str(folder))
+
+
 def test_members_are_named_by_number_file_and_content(image_folder, tmp_path):
     odd = image_folder / "train/ant/a.b ü.JPEG"
     odd.write_bytes(encoded_image(1, "PNG"))

@@ -1,0 +1,147 @@
+"""Compile one Triton kernel for a GPU that is not there, and read its resources from the machine code.
+
+`compile_resources(case, capability)` needs neither a GPU nor a driver: Triton brings ptxas, cuobjdump and nvdisasm.
+The numbers are those of the compiled binary; how fast it runs they do not say.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from deit_kernels.compile_case import CompileCase
+
+CAPABILITIES = (80, 89, 90, 100, 120)
+
+_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+_WARP = 32
+_REGISTERS = 65536  # a multiprocessor's, every target here
+_RESERVED_SHARED = 1024  # bytes the driver takes of each block's shared memory, since sm_80
+_TENSOR_COLUMNS = 512  # a multiprocessor's tensor memory, sm_100
+# Per capability: shared memory of a multiprocessor in bytes, resident threads, resident blocks (CUDA C++ Programming
+# Guide, "Compute Capabilities").
+_LIMITS = {
+    80: (164 * 1024, 2048, 32),
+    89: (100 * 1024, 1536, 24),
+    90: (228 * 1024, 2048, 32),
+    100: (228 * 1024, 2048, 32),
+    120: (100 * 1024, 1536, 24),
+}
+# SASS mnemonics. HGMMA: matrix multiply of a warp group (sm_90); UTC*MMA: in tensor memory (sm_100); HMMA: of a warp.
+_MATRIX = re.compile(r"^(HGMMA|UTC[A-Z]*MMA|HMMA|DMMA)")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one kernel takes on one target.
+
+    Attributes:
+        registers: of each thread.
+        stack_bytes: of each thread; above 0 means spilled registers or local arrays.
+        spills: LDL and STL instructions.
+        shared_bytes: of each block, Triton's static and dynamic together.
+        tensor_columns: of each block's tensor memory; 0 but on sm_100.
+        warps: resident on a multiprocessor at once, by all of these; 0 means that it cannot be launched.
+        matrix: matrix instructions by mnemonic.
+        loads_128, loads_narrow: global loads (LDG, LDGSTS) of 16 bytes, and of fewer.
+        stores_128, stores_narrow: global stores of 16 bytes, and of fewer.
+        instructions: lines of machine code.
+    """
+
+    registers: int
+    stack_bytes: int
+    spills: int
+    shared_bytes: int
+    tensor_columns: int
+    warps: int
+    matrix: dict[str, int]
+    loads_128: int
+    loads_narrow: int
+    stores_128: int
+    stores_narrow: int
+    instructions: int
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def compile_resources(case: CompileCase, capability: int) -> Resources:
+    """Compile `case` for `capability` (as 90) and count.
+
+    Raises:
+        ValueError: the case's constexprs or divisible_by_16 name an argument that its kernel does not have.
+    """
+    compiled = compile_case(case, capability)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(compiled.asm["cubin"])
+        cubin.flush()
+        usage = _run_tool("cuobjdump", "-res-usage", cubin.name)
+        opcodes = _opcodes(_run_tool("nvdisasm", "-c", cubin.name))
+    registers, stack = (int(re.search(rf"{name}:(\d+)", usage).group(1)) for name in ("REG", "STACK"))
+    shared, columns = compiled.metadata.shared, getattr(compiled.metadata, "tmem_size", None) or 0
+    loads = _widths(opcodes, ("LDG", "LDGSTS"))
+    stores = _widths(opcodes, ("STG",))
+    return Resources(
+        registers=registers,
+        stack_bytes=stack,
+        spills=sum(count for opcode, count in opcodes.items() if opcode.split(".")[0] in ("LDL", "STL")),
+        shared_bytes=shared,
+        tensor_columns=columns,
+        warps=resident_warps(capability, registers, shared, columns, compiled.metadata.num_warps),
+        matrix=dict(sum((Counter({m.group(1): n}) for o, n in opcodes.items() if (m := _MATRIX.match(o))), Counter())),
+        loads_128=loads[0],
+        loads_narrow=loads[1],
+        stores_128=stores[0],
+        stores_narrow=stores[1],
+        instructions=sum(opcodes.values()),
+    )
+
+
+def compile_case(case: CompileCase, capability: int):
+    """Triton's compiled kernel; `.asm` holds every stage from ttir to cubin."""
+    names = list(case.kernel.arg_names)
+    unknown = (set(case.constexprs) | case.divisible_by_16 | set(case.signature)) - set(names)
+    if unknown or list(case.signature) != names:
+        raise ValueError(f"{case.name}: the signature lists {list(case.signature)}, the kernel takes {names}")
+    source = ASTSource(
+        fn=case.kernel,
+        signature=case.signature,
+        constexprs=case.constexprs,
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in sorted(case.divisible_by_16)},
+    )
+    options: dict[str, object] = {"num_warps": case.num_warps, "num_stages": case.num_stages}
+    if case.maxnreg is not None:
+        options["maxnreg"] = case.maxnreg
+    return triton.compile(source, target=GPUTarget("cuda", capability, _WARP), options=options)
+
+
+def resident_warps(capability: int, registers: int, shared_bytes: int, tensor_columns: int, num_warps: int) -> int:
+    """Warps of this kernel that fit on one multiprocessor at once."""
+    shared, threads, blocks = _LIMITS[capability]
+    allocated = -(-registers // 8) * 8 * _WARP * num_warps  # registers are handed out in units of 8 a thread
+    by_shared = shared // (shared_bytes + _RESERVED_SHARED)
+    by_columns = _TENSOR_COLUMNS // tensor_columns if tensor_columns else blocks
+    return min(_REGISTERS // allocated, by_shared, by_columns, threads // (_WARP * num_warps), blocks) * num_warps
+
+
+def _run_tool(tool: str, *arguments: str) -> str:
+    return subprocess.run([_TOOLS / tool, *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def _opcodes(sass: str) -> Counter[str]:
+    """How often each instruction occurs: `/*0010*/ @!P0 LDG.E.128 R4, …` counts one LDG.E.128."""
+    return Counter(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", sass))
+
+
+def _widths(opcodes: Counter[str], names: tuple[str, ...]) -> tuple[int, int]:
+    """(accesses of 16 bytes, accesses of fewer) among the opcodes called one of `names`."""
+    wide = sum(n for opcode, n in opcodes.items() if opcode.split(".")[0] in names and ".128" in opcode)
+    return wide, sum(n for opcode, n in opcodes.items() if opcode.split(".")[0] in names) - wide

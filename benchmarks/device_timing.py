@@ -1,0 +1,123 @@
+"""The time of one call on the card alone, as pytest-benchmark takes it; without a card, the time on the CPU.
+
+    pytestmark = pytest.mark.benchmark(timer=CLOCK)
+
+    def test_something(benchmark):
+        run, captured = prepare([call_on_inputs_0, call_on_inputs_1, …])
+        benchmark.pedantic(run, rounds=20, warmup_rounds=2)
+
+On a card `prepare` captures all the calls in one CUDA graph and times a replay with events, so neither Python nor the
+launches count; give it at least 20 calls, whose inputs together exceed the L2 cache (`copies`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+ON_CARD = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if ON_CARD else "cpu")
+
+Call = Callable[[], object]
+
+
+class Clock:
+    """Seconds: the machine's on the CPU; on a card only those that `add` was told, so that nothing else is counted."""
+
+    def __init__(self) -> None:
+        self._told = 0.0
+
+    def __call__(self) -> float:
+        return self._told if ON_CARD else time.perf_counter()
+
+    def add(self, seconds: float) -> None:
+        self._told += seconds
+
+
+CLOCK = Clock()
+
+
+def copies(bytes_of_a_call: int) -> int:
+    """How many sets of inputs to make: 20 or more, until they are twice the L2; one without a card."""
+    if not ON_CARD:
+        return 1
+    cache = torch.cuda.get_device_properties(DEVICE).L2_cache_size
+    return max(20, -(-2 * cache // bytes_of_a_call))
+
+
+def prepare(calls: list[Call], capture: bool = True) -> tuple[Call, bool]:
+    """A function that makes every call once and tells the clock the seconds of one; and whether a graph is replayed.
+
+    Args:
+        capture: False for code that waits for the device, which no graph can hold; its launches then count too.
+    """
+    if not ON_CARD:
+        return calls[0], False
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for call in [*calls[:3], *calls]:  # compiles, then lets the allocator settle
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    if capture:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for call in calls:
+                call()
+        replay = graph.replay
+    else:
+
+        def replay() -> None:
+            for call in calls:
+                call()
+
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+    def run() -> None:
+        start.record()
+        replay()
+        end.record()
+        end.synchronize()
+        CLOCK.add(start.elapsed_time(end) / 1e3 / len(calls))
+
+    return run, capture
+
+
+def host_microseconds(call: Call, calls: int = 50) -> float:
+    """What one call keeps the host busy, the device's work left running."""
+    call()
+    if ON_CARD:
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    for _ in range(calls):
+        call()
+    return (time.perf_counter() - began) / calls * 1e6
+
+
+def kernels_launched(call: Call) -> int | None:
+    """Kernels, copies and fills of one call, as the profiler sees them; None without a card."""
+    if not ON_CARD:
+        return None
+    call()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as trace:
+        call()
+        torch.cuda.synchronize()
+    return sum(event.count for event in trace.key_averages() if event.device_type == torch.autograd.DeviceType.CUDA)
+
+
+def bytes_per_second() -> float | None:
+    """The memory's peak rate by its clock and width; None without a card."""
+    if not ON_CARD:
+        return None
+    properties = torch.cuda.get_device_properties(DEVICE)
+    return 2 * properties.memory_clock_rate * 1e3 * properties.memory_bus_width / 8  # two transfers a clock
+
+
+def environment() -> dict[str, str]:
+    """What a number depends on and pytest-benchmark does not record."""
+    card = torch.cuda.get_device_name(DEVICE) if ON_CARD else "no card: the CPU, at small sizes"
+    return {"card": card, "torch": torch.__version__, "cuda": str(torch.version.cuda)}

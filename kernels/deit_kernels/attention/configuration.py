@@ -1,0 +1,190 @@
+"""Which kernel form, block sizes and warps serve a shape on a card: a table, looked up, never searched at run time.
+
+The table is keyed by what decides it: the family of the card (compute capability, and whether a block can take more
+than 99 KB of shared memory), head dim and sequence length. Its rows for sm_90 compile without spilled registers
+(`python -m benchmarks.compile_report` shows every row; Triton 3.6 and 3.8 differ by two spills at N = 256 and 257, so
+no row depends on the version). None is measured on a GPU yet.
+
+`python -m deit_kernels.tune` measures the candidates on a card and writes a table; the environment variable
+DEIT_KERNELS_TABLE names it, and its rows go before these.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Direction = Literal["forward", "backward"]
+
+LONGEST = 1040
+"""Tokens: 1024 patches of a 512-pixel image at patch 16, and up to 16 class, distillation or register tokens."""
+WIDEST = 128
+"""Features of a head."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One way to run a pass.
+
+    Attributes:
+        form: "resident" (one program per (batch, head)) or "tiled" (one per tile of block_m rows).
+        block_m: query rows a step (tiled backward: rows that a program owns).
+        block_n: key rows a step; 0 in the resident form, which holds all keys.
+        num_warps, num_stages: Triton's launch options.
+    """
+
+    form: Literal["resident", "tiled"]
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """A table row: `config` serves up to max_length tokens and max_features features of a head."""
+
+    max_length: int
+    max_features: int
+    config: Config
+
+
+def _rows(*rows: tuple[int, int, str, int, int, int, int]) -> list[Row]:
+    return [Row(length, features, Config(*config)) for length, features, *config in rows]
+
+
+# max_length, max_features, form, block_m, block_n, num_warps, num_stages; the first row that fits is taken.
+_SHORT_FORWARD = [(16, 128, "resident", 16, 0, 1, 1), (32, 128, "resident", 32, 0, 2, 1)]
+_SHORT_BACKWARD = [(16, 128, "resident", 16, 0, 1, 1), (32, 128, "resident", 32, 0, 4, 1)]
+# At N <= 208 four warps and 76 KB leave room for two programs a multiprocessor, so that one computes while one loads.
+# N = 257 needs 136 registers for its logits alone at 64 rows and 4 warps; 8 warps and 128 rows are the form that fits.
+_FORWARD_90 = [
+    *_SHORT_FORWARD,
+    (208, 64, "resident", 64, 0, 4, 2),
+    (272, 64, "resident", 128, 0, 8, 2),
+    (128, 128, "resident", 64, 0, 4, 2),
+    (LONGEST, 64, "tiled", 128, 64, 8, 3),
+    (LONGEST, 128, "tiled", 128, 64, 8, 2),
+]
+# 32 query rows halve the passes over K and V in shared memory against 16, and are the most that 255 registers hold.
+_BACKWARD_90 = [
+    *_SHORT_BACKWARD,
+    (64, 64, "resident", 32, 0, 4, 2),
+    (256, 64, "resident", 32, 0, 8, 2),
+    (128, 128, "resident", 16, 0, 8, 2),
+    (LONGEST, 64, "tiled", 128, 64, 8, 2),
+    (LONGEST, 128, "tiled", 64, 64, 8, 2),
+]
+TABLE: dict[tuple[Direction, int], list[Row]] = {
+    ("forward", 90): _rows(*_FORWARD_90),
+    ("backward", 90): _rows(*_BACKWARD_90),
+    # Accumulators live in tensor memory, 512 columns a multiprocessor: a program that takes them all runs alone.
+    ("forward", 100): _rows(
+        *_SHORT_FORWARD,
+        (208, 64, "resident", 64, 0, 4, 1),
+        (128, 128, "resident", 64, 0, 4, 2),
+        (LONGEST, 64, "tiled", 128, 64, 8, 3),
+        (LONGEST, 128, "tiled", 128, 64, 8, 2),
+    ),
+    ("backward", 100): _rows(
+        *_SHORT_BACKWARD,
+        (64, 64, "resident", 32, 0, 4, 2),
+        (256, 64, "resident", 32, 0, 8, 2),
+        (128, 128, "resident", 16, 0, 8, 2),
+        (LONGEST, 64, "tiled", 128, 32, 8, 2),
+        (LONGEST, 128, "tiled", 64, 64, 8, 2),
+    ),
+    # A warp's matrix instructions keep operands in registers that a warp group's read from shared memory.
+    ("forward", 80): _rows(
+        *_SHORT_FORWARD,
+        (208, 64, "resident", 64, 0, 4, 2),
+        (LONGEST, 64, "tiled", 128, 64, 8, 3),
+        (LONGEST, 128, "tiled", 128, 64, 8, 2),
+    ),
+    ("backward", 80): _rows(
+        *_SHORT_BACKWARD,
+        (128, 64, "resident", 32, 0, 8, 2),
+        (256, 64, "resident", 16, 0, 8, 2),
+        (LONGEST, 64, "tiled", 128, 64, 8, 2),
+        (LONGEST, 128, "tiled", 64, 64, 8, 2),
+    ),
+    # 99 KB: one resident forward fits, so it gets eight warps; the resident backward at N > 128 (108 KB) does not.
+    ("forward", 89): _rows(
+        *_SHORT_FORWARD,
+        (208, 64, "resident", 128, 0, 8, 1),
+        (LONGEST, 64, "tiled", 128, 64, 8, 2),
+        (LONGEST, 128, "tiled", 128, 64, 8, 2),
+    ),
+    ("backward", 89): _rows(
+        *_SHORT_BACKWARD,
+        (128, 64, "resident", 32, 0, 8, 2),
+        (LONGEST, 64, "tiled", 128, 64, 8, 2),
+        (LONGEST, 128, "tiled", 64, 64, 8, 2),
+    ),
+}
+
+_KEY_PIECES = (
+    (16, (16, 0, 0)), (32, (32, 0, 0)), (64, (64, 0, 0)), (80, (64, 16, 0)), (128, (128, 0, 0)), (144, (128, 16, 0)),
+    (192, (128, 64, 0)), (208, (128, 64, 16)), (256, (256, 0, 0)), (272, (256, 16, 0)),
+)  # fmt: skip
+
+
+def key_pieces(length: int) -> tuple[int, int, int]:
+    """Powers of two that cover `length` keys, only the last of them partly: 198 is 128 + 64 + 16 instead of 256."""
+    return next(pieces for longest, pieces in _KEY_PIECES if length <= longest)
+
+
+def family(capability: tuple[int, int], shared_bytes: int) -> int:
+    """The table's key for a card: 80, 90 or 100 by its major version, 89 for all whose blocks take 99 KB at most."""
+    if shared_bytes < 128 * 1024:
+        return 89
+    return min(capability[0] * 10, 100)
+
+
+@functools.cache
+def choose(direction: Direction, card: int, length: int, features: int, pairs: int, multiprocessors: int) -> Config:
+    """The first row that fits.
+
+    Args:
+        card: a `family`.
+        pairs: batch times heads. Below half the multiprocessors, a resident backward would leave most of the card idle
+            and the tiled one takes its place; a resident forward is split over queries instead (`splits`).
+    """
+    rows = [*_rows_on_request(direction, card), *TABLE[direction, card]]
+    fits = [row.config for row in rows if length <= row.max_length and features <= row.max_features]
+    if direction == "backward" and 2 * pairs < multiprocessors:
+        fits = [config for config in fits if config.form == "tiled"]
+    return fits[0]
+
+
+def splits(config: Config, length: int, pairs: int, multiprocessors: int) -> int:
+    """Programs that share one (batch, head) in the resident forward, so that every multiprocessor has two programs."""
+    return max(1, min(-(-length // config.block_m), 2 * multiprocessors // pairs))
+
+
+@functools.cache
+def _rows_on_request(direction: Direction, card: int) -> list[Row]:
+    path = os.environ.get("DEIT_KERNELS_TABLE")
+    if not path:
+        return []
+    try:
+        table = json.loads(Path(path).read_text())["attention"]
+        return [
+            Row(row["max_length"], row["max_features"], Config(**row["config"]))
+            for row in table
+            if row["direction"] == direction and row["card"] == card
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"DEIT_KERNELS_TABLE names {path}, which is no table ({error!r}); to write one: python -m deit_kernels.tune"
+        ) from error
+
+
+def forget() -> None:
+    """Look the table up anew, after DEIT_KERNELS_TABLE has changed."""
+    choose.cache_clear()
+    _rows_on_request.cache_clear()

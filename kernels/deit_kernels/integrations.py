@@ -1,0 +1,130 @@
+"""Our attention in other people's models: timm's and Hugging Face's vision transformers, weights and outputs unchanged.
+
+    from deit_kernels.integrations import patch_timm, register_huggingface
+
+    patch = patch_timm(timm.create_model("deit_small_patch16_224"))
+    print(patch.changed, patch.skipped)          # 12 {}
+
+    register_huggingface()
+    DeiTModel.from_pretrained(..., attn_implementation="deit_kernels")
+
+Both run our kernels where `attention_unsupported_reasons` is empty, and PyTorch's SDPA elsewhere. timm and transformers
+are imported by these functions only.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from .attention import attention, attention_qkvpacked
+
+
+class Patch(NamedTuple):
+    """What `patch_timm` did.
+
+    Attributes:
+        changed: attention modules that now call `attention_qkvpacked`.
+        skipped: name of every other attention module -> why it was left alone.
+    """
+
+    changed: int
+    skipped: dict[str, str]
+
+
+def patch_timm(model: nn.Module) -> Patch:
+    """Let the attention modules of a timm model call `attention_qkvpacked`; parameters and their names stay.
+
+    Changed are modules of exactly `timm.layers.Attention`, which ViT, DeiT and their many relatives use, without q/k
+    norm. A call with a mask, a causal flag or attention dropout in training goes the way that timm wrote.
+
+    Args:
+        model: changed in place; a second call changes nothing. It can still be copied, saved, compiled.
+
+    Returns:
+        how many modules changed, and why others did not.
+    """
+    packed = _packed_timm_attention()
+    changed, skipped = 0, {}
+    for name, module in model.named_modules():
+        if type(module) is packed or "attention" not in type(module).__name__.lower():
+            continue
+        reason = _why_not(module, packed)
+        if reason is None:
+            module.__class__ = packed
+            changed += 1
+        else:
+            skipped[name] = reason
+    return Patch(changed, skipped)
+
+
+def _why_not(module: nn.Module, packed: type[nn.Module]) -> str | None:
+    known = packed.__bases__[0]
+    if type(module) is not known:
+        return f"{type(module).__name__} is not timm.layers.Attention: it may add rope, a bias or windows"
+    if not isinstance(module.q_norm, nn.Identity) or not isinstance(module.k_norm, nn.Identity):
+        return "it normalises queries and keys"
+    return None
+
+
+@functools.cache
+def _packed_timm_attention() -> type[nn.Module]:
+    from timm.layers import Attention
+
+    class PackedTimmAttention(Attention):
+        def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+            if attn_mask is not None or is_causal or (self.training and self.attn_drop.p > 0):
+                return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
+            qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))  # (B, N, 3, H, D), a view
+            out = self.norm(attention_qkvpacked(qkv, scale=self.scale).flatten(2))
+            gate = getattr(self, "gate", None)  # timm >= 1.0.28
+            if gate is not None:
+                out = out * gate(x).sigmoid()
+            return self.proj_drop(self.proj(out))
+
+    PackedTimmAttention.__qualname__ = "PackedTimmAttention"  # where pickle looks for it; __getattr__ makes it there
+    return PackedTimmAttention
+
+
+def __getattr__(name: str) -> Any:
+    if name == "PackedTimmAttention":
+        return _packed_timm_attention()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def register_huggingface(name: str = "deit_kernels") -> str:
+    """Register `attention` with transformers as an attn_implementation; returns its name.
+
+    Models of the attention interface take it by `attn_implementation=name` or `model.set_attn_implementation(name)`.
+    Calls with a mask, a causal model or an argument that `attention` lacks run transformers' own SDPA function.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(name, _huggingface_attention)
+    AttentionMaskInterface.register(name, sdpa_mask)
+    return name
+
+
+def _huggingface_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    unknown = [name for name in ("position_bias", "cache", "softcap", "s_aux") if others.get(name) is not None]
+    if attention_mask is not None or causal or unknown or query.shape[1] != key.shape[1]:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **others
+        )
+    return attention(query, key, value, dropout_p=dropout, scale=scaling).transpose(1, 2), None

@@ -1,0 +1,49 @@
+"""Kernels with one fault each, traced: `python planted_faults.py` prints what the access trace says of them as JSON.
+
+A program and not a test, since the trace needs TRITON_INTERPRET=1 before triton is imported.
+"""
+
+import json
+import sys
+
+import torch
+import triton
+import triton.language as tl
+
+from benchmarks.access_trace import trace
+from deit_kernels.compile_case import TraceCase, TracedCall
+
+SIZE, BLOCK = 64, 16
+
+
+@triton.jit
+def double(source, target, FAULT: tl.constexpr, BLOCK: tl.constexpr):
+    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    kept = rows >= 0
+    if FAULT == "missing":
+        kept = rows % 16 != 3
+    if FAULT == "outside":
+        rows += 1
+    if FAULT == "stored twice":
+        tl.store(target + rows, tl.load(source + rows))
+    if FAULT == "foreign load":
+        tl.store(target + rows, tl.load(target + (rows + BLOCK) % (4 * BLOCK)), mask=kept)
+    else:
+        tl.store(target + rows, 2 * tl.load(source + rows), mask=kept)
+    if FAULT == "read twice":
+        tl.load(source + rows)
+
+
+def case(fault: str) -> TraceCase:
+    def run() -> TracedCall:
+        # The room behind each window keeps an access outside of it inside the process's own memory.
+        source, target = torch.zeros(2 * SIZE)[:SIZE], torch.zeros(2 * SIZE)[:SIZE]
+        double[(SIZE // BLOCK,)](source, target, fault, BLOCK)
+        return TracedCall({"source": source}, {"target": target})
+
+    return TraceCase(fault, run)
+
+
+if __name__ == "__main__":
+    faults = ("none", "missing", "outside", "stored twice", "foreign load", "read twice")
+    json.dump({fault: trace(case(fault)) for fault in faults}, sys.stdout)

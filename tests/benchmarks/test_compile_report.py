@@ -1,0 +1,131 @@
+"""What the kernels promise of their machine code and their traffic, for the Triton of the committed budget."""
+
+import json
+
+import pytest
+import triton
+
+from benchmarks import compile_report
+from benchmarks.ahead_of_time import compile_resources, resident_warps
+from benchmarks.compile_report import BUDGET, as_lines, launch_modules, traffic_violations, unusable, violations
+from deit_kernels.attention import launch
+
+PINNED = json.loads(BUDGET.read_text())
+CASES = {(case.name, case.capability): case for case in launch.compile_cases()}
+needs_pinned_triton = pytest.mark.skipif(
+    triton.__version__ != PINNED["triton"], reason=f"the budget is that of Triton {PINNED['triton']}"
+)
+
+
+def compiled(name: str, capability: int) -> dict:
+    return compile_resources(CASES[name, capability], capability).as_dict()
+
+
+@needs_pinned_triton
+@pytest.mark.parametrize(
+    "name",
+    [
+        "attention_forward_resident n198 d64",
+        "attention_backward_resident n198 d64",
+        "attention_forward_tiled n578 d64",
+        "attention_backward_tiled n578 d64",
+        "attention_delta d64",
+    ],
+)
+def test_on_an_h100_the_default_kernels_do_not_spill_and_use_its_instructions(name: str) -> None:
+    numbers = compiled(name, 90)
+    assert violations({"sm_90": {name: numbers}}, PINNED["kernels"]) == []
+    assert numbers["spills"] == numbers["stack_bytes"] == 0
+    assert numbers["warps"] >= 8
+    assert numbers["loads_128"] > 0
+    if "delta" not in name:
+        # What is left of narrower loads is the log-sum-exp and delta, one float a row.
+        assert set(numbers["matrix"]) == {"HGMMA"} and numbers["loads_narrow"] <= 8
+
+
+@needs_pinned_triton
+@pytest.mark.parametrize(
+    "name", ["attention_forward_resident n198 d64", "attention_backward_resident n198 d64"], ids=["forward", "backward"]
+)
+def test_on_an_a100_the_kernels_keep_to_their_budget(name: str) -> None:
+    assert violations({"sm_80": {name: compiled(name, 80)}}, PINNED["kernels"]) == []
+
+
+@pytest.fixture(scope="module")
+def traced() -> dict[str, dict[str, float]]:
+    return compile_report.traffic()
+
+
+def test_the_traffic_keeps_to_its_budget(traced: dict[str, dict[str, float]]) -> None:
+    assert len(traced) >= len(launch.trace_cases())
+    assert traffic_violations(traced, PINNED["traffic"]) == []
+
+
+@pytest.mark.parametrize("direction", ("forward", "backward"))
+@pytest.mark.parametrize("length", (64, 198, 208))
+def test_up_to_208_tokens_every_byte_moves_once(traced: dict, length: int, direction: str) -> None:
+    assert traced[f"attention_{direction} n{length} d64"]["traffic"] <= 1.05
+
+
+@pytest.mark.slow
+@needs_pinned_triton
+def test_every_kernel_on_every_card_keeps_to_its_budget() -> None:
+    cases = [case for module in launch_modules() for case in module.compile_cases()]
+    report = compile_report.compile_all(compile_report.selected(cases, "", None))
+    assert unusable(report) + violations(report, PINNED["kernels"]) == []
+
+
+def test_a_kernel_worse_than_its_budget_is_named() -> None:
+    name = "attention_forward_resident n198 d64"
+    allowed = PINNED["kernels"]["sm_90"][name]
+    worse = allowed | {"registers": 256, "loads_128": 0, "warps": 4, "matrix": {"HMMA": 1}}
+    found = violations({"sm_90": {name: worse}}, PINNED["kernels"])
+    assert len(found) == 4 and all(name in line and "sm_90" in line for line in found)
+    assert violations({"sm_90": {name: allowed}}, PINNED["kernels"]) == []
+    assert violations({"sm_120": {name: worse}}, PINNED["kernels"]) == [], "sm_120 is reported, not gated"
+    assert "not in the budget" in violations({"sm_90": {"new kernel": allowed}}, PINNED["kernels"])[0]
+
+
+def test_a_kernel_that_cannot_run_is_named_on_every_card() -> None:
+    numbers = PINNED["kernels"]["sm_90"]["attention_delta d64"]
+    dropped = numbers | {"stores_128": 0, "stores_narrow": 0}
+    assert unusable({"sm_100": {"a": numbers, "b": dropped, "c": numbers | {"warps": 0}}}) == [
+        "b sm_100: stores nothing",
+        "c sm_100: does not fit on a multiprocessor",
+    ]
+
+
+def test_traffic_that_is_worse_is_named() -> None:
+    clean = {"traffic": 1.0, "outside": 0, "stored_twice": 0, "missing": 0, "foreign_loads": 0}
+    assert traffic_violations({"a": clean}, {"a": clean}) == []
+    assert traffic_violations({"a": clean | {"traffic": 1.1, "missing": 2}}, {"a": clean}) == [
+        "a: traffic 1.1, budget 1.0",
+        "a: 2 missing",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("capability", "registers", "shared", "columns", "warps", "resident"),
+    [
+        (90, 128, 0, 0, 8, 16),  # by registers
+        (90, 168, 0, 0, 4, 12),
+        (90, 32, 100 * 1024, 0, 4, 8),  # by shared memory
+        (89, 32, 0, 0, 4, 48),  # by threads
+        (100, 32, 0, 256, 4, 8),  # by tensor memory
+        (100, 32, 0, 576, 4, 0),
+    ],
+)
+def test_resident_warps(capability: int, registers: int, shared: int, columns: int, warps: int, resident: int) -> None:
+    assert resident_warps(capability, registers, shared, columns, warps) == resident
+
+
+def test_a_signature_that_is_not_the_kernels_is_refused() -> None:
+    case = next(iter(CASES.values()))
+    broken = type(case)(**{**vars(case), "divisible_by_16": frozenset({"nothing"})})
+    with pytest.raises(ValueError, match="the kernel takes"):
+        compile_resources(broken, 90)
+
+
+def test_the_budget_is_written_one_kernel_a_line() -> None:
+    assert json.loads(as_lines(PINNED)) == PINNED
+    assert as_lines(PINNED) + "\n" == BUDGET.read_text()

@@ -1,0 +1,71 @@
+"""How attention is judged: its error against float64 is at most twice that of plain PyTorch in the same precision."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deit_kernels.attention.reference import attention_reference
+
+
+@dataclass(frozen=True)
+class Case:
+    """Inputs, their float64 result and gradients, and the largest errors of plain PyTorch in the inputs' dtype."""
+
+    qkv: Tensor  # (B, N, 3, H, D)
+    grad: Tensor  # (B, N, H, D)
+    scale: float | None
+    out: Tensor
+    grad_qkv: Tensor
+    plain_out_error: float
+    plain_grad_errors: tuple[float, float, float]
+
+
+def plain_attention(qkv: Tensor, scale: float | None) -> Tensor:
+    """Attention as timm writes it, every intermediate in the inputs' dtype. (B, N, 3, H, D) -> (B, N, H, D)."""
+    query, key, value = qkv.permute(2, 0, 3, 1, 4)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    probs = ((query * scale) @ key.transpose(-2, -1)).softmax(-1)
+    return (probs @ value).transpose(1, 2)
+
+
+def make_case(qkv: Tensor, grad: Tensor, scale: float | None = None) -> Case:
+    exact = qkv.double().requires_grad_()
+    out = attention_reference(*exact.permute(2, 0, 3, 1, 4), scale=scale).transpose(1, 2)
+    out.backward(grad.double())
+    plain = qkv.clone().requires_grad_()
+    plain_out = plain_attention(plain, scale)
+    plain_out.backward(grad)
+    errors = tuple(largest_error(plain.grad[:, :, i], exact.grad[:, :, i]) for i in range(3))
+    return Case(qkv, grad, scale, out.detach(), exact.grad, largest_error(plain_out, out), errors)
+
+
+@functools.cache
+def random_case(batch: int, length: int, heads: int, features: int, dtype: torch.dtype) -> Case:
+    generator = torch.Generator().manual_seed(length * 1000 + features)
+    qkv = torch.randn(batch, length, 3, heads, features, generator=generator).to(dtype)
+    grad = torch.randn(batch, length, heads, features, generator=generator).to(dtype)
+    return make_case(qkv, grad)
+
+
+def largest_error(seen: Tensor, exact: Tensor) -> float:
+    return (seen.double() - exact.to(seen.device)).abs().max().item()
+
+
+def assert_accurate(case: Case, out: Tensor, grads: tuple[Tensor, Tensor, Tensor]) -> None:
+    """The rule, for the output (B, N, H, D) and for the three gradients (B, N, H, D)."""
+    _assert_within("output", out, case.out, case.plain_out_error)
+    for i, name in enumerate(("query", "key", "value")):
+        _assert_within(f"gradient of {name}", grads[i], case.grad_qkv[:, :, i], case.plain_grad_errors[i])
+
+
+def _assert_within(what: str, seen: Tensor, exact: Tensor, plain_error: float) -> None:
+    assert seen.shape == exact.shape, f"{what}: shape {tuple(seen.shape)}, expected {tuple(exact.shape)}"
+    assert seen.isfinite().all(), f"{what}: {(~seen.isfinite()).sum()} values are not finite"
+    # One rounding of the largest value: plain PyTorch can be exact by luck, as at N = 1, where softmax is 1.
+    allowed = 2 * plain_error + torch.finfo(seen.dtype).eps * exact.abs().max().item()
+    error = largest_error(seen, exact)
+    assert error <= allowed, f"{what}: error {error:.3g} against float64, allowed {allowed:.3g}"

@@ -1,0 +1,74 @@
+"""The configuration table: what it must hold for every shape on every card, and how a written table replaces it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from deit_kernels.attention import configuration
+from deit_kernels.attention.configuration import Config, choose, family, key_pieces, splits
+
+FAMILIES = (80, 89, 90, 100)
+
+
+@pytest.mark.parametrize("card", FAMILIES)
+@pytest.mark.parametrize("direction", ("forward", "backward"))
+def test_every_shape_has_a_row_that_can_hold_it(direction: str, card: int) -> None:
+    for features in range(8, 129, 8):
+        for length in range(1, 1041):
+            config = choose(direction, card, length, features, 1536, 132)
+            if config.form == "resident" and direction == "forward":
+                assert sum(key_pieces(length)) >= length
+
+
+@pytest.mark.parametrize("length", range(1, 273))
+def test_only_the_last_piece_of_keys_passes_the_end(length: int) -> None:
+    pieces = [piece for piece in key_pieces(length) if piece]
+    assert sum(pieces[:-1]) < length <= sum(pieces)
+    assert all(piece >= 16 and piece & (piece - 1) == 0 for piece in pieces)
+
+
+def test_198_tokens_are_not_padded_to_256() -> None:
+    assert key_pieces(198) == (128, 64, 16)
+
+
+@pytest.mark.parametrize(
+    ("capability", "shared_kilobytes", "expected"),
+    [((8, 0), 163, 80), ((8, 6), 99, 89), ((8, 9), 99, 89), ((9, 0), 227, 90), ((10, 0), 227, 100), ((12, 0), 99, 89)],
+)
+def test_cards_of_99_kilobytes_are_one_family(capability, shared_kilobytes: int, expected: int) -> None:
+    assert family(capability, shared_kilobytes * 1024) == expected
+
+
+def test_few_heads_are_split_over_the_card() -> None:
+    resident = choose("forward", 90, 198, 64, 3, 132)
+    assert splits(resident, 198, 3, 132) == 4  # every block of 64 queries is a program
+    assert splits(resident, 198, 1536, 132) == 1
+    assert choose("backward", 90, 198, 64, 3, 132).form == "tiled"
+    assert choose("backward", 90, 198, 64, 1536, 132).form == "resident"
+
+
+def test_a_written_table_goes_before_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = {"form": "tiled", "block_m": 64, "block_n": 32, "num_warps": 4, "num_stages": 2}
+    row = {"direction": "forward", "card": 90, "max_length": 208, "max_features": 64, "config": wanted}
+    table = tmp_path / "table.json"
+    table.write_text(json.dumps({"attention": [row]}))
+    default = choose("forward", 90, 198, 64, 1536, 132)
+    monkeypatch.setenv("DEIT_KERNELS_TABLE", str(table))
+    configuration.forget()
+    assert choose("forward", 90, 198, 64, 1536, 132) == Config(**wanted)
+    assert choose("forward", 90, 209, 64, 1536, 132).form == "resident"
+    monkeypatch.delenv("DEIT_KERNELS_TABLE")
+    configuration.forget()
+    assert choose("forward", 90, 198, 64, 1536, 132) == default
+
+
+def test_a_broken_table_says_which_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = tmp_path / "table.json"
+    table.write_text("{}")
+    monkeypatch.setenv("DEIT_KERNELS_TABLE", str(table))
+    configuration.forget()
+    with pytest.raises(ValueError, match=r"table\.json, which is no table.* python -m deit_kernels\.tune"):
+        choose("forward", 90, 198, 64, 1536, 132)
+    monkeypatch.delenv("DEIT_KERNELS_TABLE")
+    configuration.forget()

@@ -1,0 +1,31 @@
+"""The Python of the kernels' README runs as it stands, and its numbers are the budget's."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "kernels" / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("code", BLOCKS, ids=range(len(BLOCKS)))
+def test_python_blocks_run(code: str) -> None:
+    exec(compile(code, "kernels/README.md", "exec"), {})
+
+
+@pytest.mark.parametrize("length", (198, 578))
+@pytest.mark.parametrize("direction", ("forward", "backward"))
+def test_the_table_is_the_budget(direction: str, length: int) -> None:
+    budget = json.loads((ROOT / "benchmarks" / "compile_budget.json").read_text())
+    (name,) = (
+        name for name in budget["kernels"]["sm_90"] if re.match(rf"attention_{direction}_\w+ n{length} d64", name)
+    )
+    numbers, traffic = budget["kernels"]["sm_90"][name], budget["traffic"][f"attention_{direction} n{length} d64"]
+    row = re.search(rf"^\| {direction}, N = {length} \|(.*)\|$", README, flags=re.MULTILINE).group(1).split("|")
+    seen = [float(re.search(r"[\d.]+", cell).group()) for cell in row]
+    expected = [numbers[key] for key in ("registers", "spills")] + [round(numbers["shared_bytes"] / 1024)]
+    expected += [numbers["warps"], numbers["matrix"]["HGMMA"], traffic["traffic"]]
+    assert seen == pytest.approx(expected, abs=5e-3)
