@@ -52,16 +52,17 @@ def drawn_mix(rows: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def every_op(size: int) -> tuple[ImageBatch, torch.Tensor]:
-    """As many rows as there are ops, each row with one of them and a drawn one behind it."""
-    pixels = noise_batch(SIZES)
-    image = torch.arange(len(OP_NAMES) - 1) % len(SIZES)
+    """As many rows as there are ops: each has one of them, and the third after it in the list."""
+    pixels, count = noise_batch(SIZES), len(OP_NAMES) - 1
+    image = torch.arange(count) % len(SIZES)
     batch = ImageBatch(pixels.data, *(table[image] for table in pixels[1:]))
-    rows = drawn_rows(batch, Policy(size=size, rand_augment=BUSY, erase=Erase(0.5), interpolation="random"))
+    policy = Policy(size=size, rand_augment=BUSY, erase=Erase(0.5), interpolation="random")
+    rows = drawn_rows(batch, policy)
     ops = rows.numpy().view(ROW)[:, 0]["ops"]
-    policy = Policy(size=size, rand_augment=BUSY)
     drawn = sample_plan(policy, seed=0, epoch=0, sample=range(500), copy=0, height=9, width=9).table["ops"][:, 0]
-    for op in range(1, len(OP_NAMES)):
-        ops[op - 1, 0] = drawn[drawn["op"] == op][0]
+    for row in range(count):
+        for layer, op in enumerate((row, (row + 3) % count)):
+            ops[row, layer] = drawn[drawn["op"] == 1 + op][0]
     ops["fast"][::2, 1] = 1
     return batch, rows
 
