@@ -35,9 +35,9 @@ from setuptools.errors import CompileError
 
 OLDEST_TORCH = (2, 11)
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # torch 2.10
-CXX_FLAGS = ["-std=c++20", "-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", STABLE_ABI]
-EXACT = "-ffp-contract=off"  # a fused multiply-add rounds once where Pillow and NumPy round twice
-GPUS = ["arch=compute_80,code=sm_80", "arch=compute_90,code=sm_90", "arch=compute_100,code=[sm_100,compute_100]"]
+EXACT = "-ffp-contract=off"  # a fused multiply-add rounds once where Pillow and NumPy round twice; -fmad=false likewise
+CXX_FLAGS = ["-std=c++20", "-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", EXACT]
+NVCC_FLAGS = ["-std=c++20", "-O3", "-fmad=false", "-cudart=shared"]
 
 
 class Torch(NamedTuple):
@@ -45,14 +45,22 @@ class Torch(NamedTuple):
     version: str
     cuda: str | None
 
-    @property
-    def lib(self) -> Path:
-        return self.folder / "lib"
-
 
 class Toolkit(NamedTuple):
     home: Path
     version: str
+
+    @property
+    def architectures(self) -> list[str]:
+        """A100, H100 and, from CUDA 12.8 on, B200; PTX of the newest for whatever comes after."""
+        numbers = [80, 90, 100] if numeric(self.version) >= (12, 8) else [80, 90]
+        newest = f"-gencode=arch=compute_{numbers[-1]},code=compute_{numbers[-1]}"
+        return [*(f"-gencode=arch=compute_{number},code=sm_{number}" for number in numbers), newest]
+
+
+def numeric(version: str) -> tuple[int, int]:
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
 
 
 @functools.cache
@@ -64,7 +72,7 @@ def find_torch() -> Torch:
     folder = Path(spec.origin).parent
     version = runpy.run_path(str(folder / "version.py"))
     found = Torch(folder, str(version["__version__"]), version["cuda"])
-    if tuple(int(part) for part in found.version.split(".")[:2]) < OLDEST_TORCH:
+    if numeric(found.version) < OLDEST_TORCH:
         raise CompileError(f"torch {found.version} is too old; install torch>=2.11, then repeat this install")
     return found
 
@@ -78,20 +86,29 @@ def find_toolkit() -> Toolkit:
     homes += [Path(on_path).resolve().parent.parent if on_path else None, "/usr/local/cuda"]
     for home in (Path(candidate) for candidate in homes if candidate):
         if (home / "bin/nvcc").is_file() and (home / "include/cuda_runtime.h").is_file():
-            text = subprocess.run([home / "bin/nvcc", "--version"], capture_output=True, text=True, check=True).stdout
-            return Toolkit(home, re.search(r"release (\d+\.\d+)", text).group(1))
+            text = subprocess.run([home / "bin/nvcc", "--version"], capture_output=True, text=True).stdout
+            if release := re.search(r"release (\d+\.\d+)", text):
+                return Toolkit(home, release.group(1))
     raise CompileError("no CUDA toolkit found (nvcc and cuda_runtime.h); install one or set CUDA_HOME to it")
 
 
-def major(version: str) -> str:
-    return version.split(".")[0]
+def find_matching_toolkit(torch: Torch) -> Toolkit:
+    if torch.cuda is None:
+        raise CompileError(f"torch {torch.version} is a build without CUDA")
+    toolkit, (major, _) = find_toolkit(), numeric(torch.cuda)
+    if numeric(toolkit.version)[0] != major:
+        raise CompileError(
+            f"the toolkit in {toolkit.home} is CUDA {toolkit.version}, torch {torch.version} was built for CUDA "
+            f"{torch.cuda}; set CUDA_HOME to a toolkit {major}"
+        )
+    return toolkit
 
 
-def compiler() -> str:
+def compiler() -> list[str]:
     """The C++ compiler: CXX, else g++, else clang++, else c++."""
     for name in (os.environ.get("CXX"), "g++", "clang++", "c++"):
         if name and shutil.which(name.split()[0]):
-            return name
+            return name.split()
     raise CompileError("no C++ compiler found; install g++ (Debian, Ubuntu: apt install g++) or set CXX")
 
 
@@ -108,9 +125,9 @@ class BuildExtensions(build_ext):
         suffix = ".abi3.so"
         if fullname.endswith("_cuda"):
             try:
-                suffix = f".cu{major(find_toolkit().version)}.abi3.so"
+                suffix = f".cu{numeric(find_toolkit().version)[0]}.abi3.so"
             except CompileError:
-                suffix = ".none.abi3.so"  # is not going to be built
+                suffix = ".abi3.so"  # is not going to be built
         return fullname.replace(".", "/") + suffix
 
     def build_extension(self, ext: Extension) -> None:
@@ -123,47 +140,37 @@ class BuildExtensions(build_ext):
             raise CompileError(str(error)) from error
 
     def compile(self, ext: Extension) -> None:
-        torch, cuda = find_torch(), ext.name.endswith("_cuda")
-        if cuda and torch.cuda is None:
-            raise CompileError(f"torch {torch.version} is a build without CUDA")
-        toolkit = find_toolkit() if cuda else None
-        if toolkit and major(toolkit.version) != major(torch.cuda):
-            raise CompileError(
-                f"nvcc is {toolkit.version}, torch {torch.version} was built for CUDA {torch.cuda}; "
-                f"set CUDA_HOME to a toolkit {major(torch.cuda)}"
-            )
-        objects = Path(self.build_temp) / ext.name
-        objects.mkdir(parents=True, exist_ok=True)
+        torch = find_torch()
+        toolkit = find_matching_toolkit(torch) if ext.name.endswith("_cuda") else None
         # No path of this machine ends up in the binary, not even in an error message of torch's headers.
         maps = [f"-ffile-prefix-map={torch.folder}=torch", f"-ffile-prefix-map={Path.cwd()}=."]
-        cxx = [*compiler().split(), *CXX_FLAGS, EXACT, *maps, "-isystem", str(torch.folder / "include"), "-c"]
-        libraries = [f"-L{torch.lib}", "-ltorch_cpu"]
+        cxx = [*compiler(), *CXX_FLAGS, *maps, STABLE_ABI, "-isystem", f"{torch.folder}/include"]
+        libraries = [f"-L{torch.folder}/lib", "-ltorch_cpu"]
         if toolkit:
             cxx += ["-DDEIT_CUDA", "-DUSE_CUDA"]  # USE_CUDA opens the CUDA part of torch's C interface
-            host = ",".join(["-fPIC", "-fvisibility=hidden", EXACT, *maps])
-            nvcc = [str(toolkit.home / "bin/nvcc"), "-std=c++20", "-O3", "-fmad=false", "-cudart", "shared"]
-            nvcc += [*(f"-gencode={gpu}" for gpu in GPUS), "-Xcompiler", host, "-ccbin", compiler().split()[0], "-c"]
-            libraries += ["-ltorch_cuda", f"-L{toolkit.home / 'lib64'}", "-lcudart"]
+            nvcc = [f"{toolkit.home}/bin/nvcc", "-ccbin", compiler()[0], *NVCC_FLAGS, *toolkit.architectures]
+            nvcc += [f"-Xcompiler={flag}" for flag in ("-fPIC", "-fvisibility=hidden", EXACT, *maps)]
+            libraries += ["-ltorch_cuda", f"-L{toolkit.home}/lib64", f"-L{toolkit.home}/lib", "-lcudart"]
+
+        folder, target = Path(self.build_temp) / ext.name, Path(self.get_ext_fullpath(ext.name))
+        for place in (folder, target.parent):
+            place.mkdir(parents=True, exist_ok=True)
+        objects = [f"{folder / Path(source).stem}.o" for source in ext.sources]
         commands = [
-            [*(nvcc if source.endswith(".cu") else cxx), source, "-o", str(objects / f"{Path(source).stem}.o")]
-            for source in ext.sources
+            [*(nvcc if source.endswith(".cu") else cxx), "-c", source, "-o", name]
+            for source, name in zip(ext.sources, objects, strict=True)
         ]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(run, commands))
-        target = Path(self.get_ext_fullpath(ext.name))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        inputs = [command[-1] for command in commands]
-        run([*compiler().split(), "-shared", "-s", *inputs, "-o", str(target), "-Wl,--as-needed", *libraries])
+        run([*compiler(), "-shared", "-s", *objects, "-o", str(target), "-Wl,--as-needed", *libraries])
 
 
 def run(command: list[str]) -> None:
-    """One command, shown; its output is shown too when it fails."""
-    print(" ".join(command))
+    """One command, shown together with what it has to say."""
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.stdout:
-        print(done.stdout, file=sys.stderr)
+    print(" ".join(command), done.stdout, sep="\n", file=sys.stderr)
     if done.returncode:
-        raise CompileError(f"{command[0]} failed on {command[-3]}")
+        raise CompileError(f"the command printed above failed, {command[0]}")
 
 
 HEADERS = sorted(glob("csrc/**/*.h", recursive=True) + glob("csrc/**/*.cuh", recursive=True))

@@ -14,9 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import triton
-from deit_kernels.compile_case import CompileCase
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+from deit_kernels.compile_case import CompileCase
 
 CAPABILITIES = (80, 89, 90, 100, 120)
 

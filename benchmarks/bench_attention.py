@@ -19,7 +19,6 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from deit_kernels import attention_qkvpacked
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import flex_attention
@@ -36,6 +35,7 @@ from benchmarks.device_timing import (
     kernels_launched,
     prepare,
 )
+from deit_kernels import attention_qkvpacked
 
 pytestmark = pytest.mark.benchmark(timer=CLOCK, group="attention")
 

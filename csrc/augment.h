@@ -24,7 +24,7 @@ namespace cpu {
 // Throws std::invalid_argument for the first row that would read outside its image or the buffer.
 void check_rows(const Batch& batch);
 
-// The images [begin, end) of a checked batch; called by many threads at once, never throws for a checked batch.
+// The images [begin, end) of a checked batch; called by many threads at once, which only lack of memory can fail.
 void resize(const Batch& batch, int64_t begin, int64_t end, uint8_t* images);
 void apply(const Batch& batch, int64_t begin, int64_t end, const std::vector<uint32_t>& levels, const Finish& finish,
            void* output);

@@ -1,4 +1,4 @@
-// The CPU implementation: loops over the arithmetic of augment/*.h, one image a call, scratch memory kept by the thread.
+// The CPU implementation: loops over the arithmetic of augment/*.h, image by image, in scratch memory that a thread keeps.
 //
 // Both resize passes are the same inner loop over 96 adjacent bytes. 96 is 32 lines of RGB pixels: the horizontal pass
 // works on 32 source lines transposed so that a column's pixels lie side by side, and then needs no shuffles; the
@@ -25,15 +25,19 @@ constexpr int block = 96, lines_per_tile = 32;
 constexpr int64_t pixel = 3;
 constexpr int64_t column_bytes = block + 4;  // of a tile: room for the fourth byte of the last line's pixel
 
-// The weights of `size` outputs along one axis, zero weights at both ends trimmed.
+// The weights of `size` outputs along one axis, zero weights at both ends trimmed. Together they read [lowest, end);
+// the first output need not be the one that reads lowest: one that lies on a pixel may read that pixel only.
 struct Weights {
   std::vector<int32_t> first, count, begin, value;
+  int32_t lowest, end;
 
   void build(const Axis& axis, int32_t window, int32_t size) {
     first.resize(size);
     count.resize(size);
     begin.resize(size);
     value.clear();
+    lowest = axis.before;
+    end = 0;
     for (int32_t i = 0; i < size; ++i) {
       const Taps taps = axis.taps(window + i);
       const size_t start = value.size();
@@ -50,10 +54,10 @@ struct Weights {
       first[i] = taps.first + static_cast<int32_t>(lead - start);
       begin[i] = static_cast<int32_t>(lead);
       count[i] = static_cast<int32_t>(value.size() - lead);
+      lowest = std::min(lowest, first[i]);
+      end = std::max(end, first[i] + count[i]);
     }
   }
-
-  int32_t end(int32_t i) const { return first[i] + count[i]; }
 
  private:
   std::vector<double> unnormalised;
@@ -88,19 +92,17 @@ inline __attribute__((always_inline)) void weighted_sum(const uint8_t* from, int
 
 // A tile of columns, tile[column][line][rgb], to one of `size` columns.
 VECTOR_CLONES void horizontal_pass(const uint8_t* tile, const Weights& weights, int32_t size, uint8_t* resized) {
-  const int32_t origin = weights.first[0];
   for (int32_t x = 0; x < size; ++x)
-    weighted_sum(tile + (weights.first[x] - origin) * column_bytes, column_bytes, &weights.value[weights.begin[x]],
+    weighted_sum(tile + (weights.first[x] - weights.lowest) * column_bytes, column_bytes, &weights.value[weights.begin[x]],
                  weights.count[x], resized + x * column_bytes);
 }
 
 // `line_bytes` is a multiple of `block`, so the last run of a line reads padding.
 VECTOR_CLONES void vertical_pass(const uint8_t* lines, int64_t line_bytes, const Weights& weights, int32_t size,
                                  uint8_t* image) {
-  const int32_t origin = weights.first[0];
   const int64_t image_line = size * pixel;
   for (int32_t y = 0; y < size; ++y) {
-    const uint8_t* from = lines + (weights.first[y] - origin) * line_bytes;
+    const uint8_t* from = lines + (weights.first[y] - weights.lowest) * line_bytes;
     for (int64_t at = 0; at < image_line; at += block) {
       uint8_t run[block];
       weighted_sum(from + at, line_bytes, &weights.value[weights.begin[y]], weights.count[y], run);
@@ -109,8 +111,8 @@ VECTOR_CLONES void vertical_pass(const uint8_t* lines, int64_t line_bytes, const
   }
 }
 
-// `count` pixels, four bytes at once: the fourth must be readable and is written before whatever belongs there. The last
-// pixel, which may end its buffer, moves three.
+// `count` pixels, four bytes at once: the fourth must be readable and is written before whatever belongs there. The
+// last pixel, which may end its buffer, moves three.
 inline void copy_pixels(const uint8_t* from, int64_t from_step, uint8_t* to, int64_t to_step, int64_t count) {
   for (int64_t i = 0; i + 1 < count; ++i) std::memcpy(to + i * to_step, from + i * from_step, 4);
   std::memcpy(to + (count - 1) * to_step, from + (count - 1) * from_step, pixel);
@@ -122,22 +124,22 @@ void resize_image(const uint8_t* data, const PlanRow& row, int32_t size, uint8_t
   Weights &across = scratch.across, &down = scratch.down;
   across.build(Axis(row.box.width, row.resized_width, row.filter), row.window_left, size);
   down.build(Axis(row.box.height, row.resized_height, row.filter), row.window_top, size);
-  const int32_t column = across.first[0], columns = across.end(size - 1) - column;
-  const int32_t line = down.first[0], line_count = down.end(size - 1) - line;
+  const int32_t columns = across.end - across.lowest, line_count = down.end - down.lowest;
   const int64_t stride = pixel * row.width, line_bytes = (size * pixel + block - 1) / block * block;
   uint8_t* tile = at_least(scratch.tile, columns * column_bytes);
   uint8_t* resized = at_least(scratch.resized, size * column_bytes);
   uint8_t* lines = at_least(scratch.lines, line_count * line_bytes);
-  const uint8_t* source = data + row.offset + (int64_t{row.box.top} + line) * stride + pixel * (row.box.left + column);
+  const int32_t top = row.box.top + down.lowest, left = row.box.left + across.lowest;
+  const uint8_t* source = data + row.offset + top * stride + pixel * left;
   for (int32_t y = 0; y < line_count; y += lines_per_tile) {
     const int32_t count = std::min(lines_per_tile, line_count - y);
     for (int32_t i = 0; i < count; ++i)
       copy_pixels(source + (y + i) * stride, pixel, tile + pixel * i, column_bytes, columns);
     horizontal_pass(tile, across, size, resized);
     const uint8_t* first_column = resized + (row.flip ? (size - 1) * column_bytes : 0);
+    const int64_t step = row.flip ? -column_bytes : column_bytes;
     for (int32_t i = 0; i < count; ++i)
-      copy_pixels(first_column + pixel * i, row.flip ? -column_bytes : column_bytes, lines + (y + i) * line_bytes, pixel,
-                  size);
+      copy_pixels(first_column + pixel * i, step, lines + (y + i) * line_bytes, pixel, size);
   }
   vertical_pass(lines, line_bytes, down, size, image);
 }

@@ -1,5 +1,5 @@
-// The CUDA kernel bodies, over the same arithmetic as the CPU: no torch, no launch syntax, so that the tests can build them
-// with g++ and run them on the CPU (csrc/emulate). augment_cuda.cu launches them.
+// The CUDA kernel bodies, over the same arithmetic as the CPU: no torch, no launch syntax, so that the tests can build
+// them with g++ and run them on the CPU (csrc/emulate). augment_cuda.cu launches them.
 //
 // Allowed here: dynamic shared memory, __syncthreads, full-mask warp intrinsics, integer atomics. The block size is a
 // parameter; every loop strides by it.
@@ -21,9 +21,9 @@ namespace deit::cuda {
 
 constexpr int32_t lines_per_step = 8;  // source lines resized horizontally between two barriers
 
-// A block makes `lines` output lines of one image. It walks down the source lines that these need, resizes `lines_per_step`
-// of them horizontally into shared memory and adds them, weighted, to the integer sums of its output lines. So shared
-// memory does not grow with the crop.
+// A block makes `lines` output lines of one image. It walks down the source lines that these need, resizes
+// `lines_per_step` of them horizontally into shared memory and adds them, weighted, to the integer sums of its output
+// lines. So shared memory does not grow with the crop.
 struct ResizeShared {
   int32_t size, lines;
 
@@ -35,7 +35,7 @@ struct ResizeShared {
   HOST_DEVICE int64_t bytes() const { return strip() + 3 * lines_per_step * int64_t{size}; }
 };
 
-// The most output lines, at most 8, whose sums fit the 48 KiB that every block may have; 1024 pixels leave room for one.
+// The most output lines, at most 8, whose sums fit the 48 KiB that every block may have: 8 at 224, one at 1024 pixels.
 HOST_DEVICE ResizeShared resize_shared(int32_t size) {
   ResizeShared shared{size, 8};
   while (shared.lines > 1 && shared.bytes() > 48 * 1024) shared.lines /= 2;

@@ -38,13 +38,19 @@ void require_rows(const Tensor& rows) {
               "); if they come from sample_plan, the extension is older than the Python code: pip install -e .");
 }
 
+int32_t require_size(int64_t size) {
+  require(size >= 1 && size <= max_output, "size is a side from 1 to " + std::to_string(max_output) + " pixels");
+  return static_cast<int32_t>(size);
+}
+
 Batch read_batch(const Tensor& data, const Tensor& rows, int64_t size) {
   require_rows(rows);
   require(data.scalar_type() == ScalarType::Byte && data.dim() == 1 && data.is_contiguous(),
           "the pixels are contiguous uint8 (bytes,)");
-  require(size >= 1 && size <= max_output, "size is a side from 1 to " + std::to_string(max_output) + " pixels");
+  require(rows.is_cuda() == data.is_cuda() && rows.get_device_index() == data.get_device_index(),
+          "the pixels and the plan's rows are on one device");
   return {static_cast<const uint8_t*>(data.const_data_ptr()), data.numel(),
-          static_cast<const PlanRow*>(rows.const_data_ptr()), rows.size(0), static_cast<int32_t>(size)};
+          static_cast<const PlanRow*>(rows.const_data_ptr()), rows.size(0), require_size(size)};
 }
 
 Finish read_finish(const std::vector<double>& mean, const std::vector<double>& std, ScalarType type,
@@ -96,8 +102,9 @@ Tensor sample_plan(const Tensor& keys, int64_t seed, int64_t size, const std::st
           "keys are contiguous int64 (B, 5): epoch, sample, copy, height, width");
   require(crop == "random_resized" || crop == "center", "crop is random_resized or center, got " + crop);
   require(scale.size() == 2 && ratio.size() == 2, "scale and ratio are ranges");
+  require(crop_ratio > 0 && crop_ratio <= 1, "crop_ratio lies in (0, 1]");
   const Policy policy{static_cast<uint64_t>(seed),
-                      static_cast<int32_t>(size),
+                      require_size(size),
                       crop == "center" ? Crop::center : Crop::random_resized,
                       {scale[0], scale[1]},
                       {ratio[0], ratio[1]},
@@ -139,7 +146,7 @@ Tensor place(const Tensor& rows, const Tensor& offset, const Tensor& height, con
     row.offset = offsets[i];
     std::memcpy(bytes + i * sizeof row, &row, sizeof row);
   }
-  cpu::check_rows({nullptr, data_bytes, reinterpret_cast<const PlanRow*>(bytes), count, static_cast<int32_t>(size)});
+  cpu::check_rows({nullptr, data_bytes, reinterpret_cast<const PlanRow*>(bytes), count, require_size(size)});
   return placed;
 }
 
@@ -192,12 +199,19 @@ Tensor apply(const Tensor& data, const Tensor& rows, int64_t size, const std::ve
   return output;
 }
 
-// The Python side has checked the shape and strides of `out` against what `apply` would return.
+bool is_laid_out(const Tensor& out, const Batch& batch, const Finish& finish) {
+  const int64_t size = batch.size;
+  if (out.numel() != 3 * batch.count * size * size) return false;
+  if (finish.layout != Layout::channels_last) return out.is_contiguous();
+  return out.dim() == 4 && out.stride(0) == 3 * size * size && out.stride(1) == 1 && out.stride(2) == 3 * size &&
+         out.stride(3) == 3;
+}
+
 void apply_out(const Tensor& data, const Tensor& rows, int64_t size, const std::vector<double>& mean,
                const std::vector<double>& std, const std::string& layout, int64_t patch, const Tensor& out) {
   const Batch batch = read_batch(data, rows, size);
   const Finish finish = read_finish(mean, std, out.scalar_type(), layout, size, patch);
-  require(out.numel() == 3 * batch.count * size * size, "out holds B x 3 x size x size values");
+  require(is_laid_out(out, batch, finish), "out has the shape and strides of what apply returns");
   apply_into(data, batch, finish, out.mutable_data_ptr());
 }
 

@@ -8,10 +8,13 @@
 
 import importlib
 import importlib.util
+import os
 import sys
 
 _EXPORTS = {
     "Config": "config",
+    "DistillationLoss": "criterion",
+    "TokenDistillationTask": "timm_task",
     "VisionTransformer": "model",
     "create_model": "model",
     "load_pretrained": "pretrained",
@@ -22,15 +25,15 @@ __all__ = list(_EXPORTS)
 
 _missing = [
     name
-    for name in ("deit_kernels", "torch", "timm", "safetensors", "PIL", "tyro", "rich")
+    for name in ("deit_kernels", "torch", "timm", "safetensors", "PIL", "tyro", "rich", "matplotlib")
     if importlib.util.find_spec(name) is None
 ]
 if _missing:
-    _message = (
-        "deit_fast is not installed here: run make setup, or pip install -e '.[train]'"
-        if "deit_kernels" in _missing or "torch" in _missing
-        else f"deit_fast needs {', '.join(_missing)}: run pip install 'deit-fast[train]'"
-    )
+    _message = "deit_fast is not installed here: run make setup, or pip install -e '.[train]'"
+    if os.path.exists(".venv/setup.stamp") and not sys.prefix.endswith(".venv"):
+        _message = "deit_fast is installed in .venv: type .venv/bin/python, or source .venv/bin/activate first"
+    elif "deit_kernels" not in _missing and "torch" not in _missing:
+        _message = f"deit_fast needs {', '.join(_missing)}: run pip install 'deit-fast[train]'"
     if sys.argv[0] == "-m":  # python -m deit_fast.…: a sentence, not a traceback
         print(f"error: {_message}", file=sys.stderr)
         sys.exit(2)

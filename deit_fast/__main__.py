@@ -1,9 +1,10 @@
 """The console script: `deit-fast train …` is `python -m deit_fast.train …`."""
 
 import importlib
+import os
 import sys
 
-COMMANDS = {"train": "train a classifier, distilled or not"}
+COMMANDS = {"train": "train a classifier, distilled or not", "data": "check, pack: look after a data set"}
 
 
 def main() -> int:
@@ -13,7 +14,11 @@ def main() -> int:
         wanted = name in ("-h", "--help")
         print(f"usage: deit-fast COMMAND …\n{listed}", file=sys.stdout if wanted else sys.stderr)
         return 0 if wanted else 2
-    return importlib.import_module(f"deit_fast.{name}").main(sys.argv[2:])
+    sys.path.insert(0, os.getcwd())  # as python -m does, so that --teacher module:function finds the user's module
+    module = importlib.import_module(f"deit_fast.{name}")
+    if hasattr(module, "__path__"):  # a package
+        module = importlib.import_module(f"deit_fast.{name}.__main__")
+    return module.main(sys.argv[2:])
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -48,6 +49,20 @@ def write_json(path: Path, value: Any) -> None:
     write_file(path, lambda temporary: temporary.write_text(json.dumps(value, indent=2) + "\n"))
 
 
+def read_json(path: Path) -> Any:
+    """The value in a JSON file.
+
+    Raises:
+        ValueError: the file is missing, unreadable or not JSON; it is named.
+    """
+    try:
+        return json.loads(path.read_text())
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged, it is not JSON ({error})") from error
+
+
 def save(
     run: Path, step: int, model: nn.Module, ema: nn.Module | None, optimizer: torch.optim.Optimizer,
     state: Mapping[str, Any], keep: int,
@@ -60,49 +75,75 @@ def save(
     """
     folder = run / "checkpoints" / f"step_{step:08d}"
     partial = folder.with_name(f".{folder.name}.part")
-    for stale in (partial, folder):  # left by a crash before the pointer moved
-        if stale.exists():
-            shutil.rmtree(stale)
-    partial.mkdir(parents=True)
-    _write_tensors(partial / "model.safetensors", model.state_dict())
-    if ema is not None:
-        _write_tensors(partial / "ema.safetensors", ema.state_dict())
-    _write_tensors(partial / "optimizer.safetensors", _optimizer_tensors(optimizer))
-    write_json(partial / "state.json", {"format": FORMAT, "step": step, **state})
-    os.replace(partial, folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # What a crash left: half a checkpoint, or whole ones of steps that are being trained again.
+    for stale in (partial, *(other for other in _steps(run) if other.name >= folder.name)):
+        shutil.rmtree(stale, ignore_errors=True)
+    partial.mkdir()
+    try:
+        _write_tensors(partial / "model.safetensors", model.state_dict())
+        if ema is not None:
+            _write_tensors(partial / "ema.safetensors", ema.state_dict())
+        _write_tensors(partial / "optimizer.safetensors", _optimizer_tensors(optimizer))
+        write_json(partial / "state.json", {"format": FORMAT, "step": step, **state})
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     sync_folder(folder.parent)
     write_file(folder.parent / "newest", lambda temporary: temporary.write_text(folder.name + "\n"))
-    for old in sorted(folder.parent.glob("step_*"))[:-keep]:
+    for old in _steps(run)[:-keep]:
         shutil.rmtree(old)
     return folder
+
+
+def _steps(run: Path) -> list[Path]:
+    return sorted((run / "checkpoints").glob("step_*"))
 
 
 def newest(run: Path) -> Path | None:
     """The checkpoint to continue from, or None.
 
+    Without the pointer (a crash before it was first written) that is the last folder, whole because it was renamed.
+
     Raises:
         ValueError: `checkpoints/` is there but is not ours, or the checkpoint is not whole.
     """
     pointer = run / "checkpoints" / "newest"
-    if not pointer.is_file():
+    folders = _steps(run)
+    if not pointer.is_file() and not folders:
         return None
-    folder = pointer.parent / pointer.read_text().strip()
-    state = folder / "state.json"
-    if not state.is_file() or json.loads(state.read_text()).get("format") != FORMAT:
+    folder = pointer.parent / pointer.read_text().strip() if pointer.is_file() else folders[-1]
+    files = ("state.json", "model.safetensors", "optimizer.safetensors")
+    missing = [name for name in files if not (folder / name).is_file()]
+    if missing or read_json(folder / "state.json").get("format") != FORMAT:
+        others = [other.name for other in folders if other != folder]
+        older = f", write {others[-1]} into {pointer} to go back to that one" if others else ""
         raise ValueError(
-            f"{folder} is not a checkpoint of this version of deit_fast: choose another --out, "
-            f"or type --fresh to discard it and start anew"
+            f"{folder} is not a whole checkpoint of this version of deit_fast"
+            f"{f' ({missing[0]} is missing)' if missing else ''}: type another --out{older}, "
+            f"or type --fresh to discard the run and start anew"
         )
     return folder
 
 
 def load(folder: Path, model: nn.Module, ema: nn.Module | None, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Restore everything `save` wrote; returns the state."""
-    model.load_state_dict(load_file(folder / "model.safetensors"))
+    """Restore everything `save` wrote; returns the state.
+
+    Raises:
+        ValueError: a file is cut off or missing.
+    """
+    model.load_state_dict(_read_tensors(folder / "model.safetensors"))
     if ema is not None:
-        ema.load_state_dict(load_file(folder / "ema.safetensors"))
-    _load_optimizer(optimizer, load_file(folder / "optimizer.safetensors"))
-    return json.loads((folder / "state.json").read_text())
+        ema.load_state_dict(_read_tensors(folder / "ema.safetensors"))
+    _load_optimizer(optimizer, _read_tensors(folder / "optimizer.safetensors"))
+    return read_json(folder / "state.json")
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} is not whole ({error}): remove {path.parent} to go back to the one before") from error
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from torch import nn
 
 from .config import Config
@@ -27,14 +28,20 @@ def classifier(config: Config, classes: int) -> nn.Module:
         ValueError: unknown name, sizes that only our models take, weights that do not fit or cannot be fetched.
     """
     sizes = {name: getattr(config, name) for name in ("patch_size", "width", "depth", "heads") if getattr(config, name)}
+    base, _, tag = config.model.partition(".")
     if config.model in CONFIGS:
         changes = {**sizes, "image_size": config.image_size, "drop_path_rate": config.drop_path}
         model: nn.Module = create_model(config.model, classes=classes, **changes)
+    elif base in CONFIGS:
+        raise ValueError(f"{config.model} is ours under its name without .{tag}: type --model {base} --weights timm")
     elif sizes and timm.is_model(config.model):
         named = ", ".join(f"--{name.replace('_', '-')}" for name in sizes)
         raise ValueError(f"{named} only changes our own models ({', '.join(CONFIGS)}), not timm's {config.model}")
     else:
-        model = timm_model(config.model, num_classes=classes, drop_path_rate=config.drop_path)
+        options: dict[str, Any] = {"num_classes": classes}
+        if timm.is_model(base) and timm.models.get_pretrained_cfg_value(base, "fixed_input_size"):
+            options["img_size"] = config.image_size  # transformers of timm are built for one size
+        model = timm_model(config.model, drop_path_rate=config.drop_path, **options)
     if config.weights == "timm":
         pretrained = timm_model(config.model, pretrained=True)
         load_pretrained(model, pretrained.state_dict())
@@ -42,7 +49,31 @@ def classifier(config: Config, classes: int) -> nn.Module:
         load_pretrained(model, config.weights)
     elif config.weights:
         load_pretrained(model, named_function(config.weights, "--weights")())
+    check_forward(model, config.model, config.image_size, classes)
     return model
+
+
+def check_forward(model: nn.Module, name: str, image_size: int, classes: int | None = None) -> int:
+    """Try the model on one black image, in evaluation mode, and return how many classes it knows.
+
+    Raises:
+        ValueError: it fails, or returns anything but logits (1, classes).
+    """
+    training = model.training
+    try:
+        with torch.no_grad():
+            logits = model.eval()(torch.zeros(1, 3, image_size, image_size))
+    except Exception as error:  # whatever a foreign model's forward may raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{name} fails on an image of {image_size} x {image_size} pixels ({reason})") from error
+    finally:
+        model.train(training)
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
+        got = f"shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else f"a {type(logits).__name__}"
+        raise ValueError(f"{name} is no classifier: for one image it gives {got}, not logits of shape (1, classes)")
+    if classes is not None and logits.shape[1] != classes:
+        raise ValueError(f"{name} gives {logits.shape[1]} logits for {classes} classes")
+    return logits.shape[1]
 
 
 def timm_model(name: str, *, pretrained: bool = False, drop_path_rate: float = 0.0, **options: Any) -> nn.Module:
@@ -52,7 +83,8 @@ def timm_model(name: str, *, pretrained: bool = False, drop_path_rate: float = 0
         ValueError: unknown name (the nearest are offered); weights that cannot be fetched (says which file, and where
             to put it).
     """
-    if not timm.is_model(name):
+    on_the_hub = name.startswith(("hf_hub:", "hf-hub:"))
+    if not on_the_hub and not timm.is_model(name):
         known = [*CONFIGS, *timm.list_models()]
         near = difflib.get_close_matches(name.split(".")[0], known, n=3, cutoff=0.5) or list(CONFIGS)[:3]
         raise ValueError(f"unknown model {name!r}: did you mean {' or '.join(near)}?")
@@ -60,13 +92,13 @@ def timm_model(name: str, *, pretrained: bool = False, drop_path_rate: float = 0
         options["drop_path_rate"] = drop_path_rate
     try:
         return timm.create_model(name, pretrained=pretrained, **options)
-    except RuntimeError as error:  # an unknown tag of a known architecture, or no pretrained weights at all
+    except (RuntimeError, TypeError, AssertionError) as error:  # unknown tag, no weights, an option it does not take
         raise ValueError(f"timm cannot make {name}: {error}") from error
     except (OSError, ValueError) as error:
         # huggingface_hub's off-line and not-found errors are OSErrors or ValueErrors.
         if not pretrained:
             raise
-        cfg = timm.get_pretrained_cfg(name)
+        cfg = None if on_the_hub else timm.get_pretrained_cfg(name)
         where = f"https://huggingface.co/{cfg.hf_hub_id}" if cfg is not None and cfg.hf_hub_id else "timm's model page"
         raise ValueError(
             f"the weights of {name} could not be fetched ({type(error).__name__}). On a machine with a network, "
@@ -93,11 +125,11 @@ def named_function(spec: str, flag: str) -> Callable[[], Any]:
         ValueError: not of that form, or no such module or function.
     """
     module, _, function = spec.partition(":")
-    if not function:
+    if not (module and function):
         raise ValueError(f"{flag} {spec} is neither a file nor module:function: check the path")
     try:
         return getattr(importlib.import_module(module), function)
-    except ImportError as error:
+    except (ImportError, SyntaxError) as error:
         raise ValueError(f"{flag} {spec}: the module {module} cannot be imported ({error})") from error
     except AttributeError as error:
         raise ValueError(f"{flag} {spec}: the module {module} has no function {function}") from error

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 # What may change between two runs of one configuration: nothing here changes a weight.
-NOT_IDENTITY = ("out", "fresh", "gpus", "threads", "log_every", "eval_every", "save_every", "keep")
+NOT_IDENTITY = ("out", "fresh", "gpus", "threads", "in_memory", "log_every", "eval_every", "save_every", "keep")
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,15 @@ class Config:
     recipe: str = "deit"  # named defaults, see deit_fast/recipes.py; without it: deit for --data, else demo
 
     # Data
-    data: str = ""  # folder with train/ and val/ (class sub-folders inside), or a built-in set: photos, digits
+    data: str = ""  # folder (train/ and val/ with classes, tar shards, parquet, CIFAR), or built in: photos, digits
     image_size: int = 224  # side of the training and evaluation crop, pixels
     crop_scale: tuple[float, float] = (0.08, 1.0)  # area of the random crop as a share of the image, least and most
     flip: float = 0.5  # probability of a horizontal flip
     crop_ratio: float = 0.875  # evaluation: crop side over resized side; the official code has 0.875
     repeats: int = 1  # repeated augmentation: crops of one image in a batch
+    order: Literal["grouped", "official"] = "grouped"  # copies side by side, decoded once; or the official index lists
+    exif_orientation: bool = False  # turn images as their EXIF block says; timm and torchvision do not
+    in_memory: bool = False  # decode the whole set once and keep the pixels: for small sets
     bad_images: Literal["skip", "fail"] = "skip"  # an unreadable image is named and left out, or ends the run
     threads: int = 0  # decoding threads of each process; 0: as many as it has cores
 
@@ -74,6 +77,8 @@ class Config:
     def identity(self) -> dict[str, object]:
         """The fields that decide the weights, as JSON values."""
         fields = json.loads(json.dumps(dataclasses.asdict(self)))
+        for name in ("data", "teacher"):  # the same folder, however it was typed
+            fields[name] = fields[name].rstrip("/") or fields[name]
         return {name: value for name, value in fields.items() if name not in NOT_IDENTITY}
 
     def run_folder(self) -> Path:
@@ -106,16 +111,18 @@ class Config:
             ("image_size", 1, 4096), ("repeats", 1, 64), ("threads", 0, 1024), ("epochs", 1, 10**6),
             ("batch_size", 1, 10**6), ("gpus", 0, 1024), ("log_every", 1, 10**9), ("eval_every", 1, 10**9),
             ("save_every", 0, 10**9), ("keep", 1, 10**6), ("lr", 0, 100), ("warmup_epochs", 0, 10**6),
+            ("warmup_lr", 0, 100), ("min_lr", 0, 100), ("alpha", 0, 1), ("tau", 1e-3, 1e3), ("patch_size", 0, 4096),
+            ("width", 0, 10**5), ("depth", 0, 10**4), ("heads", 0, 10**4),
             ("weight_decay", 0, 100), ("flip", 0, 1), ("crop_ratio", 0.05, 1), ("label_smoothing", 0, 0.999),
             ("drop_path", 0, 0.999), ("ema_decay", 0, 0.9999999), ("seed", 0, 2**63 - 1), ("data_seed", 0, 2**63 - 1),
         ]  # fmt: skip
         for name, low, high in ranges:
             value = getattr(self, name)
-            if not low <= value <= high:
+            if value is not None and not low <= value <= high:  # NaN lies nowhere
                 raise ValueError(f"{flag(name)} lies between {low} and {high}, got {value}")
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ValueError(f"--crop-scale takes two shares, 0 < least <= most <= 1, got {self.crop_scale}")
-        if self.warmup_epochs >= self.epochs and self.epochs > 1:
+        if self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"--warmup-epochs {self.warmup_epochs:g} leaves nothing of --epochs {self.epochs}: "
                 f"try --warmup-epochs {self.epochs / 10:g}"
@@ -123,9 +130,11 @@ class Config:
         if not self.data:
             raise ValueError("no data: type --data FOLDER, or --data photos for the built-in photographs")
         if self.distill == "none" and self.teacher:
-            raise ValueError('a teacher is given but --distill is none: add --distill hard, or leave --teacher ""')
+            raise ValueError("a teacher is given but --distill is none: type --distill hard, or no --teacher")
         if self.distill != "none" and not self.teacher:
             raise ValueError(f"--distill {self.distill} needs a teacher: add --teacher NAME, or type --distill none")
+        if self.distill != "soft" and (self.tau, self.kl_normalizer) != (None, None):
+            raise ValueError("--tau and --kl-normalizer belong to --distill soft: leave them out, or type that")
         if self.distill == "soft" and None in (self.alpha, self.tau, self.kl_normalizer):
             raise ValueError(
                 "--distill soft has no defaults, because the paper and the official code differ. Type one of:\n"

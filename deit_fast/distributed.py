@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -36,19 +40,47 @@ class Ranks:
             dist.all_reduce(counts)
         return counts
 
-    @contextmanager
-    def main_first(self) -> Iterator[None]:
-        """Rank 0 runs the body (a download, a cache to fill) before the others do."""
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all ranks, in their order; anything that pickles, e.g. a dict of strings."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def same_buffers(self, model: nn.Module) -> None:
+        """Give every rank rank 0's buffers: batch norm's statistics, which each rank takes from its own images."""
+        if self.world_size > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, src=0)
+
+    def main_first(self, body: Callable[[], T]) -> T:
+        """Run `body` on rank 0, then on the others: it may download, or fill a cache.
+
+        Raises:
+            ValueError: rank 0's, on every rank alike, so that all end together and with the same words.
+        """
+        if self.world_size == 1:
+            return body()
+        message: list[str | None] = [None]
         if not self.main:
-            self.wait()
-        yield
-        if self.main:
-            self.wait()
+            dist.broadcast_object_list(message, src=0)
+            if message[0] is not None:
+                raise ValueError(message[0])
+            return body()
+        try:
+            result = body()
+        except ValueError as error:
+            message[0] = str(error)
+            raise
+        finally:
+            dist.broadcast_object_list(message, src=0)
+        return result
 
 
 @contextmanager
 def ranks() -> Iterator[Ranks]:
-    """Join the group that torchrun or Slurm describes in the environment; alone without one.
+    """Join the group that torchrun describes in the environment; alone without one.
 
     A process group that the caller set up is used and left standing.
     """
@@ -59,7 +91,8 @@ def ranks() -> Iterator[Ranks]:
         torch.cuda.set_device(device)
     ours = world_size > 1 and not dist.is_initialized()
     if ours:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+        # An hour: the others wait while rank 0 fetches a teacher or writes a data set.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(hours=1))
     try:
         yield Ranks(dist.get_rank() if world_size > 1 else 0, world_size, device)
     finally:
@@ -71,8 +104,9 @@ def launch(arguments: Sequence[str], processes: int) -> int:
     """Run `python -m deit_fast.train arguments` once for each GPU, with torch's elastic launcher.
 
     Returns:
-        0, or the exit code of the process that failed first.
+        0, the exit code of the process that failed first, or 130 when interrupted.
     """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -88,4 +122,6 @@ def launch(arguments: Sequence[str], processes: int) -> int:
         elastic_launch(config, sys.executable)("-m", "deit_fast.train", *arguments)
     except ChildFailedError as error:
         return error.get_first_failure()[1].exitcode
+    except SignalException as error:
+        return 128 + int(error.sigval)
     return 0

@@ -20,10 +20,11 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from deit_kernels import attention_qkvpacked
-from deit_kernels.philox import Stream, philox, uniform
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
+
+from deit_kernels import attention_qkvpacked
+from deit_kernels.philox import Stream, philox, uniform
 
 Fusion = Literal["logits", "softmax", "cls", "dist"]
 FUSIONS: tuple[Fusion, ...] = ("logits", "softmax", "cls", "dist")

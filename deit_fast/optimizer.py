@@ -65,3 +65,9 @@ def _floating_pairs(average: nn.Module, model: nn.Module) -> tuple[list[Tensor],
     floating = [(mine.detach(), theirs.detach()) for mine, theirs in pairs if mine.is_floating_point()]
     averages, values = zip(*floating, strict=True)
     return list(averages), list(values)
+
+
+@torch.no_grad()
+def all_finite(model: nn.Module) -> bool:
+    """Whether every weight is a number. The host waits for the device: for checkpoints, not for every step."""
+    return bool(torch.stack([parameter.isfinite().all() for parameter in model.parameters()]).all())

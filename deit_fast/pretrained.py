@@ -67,7 +67,7 @@ def read_weights(source: str | Path | Mapping[str, Tensor]) -> dict[str, Tensor]
     for key in ("model", "state_dict"):
         if isinstance(weights.get(key), Mapping):
             weights = weights[key]
-    if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
+    if not weights or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()):
         where = "the mapping" if isinstance(source, Mapping) else f"{source}"
         raise ValueError(f'{where} holds no weights: expected tensors by name, plain or under "model" or "state_dict"')
     return {key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in weights.items()}
@@ -81,6 +81,9 @@ def _read_file(path: Path) -> Mapping[str, Tensor]:
             return load_file(path)
         except SafetensorError as error:
             raise ValueError(f"{path} is not a whole safetensors file ({error}): copy or download it again") from error
+    with open(path, "rb") as file:
+        if file.read(2) not in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):  # zip; pickle protocol 2, 4, 5
+            raise ValueError(f"{path} is not a PyTorch weights file, whatever its name says: download it again")
     try:
         # Official training checkpoints carry their argparse.Namespace, a plain holder of values.
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -122,13 +125,14 @@ def load_pretrained(
         old = weights["pos_embed"].shape[1]
         weights["pos_embed"] = resize_pos_embed(weights["pos_embed"], grid, prefix_tokens, resize)
         notes.append(f"position embeddings resized from {old} to {weights['pos_embed'].shape[1]} tokens ({resize})")
-    for head in _heads_of_other_classes(weights, own):
+    for head in _heads_of_other_classes(model, weights, own):
         notes.append(
             f"{head} starts anew: the file has {len(weights[f'{head}.weight'])} classes, "
             f"the model {len(own[f'{head}.weight'])}"
         )
         for part in ("weight", "bias"):
-            weights[f"{head}.{part}"] = own[f"{head}.{part}"]
+            if f"{head}.{part}" in own:
+                weights[f"{head}.{part}"] = own[f"{head}.{part}"]
     problems = {
         "missing": sorted(own.keys() - weights.keys()),
         "unexpected": sorted(weights.keys() - own.keys()),
@@ -147,11 +151,12 @@ def load_pretrained(
     return notes
 
 
-def _heads_of_other_classes(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
-    """Classifiers whose row count alone differs: `head`, `head_dist` here; `classifier`, `fc`, `head.fc` in timm."""
+def _heads_of_other_classes(model: nn.Module, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """Classifiers whose number of rows alone differs; timm's models name theirs in `pretrained_cfg`."""
+    named = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ("head", "head_dist")
     return [
         name
-        for name in ("head", "head_dist", "classifier", "fc", "head.fc")
+        for name in ((named,) if isinstance(named, str) else named)
         if f"{name}.weight" in weights
         and f"{name}.weight" in own
         and weights[f"{name}.weight"].shape[0] != own[f"{name}.weight"].shape[0]

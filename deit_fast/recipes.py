@@ -5,8 +5,12 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+import tyro
 
 from .config import Config
 
@@ -58,10 +62,11 @@ def demo_teacher() -> Config:
         crop_ratio=1.0,
         model="tf_efficientnet_lite0",
         weights="deit_fast.teacher:efficientnet_lite0_weights",
-        epochs=3,
+        label_smoothing=0.0,
+        epochs=2,
         warmup_epochs=0.3,
         batch_size=32,
-        lr=8e-3,
+        lr=0.03,
         ema_decay=0.0,
         log_every=5,
     )
@@ -84,11 +89,30 @@ def demo() -> Config:
         heads=2,
         distill="hard",
         teacher="recipe:demo-teacher",
-        epochs=20,
-        warmup_epochs=2,
+        epochs=10,
+        warmup_epochs=1,
         batch_size=32,
         lr=8e-3,
         ema_decay=0.99,
+        log_every=5,
+    )
+
+
+def digits_teacher() -> Config:
+    """The digits' teacher: timm's smallest EfficientNet, from scratch."""
+    return Config(
+        recipe="digits-teacher",
+        data="digits",
+        image_size=16,
+        crop_scale=(0.85, 1.0),
+        flip=0.0,
+        crop_ratio=1.0,
+        model="test_efficientnet",
+        epochs=10,
+        warmup_epochs=1,
+        batch_size=64,
+        lr=0.03,
+        ema_decay=0.0,
         log_every=5,
     )
 
@@ -101,22 +125,22 @@ def digits() -> Config:
     return Config(
         recipe="digits",
         data="digits",
-        image_size=32,
-        crop_scale=(0.6, 1.0),
+        image_size=16,
+        crop_scale=(0.85, 1.0),
         flip=0.0,
         crop_ratio=1.0,
         model="deit_tiny_distilled_patch16_224",
-        patch_size=8,
+        patch_size=4,
         width=64,
         depth=4,
         heads=2,
         distill="hard",
-        teacher="recipe:demo-teacher",
-        epochs=20,
+        teacher="recipe:digits-teacher",
+        epochs=30,
         warmup_epochs=2,
         batch_size=64,
-        lr=8e-3,
-        ema_decay=0.99,
+        lr=0.03,
+        ema_decay=0.98,
         log_every=5,
     )
 
@@ -127,6 +151,7 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "deit": deit,
     "teacher": teacher,
     "demo-teacher": demo_teacher,
+    "digits-teacher": digits_teacher,
 }
 OF_BUILT_IN_DATA = {"photos": "demo", "digits": "digits"}
 
@@ -141,3 +166,31 @@ def recipe(name: str) -> Config:
         near = difflib.get_close_matches(name, RECIPES, n=2, cutoff=0.4) or list(RECIPES)
         raise ValueError(f"unknown recipe {name!r}: did you mean --recipe {' or --recipe '.join(near)}?")
     return RECIPES[name]()
+
+
+def parse(arguments: Sequence[str], description: str) -> Config:
+    """The command line over the defaults of its recipe.
+
+    Without --recipe it is the built-in data's own, `deit` for other data, and `demo` for a command without either.
+    What a typed flag makes pointless gives way: the recipe's teacher to --distill none, its warm-up to fewer --epochs.
+
+    Raises:
+        ValueError: unknown recipe, or one that needs data.
+        SystemExit: a flag that does not exist or cannot be read (2), --help (0).
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--recipe", nargs="?")
+    first.add_argument("--data", nargs="?")
+    named, _ = first.parse_known_args(arguments)
+    name = named.recipe or (OF_BUILT_IN_DATA.get(named.data, "deit") if named.data else "demo")
+    defaults = recipe(name)
+    if not (named.data or defaults.data or "-h" in arguments or "--help" in arguments):
+        raise ValueError(f"recipe {name} needs data: type --data FOLDER")
+    program = "python -m deit_fast.train"
+    config = tyro.cli(Config, default=defaults, args=list(arguments), prog=program, description=description)
+    changes: dict[str, object] = {}
+    if config.distill == "none" and config.teacher == defaults.teacher:
+        changes["teacher"] = ""
+    if config.warmup_epochs >= config.epochs and config.warmup_epochs == defaults.warmup_epochs:
+        changes["warmup_epochs"] = config.epochs / 10
+    return dataclasses.replace(config, **changes)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,18 +44,18 @@ class Reporter:
     def say(self, text: str) -> None:
         self.console.print(text, markup=False)
 
-    def start(self, description: str, step: int, total: int) -> None:
-        self._bar.start()
+    @contextmanager
+    def progress(self, description: str, step: int, total: int) -> Iterator[Callable[[int, dict[str, Any]], None]]:
+        """A bar while the body runs; call what is given with (steps done, newest line of metrics.jsonl or {})."""
         unknown = {"loss": float("nan"), "speed": 0.0, "wait": 0.0}
-        self._task = self._bar.add_task(description, total=total, completed=step, **unknown)
+        task = self._bar.add_task(description, total=total, completed=step, **unknown)
 
-    def advance(self, step: int, row: dict[str, Any] | None = None) -> None:
-        """Move the bar to `step`; `row` is a line of metrics.jsonl."""
-        fields = {"loss": row["loss"], "speed": row["images_per_second"], "wait": row["data_wait"]} if row else {}
-        self._bar.update(self._task, completed=step, **fields)
+        def advance(step: int, row: dict[str, Any]) -> None:
+            fields = {"loss": row["loss"], "speed": row["images_per_second"], "wait": row["data_wait"]} if row else {}
+            self._bar.update(task, completed=step, **fields)
 
-    def stop(self) -> None:
-        self._bar.stop()
+        with self._bar:  # stops the drawing and gives the cursor back, also when the body raises
+            yield advance
 
 
 def epoch_line(epoch: int, epochs: int, row: dict[str, Any], student: dict, ema: dict | None) -> str:
@@ -83,15 +85,14 @@ def summary_table(summary: dict[str, Any]) -> Table:
     return table
 
 
-def draw(run: Path) -> Path:
-    """Draw `report.png` from `metrics.jsonl` and `summary.json`: loss, accuracy, learning rate, throughput."""
+def draw(run: Path, summary: dict[str, Any], target: Path) -> None:
+    """Draw `metrics.jsonl` and the teacher's score into a PNG: loss, accuracy, learning rate, throughput."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    summary = json.loads((run / "summary.json").read_text())
     steps = [row for row in rows if "loss" in row]
     evaluations = [row for row in rows if "student" in row]
     figure, ((loss, accuracy), (rate, speed)) = plt.subplots(2, 2, figsize=(11, 7), constrained_layout=True)
@@ -124,7 +125,5 @@ def draw(run: Path) -> Path:
     speed.set(title="throughput, all processes", xlabel="step", ylabel="images/s", ylim=(0, None))
     for axes in (loss, accuracy, rate, speed):
         axes.grid(alpha=0.3)
-    figure.savefig(run / ".report.part.png", dpi=110)
+    figure.savefig(target, dpi=110, format="png")
     plt.close(figure)
-    (run / ".report.part.png").replace(run / "report.png")
-    return run / "report.png"

@@ -11,23 +11,32 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
 import timm
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import newest
-from .classifiers import Normalisation, classifier, named_function, normalisation, timm_model
-from .config import Config
+from .checkpoint import newest, read_json
+from .classifiers import Normalisation, check_forward, classifier, named_function, normalisation, timm_model
+from .config import Config, difference
 from .pretrained import load_pretrained, read_weights
 from .recipes import recipe
+from .run_folder import read_summary
 
 # What a teacher recipe takes over from the student's configuration: the same data, seen in the same way.
-_SHARED = ("data", "image_size", "crop_scale", "flip", "crop_ratio", "bad_images", "threads", "precision", "gpus")
+_SHARED = (
+    "data", "image_size", "crop_scale", "flip", "crop_ratio", "batch_size", "order", "exif_orientation",
+    "in_memory", "bad_images", "threads", "precision", "gpus",
+)  # fmt: skip
+
+
+_ADVICE = (
+    "fine-tune one on this data first, python -m deit_fast.train --recipe teacher --data … --out runs/teacher, "
+    "then type --teacher runs/teacher"
+)
 
 
 class Teacher(nn.Module):
@@ -79,78 +88,108 @@ def efficientnet_lite0_weights() -> dict[str, Tensor]:
 
 
 def recipe_config(student: Config) -> Config | None:
-    """The configuration of the teacher that must be trained first, for `--teacher recipe:NAME`; None for others."""
+    """The configuration of the teacher that must be trained first, for `--teacher recipe:NAME`; None for others.
+
+    A student's --fresh discards its teacher only where that was trained with another configuration.
+    """
     kind, _, name = student.teacher.partition(":")
     if kind != "recipe":
         return None
     taken_over = {field: getattr(student, field) for field in _SHARED}
     config = dataclasses.replace(recipe(name), **taken_over, seed=student.data_seed, data_seed=student.data_seed)
-    # Beside the student's folder, which must hold nothing foreign.
-    return dataclasses.replace(config, out=student.out.rstrip("/") + "-teacher") if student.out else config
+    if student.out:  # beside the student's folder, which must hold nothing foreign
+        config = dataclasses.replace(config, out=f"{Path(student.out)}-teacher")
+    known = config.run_folder() / "config.json"
+    outdated = student.fresh and known.exists() and bool(difference(Config.from_json(known), config))
+    return dataclasses.replace(config, fresh=outdated)
 
 
-@contextmanager
-def _not_ours(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise ValueError(
-            f"{path} is no finished run ({Path(error.filename).name} is missing): train it to its end by the command "
-            f"that started it, or type another --teacher"
-        ) from error
+def from_run(folder: Path, classes: list[str] | None = None, image_size: int | None = None) -> nn.Module:
+    """The model of a finished run: its moving average where that scored better, else the last weights.
 
+    Args:
+        folder: the run folder.
+        classes: what the labels must mean, in their order; None: whatever the run was trained on.
+        image_size: build it for this size instead of its own; position embeddings are resized.
 
-def from_run(folder: Path) -> nn.Module:
-    """The model of a finished run: its moving average where that scored better, else the last weights."""
-    with _not_ours(folder):
-        (folder / "config.json").stat()
-        summary = json.loads((folder / "summary.json").read_text())
+    Raises:
+        ValueError: the folder holds no finished run, or one of other classes.
+    """
+    for name in ("config.json", "summary.json"):
+        if not (folder / name).is_file():
+            raise ValueError(
+                f"{folder} is no finished run ({name} is missing): train it to its end by the command that started it, "
+                f"or type another --teacher"
+            )
     checkpoint = newest(folder)
     if checkpoint is None:
         raise ValueError(f"{folder} holds no checkpoint: train it again with --fresh")
-    config = dataclasses.replace(Config.from_json(folder / "config.json"), weights="")
-    trained = len(json.loads((folder / "classes.json").read_text()))
-    model = classifier(config, trained)
+    own_classes, config = read_json(folder / "data.json")["classes"], Config.from_json(folder / "config.json")
+    if classes is not None and own_classes != classes:
+        _refuse_classes(str(folder), own_classes, classes)
+    config = dataclasses.replace(config, weights="", image_size=image_size or config.image_size)
+    model = classifier(config, len(own_classes))
     student, average = (
-        max((head["top1"] for head in (summary[which] or {}).values()), default=-1.0) for which in ("student", "ema")
+        scores["fused" if "fused" in scores else "cls"]["top1"] if scores else -1.0
+        for scores in map(read_summary(folder).get, ("student", "ema"))
     )
     load_pretrained(model, checkpoint / ("ema.safetensors" if average > student else "model.safetensors"))
     return model
 
 
-def load_teacher(config: Config, spec: str, classes: int, student_normalisation: Normalisation) -> Teacher:
+def _refuse_classes(spec: str, known: list[str], wanted: list[str]) -> NoReturn:
+    if len(known) != len(wanted):
+        raise ValueError(f"the teacher {spec} knows {len(known)} classes, the data has {len(wanted)}: {_ADVICE}")
+    first = next(index for index, pair in enumerate(zip(known, wanted, strict=True)) if pair[0] != pair[1])
+    raise ValueError(
+        f"the teacher {spec} was trained on other classes: its class {first} is {known[first]}, the data's is "
+        f"{wanted[first]}: {_ADVICE}"
+    )
+
+
+def load_teacher(config: Config, spec: str, classes: list[str], student_normalisation: Normalisation) -> Teacher:
     """The teacher that `spec` names: the configuration's, or the run folder of the one that was trained first.
 
+    Args:
+        classes: the data's class names, index = label.
+
     Raises:
-        ValueError: unknown or unreadable, or its classes are not the data's.
+        ValueError: unknown or unreadable, fails on images of this size, or its classes are not the data's.
     """
     path = Path(spec)
     if path.is_dir():
-        model = from_run(path)
+        model = from_run(path, classes, config.image_size)
     elif path.suffix in (".pth", ".pt", ".bin", ".safetensors"):
         weights = read_weights(path)
-        model = timm_model(config.teacher_model, num_classes=_rows_of_last_matrix(weights))
+        model = timm_model(config.teacher_model, num_classes=_rows_of_last_matrix(path, weights))
         load_pretrained(model, weights)
-    elif ":" in spec:
-        model = named_function(spec, "--teacher")()
-        if not isinstance(model, nn.Module):
-            raise ValueError(f"--teacher {spec} returned a {type(model).__name__}: it must return an nn.Module")
+    elif ":" in spec and not spec.startswith(("hf_hub:", "hf-hub:")):
+        model = _called(named_function(spec, "--teacher"), spec)
     else:
-        if not timm.is_model(spec):
+        if not timm.is_model(spec) and not spec.startswith(("hf_hub:", "hf-hub:")):
             near = difflib.get_close_matches(spec.split(".")[0], timm.list_models(), n=3, cutoff=0.5)
             offer = f", did you mean {' or '.join(near)}?" if near else ""
             raise ValueError(f"unknown teacher {spec!r}: neither a path here nor a timm model{offer}")
         model = timm_model(spec, pretrained=True)
     teacher = Teacher(model, student_normalisation)
-    known = teacher(torch.zeros(1, 3, config.image_size, config.image_size)).shape[-1]
-    if known != classes:
-        raise ValueError(
-            f"the teacher {spec} knows {known} classes, the data has {classes}: fine-tune one on this data first, "
-            f"python -m deit_fast.train --recipe teacher --data {config.data} --out runs/teacher, "
-            f"then type --teacher runs/teacher"
-        )
+    known = check_forward(teacher, f"the teacher {spec}", config.image_size)
+    if known != len(classes):
+        raise ValueError(f"the teacher {spec} knows {known} classes, the data has {len(classes)}: {_ADVICE}")
     return teacher
 
 
-def _rows_of_last_matrix(weights: dict[str, Tensor]) -> int:
-    return [value for value in weights.values() if value.ndim == 2][-1].shape[0]
+def _called(function: Callable[[], Any], spec: str) -> nn.Module:
+    try:
+        model = function()
+    except Exception as error:  # the user's own code
+        raise ValueError(f"--teacher {spec} raised {type(error).__name__}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"--teacher {spec} returned a {type(model).__name__}: it must return an nn.Module")
+    return model
+
+
+def _rows_of_last_matrix(path: Path, weights: dict[str, Tensor]) -> int:
+    matrices = [value for value in weights.values() if value.ndim == 2]
+    if not matrices:
+        raise ValueError(f"{path} holds no classifier: none of its {len(weights)} tensors is a matrix")
+    return matrices[-1].shape[0]

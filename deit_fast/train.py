@@ -11,7 +11,6 @@ one. Exit codes: 0 done, 2 a mistake in the command or the data, 3 diverged, 130
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
 import os
@@ -20,27 +19,28 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
-from deit_kernels import augment, cross_entropy, distillation_loss
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from deit_kernels import augment, cross_entropy, distillation_loss
 
 from . import checkpoint, distributed, report
 from . import run_folder as folder
 from .classifiers import classifier, normalisation
 from .config import Config
-from .data import EvalLoader, TrainLoader, open_dataset
+from .data import BadImage, EvalLoader, TrainLoader, open_dataset
 from .data.order import steps_per_epoch
 from .distributed import Ranks
 from .evaluate import Scores, evaluate
 from .meter import Meter
 from .model import VisionTransformer, drop_path_scales
-from .optimizer import MovingAverage, learning_rate, parameter_groups
-from .recipes import OF_BUILT_IN_DATA, recipe
+from .optimizer import MovingAverage, all_finite, learning_rate, parameter_groups
+from .recipes import parse
 from .teacher import load_teacher, recipe_config
 
 MASK = 0x7FFFFFFFFFFFFFFF
@@ -69,143 +69,159 @@ def train(config: Config) -> Summary:
     """
     config.check()
     with distributed.ranks() as ranks:
-        teacher_config = recipe_config(config)
-        if teacher_config is None:
-            return _run(config, config.teacher, ranks)
-        _run(teacher_config, teacher_config.teacher, ranks)
-        return _run(config, str(teacher_config.run_folder()), ranks)
+        return _run(config, ranks)
 
 
-def _run(config: Config, teacher_spec: str, ranks: Ranks) -> Summary:
+def _run(config: Config, ranks: Ranks) -> Summary:
     reporter = report.Reporter(ranks.main)
     run = config.run_folder()
-    finished = folder.open_run(config, run, ranks)
+    finished = ranks.main_first(lambda: folder.open_run(config, run))
     if finished is not None:
-        reporter.say(f"{run} is finished; --fresh trains it anew")
+        reporter.say(f"{run} is finished; with --fresh it is trained anew")
         reporter.console.print(report.summary_table(finished))
         return Summary(run, finished)
 
-    # Everything that can be wrong with the command or the data is found before anything long.
+    # Everything that can be wrong with the command or the data is found before anything long or lasting.
     reporter.say(f"{config.recipe}: {config.model} on {config.data}, in {run}")
-    with ranks.main_first():
-        train_set, val_set = open_dataset(config.data)
-    classes = len(train_set.classes)
-    epoch_steps = steps_per_epoch(len(train_set), config.batch_size)
+    train_set, val_set = ranks.main_first(lambda: open_dataset(config.data))
+    data = folder.describe(train_set, val_set)
+    if not config.fresh:
+        ranks.main_first(lambda: folder.check_data(run, data))
+    epoch_steps = steps_per_epoch(
+        len(train_set), config.batch_size, order=config.order, repeats=config.repeats, world_size=ranks.world_size
+    )
     total_steps = config.epochs * epoch_steps
-    reporter.decide("data", f"{len(train_set):,} training and {len(val_set):,} validation images, {classes} classes")
+    classes = train_set.classes
+    counts = f"{len(train_set):,} training and {len(val_set):,} validation images, {len(classes)} classes"
+    reporter.decide("data", counts)
     reporter.decide("steps", f"{total_steps:,}", f"{config.epochs} epochs of {len(train_set):,} // {config.batch_size}")
-
+    if config.order == "official":
+        reporter.decide("order", "official", f"its lists for {ranks.world_size} processes; for others they differ")
     torch.manual_seed(config.seed)
-    with ranks.main_first():
-        model = classifier(config, classes).to(ranks.device)
+    model = ranks.main_first(lambda: classifier(config, len(classes)))
     ours = isinstance(model, VisionTransformer)
-    if not ours and ranks.device.type == "cpu":
+    _check_heads(config, ours and model.config.distilled)
+    model.to(ranks.device)
+    if ranks.device.type == "cpu" and any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         model.to(memory_format=torch.channels_last)
         reporter.decide("layout", "channels_last", "a ConvNet trains about 1.3 x faster so on a CPU")
-    _check_heads(config, ours and model.config.distilled)
-    mean, std = normalisation(model)
-    teacher = None
+    normalised = mean, std = normalisation(model)
+    teacher, teacher_spec = None, config.teacher
+    if (teacher_config := recipe_config(config)) is not None:
+        reporter.say(f"its teacher first, by the recipe {teacher_config.recipe}")
+        teacher_spec = str(_run(teacher_config, ranks).run)
+        reporter.say(f"{config.recipe} goes on")
     if config.distill != "none":
-        with ranks.main_first():
-            teacher = load_teacher(config, teacher_spec, classes, (mean, std)).to(ranks.device)
+        teacher = ranks.main_first(lambda: load_teacher(config, teacher_spec, classes, normalised)).to(ranks.device)
         reporter.decide("teacher", teacher_spec, f"{config.distill} labels, learnt by the {config.distill_on} head")
     autocast = _precision(config, ranks.device, reporter)
     student = _wrapped(model, config, ranks, reporter)
 
     peak = config.lr * config.batch_size / 512
-    warmup_steps = round(config.warmup_epochs * epoch_steps)
+    schedule = partial(
+        learning_rate, total=total_steps, warmup=round(config.warmup_epochs * epoch_steps),
+        peak=peak, start=config.warmup_lr, floor=config.min_lr,
+    )  # fmt: skip
     reporter.decide("lr", f"{peak:.2e}", f"--lr {config.lr:g} x batch {config.batch_size} / 512")
     groups = parameter_groups(model, config.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=peak, fused=ranks.device.type == "cuda")
     ema = MovingAverage(model, config.ema_decay) if config.ema_decay else None
 
     loading = {
-        "threads": config.threads or None, "bad_images": config.bad_images,
+        "threads": config.threads or None, "bad_images": config.bad_images, "in_memory": config.in_memory,
+        "exif_orientation": config.exif_orientation,
         "rank": ranks.rank, "world_size": ranks.world_size, "device": ranks.device,
     }  # fmt: skip
     policy = augment.Policy.deit(config.image_size)
     policy = dataclasses.replace(policy, scale=config.crop_scale, flip=config.flip, mean=mean, std=std)
     eval_policy = dataclasses.replace(augment.Policy.eval(config.image_size, config.crop_ratio), mean=mean, std=std)
     eval_batches = EvalLoader(val_set, eval_policy, batch_size=min(256, config.batch_size), **loading)
-    start, seconds = _restore(run, model, ema, optimizer, reporter)
+    start, seconds = (0, 0.0) if config.fresh else _restore(run, model, ema, optimizer, reporter)
     batches = TrainLoader(
         train_set, policy, data_seed=config.data_seed, batch_size=config.batch_size, total_steps=total_steps,
-        start_step=start, repeats=config.repeats, **loading,
+        start_step=start, repeats=config.repeats, order=config.order, **loading,
     )  # fmt: skip
     if ranks.main:
-        folder.begin(config, run, train_set.classes, start)
+        folder.begin(config, run, data, start)
 
     def log(line: dict[str, Any]) -> None:
         if ranks.main:
             folder.append(run, line)
 
     def evaluated() -> tuple[Scores, Scores | None]:
+        for module in (model, ema.module) if ema else (model,):
+            ranks.same_buffers(module)
         average = evaluate(ema.module, eval_batches, ranks, autocast) if ema else None
         return evaluate(model, eval_batches, ranks, autocast), average
 
     teacher_scores = evaluate(teacher, eval_batches, ranks, autocast)["cls"] if teacher else None
     scores: tuple[Scores, Scores | None] | None = None
     row: dict[str, Any] = {}
+    named = 0  # unreadable images named so far
     meter = Meter(batches, ranks, config.batch_size)
     began = time.perf_counter()
-    reporter.start(config.recipe, start, total_steps)
     model.train()
-    for batch in batches:
-        lr = learning_rate(
-            batch.step, total=total_steps, warmup=warmup_steps, peak=peak, start=config.warmup_lr, floor=config.min_lr
-        )
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        drop_path = None
-        if ours and config.drop_path:
-            drop_path = drop_path_scales(config.seed, batch.step, batch.positions.numpy(), model.drop_path_rates())
-            drop_path = drop_path.to(ranks.device, non_blocking=True)
-        if not ours:  # dropout and its like in timm's models: a function of seed, step and rank as well
-            torch.manual_seed(
-                config.seed + 0x9E3779B97F4A7C15 * (batch.step * ranks.world_size + ranks.rank + 1) & MASK
-            )
-
-        with autocast:
-            teacher_logits = teacher(batch.images) if teacher else None
-            outputs = student(batch.images, drop_path) if ours else student(batch.images)
-        loss, label_term, teacher_term = _loss(config, outputs, teacher_logits, batch.labels)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if ema:
-            ema.update()
-        meter.add(loss, label_term, teacher_term)
-
-        step = batch.step + 1  # steps done
-        epoch, into_epoch = divmod(step, epoch_steps)
-        if step % config.log_every == 0 or into_epoch == 0:
-            row = meter.row(step, step / epoch_steps, lr)
-            log(row)
-            if not math.isfinite(row["loss"]):
-                raise Diverged(
-                    f"the loss is {row['loss']} at step {step}: try half the learning rate, --lr {config.lr / 2:g}, or "
-                    f"a longer warm-up, with --fresh"
+    with reporter.progress(config.recipe, start, total_steps) as advance:
+        for batch in batches:
+            lr = schedule(batch.step)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            drop_path = None
+            if ours and config.drop_path:
+                drop_path = drop_path_scales(config.seed, batch.step, batch.positions.numpy(), model.drop_path_rates())
+                drop_path = drop_path.to(ranks.device, non_blocking=True)
+            if not ours:  # dropout and its like in timm's models: a function of seed, step and rank as well
+                torch.manual_seed(
+                    config.seed + 0x9E3779B97F4A7C15 * (batch.step * ranks.world_size + ranks.rank + 1) & MASK
                 )
-        reporter.advance(step, row)
-        meter.pause()
-        if into_epoch == 0 and (epoch % config.eval_every == 0 or step == total_steps):
-            scores = evaluated()
-            log({"step": step, "student": scores[0], "ema": scores[1]})
-            reporter.say(report.epoch_line(epoch, config.epochs, row, *scores))
-        if ranks.main and (into_epoch == 0 if config.save_every == 0 else step % config.save_every == 0):
-            state = {"seconds": seconds + time.perf_counter() - began, "images": step * config.batch_size}
-            checkpoint.save(run, step, model, ema.module if ema else None, optimizer, state, config.keep)
-        meter.resume()
-    reporter.stop()
+
+            with autocast:
+                teacher_logits = teacher(batch.images) if teacher else None
+                outputs = student(batch.images, drop_path) if ours else student(batch.images)
+            loss, label_term, teacher_term = _loss(config, outputs, teacher_logits, batch.labels)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if ema:
+                ema.update()
+            meter.add(loss, label_term, teacher_term)
+
+            step = batch.step + 1  # steps done
+            epoch, into_epoch = divmod(step, epoch_steps)
+            last = step == total_steps
+            save_now = last or (step % config.save_every == 0 if config.save_every else into_epoch == 0)
+            if step % config.log_every == 0 or into_epoch == 0 or save_now:
+                row = meter.row(step, step / epoch_steps, lr)
+                log(row)
+                if not (math.isfinite(row["loss"]) and (not save_now or all_finite(model))):
+                    raise Diverged(
+                        f"the loss is {row['loss']}, or a weight is no number, at step {step}: try half the rate, "
+                        f"--lr {config.lr / 2:g}, or a longer warm-up, with --fresh"
+                    )
+                named = _name_bad_images(batches.bad_images, named)
+            advance(step, row)
+            meter.pause()
+            if into_epoch == 0 and (epoch % config.eval_every == 0 or last):
+                scores = evaluated()
+                log({"step": step, "student": scores[0], "ema": scores[1]})
+                reporter.say(report.epoch_line(epoch, config.epochs, row, *scores))
+            if ranks.main and save_now:
+                state = {"seconds": seconds + time.perf_counter() - began}
+                checkpoint.save(run, step, model, ema.module if ema else None, optimizer, state, config.keep)
+            meter.resume()
 
     # A run that was killed between its last checkpoint and its summary has nothing left to train.
     student_scores, ema_scores = scores or evaluated()
     result = {"teacher": teacher_scores, "student": student_scores, "ema": ema_scores}
-    for path, reason in {**batches.bad_images, **eval_batches.bad_images}.items():
-        reporter.say(f"skipped an unreadable image: {path}: {reason}")
+    _name_bad_images(eval_batches.bad_images, 0)
+    skipped = {path for paths in ranks.gather([*batches.bad_images, *eval_batches.bad_images]) for path in paths}
+    if skipped:
+        reporter.say(f"{len(skipped)} unreadable images were skipped; they are named above")
+    reporter.say(f"loader: {batches.seconds}")
     if ranks.main:
+        checkpoint.write_file(run / "report.png", lambda path: report.draw(run, result, path))
         checkpoint.write_json(run / "summary.json", result)
-        reporter.say(f"trained in {seconds + time.perf_counter() - began:.0f} s; {report.draw(run)}")
+        reporter.say(f"trained in {seconds + time.perf_counter() - began:.0f} s; {run / 'report.png'}")
         reporter.console.print(report.summary_table(result))
     ranks.wait()
     return Summary(run, result)
@@ -223,6 +239,13 @@ def _loss(
         cls_logits, dist_logits, teacher_logits, labels, mode=config.distill, alpha=config.alpha, tau=config.tau,
         kl_normalizer=config.kl_normalizer, label_smoothing=config.label_smoothing, return_parts=True,
     )  # fmt: skip
+
+
+def _name_bad_images(bad_images: dict[str, str], named: int) -> int:
+    """Name the unreadable images that came after the first `named`, by the rank that met them; returns how many are."""
+    for path, reason in [*bad_images.items()][named:]:
+        print(f"skipped an unreadable image: {path}: {reason}", file=sys.stderr)
+    return len(bad_images)
 
 
 def _check_heads(config: Config, distilled: bool) -> None:
@@ -261,7 +284,6 @@ def _wrapped(model: nn.Module, config: Config, ranks: Ranks, reporter: report.Re
             model,
             device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
             gradient_as_bucket_view=True,
-            broadcast_buffers=any(True for _ in model.buffers()),  # only batch norm has any
         )
     compiled = config.compile == "on" or (config.compile == "auto" and ranks.device.type == "cuda")
     reason = "--compile" if config.compile != "auto" else "on a GPU it pays" if compiled else "on a CPU it takes longer"
@@ -281,26 +303,11 @@ def _restore(
     return state["step"], state["seconds"]
 
 
-def parse(arguments: Sequence[str]) -> Config:
-    """The command line over its recipe's defaults."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--recipe")
-    first.add_argument("--data")
-    named, _ = first.parse_known_args(arguments)
-    name = named.recipe or (OF_BUILT_IN_DATA.get(named.data, "deit") if named.data else "demo")
-    defaults = recipe(name)
-    if named.data is None and not defaults.data:
-        raise ValueError(f"recipe {name} needs data: type --data FOLDER")
-    return tyro.cli(
-        Config, default=defaults, args=list(arguments), prog="python -m deit_fast.train", description=__doc__
-    )
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        config = parse(arguments)
+        config = parse(arguments, __doc__)
         config.check()
         visible = torch.cuda.device_count()
         if config.gpus > visible:
@@ -310,10 +317,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return distributed.launch(arguments, processes)
         train(config)
         return 0
-    except (ValueError, Diverged) as error:
+    except (ValueError, OSError, Diverged) as error:
         if os.environ.get("DEIT_FAST_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        # What every rank finds alike is said once; what one rank alone met (an image of its share), by that rank.
+        if os.environ.get("RANK", "0") == "0" or isinstance(error, BadImage):
+            print(f"error: {error}", file=sys.stderr)
         return 3 if isinstance(error, Diverged) else 2
     except KeyboardInterrupt:
         print("interrupted: the same command continues from the last checkpoint", file=sys.stderr)

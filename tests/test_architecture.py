@@ -51,7 +51,11 @@ def test_importing_the_ops_imports_neither_triton_nor_a_framework() -> None:
     # Against what torch alone imports, which is not ours to judge.
     program = "import sys, {}; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
     alone, ours = (
-        set(subprocess.run([sys.executable, "-c", program.format(name)], capture_output=True, text=True, check=True).stdout.split())
+        set(
+            subprocess.run(
+                [sys.executable, "-c", program.format(name)], capture_output=True, text=True, check=True
+            ).stdout.split()
+        )
         for name in ("torch", "deit_kernels")
     )
     assert "deit_kernels" in ours

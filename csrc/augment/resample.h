@@ -1,7 +1,7 @@
 // Pillow's antialiased resize along one axis: which source pixels an output reads, with which fixed-point weights.
 //
-// A resize is a horizontal pass, then a vertical one, each rounded to uint8. Pillow skips a pass between equal sizes; the
-// weights are then 0 and 1 and the pass copies, so it needs no case of its own.
+// A resize is a horizontal pass, then a vertical one, each rounded to uint8. Pillow skips a pass between equal sizes;
+// the weights are then 0 and 1 and the pass copies, so it needs no case of its own.
 //
 // Source: Pillow 12 src/libImaging/Resample.c, precompute_coeffs and normalize_coeffs_8bpc, in double, without FMA.
 #pragma once

@@ -1,5 +1,5 @@
-// Runs a CUDA kernel body on the CPU, one thread for each CUDA thread of a block, so that a machine without a GPU can check
-// it, also under ThreadSanitizer and AddressSanitizer. Include it before the kernel bodies. Test-only.
+// Runs a CUDA kernel body on the CPU, one thread for each CUDA thread of a block, so that a machine without a GPU can
+// check it, also under ThreadSanitizer and AddressSanitizer. Include it before the kernel bodies. Test-only.
 //
 //   launch({images, bands}, threads, shared_bytes, [&](unsigned char* shared) { resize_block(..., shared); });
 //

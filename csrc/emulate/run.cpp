@@ -1,7 +1,8 @@
-// Runs both CUDA kernels on a batch in a file and writes what they store: run INPUT OUTPUT THREADS. Test-only.
+// Runs the augmentation on a batch in a file, without Python or torch: run INPUT OUTPUT THREADS. Test-only.
 //
-// INPUT: the header below, `count` plan rows, `data_bytes` pixels. OUTPUT: uint8 images, then the finished values. Both
-// outputs start poisoned and lie between guard bytes, which must survive.
+// THREADS is the size of an emulated CUDA block; 0 runs the CPU implementation, one thread an image. INPUT: the header
+// below, `count` plan rows, `data_bytes` pixels. OUTPUT: uint8 images, then the finished values. Both outputs start
+// poisoned and lie between guard bytes, which must survive.
 #include "cuda_on_cpu.h"
 
 #include <cstdint>
@@ -9,6 +10,7 @@
 #include <iostream>
 #include <string>
 
+#include "../augment.h"
 #include "../augment_kernels.cuh"
 
 namespace {
@@ -34,12 +36,38 @@ struct Guarded {
   std::vector<uint8_t> memory;
 };
 
+void run_cpu(const deit::Batch& batch, const deit::Finish& finish, uint8_t* images, void* output) {
+  deit::cpu::check_rows(batch);
+  const std::vector<uint32_t> levels = deit::cpu::level_bits(finish);
+  std::vector<std::thread> team;
+  for (int64_t i = 0; i < batch.count; ++i)
+    team.emplace_back([&, i] {
+      deit::cpu::resize(batch, i, i + 1, images);
+      deit::cpu::apply(batch, i, i + 1, levels, finish, output);
+    });
+  for (std::thread& member : team) member.join();
+}
+
 template <deit::Type type>
-void run_finish(const Header& header, const uint8_t* images, const deit::PlanRow* rows, unsigned threads, void* output) {
-  emulate::launch({static_cast<unsigned>(header.count), 2}, threads, 0, [&](unsigned char*) {
-    deit::cuda::finish_block<type>(images, header.data_bytes, rows, header.size, header.finish,
+void run_finish(const deit::Batch& batch, const deit::Finish& finish, const uint8_t* images, unsigned threads,
+                void* output) {
+  emulate::launch({static_cast<unsigned>(batch.count), 2}, threads, 0, [&](unsigned char*) {
+    deit::cuda::finish_block<type>(images, batch.data_bytes, batch.rows, batch.size, finish,
                                    static_cast<typename deit::Element<type>::Bits*>(output));
   });
+}
+
+void run_cuda(const deit::Batch& batch, const deit::Finish& finish, unsigned threads, uint8_t* images, void* output) {
+  const deit::cuda::ResizeShared shape = deit::cuda::resize_shared(batch.size);
+  const unsigned bands = (batch.size + shape.lines - 1) / shape.lines;
+  emulate::launch({static_cast<unsigned>(batch.count), bands}, threads, shape.bytes(), [&](unsigned char* shared) {
+    deit::cuda::resize_block(batch.data, batch.data_bytes, batch.rows, shape, images, shared);
+  });
+  using deit::Type;
+  const auto run = finish.type == Type::float32   ? run_finish<Type::float32>
+                   : finish.type == Type::float16 ? run_finish<Type::float16>
+                                                  : run_finish<Type::bfloat16>;
+  run(batch, finish, images, threads, output);
 }
 
 }  // namespace
@@ -55,20 +83,14 @@ int main(int, char** arguments) {
   input.read(reinterpret_cast<char*>(data.data()), header.data_bytes);
 
   const size_t values = header.count * 3 * size_t(header.size) * header.size;
-  const size_t element = header.finish.type == deit::Type::float32 ? 4 : 2;
-  Guarded images(values), output(values * element);
-  const deit::cuda::ResizeShared shape = deit::cuda::resize_shared(header.size);
-  const unsigned bands = (header.size + shape.lines - 1) / shape.lines;
-  emulate::launch({static_cast<unsigned>(header.count), bands}, threads, shape.bytes(), [&](unsigned char* shared) {
-    deit::cuda::resize_block(data.data(), header.data_bytes, rows.data(), shape, images.data(), shared);
-  });
-  using deit::Type;
-  const auto run = header.finish.type == Type::float32   ? run_finish<Type::float32>
-                   : header.finish.type == Type::float16 ? run_finish<Type::float16>
-                                                         : run_finish<Type::bfloat16>;
-  run(header, images.data(), rows.data(), threads, output.data());
-  images.check("resize");
-  output.check("finish");
+  Guarded images(values), output(values * (header.finish.type == deit::Type::float32 ? 4 : 2));
+  const deit::Batch batch{data.data(), header.data_bytes, rows.data(), header.count, header.size};
+  if (threads == 0)
+    run_cpu(batch, header.finish, images.data(), output.data());
+  else
+    run_cuda(batch, header.finish, threads, images.data(), output.data());
+  images.check("images");
+  output.check("output");
 
   std::ofstream result(arguments[2], std::ios::binary);
   result.write(reinterpret_cast<const char*>(images.data()), images.bytes);

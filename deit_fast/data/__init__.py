@@ -1,14 +1,15 @@
 """From image files to model-ready batches.
 
-    train, val = open_dataset("photos")
-    for batch in TrainLoader(train, Policy.deit(224), data_seed=0, batch_size=64, total_steps=210): ...
+train, val = open_dataset("photos")
+for batch in TrainLoader(train, Policy.deit(224), data_seed=0, batch_size=64, total_steps=210): ...
 """
 
 from .batch import IGNORE, Batch
+from .dataset import Dataset
 from .decode import BadImage, decode
 from .loader import EvalLoader, TrainLoader
 from .order import steps_per_epoch
-from .sources import Dataset, open_dataset
+from .sources import open_dataset, open_evaluation
 
 __all__ = [
     "IGNORE",
@@ -19,5 +20,6 @@ __all__ = [
     "TrainLoader",
     "decode",
     "open_dataset",
+    "open_evaluation",
     "steps_per_epoch",
 ]

@@ -1,32 +1,32 @@
-"""One batch: read and decode its images, augment them, put them on the device.
+"""One batch: read and decode its images, plan their augmentation, put them on the device.
 
 A batch is a pure function of (data set, policy, data seed, rows); `order.py` gives the rows. One decode serves all
-copies of an image in the batch.
-
-On a CUDA device pixels go through pinned memory and are augmented there when the CUDA extension is loaded, else on the
-CPU. Copies and kernels are queued on the default stream. Not yet measured on a GPU.
+copies of an image in the batch: its pixels lie in memory once, and the rows of the plan point at them.
 """
 
 from __future__ import annotations
 
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from deit_kernels import _extension
-from deit_kernels.augment import ImageBatch, Policy, apply, sample_plan
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .decode import BadImage, decode
+from deit_kernels.augment import AugmentPlan, ImageBatch, Policy, sample_plan
+from deit_kernels.augment.plan import ROW
+
+from .dataset import Dataset, ReadImage, read_image
+from .decode import BadImage
+from .device import CpuAugment, CudaAugment, Finished, Gathered, tail_bytes
+from .in_memory import InMemory
+from .memory import Arena
 from .order import Samples
-from .sources import Dataset
 
 IGNORE = -100  # the label that losses and accuracies leave out
-BLACK = np.zeros((1, 1, 3), np.uint8)
-Layout = Literal["nchw", "channels_last", "patches"]
 OnBadImage = Literal["skip", "fail"]
 
 
@@ -49,86 +49,171 @@ class Batch(NamedTuple):
     positions: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass
+class Seconds:
+    """Where time went: of decoding threads (read, decode), of copying to and augmenting on the device, of waiting.
+
+    `wait` is the consumer's time without a batch; the others run beside it, several threads at once.
+    """
+
+    read: float = 0.0
+    decode: float = 0.0
+    copy: float = 0.0
+    augment: float = 0.0
+    wait: float = 0.0
+
+    def add(self, **seconds: float) -> None:
+        for name, value in seconds.items():
+            setattr(self, name, getattr(self, name) + value)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value:.1f} s" for name, value in vars(self).items())
+
+
+class Started(NamedTuple):
+    """A batch whose images are being decoded.
+
+    Attributes:
+        rows: b samples.
+        distinct: int64 (d,), the images of the batch.
+        image_of_row: int64 (b,), indices into `distinct`.
+        decoding: one for each distinct image; none where the set is in memory.
+    """
+
+    step: int
+    rows: Samples
+    distinct: NDArray[np.int64]
+    image_of_row: NDArray[np.int64]
+    arena: Arena
+    decoding: list[Future[ReadImage]]
+
+
 class BatchBuilder:
     """What all batches of a loader have in common; the arguments are described at `TrainLoader`.
+
+    Args:
+        augment: CpuAugment or CudaAugment, made for `policy`.
+
+    Attributes:
+        seconds: read, decode, copy and augment so far.
 
     Raises:
         ValueError: an argument outside its range.
     """
 
-    dataset: Dataset
-    policy: Policy
-    data_seed: int
-    bad_images: OnBadImage
-    device: torch.device
-    dtype: torch.dtype
-    layout: Layout
-    patch: int
+    def __init__(
+        self,
+        dataset: Dataset,
+        policy: Policy,
+        data_seed: int,
+        bad_images: OnBadImage,
+        exif_orientation: bool,
+        augment: CpuAugment | CudaAugment,
+    ):
+        if bad_images not in ("skip", "fail"):
+            raise ValueError(f"bad images {bad_images!r}: type --bad-images skip or --bad-images fail")
+        self.seconds = Seconds()
+        self._dataset, self._policy, self._data_seed = dataset, policy, data_seed
+        self._bad_images, self._exif_orientation, self._augment = bad_images, exif_orientation, augment
+        self._expected = 0
+        self._plan(Samples(0, *np.zeros((3, 0), np.int64)), ImageBatch.from_images([]))  # checks the seed
 
-    def __post_init__(self) -> None:
-        if self.bad_images not in ("skip", "fail"):
-            raise ValueError(f"bad images {self.bad_images!r}: type --bad-images skip or --bad-images fail")
-        if self.device.type == "cuda" and self.device.index is None:
-            # The current device of this thread is not that of others.
-            object.__setattr__(self, "device", torch.device("cuda", torch.cuda.current_device()))
-        # An empty batch checks seed, dtype, layout and patch.
-        self._augment(Samples(0, *np.zeros((3, 0), np.int64)), ImageBatch.from_images([]))
+    def keep_in_memory(self, threads: int) -> None:
+        """Decode the whole data set now; batches then point at its pixels.
 
-    def build(self, step: int, rows: Samples, decoders: Executor) -> tuple[Batch, dict[str, str]]:
-        """The batch of a step, and path → reason of its bad images.
+        Raises:
+            ValueError: it is too large.
+        """
+        in_memory = InMemory(self._dataset, threads, self._exif_orientation)
+        if self._augment.on_device:
+            in_memory.to(self._augment.device)
+        self._dataset = in_memory
+
+    def start(self, step: int, rows: Samples, decoders: Executor) -> Started:
+        """Begin to decode the images of a step.
 
         Args:
             step: what the batch is called.
             rows: b samples.
             decoders: runs one task for each distinct image.
+        """
+        distinct, image_of_row = np.unique(rows.sample, return_inverse=True)
+        arena = Arena(self._augment.pixels, self._expected)
+        decoding = []
+        if not isinstance(self._dataset, InMemory):
+            read = partial(read_image, exif_orientation=self._exif_orientation, reserve=arena.reserve)
+            decoding = [decoders.submit(read, self._dataset, index) for index in distinct.tolist()]
+        return Started(step, rows, distinct, image_of_row, arena, decoding)
+
+    def finish(self, started: Started, executor: Executor) -> tuple[Batch, Finished, dict[str, str]]:
+        """The batch, what the device has of it, and path → reason of its bad images.
+
+        Args:
+            executor: augments, where the CPU does.
 
         Raises:
             BadImage: an image is unreadable and bad_images is "fail"; the text names it.
         """
-        distinct, image_of_row = np.unique(rows.sample, return_inverse=True)
-        decoding = [decoders.submit(self._decode, index) for index in distinct.tolist()]
-        decoded = [future.result() for future in decoding]
-        bad = np.array([isinstance(image, BadImage) for image in decoded])
-        reasons = {self.dataset.path(distinct[place]): str(decoded[place]) for place in np.flatnonzero(bad)}
+        rows = started.rows
+        gathered, reasons = self._gather(started)
+        finished = self._augment(gathered, executor)
+        copy, augment = self._augment.measured()
+        self.seconds.add(copy=copy, augment=augment)
+        sample, position = torch.from_numpy(rows.sample), torch.from_numpy(rows.position)
+        return Batch(started.step, finished.images, finished.labels, sample, position), finished, reasons
 
-        # A bad image goes through the augmentation as one black pixel: every other row keeps its place and its pixels.
-        images = ImageBatch.from_images([BLACK if isinstance(image, BadImage) else image for image in decoded])
-        offset, height, width = (table[image_of_row] for table in (images.offset, images.height, images.width))
-        pixels = self._augment(rows, ImageBatch(images.data, offset, height, width))
-        labels = self.dataset.labels[rows.sample]
-        if reasons:
-            labels[bad[image_of_row]] = IGNORE
-            pixels[torch.from_numpy(bad[image_of_row]).to(pixels.device)] = 0
-        labels, sample, position = map(torch.from_numpy, (labels, rows.sample, rows.position))
-        return Batch(step, pixels, self._to_device(labels), sample, position), reasons
+    def _gather(self, started: Started) -> tuple[Gathered, dict[str, str]]:
+        """The rows in host memory, and path → reason of the bad images."""
+        rows, arena = started.rows, started.arena
+        tail = tail_bytes(len(rows.sample), ROW.itemsize)
+        if isinstance(self._dataset, InMemory):
+            bad = {index: self._dataset.bad[index] for index in started.distinct.tolist() if index in self._dataset.bad}
+            images = self._dataset.rows(torch.from_numpy(rows.sample))
+            block, _, end = arena.gather([], tail)
+        else:
+            bad, decoded = self._decoded(started)
+            block, offset, end = arena.gather(decoded, tail)
+            self._expected = max(self._expected, end + tail)
+            sizes = np.array([image.shape[:2] for image in decoded], np.int32).reshape(-1, 2)
+            tables = (offset, sizes[:, 0], sizes[:, 1])
+            images = ImageBatch(block[:end], *(torch.from_numpy(table[started.image_of_row]) for table in tables))
+        reasons = {self._dataset.path(index): str(reason) for index, reason in bad.items()}
+        if reasons and self._bad_images == "fail":
+            path, reason = next(iter(reasons.items()))
+            raise BadImage(f"{path}: {reason}: repair or remove it, or type --bad-images skip")
 
-    def _decode(self, index: int) -> NDArray[np.uint8] | BadImage:
-        """Pixels, or what is wrong with the file when bad images are to be skipped."""
-        try:
-            return decode(self.dataset.read(index))
-        except (BadImage, OSError) as error:
-            bad = error if isinstance(error, BadImage) else BadImage(f"it cannot be read ({error.strerror or error})")
-            if self.bad_images == "skip":
-                return bad
-            path = self.dataset.path(index)
-            raise BadImage(f"{path}: {bad}: repair or remove it, or type --bad-images skip") from error
+        labels, blank = torch.from_numpy(self._dataset.labels[rows.sample]), None
+        if bad:
+            blank = torch.from_numpy(np.isin(rows.sample, list(bad)))
+            labels[blank] = IGNORE
+        plan = self._plan(rows, images).place(images)
+        return Gathered(images, plan, labels, blank, block, end), reasons
 
-    def _augment(self, rows: Samples, images: ImageBatch) -> Tensor:
-        plan = sample_plan(
-            self.policy,
-            seed=self.data_seed,
+    def _decoded(self, started: Started) -> tuple[dict[int, BadImage], list[NDArray[np.uint8]]]:
+        """The bad images by index, and the pixels of all distinct images.
+
+        A bad image goes through the augmentation as one black pixel: every other row keeps its place and its pixels.
+        """
+        bad: dict[int, BadImage] = {}
+        decoded = []
+        for index, future in zip(started.distinct.tolist(), started.decoding, strict=True):
+            image = future.result()
+            self.seconds.add(read=image.read, decode=image.decode)
+            pixels = image.pixels
+            if isinstance(pixels, BadImage):
+                bad[index] = pixels
+                pixels = started.arena.reserve(1, 1)
+                pixels[:] = 0
+            decoded.append(pixels)
+        return bad, decoded
+
+    def _plan(self, rows: Samples, images: ImageBatch) -> AugmentPlan:
+        return sample_plan(
+            self._policy,
+            seed=self._data_seed,
             epoch=rows.epoch,
             sample=rows.sample,
             copy=rows.copy,
             height=images.height.numpy(),
             width=images.width.numpy(),
         )
-        if self.device.type == "cuda" and _extension.cuda_missing is None:
-            images = images._replace(data=self._to_device(images.data))
-        return self._to_device(apply(images, plan, dtype=self.dtype, layout=self.layout, patch=self.patch))
-
-    def _to_device(self, tensor: Tensor) -> Tensor:
-        if self.device.type == "cuda" and tensor.device.type == "cpu":
-            tensor = tensor.pin_memory()
-        return tensor.to(self.device, non_blocking=True)

@@ -22,9 +22,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from deit_kernels.philox import Stream, philox, uniform
 from numpy.typing import NDArray
 from PIL import Image
+
+from deit_kernels.philox import Stream, philox, uniform
 
 # Raise the number when the recipe of a set changes: the set gets a new folder and old runs keep theirs.
 BUILTIN = {"photos": "photos-1", "digits": "digits-1"}

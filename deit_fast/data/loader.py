@@ -3,11 +3,11 @@
     loader = TrainLoader(train, Policy.deit(224), data_seed=0, batch_size=256, total_steps=1000)
     for batch in loader:
         loss = criterion(model(batch.images), batch.labels)        # a label is IGNORE where the file was bad
-    loader.wait_seconds, loader.bad_images
+    loader.seconds, loader.bad_images
 
 A batch has equal bits for any number of threads, any prefetch and any start step, and the batches of n ranks, one after
-the other, are the batch of one rank. Threads are enough because Pillow's decoders and the augmentation release the
-interpreter's lock.
+the other, are the batch of one rank (in the order "grouped"). Any batch is addressable: `loader.seek(epoch, step)`
+costs nothing. Threads are enough because decoders and augmentation release the interpreter's lock.
 
 Each `iter(loader)` owns its threads and starts again at the first step. The threads end with the iterator: exhausted,
 closed, dropped, or ended by an exception. An exception in a thread is raised as itself, at the batch it belongs to.
@@ -25,59 +25,133 @@ from itertools import islice
 
 import numpy as np
 import torch
+from typing_extensions import TypedDict, Unpack
+
 from deit_kernels.augment import Policy
 
-from .batch import Batch, BatchBuilder, Layout, OnBadImage
+from .batch import Batch, BatchBuilder, OnBadImage, Seconds, Started
+from .dataset import Dataset
 from .decode import BadImage
-from .order import Samples, samples
-from .sources import Dataset
+from .device import CpuAugment, CudaAugment, Finished, HostOnly, Layout, without_torch_threads
+from .order import OrderKind, Samples, samples, steps_per_epoch
 
 CPU = torch.device("cpu")
+Built = tuple[Batch, Finished, dict[str, str]]
+
+
+class Options(TypedDict, total=False):
+    """How batches are built; the same for training and evaluation."""
+
+    threads: int | None  # that decode; None: the usable cores divided by the ranks on this machine
+    prefetch: int  # batches built ahead of the consumer, 3 unless given
+    bad_images: OnBadImage  # "skip" blanks an unreadable image, takes its label away and names it; "fail" stops
+    exif_orientation: bool  # turn images as their EXIF orientation says; timm and torchvision do not
+    in_memory: bool  # decode the whole set once, at construction, and keep its pixels
+    device: torch.device  # where images and labels go; "meta" does the host's share of a GPU's batch only
+    dtype: torch.dtype  # of the images; float32 unless given
+    layout: Layout  # of the images, as `deit_kernels.augment.apply` takes it
+    patch: int  # as above
 
 
 class _Loader:
-    """The threads; a subclass says which rows a step has."""
+    """The threads; a subclass says which rows a step has.
 
-    def __init__(self, builder: BatchBuilder, steps: range, world_size: int, threads: int | None, prefetch: int):
+    Three kinds: a feeder starts the decoding of batches; decoders read and decode, and augment where no GPU does; an
+    assembler plans and sends to the device. So a batch is decoded while the one before it is augmented.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        policy: Policy,
+        data_seed: int,
+        world_size: int,
+        threads: int | None = None,
+        prefetch: int = 3,
+        bad_images: OnBadImage = "skip",
+        exif_orientation: bool = False,
+        in_memory: bool = False,
+        device: torch.device = CPU,
+        dtype: torch.dtype = torch.float32,
+        layout: Layout = "nchw",
+        patch: int = 16,
+    ):
         if threads is not None and threads < 1:
             raise ValueError(f"{threads} threads decode nothing: give 1 or more, or none for the number of cores")
         if prefetch < 1:
             raise ValueError(f"prefetch is the number of batches built ahead, 1 or more, got {prefetch}")
-        self.wait_seconds = 0.0
         self.bad_images: dict[str, str] = {}
-        self._builder = builder
-        self._steps = steps
+        self._steps = range(0)
         self._threads = threads or default_threads(world_size)
         self._prefetch = prefetch
+        self._augment: CpuAugment | CudaAugment
+        if device.type == "meta":
+            self._augment = HostOnly(policy, dtype, layout, patch, self._threads)
+        elif device.type == "cuda":
+            # The current device of this thread is not that of others.
+            index = torch.cuda.current_device() if device.index is None else device.index
+            self._augment = CudaAugment(policy, dtype, layout, patch, self._threads, torch.device("cuda", index))
+        else:
+            self._augment = CpuAugment(policy, dtype, layout, patch, self._threads)
+        self._builder = BatchBuilder(dataset, policy, data_seed, bad_images, exif_orientation, self._augment)
+        if in_memory:
+            self._builder.keep_in_memory(self._threads)
 
     def __len__(self) -> int:
         """Batches of one iteration."""
         return len(self._steps)
 
+    @property
+    def seconds(self) -> Seconds:
+        """Where time went so far: read, decode, copy, augment, wait."""
+        return self._builder.seconds
+
+    @property
+    def wait_seconds(self) -> float:
+        """Time that the consumer has waited for batches so far."""
+        return self.seconds.wait
+
     def __iter__(self) -> Iterator[Batch]:
-        device = self._builder.device
+        device = self._augment.device
         # A new thread starts on GPU 0, where pinning memory would open a context for every rank.
         start = (torch.cuda.set_device, (device,)) if device.type == "cuda" else (None, ())
-        builders = ThreadPoolExecutor(self._prefetch, "deit_fast-batch", *start)
-        decoders = ThreadPoolExecutor(self._threads, "deit_fast-decode")
-        coming = (builders.submit(self._build, step, decoders) for step in self._steps)
+        feeder = ThreadPoolExecutor(1, "deit_fast-feed", *start)
+        alone = without_torch_threads, (torch.get_num_threads(),)
+        decoders = ThreadPoolExecutor(self._threads, "deit_fast-decode", *alone)
+        assembler = ThreadPoolExecutor(1, "deit_fast-assemble", *start)
+        steps = iter(self._steps)
+
+        def submit(count: int) -> Iterator[Future[Built]]:
+            """Begin the next steps, each when the device is done with the batches that the consumer has given back."""
+            given_back = self._augment.used()
+            for step in islice(steps, count):
+                yield assembler.submit(self._finish, feeder.submit(self._start, step, given_back, decoders), decoders)
+
         try:
-            ahead: deque[Future[tuple[Batch, dict[str, str]]]] = deque(islice(coming, self._prefetch))
+            ahead = deque(submit(self._prefetch))
             while ahead:
                 started = time.perf_counter()
-                batch, reasons = ahead.popleft().result()
-                self.wait_seconds += time.perf_counter() - started
+                batch, finished, reasons = ahead.popleft().result()
+                self.seconds.add(wait=time.perf_counter() - started)
                 self.bad_images |= reasons
                 self._check(batch, reasons)
-                ahead.extend(islice(coming, 1))
+                ahead.extend(submit(1))
+                self._augment.hand_over(finished)
+                del finished
                 yield batch
+                del batch  # so that its memory is free for the next one as soon as the consumer lets go of it
         finally:
-            # Decoders first: builders wait for them, and a cancelled decode ends that wait.
-            decoders.shutdown(cancel_futures=True)
-            builders.shutdown(cancel_futures=True)
+            # Decoders first: the assembler waits for them, and a cancelled decode ends that wait.
+            for executor in (decoders, feeder, assembler):
+                executor.shutdown(cancel_futures=True)
 
-    def _build(self, step: int, decoders: Executor) -> tuple[Batch, dict[str, str]]:
-        return self._builder.build(step, self._rows(step), decoders)
+    def _start(self, step: int, given_back: torch.cuda.Event | None, decoders: Executor) -> Started:
+        if given_back is not None:
+            given_back.synchronize()  # in this thread: the consumer goes on
+        return self._builder.start(step, self._rows(step), decoders)
+
+    def _finish(self, started: Future[Started], decoders: Executor) -> Built:
+        return self._builder.finish(started.result(), decoders)
 
     def _rows(self, step: int) -> Samples:
         raise NotImplementedError
@@ -95,16 +169,14 @@ class TrainLoader(_Loader):
         data_seed: 64-bit seed of order and augmentation.
         batch_size: B, rows of a step over all ranks.
         total_steps, start_step: a resumed run starts at the step where it stopped.
-        repeats: augmented copies of every image, side by side in the batch (see `order.py`).
-        rank, world_size: which contiguous part of the global batch to give, of B / world_size rows.
-        threads: that decode; default: the usable cores divided by the ranks on this machine.
-        prefetch: batches built ahead of the consumer.
-        bad_images: "skip" blanks an unreadable image, takes its label away and names it in `bad_images`; "fail" stops.
-        device: where images and labels go.
-        dtype, layout, patch: of the images, as `deit_kernels.augment.apply` takes them.
+        repeats: augmented copies of every image in an epoch (see `order.py`).
+        order: "grouped", where they stand side by side, or "official".
+        rank, world_size: which part of the global batch to give, of B / world_size rows.
+        options: see `Options`.
 
     Attributes:
-        wait_seconds: time that the consumer has waited for batches so far.
+        steps_per_epoch: of this order.
+        seconds: where time went so far (`Seconds`); wait_seconds is its `wait`.
         bad_images: path → reason of the images skipped so far.
 
     Raises:
@@ -122,29 +194,40 @@ class TrainLoader(_Loader):
         total_steps: int,
         start_step: int = 0,
         repeats: int = 1,
+        order: OrderKind = "grouped",
         rank: int = 0,
         world_size: int = 1,
-        threads: int | None = None,
-        prefetch: int = 2,
-        bad_images: OnBadImage = "skip",
-        device: torch.device = CPU,
-        dtype: torch.dtype = torch.float32,
-        layout: Layout = "nchw",
-        patch: int = 16,
+        **options: Unpack[Options],
     ):
         if not 0 <= start_step <= total_steps:
             raise ValueError(f"start step {start_step} is outside 0 … {total_steps}, the steps of this run")
-        builder = BatchBuilder(dataset, policy, data_seed, bad_images, device, dtype, layout, patch)
-        super().__init__(builder, range(start_step, total_steps), world_size, threads, prefetch)
+        images = len(dataset)
         self._order = dict(
             data_seed=data_seed,
-            images=len(dataset),
+            images=images,
             batch_size=batch_size,
             repeats=repeats,
+            order=order,
             rank=rank,
             world_size=world_size,
         )
-        self._rows(start_step)  # raises now, not in a thread, when the settings are impossible
+        self.steps_per_epoch = steps_per_epoch(images, batch_size, order=order, repeats=repeats, world_size=world_size)
+        samples(start_step, **self._order)  # raises now, not in a thread, when the settings are impossible
+        super().__init__(dataset, policy, data_seed, world_size, **options)
+        self._steps = range(start_step, total_steps)
+
+    def seek(self, epoch: int, step: int = 0) -> None:
+        """Let the next iteration start at a step of an epoch, both counted from 0.
+
+        Raises:
+            ValueError: there is no such step in this run.
+        """
+        target, stop = epoch * self.steps_per_epoch + step, self._steps.stop
+        if not (0 <= step < self.steps_per_epoch and 0 <= target <= stop):
+            raise ValueError(
+                f"epoch {epoch}, step {step} is not in this run of {stop} steps, {self.steps_per_epoch} an epoch"
+            )
+        self._steps = range(target, stop)
 
     def _rows(self, step: int) -> Samples:
         return samples(step, **self._order)
@@ -163,7 +246,7 @@ class EvalLoader(_Loader):
         the others: as `TrainLoader`.
 
     Attributes:
-        wait_seconds, bad_images: as `TrainLoader`.
+        seconds, wait_seconds, bad_images: as `TrainLoader`.
 
     Raises:
         ValueError: at construction, an argument outside its range.
@@ -179,24 +262,17 @@ class EvalLoader(_Loader):
         batch_size: int,
         rank: int = 0,
         world_size: int = 1,
-        threads: int | None = None,
-        prefetch: int = 2,
-        bad_images: OnBadImage = "skip",
-        device: torch.device = CPU,
-        dtype: torch.dtype = torch.float32,
-        layout: Layout = "nchw",
-        patch: int = 16,
+        **options: Unpack[Options],
     ):
         if batch_size < 1:
             raise ValueError(f"batch size {batch_size} holds no image: type --batch-size 1 or more")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} is outside 0 … {world_size - 1}, the ranks of {world_size} processes")
         # An evaluation policy draws nothing, so its seed does not matter.
-        builder = BatchBuilder(dataset, policy, 0, bad_images, device, dtype, layout, patch)
+        super().__init__(dataset, policy, 0, world_size, **options)
         self._samples = range(rank, len(dataset), world_size)
         self._batch_size, self._world_size = batch_size, world_size
-        steps = range(math.ceil(len(self._samples) / batch_size))
-        super().__init__(builder, steps, world_size, threads, prefetch)
+        self._steps = range(math.ceil(len(self._samples) / batch_size))
 
     def __iter__(self) -> Iterator[Batch]:
         yield from super().__iter__()

@@ -1,117 +1,48 @@
-"""Where images come from: a folder of class folders, or a small real set that ships inside other packages.
+"""Where images come from: one spec, `--data`, opens every layout that people have.
 
-    train, val = open_dataset("/imagenet")      # /imagenet/train/<class>/…, /imagenet/val/<class>/…
-    train, val = open_dataset("photos")         # built in: 16 photographs, see `builtin.py`
+    train, val = open_dataset("/imagenet")              # train/<class>/…, val/<class>/… or a flat val/ with labels
+    train, val = open_dataset("/shards")                # train-0000.tar …, val-0000.tar … (WebDataset)
+    train, val = open_dataset("/imagenet-1k")           # data/train-00000-of-00294.parquet … (Hugging Face)
+    train, val = open_dataset("/cifar")                 # cifar-10-batches-py/ or cifar-100-python/
+    train, val = open_dataset("photos")                 # built in: 16 photographs, see `builtin.py`
+    v2 = open_evaluation("/imagenetv2", train.classes)  # other images of the same classes
     pixels, label = decode(train.read(7)), train.labels[7]
 
-A data set hands out encoded bytes; decoding, order and augmentation are done elsewhere. Labels live in one array.
+A data set hands out encoded bytes (or pixels, where it is stored so) and holds its labels in one array; decoding, order
+and augmentation are done elsewhere. Which layout a folder has is seen from what is in it.
 """
 
 from __future__ import annotations
 
 import difflib
-import os
-from collections.abc import Iterator
+import hashlib
+import re
+import shutil
+import sys
 from pathlib import Path
-from typing import Protocol
+from urllib.parse import parse_qsl
 
-import numpy as np
-from numpy.typing import NDArray
+from . import cifar, imagenet
+from .builtin import BUILTIN, default_cache_dir, write_builtin
+from .dataset import Dataset
+from .folder import ImageFolder, counted, is_image, listing
+from .pack import PACK_FILE, Settings, index_file, is_begun, is_complete, pack
+from .parquet import ParquetRows
+from .shards import TarShards, fingerprint
 
-from .builtin import BUILTIN, write_builtin
-
-# The suffixes of torchvision.datasets.ImageFolder. They only say which files are images; `decode` looks at the content.
-SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 LAYOUT = "a folder with train/ and val/, each with one sub-folder per class"
-ALLOWED = f"--data takes {' or '.join(BUILTIN)} or {LAYOUT}"
-
-
-class Dataset(Protocol):
-    """One split of a data set: N encoded images with labels.
-
-    Attributes:
-        name: the spec as the user gave it.
-        classes: class names; the index is the label.
-        labels: int64 (N,).
-    """
-
-    name: str
-    classes: list[str]
-    labels: NDArray[np.int64]
-
-    def __len__(self) -> int: ...
-
-    def read(self, index: int) -> bytes:
-        """The encoded image; OSError when the file has become unreadable."""
-        ...
-
-    def path(self, index: int) -> str:
-        """What to call the image in messages."""
-        ...
-
-
-class ImageFolder:
-    """Images in class folders, ordered as torchvision.datasets.ImageFolder does: by class, by folder, by name.
-
-    Names that start with a dot are skipped (.ipynb_checkpoints, macOS's ._*.jpg); links to folders are followed.
-
-    Args:
-        root: the folder that holds the class folders.
-        name: what the user called the data set.
-        classes: labels are indices into this list; a class without a folder is left out. Default: the sorted folders.
-
-    Raises:
-        ValueError: a folder is unreadable, links to itself, holds no image or has a class outside `classes`; without
-            `classes`, also when one of the class folders holds no image.
-    """
-
-    def __init__(self, root: Path, name: str, classes: list[str] | None = None):
-        self.name = name
-        found, loose = _listing(root)
-        if not found:
-            what = "images but no class folders" if any(map(_is_image, loose)) else "no class folders"
-            raise ValueError(f"{root} holds {what}: sort its images into one sub-folder per class")
-        if classes is not None and (unknown := sorted(set(found) - set(classes))):
-            raise ValueError(
-                f"{root} has {_counted(unknown, 'class', 'classes')} that the training images lack: "
-                f"add images of each to train/ or remove its folder from {root}"
-            )
-        self.classes = found if classes is None else classes
-        self._paths: list[str] = []
-        labels: list[NDArray[np.int64]] = []
-        empty = []
-        for label, name_of_class in enumerate(self.classes):
-            images = _images(root / name_of_class) if name_of_class in found else []
-            if name_of_class in found and not images:
-                empty.append(name_of_class)
-            self._paths += images
-            labels.append(np.full(len(images), label, dtype=np.int64))
-        self.labels = np.concatenate(labels)
-        if not self._paths:
-            raise ValueError(f"{root} holds no image in its class folders: {_suffixes()}")
-        if empty and classes is None:
-            raise ValueError(
-                f"{root} has {_counted(empty, 'class folder', 'class folders')} without an image ({_suffixes()}): "
-                "add images or remove the folder"
-            )
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def read(self, index: int) -> bytes:
-        with open(self._paths[index], "rb") as file:
-            return file.read()
-
-    def path(self, index: int) -> str:
-        return self._paths[index]
+ALLOWED = f"--data takes {' or '.join(BUILTIN)} or {LAYOUT}, or one of tar shards, parquet files or CIFAR"
+# What a split is called in the names of files and folders; the first name that is there is used.
+SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test")}
+FOLDERS = ("data", *SPLITS["train"], *SPLITS["val"])  # where shards and parquet files may lie
 
 
 def open_dataset(spec: str, cache_dir: Path | None = None) -> tuple[Dataset, Dataset]:
     """The training and the validation images that a spec names.
 
     Args:
-        spec: "photos", "digits", or a folder with train/ and val/, each with one sub-folder per class. A folder that is
-            called like a built-in set is meant by ./photos.
+        spec: "photos", "digits", or a folder as shown above. A folder that is called like a built-in set is meant by
+            ./photos. Parquet columns that cannot be told are named as in a URL: folder?image=img&label=fine_label.
         cache_dir: where built-in sets are written; default $DEIT_FAST_CACHE, else $XDG_CACHE_HOME/deit_fast, else
             ~/.cache/deit_fast.
 
@@ -119,79 +50,184 @@ def open_dataset(spec: str, cache_dir: Path | None = None) -> tuple[Dataset, Dat
         (train, val), with equal `classes`. A class may have no validation image.
 
     Raises:
-        ValueError: nothing usable is there, or a built-in set needs a package that is not installed; the text says what
-            was found and what to type instead.
+        ValueError: nothing usable is there, or a package is not installed that it needs; the text says what was found
+            and what to type instead.
     """
-    root = write_builtin(spec, cache_dir) if spec in BUILTIN else _checked_root(spec)
+    if spec in BUILTIN:
+        root = write_builtin(spec, cache_dir)
+        train = ImageFolder(root / "train", spec)
+        return train, ImageFolder(root / "val", spec, train.classes)
+    root, columns = _root(spec)
+    opened = _open_files(root, spec, columns)
+    if "train" in opened and "val" in opened:
+        return opened["train"], opened["val"]
+    if opened:
+        missing = "val" if "train" in opened else "train"
+        raise ValueError(
+            f"--data {spec} has {'training' if missing == 'val' else 'validation'} images only: "
+            f"add files with {' or '.join(SPLITS[missing])} in their names"
+        )
+    _check_splits(root, spec)
     train = ImageFolder(root / "train", spec)
-    return train, ImageFolder(root / "val", spec, train.classes)
+    return train, _class_folders(root / "val", spec, train.classes)
 
 
-def _checked_root(spec: str) -> Path:
-    """The folder of a spec, if it has train/ and val/."""
-    root = Path(spec).expanduser()
+def open_unpacked(spec: str) -> dict[str, Dataset]:
+    """The splits as they are stored, "train" and "val" or one of them, parquet files unpacked: to be read in order.
+
+    Raises:
+        ValueError: as `open_dataset`.
+    """
+    if spec not in BUILTIN:
+        root, columns = _root(spec)
+        if opened := _open_files(root, spec, columns, unpack=False):
+            return opened
+    train, val = open_dataset(spec)
+    return {"train": train, "val": val}
+
+
+def open_evaluation(spec: str, classes: list[str]) -> Dataset:
+    """Images to evaluate a model on that was trained on other images of the same classes.
+
+    Args:
+        spec: a folder of class folders, or of folders 0 … C − 1 (ImageNet-V2), or a flat folder with a label file
+            beside it, or any spec of `open_dataset`, whose validation images are meant.
+        classes: of the training images.
+
+    Raises:
+        ValueError: as `open_dataset`, or the images have other classes.
+    """
+    if spec not in BUILTIN:
+        root, columns = _root(spec)
+        splits = {"train", "val"} & set(listing(root)[0])
+        if not splits and not _open_files(root, spec, columns):
+            return _class_folders(root, spec, classes)
+    _, val = open_dataset(spec)
+    if val.classes != classes:
+        raise ValueError(f"the {len(val.classes)} classes of {spec} are not the {len(classes)} of the training images")
+    return val
+
+
+def _root(spec: str) -> tuple[Path, dict[str, str]]:
+    """The folder of a spec and the columns it names."""
+    path, _, query = spec.partition("?")
+    columns = dict(parse_qsl(query))
+    if unknown := set(columns) - {"image", "label"}:
+        raise ValueError(f"--data {spec}: a spec names the columns image and label, not {', '.join(sorted(unknown))}")
+    root = Path(path).expanduser()
     if not root.exists():
         near = difflib.get_close_matches(spec.lower(), BUILTIN, n=1)
         hint = f"did you mean {near[0]}?" if near else ALLOWED
         raise ValueError(f"--data {spec} is neither a folder nor a built-in set: {hint}")
     if not root.is_dir():
         raise ValueError(f"--data {spec} is a file: {ALLOWED}")
-    folders, _ = _listing(root)
+    return root, columns
+
+
+def _open_files(root: Path, spec: str, columns: dict[str, str], unpack: bool = True) -> dict[str, Dataset]:
+    """The splits of a folder of CIFAR, shards or parquet files; empty where it is none of them."""
+    for folder in (root, *(root / name for name in cifar.LAYOUTS)):
+        if folder.name in cifar.LAYOUTS and folder.is_dir():
+            return {split: cifar.Cifar(folder, split, spec) for split in SPLITS}
+    if _has_class_folders(root):
+        return {}
+    if (root / PACK_FILE).is_file() and not is_complete(root, SPLITS):
+        raise ValueError(f"{root} is not packed to its end: run the same deit_fast.data pack command again")
+    if shards := _split_files(root, (".tar",)):
+        return _open_shards(shards, spec)
+    if any(_split_files(root, (".tar.gz", ".tgz")).values()):
+        raise ValueError(
+            f"--data {spec} holds compressed shards, which cannot be read in any order: unpack them (gunzip)"
+        )
+    if files := _split_files(root, (".parquet",)):
+        rows: dict[str, Dataset] = {}
+        for split, paths in files.items():
+            rows[split] = ParquetRows(paths, spec, **columns, classes=rows["train"].classes if rows else None)
+        return _unpacked(root, rows) if unpack else rows
+    return {}
+
+
+def _has_class_folders(root: Path) -> bool:
+    """Archives often lie beside the folders that were unpacked from them."""
+    folders = listing(root)[0]
+    return {"train", "val"} <= set(folders) and bool(listing(root / "train")[0])
+
+
+def _split_files(root: Path, suffixes: tuple[str, ...]) -> dict[str, list[Path]]:
+    """Files by split, in the folder or in FOLDERS below it."""
+    found: dict[str, dict[str, list[Path]]] = {split: {} for split in SPLITS}
+    for folder in (root, *(root / name for name in listing(root)[0] if name in FOLDERS)):
+        for file in listing(folder)[1]:
+            if not file.endswith(suffixes):
+                continue
+            # The file's own name decides, then that of its folder: data/test-0.tar, train/000.tar
+            words = (*re.split(r"[^a-z]+", file.lower()), *((folder.name.lower(),) if folder != root else ()))
+            for split, names in SPLITS.items():
+                if named := [word for word in words if word in names][:1]:
+                    found[split].setdefault(named[0], []).append(folder / file)
+                    break
+    return {
+        split: next(by_name[name] for name in SPLITS[split] if name in by_name)
+        for split, by_name in found.items()
+        if by_name
+    }
+
+
+def _open_shards(shards: dict[str, list[Path]], spec: str) -> dict[str, Dataset]:
+    opened: dict[str, Dataset] = {}
+    for split, paths in shards.items():
+        index = index_file(paths[0].parent, split)
+        classes = opened["train"].classes if opened else None
+        opened[split] = TarShards(paths, spec, classes, index if index.is_file() else None)
+    return opened
+
+
+def _unpacked(root: Path, rows: dict[str, ParquetRows]) -> dict[str, Dataset]:
+    """Shards in the cache folder with the bytes of parquet files, written on the first call."""
+    files = [file for each in rows.values() for file in each.files]
+    version = hashlib.sha256("\n".join(fingerprint(files, stamps=True)).encode()).hexdigest()[:16]
+    columns = next(iter(rows.values()))
+    name = hashlib.sha256(f"{root.absolute()} {columns.image} {columns.label}".encode()).hexdigest()[:16]
+    cache = default_cache_dir() / f"parquet-{name}"
+    settings = Settings()
+    if cache.exists() and not is_begun(cache, rows, settings, version):
+        shutil.rmtree(cache)  # of files that have changed
+    if not is_complete(cache, rows):
+        need = sum(Path(file).stat().st_size for file in files)
+        cache.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(cache).free + sum(file.stat().st_size for file in cache.iterdir())
+        if free < need * 1.05:
+            raise ValueError(
+                f"parquet files are unpacked once, which takes {need / 1e9:.0f} GB, but the disk of {cache} has "
+                f"{free / 1e9:.0f} GB: set DEIT_FAST_CACHE to a folder on another disk"
+            )
+        print(f"unpacking {root} once, {need / 1e9:.1f} GB, to {cache}", file=sys.stderr)
+        pack(rows, cache, settings, version=version)
+    shards = {split: sorted(cache.glob(f"{split}-*.tar")) for split in rows}
+    return _open_shards(shards, columns.name)
+
+
+def _class_folders(folder: Path, spec: str, classes: list[str]) -> Dataset:
+    """Evaluation images of known classes: in class folders, in numbered folders, or flat."""
+    if imagenet.is_flat(folder):
+        return imagenet.flat_validation(folder, spec, classes)
+    if imagenet.has_numbered_classes(folder, classes):
+        return imagenet.numbered_classes(folder, spec, classes)
+    return ImageFolder(folder, spec, classes)
+
+
+def _check_splits(root: Path, spec: str) -> None:
+    """Raise where a folder has no train/ and val/."""
+    folders, _ = listing(root)
     missing = [f"{split}/" for split in ("train", "val") if split not in folders]
     if not missing:
-        return root
+        return
     # The usual slip: the class folders themselves, often the train/ of a complete data set.
-    if any(_is_image(file) for folder in folders for file in _listing(root / folder)[1]):
+    if any(is_image(file) for folder in folders for file in listing(root / folder)[1]):
         fix = "its sub-folders look like classes: put them into a train/ folder, and held-out images into val/"
-        if root.name in ("train", "val") and {"train", "val"} <= set(_listing(root.resolve().parent)[0]):
+        if root.name in ("train", "val") and {"train", "val"} <= set(listing(root.resolve().parent)[0]):
             fix = f"type --data {root.resolve().parent}"
     else:
         fix = ALLOWED
-    found = f"only {_counted(folders, 'folder', 'folders')}" if folders else "no folder at all"
+    found = f"only {counted(folders, 'folder', 'folders')}" if folders else "no folder at all"
     raise ValueError(f"--data {spec} has no {' and no '.join(missing)} inside but {found}: {fix}")
-
-
-def _listing(folder: Path) -> tuple[list[str], list[str]]:
-    """Sorted names of the folders and of the files in a folder, without those that start with a dot."""
-    folders: list[str] = []
-    files: list[str] = []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if not entry.name.startswith("."):
-                    (folders if entry.is_dir() else files).append(entry.name)
-    except OSError as error:
-        raise ValueError(f"cannot read the folder {folder} ({error.strerror}): check its permissions") from error
-    return sorted(folders), sorted(files)
-
-
-def _images(top: Path) -> list[str]:
-    """Paths of the image files under a class folder, sorted by folder, then by name."""
-    tree = sorted(_tree(top, ()))
-    return [os.path.join(folder, file) for folder, files in tree for file in files if _is_image(file)]
-
-
-def _tree(folder: Path, parents: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, list[str]]]:
-    """(folder, its files) for a folder and all folders below it; links are followed."""
-    folders, files = _listing(folder)
-    yield str(folder), files
-    status = folder.stat()
-    identity = (status.st_dev, status.st_ino)
-    if identity in parents:
-        raise ValueError(f"{folder} is a link to a folder that contains it: remove the link")
-    for name in folders:
-        yield from _tree(folder / name, (*parents, identity))
-
-
-def _is_image(file: str) -> bool:
-    return file.lower().endswith(SUFFIXES)
-
-
-def _suffixes() -> str:
-    return f"image files end in {', '.join(SUFFIXES)}"
-
-
-def _counted(names: list[str], one: str, many: str) -> str:
-    """'1 class (cat)', '5 classes (ant, bee, cat, …)'."""
-    shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-    return f"{len(names)} {one if len(names) == 1 else many} ({shown})"

@@ -9,9 +9,9 @@ import sys
 import torch
 import triton
 import triton.language as tl
-from deit_kernels.compile_case import TraceCase, TracedCall
 
 from benchmarks.access_trace import trace
+from deit_kernels.compile_case import TraceCase, TracedCall
 
 SIZE, BLOCK = 64, 16
 

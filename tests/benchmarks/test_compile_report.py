@@ -4,11 +4,11 @@ import json
 
 import pytest
 import triton
-from deit_kernels.attention import launch
 
 from benchmarks import compile_report
 from benchmarks.ahead_of_time import compile_resources, resident_warps
 from benchmarks.compile_report import BUDGET, as_lines, launch_modules, traffic_violations, unusable, violations
+from deit_kernels.attention import launch
 
 PINNED = json.loads(BUDGET.read_text())
 CASES = {(case.name, case.capability): case for case in launch.compile_cases()}

@@ -9,7 +9,9 @@ def command_line(config: Config) -> list[str]:
     arguments = ["--recipe", config.recipe]
     for name in Config.__dataclass_fields__:
         value = getattr(config, name)
-        if name != "recipe" and (value != getattr(default, name) or name in ("distill", "teacher", "repeats", "drop_path")):
+        if name != "recipe" and (
+            value != getattr(default, name) or name in ("distill", "teacher", "repeats", "drop_path")
+        ):
             values = value if isinstance(value, tuple) else [value]
             flag = "--" + name.replace("_", "-")
             arguments += [flag] if value is True else [flag, *map(str, values)]

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from deit_fast.config import Config
 from PIL import Image
+
+from deit_fast.config import Config
 
 
 def write_images(root: Path, classes: int = 3, train: int = 8, val: int = 5) -> Path:

@@ -1,9 +1,13 @@
 """A checkpoint is whole or absent, and what is restored is what was saved."""
 
 import json
+import os
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
+
 from deit_fast import checkpoint
 
 
@@ -51,7 +55,6 @@ def test_a_crash_while_writing_leaves_the_one_before(tmp_path, monkeypatch, cras
 
     def crashing(path, write):
         if path.name == crash_at:
-            path.with_name(".half").write_text("half")
             raise OSError("disk full")
         write_file(path, write)
 
@@ -71,5 +74,72 @@ def test_no_checkpoint_is_none_and_a_foreign_one_is_refused(tmp_path) -> None:
     folder.mkdir(parents=True)
     (folder / "state.json").write_text(json.dumps({"step": 9}))
     (tmp_path / "checkpoints" / "newest").write_text(folder.name)
-    with pytest.raises(ValueError, match="is not a checkpoint of this version"):
+    with pytest.raises(ValueError, match="is not a whole checkpoint of this version"):
         checkpoint.newest(tmp_path)
+
+
+def test_steps_that_are_trained_again_never_push_out_the_new_checkpoint(tmp_path) -> None:
+    model, optimizer = trained(1)
+    checkpoint.save(tmp_path, 100, model, None, optimizer, {}, keep=1)
+    stale = tmp_path / "checkpoints" / "step_00000120"  # renamed, then a crash before the pointer moved
+    shutil.copytree(tmp_path / "checkpoints" / "step_00000100", stale)
+    checkpoint.save(tmp_path, 110, model, None, optimizer, {}, keep=1)
+    assert checkpoint.newest(tmp_path).name == "step_00000110"
+    assert not stale.exists()
+
+
+def test_a_crash_before_the_first_pointer_loses_nothing(tmp_path) -> None:
+    model, optimizer = trained(1)
+    folder = checkpoint.save(tmp_path, 5, model, None, optimizer, {}, keep=1)
+    (tmp_path / "checkpoints" / "newest").unlink()
+    assert checkpoint.newest(tmp_path) == folder
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_missing_or_cut_file_is_named_and_the_one_before_offered(tmp_path, name: str) -> None:
+    model, optimizer = trained(1)
+    checkpoint.save(tmp_path, 5, model, None, optimizer, {}, keep=2)
+    folder = checkpoint.save(tmp_path, 6, model, None, optimizer, {}, keep=2)
+    whole = (folder / name).read_bytes()
+    (folder / name).unlink()
+    with pytest.raises(ValueError, match=f"{name} is missing.*write step_00000005 into"):
+        checkpoint.newest(tmp_path)
+    (folder / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=name):
+        checkpoint.load(checkpoint.newest(tmp_path), model, None, optimizer)
+
+
+def test_everything_is_durable_before_the_pointer_moves(tmp_path, monkeypatch) -> None:
+    events = []
+    fsync, replace = os.fsync, os.replace
+
+    def recorded_fsync(descriptor: int) -> None:
+        events.append(("sync", Path(os.readlink(f"/proc/self/fd/{descriptor}")).name))
+        fsync(descriptor)
+
+    def recorded_replace(source, target) -> None:
+        events.append(("rename", Path(target).name))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(os, "replace", recorded_replace)
+    model, optimizer = trained(1)
+    checkpoint.save(tmp_path, 5, model, None, optimizer, {}, keep=1)
+    for name in ("model.safetensors", "optimizer.safetensors", "state.json"):
+        written = next(i for i, (what, file) in enumerate(events) if what == "sync" and name in file)
+        assert written < events.index(("rename", name)) < events.index(("rename", "step_00000005"))
+    assert events.index(("rename", "step_00000005")) < events.index(("rename", "newest"))
+    synced = [i for i, event in enumerate(events) if event == ("sync", "checkpoints")]
+    assert any(events.index(("rename", "step_00000005")) < i < events.index(("rename", "newest")) for i in synced)
+    assert synced[-1] > events.index(("rename", "newest"))
+
+
+def test_a_full_disk_leaves_no_half_checkpoint(tmp_path, monkeypatch) -> None:
+    def full(*_args) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    model, optimizer = trained(1)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save(tmp_path, 5, model, None, optimizer, {}, keep=1)
+    assert not list((tmp_path / "checkpoints").iterdir())

@@ -1,4 +1,4 @@
-"""What a user can get wrong: each mistake is one sentence that says what to type instead, exit code 2, nothing left behind."""
+"""What a user can get wrong: each mistake is one sentence that says what to type, exit code 2, nothing left behind."""
 
 import dataclasses
 import os
@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from deit_fast.config import Config
-from deit_fast.recipes import RECIPES, recipe
-from deit_fast.train import Diverged, main, parse
 
+from deit_fast.config import Config
+from deit_fast.recipes import RECIPES, parse, recipe
+from deit_fast.train import Diverged, main
 from tests.deit_fast.command import command_line
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +32,7 @@ def refused(config: Config | list[str], capsys: pytest.CaptureFixture) -> str:
 
 
 def test_the_command_line_spells_every_field(tiny: Config) -> None:
-    assert parse(command_line(tiny)) == tiny
+    assert parse(command_line(tiny), "") == tiny
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_the_command_line_spells_every_field(tiny: Config) -> None:
     ],
 )
 def test_the_recipe_follows_from_the_data(arguments: list[str], expected: str) -> None:
-    config = parse(arguments)
+    config = parse(arguments, "")
     assert config.recipe == expected
     assert config.data == ("photos" if arguments == [] else arguments[-1] if expected == "demo" else config.data)
 
@@ -56,7 +56,7 @@ def test_the_recipe_follows_from_the_data(arguments: list[str], expected: str) -
 def test_every_recipe_is_consistent(name: str) -> None:
     dataclasses.replace(recipe(name), data="somewhere").check()
     assert recipe(name).recipe == name
-    assert "python -m deit_fast.train" in RECIPES[name].__doc__ or name == "demo-teacher"
+    assert "python -m deit_fast.train" in RECIPES[name].__doc__ or name in ("demo-teacher", "digits-teacher")
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_every_recipe_is_consistent(name: str) -> None:
         ({"model": "deit_tiny_distiled_patch16_224"}, "did you mean deit_tiny_distilled_patch16_224"),
         ({"teacher": "regnety_16"}, "did you mean"),
         ({"teacher": ""}, "--distill hard needs a teacher"),
-        ({"distill": "none"}, 'a teacher is given but --distill is none'),
+        ({"distill": "none"}, "a teacher is given but --distill is none"),
         ({"distill": "soft"}, "--alpha 0.1 --tau 3 --kl-normalizer batch"),
         ({"model": "deit_tiny_patch16_224"}, "has no distillation token .* --distill-on class"),
         ({"distill_on": "class"}, "would never be trained .* --model deit_tiny_patch16_224"),
@@ -78,6 +78,10 @@ def test_every_recipe_is_consistent(name: str) -> None:
         ({"crop_scale": (0.5, 0.2)}, "--crop-scale takes two shares"),
         ({"weights": "no_file.pth"}, "no weights file at no_file.pth"),
         ({"gpus": 64}, "--gpus 64"),
+        ({"alpha": 5.0}, "--alpha lies between 0 and 1, got 5"),
+        ({"min_lr": float("nan")}, "--min-lr lies between"),
+        ({"heads": -2}, "--heads lies between"),
+        ({"tau": 3.0}, "--tau and --kl-normalizer belong to --distill soft"),
     ],
 )
 def test_a_wrong_flag(tiny: Config, capsys, changes: dict, says: str) -> None:
@@ -111,10 +115,30 @@ def test_a_class_only_in_val(tiny: Config, tmp_path: Path, capsys) -> None:
 def test_an_output_folder_that_is_not_ours(tiny: Config, tmp_path: Path, capsys) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "draft.txt").write_text("three years of work")
-    for fresh in (False, True):  # --fresh deletes runs, never anything else
-        config = dataclasses.replace(tiny, out=str(tmp_path / "thesis"), fresh=fresh)
-        assert "is not a run of deit_fast: type another --out" in refused(config, capsys)
+    for foreign in (False, True):
+        if foreign:  # a downloaded model has one too
+            (tmp_path / "thesis" / "config.json").write_text('{"model_type": "vit"}')
+        for fresh in (False, True):
+            config = dataclasses.replace(tiny, out=str(tmp_path / "thesis"), fresh=fresh)
+            error = refused(config, capsys)
+            assert "is not a run of deit_fast" in error or "is not a configuration of this version" in error
     assert (tmp_path / "thesis" / "draft.txt").read_text() == "three years of work"
+
+
+def test_fresh_removes_an_old_run_after_all_checks_and_nothing_else(tiny: Config, tmp_path: Path, monkeypatch) -> None:
+    assert main(command_line(tiny)) == 0
+    run = Path(tiny.out)
+    (run / "notes.txt").write_text("mine")
+    wrong = dataclasses.replace(tiny, fresh=True, teacher="regnety_16")
+    assert main(command_line(wrong)) == 2
+    assert (run / "summary.json").exists()
+    link = tmp_path / "link"
+    link.symlink_to(run)
+    monkeypatch.chdir(run)
+    for out in (str(link), "."):
+        assert main(command_line(dataclasses.replace(tiny, fresh=True, epochs=1, warmup_epochs=0.1, out=out))) == 0
+    assert (run / "notes.txt").read_text() == "mine"
+    assert not (run / "checkpoints" / "step_00000006").exists() and link.is_symlink()
 
 
 def test_an_output_folder_that_cannot_be_made(tiny: Config, tmp_path: Path, capsys) -> None:
@@ -130,7 +154,7 @@ def test_a_checkpoint_that_is_not_ours(tiny: Config, capsys) -> None:
     (run / "summary.json").unlink()
     newest = run / "checkpoints" / (run / "checkpoints" / "newest").read_text().strip()
     (newest / "state.json").write_text('{"epoch": 3}')
-    assert "is not a checkpoint of this version" in refused(tiny, capsys)
+    assert "is not a whole checkpoint of this version" in refused(tiny, capsys)
 
 
 def spoil(tiny: Config, tmp_path: Path, count: int) -> tuple[Config, list[Path]]:
@@ -146,9 +170,11 @@ def test_bad_images_are_named_and_skipped(tiny: Config, tmp_path: Path, capsys) 
     config, spoiled = spoil(tiny, tmp_path, 2)
     (tmp_path / "data" / "val" / "class0" / "0.png").write_bytes(b"no image")
     assert main(command_line(config)) == 0
-    out = capsys.readouterr().out
+    captured = capsys.readouterr()
+    out = captured.err + captured.out
     for path in [*spoiled, tmp_path / "data" / "val" / "class0" / "0.png"]:
         assert out.count(f"skipped an unreadable image: {path}") == 1
+    assert "3 unreadable images were skipped" in out
     assert "top-1 on 14 validation images" in out
 
 
@@ -161,8 +187,10 @@ def test_a_loss_that_is_no_number_stops_the_run(tiny: Config, capsys, tmp_path: 
     from deit_fast.train import train
 
     config = dataclasses.replace(tiny, lr=100.0, batch_size=24, warmup_epochs=0.0, epochs=200, eval_every=200)
-    diverging = dataclasses.replace(config, distill="none", teacher="", model="deit_tiny_patch16_224", weight_decay=99.0)
-    with pytest.raises(Diverged, match=r"try half the learning rate, --lr 50"):
+    diverging = dataclasses.replace(
+        config, distill="none", teacher="", model="deit_tiny_patch16_224", weight_decay=99.0
+    )
+    with pytest.raises(Diverged, match="try half the rate, --lr 50"):
         train(diverging)
     assert main(command_line(dataclasses.replace(diverging, out=str(tmp_path / "again")))) == 3
     assert "error: the loss is" in capsys.readouterr().err
@@ -186,23 +214,80 @@ def test_several_gpus_become_several_processes(tiny: Config, monkeypatch) -> Non
     assert [processes for _, processes in launched] == [8, 4]
 
 
-def test_the_launcher_starts_the_processes_and_passes_on_their_exit_code(tiny: Config, teachers: Path, monkeypatch) -> None:
+def test_the_launcher_starts_the_processes(tiny: Config, teachers: Path, monkeypatch) -> None:
     from deit_fast.distributed import launch
 
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(teachers), *sys.path]))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert launch(command_line(tiny), processes=2) == 0
     assert (Path(tiny.out) / "summary.json").exists()
-    wrong = command_line(dataclasses.replace(tiny, batch_size=9, out=tiny.out + "2"))
-    assert launch(wrong, processes=2) == 2
 
 
-def test_a_clone_without_an_install_says_what_to_do() -> None:
-    # -S: no site-packages, as on a machine where nothing has been installed.
+@pytest.mark.parametrize(
+    ("installed", "says"),
+    [
+        (False, "error: deit_fast is not installed here: run make setup, or pip install -e '.[train]'\n"),
+        (True, "error: deit_fast is installed in .venv: type .venv/bin/python, or source .venv/bin/activate first\n"),
+    ],
+)
+def test_a_clone_without_an_install_says_what_to_do(tmp_path: Path, installed: bool, says: str) -> None:
+    (tmp_path / "deit_fast").symlink_to(ROOT / "deit_fast")
+    if installed:
+        (tmp_path / ".venv").mkdir()
+        (tmp_path / ".venv" / "setup.stamp").touch()
+    # -S: no site-packages, as with a Python in which nothing has been installed.
     command = [sys.executable, "-S", "-m", "deit_fast.train"]
-    done = subprocess.run(command, cwd=ROOT, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr == "error: deit_fast is not installed here: run make setup, or pip install -e '.[train]'\n"
+    done = subprocess.run(command, cwd=tmp_path, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, says)
+
+
+def test_what_the_flags_make_pointless_gives_way() -> None:
+    config = parse(["--data", "digits", "--distill", "none", "--epochs", "2"], "")
+    assert (config.teacher, config.warmup_epochs) == ("", 0.2)
+
+
+@pytest.mark.parametrize("recipe_name", RECIPES)
+def test_every_recipe_has_help(recipe_name: str, capsys) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(["--recipe", recipe_name, "--help"])
+    assert exit.value.code == 0
+    assert "--batch-size" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["config.json", "data.json", "summary.json"])
+def test_a_damaged_file_of_the_run_is_named(tiny: Config, capsys, name: str) -> None:
+    assert main(command_line(tiny)) == 0
+    if name == "data.json":
+        (Path(tiny.out) / "summary.json").unlink()
+    (Path(tiny.out) / name).write_text("{")
+    assert name in refused(tiny, capsys)
+
+
+def test_a_line_that_was_cut_off_does_not_stop_a_run(tiny: Config) -> None:
+    assert main(command_line(tiny)) == 0
+    run = Path(tiny.out)
+    whole = (run / "metrics.jsonl").read_text()
+    (run / "summary.json").unlink()
+    (run / "metrics.jsonl").write_text(whole + '{"step": 6, "student": {"cls": {"top1": 3.0}')
+    assert main(command_line(tiny)) == 0
+    assert (run / "metrics.jsonl").read_text() == whole
+
+
+def test_a_mistake_among_several_processes_is_said_once_with_its_exit_code(
+    tiny: Config, teachers, monkeypatch, capfd
+) -> None:
+    from deit_fast.distributed import launch
+
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(teachers), *sys.path]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for changes, says in [
+        ({"data": "/nowhere"}, "is neither a folder"),
+        ({"batch_size": 9}, "type --batch-size 8 or 10"),
+    ]:
+        assert launch(command_line(dataclasses.replace(tiny, **changes)), processes=2) == 2
+        captured = capfd.readouterr()
+        assert captured.err.count("error: ") == 1 and says in captured.err
+        assert "Traceback" not in captured.err
 
 
 def test_the_console_script(capsys, monkeypatch, tiny: Config) -> None:

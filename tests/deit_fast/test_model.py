@@ -5,6 +5,7 @@ import copy
 import pytest
 import timm
 import torch
+
 from deit_fast.model import CONFIGS, FUSIONS, create_model, drop_path_scales, fuse
 
 SMALL = {"image_size": 32, "patch_size": 8, "width": 64, "depth": 3, "heads": 2, "classes": 7}
@@ -28,7 +29,9 @@ def test_the_eight_official_models_are_there() -> None:
 def test_timm_weights_load_strictly_and_give_the_same_logits(name: str) -> None:
     torch.manual_seed(0)
     theirs, ours = timm.create_model(name).eval(), create_model(name).eval()
-    assert [(k, v.shape) for k, v in ours.state_dict().items()] == [(k, v.shape) for k, v in theirs.state_dict().items()]
+    assert [(k, v.shape) for k, v in ours.state_dict().items()] == [
+        (k, v.shape) for k, v in theirs.state_dict().items()
+    ]
     ours.load_state_dict(theirs.state_dict(), strict=True)
     images = torch.randn(2, 3, ours.config.image_size, ours.config.image_size)
     with torch.inference_mode():

@@ -5,6 +5,7 @@ import math
 import pytest
 import timm
 import torch
+
 from deit_fast import create_model
 from deit_fast.optimizer import MovingAverage, learning_rate, parameter_groups
 

@@ -12,14 +12,15 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from timm.loss import LabelSmoothingCrossEntropy
+from timm.optim import param_groups_weight_decay
+from torch import Tensor, nn
+
 from deit_fast import create_model
 from deit_fast.config import Config
 from deit_fast.data import TrainLoader, open_dataset
 from deit_fast.train import train
 from deit_kernels import augment
-from timm.loss import LabelSmoothingCrossEntropy
-from timm.optim import param_groups_weight_decay
-from torch import Tensor, nn
 
 SOFT = {"distill": "soft", "alpha": 0.1, "tau": 3.0}
 SETTINGS = {
@@ -33,7 +34,9 @@ SETTINGS = {
 }
 
 
-def official_loss(config: Config, cls_logits: Tensor, dist_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> Tensor:
+def official_loss(
+    config: Config, cls_logits: Tensor, dist_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor
+) -> Tensor:
     """losses.py and eq. 2 and 3, term by term."""
     base = LabelSmoothingCrossEntropy(config.label_smoothing)(cls_logits, labels)
     if config.distill == "none":
@@ -43,7 +46,10 @@ def official_loss(config: Config, cls_logits: Tensor, dist_logits: Tensor, teach
         return (1 - alpha) * base + alpha * F.cross_entropy(dist_logits, teacher_logits.argmax(dim=1))
     tau = config.tau
     divergence = F.kl_div(
-        F.log_softmax(dist_logits / tau, dim=1), F.log_softmax(teacher_logits / tau, dim=1), reduction="sum", log_target=True
+        F.log_softmax(dist_logits / tau, dim=1),
+        F.log_softmax(teacher_logits / tau, dim=1),
+        reduction="sum",
+        log_target=True,
     )
     rows = {"batch": len(labels), "numel": dist_logits.numel()}[config.kl_normalizer]
     return (1 - config.alpha) * base + config.alpha * divergence * tau * tau / rows

@@ -6,9 +6,10 @@ import pickle
 import pytest
 import timm
 import torch
-from deit_fast import create_model, load_pretrained, read_weights, resize_pos_embed
 from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
+
+from deit_fast import create_model, load_pretrained, read_weights, resize_pos_embed
 
 SMALL = {"image_size": 32, "patch_size": 8, "width": 64, "depth": 2, "heads": 2, "classes": 7}
 NAME = "deit_tiny_distilled_patch16_224"
@@ -137,6 +138,10 @@ def test_a_truncated_file_says_so(source, tmp_path, name: str) -> None:
 def test_no_file_and_no_weights(tmp_path) -> None:
     with pytest.raises(ValueError, match="no weights file at"):
         read_weights(tmp_path / "none.pth")
-    torch.save({"epoch": 3}, tmp_path / "empty.pth")
-    with pytest.raises(ValueError, match="holds no weights"):
-        read_weights(tmp_path / "empty.pth")
+    for contents in ({"epoch": 3}, {0: torch.zeros(2)}):
+        torch.save(contents, tmp_path / "empty.pth")
+        with pytest.raises(ValueError, match="holds no weights"):
+            read_weights(tmp_path / "empty.pth")
+    (tmp_path / "page.pth").write_text("<html>404</html>")
+    with pytest.raises(ValueError, match="is not a PyTorch weights file, whatever its name says"):
+        read_weights(tmp_path / "page.pth")

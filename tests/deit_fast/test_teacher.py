@@ -6,13 +6,16 @@ import json
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
+
 from deit_fast import checkpoint
 from deit_fast.classifiers import IMAGENET_NORMALISATION, classifier, normalisation, timm_model
 from deit_fast.config import Config
+from deit_fast.pretrained import load_pretrained
 from deit_fast.teacher import Teacher, efficientnet_lite0_weights, load_teacher, recipe_config
-from safetensors.torch import save_file
 
 HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+CLASSES = list("abcd")
 CONFIG = Config(data="photos", image_size=32, distill="hard", teacher="x")
 
 
@@ -25,10 +28,10 @@ def write_run(folder, *, average_is_better: bool | None) -> tuple[torch.nn.Modul
     """A finished run with two different models as last weights and as average; None: without an average."""
     config = dataclasses.replace(CONFIG, model="test_vit", distill="none", teacher="", weights="timm", out=str(folder))
     torch.manual_seed(0)
-    model, average = (timm.create_model("test_vit", num_classes=4) for _ in range(2))
+    model, average = (timm.create_model("test_vit", num_classes=4, img_size=32) for _ in range(2))
     folder.mkdir()
     checkpoint.write_json(folder / "config.json", dataclasses.asdict(config))
-    checkpoint.write_json(folder / "classes.json", list("abcd"))
+    checkpoint.write_json(folder / "data.json", {"classes": CLASSES})
     ema = None if average_is_better is None else {"cls": {"top1": 60.0 if average_is_better else 40.0}}
     scores = {"student": {"cls": {"top1": 50.0}}, "ema": ema}
     checkpoint.write_json(folder / "summary.json", {"teacher": None, **scores})
@@ -66,7 +69,7 @@ def test_normalisation_comes_from_the_model() -> None:
 @pytest.mark.parametrize("average_is_better", [None, False, True])
 def test_a_finished_run(tmp_path, average_is_better: bool | None) -> None:
     model, average = write_run(tmp_path / "run", average_is_better=average_is_better)
-    teacher = load_teacher(CONFIG, str(tmp_path / "run"), 4, IMAGENET_NORMALISATION)
+    teacher = load_teacher(CONFIG, str(tmp_path / "run"), CLASSES, IMAGENET_NORMALISATION)
     for name, value in (average if average_is_better else model).state_dict().items():
         assert torch.equal(teacher.model.state_dict()[name], value)
 
@@ -75,7 +78,7 @@ def test_a_weights_file_and_its_architecture(tmp_path) -> None:
     model = timm.create_model("test_resnet", num_classes=4)
     save_file(model.state_dict(), tmp_path / "teacher.safetensors")
     config = dataclasses.replace(CONFIG, teacher_model="test_resnet")
-    teacher = load_teacher(config, str(tmp_path / "teacher.safetensors"), 4, IMAGENET_NORMALISATION)
+    teacher = load_teacher(config, str(tmp_path / "teacher.safetensors"), CLASSES, IMAGENET_NORMALISATION)
     assert torch.equal(next(teacher.model.parameters()), next(model.parameters()))
 
 
@@ -84,22 +87,38 @@ def test_a_function_of_the_users(tmp_path, monkeypatch) -> None:
         "from torch import nn\n"
         "def tiny(): return nn.Sequential(nn.Flatten(), nn.Linear(3072, 4))\n"
         "def nothing(): return 3\n"
+        "def broken(): raise KeyError('weights')\n"
+        "def segmenter(): return nn.Conv2d(3, 4, 1)\n"
+        "def demanding(): return nn.Sequential(nn.Flatten(), nn.Linear(7, 4))\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    assert load_teacher(CONFIG, "my_teachers:tiny", 4, IMAGENET_NORMALISATION)(torch.zeros(1, 3, 32, 32)).shape == (1, 4)
+    teacher = load_teacher(CONFIG, "my_teachers:tiny", CLASSES, IMAGENET_NORMALISATION)
+    assert teacher(torch.zeros(1, 3, 32, 32)).shape == (1, 4)
     for spec, says in [
         ("my_teachers:nothing", "returned a int"),
         ("my_teachers:none", "has no function none"),
+        ("my_teachers:broken", "raised KeyError"),
+        ("my_teachers:segmenter", r"is no classifier: for one image it gives shape \(1, 4, 32, 32\)"),
+        ("my_teachers:demanding", "fails on an image of 32 x 32 pixels"),
         ("no_such_module:tiny", "cannot be imported"),
+        (":tiny", "neither a file nor module:function"),
     ]:
         with pytest.raises(ValueError, match=says):
-            load_teacher(CONFIG, spec, 4, IMAGENET_NORMALISATION)
+            load_teacher(CONFIG, spec, CLASSES, IMAGENET_NORMALISATION)
 
 
 def test_a_recipe_teacher_shares_the_students_data_and_lies_beside_it() -> None:
-    student = dataclasses.replace(CONFIG, data="/flowers", flip=0.0, data_seed=7, teacher="recipe:demo-teacher", out="a/b")
+    student = dataclasses.replace(
+        CONFIG, data="/flowers", flip=0.0, data_seed=7, teacher="recipe:demo-teacher", out="a/b"
+    )
     config = recipe_config(student)
-    assert (config.data, config.image_size, config.flip, config.data_seed, config.out) == ("/flowers", 32, 0.0, 7, "a/b-teacher")
+    assert (config.data, config.image_size, config.flip, config.data_seed, config.out) == (
+        "/flowers",
+        32,
+        0.0,
+        7,
+        "a/b-teacher",
+    )
     assert recipe_config(CONFIG) is None
     with pytest.raises(ValueError, match="did you mean --recipe demo-teacher"):
         recipe_config(dataclasses.replace(student, teacher="recipe:demo-teachr"))
@@ -108,7 +127,7 @@ def test_a_recipe_teacher_shares_the_students_data_and_lies_beside_it() -> None:
 def test_other_classes_than_the_data_say_how_to_get_a_teacher(tmp_path) -> None:
     write_run(tmp_path / "run", average_is_better=False)
     with pytest.raises(ValueError, match=r"knows 4 classes, the data has 37: fine-tune one .* --recipe teacher"):
-        load_teacher(CONFIG, str(tmp_path / "run"), 37, IMAGENET_NORMALISATION)
+        load_teacher(CONFIG, str(tmp_path / "run"), [str(c) for c in range(37)], IMAGENET_NORMALISATION)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +140,34 @@ def test_other_classes_than_the_data_say_how_to_get_a_teacher(tmp_path) -> None:
 )
 def test_an_unknown_teacher(spec: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        load_teacher(CONFIG, spec, 4, IMAGENET_NORMALISATION)
+        load_teacher(CONFIG, spec, CLASSES, IMAGENET_NORMALISATION)
+
+
+def test_other_classes_of_the_same_number_are_refused(tmp_path) -> None:
+    write_run(tmp_path / "run", average_is_better=False)
+    with pytest.raises(ValueError, match="its class 2 is c, the data's is e"):
+        load_teacher(CONFIG, str(tmp_path / "run"), list("abef"), IMAGENET_NORMALISATION)
+
+
+def test_a_run_of_another_image_size_is_resized(tmp_path) -> None:
+    model, _ = write_run(tmp_path / "run", average_is_better=False)
+    config = dataclasses.replace(CONFIG, image_size=64)
+    teacher = load_teacher(config, str(tmp_path / "run"), CLASSES, IMAGENET_NORMALISATION)
+    assert teacher.model.pos_embed.shape[1] != model.pos_embed.shape[1]
+
+
+@pytest.mark.parametrize("name", ["summary.json", "data.json", "config.json"])
+def test_a_damaged_file_of_a_run_is_named(tmp_path, name: str) -> None:
+    write_run(tmp_path / "run", average_is_better=False)
+    (tmp_path / "run" / name).write_text("{")
+    with pytest.raises(ValueError, match=name):
+        load_teacher(CONFIG, str(tmp_path / "run"), CLASSES, IMAGENET_NORMALISATION)
+
+
+def test_a_file_without_a_classifier(tmp_path) -> None:
+    save_file({"scale": torch.ones(3)}, tmp_path / "scale.safetensors")
+    with pytest.raises(ValueError, match="holds no classifier: none of its 1 tensors is a matrix"):
+        load_teacher(CONFIG, str(tmp_path / "scale.safetensors"), CLASSES, IMAGENET_NORMALISATION)
 
 
 @pytest.mark.parametrize("missing", ["summary.json", "config.json"])
@@ -129,7 +175,7 @@ def test_an_unfinished_run_is_no_teacher(tmp_path, missing: str) -> None:
     write_run(tmp_path / "run", average_is_better=False)
     (tmp_path / "run" / missing).unlink()
     with pytest.raises(ValueError, match=f"is no finished run \\({missing} is missing\\)"):
-        load_teacher(CONFIG, str(tmp_path / "run"), 4, IMAGENET_NORMALISATION)
+        load_teacher(CONFIG, str(tmp_path / "run"), CLASSES, IMAGENET_NORMALISATION)
 
 
 def test_off_line_the_error_names_the_file_and_where_to_put_it(monkeypatch) -> None:
@@ -153,11 +199,25 @@ def test_off_line_the_error_names_the_file_and_where_to_put_it(monkeypatch) -> N
         ({"model": "resnet18", "width": 64}, "--width only changes our own models"),
         ({"model": "resnet18.nothing"}, "timm cannot make resnet18.nothing"),
         ({"model": "test_vit", "weights": "weights"}, "neither a file nor module:function"),
+        ({"model": "deit_tiny_patch16_224.fb_in1k"}, "type --model deit_tiny_patch16_224 --weights timm"),
+        ({"model": "vgg11", "image_size": 16}, "vgg11 fails on an image of 16 x 16 pixels"),
+        ({"model": "vgg11", "drop_path": 0.1}, "timm cannot make vgg11"),
     ],
 )
 def test_a_model_that_cannot_be_made(changes: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         classifier(dataclasses.replace(CONFIG, **changes), 4)
+
+
+def test_a_transformer_of_timm_is_built_for_the_image_size() -> None:
+    model = classifier(dataclasses.replace(CONFIG, model="vit_tiny_patch16_224", image_size=96), 4)
+    assert model.pos_embed.shape[1] == 37
+
+
+def test_the_heads_of_any_timm_model_start_anew_for_other_classes() -> None:
+    source, model = (timm.create_model("levit_128s", num_classes=classes) for classes in (7, 4))
+    notes = load_pretrained(model, source.state_dict())
+    assert [note.split()[0] for note in notes] == ["head.linear", "head_dist.linear"]
 
 
 def test_starting_weights_with_other_classes(lite0_weights) -> None:

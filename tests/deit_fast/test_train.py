@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,11 +12,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from deit_fast import checkpoint
-from deit_fast.config import Config
-from deit_fast.train import main, train
 from safetensors.torch import load_file
 
+import deit_fast.train
+from deit_fast import checkpoint
+from deit_fast.classifiers import normalisation
+from deit_fast.config import Config
+from deit_fast.data import EvalLoader, open_dataset
+from deit_fast.evaluate import evaluate
+from deit_fast.teacher import from_run
+from deit_fast.train import main, train
+from deit_kernels import augment
 from tests.deit_fast.command import command_line
 
 
@@ -43,7 +50,8 @@ def test_a_run_leaves_its_files_and_a_table(tiny: Config, capsys) -> None:
     summary = train(tiny)
     run = Path(tiny.out)
     assert Config.from_json(run / "config.json") == tiny
-    assert json.loads((run / "classes.json").read_text()) == ["class0", "class1", "class2"]
+    data = json.loads((run / "data.json").read_text())
+    assert (data["classes"], data["train"], data["val"]) == (["class0", "class1", "class2"], 24, 15)
     assert [row["step"] for row in rows(run) if "loss" in row] == [1, 2, 3, 4, 5, 6]
     assert [row["step"] for row in rows(run) if "student" in row] == [3, 6]
     scores = json.loads((run / "summary.json").read_text())
@@ -96,6 +104,11 @@ def test_a_killed_run_continues_bit_for_bit(tiny: Config, tmp_path: Path, teache
     train(killed)
     assert_same_weights(whole.out, killed.out)
     assert losses(killed.out) == losses(whole.out)  # and no line twice
+
+
+def test_the_last_weights_are_saved_whatever_the_interval(tiny: Config) -> None:
+    train(dataclasses.replace(tiny, save_every=4))
+    assert checkpoint.newest(Path(tiny.out)).name == "step_00000006"
 
 
 def test_a_run_killed_before_its_summary_has_one_in_the_end(tiny: Config) -> None:
@@ -160,16 +173,133 @@ def test_a_timm_classifier_is_trained_and_becomes_a_teacher(tiny: Config, tmp_pa
     assert train(student).scores["teacher"]["top1"] == max(top1, average)
 
 
-def test_dropout_in_a_foreign_model_is_a_function_of_the_seed(tiny: Config, tmp_path: Path) -> None:
-    foreign = {"model": "test_vit", "patch_size": 0, "width": 0, "depth": 0, "heads": 0, "image_size": 160}
-    config = dataclasses.replace(
-        tiny, distill="none", teacher="", drop_path=0.5, ema_decay=0.0, save_every=4, **foreign
-    )
+def rewind(run: str, step: int) -> None:
+    """Make the run one that was killed after the checkpoint of `step`."""
+    folder = Path(run)
+    (folder / "summary.json").unlink()
+    (folder / "checkpoints" / "newest").write_text(f"step_{step:08d}\n")
+
+
+@pytest.mark.parametrize(
+    ("model", "changes"),
+    [
+        ("deit_tiny_distilled_patch16_224", {}),
+        ("test_efficientnet", {"drop_path": 0.2}),  # batch norm, channels_last, timm's own drop-path
+        ("test_vit", {"drop_path": 0.5, "image_size": 32}),
+    ],
+)
+def test_continuing_is_exact_between_epochs_and_log_lines(
+    tiny: Config, tmp_path: Path, model: str, changes: dict
+) -> None:
+    foreign = {"distill": "none", "teacher": "", "patch_size": 0, "width": 0, "depth": 0, "heads": 0}
+    options = {"model": model, "log_every": 4, "save_every": 5, "epochs": 5, "eval_every": 5, "keep": 9, **changes}
+    config = dataclasses.replace(tiny, **options, **({} if "deit" in model else foreign))
     train(config)
-    other = dataclasses.replace(config, out=str(tmp_path / "other"))
-    torch.rand(3)  # the generator's state must not matter
+    whole = tmp_path / "whole"
+    shutil.copytree(config.out, whole)
+    rewind(config.out, step=5)
+    torch.manual_seed(99)  # the generator's state is not part of a run
+    train(config)
+    assert_same_weights(whole, config.out)
+    assert losses(config.out) == losses(whole)
+
+
+def test_the_moving_average_is_the_one_defined(tiny: Config) -> None:
+    train(dataclasses.replace(tiny, save_every=1, keep=9))
+    steps = sorted((Path(tiny.out) / "checkpoints").glob("step_*"))
+    assert len(steps) == 6
+    before = load_file(steps[0] / "ema.safetensors")
+    for step in steps[1:]:
+        model, average = load_file(step / "model.safetensors"), load_file(step / "ema.safetensors")
+        for name, value in average.items():
+            torch.testing.assert_close(value, 0.9 * before[name] + 0.1 * model[name])
+        before = average
+
+
+def test_the_seed_alone_decides_the_initialisation(tiny: Config, tmp_path: Path) -> None:
+    other = dataclasses.replace(tiny, drop_path=0.0, seed=1, out=str(tmp_path / "other"))
+    train(dataclasses.replace(tiny, drop_path=0.0))
     train(other)
-    assert losses(config.out) == losses(other.out)
+    assert not torch.equal(weights(tiny.out)["head.weight"], weights(other.out)["head.weight"])
+
+
+def test_the_loaders_get_the_models_normalisation_and_the_flags(tiny: Config, monkeypatch) -> None:
+    policies = []
+    for name in ("TrainLoader", "EvalLoader"):
+        loader = getattr(deit_fast.train, name)
+
+        def recorded(dataset, policy, *, loader=loader, **options):
+            policies.append(policy)
+            return loader(dataset, policy, **options)
+
+        monkeypatch.setattr(deit_fast.train, name, recorded)
+    half = (0.5, 0.5, 0.5)
+    config = dataclasses.replace(
+        tiny, model="test_resnet", distill="none", teacher="", patch_size=0, width=0, depth=0, heads=0,
+        drop_path=0.0, flip=0.0, crop_scale=(0.5, 0.75), crop_ratio=0.5,
+    )  # fmt: skip
+    train(config)
+    evaluation, training = sorted(policies, key=lambda policy: policy.crop)
+    assert evaluation == dataclasses.replace(augment.Policy.eval(16, 0.5), mean=half, std=half)
+    expected = dataclasses.replace(augment.Policy.deit(16), scale=(0.5, 0.75), flip=0.0, mean=half, std=half)
+    assert training == expected
+
+
+def test_other_data_than_the_run_began_with_is_refused(tiny: Config, tmp_path: Path) -> None:
+    shutil.copytree(tiny.data, tmp_path / "data")
+    config = dataclasses.replace(tiny, data=str(tmp_path / "data"), save_every=1, keep=9)
+    train(config)
+    rewind(config.out, step=2)
+    for split in ("train", "val"):
+        (tmp_path / "data" / split / "class0").rename(tmp_path / "data" / split / "zebra")
+    with pytest.raises(ValueError, match="the data's classes changed since"):
+        train(config)
+    train(dataclasses.replace(config, fresh=True))
+
+
+def test_the_students_mistakes_are_found_before_its_teacher_is_trained(tiny: Config) -> None:
+    wrong = dataclasses.replace(tiny, teacher="recipe:digits-teacher", model="deit_tiny_patch16_224")
+    with pytest.raises(ValueError, match="has no distillation token"):
+        train(wrong)
+    assert not Path(f"{tiny.out}-teacher").exists()
+
+
+def test_a_teacher_by_recipe_lies_beside_its_student_and_is_trained_once(tiny: Config, tmp_path: Path) -> None:
+    config = dataclasses.replace(tiny, teacher="recipe:digits-teacher")
+    train(config)
+    teacher = Path(f"{tiny.out}-teacher")
+    written = (teacher / "summary.json").stat().st_mtime_ns
+    train(dataclasses.replace(config, fresh=True, lr=0.01))
+    assert (teacher / "summary.json").stat().st_mtime_ns == written
+    train(dataclasses.replace(config, fresh=True, data_seed=1))  # the old teacher is not its own
+    assert (teacher / "summary.json").stat().st_mtime_ns > written
+    shutil.rmtree(teacher)
+    assert train(dataclasses.replace(config, data_seed=1)).scores["teacher"]  # a finished run needs no teacher
+    assert not teacher.exists()
+
+
+def test_batch_norm_among_two_ranks(tiny: Config, tmp_path: Path, teachers: Path) -> None:
+    timm_sizes = {"patch_size": 0, "width": 0, "depth": 0, "heads": 0, "drop_path": 0.0}
+    config = dataclasses.replace(tiny, model="test_efficientnet", distill="none", teacher="", **timm_sizes)
+    shutil.copytree(tiny.data, tmp_path / "data")
+    bad = tmp_path / "data" / "val" / "class0" / "1.png"  # image 1 is in rank 1's share
+    bad.write_bytes(b"no image")
+    config = dataclasses.replace(config, data=str(tmp_path / "data"))
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    process = start(config, teachers, *launcher, "-m", "deit_fast.train")
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, out
+    assert out.count(f"skipped an unreadable image: {bad}") == 1
+    scores = json.loads((Path(config.out) / "summary.json").read_text())
+    # The saved weights and statistics, alone, score what the two ranks counted together.
+    dataset = open_dataset(config.data)[1]
+    model = from_run(Path(config.out))
+    mean, std = normalisation(model)
+    policy = dataclasses.replace(augment.Policy.eval(16, config.crop_ratio), mean=mean, std=std)
+    alone = evaluate(model, EvalLoader(dataset, policy, batch_size=15))
+    best = max(("student", "ema"), key=lambda which: scores[which]["cls"]["top1"])
+    assert alone["cls"]["n"] == scores[best]["cls"]["n"] == 14
+    assert alone["cls"]["loss"] == pytest.approx(scores[best]["cls"]["loss"], rel=1e-5)
 
 
 def test_bf16_autocast_on_the_cpu_when_asked(tiny: Config) -> None:

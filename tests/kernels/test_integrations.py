@@ -6,9 +6,10 @@ import io
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from deit_kernels import integrations
 from deit_kernels.integrations import patch_timm, register_huggingface
-from torch import Tensor, nn
 
 timm = pytest.importorskip("timm")
 transformers = pytest.importorskip("transformers")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from deit_kernels import tune
 from deit_kernels.attention.configuration import Config
 

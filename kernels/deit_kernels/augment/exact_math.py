@@ -2,7 +2,7 @@
 
 libm, NumPy and CUDA disagree in the last bit of exp and log, and a crop box is rounded from such a value, so a plan
 would depend on where it was drawn. These are built of + − × / only, in one fixed order; sqrt is correctly rounded
-everywhere and needs no help. Error below 2 units in the last place over the ranges that a policy can name.
+everywhere and needs no help. Error below 3 units in the last place.
 """
 
 from __future__ import annotations

@@ -27,7 +27,8 @@ _NAMESPACE = "deit_kernels"
 _SCHEMAS = {
     "_augment_sample_plan": "(Tensor keys, int seed, int size, str crop, float[] scale, float[] ratio, "
     "float crop_ratio, int filter, float flip) -> Tensor",
-    "_augment_place": "(Tensor rows, Tensor offset, Tensor height, Tensor width, int data_bytes, int size) -> Tensor",
+    "_augment_place": "(Tensor rows, Tensor offset, Tensor height, Tensor width, SymInt data_bytes, int size)"
+    " -> Tensor",
     "_augment_resize": "(Tensor data, Tensor rows, int size) -> Tensor",
     "_augment_apply": "(Tensor data, Tensor rows, int size, float[] mean, float[] std, ScalarType dtype, str layout, "
     "int patch) -> Tensor",

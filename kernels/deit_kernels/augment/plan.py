@@ -164,13 +164,14 @@ class AugmentPlan(NamedTuple):
     def place(self, batch: ImageBatch) -> AugmentPlan:
         """The plan with every row's offset filled in from `batch`, checked against it.
 
-        `apply` does this for a plan in host memory. Do it yourself to move pixels and rows to a device in one copy; a
-        plan that already lives on a device is used as it is.
+        `apply` does this for a plan in host memory. Do it yourself to move pixels and rows to a device in one copy, or
+        before a CUDA graph is captured; a plan that already lives on a device is used as it is.
 
         Raises:
             ValueError: the batch has other images than the plan was drawn for, a box or window leaves its image, or an
-                image leaves the buffer.
+                image leaves the buffer; the plan is on a device.
         """
+        _require(self.rows.device.type == "cpu", "a plan is placed in host memory, before it moves to a device")
         rows = torch.ops.deit_kernels._augment_place(
             self.rows, batch.offset, batch.height, batch.width, batch.data.numel(), self.policy.size
         )

@@ -145,37 +145,41 @@ def _bicubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
 
 
-def resize_weights(before: int, after: int, start: int, count: int, filter: int) -> NDArray[np.float64]:
-    """Pillow's fixed-point weights of the outputs [start, start + count) of a resize: whole numbers (count, before).
+def resize_weights(
+    before: int, after: int, start: int, count: int, filter: int
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """What the outputs [start, start + count) of a resize read: sources and their fixed-point weights, (count, taps).
+
+    Outputs with fewer taps than the longest are filled up with weights of 0.
 
     Source: Pillow 12 src/libImaging/Resample.c, precompute_coeffs and normalize_coeffs_8bpc. The sums run tap by tap,
     since the order of a floating-point sum decides its last bit.
     """
-    weights = np.zeros((count, before))
     scale = before / after
     stretch = max(scale, 1.0)
     support = (1.0, 2.0)[filter] * stretch
     centre = (start + np.arange(count) + 0.5) * scale
     first = np.maximum((centre - support + 0.5).astype(np.int64), 0)
     taps = np.minimum((centre + support + 0.5).astype(np.int64), before) - first
-    at = first[:, None] + np.arange(taps.max())
-    inside = np.arange(taps.max()) < taps[:, None]
-    tap = (_bilinear, _bicubic)[filter]((at - centre[:, None] + 0.5) * (1.0 / stretch)) * inside
+    source = first[:, None] + np.arange(taps.max())
+    inside = source < (first + taps)[:, None]
+    weight = (_bilinear, _bicubic)[filter]((source - centre[:, None] + 0.5) * (1.0 / stretch)) * inside
     total = np.zeros(count)
-    for column in tap.T:
+    for column in weight.T:
         total = total + column
-    tap = tap / np.where(total == 0.0, 1.0, total)[:, None]
-    fixed = np.trunc(tap * (1 << PRECISION) + np.where(tap < 0, -0.5, 0.5))
-    row, column = np.nonzero(inside)
-    weights[row, at[row, column]] = fixed[row, column]
-    return weights
+    weight = weight / np.where(total == 0.0, 1.0, total)[:, None]
+    fixed = np.trunc(weight * (1 << PRECISION) + np.where(weight < 0, -0.5, 0.5)).astype(np.int32)
+    return np.minimum(source, before - 1), fixed
 
 
-def _apply_weights(weights: NDArray[np.float64], image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """One pass over the first axis. Exact in float64: every partial sum is a whole number below 2**53."""
-    total = weights @ image.reshape(len(image), -1).astype(np.float64)
-    rounded = (total.astype(np.int64) + (1 << (PRECISION - 1))) >> PRECISION
-    return np.clip(rounded, 0, 255).astype(np.uint8).reshape(len(weights), *image.shape[1:])
+def resize_pass(image: NDArray[np.uint8], source: NDArray[np.int64], weight: NDArray[np.int32]) -> NDArray[np.uint8]:
+    """One pass over the first axis, (before, …) -> (count, …)."""
+    lines = image.reshape(len(image), -1).astype(np.int32)
+    total = np.full((len(source), lines.shape[1]), 1 << (PRECISION - 1), np.int32)
+    for tap in range(source.shape[1]):
+        total += weight[:, tap, None] * lines[source[:, tap]]
+    levels = np.clip(total >> PRECISION, 0, 255)
+    return levels.astype(np.uint8).reshape(len(source), *image.shape[1:])
 
 
 def resize_row(data: NDArray[np.uint8], row: np.void, size: int) -> NDArray[np.uint8]:
@@ -184,11 +188,12 @@ def resize_row(data: NDArray[np.uint8], row: np.void, size: int) -> NDArray[np.u
     image = data[row["offset"] :][: height * width * 3].reshape(height, width, 3)
     top, left, box_height, box_width = row["box"].tolist()
     image = image[top : top + box_height, left : left + box_width]
+    (resized_height, resized_width), (window_top, window_left) = row["resized"].tolist(), row["window"].tolist()
     # A pass between equal sizes has the weights 0 and 1 and copies, so Pillow's skipping it needs no case of its own.
-    across = resize_weights(box_width, int(row["resized"][1]), int(row["window"][1]), size, int(row["filter"]))
-    down = resize_weights(box_height, int(row["resized"][0]), int(row["window"][0]), size, int(row["filter"]))
-    lines = _apply_weights(across, image.transpose(1, 0, 2)).transpose(1, 0, 2)
-    image = _apply_weights(down, lines)
+    across = resize_weights(box_width, resized_width, window_left, size, int(row["filter"]))
+    down = resize_weights(box_height, resized_height, window_top, size, int(row["filter"]))
+    lines = resize_pass(image.transpose(1, 0, 2), *across).transpose(1, 0, 2)
+    image = resize_pass(lines, *down)
     return image[:, ::-1] if row["flip"] else image
 
 

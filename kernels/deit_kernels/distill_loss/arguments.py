@@ -54,6 +54,8 @@ def distillation_call(
             f'teacher_smoothing smooths a hard teacher\'s label; with mode="soft" it must be 0, got {teacher_smoothing}'
         )
     check_logits("cls_logits", cls_logits)
+    if dist_logits is cls_logits:
+        dist_logits = None
     if dist_logits is not None:
         check_logits("dist_logits", dist_logits, like=cls_logits)
     labels, partner, lam = check_target(target, cls_logits)

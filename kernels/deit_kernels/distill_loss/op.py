@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ..dispatch import INTERPRETING, kernel_unavailable_reasons, report_fallback
 from . import arguments, reference
 from .reference import LossCall, MixedTarget, TopK
 
@@ -63,7 +65,7 @@ def distillation_loss(
         label_smoothing=label_smoothing, teacher_smoothing=teacher_smoothing, ignore_index=ignore_index,
         reduction=reduction, return_parts=return_parts,
     )  # fmt: skip
-    loss, base, distill = _DistillLoss.apply(*call)
+    loss, base, distill = _apply(call)
     return (loss, base.detach(), distill.detach()) if return_parts else loss
 
 
@@ -95,7 +97,7 @@ def cross_entropy(
         label_smoothing=arguments.check_smoothing(label_smoothing), teacher_smoothing=0.0, ignore_index=ignore_index,
         mean=arguments.check_reduction(reduction),
     )  # fmt: skip
-    return _DistillLoss.apply(*call)[0]
+    return _apply(call)[0]
 
 
 def kl_divergence(
@@ -125,7 +127,15 @@ def kl_divergence(
         tau=arguments.check_tau(tau), numel=kl_normalizer == "numel", label_smoothing=0.0, teacher_smoothing=0.0,
         ignore_index=-100, mean=True,
     )  # fmt: skip
-    return _DistillLoss.apply(*call)[0]
+    return _apply(call)[0]
+
+
+def _apply(call: LossCall) -> tuple[Tensor, Tensor, Tensor]:
+    # Dynamo traces no Function that gets one tensor twice, such as labels that are the teacher's as well.
+    tensors = call[:7]
+    seen = [any(tensor is other for other in tensors[:i]) for i, tensor in enumerate(tensors)]
+    distinct = (t.view(t.shape) if t is not None and again else t for t, again in zip(tensors, seen, strict=True))
+    return _DistillLoss.apply(*distinct, *call[7:])
 
 
 # Beneath the public functions: LossCall's fields are the arguments of both ops, so one schema fragment serves them.
@@ -150,15 +160,29 @@ def _forward(*args: object) -> tuple[Tensor, ...]:
     call = LossCall(*args)
     if call.logits.device.type == "cpu":
         arguments.check_values(call)
-    return reference.forward(call)
+    return _implementation(call).forward(call)
 
 
 @torch.library.impl(_BACKWARD, "default")
 def _backward(grad: Tensor, statistics: Tensor, count: Tensor, *args: object) -> tuple[Tensor, Tensor]:
     call, (need_cls, need_dist) = LossCall(*args[:-2]), args[-2:]
-    grad_cls, grad_dist = reference.backward(grad, statistics, count, call)
-    nothing = statistics.new_empty(0)
-    return grad_cls if need_cls else nothing, grad_dist if need_dist else nothing.clone()
+    gradients = _implementation(call).backward(grad, statistics, count, call, need_cls, need_dist)
+    return tuple(statistics.new_empty(0) if gradient is None else gradient for gradient in gradients)
+
+
+def _implementation(call: LossCall) -> ModuleType:
+    """`launch` where its kernels can run, else `reference`: both have the same two functions."""
+    reasons = kernel_unavailable_reasons(call.logits.device)
+    if call.exact_dtype == torch.float64:
+        reasons.append("float64 logits")
+    if INTERPRETING and any(head is not None and head.dtype == torch.bfloat16 for head in (call.cls, call.dist)):
+        reasons.append("Triton's interpreter rounds bfloat16 wrongly")
+    if not reasons:
+        from . import launch  # imports triton, which a process without a GPU never needs
+
+        return launch
+    report_fallback("distillation_loss", "; ".join(reasons), expected=call.logits.device.type == "cpu")
+    return reference
 
 
 @torch.library.register_fake(_FORWARD)
@@ -167,7 +191,7 @@ def _forward_fake(*args: object) -> tuple[Tensor, ...]:
     rows = call.logits.shape[0]
     shape = () if call.mean else (rows,)
     loss, base, distill = (call.logits.new_empty(shape, dtype=call.exact_dtype) for _ in range(3))
-    return loss, base, distill, loss.new_empty(rows, reference.STATISTICS), loss.new_empty(())
+    return loss, base, distill, loss.new_empty(rows, reference.STATISTICS), loss.new_empty(() if call.mean else 0)
 
 
 @torch.library.register_fake(_BACKWARD)
@@ -200,9 +224,8 @@ class _DistillLoss(torch.autograd.Function):
         call = LossCall(*tensors, *ctx.options)
         need_cls = ctx.needs_input_grad[0] and (call.alpha < 1 or call.dist is None)
         need_dist = ctx.needs_input_grad[1] and call.alpha > 0
-        if (
-            torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        ):  # create_graph=True: someone differentiates again
+        # create_graph=True: someone differentiates again.
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return *_differentiable_gradients(grad, call, need_cls, need_dist), *no_gradient
         grad_cls, grad_dist = torch.ops.deit_kernels._distill_loss_bwd(
             grad, statistics, count, *call, need_cls, need_dist

@@ -147,14 +147,14 @@ def teacher_labels(call: LossCall) -> Tensor:
     return call.teacher if call.teacher.dtype == torch.int64 else call.teacher.argmax(1)
 
 
-def teacher_logits(call: LossCall) -> Tensor:
-    """Soft mode's teacher, divided by τ; of a TopK, the logarithms of the probabilities it stands for (B, C)."""
+def soft_teacher(call: LossCall) -> tuple[Tensor, float]:
+    """Soft mode's teacher (B, C) and its temperature; of a TopK, its log-probabilities at temperature 1."""
     if call.teacher_probs is None:
-        return call.teacher.to(call.exact_dtype) / call.tau
+        return call.teacher.to(call.exact_dtype), call.tau
     classes = call.logits.shape[1]
     probs = call.teacher_probs.to(call.exact_dtype)
     rest = (1 - probs.sum(1, keepdim=True)).clamp_min(0) / max(classes - probs.shape[1], 1)
-    return rest.expand(-1, classes).scatter(1, call.teacher.clamp(0, classes - 1), probs).log()
+    return rest.expand(-1, classes).scatter(1, call.teacher.clamp(0, classes - 1), probs).log(), 1.0
 
 
 def loss_terms(call: LossCall) -> tuple[Tensor, Tensor, Tensor]:
@@ -166,7 +166,7 @@ def loss_terms(call: LossCall) -> tuple[Tensor, Tensor, Tensor]:
     if call.teacher is not None:
         student = call.student.to(weight.dtype)
         if call.soft:
-            distill = _divergence(student / call.tau, teacher_logits(call)) * kl_scale(call)
+            distill = _divergence(student, call.tau, *soft_teacher(call)) * kl_scale(call)
         else:
             distill = _cross_entropy(student, _teacher_target(call, teacher_labels(call)))
     return base, distill, weight
@@ -191,26 +191,31 @@ def weighted(base: Tensor, distill: Tensor, alpha: float) -> Tensor:
 
 
 def forward(call: LossCall) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(loss, base term, distillation term, statistics (B, 8), number of rows that count), as the kernels give them."""
+    """(loss, base term, distillation term, statistics (B, 8), number of rows that count), as the kernels give them.
+
+    The number is a scalar to divide by, and empty for losses that are not averaged.
+    """
     base, distill, weight = loss_terms(call)
     base, distill = reduced(base, weight, call.mean), reduced(distill, weight, call.mean)
     statistics = torch.zeros(*weight.shape, STATISTICS, dtype=weight.dtype, device=weight.device)
     statistics[:, ROW_WEIGHT] = weight
     if call.cls is not None:
-        _save_softmax(statistics, CLS_MAX, call.cls.to(weight.dtype))
+        _save_softmax(statistics, CLS_MAX, call.cls.to(weight.dtype), 1.0)
         statistics[:, TARGET_SUM] = target_probabilities(call).sum(1)
     if call.teacher is not None:
-        _save_softmax(statistics, DIST_MAX, call.student.to(weight.dtype) / (call.tau if call.soft else 1.0))
+        _save_softmax(statistics, DIST_MAX, call.student.to(weight.dtype), call.tau if call.soft else 1.0)
         if call.soft:
-            _save_softmax(statistics, TEACHER_MAX, teacher_logits(call))
+            _save_softmax(statistics, TEACHER_MAX, *soft_teacher(call))
         else:
             statistics[:, TEACHER_LABEL] = teacher_labels(call).to(weight.dtype)
-    count = (weight != 0).sum().to(weight.dtype)
+    count = (weight != 0).sum().to(weight.dtype) if call.mean else weight.new_empty(0)
     return weighted(base, distill, call.alpha), base, distill, statistics, count
 
 
-def backward(grad: Tensor, statistics: Tensor, count: Tensor, call: LossCall) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of the loss for `cls` and `dist`; None for a head that is absent or has no weight.
+def backward(
+    grad: Tensor, statistics: Tensor, count: Tensor, call: LossCall, need_cls: bool, need_dist: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of the loss for `cls` and `dist`, where one is needed.
 
     For a softmax p and a target t, d(−Σ t log p)/dx = p Σt − t; for the KL at temperature τ, τ² · (q − p_teacher) / τ.
     """
@@ -218,26 +223,22 @@ def backward(grad: Tensor, statistics: Tensor, count: Tensor, call: LossCall) ->
     scale = torch.where(weight == 0, 0.0, (grad / count if call.mean else grad) * weight)[:, None]
     base = distill = None
     if call.cls is not None and call.alpha < 1:
-        probs = _saved_softmax(statistics, CLS_MAX, call.cls.to(weight.dtype))
+        probs = _saved_softmax(statistics, CLS_MAX, call.cls.to(weight.dtype), 1.0)
         slope = probs * statistics[:, TARGET_SUM, None] - target_probabilities(call)
         base = torch.where(scale == 0, 0.0, scale * (1 - call.alpha) * slope)
     if call.teacher is not None and call.alpha > 0:
         student = call.student.to(weight.dtype)
         if call.soft:
-            slope = _saved_softmax(statistics, DIST_MAX, student / call.tau)
-            slope = (slope - _saved_softmax(statistics, TEACHER_MAX, teacher_logits(call))) * (
-                kl_scale(call) / call.tau
-            )
+            slope = _saved_softmax(statistics, DIST_MAX, student, call.tau)
+            slope = slope - _saved_softmax(statistics, TEACHER_MAX, *soft_teacher(call))
+            slope = slope * (kl_scale(call) / call.tau)
         else:
             target = _teacher_target(call, statistics[:, TEACHER_LABEL].nan_to_num().long())
-            slope = _saved_softmax(statistics, DIST_MAX, student) - target
+            slope = _saved_softmax(statistics, DIST_MAX, student, 1.0) - target
         distill = torch.where(scale == 0, 0.0, scale * call.alpha * slope)
     if call.dist is None:  # both terms are on cls
-        total = distill if base is None else base if distill is None else base + distill
-        return None if total is None else total.to(call.cls.dtype), None
-    return base if base is None else base.to(call.cls.dtype), distill if distill is None else distill.to(
-        call.dist.dtype
-    )
+        base = distill if base is None else base if distill is None else base + distill
+    return base.to(call.cls.dtype) if need_cls else None, distill.to(call.dist.dtype) if need_dist else None
 
 
 def _one_hot(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
@@ -258,16 +259,22 @@ def _cross_entropy(logits: Tensor, probs: Tensor) -> Tensor:
     return -torch.where(probs == 0, 0.0, probs * logits.log_softmax(1)).sum(1)
 
 
-def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    log_probs = teacher.log_softmax(1)
+def _divergence(student: Tensor, student_tau: float, teacher: Tensor, teacher_tau: float) -> Tensor:
+    log_probs = _log_softmax(teacher, teacher_tau)
     probs = log_probs.exp()
-    return torch.where(probs == 0, 0.0, probs * (log_probs - student.log_softmax(1))).sum(1)
+    return torch.where(probs == 0, 0.0, probs * (log_probs - _log_softmax(student, student_tau))).sum(1)
 
 
-def _save_softmax(statistics: Tensor, column: int, logits: Tensor) -> None:
-    statistics[:, column] = logits.amax(1)
-    statistics[:, column + 1] = (logits - logits.amax(1, keepdim=True)).exp().sum(1).log()
+def _log_softmax(logits: Tensor, tau: float) -> Tensor:
+    # The maximum goes first: at logits of 1e4 dividing first loses 2e-4 of every probability.
+    return ((logits - logits.detach().amax(1, keepdim=True)) / tau).log_softmax(1)
 
 
-def _saved_softmax(statistics: Tensor, column: int, logits: Tensor) -> Tensor:
-    return ((logits - statistics[:, column, None]) - statistics[:, column + 1, None]).exp()
+def _save_softmax(statistics: Tensor, column: int, logits: Tensor, tau: float) -> None:
+    maximum = logits.amax(1)
+    statistics[:, column] = maximum
+    statistics[:, column + 1] = ((logits - maximum[:, None]) / tau).exp().sum(1).log()
+
+
+def _saved_softmax(statistics: Tensor, column: int, logits: Tensor, tau: float) -> Tensor:
+    return ((logits - statistics[:, column, None]) / tau - statistics[:, column + 1, None]).exp()

@@ -1,9 +1,17 @@
 """Data sets for the tests of this folder."""
 
+import os
 from pathlib import Path
 
 import pytest
 from memory_dataset import MemoryDataset, encoded_image
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """Lists of the folders of tests are kept apart from the user's."""
+    if "DEIT_FAST_CACHE" not in os.environ:
+        monkeypatch.setenv("DEIT_FAST_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from deit_kernels.augment import ImageBatch, Policy, apply, sample_plan
 from memory_dataset import MemoryDataset
 
 from deit_fast.data import IGNORE, BadImage, EvalLoader, TrainLoader, decode, open_dataset
 from deit_fast.data import loader as loader_module
 from deit_fast.data.order import samples
+from deit_kernels.augment import ImageBatch, Policy, apply, sample_plan
 
 POLICY = Policy.deit(16)
 EVAL = Policy.eval(16)
@@ -314,6 +314,23 @@ def test_ctrl_c_while_waiting_for_a_batch_ends_the_program():
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert stderr.rstrip().endswith("KeyboardInterrupt")
+
+
+def test_torchs_threads_are_left_as_they_were(dataset):
+    """Decoding threads run torch's ops alone; the training loop and threads to come do not."""
+    before, seen = torch.get_num_threads(), []
+    torch.set_num_threads(3)
+    try:
+        read = dataset.read
+        dataset.read = lambda index: seen.append(torch.get_num_threads()) or read(index)
+        list(train_loader(dataset))
+        later = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        later.start()
+        later.join()
+        assert seen[:-1] == [1] * 60
+        assert seen[-1] == torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 # Settings

@@ -6,8 +6,9 @@ import functools
 from dataclasses import dataclass
 
 import torch
-from deit_kernels.attention.reference import attention_reference
 from torch import Tensor
+
+from deit_kernels.attention.reference import attention_reference
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from deit_kernels.attention import configuration
 from deit_kernels.attention.configuration import Config, choose, family, key_pieces, splits
 

@@ -7,9 +7,10 @@ import sys
 
 import pytest
 import torch
-from deit_kernels import attention, attention_qkvpacked, attention_unsupported_reasons, dispatch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+
+from deit_kernels import attention, attention_qkvpacked, attention_unsupported_reasons, dispatch
 
 
 def heads_first(*shape: int, dtype: torch.dtype = torch.float32, **kwargs) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from deit_kernels import attention, attention_qkvpacked, attention_unsupported_reasons
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from deit_kernels import attention, attention_qkvpacked, attention_unsupported_reasons
 from tests.kernels.attention.accuracy import assert_accurate, largest_error, make_case, random_case
 
 pytestmark = pytest.mark.gpu

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from deit_kernels import MixedTarget, TopK, distillation_loss
 from torch import Tensor
+
+from deit_kernels import MixedTarget, TopK, distillation_loss
 
 TARGETS = ("labels", "mixed", "dense")
 TEACHERS = ("hard logits", "hard labels", "soft logits", "soft topk")
@@ -78,6 +79,24 @@ def make_call(case: Case, rows: int, classes: int, dtype: torch.dtype = torch.fl
     return call
 
 
+def full_options(call: dict) -> dict:
+    """Every argument of `distillation_loss`, the defaults included."""
+    defaults = {
+        "tau": None,
+        "kl_normalizer": None,
+        "teacher_smoothing": 0.0,
+        "ignore_index": -100,
+        "return_parts": True,
+    }
+    return defaults | call
+
+
+def in_float64(call: dict) -> dict:
+    """The same call with float64 logits, which the reference computes exactly."""
+    heads = [name for name in ("cls_logits", "dist_logits") if call[name] is not None]
+    return call | {name: call[name].detach().double().requires_grad_() for name in heads}
+
+
 def plain_loss(
     cls_logits: Tensor,
     dist_logits: Tensor | None,
@@ -143,7 +162,9 @@ def assert_agree(got: dict, expected: dict, dtype: torch.dtype, relative: float 
         stored = dtype if name.startswith("grad") else torch.float32
         rounding = {torch.float16: 1e-3, torch.bfloat16: 1.6e-2}.get(stored, relative)
         scale = float(value.detach().abs().nan_to_num(0.0, 0.0, 0.0).max()) if value.numel() else 0.0
-        tolerance = {"rtol": rounding, "atol": max(absolute * scale, 1e-7 if stored == torch.float16 else 1e-9)}
+        # A sum of exponentials beside 1, and p − 1, are known to 6e-8; gradients here come in at up to 2.5 times that.
+        known = 3e-7 / len(value) if name.startswith("grad") else 1e-7
+        tolerance = {"rtol": rounding, "atol": max(absolute * scale, known, 1e-7 * (stored == torch.float16))}
         torch.testing.assert_close(
             got[name].double(), value.double(), **tolerance, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}"
         )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from deit_kernels import MixedTarget, TopK, cross_entropy, distillation_loss, kl_divergence
-from loss_cases import TAU, Case, make_call
+from tests.kernels.distill_loss.loss_cases import TAU, Case, make_call
 
 LABELS = torch.zeros(4, dtype=torch.int64)
 LOGITS = torch.zeros(4, 10)

@@ -5,8 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+
 from deit_kernels import MixedTarget, TopK, cross_entropy, distillation_loss, kl_divergence
-from loss_cases import TARGETS, TEACHERS, Case, assert_agree, make_call, plain_loss, product, run, run_plain
+from tests.kernels.distill_loss.loss_cases import (
+    TARGETS,
+    TEACHERS,
+    Case,
+    assert_agree,
+    make_call,
+    plain_loss,
+    product,
+    run,
+    run_plain,
+)
 
 ALL = product(target=TARGETS, teacher=TEACHERS, heads=(2, 1), alpha=(0.0, 0.3, 1.0), smoothing=(0.0, 0.1),
               normalizer=("batch", "numel"), reduction=("mean", "none"))  # fmt: skip
@@ -154,6 +165,33 @@ def test_lam_of_zero_or_one_is_a_plain_label_even_beside_an_infinite_logit(lam: 
     expected = distillation_loss(**call | {"cls_logits": logits, "target": used})
     assert expected.isfinite().all()
     torch.testing.assert_close(distillation_loss(**call | {"cls_logits": logits, "target": mixed}), expected)
+
+
+@pytest.mark.parametrize("case", [Case("mixed"), Case("dense", "soft logits")], ids=str)
+def test_classes_of_logit_minus_infinity_are_as_if_they_were_not_there(case: Case) -> None:
+    small = make_call(case, rows=3, classes=6)
+    call = dict(small)
+    for name in ("cls_logits", "dist_logits", "teacher"):
+        wide = torch.cat([small[name].detach(), torch.full((3, 4), -torch.inf)], dim=1)
+        call[name] = wide.requires_grad_(name != "teacher")
+    if case.target == "dense":
+        call["target"] = torch.cat([small["target"], torch.zeros(3, 4)], dim=1)
+    got, expected = run(call), run(small)
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name][..., :6] if name.startswith("grad") else got[name], value)
+    assert not got["grad of cls"][:, 6:].any() and not got["grad of dist"][:, 6:].any()
+
+
+def test_a_row_of_minus_infinity_alone_is_nan_as_in_torch() -> None:
+    logits, label = torch.full((1, 4), -torch.inf), torch.tensor([2])
+    assert cross_entropy(logits, label).isnan() and F.cross_entropy(logits, label).isnan()
+
+
+def test_a_label_of_logit_minus_infinity_costs_infinity_and_keeps_a_finite_gradient() -> None:
+    logits = torch.zeros(1, 4).index_fill_(1, torch.tensor([2]), -torch.inf).requires_grad_()
+    loss = cross_entropy(logits, torch.tensor([2]))
+    loss.backward()
+    assert loss == torch.inf and logits.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("case", [Case("mixed"), Case("dense", "soft logits", 1)], ids=str)

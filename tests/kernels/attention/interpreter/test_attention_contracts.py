@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from deit_kernels import attention, attention_qkvpacked, attention_unsupported_reasons
-from deit_kernels.attention.reference import attention_reference
 from functorch.compile import make_boxed_func
 from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
+
+from deit_kernels import attention, attention_qkvpacked, attention_unsupported_reasons
+from deit_kernels.attention.reference import attention_reference
 
 FORWARD = torch.ops.deit_kernels._attention_fwd.default
 BACKWARD = torch.ops.deit_kernels._attention_bwd.default

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from deit_kernels import attention_qkvpacked, tune
 from deit_kernels.attention import configuration
 from deit_kernels.attention.configuration import Config, choose

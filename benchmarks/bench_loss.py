@@ -1,0 +1,263 @@
+"""The distillation loss against eager PyTorch, torch.compile, timm's task and Liger's kernels.
+
+    pytest benchmarks/bench_loss.py                            # a card: every form at B = 256, C = 1000; and C = 21 841
+    pytest benchmarks/bench_loss.py -m "slow or not slow"      # every batch size and class count
+    pytest benchmarks/bench_loss.py --benchmark-json=out.json
+
+Each number is one call: forward, backward alone, or both, on bf16 logits of two heads and a teacher. `extra_info` holds
+the kernels launched, the host's microseconds, and the percentage of the byte floor: each tensor moved once at the
+memory's peak rate. Without a card the same code runs at B = 8, C = 100, where the times mean nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.task import TokenDistillationTask
+from torch import Tensor, nn
+
+from benchmarks.device_timing import (
+    CLOCK,
+    DEVICE,
+    ON_CARD,
+    bytes_per_second,
+    copies,
+    environment,
+    host_microseconds,
+    kernels_launched,
+    prepare,
+)
+from deit_kernels import MixedTarget, distillation_loss
+
+pytestmark = pytest.mark.benchmark(timer=CLOCK, group="loss")
+
+SMOOTHING, ALPHA, TAU = 0.1, 0.5, 3.0
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One call: its form and its size."""
+
+    mode: str
+    target: str
+    rows: int
+    classes: int
+
+    def floor_bytes(self, direction: str) -> int:
+        """Bytes of the logits, dense targets and gradients, each moved once."""
+        matrix = 2 * self.rows * self.classes
+        dense = self.target == "dense"
+        reads = {
+            "forward": 3 + dense,
+            "backward": 2 + (self.mode == "soft") + dense,  # the hard teacher's label is saved
+            "both": 3 + dense,
+        }[direction]
+        return matrix * (reads + (0 if direction == "forward" else 2))
+
+
+@dataclass
+class Inputs:
+    """One batch."""
+
+    cls: Tensor
+    dist: Tensor
+    teacher: Tensor
+    labels: Tensor
+    partner: Tensor
+    lam: Tensor
+    dense: Tensor
+
+    @classmethod
+    def random(cls, shape: Shape) -> Inputs:
+        size = (shape.rows, shape.classes)
+        logits = [torch.randn(size, device=DEVICE, dtype=torch.bfloat16) for _ in range(4)]
+        labels, partner = torch.randint(shape.classes, (2, shape.rows), device=DEVICE)
+        return cls(
+            logits[0].requires_grad_(), logits[1].requires_grad_(), logits[2], labels, partner,
+            torch.rand(shape.rows, device=DEVICE), logits[3].float().softmax(1).bfloat16(),
+        )  # fmt: skip
+
+
+def mixed_target(inputs: Inputs, classes: int) -> Tensor:
+    """The (B, C) target that timm's Mixup builds, smoothing included."""
+    off, on = SMOOTHING / classes, 1 - SMOOTHING + SMOOTHING / classes
+    first, second = (
+        torch.full((len(labels), classes), off, device=labels.device).scatter_(1, labels[:, None], on)
+        for labels in (inputs.labels, inputs.partner)
+    )
+    return first * inputs.lam[:, None] + second * (1 - inputs.lam[:, None])
+
+
+def ours(shape: Shape, inputs: Inputs) -> Tensor:
+    targets = {
+        "int": inputs.labels,
+        "mixed": MixedTarget(inputs.labels, inputs.partner, inputs.lam),
+        "dense": inputs.dense,
+    }
+    soft = {"tau": TAU, "kl_normalizer": "batch"} if shape.mode == "soft" else {}
+    return distillation_loss(
+        inputs.cls, inputs.dist, inputs.teacher, targets[shape.target], mode=shape.mode, alpha=ALPHA,
+        label_smoothing=0.0 if shape.target == "dense" else SMOOTHING, **soft,
+    )  # fmt: skip
+
+
+def eager(shape: Shape, inputs: Inputs) -> Tensor:
+    """The official code's formulas, in the float32 that autocast gives them."""
+    cls, dist, teacher = inputs.cls.float(), inputs.dist.float(), inputs.teacher.float()
+    if shape.target == "int":
+        base = F.cross_entropy(cls, inputs.labels, label_smoothing=SMOOTHING)
+    else:
+        target = inputs.dense if shape.target == "dense" else mixed_target(inputs, shape.classes)
+        base = torch.sum(-target * F.log_softmax(cls, dim=-1), dim=-1).mean()
+    if shape.mode == "hard":
+        distill = F.cross_entropy(dist, teacher.argmax(1))
+    else:
+        student, teacher = F.log_softmax(dist / TAU, dim=1), F.log_softmax(teacher / TAU, dim=1)
+        distill = F.kl_div(student, teacher, reduction="batchmean", log_target=True) * TAU**2
+    return (1 - ALPHA) * base + ALPHA * distill
+
+
+compiled = torch.compile(eager)
+
+
+class Given(nn.Module):
+    """A model whose outputs are already there, so that timm's task computes its loss and nothing else."""
+
+    num_classes, in_chans, pretrained_cfg = 0, 3, {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outputs: object = None
+
+    def set_distilled_training(self, enable: bool) -> None: ...
+
+    def forward(self, images: Tensor) -> object:
+        return self.outputs
+
+
+@functools.cache
+def _timm_task(mode: str, target: str) -> TokenDistillationTask:
+    criterion = LabelSmoothingCrossEntropy(SMOOTHING) if target == "int" else SoftTargetCrossEntropy()
+    return TokenDistillationTask(
+        Given(), Given(), criterion=criterion, distill_type=mode, task_loss_weight=1 - ALPHA, temperature=TAU,
+        device=DEVICE, verbose=False,
+    )  # fmt: skip
+
+
+def timms_task(shape: Shape, inputs: Inputs) -> Tensor:
+    task = _timm_task(shape.mode, shape.target)
+    task.trainable_module.outputs = inputs.cls.float(), inputs.dist.float()
+    task.teacher.model.outputs = inputs.teacher.float()
+    task.teacher.normalize_input = lambda images, mean, std: images  # a device comparison, and not part of the loss
+    target = {"int": lambda: inputs.labels, "dense": lambda: inputs.dense}.get(shape.target)
+    target = target() if target else mixed_target(inputs, shape.classes)
+    return task(inputs.lam, target)["loss"]
+
+
+def liger(shape: Shape, inputs: Inputs) -> Tensor:
+    """Liger's cross-entropy and KL; it overwrites the logits that it is given, here with their gradient."""
+    from liger_kernel.transformers import LigerCrossEntropyLoss, LigerKLDIVLoss
+
+    base = LigerCrossEntropyLoss(label_smoothing=SMOOTHING)(inputs.cls.clone(), inputs.labels)
+    if shape.mode == "hard":
+        distill = LigerCrossEntropyLoss()(inputs.dist.clone(), inputs.teacher.argmax(1))
+    else:
+        logs = [F.log_softmax(logits.float() / TAU, dim=1) for logits in (inputs.dist, inputs.teacher)]
+        distill = LigerKLDIVLoss(reduction="batchmean", log_target=True)(*logs) * TAU**2
+    return (1 - ALPHA) * base + ALPHA * distill
+
+
+@dataclass(frozen=True)
+class Provider:
+    """Whose loss is timed.
+
+    Attributes:
+        capture: it can run inside a CUDA graph.
+        targets: the targets it covers.
+    """
+
+    loss: Callable[[Shape, Inputs], Tensor]
+    capture: bool = True
+    targets: tuple[str, ...] = ("int", "mixed", "dense")
+
+
+PROVIDERS = {
+    "ours": Provider(ours),
+    "eager": Provider(eager),
+    "compiled": Provider(compiled),
+    "timm": Provider(timms_task),
+    "liger": Provider(liger, capture=False, targets=("int",)),  # reads the number of labels back to the host
+}
+DIRECTIONS = ("forward", "backward", "both")
+
+
+def shapes() -> list:
+    """Every form at the paper's size, the largest size for the byte floor; the rest is slow. No card: one size."""
+    if not ON_CARD:
+        return [Shape(mode, target, 8, 100) for mode in ("hard", "soft") for target in ("int", "mixed", "dense")]
+    wanted = []
+    for rows in (64, 256, 1024):
+        for classes in (100, 1000, 21841):
+            for mode in ("hard", "soft"):
+                for target in ("int", "mixed", "dense"):
+                    quick = (rows, classes) == (256, 1000) or ((rows, classes) == (1024, 21841) and target == "mixed")
+                    marks = () if quick else (pytest.mark.slow,)
+                    wanted.append(pytest.param(Shape(mode, target, rows, classes), marks=marks))
+    return wanted
+
+
+def calls_of(provider: Provider, shape: Shape, direction: str) -> list[Callable[[], object]]:
+    """One call for each set of inputs."""
+    batches = [Inputs.random(shape) for _ in range(copies(shape.floor_bytes("both")))]
+
+    def forward(inputs: Inputs) -> Tensor:
+        return provider.loss(shape, inputs)
+
+    def both(inputs: Inputs) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(forward(inputs), (inputs.cls, inputs.dist))
+
+    if direction != "backward":
+        return [functools.partial(forward if direction == "forward" else both, inputs) for inputs in batches]
+    losses = [forward(inputs) for inputs in batches]
+    return [
+        functools.partial(torch.autograd.grad, loss, (inputs.cls, inputs.dist), retain_graph=True)
+        for loss, inputs in zip(losses, batches, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("shape", shapes(), ids=lambda s: f"{s.mode}-{s.target}-B{s.rows}-C{s.classes}")
+def test_loss(benchmark, shape: Shape, provider: str, direction: str) -> None:
+    chosen = PROVIDERS[provider]
+    if shape.target not in chosen.targets:
+        pytest.skip(f"{provider} does not cover {shape.target} targets")
+    if provider == "liger" and not ON_CARD:
+        pytest.skip("Liger's kernels need a card")
+    calls = calls_of(chosen, shape, direction)
+    run, captured = prepare(calls, chosen.capture)
+    benchmark.pedantic(run, rounds=20 if ON_CARD else 3, warmup_rounds=2 if ON_CARD else 1)
+    rate, floor = bytes_per_second(), shape.floor_bytes(direction)
+    benchmark.extra_info.update(
+        environment(), provider=provider, direction=direction, **vars(shape), in_a_graph=captured,
+        kernels=kernels_launched(calls[0]), host_us=host_microseconds(calls[0]), floor_bytes=floor,
+        percent_of_floor=100 * floor / rate / benchmark.stats.stats.median if rate else None,
+    )  # fmt: skip
+
+
+def test_providers_agree() -> None:
+    """What is compared computes the same."""
+    for mode in ("hard", "soft"):
+        for target in ("int", "mixed", "dense"):
+            shape = Shape(mode, target, 8, 100)
+            inputs = Inputs.random(shape)
+            expected = eager(shape, inputs)
+            for name, provider in PROVIDERS.items():
+                if target in provider.targets and (ON_CARD or name not in ("liger", "compiled")):
+                    torch.testing.assert_close(provider.loss(shape, inputs).float(), expected, rtol=1e-2, atol=1e-2)

@@ -1,0 +1,148 @@
+"""Read every image of a data set and tell, by name, what is broken, odd or there twice.
+
+broken: not readable as an image; training would skip it or stop (`--bad-images`).
+odd: readable, but not what its name says or not plain RGB or grey: another format, CMYK, a palette, alpha, 16 bits,
+more than one frame, an EXIF orientation (which training ignores unless told), damage that a decoder can live with.
+duplicate: the same bytes twice; worth a look where the labels differ or a training image is a validation image too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from .dataset import Dataset
+from .decode import BadImage, decode, decode_jpeg
+
+DIGEST_BYTES = 16
+PLAIN_MODES = {"RGB", "L"}
+MODES = {"CMYK": "CMYK", "P": "a palette", "PA": "a palette with alpha", "RGBA": "alpha", "LA": "grey with alpha"}
+
+
+@dataclass
+class Report:
+    """What was found; every image by its name.
+
+    Attributes:
+        images: how many were read.
+        broken: (name, reason).
+        odd: (name, what is odd, more than one joined by commas).
+        duplicates: groups of names with the same bytes, each with a remark or "".
+    """
+
+    images: int = 0
+    broken: list[tuple[str, str]] = field(default_factory=list)
+    odd: list[tuple[str, str]] = field(default_factory=list)
+    duplicates: list[tuple[list[str], str]] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """The report for people."""
+        lines = [f"broken: {name}: {reason}" for name, reason in self.broken]
+        lines += [f"odd: {name}: {what}" for name, what in self.odd]
+        for names, remark in self.duplicates:
+            lines.append(f"duplicate{f' ({remark})' if remark else ''}: {' = '.join(names)}")
+        return [
+            *lines,
+            f"{self.images:,} images: {len(self.broken):,} broken, {len(self.odd):,} odd, "
+            f"{len(self.duplicates):,} groups of duplicates",
+        ]
+
+
+def check(splits: dict[str, Dataset], threads: int, advance: Callable[[int], None] = lambda images: None) -> Report:
+    """Read and decode everything.
+
+    Args:
+        splits: by name.
+        threads: that read and decode.
+        advance: called with the number of images done since the last call.
+    """
+    report = Report()
+    digests = {split: np.zeros((len(dataset), DIGEST_BYTES), np.uint8) for split, dataset in splits.items()}
+    with ThreadPoolExecutor(threads, "deit_fast-check") as pool:
+        try:
+            for split, dataset in splits.items():
+                coming = iter(range(len(dataset)))
+                ahead = deque(pool.submit(_inspect, dataset, index) for index in islice(coming, 4 * threads))
+                for index in range(len(dataset)):
+                    digest, reason, odd = ahead.popleft().result()
+                    ahead.extend(pool.submit(_inspect, dataset, index) for index in islice(coming, 1))
+                    digests[split][index] = np.frombuffer(digest, np.uint8)
+                    if reason:
+                        report.broken.append((dataset.path(index), reason))
+                    elif odd:
+                        report.odd.append((dataset.path(index), odd))
+                    report.images += 1
+                    advance(1)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    report.duplicates = _duplicates(splits, digests)
+    return report
+
+
+def _inspect(dataset: Dataset, index: int) -> tuple[bytes, str, str]:
+    """(digest, why it is broken or "", what is odd or ""); an unread image has the digest of its number."""
+    try:
+        data = dataset.read(index)
+    except OSError as error:
+        unique = hashlib.blake2b(f"unread {index}".encode(), digest_size=DIGEST_BYTES).digest()
+        return unique, f"it cannot be read ({error.strerror or error})", ""
+    content = data if isinstance(data, bytes) else data.tobytes()
+    digest = hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()
+    if not isinstance(data, bytes):
+        return digest, "", ""
+    try:
+        sound = decode_jpeg(data) is not None
+        if not sound:
+            decode(data)
+        return digest, "", ", ".join(_oddities(data, dataset.path(index), sound))
+    except BadImage as error:
+        return digest, str(error), ""
+
+
+def _oddities(data: bytes, path: str, sound: bool) -> list[str]:
+    """What is odd about a readable image; `sound`: a JPEG without a warning of the strict decoder."""
+    odd = []
+    with Image.open(io.BytesIO(data)) as image:
+        suffix = os.path.splitext(path)[1].lower()
+        named = Image.registered_extensions().get(suffix)
+        kind = "JPEG" if image.format == "MPO" else image.format
+        if named is not None and named not in (kind, "JPEG2000" if kind == "JPEG" else kind):
+            odd.append(f"{kind}, named {suffix}")
+        if image.mode not in PLAIN_MODES:
+            odd.append(MODES.get(image.mode, f"mode {image.mode}"))
+        if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+            odd.append(f"{image.n_frames} frames")
+        try:
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        except Exception:  # Pillow's parser lets anything through
+            odd.append("damaged EXIF block")
+        else:
+            if orientation != 1:
+                odd.append(f"EXIF orientation {orientation}")
+        if kind == "JPEG" and not sound and image.mode in PLAIN_MODES:
+            odd.append("damaged in part")
+    return odd
+
+
+def _duplicates(splits: dict[str, Dataset], digests: dict[str, np.ndarray]) -> list[tuple[list[str], str]]:
+    where = [(split, index) for split, dataset in splits.items() for index in range(len(dataset))]
+    every = np.concatenate(list(digests.values())).view(f"V{DIGEST_BYTES}")[:, 0]
+    _, group, count = np.unique(every, return_inverse=True, return_counts=True)
+    members: dict[int, list[tuple[str, int]]] = {}
+    for place in np.flatnonzero(count[group] > 1).tolist():
+        members.setdefault(int(group[place]), []).append(where[place])
+    found = []
+    for each in members.values():
+        labels = {int(splits[split].labels[index]) for split, index in each}
+        remarks = ["in different classes"] * (len(labels) > 1) + ["in train and val"] * (len(dict(each)) > 1)
+        found.append(([splits[split].path(index) for split, index in each], ", ".join(remarks)))
+    return found

@@ -1,0 +1,104 @@
+"""The protocol of a data set, and the checks that all of them share."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .decode import BadImage, Reserve, copied, decode, new_array
+from .folder import counted
+
+
+class Dataset(Protocol):
+    """One split of a data set: N images with labels. `read` and `path` may be called from any thread.
+
+    Attributes:
+        name: the spec as the user gave it.
+        classes: class names; the index is the label.
+        labels: int64 (N,).
+    """
+
+    name: str
+    classes: list[str]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> bytes | NDArray[np.uint8]:
+        """The encoded image, or its pixels (H, W, 3) where the set is stored so.
+
+        Raises:
+            OSError: it has become unreadable.
+        """
+        ...
+
+    def path(self, index: int) -> str:
+        """What to call the image in messages."""
+        ...
+
+
+class ReadImage(NamedTuple):
+    """One image and what it took.
+
+    Attributes:
+        pixels: uint8 (H, W, 3), or what is wrong with the image.
+        read, decode: seconds.
+    """
+
+    pixels: NDArray[np.uint8] | BadImage
+    read: float
+    decode: float
+
+
+def read_image(
+    dataset: Dataset, index: int, *, exif_orientation: bool = False, reserve: Reserve = new_array
+) -> ReadImage:
+    """Read and decode an image; the arguments after the index are those of `decode`. What is wrong is not raised."""
+    began = time.perf_counter()
+    try:
+        data = dataset.read(index)
+    except OSError as error:
+        return ReadImage(BadImage(f"it cannot be read ({error.strerror or error})"), time.perf_counter() - began, 0.0)
+    read = time.perf_counter()
+    pixels: NDArray[np.uint8] | BadImage
+    try:
+        if isinstance(data, bytes):
+            pixels = decode(data, exif_orientation=exif_orientation, reserve=reserve)
+        else:
+            pixels = copied(data, reserve)
+    except BadImage as error:
+        pixels = error
+    return ReadImage(pixels, read - began, time.perf_counter() - read)
+
+
+def check_labels(dataset: Dataset) -> None:
+    """Every label of a data set has a class.
+
+    Raises:
+        ValueError: the first that has none, by name.
+    """
+    classes = len(dataset.classes)
+    wrong = np.flatnonzero((dataset.labels < 0) | (dataset.labels >= classes))
+    if len(wrong):
+        raise ValueError(
+            f"{dataset.path(int(wrong[0]))} has label {dataset.labels[wrong[0]]}, outside 0 … {classes - 1} of the "
+            f"{classes} classes; {len(wrong)} of {len(dataset.labels)} labels are"
+        )
+
+
+def checked_names(names: list[str], origin: object) -> list[str]:
+    """Class names, none of which may occur twice.
+
+    Raises:
+        ValueError: those that do.
+    """
+    twice = sorted(name for name, times in Counter(names).items() if times > 1)
+    if twice:
+        raise ValueError(
+            f"{origin} names {counted(twice, 'class', 'classes')} more than once: give every class its own name"
+        )
+    return names

@@ -1,0 +1,241 @@
+"""Images in class folders, as torchvision.datasets.ImageFolder orders them: by class, by folder, by name.
+
+Listing ImageNet's 1.3 million files takes seconds from a local disk and minutes from a network share, so a large list
+is kept in the cache folder. It is valid while no folder in it has been modified: a file that comes, goes or changes its
+name modifies its folder.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .index import CACHED_FROM, Arrays, Names, cache_arrays, index_path, load_arrays, pack_names, unpack_names
+
+# The suffixes of torchvision.datasets.ImageFolder. They only say which files are images; `decode` looks at the content.
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+MAX_FILE_BYTES = 2**30  # a larger "image" is refused instead of filling the memory
+# A file system stamps folders with a clock of its own, some with whole seconds: a folder modified in the moment of its
+# scan may get no newer stamp from a change right after it.
+STAMP_SECONDS = 2.0
+
+
+class ImageFolder:
+    """Images in class folders.
+
+    Names that start with a dot are skipped (.ipynb_checkpoints, macOS's ._*.jpg); links to folders are followed.
+
+    Args:
+        root: the folder that holds the class folders.
+        name: what the user called the data set.
+        classes: labels are indices into this list; a class without a folder is left out. Default: the sorted folders.
+
+    Raises:
+        ValueError: a folder is unreadable, links to itself, holds no image or has a class outside `classes`; without
+            `classes`, also when one of the class folders holds no image.
+    """
+
+    def __init__(self, root: Path, name: str, classes: list[str] | None = None):
+        self.name = name
+        scan = _scan(root)
+        found = list(scan.classes)
+        if not found:
+            what = "images but no class folders" if any(map(is_image, listing(root)[1])) else "no class folders"
+            raise ValueError(f"{root} holds {what}: sort its images into one sub-folder per class")
+        if classes is not None and (unknown := sorted(set(found) - set(classes))):
+            raise ValueError(
+                f"{root} has {counted(unknown, 'class', 'classes')} that the training images lack: "
+                f"add images of each to train/ or remove its folder from {root}"
+            )
+        self.classes = found if classes is None else classes
+        if not len(scan.files):
+            raise ValueError(f"{root} holds no image in its class folders: {_suffixes()}")
+        empty = [found[label] for label in np.flatnonzero(np.bincount(scan.labels, minlength=len(found)) == 0)]
+        if empty and classes is None:
+            raise ValueError(
+                f"{root} has {counted(empty, 'class folder', 'class folders')} without an image ({_suffixes()}): "
+                "add images or remove the folder"
+            )
+        place = {name: label for label, name in enumerate(self.classes)}
+        self.labels = np.array([place[name] for name in found], np.int64)[scan.labels]
+        self._scan = scan
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> bytes:
+        return read_file(self.path(index))
+
+    def path(self, index: int) -> str:
+        return os.path.join(self._scan.folders[self._scan.folder_of[index]], self._scan.files[index])
+
+
+class FlatFolder:
+    """Images side by side in one folder, with labels from elsewhere.
+
+    Args:
+        root: the folder.
+        files: names of N images in it.
+        labels: int64 (N,).
+    """
+
+    def __init__(self, root: Path, name: str, classes: list[str], files: list[str], labels: NDArray[np.int64]):
+        self.name, self.classes, self.labels = name, classes, labels
+        self._root, self._files = root, Names.of(files)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> bytes:
+        return read_file(self.path(index))
+
+    def path(self, index: int) -> str:
+        return os.path.join(self._root, self._files[index])
+
+
+def read_file(path: str) -> bytes:
+    """A whole regular file.
+
+    Raises:
+        OSError: it cannot be read, is a device or a pipe (which would be waited for for ever), or is larger than 1 GiB.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError("it is no regular file")
+        if status.st_size > MAX_FILE_BYTES:
+            raise OSError(f"it has {status.st_size:,} bytes, more than the limit of {MAX_FILE_BYTES:,}")
+        return file.read()
+
+
+def listing(folder: Path) -> tuple[list[str], list[str]]:
+    """Sorted names of the folders and of the files in a folder, without those that start with a dot.
+
+    Raises:
+        ValueError: the folder cannot be read.
+    """
+    folders: list[str] = []
+    files: list[str] = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not entry.name.startswith("."):
+                    (folders if entry.is_dir() else files).append(entry.name)
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+    return sorted(folders), sorted(files)
+
+
+def _status(folder: Path) -> os.stat_result:
+    try:
+        return folder.stat()
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(folder: Path, error: OSError) -> ValueError:
+    return ValueError(f"cannot read the folder {folder} ({error.strerror}): check its permissions")
+
+
+def is_image(file: str) -> bool:
+    return file.lower().endswith(SUFFIXES)
+
+
+def counted(names: list[str], one: str, many: str) -> str:
+    """'1 class (cat)', '5 classes (ant, bee, cat, …)'."""
+    shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    return f"{len(names)} {one if len(names) == 1 else many} ({shown})"
+
+
+class _Scan(NamedTuple):
+    """The images under a folder of class folders: F folders, N files, C classes."""
+
+    classes: Names  # C
+    folders: Names  # F, every folder below and including the root
+    stamps: NDArray[np.int64]  # (F,), when each was modified, ns
+    files: Names  # N, without their folder
+    folder_of: NDArray[np.int32]  # (N,)
+    labels: NDArray[np.int32]  # (N,), indices into classes
+
+    def arrays(self) -> Arrays:
+        names = pack_names(classes=self.classes, folders=self.folders, files=self.files)
+        return {**names, "stamps": self.stamps, "folder_of": self.folder_of, "labels": self.labels}
+
+    @classmethod
+    def of(cls, arrays: Arrays) -> _Scan:
+        names = {key: unpack_names(arrays, key) for key in ("classes", "folders", "files")}
+        return cls(**names, **{key: arrays[key] for key in ("stamps", "folder_of", "labels")})
+
+    def is_current(self) -> bool:
+        return all(_stamp(folder) == stamp for folder, stamp in zip(self.folders, self.stamps, strict=True))
+
+
+def _stamp(folder: str) -> int | None:
+    try:
+        return os.stat(folder).st_mtime_ns
+    except OSError:
+        return None
+
+
+def _scan(root: Path) -> _Scan:
+    """The images under a folder, from the cache where nothing has changed."""
+    cache = index_path("folder", 1, str(root.absolute()))
+    arrays = load_arrays(cache)
+    if arrays is not None and (scan := _Scan.of(arrays)).is_current():
+        return scan
+    began = time.time_ns()
+    scan = _walk(root)
+    settled = scan.stamps.max(initial=0) < began - STAMP_SECONDS * 1e9
+    if len(scan.files) >= CACHED_FROM and settled:
+        cache_arrays(cache, scan.arrays())
+    return scan
+
+
+def _walk(root: Path) -> _Scan:
+    # A folder's stamp is read before its names: a change in between makes the scan look older than it is.
+    folders, stamps = [str(root)], [_status(root).st_mtime_ns]
+    files: list[str] = []
+    counts: list[int] = [0]
+    labels: list[NDArray[np.int32]] = []
+    classes = listing(root)[0]
+    for label, name in enumerate(classes):
+        images = 0
+        for folder, stamp, names in sorted(_tree(root / name, ())):
+            names = [name for name in names if is_image(name)]
+            folders.append(folder)
+            stamps.append(stamp)
+            files += names
+            counts.append(len(names))
+            images += len(names)
+        labels.append(np.full(images, label, np.int32))
+    return _Scan(
+        Names.of(classes),
+        Names.of(folders),
+        np.array(stamps, np.int64),
+        Names.of(files),
+        np.repeat(np.arange(len(folders), dtype=np.int32), counts),
+        np.concatenate(labels) if labels else np.empty(0, np.int32),
+    )
+
+
+def _tree(folder: Path, parents: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, int, list[str]]]:
+    """(folder, when it was modified, its files) for a folder and all folders below it; links are followed."""
+    status = _status(folder)
+    identity = (status.st_dev, status.st_ino)
+    if identity in parents:
+        raise ValueError(f"{folder} is a link to a folder that contains it: remove the link")
+    folders, files = listing(folder)
+    yield str(folder), status.st_mtime_ns, files
+    for name in folders:
+        yield from _tree(folder / name, (*parents, identity))
+
+
+def _suffixes() -> str:
+    return f"image files end in {', '.join(SUFFIXES)}"

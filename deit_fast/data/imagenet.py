@@ -1,0 +1,178 @@
+"""What ImageNet has beside class folders: the flat validation folder, ImageNet-V2, ReaL labels.
+
+`val/` as it comes out of the archive holds 50 000 files side by side. Their labels are found in any of the files
+that people have: Kaggle's LOC_val_solution.csv, Caffe's val.txt, TensorFlow's list of synsets, the devkit's ground
+truth with its meta.mat, or torchvision's meta.bin.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .folder import FlatFolder, ImageFolder, counted, is_image, listing
+
+SYNSETS = "imagenet_2012_validation_synset_labels.txt"
+GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
+LABEL_FILES = ("LOC_val_solution.csv", "val.txt", SYNSETS, GROUND_TRUTH, "meta.bin")
+_NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})\b")
+
+
+def number_of(file: str) -> int:
+    """1 to 50 000: the number in the name of a validation image; 0 where the name has none."""
+    found = _NUMBER.search(file)
+    return int(found[1]) if found else 0
+
+
+def is_flat(folder: Path) -> bool:
+    """Whether a folder holds images and no folders."""
+    folders, files = listing(folder)
+    return not folders and any(map(is_image, files))
+
+
+def flat_validation(folder: Path, name: str, classes: list[str]) -> FlatFolder:
+    """The validation images side by side in one folder, in the order of their names.
+
+    Args:
+        folder: val/; the label file lies there, in the folder above, in a devkit below that, or up to three folders
+            above (where Kaggle has it).
+        classes: of the training images: WordNet ids, where the labels are given so.
+
+    Raises:
+        ValueError: no label file, an image without a label, a label outside the classes.
+    """
+    files = [file for file in listing(folder)[1] if is_image(file)]
+    source = _label_file(folder)
+    if source is None:
+        raise ValueError(
+            f"{folder} holds images but no class folders: sort its images into one sub-folder per class, or put a file "
+            f"of their labels beside it ({', '.join(LABEL_FILES)})"
+        )
+    known = _labels(source)
+    by_number = not isinstance(known, dict)
+    labels = []
+    place = {name: label for label, name in enumerate(classes)}
+    for file in files:
+        if by_number:
+            number = number_of(file)
+            label = known[number - 1] if 0 < number <= len(known) else None
+        else:
+            label = known.get(Path(file).stem)
+        if label is None:
+            raise ValueError(f"{source} has no label for {folder / file}")
+        index = place.get(label, -1) if isinstance(label, str) else label
+        if not 0 <= index < len(classes):
+            raise ValueError(f"{source} gives {folder / file} the label {label}, which the training images lack")
+        labels.append(index)
+    return FlatFolder(folder, name, classes, files, np.array(labels, np.int64))
+
+
+def has_numbered_classes(folder: Path, classes: Sequence[str]) -> bool:
+    """Whether the sub-folders are numbers that are no class names: ImageNet-V2's 0 … 999."""
+    folders = listing(folder)[0]
+    return bool(folders) and all(map(str.isdecimal, folders)) and not set(folders) & set(classes)
+
+
+def numbered_classes(folder: Path, name: str, classes: list[str]) -> ImageFolder:
+    """ImageNet-V2: sub-folder k holds the images of class k, so that they sort as numbers (2 before 10).
+
+    Raises:
+        ValueError: a number outside the classes.
+    """
+    beyond = [number for number in listing(folder)[0] if int(number) >= len(classes)]
+    if beyond:
+        raise ValueError(
+            f"{folder} has {counted(beyond, 'class', 'classes')} outside the {len(classes)} of the training images"
+        )
+    images = ImageFolder(folder, name, [str(number) for number in range(len(classes))])
+    images.classes = classes
+    return images
+
+
+def real_labels(file: Path, files: Sequence[str]) -> NDArray[np.int64]:
+    """The reassessed labels of ImageNet's validation images (Beyer et al. 2020, "Are we done with ImageNet?").
+
+    Args:
+        file: real.json of github.com/google-research/reassessed-imagenet: a list of 50 000 lists of labels.
+        files: paths of N validation images, in the order of the data set.
+
+    Returns:
+        int64 (N, K), every label an image may have, filled up with −1. An image without any is not counted; a
+        prediction is right where it equals one of its row.
+
+    Raises:
+        ValueError: the file holds something else, or an image is not one of its 50 000.
+    """
+    numbers = [number_of(path) for path in files]
+    try:
+        lists = json.loads(Path(file).read_text())
+        rows = [np.asarray(lists[number - 1], np.int64).reshape(-1) for number in numbers]
+    except OSError as error:
+        raise ValueError(f"cannot read {file} ({error.strerror})") from error
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise ValueError(f"{file} is not real.json, a list of lists of labels ({error})") from error
+    if 0 in numbers:
+        raise ValueError(
+            f"{file} labels ImageNet's validation images, named ILSVRC2012_val_00000001.JPEG and so on: "
+            f"{files[numbers.index(0)]} is none of them"
+        )
+    table = np.full((len(rows), max(map(len, rows), default=0)), -1, np.int64)
+    for row, labels in zip(table, rows, strict=True):
+        row[: len(labels)] = labels
+    return table
+
+
+def _label_file(folder: Path) -> Path | None:
+    above = folder.absolute().parent
+    places = [folder, above, *sorted(above.glob("*devkit*/data")), *list(above.parents)[:3]]
+    return next((place / name for place in places for name in LABEL_FILES if (place / name).is_file()), None)
+
+
+def _labels(file: Path) -> dict[str, str | int] | list[str] | list[int]:
+    """Labels by name of the image, or by its number (the first is number 1)."""
+    if file.name == "meta.bin":
+        return _validation_synsets(file)
+    try:
+        lines = [line for line in file.read_text().splitlines() if line.strip()]
+    except OSError as error:
+        raise ValueError(f"cannot read {file} ({error.strerror})") from error
+    try:
+        if file.name == "LOC_val_solution.csv":
+            pairs = (line.split(",", 1) for line in lines[1:])
+            return {image: boxes.split()[0] for image, boxes in pairs}
+        if file.name == "val.txt":
+            return {Path(image).stem: int(label) for image, label in map(str.split, lines)}
+        if file.name == SYNSETS:
+            return [line.strip() for line in lines]
+        return _synsets_of_ids(file, [int(line) for line in lines])
+    except (ValueError, IndexError) as error:
+        raise ValueError(f"{file} does not list labels as its name promises ({error})") from error
+
+
+def _synsets_of_ids(file: Path, ids: list[int]) -> list[str]:
+    """The devkit numbers classes in an order of its own, told by meta.mat beside the labels."""
+    try:
+        from scipy.io import loadmat
+    except ImportError as error:
+        raise ValueError(f"reading {file.name} needs SciPy: type pip install scipy") from error
+    table = file.with_name("meta.mat")
+    if not table.is_file():
+        raise ValueError(f"{table.name} of the devkit is missing beside it")
+    synsets = loadmat(table, squeeze_me=True)["synsets"]
+    names = {int(number): str(synset) for number, synset in zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)}
+    return [names.get(number, f"ILSVRC2012_ID {number}") for number in ids]
+
+
+def _validation_synsets(file: Path) -> list[str]:
+    try:
+        _, synsets = torch.load(file, weights_only=True)
+    except (OSError, RuntimeError, ValueError, TypeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{file} is not the meta.bin of torchvision.datasets.ImageNet ({error})") from error
+    return list(synsets)

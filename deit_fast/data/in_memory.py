@@ -1,0 +1,73 @@
+"""A data set decoded once and kept: for sets that are small, or seen many times.
+
+Then a batch is its plan alone: rows point at images in one buffer, and nothing is read, decoded or copied.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from deit_kernels.augment import ImageBatch
+
+from .dataset import Dataset, read_image
+from .decode import BadImage
+
+MAX_BYTES = 16 * 2**30
+
+
+class InMemory:
+    """A data set whose pixels are in memory.
+
+    Args:
+        dataset: to be read, all of it, now.
+        threads: that decode.
+        exif_orientation: as `decode`.
+
+    Attributes:
+        pixels: N images in one buffer; an unreadable one is a black pixel.
+        bad: index → what is wrong with it.
+
+    Raises:
+        ValueError: the pixels take more than MAX_BYTES.
+    """
+
+    def __init__(self, dataset: Dataset, threads: int, exif_orientation: bool = False):
+        self.name, self.classes, self.labels = dataset.name, dataset.classes, dataset.labels
+        self.path, self.read = dataset.path, dataset.read
+        self.bad: dict[int, BadImage] = {}
+        images: list[NDArray[np.uint8]] = []
+        total = 0
+        with ThreadPoolExecutor(threads, "deit_fast-decode") as pool:
+            try:
+                read = partial(read_image, dataset, exif_orientation=exif_orientation)
+                for index, (image, *_) in enumerate(pool.map(read, range(len(dataset)))):
+                    if isinstance(image, BadImage):
+                        self.bad[index] = image
+                        image = np.zeros((1, 1, 3), np.uint8)
+                    total += image.size
+                    if total > MAX_BYTES:
+                        raise ValueError(
+                            f"the first {index + 1:,} of {len(dataset):,} images of {dataset.name} take "
+                            f"{total / 2**30:.1f} GiB decoded: leave out --in-memory"
+                        )
+                    images.append(image)
+            finally:
+                pool.shutdown(cancel_futures=True)
+        self.pixels = ImageBatch.from_images(images)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def rows(self, sample: Tensor) -> ImageBatch:
+        """The images of these samples, int64 (b,), without a copy."""
+        return self.pixels._replace(**{key: getattr(self.pixels, key)[sample] for key in ("offset", "height", "width")})
+
+    def to(self, device: torch.device) -> None:
+        """Move the pixels to a device."""
+        self.pixels = self.pixels.to(device)

@@ -1,0 +1,285 @@
+"""Pack a data set into tar shards: few large files instead of a million small ones, in WebDataset's layout.
+
+    packed/train-00000.tar … val-00000.tar …     one image and one .cls a sample, in the order of the source
+    packed/train.index.npz  val.index.npz        where each image lies, so that opening takes no scan
+    packed/classes.txt  pack.json                class names; settings and source
+
+The images keep their order, their bytes (or are re-encoded to a maximum side) and their labels, so a run on the packed
+set shows the same images in the same order as a run on the source, bit for bit when nothing was re-encoded. Any
+WebDataset reader reads the shards; one that streams should shuffle, since a folder is sorted by class.
+
+Shard k holds the images k·n … (k + 1)·n − 1. A shard appears under its name when it is complete, on disk, and has been
+read back and compared; so an interrupted run is continued by the same command.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import tarfile
+import uuid
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .dataset import Dataset
+from .decode import BadImage, decode
+from .folder import SUFFIXES
+from .index import save_arrays, sync_folder
+from .shards import CLASSES_FILE, fingerprint, scan
+
+PACK_FILE = "pack.json"
+FORMATS = {  # first bytes → suffix; a file of another format keeps its own suffix
+    b"\xff\xd8\xff": ".jpg",
+    b"\x89PNG\r\n\x1a\n": ".png",
+    b"BM": ".bmp",
+    b"II*\0": ".tif",
+    b"MM\0*": ".tif",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How images are packed.
+
+    Args:
+        max_side: re-encode an image whose longer side is above this many pixels; 0: keep every file's bytes.
+        quality: of re-encoded JPEG, 1 to 95.
+        shard_images: images a shard.
+        threads: that read, decode and encode.
+
+    Raises:
+        ValueError: a number outside its range.
+    """
+
+    max_side: int = 0
+    quality: int = 90
+    shard_images: int = 5000
+    threads: int = 4
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("max_side", 0, 65_000), ("quality", 1, 95), ("shard_images", 1, 10**7), ("threads", 1, 1024)
+        ):  # fmt: skip
+            if not low <= getattr(self, name) <= high:
+                option = name.replace("_", "-")
+                raise ValueError(f"--{option} lies between {low} and {high}, got {getattr(self, name)}")
+
+
+def pack(
+    splits: dict[str, Dataset],
+    folder: Path,
+    settings: Settings,
+    advance: Callable[[int], None] = lambda images: None,
+    version: str = "",
+) -> None:
+    """Write or continue a packed data set.
+
+    Args:
+        splits: "train" and "val"; any of them.
+        folder: where to; created where it is missing.
+        settings: how.
+        advance: called with the number of images done since the last call, those of shards found complete included.
+        version: of the source; a folder begun from another version is refused.
+
+    Raises:
+        ValueError: the folder holds something else, or was begun from another source or with other settings, or cannot
+            be written.
+        BadImage: an image cannot be read, or not be re-encoded, or is not what was written when read back.
+    """
+    description = _describe(splits, settings, version)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _begin(folder, description)
+        _replace(folder / CLASSES_FILE, "".join(f"{name}\n" for name in next(iter(splits.values())).classes))
+        with ThreadPoolExecutor(settings.threads, "deit_fast-pack") as pool:
+            for split, dataset in splits.items():
+                shards = [str(shard) for shard in _write_shards(split, dataset, folder, settings, pool, advance)]
+                index = scan(shards)
+                if not np.array_equal(index.labels, dataset.labels):
+                    raise ValueError(f"the images of {dataset.name} have changed since {folder} was begun: remove it")
+                valid_for = fingerprint(shards, stamps=False)
+                save_arrays(index_file(folder, split), {**index.arrays(), "valid_for": valid_for})
+    except OSError as error:
+        raise ValueError(
+            f"cannot write to {folder} ({error.strerror or error}): check its space and permissions"
+        ) from error
+
+
+def index_file(folder: Path, split: str) -> Path:
+    return folder / f"{split}.index.npz"
+
+
+def is_begun(folder: Path, splits: dict[str, Dataset], settings: Settings, version: str) -> bool:
+    """Whether `pack` was called here with these arguments."""
+    return _read_description(folder) == _describe(splits, settings, version)
+
+
+def is_complete(folder: Path, splits: Iterable[str]) -> bool:
+    """Whether `pack` has written all of these splits."""
+    return all(index_file(folder, split).is_file() for split in splits)
+
+
+def _describe(splits: dict[str, Dataset], settings: Settings, version: str) -> dict[str, object]:
+    return {
+        "source": {split: f"{dataset.name}: {len(dataset)} images" for split, dataset in splits.items()},
+        "max_side": settings.max_side,
+        "quality": settings.quality if settings.max_side else None,
+        "shard_images": settings.shard_images,
+        "version": version,
+    }
+
+
+def _read_description(folder: Path) -> object:
+    try:
+        return json.loads((folder / PACK_FILE).read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder / PACK_FILE} cannot be read ({error}): remove {folder} and pack again") from error
+
+
+def _begin(folder: Path, description: dict[str, object]) -> None:
+    """Leave pack.json in an empty folder, or find the same there."""
+    found = _read_description(folder)
+    if found is not None and found != description:
+        raise ValueError(
+            f"{folder} was packed from another source or with other settings ({json.dumps(found)}, now "
+            f"{json.dumps(description)}): choose another folder or remove it"
+        )
+    if found is None:
+        if strangers := sorted(os.listdir(folder)):
+            raise ValueError(f"{folder} is not empty (it holds {strangers[0]}): choose another folder")
+        _replace(folder / PACK_FILE, json.dumps(description, indent=1))
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    with open(temporary, "x") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def _write_shards(
+    split: str,
+    dataset: Dataset,
+    folder: Path,
+    settings: Settings,
+    pool: Executor,
+    advance: Callable[[int], None],
+) -> Iterator[Path]:
+    """Write what is missing; yields every shard of the split."""
+    for number, first in enumerate(range(0, len(dataset), settings.shard_images)):
+        shard = folder / f"{split}-{number:05}.tar"
+        images = range(first, min(first + settings.shard_images, len(dataset)))
+        if shard.exists():
+            advance(len(images))
+        else:
+            _write_shard(shard, dataset, images, settings, pool, advance)
+        yield shard
+
+
+def _write_shard(
+    shard: Path,
+    dataset: Dataset,
+    images: range,
+    settings: Settings,
+    pool: Executor,
+    advance: Callable[[int], None],
+) -> None:
+    temporary = shard.with_name(f".{shard.name}.{uuid.uuid4().hex}")
+    written: list[tuple[str, int]] = []
+    try:
+        with open(temporary, "xb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for index, data in _encoded(dataset, images, settings, pool):
+                key, suffix = _member(dataset.path(index), index, data)
+                _add(tar, key + suffix, data)
+                _add(tar, f"{key}.cls", str(dataset.labels[index]).encode())
+                written.append((key + suffix, zlib.crc32(data)))
+                advance(1)
+            tar.close()
+            file.flush()
+            os.fsync(file.fileno())
+        _verify(temporary, written)
+        os.replace(temporary, shard)
+        sync_folder(shard.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _encoded(dataset: Dataset, images: range, settings: Settings, pool: Executor) -> Iterator[tuple[int, bytes]]:
+    """(index, bytes to write) in order, a few of them prepared ahead."""
+    coming = iter(images)
+    ahead = [(index, pool.submit(_prepare, dataset, index, settings)) for index in islice(coming, 4 * settings.threads)]
+    while ahead:
+        index, future = ahead.pop(0)
+        yield index, future.result()
+        ahead += [(index, pool.submit(_prepare, dataset, index, settings)) for index in islice(coming, 1)]
+
+
+def _prepare(dataset: Dataset, index: int, settings: Settings) -> bytes:
+    """The bytes of an image as they are packed."""
+    try:
+        data = dataset.read(index)
+        if isinstance(data, np.ndarray):  # decoded sets are stored without loss
+            return _saved(Image.fromarray(data), "PNG")
+        if not settings.max_side:
+            return data
+        with Image.open(io.BytesIO(data)) as image:  # the header only
+            if max(image.size) <= settings.max_side:
+                return data
+        image = Image.fromarray(decode(data))
+        image.thumbnail((settings.max_side, settings.max_side), Image.Resampling.BICUBIC, reducing_gap=None)
+        return _saved(image, "JPEG", quality=settings.quality)
+    except (BadImage, OSError) as error:
+        raise BadImage(
+            f"{dataset.path(index)}: {error}: repair or remove it (deit_fast.data check lists all)"
+        ) from error
+
+
+def _saved(image: Image.Image, format: str, **options: int) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def _member(path: str, index: int, data: bytes) -> tuple[str, str]:
+    """(key, suffix) of a sample: its number, its file's name for people, the suffix of its content.
+
+    A key has no dot, as WebDataset splits there; the number keeps two files of one name apart.
+    """
+    stem, suffix = os.path.splitext(os.path.basename(path))
+    readable = re.sub(r"[^A-Za-z0-9_-]+", "_", stem)[:48]
+    found = next((kind for start, kind in FORMATS.items() if data.startswith(start)), None)
+    if found is None and data[8:12] == b"WEBP":
+        found = ".webp"
+    return f"{index:08}-{readable}", found or (suffix.lower() if suffix.lower() in SUFFIXES else ".jpg")
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+def _verify(shard: Path, written: list[tuple[str, int]]) -> None:
+    """Read a shard back from its file and compare every image with what was written."""
+    index = scan([str(shard)])
+    with open(shard, "rb", buffering=0) as file:
+        found = [
+            (name, zlib.crc32(os.pread(file.fileno(), int(size), int(offset))))
+            for name, size, offset in zip(index.names, index.size, index.offset, strict=True)
+        ]
+    if found != written:
+        raise OSError("a shard read back differs from what was written: is the disk sound?")

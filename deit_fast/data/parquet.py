@@ -1,0 +1,171 @@
+"""Hugging Face's parquet files: encoded images in one column, labels in another.
+
+    folder/data/train-00000-of-00294.parquet   validation-00000-of-00014.parquet   …
+
+The columns are found by the features that `datasets` writes into the file, else by their types; where more than one
+could be meant, the spec says which: `--data 'folder?image=img&label=fine_label'`.
+
+Parquet is read in groups of hundreds of rows, so single images in random order would read and decompress everything
+hundreds of times. For training, `open_dataset` therefore packs a split once into shards in the cache folder (see
+`pack.py`); `ParquetRows` itself is for reading front to back.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .dataset import check_labels, checked_names
+
+if TYPE_CHECKING:
+    import pyarrow
+
+GROUPS_KEPT = 2  # row groups in memory: threads that read front to back are never further apart
+
+
+class ParquetRows:
+    """One split: the rows of a list of parquet files, in their order.
+
+    Args:
+        files: paths of the files.
+        name: what the user called the data set.
+        image, label: columns; None: found as described above.
+        classes: class names; None: those of the label's feature, else the numbers up to the largest label.
+
+    Raises:
+        ValueError: pyarrow is not installed, a file is unreadable or no parquet file, a column cannot be told, a label
+            is missing or outside the classes.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        name: str,
+        image: str | None = None,
+        label: str | None = None,
+        classes: list[str] | None = None,
+    ):
+        self.name = name
+        self.files = [str(file) for file in files]
+        tables = [_opened(file) for file in self.files]
+        schema = tables[0].schema_arrow
+        features = _features(schema)
+        self.image = image or _only(_images(schema, features), "image", schema, self.files[0])
+        self.label = label or _only(_label_columns(schema, features), "label", schema, self.files[0])
+        for column in (self.image, self.label):
+            if column not in schema.names:
+                raise ValueError(f"{self.files[0]} has no column {column!r}, only {', '.join(schema.names)}")
+        groups = [(file, group) for file, table in enumerate(tables) for group in range(table.num_row_groups)]
+        sizes = [tables[file].metadata.row_group(group).num_rows for file, group in groups]
+        self._groups, self._ends = groups, np.cumsum(sizes, dtype=np.int64)
+        self.labels = _labels(self.files, self.label)
+        if classes is None:
+            named = features.get(self.label, {}).get("names")
+            largest = int(self.labels.max(initial=-1))
+            classes = [str(number) for number in range(largest + 1)] if named is None else list(named)
+        self.classes = checked_names(classes, self.files[0])
+        check_labels(self)
+        self._kept: dict[int, Any] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> bytes:
+        group = int(np.searchsorted(self._ends, index, side="right"))
+        row = index - (int(self._ends[group - 1]) if group else 0)
+        value = self._group(group)[row].as_py()
+        data = value.get("bytes") if isinstance(value, dict) else value
+        if data is None:
+            raise OSError("the row holds no bytes")
+        return data
+
+    def path(self, index: int) -> str:
+        group = int(np.searchsorted(self._ends, index, side="right"))
+        file = self._groups[group][0]
+        first = next(place for place, (of, _) in enumerate(self._groups) if of == file)
+        return f"{self.files[file]}[{index - (int(self._ends[first - 1]) if first else 0)}]"
+
+    def _group(self, group: int) -> Any:
+        with self._lock:
+            if group not in self._kept:
+                while len(self._kept) >= GROUPS_KEPT:
+                    self._kept.pop(next(iter(self._kept)))
+                file, number = self._groups[group]
+                try:
+                    table = _opened(self.files[file]).read_row_group(number, columns=[self.image])
+                except (OSError, ValueError) as error:  # pyarrow's errors are both
+                    raise OSError(f"row group {number} is damaged ({error})") from error
+                self._kept[group] = table.column(self.image).combine_chunks()
+            return self._kept[group]
+
+
+def _opened(file: str) -> pyarrow.parquet.ParquetFile:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ValueError("parquet files need pyarrow: type pip install 'deit-fast[parquet]'") from error
+    try:
+        return parquet.ParquetFile(file)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise ValueError(f"{file} is no readable parquet file ({error}): copy or download it again") from error
+
+
+def _features(schema: pyarrow.Schema) -> dict[str, dict[str, Any]]:
+    """What `datasets` says of each column: {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names"}}."""
+    try:
+        return json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+    except (KeyError, TypeError, ValueError):
+        return {}
+
+
+def _images(schema: pyarrow.Schema, features: dict[str, dict[str, Any]]) -> list[str]:
+    from pyarrow import types
+
+    def holds_bytes(kind: pyarrow.DataType) -> bool:
+        if types.is_struct(kind):
+            return any(field.name == "bytes" for field in kind)
+        return types.is_binary(kind) or types.is_large_binary(kind)
+
+    named = [column for column, feature in features.items() if feature.get("_type") == "Image"]
+    return named or [field.name for field in schema if holds_bytes(field.type)]
+
+
+def _label_columns(schema: pyarrow.Schema, features: dict[str, dict[str, Any]]) -> list[str]:
+    from pyarrow import types
+
+    named = [column for column, feature in features.items() if feature.get("_type") == "ClassLabel"]
+    found = named or [field.name for field in schema if types.is_integer(field.type)]
+    return ["label"] if "label" in found else found
+
+
+def _only(columns: list[str], what: str, schema: pyarrow.Schema, file: str) -> str:
+    if len(columns) == 1:
+        return columns[0]
+    found = f"{len(columns)} columns ({', '.join(columns)}) could be" if columns else "no column looks like"
+    example = (columns or schema.names)[0]
+    raise ValueError(f"{file}: {found} the {what}: name it, --data 'FOLDER?{what}={example}'")
+
+
+def _labels(files: Sequence[str], column: str) -> np.ndarray:
+    """int64 (N,)."""
+    parts = []
+    for file in files:
+        try:
+            table = _opened(file).read(columns=[column])
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(f"{file} has no readable column {column!r} ({error})") from error
+        values = table.column(column)
+        if values.null_count:
+            raise ValueError(f"{file} has {values.null_count} rows without a value of {column!r}")
+        numbers = values.to_numpy()
+        if numbers.dtype.kind not in "iu":
+            raise ValueError(f"{file}: the labels in {column!r} are integers, got {values.type}")
+        parts.append(numbers.astype(np.int64))
+    return np.concatenate(parts)

@@ -1,0 +1,213 @@
+"""Tar shards in WebDataset's layout, read in any order.
+
+    shards/imagenet1k-train-0000.tar        n01440764_10026.jpg  n01440764_10026.cls  n01440764_18.jpg  …
+    shards/imagenet1k-validation-00.tar
+
+Members of one sample share the name up to the first dot of the file name. A sample has one image, by suffix, and a
+label: a number in `.cls`, or the number "label" in `.json`. Class names are the lines of `classes.txt` beside the
+shards, where there is one, else the numbers.
+
+A tar file is not compressed, so an image is read by its offset. Offsets come from one pass over the headers, which is
+kept: beside the shards by `pack` (valid while names and sizes of the shards stay), else in the cache folder (valid
+while their modification times stay as well).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .dataset import check_labels, checked_names
+from .folder import SUFFIXES, is_image
+from .index import CACHED_FROM, Arrays, Names, cache_arrays, index_path, load_arrays, pack_names, unpack_names
+
+VERSION = 1
+CLASSES_FILE = "classes.txt"
+COLUMNS = ("shard", "offset", "size", "labels")
+
+
+class ShardIndex(NamedTuple):
+    """Where the N images of a list of shards lie."""
+
+    shard: NDArray[np.int32]  # (N,), index into the list of shards
+    offset: NDArray[np.int64]  # (N,), bytes from the start of the shard
+    size: NDArray[np.int64]  # (N,), bytes
+    labels: NDArray[np.int64]  # (N,)
+    names: Names  # (N,), of the member
+
+    def arrays(self) -> Arrays:
+        return {**{key: getattr(self, key) for key in COLUMNS}, **pack_names(names=self.names)}
+
+    @classmethod
+    def of(cls, arrays: Arrays) -> ShardIndex:
+        return cls(**{key: arrays[key] for key in COLUMNS}, names=unpack_names(arrays, "names"))
+
+
+class TarShards:
+    """One split: the samples of a list of shards, in their order.
+
+    Args:
+        shards: paths of uncompressed tar files.
+        name: what the user called the data set.
+        classes: class names; None: the lines of classes.txt beside the first shard, else the numbers up to the largest.
+        index_file: an index that `pack` wrote.
+
+    Raises:
+        ValueError: a shard is unreadable, no tar file or compressed, a sample lacks image or label, a label is outside
+            the classes, a class name occurs twice, or the index is of other shards.
+    """
+
+    def __init__(
+        self, shards: Sequence[Path], name: str, classes: list[str] | None = None, index_file: Path | None = None
+    ):
+        self.name = name
+        self._shards = [str(shard) for shard in shards]
+        self._index = _opened(self._shards, index_file)
+        self.labels = self._index.labels
+        if not len(self.labels):
+            raise ValueError(f"{self._shards[0]} holds no sample")
+        if classes is None:
+            classes = class_names(shards[0].parent / CLASSES_FILE)
+        if classes is None:
+            classes = [str(label) for label in range(self.labels.max() + 1)]
+        self.classes = classes
+        check_labels(self)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> bytes:
+        size = int(self._index.size[index])
+        with open(self._shards[self._index.shard[index]], "rb", buffering=0) as file:
+            data = os.pread(file.fileno(), size, int(self._index.offset[index]))
+        if len(data) < size:
+            raise OSError("the shard has become shorter since it was indexed")
+        return data
+
+    def path(self, index: int) -> str:
+        return f"{self._shards[self._index.shard[index]]}/{self._index.names[index]}"
+
+
+def class_names(file: Path) -> list[str] | None:
+    """The lines of a file of class names; None where there is no such file.
+
+    Raises:
+        ValueError: a name occurs twice.
+    """
+    if not file.is_file():
+        return None
+    return checked_names(file.read_text().removesuffix("\n").split("\n"), file)
+
+
+def fingerprint(shards: Sequence[str], *, stamps: bool) -> NDArray[np.str_]:
+    """What an index is valid for: names and sizes of the shards, with `stamps` also when they were modified.
+
+    Raises:
+        ValueError: a shard cannot be read.
+    """
+    try:
+        status = [os.stat(shard) for shard in shards]
+    except OSError as error:
+        raise ValueError(f"cannot read the shard {error.filename} ({error.strerror})") from error
+    return np.array(
+        [
+            f"{os.path.basename(shard)} {each.st_size}" + (f" {each.st_mtime_ns}" if stamps else "")
+            for shard, each in zip(shards, status, strict=True)
+        ]
+    )
+
+
+def scan(shards: Sequence[str]) -> ShardIndex:
+    """The index of a list of shards, from their headers.
+
+    Raises:
+        ValueError: as `TarShards`.
+    """
+    columns: tuple[list, ...] = ([], [], [], [], [])
+    for number, shard in enumerate(shards):
+        for row in _samples(shard):
+            for column, value in zip(columns, (number, *row), strict=True):
+                column.append(value)
+    types = (np.int32, np.int64, np.int64, np.int64)
+    numbers = [np.array(column, kind) for column, kind in zip(columns, types, strict=False)]
+    return ShardIndex(*numbers, names=Names.of(columns[4]))
+
+
+def _opened(shards: list[str], index_file: Path | None) -> ShardIndex:
+    if index_file is not None:
+        arrays = load_arrays(index_file)
+        if arrays is None or not np.array_equal(arrays["valid_for"], fingerprint(shards, stamps=False)):
+            raise ValueError(
+                f"the shards beside {index_file} are not those it was written for: restore what is missing, or remove "
+                "the index to take what is there"
+            )
+        return ShardIndex.of(arrays)
+    kept, valid_for = index_path("shards", VERSION, shards), fingerprint(shards, stamps=True)
+    arrays = load_arrays(kept)
+    if arrays is not None and np.array_equal(arrays["valid_for"], valid_for):
+        return ShardIndex.of(arrays)
+    index = scan(shards)
+    if len(index.labels) >= CACHED_FROM:
+        cache_arrays(kept, {**index.arrays(), "valid_for": valid_for})
+    return index
+
+
+def _samples(shard: str) -> Iterator[tuple[int, int, int, str]]:
+    """(offset, size, label, name of the member) of each image in a shard."""
+    key, image, label = "", None, None
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for member in tar:
+                if not member.isfile() or os.path.basename(member.name).startswith("."):
+                    continue
+                folder, file = os.path.split(member.name)
+                stem, _, suffix = file.partition(".")
+                if (next_key := os.path.join(folder, stem)) != key:
+                    if key:
+                        yield _complete(shard, key, image, label)
+                    key, image, label = next_key, None, None
+                if "." not in suffix and is_image(f".{suffix}"):  # 0.seg.png is another field of sample 0
+                    if image is not None:
+                        raise ValueError(f"{shard}: sample {key} has two images ({image[2]}, {member.name})")
+                    image = (member.offset_data, member.size, member.name)
+                elif suffix in ("cls", "json"):
+                    label = _label(shard, member.name, suffix, tar.extractfile(member).read(), label)
+            if key:
+                yield _complete(shard, key, image, label)
+    except (tarfile.TarError, OSError) as error:
+        hint = "it is compressed: unpack it" if _is_gzip(shard) else "copy or download it again"
+        raise ValueError(f"{shard} is no readable tar file ({error}): {hint}") from error
+
+
+def _complete(shard: str, key: str, image: tuple[int, int, str] | None, label: int | None) -> tuple[int, int, int, str]:
+    if image is None:
+        raise ValueError(f"{shard}: sample {key} has no image (suffixes {', '.join(SUFFIXES)})")
+    if label is None:
+        raise ValueError(f'{shard}: sample {key} has no label: neither {key}.cls nor "label" in {key}.json')
+    return image[0], image[1], label, image[2]
+
+
+def _label(shard: str, member: str, suffix: str, content: bytes, known: int | None) -> int | None:
+    """The label in a member; what `.cls` says goes before what `.json` says."""
+    try:
+        if suffix == "cls":
+            return int(content)
+        found = json.loads(content).get("label")
+        return known if known is not None or found is None else int(found)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"{shard}/{member} holds no label ({error})") from error
+
+
+def _is_gzip(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(2) == b"\x1f\x8b"
+    except OSError:
+        return False

@@ -1,0 +1,264 @@
+"""The Triton kernels of the loss: forward, a program a row; its mean; backward, a program a row and chunk of classes.
+
+Forward walks a row in tiles of BLOCK classes and carries maxima, sums of exponentials and dot products along, rescaled
+when a maximum grows; up to 4096 classes one tile holds the row. Everything is computed in float32. `tiles.py` holds the
+arithmetic of one tile and says what the compile-time arguments mean.
+"""
+
+import triton
+import triton.language as tl
+
+from . import reference
+from .tiles import (
+    LOWEST,
+    aligned_part,
+    backward_tile,
+    edge_tile,
+    forward_tile,
+    label_loss,
+    read_label,
+    row_address,
+    topk_rest,
+    weighted,
+)
+
+CLS_MAX = tl.constexpr(reference.CLS_MAX)
+CLS_LOG_SUM = tl.constexpr(reference.CLS_LOG_SUM)
+DIST_MAX = tl.constexpr(reference.DIST_MAX)
+DIST_LOG_SUM = tl.constexpr(reference.DIST_LOG_SUM)
+TEACHER_MAX = tl.constexpr(reference.TEACHER_MAX)  # also the TEACHER_LABEL
+TEACHER_LOG_SUM = tl.constexpr(reference.TEACHER_LOG_SUM)
+TARGET_SUM = tl.constexpr(reference.TARGET_SUM)
+ROW_WEIGHT = tl.constexpr(reference.ROW_WEIGHT)
+STATISTICS = tl.constexpr(reference.STATISTICS)
+
+# Nothing is specialised on the value of a number, nor on the address of what is read one scalar at a time: a label view
+# at an odd offset runs the code of any other, and a new batch size or temperature compiles nothing.
+UNSPECIALISED = [
+    "labels_ptr", "partner_ptr", "lam_ptr", "teacher_labels_ptr", "teacher_probs_ptr", "grad_ptr",
+    "cls_stride", "student_stride", "teacher_stride", "dense_stride", "grad_stride", "class_units", "listed", "rows",
+    "alpha", "inverse_tau", "kl_scale", "label_smoothing", "teacher_smoothing", "ignore_index",
+]  # fmt: skip
+
+
+@triton.jit
+def _base_term(cls_row, before, labels, label_smoothing, state, BASE: tl.constexpr, TARGET: tl.constexpr):
+    """(base term, maximum, log-sum, sum of the target) of a row whose tiles have been read."""
+    maximum, total, dot, mass = state
+    if not BASE:
+        return mass, maximum, mass, mass  # zeros, but for the maximum
+    else:
+        log_sum = tl.log(total)
+        base = mass * log_sum - dot
+        if TARGET != "dense":
+            label, exists, partner, partner_exists, lam = labels
+            from_labels = label_loss(cls_row - before, label, exists, state)
+            if TARGET == "mixed":  # a weight of 0 takes nothing from a logit of −inf
+                from_partner = label_loss(cls_row - before, partner, partner_exists, state)
+                from_labels = tl.where(lam == 0, 0.0, lam * from_labels)
+                from_labels += tl.where(lam == 1, 0.0, (1 - lam) * from_partner)
+            base += (1 - label_smoothing) * from_labels
+            mass += 1 - label_smoothing
+        return base, maximum, log_sum, mass
+
+
+@triton.jit
+def _distill_term(
+    student_row, before, teacher_label, known, kl_scale, teacher_smoothing, student_state, teacher_state,
+    DISTILL: tl.constexpr,
+):  # fmt: skip
+    """(distillation term, maximum and log-sum of the student, of the teacher: hard, its label and 0)."""
+    student_max, student_total, dot, mass = student_state
+    teacher_max, teacher_total, arg_max, _ = teacher_state
+    if DISTILL == "none":
+        return mass, student_max, mass, teacher_max, mass  # zeros, but for the maxima
+    elif DISTILL == "soft" or DISTILL == "topk":
+        student_log_sum, teacher_log_sum = tl.log(student_total), tl.log(teacher_total)
+        divergence = dot / teacher_total - teacher_log_sum + student_log_sum
+        return divergence * kl_scale, student_max, student_log_sum, teacher_max, teacher_log_sum
+    else:
+        student_log_sum = tl.log(student_total)
+        if DISTILL == "logits":
+            teacher_label, known = arg_max, arg_max >= 0
+        from_label = label_loss(student_row - before, teacher_label, known, student_state)
+        distill = mass * student_log_sum - dot + (1 - teacher_smoothing) * from_label
+        return distill, student_max, student_log_sum, teacher_label.to(tl.float32), teacher_total
+
+
+@triton.jit(do_not_specialize=UNSPECIALISED)
+def forward_kernel(
+    cls_ptr, student_ptr, teacher_ptr, dense_ptr, labels_ptr, partner_ptr, lam_ptr,
+    teacher_labels_ptr, teacher_probs_ptr,
+    loss_ptr, base_ptr, distill_ptr, statistics_ptr,
+    cls_stride, student_stride, teacher_stride, dense_stride, class_units, listed,
+    alpha, inverse_tau, kl_scale, label_smoothing, teacher_smoothing, ignore_index,
+    BASE: tl.constexpr, TARGET: tl.constexpr, DISTILL: tl.constexpr, ONE_HEAD: tl.constexpr,
+    SMOOTH_TARGET: tl.constexpr, SMOOTH_TEACHER: tl.constexpr, TOPK_BLOCK: tl.constexpr,
+    STEP: tl.constexpr, EDGE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Both terms and the statistics of one row, and its loss unless loss_ptr is None.
+
+    teacher_labels_ptr holds one label a row, or the K classes of a TopK.
+    """
+    row = tl.program_id(0)
+    classes = class_units * STEP
+    before, aligned = aligned_part(row, student_stride, classes, EDGE)
+    cls_row = row_address(cls_ptr, row, cls_stride, before, STEP, EDGE)
+    student_row = row_address(student_ptr, row, student_stride, before, STEP, EDGE)
+    teacher_row = row_address(teacher_ptr, row, teacher_stride, before, STEP, EDGE)
+    dense_row = row_address(dense_ptr, row, dense_stride, before, STEP, EDGE)
+    rows = (cls_row, student_row, teacher_row, dense_row)
+
+    ignored, bad, rest = row < 0, row < 0, 0.0
+    labels, teacher_label, known = (0, True, 0, True, 1.0), 0, True
+    topk = (teacher_labels_ptr, teacher_probs_ptr, row, listed)
+    if TARGET == "labels" or TARGET == "mixed":
+        label, exists, ignored, bad = read_label(labels_ptr, row, classes, ignore_index, ignored, bad)
+        labels = (label, exists, label, exists, 1.0)
+    if TARGET == "mixed":
+        partner, partner_exists, ignored, bad = read_label(partner_ptr, row, classes, ignore_index, ignored, bad)
+        lam = tl.load(lam_ptr + row).to(tl.float32)
+        bad |= ~((lam >= 0) & (lam <= 1))
+        labels = (label, exists, partner, partner_exists, lam)
+    if DISTILL == "labels":
+        teacher_label, known, ignored, bad = read_label(teacher_labels_ptr, row, classes, ignore_index, ignored, bad)
+    if DISTILL == "topk":
+        rest, outside = topk_rest(topk, classes, TOPK_BLOCK)
+        bad |= outside
+
+    zero = tl.zeros([], tl.float32)
+    cls_state = (zero + LOWEST, zero, zero, zero)
+    student_state = (zero + LOWEST, zero, zero, zero)
+    teacher_state = (zero + LOWEST, zero, row * 0, row * 0)
+    for first in range(0, aligned, BLOCK):
+        b_offset = first + tl.arange(0, BLOCK)  # [BLOCK]
+        cls_state, student_state, teacher_state = forward_tile(
+            rows, topk, rest, b_offset, b_offset < aligned, before, classes, inverse_tau, label_smoothing,
+            teacher_smoothing, cls_state, student_state, teacher_state,
+            BASE, TARGET, DISTILL, ONE_HEAD, SMOOTH_TARGET, SMOOTH_TEACHER,
+        )  # fmt: skip
+    if EDGE:
+        b_offset, b_mask = edge_tile(before, aligned, classes)  # [16]
+        cls_state, student_state, teacher_state = forward_tile(
+            rows, topk, rest, b_offset, b_mask, before, classes, inverse_tau, label_smoothing,
+            teacher_smoothing, cls_state, student_state, teacher_state,
+            BASE, TARGET, DISTILL, ONE_HEAD, SMOOTH_TARGET, SMOOTH_TEACHER,
+        )  # fmt: skip
+
+    base, cls_max, cls_log_sum, mass = _base_term(cls_row, before, labels, label_smoothing, cls_state, BASE, TARGET)
+    distill, student_max, student_log_sum, teacher_max, teacher_log_sum = _distill_term(
+        student_row, before, teacher_label, known, kl_scale, teacher_smoothing, student_state, teacher_state, DISTILL
+    )
+    if DISTILL == "logits":
+        bad |= teacher_state[3] != 0
+
+    weight = tl.where(ignored, 0.0, tl.where(bad, float("nan"), 1.0))
+    base, distill = tl.where(ignored, 0.0, base * weight), tl.where(ignored, 0.0, distill * weight)
+    tl.store(base_ptr + row, base)
+    tl.store(distill_ptr + row, distill)
+    if loss_ptr is not None:
+        tl.store(loss_ptr + row, weighted(base, distill, alpha))
+    statistics = statistics_ptr + row.to(tl.int64) * STATISTICS
+    tl.store(statistics + CLS_MAX, cls_max)
+    tl.store(statistics + CLS_LOG_SUM, cls_log_sum)
+    tl.store(statistics + DIST_MAX, student_max)
+    tl.store(statistics + DIST_LOG_SUM, student_log_sum)
+    tl.store(statistics + TEACHER_MAX, teacher_max)
+    tl.store(statistics + TEACHER_LOG_SUM, teacher_log_sum)
+    tl.store(statistics + TARGET_SUM, mass)
+    tl.store(statistics + ROW_WEIGHT, weight)
+
+
+@triton.jit(do_not_specialize=UNSPECIALISED)
+def mean_kernel(
+    base_rows_ptr, distill_rows_ptr, statistics_ptr, loss_ptr, base_ptr, distill_ptr, count_ptr, rows, alpha,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Means over the rows that count: one program and a fixed order, so every run gives the same bits."""
+    b_base = tl.zeros([BLOCK], tl.float32)  # [BLOCK]
+    b_distill = tl.zeros([BLOCK], tl.float32)  # [BLOCK]
+    b_count = tl.zeros([BLOCK], tl.float32)  # [BLOCK]
+    for first in range(0, rows, BLOCK):
+        b_row = first + tl.arange(0, BLOCK)  # [BLOCK]
+        b_mask = b_row < rows
+        b_weight_ptr = statistics_ptr + b_row.to(tl.int64) * STATISTICS + ROW_WEIGHT  # [BLOCK]
+        b_base += tl.load(base_rows_ptr + b_row, mask=b_mask, other=0.0)
+        b_distill += tl.load(distill_rows_ptr + b_row, mask=b_mask, other=0.0)
+        b_count += (tl.load(b_weight_ptr, mask=b_mask, other=0.0) != 0).to(tl.float32)
+    count = tl.sum(b_count, 0)
+    base, distill = tl.sum(b_base, 0) / count, tl.sum(b_distill, 0) / count
+    tl.store(loss_ptr, weighted(base, distill, alpha))
+    tl.store(base_ptr, base)
+    tl.store(distill_ptr, distill)
+    tl.store(count_ptr, count)
+
+
+@triton.jit(do_not_specialize=UNSPECIALISED)
+def backward_kernel(
+    grad_ptr, count_ptr, statistics_ptr,
+    cls_ptr, student_ptr, teacher_ptr, dense_ptr, labels_ptr, partner_ptr, lam_ptr,
+    teacher_labels_ptr, teacher_probs_ptr,
+    cls_gradient_ptr, student_gradient_ptr,
+    grad_stride, cls_stride, student_stride, teacher_stride, dense_stride, class_units, listed,
+    alpha, inverse_tau, kl_scale, label_smoothing, teacher_smoothing,
+    BASE: tl.constexpr, TARGET: tl.constexpr, DISTILL: tl.constexpr, ONE_HEAD: tl.constexpr, TOPK_BLOCK: tl.constexpr,
+    STEP: tl.constexpr, EDGE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Gradients of one chunk of one row, recomputed from the statistics; count_ptr is None for one loss a row.
+
+    The incoming gradient is read here, so a GradScaler's 65 536 multiplies float32, not a float16 that underflowed.
+    """
+    row = tl.program_id(0)
+    classes = class_units * STEP
+    before, aligned = aligned_part(row, student_stride, classes, EDGE)
+    rows = (
+        row_address(cls_ptr, row, cls_stride, before, STEP, EDGE),
+        row_address(student_ptr, row, student_stride, before, STEP, EDGE),
+        row_address(teacher_ptr, row, teacher_stride, before, STEP, EDGE),
+        row_address(dense_ptr, row, dense_stride, before, STEP, EDGE),
+    )
+    gradient_rows = (
+        row_address(cls_gradient_ptr, row, class_units, before, STEP, EDGE),
+        row_address(student_gradient_ptr, row, class_units, before, STEP, EDGE),
+    )
+    saved = statistics_ptr + row.to(tl.int64) * STATISTICS
+    statistics = (
+        tl.load(saved + CLS_MAX),
+        tl.load(saved + CLS_LOG_SUM),
+        tl.load(saved + DIST_MAX),
+        tl.load(saved + DIST_LOG_SUM),
+        tl.load(saved + TEACHER_MAX),
+        tl.load(saved + TEACHER_LOG_SUM),
+        tl.load(saved + TARGET_SUM),
+    )
+    weight = tl.load(saved + ROW_WEIGHT)
+    scale = tl.load(grad_ptr + row.to(tl.int64) * grad_stride)
+    if count_ptr is not None:
+        scale = scale / tl.load(count_ptr)
+    scale = tl.where(weight == 0, 0.0, scale * weight)
+    scales = (scale * (1 - alpha), scale * alpha)
+    if DISTILL == "soft" or DISTILL == "topk":
+        scales = (scale * (1 - alpha), scale * alpha * kl_scale * inverse_tau)
+
+    label, partner, lam, rest = 0, 0, 1.0, 0.0
+    if TARGET == "labels" or TARGET == "mixed":
+        label = tl.load(labels_ptr + row).to(tl.int32)
+    if TARGET == "mixed":
+        partner = tl.load(partner_ptr + row).to(tl.int32)
+        lam = tl.load(lam_ptr + row).to(tl.float32)
+    topk = (teacher_labels_ptr, teacher_probs_ptr, row, listed)
+    if DISTILL == "topk":
+        rest, _ = topk_rest(topk, classes, TOPK_BLOCK)
+
+    b_offset = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
+    backward_tile(
+        rows, gradient_rows, (label, partner, lam), topk, rest, statistics, scales, b_offset, b_offset < aligned,
+        before, classes, inverse_tau, label_smoothing, teacher_smoothing, BASE, TARGET, DISTILL, ONE_HEAD,
+    )  # fmt: skip
+    if EDGE:
+        if tl.program_id(1) == 0:
+            b_edge, b_edge_mask = edge_tile(before, aligned, classes)  # [16]
+            backward_tile(
+                rows, gradient_rows, (label, partner, lam), topk, rest, statistics, scales, b_edge, b_edge_mask,
+                before, classes, inverse_tau, label_smoothing, teacher_smoothing, BASE, TARGET, DISTILL, ONE_HEAD,
+            )  # fmt: skip

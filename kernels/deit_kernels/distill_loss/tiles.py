@@ -1,0 +1,232 @@
+"""What the kernels of the loss do with one tile of a row: where it lies, what is carried on, and its gradient.
+
+Loads of 128 bits need offsets that the compiler sees to be multiples of 8 elements. C = 1000 is one, but Triton marks
+an integer argument only when it is a multiple of 16, and falls back to 2-byte loads. So strides and class counts are
+passed in units of STEP elements and multiplied in the kernel. For an odd C, rows start at odd addresses: EDGE lets the
+tiles start at the first aligned class, and one more tile of 16 takes the up to 7 classes before and up to 7 after.
+
+Compile-time arguments: TARGET is "none", "labels", "mixed" or "dense"; DISTILL "none", "labels", "logits", "soft" or
+"topk"; BASE says whether there is a base term, ONE_HEAD that both terms are on the same logits.
+"""
+
+import triton
+import triton.language as tl
+
+# A finite start for running maxima: −inf − (−inf) would be NaN in a row whose first tile is all −inf.
+LOWEST = tl.constexpr(-3.0e38)
+INFINITY = tl.constexpr(float("inf"))
+NO_CLASS = tl.constexpr(2**30)  # above every class
+
+
+@triton.jit
+def aligned_part(row, stride, classes, EDGE: tl.constexpr):
+    """(classes before the first aligned one, how many the tiles cover); the tensors of an EDGE call agree on them."""
+    if EDGE:
+        before = ((8 - (row.to(tl.int64) * stride) % 8) % 8).to(tl.int32)
+        return before, tl.maximum(classes - before, 0) // 8 * 8
+    else:
+        return 0, classes
+
+
+@triton.jit
+def row_address(pointer, row, stride, before, STEP: tl.constexpr, EDGE: tl.constexpr):
+    """The address of class `before` of a row, so written that the compiler sees its alignment."""
+    if pointer is None:
+        return 0  # never used; a tuple cannot hold None
+    elif EDGE:
+        return pointer + (row.to(tl.int64) * stride + before) // 8 * 8
+    else:
+        return pointer + row.to(tl.int64) * stride * STEP
+
+
+@triton.jit
+def edge_tile(before, aligned, classes):
+    """Offsets from class `before`, and mask, of the classes outside the aligned part."""
+    b_i = tl.arange(0, 16)  # [16]
+    b_offset = tl.where(b_i < 8, b_i - before, aligned + b_i - 8)  # [16]
+    return b_offset, (b_offset + before < classes) & ((b_i >= 8) | (b_i < before))
+
+
+@triton.jit
+def read_label(labels_ptr, row, classes, ignore_index, ignored, bad):
+    """(label, whether the class exists, whether any label so far ignores the row, whether any is out of range)."""
+    label = tl.load(labels_ptr + row)
+    exists = (label >= 0) & (label < classes)
+    return label, exists, ignored | (label == ignore_index), bad | ~exists
+
+
+@triton.jit
+def topk_rest(topk, classes, TOPK_BLOCK: tl.constexpr):
+    """(probability of each class outside the TopK, whether it lists a class that does not exist)."""
+    indices_ptr, probs_ptr, row, listed = topk
+    b_k = tl.arange(0, TOPK_BLOCK)  # [TOPK_BLOCK]
+    first = row.to(tl.int64) * listed
+    mass = tl.sum(_load(probs_ptr + first, b_k, b_k < listed, 0.0), 0)
+    b_index = tl.load(indices_ptr + first + b_k, mask=b_k < listed, other=0)  # [TOPK_BLOCK]
+    outside = tl.max(((b_index < 0) | (b_index >= classes)).to(tl.int32), 0) != 0
+    return tl.maximum(1.0 - mass, 0.0) / tl.maximum(classes - listed, 1).to(tl.float32), outside
+
+
+@triton.jit
+def forward_tile(
+    rows, topk, rest, b_offset, b_mask, before, classes, inverse_tau, label_smoothing, teacher_smoothing,
+    cls_state, student_state, teacher_state,
+    BASE: tl.constexpr, TARGET: tl.constexpr, DISTILL: tl.constexpr, ONE_HEAD: tl.constexpr,
+    SMOOTH_TARGET: tl.constexpr, SMOOTH_TEACHER: tl.constexpr,
+):  # fmt: skip
+    """Read one tile and carry on (max, total, dot, mass) of both heads and the teacher's (max, total, arg-max, NaN)."""
+    cls_row, student_row, teacher_row, dense_row = rows
+    b_class = b_offset + before  # [BLOCK]
+    b_even = tl.where(b_mask, 1.0 / classes, 0.0)  # [BLOCK]
+    if BASE:
+        b_cls = _load(cls_row, b_offset, b_mask, -INFINITY)  # [BLOCK]
+        b_target = label_smoothing * b_even  # [BLOCK]
+        if TARGET == "dense":
+            b_target += (1 - label_smoothing) * _load(dense_row, b_offset, b_mask, 0.0)
+        cls_state = _cross_entropy_tile(b_cls, b_target, cls_state, SMOOTH_TARGET or TARGET == "dense")
+    if DISTILL != "none":
+        b_student = b_cls if ONE_HEAD else _load(student_row, b_offset, b_mask, -INFINITY)  # [BLOCK]
+    if DISTILL == "soft" or DISTILL == "topk":
+        b_teacher = _soft_teacher(teacher_row, topk, rest, b_offset, b_mask, b_class, DISTILL)  # [BLOCK]
+        student_state, teacher_state = _divergence_tile(
+            b_student, b_teacher, inverse_tau, inverse_tau if DISTILL == "soft" else 1.0, student_state, teacher_state
+        )
+    elif DISTILL != "none":
+        student_state = _cross_entropy_tile(b_student, teacher_smoothing * b_even, student_state, SMOOTH_TEACHER)
+        if DISTILL == "logits":
+            b_teacher = _load(teacher_row, b_offset, b_mask, -INFINITY)  # [BLOCK]
+            teacher_state = _arg_max_tile(b_teacher, b_class, b_mask, teacher_state)
+    return cls_state, student_state, teacher_state
+
+
+@triton.jit
+def label_loss(row_ptr, label, exists, state):
+    """−log softmax at a label; no address is formed from a label that is no class."""
+    maximum, total, _, _ = state
+    return (maximum - tl.load(row_ptr + label, mask=exists, other=0.0).to(tl.float32)) + tl.log(total)
+
+
+@triton.jit
+def weighted(base, distill, alpha):
+    """The loss; a term of weight 0 contributes nothing even when it is infinite."""
+    both = (1 - alpha) * base + alpha * distill
+    return tl.where(alpha == 0, base, tl.where(alpha == 1, distill, both))
+
+
+@triton.jit
+def backward_tile(
+    rows, gradient_rows, labels, topk, rest, statistics, scales, b_offset, b_mask, before, classes,
+    inverse_tau, label_smoothing, teacher_smoothing,
+    BASE: tl.constexpr, TARGET: tl.constexpr, DISTILL: tl.constexpr, ONE_HEAD: tl.constexpr,
+):  # fmt: skip
+    """Store one tile of the gradients: p Σt − t for a softmax p and a target t, q − p_teacher for a KL, each scaled."""
+    cls_row, student_row, teacher_row, dense_row = rows
+    cls_gradient_row, student_gradient_row = gradient_rows
+    cls_max, cls_log_sum, dist_max, dist_log_sum, teacher_max, teacher_log_sum, target_sum = statistics
+    b_class = b_offset + before  # [BLOCK]
+    if BASE:
+        label, partner, lam = labels
+        b_cls = _load(cls_row, b_offset, b_mask, -INFINITY)  # [BLOCK]
+        if TARGET == "dense":
+            b_target = _load(dense_row, b_offset, b_mask, 0.0)  # [BLOCK]
+        else:
+            b_target = tl.where(b_class == label, lam, 0.0)  # [BLOCK]
+        if TARGET == "mixed":
+            b_target += tl.where(b_class == partner, 1 - lam, 0.0)
+        b_target = (1 - label_smoothing) * b_target + label_smoothing / classes
+        b_gradient = _scaled(_softmax(b_cls, cls_max, cls_log_sum, 1.0) * target_sum - b_target, scales[0])  # [BLOCK]
+        if not ONE_HEAD:
+            tl.store(cls_gradient_row + b_offset, b_gradient, mask=b_mask)
+    if DISTILL != "none":
+        soft: tl.constexpr = DISTILL == "soft" or DISTILL == "topk"
+        b_student = b_cls if ONE_HEAD else _load(student_row, b_offset, b_mask, -INFINITY)  # [BLOCK]
+        b_probs = _softmax(b_student, dist_max, dist_log_sum, inverse_tau if soft else 1.0)  # [BLOCK]
+        if soft:
+            b_teacher = _soft_teacher(teacher_row, topk, rest, b_offset, b_mask, b_class, DISTILL)  # [BLOCK]
+            b_target = _softmax(b_teacher, teacher_max, teacher_log_sum, inverse_tau if DISTILL == "soft" else 1.0)
+        else:  # teacher_max holds the TEACHER_LABEL
+            b_target = tl.where(b_class == teacher_max.to(tl.int32), 1 - teacher_smoothing, 0.0)  # [BLOCK]
+            b_target += teacher_smoothing / classes
+        b_distill = _scaled(b_probs - b_target, scales[1])  # [BLOCK]
+        if ONE_HEAD:
+            b_distill += b_gradient
+        tl.store(student_gradient_row + b_offset, b_distill, mask=b_mask)
+
+
+@triton.jit
+def _load(pointer, b_offset, b_mask, other):
+    return tl.load(pointer + b_offset, mask=b_mask, other=other).to(tl.float32)
+
+
+@triton.jit
+def _soft_teacher(teacher_row, topk, rest, b_offset, b_mask, b_class, DISTILL: tl.constexpr):
+    """The teacher's logits, or the logarithms of the probabilities that a TopK stands for: K comparisons a class."""
+    if DISTILL == "soft":
+        return _load(teacher_row, b_offset, b_mask, -INFINITY)
+    else:
+        indices_ptr, probs_ptr, row, listed = topk
+        first = row.to(tl.int64) * listed
+        b_probs = tl.where(b_mask, rest, 0.0)  # [BLOCK]
+        for k in range(0, listed):
+            probability = tl.load(probs_ptr + first + k).to(tl.float32)
+            b_probs = tl.where(b_class == tl.load(indices_ptr + first + k), probability, b_probs)
+        b_positive = b_mask & (b_probs > 0)
+        return tl.where(b_positive, tl.log(tl.where(b_positive, b_probs, 1.0)), -INFINITY)
+
+
+@triton.jit
+def _cross_entropy_tile(b_x, b_target, state, HAS_TARGET: tl.constexpr):
+    """Carry on the sum of exponentials and, of the target t that is spread over classes, Σ t·(x − max) and Σ t."""
+    old, total, dot, mass = state
+    maximum = tl.maximum(old, tl.max(b_x, 0))
+    total = total * tl.exp(old - maximum) + tl.sum(tl.exp(b_x - maximum), 0)
+    if HAS_TARGET:
+        # A class of probability 0 takes nothing from a logit of −inf; before the first tile the mass is 0.
+        b_term = tl.where(b_target == 0, 0.0, b_target * (b_x - maximum))  # [BLOCK]
+        dot += tl.where(mass == 0, 0.0, mass * (old - maximum)) + tl.sum(b_term, 0)
+        mass += tl.sum(b_target, 0)
+    return maximum, total, dot, mass
+
+
+@triton.jit
+def _divergence_tile(b_s, b_t, inverse_tau, teacher_inverse_tau, student_state, teacher_state):
+    """Carry on both sums of exponentials and Σ exp(t)·(t − s), each logit relative to its row's maximum and over τ.
+
+    The maximum is subtracted before the division: at logits of 1e4 the other order loses 2e-4 of every probability.
+    """
+    s_old, s_total, dot, mass = student_state
+    t_old, t_total, arg_max, has_nan = teacher_state
+    s_max, t_max = tl.maximum(s_old, tl.max(b_s, 0)), tl.maximum(t_old, tl.max(b_t, 0))
+    s_shift, t_shift = (s_old - s_max) * inverse_tau, (t_old - t_max) * teacher_inverse_tau
+    b_s, b_t = (b_s - s_max) * inverse_tau, (b_t - t_max) * teacher_inverse_tau  # [BLOCK]
+    b_weight = tl.exp(b_t)  # [BLOCK]
+    b_term = tl.where(b_weight == 0, 0.0, b_weight * (b_t - b_s))  # [BLOCK]
+    dot += tl.where(t_total == 0, 0.0, t_total * (t_shift - s_shift))
+    # Classes whose weight has underflowed are gone, even those where the student's −inf made the dot product infinite.
+    kept = tl.exp(t_shift)
+    dot = tl.where(kept == 0, 0.0, dot * kept) + tl.sum(b_term, 0)
+    t_total = t_total * kept + tl.sum(b_weight, 0)
+    s_total = s_total * tl.exp(s_shift) + tl.sum(tl.exp(b_s), 0)
+    return (s_max, s_total, dot, mass), (t_max, t_total, arg_max, has_nan)
+
+
+@triton.jit
+def _arg_max_tile(b_x, b_class, b_mask, state):
+    """Carry on the largest logit, the lowest class that has it, and whether a NaN came by (a maximum skips it)."""
+    best, total, label, has_nan = state
+    peak = tl.max(b_x, 0)
+    peak_class = tl.min(tl.where(b_mask & (b_x == peak), b_class, NO_CLASS), 0)
+    wins = (peak > best) | ((peak == best) & (peak_class < label))
+    has_nan |= tl.max((b_x != b_x).to(tl.int32), 0)
+    return tl.where(wins, peak, best), total, tl.where(wins, peak_class, label), has_nan
+
+
+@triton.jit
+def _softmax(b_x, maximum, log_sum, inverse_tau):
+    return tl.exp((b_x - maximum) * inverse_tau - log_sum)
+
+
+@triton.jit
+def _scaled(b_x, scale):
+    # An ignored row may hold NaN or infinite logits; its gradient is 0 all the same.
+    return tl.where(scale == 0, 0.0, scale * b_x)

@@ -1,0 +1,95 @@
+"""Memory comes back when the last view of it is gone, never earlier, and images are gathered wherever they were put."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from deit_fast.data.memory import ALIGNMENT, Arena, Blocks
+
+
+def test_a_block_is_used_again_when_the_last_view_is_gone():
+    blocks = Blocks()
+    tensor = blocks.take(1000)
+    address = tensor.data_ptr()
+    view = tensor.view(torch.float32)[10:20].reshape(2, 5)
+    array = view.numpy()
+    del tensor, view
+    assert blocks.take(1000).data_ptr() != address
+    del array
+    assert blocks.take(1000).data_ptr() == address
+
+
+def test_a_smaller_request_fits_into_a_larger_block_and_a_larger_one_replaces_it():
+    blocks = Blocks()
+    address = blocks.take(1000).data_ptr()
+    small = blocks.take(10)
+    assert small.data_ptr() == address
+    assert small.shape == (10,)
+    del small
+    large = blocks.take(2000)
+    assert large.shape == (2000,)
+    del large
+    assert len(blocks._free) == 1
+
+
+def test_blocks_held_at_the_same_time_never_overlap():
+    blocks = Blocks()
+    held = [blocks.take(100) for _ in range(5)]
+    for number, tensor in enumerate(held):
+        tensor.fill_(number)
+    assert [tensor.unique().tolist() for tensor in held] == [[number] for number in range(5)]
+
+
+def fill(arena, shapes):
+    images = [arena.reserve(*shape) for shape in shapes]
+    for number, image in enumerate(images):
+        image[:] = number + 1
+    return images
+
+
+@pytest.mark.parametrize("expected", [0, 100, 10_000])
+@pytest.mark.parametrize("tail", [0, 37])
+def test_images_are_gathered_whether_or_not_they_found_room(expected, tail):
+    shapes = [(3, 5), (1, 1), (7, 2), (10, 10)]
+    arena = Arena(Blocks(), expected)
+    block, offset, end = arena.gather(fill(arena, shapes), tail)
+    assert end % ALIGNMENT == 0
+    assert len(block) == end + tail
+    for number, (start, (height, width)) in enumerate(zip(offset, shapes, strict=True)):
+        assert start + height * width * 3 <= end
+        assert (block[start : start + height * width * 3] == number + 1).all()
+
+
+def test_the_next_arena_has_room_and_copies_nothing():
+    blocks, shapes = Blocks(), [(30, 50), (20, 20)]
+    first = Arena(blocks, 0)
+    _, _, end = first.gather(fill(first, shapes))
+    second = Arena(blocks, end)
+    images = fill(second, shapes)
+    block, offset, _ = second.gather(images)
+    assert np.shares_memory(block.numpy(), images[0])
+    assert offset.tolist() == [0, 4500]
+
+
+def test_threads_never_get_the_same_bytes():
+    arena = Arena(Blocks(), 200 * 30)
+    images: list[np.ndarray] = []
+
+    def reserve(number):
+        for _ in range(50):
+            image = arena.reserve(2, 5)
+            image[:] = number
+            images.append(image)
+
+    threads = [threading.Thread(target=reserve, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(int(image.min()) for image in images) == sorted(int(image.max()) for image in images)
+    block, offset, _ = arena.gather(images)
+    assert len(set(offset.tolist())) == 200
+    for image, start in zip(images, offset, strict=True):
+        assert np.array_equal(block[start : start + 30].numpy(), image.reshape(-1))

@@ -1,0 +1,179 @@
+"""Packing: the same images in the same order, readable by WebDataset, complete or continued, never half."""
+
+import json
+import os
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from cifar_files import write_cifar10
+from memory_dataset import encoded_image
+from PIL import Image
+
+from deit_fast.data import BadImage, TrainLoader, decode, open_dataset, pack, shards
+from deit_fast.data.pack import Settings
+from deit_fast.data.sources import open_unpacked
+from deit_kernels.augment import Policy
+
+
+def packed(source, folder, **changes):
+    settings = Settings(**dict(shard_images=3, threads=2) | changes)
+    pack.pack(open_unpacked(str(source)), folder, settings)
+    return folder
+
+
+def test_a_packed_folder_gives_the_batches_of_its_source_bit_for_bit(image_folder, tmp_path):
+    folder = packed(image_folder, tmp_path / "packed")
+    both = [open_dataset(str(path)) for path in (image_folder, folder)]
+    for source, copy in zip(*both, strict=True):
+        assert copy.classes == source.classes == ["ant", "bee"]
+        assert np.array_equal(copy.labels, source.labels)
+        assert [copy.read(index) for index in range(len(copy))] == [source.read(index) for index in range(len(copy))]
+    settings = dict(data_seed=3, batch_size=4, total_steps=3, repeats=2)
+    for one, other in zip(*(TrainLoader(train, Policy.deit(16), **settings) for train, _ in both), strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.labels, other.labels)
+    assert sorted(os.listdir(folder)) == [
+        "classes.txt", "pack.json", "train-00000.tar", "train-00001.tar", "train-00002.tar", "train.index.npz",
+        "val-00000.tar", "val-00001.tar", "val.index.npz",
+    ]  # fmt: skip
+
+
+def test_webdataset_reads_the_shards(image_folder, tmp_path):
+    webdataset = pytest.importorskip("webdataset")
+    folder = packed(image_folder, tmp_path / "packed")
+    train, _ = open_dataset(str(image_folder))
+    paths = sorted(map(str, folder.glob("train-*.tar")))
+    rows = list(webdataset.WebDataset(paths, shardshuffle=False).to_tuple("jpg", "cls"))
+    assert [(image, int(label)) for image, label in rows] == [
+        (train.read(index), int(train.labels[index])) for index in range(8)
+    ]
+
+
+def test_opening_a_packed_folder_scans_nothing_even_after_a_copy(image_folder, tmp_path, monkeypatch):
+    folder = packed(image_folder, tmp_path / "packed")
+    for shard in folder.glob("*.tar"):
+        os.utime(shard, (1, 1))
+    monkeypatch.setattr(shards, "scan", None)
+    assert len(open_dataset(str(folder))[0]) == 8
+
+
+def test_a_packed_folder_that_lost_a_shard_is_not_taken_for_a_smaller_one(image_folder, tmp_path):
+    folder = packed(image_folder, tmp_path / "packed")
+    (folder / "train-00001.tar").unlink()
+    with pytest.raises(ValueError, match=r"the shards beside .*train\.index\.npz are not those it was written for"):
+        open_dataset(str(folder))
+
+
+def test_members_are_named_by_number_file_and_content(image_folder, tmp_path):
+    odd = image_folder / "train/ant/a.b ü.JPEG"
+    odd.write_bytes(encoded_image(1, "PNG"))
+    folder = packed(image_folder, tmp_path / "packed", shard_images=100)
+    with tarfile.open(folder / "train-00000.tar") as tar:
+        names = tar.getnames()
+    assert names[:2] == ["00000000-0.jpg", "00000000-0.cls"]
+    assert names[8:10] == ["00000004-a_b_.png", "00000004-a_b_.cls"]
+
+
+def test_images_are_re_encoded_only_where_they_are_too_large(tmp_path):
+    sizes = [(40, 30), (30, 20), (64, 128)]
+    for split in ("train", "val"):
+        (tmp_path / f"set/{split}/ant").mkdir(parents=True)
+        for number, (width, height) in enumerate(sizes):
+            Image.new("RGB", (width, height), (number, 200, 30)).save(tmp_path / f"set/{split}/ant/{number}.png")
+    folder = packed(tmp_path / "set", tmp_path / "packed", max_side=32)
+    source, copy = (open_dataset(str(path))[0] for path in (tmp_path / "set", folder))
+    assert [decode(copy.read(index)).shape for index in range(3)] == [(24, 32, 3), (20, 30, 3), (32, 16, 3)]
+    assert copy.read(1) == source.read(1)
+    assert copy.path(0).endswith(".jpg")
+
+
+def test_decoded_sets_are_packed_without_loss(tmp_path):
+    write_cifar10(tmp_path)
+    folder = packed(tmp_path, tmp_path / "packed", shard_images=50)
+    source, copy = (open_dataset(str(path))[0] for path in (tmp_path, folder))
+    assert all(np.array_equal(decode(copy.read(index)), source.read(index)) for index in range(len(source)))
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_an_interrupted_run_is_continued_and_never_leaves_half_a_shard(image_folder, tmp_path):
+    whole = packed(image_folder, tmp_path / "whole")
+    splits, folder = open_unpacked(str(image_folder)), tmp_path / "packed"
+    done = []
+
+    def interrupt(images):
+        done.append(images)
+        if sum(done) == 4:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        pack.pack(splits, folder, Settings(shard_images=3), interrupt)
+    assert sorted(os.listdir(folder)) == ["classes.txt", "pack.json", "train-00000.tar"]
+    with pytest.raises(ValueError, match=r"is not packed to its end: run the same deit_fast\.data pack command again"):
+        open_dataset(str(folder))
+    first = os.stat(folder / "train-00000.tar").st_mtime_ns
+    reported = []
+    pack.pack(splits, folder, Settings(shard_images=3), reported.append)
+    assert sum(reported) == 12
+    assert os.stat(folder / "train-00000.tar").st_mtime_ns == first
+    for file in whole.iterdir():
+        if file.suffix == ".tar":
+            assert (folder / file.name).read_bytes() == file.read_bytes()
+
+
+def test_another_source_or_other_settings_are_refused(image_folder, tmp_path):
+    folder = packed(image_folder, tmp_path / "packed")
+    with pytest.raises(ValueError, match="was packed from another source or with other settings"):
+        packed(image_folder, folder, max_side=32)
+    with pytest.raises(ValueError, match=r"is not empty \(it holds train\)"):
+        packed(image_folder, image_folder)
+    (folder / "train.index.npz").unlink()
+    (image_folder / "train/ant/0.jpg").rename(image_folder / "train/bee/9.jpg")
+    with pytest.raises(ValueError, match="have changed since"):
+        packed(image_folder, folder)
+
+
+def test_an_unreadable_image_stops_and_is_named(image_folder, tmp_path):
+    broken = image_folder / "train/bee/2.jpg"
+    broken.unlink()
+    broken.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(BadImage, match=rf"{broken}: .*No such file.*deit_fast.data check lists all"):
+        packed(image_folder, tmp_path / "packed")
+    broken.unlink()
+    broken.write_bytes(b"text")
+    with pytest.raises(BadImage, match=rf"{broken}: "):
+        packed(image_folder, tmp_path / "again", max_side=32)
+
+
+def test_a_shard_that_reads_back_differently_is_not_kept(image_folder, tmp_path, monkeypatch):
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda *where: pread(*where)[:-1] + b"?")
+    with pytest.raises(ValueError, match="differs from what was written: is the disk sound"):
+        packed(image_folder, tmp_path / "packed")
+    assert sorted(os.listdir(tmp_path / "packed")) == ["classes.txt", "pack.json"]
+
+
+def test_a_damaged_description_is_named(image_folder, tmp_path):
+    folder = packed(image_folder, tmp_path / "packed")
+    json.loads((folder / "pack.json").read_text())
+    (folder / "pack.json").write_text("{")
+    with pytest.raises(ValueError, match=r"pack\.json cannot be read"):
+        packed(image_folder, folder)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (dict(max_side=-1), "--max-side lies between 0 and 65000, got -1"),
+        (dict(quality=100), "--quality lies between 1 and 95, got 100"),
+        (dict(shard_images=0), "--shard-images lies between 1"),
+        (dict(threads=0), "--threads lies between 1"),
+    ],
+)
+def test_wrong_settings_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        Settings(**wrong)

@@ -1,0 +1,131 @@
+"""Parquet files: bytes and labels as Hugging Face stores them, packed once so that any order is fast."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+from memory_dataset import encoded_image
+
+from deit_fast.data import open_dataset
+from deit_fast.data.parquet import ParquetRows
+
+pyarrow = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
+
+
+def write(path, numbers, *, image="image", label="label", names=("ant", "bee"), labels=None, features=True, **more):
+    """Rows as `datasets` writes them: a struct of bytes and path, the features in the schema's metadata."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [{"bytes": encoded_image(number, "JPEG"), "path": f"{number}.jpg"} for number in numbers]
+    columns = {image: rows, label: [number % 2 for number in numbers] if labels is None else labels, **more}
+    table = pyarrow.table(columns)
+    if features:
+        told = {image: {"_type": "Image"}, label: {"_type": "ClassLabel", "names": list(names)}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": told}})})
+    parquet.write_table(table, path, row_group_size=2)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """As the hub lays it out: two training files of three rows, one validation file, one test file without labels."""
+    data = tmp_path / "set" / "data"
+    write(data / "train-00000-of-00002.parquet", [0, 1, 2])
+    write(data / "train-00001-of-00002.parquet", [3, 4, 5])
+    write(data / "validation-00000-of-00001.parquet", [6, 7])
+    write(data / "test-00000-of-00001.parquet", [8], labels=[-1])
+    return tmp_path / "set"
+
+
+def refused(spec) -> str:
+    with pytest.raises(ValueError) as caught:
+        open_dataset(str(spec))
+    return str(caught.value)
+
+
+def test_bytes_labels_and_names_are_those_of_the_files(folder, capsys):
+    train, val = open_dataset(str(folder))
+    assert train.classes == val.classes == ["ant", "bee"]
+    assert train.labels.tolist() == [0, 1] * 3
+    assert [train.read(index) for index in (5, 0, 3)] == [encoded_image(number, "JPEG") for number in (5, 0, 3)]
+    assert [val.read(index) for index in range(len(val))] == [encoded_image(number, "JPEG") for number in (6, 7)]
+    assert "unpacking" in capsys.readouterr().err
+
+
+def test_a_second_opening_unpacks_nothing_and_a_changed_file_everything(folder, capsys):
+    open_dataset(str(folder))
+    capsys.readouterr()
+    train, _ = open_dataset(str(folder))
+    assert capsys.readouterr().err == ""
+    assert train.read(1) == encoded_image(1, "JPEG")
+    write(folder / "data/train-00001-of-00002.parquet", [9, 4, 5, 10])
+    train, _ = open_dataset(str(folder))
+    assert "unpacking" in capsys.readouterr().err
+    assert len(train) == 7
+    assert train.read(3) == encoded_image(9, "JPEG")
+
+
+def test_rows_are_read_from_the_files_themselves_where_order_does_not_matter(folder):
+    files = sorted((folder / "data").glob("train*"))
+    rows = ParquetRows(files, "set")
+    assert [rows.read(index) for index in range(6)] == [encoded_image(number, "JPEG") for number in range(6)]
+    assert rows.path(4) == f"{files[1]}[1]"
+
+
+def test_columns_are_found_by_type_where_nothing_is_told(tmp_path):
+    images = [encoded_image(number) for number in range(2)]
+    for split in ("train", "test"):
+        table = pyarrow.table({"picture": images, "species": [3, 0], "photographer": ["x", "y"]})
+        parquet.write_table(table, tmp_path / f"{split}.parquet")
+    train, val = open_dataset(str(tmp_path))
+    assert train.classes == val.classes == ["0", "1", "2", "3"]
+    assert train.labels.tolist() == [3, 0]
+    assert train.read(1) == images[1]
+
+
+def test_a_column_that_cannot_be_told_is_asked_for(tmp_path):
+    for split in ("train", "test"):
+        write(tmp_path / f"{split}.parquet", [0, 1], image="img", label="fine", features=False, coarse=[0, 0])
+    text = refused(tmp_path)
+    assert "2 columns (fine, coarse) could be the label: name it, --data 'FOLDER?label=fine'" in text
+    assert open_dataset(f"{tmp_path}?label=coarse")[0].labels.tolist() == [0, 0]
+    assert open_dataset(f"{tmp_path}?label=fine&image=img")[0].labels.tolist() == [0, 1]
+    assert "has no column 'age', only img, fine, coarse" in refused(f"{tmp_path}?label=age")
+    assert "a spec names the columns image and label, not lable" in refused(f"{tmp_path}?lable=fine")
+
+
+def test_labels_outside_the_classes_or_missing_are_refused(folder):
+    train = folder / "data/train-00001-of-00002.parquet"
+    write(train, [3, 4], labels=[0, 2])
+    assert refused(folder).endswith("label 2, outside 0 … 1 of the 2 classes; 1 of 5 labels are")
+    write(train, [3, 4], labels=[0, None])
+    assert f"{train} has 1 rows without a value of 'label'" in refused(folder)
+    write(train, [3, 4], names=["ant", "ant"])
+    write(folder / "data/train-00000-of-00002.parquet", [3, 4], names=["ant", "ant"])
+    assert "names 1 class (ant) more than once" in refused(folder)
+
+
+def test_a_broken_file_is_named(folder):
+    train = folder / "data/train-00001-of-00002.parquet"
+    train.write_bytes(train.read_bytes()[:-100])
+    assert f"{train} is no readable parquet file" in refused(folder)
+
+
+def test_a_damaged_row_group_is_named_and_leaves_nothing_half_unpacked(folder, capsys):
+    train = folder / "data/train-00000-of-00002.parquet"
+    data = bytearray(train.read_bytes())
+    data[4:40] = b"\xff" * 36  # the header of the first page
+    train.write_bytes(data)
+    assert f"{train}[0]: row group 0 is damaged" in refused(folder)
+    assert f"{train}[0]: row group 0 is damaged" in refused(folder)
+
+
+def test_without_space_the_way_out_is_told(folder, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10))
+    assert "set DEIT_FAST_CACHE to a folder on another disk" in refused(folder)
+
+
+def test_without_pyarrow_the_pip_line_is_told(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert refused(folder) == "parquet files need pyarrow: type pip install 'deit-fast[parquet]'"

@@ -1,0 +1,172 @@
+"""The two drop-in criteria against what they replace: the official code's formulas, and timm's own task."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from timm.data.mixup import mixup_target
+from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.task import TokenDistillationTask as TimmTask
+from torch import Tensor, nn
+
+from deit_fast.criterion import DistillationLoss
+from deit_fast.timm_task import TokenDistillationTask
+from deit_kernels import MixedTarget
+
+ROWS, CLASSES = 6, 41
+CRITERIA = {
+    "cross-entropy": nn.CrossEntropyLoss(),
+    "smoothed cross-entropy": nn.CrossEntropyLoss(label_smoothing=0.1),
+    "timm's smoothed cross-entropy": LabelSmoothingCrossEntropy(0.1),
+    "soft targets": SoftTargetCrossEntropy(),
+    "binary cross-entropy": BinaryCrossEntropy(smoothing=0.1),
+    "weighted cross-entropy": nn.CrossEntropyLoss(weight=torch.linspace(0.5, 1.5, CLASSES)),
+}
+
+
+def official_loss(
+    base_criterion: nn.Module,
+    outputs: tuple[Tensor, Tensor],
+    teacher: Tensor,
+    labels: Tensor,
+    kind: str,
+    alpha: float,
+    tau: float,
+) -> Tensor:
+    """What facebookresearch/deit's losses.py computes, in its own words."""
+    outputs, outputs_kd = outputs
+    base = base_criterion(outputs, labels)
+    if kind == "none":
+        return base
+    if kind == "soft":
+        student, teacher = F.log_softmax(outputs_kd / tau, dim=1), F.log_softmax(teacher / tau, dim=1)
+        distill = F.kl_div(student, teacher, reduction="sum", log_target=True) * (tau * tau) / outputs_kd.numel()
+    else:
+        distill = F.cross_entropy(outputs_kd, teacher.argmax(dim=1))
+    return base * (1 - alpha) + distill * alpha
+
+
+@pytest.fixture
+def outputs() -> tuple[Tensor, Tensor]:
+    torch.manual_seed(0)
+    return tuple((3 * torch.randn(ROWS, CLASSES)).requires_grad_() for _ in range(2))
+
+
+@pytest.fixture
+def teacher() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, CLASSES))
+
+
+def labels_for(criterion: nn.Module) -> Tensor:
+    labels = torch.randint(CLASSES, (ROWS,), generator=torch.Generator().manual_seed(2))
+    if isinstance(criterion, SoftTargetCrossEntropy):
+        return mixup_target(labels, CLASSES, lam=0.3, smoothing=0.1)
+    return labels
+
+
+@pytest.mark.parametrize("kind", ["none", "soft", "hard"])
+@pytest.mark.parametrize("criterion", CRITERIA.values(), ids=CRITERIA)
+def test_distillation_loss_is_the_official_one(
+    criterion: nn.Module, kind: str, outputs: tuple[Tensor, Tensor], teacher: nn.Module
+) -> None:
+    inputs, labels = torch.randn(ROWS, 3, 2, 2), labels_for(criterion)
+    loss = DistillationLoss(criterion, teacher, kind, alpha=0.3, tau=3.0)(inputs, outputs, labels)
+    expected = official_loss(criterion, outputs, teacher(inputs).detach(), labels, kind, 0.3, 3.0)
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
+    heads = outputs[: 1 + (kind != "none")]
+    gradients = [torch.autograd.grad(one, heads, retain_graph=True) for one in (loss, expected)]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_a_mixed_target_is_the_dense_one_that_timm_would_build(
+    outputs: tuple[Tensor, Tensor], teacher: nn.Module
+) -> None:
+    labels = torch.randint(CLASSES, (ROWS,))
+    inputs, dense = torch.randn(ROWS, 3, 2, 2), mixup_target(labels, CLASSES, lam=0.3, smoothing=0.1)
+    mixed = MixedTarget(labels, labels.flip(0), torch.full((ROWS,), 0.3))
+    built = DistillationLoss(SoftTargetCrossEntropy(), teacher, "hard", 0.5, 1.0)(inputs, outputs, dense)
+    fused = DistillationLoss(nn.CrossEntropyLoss(label_smoothing=0.1), teacher, "hard", 0.5, 1.0)(
+        inputs, outputs, mixed
+    )
+    torch.testing.assert_close(fused, built, rtol=1e-6, atol=1e-6)
+
+
+def test_the_teacher_gets_no_gradient_and_keeps_its_mode(outputs: tuple[Tensor, Tensor], teacher: nn.Module) -> None:
+    criterion = DistillationLoss(nn.CrossEntropyLoss(), teacher.eval(), "soft", 0.5, 2.0)
+    criterion(torch.randn(ROWS, 3, 2, 2), outputs, labels_for(nn.CrossEntropyLoss())).backward()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert not teacher.training
+    assert outputs[0].grad is not None and outputs[1].grad is not None
+
+
+def test_without_distillation_one_output_will_do(outputs: tuple[Tensor, Tensor], teacher: nn.Module) -> None:
+    labels = labels_for(nn.CrossEntropyLoss())
+    loss = DistillationLoss(nn.CrossEntropyLoss(), teacher, "none", 0.5, 1.0)(torch.empty(0), outputs[0], labels)
+    torch.testing.assert_close(loss, F.cross_entropy(outputs[0], labels))
+
+
+def test_bad_arguments_are_named(outputs: tuple[Tensor, Tensor], teacher: nn.Module) -> None:
+    base = nn.CrossEntropyLoss()
+    with pytest.raises(ValueError, match="distillation_type must be"):
+        DistillationLoss(base, teacher, "firm", 0.5, 1.0)
+    with pytest.raises(ValueError, match="alpha is a weight"):
+        DistillationLoss(base, teacher, "hard", 1.5, 1.0)
+    with pytest.raises(ValueError, match="tau is a temperature"):
+        DistillationLoss(base, teacher, "soft", 0.5, 0.0)
+    with pytest.raises(ValueError, match="needs a model that returns"):
+        DistillationLoss(base, teacher, "hard", 0.5, 1.0)(torch.randn(ROWS, 3, 2, 2), outputs[0], labels_for(base))
+
+
+class Student(nn.Module):
+    """The least that timm's task asks of a model with two heads."""
+
+    num_classes, in_chans = CLASSES, 3
+    pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Linear(12, CLASSES) for _ in range(2))
+
+    def set_distilled_training(self, enable: bool = True) -> None:
+        assert enable
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return tuple(head(images.flatten(1)) for head in self.heads)
+
+
+WEIGHTS = {
+    "default": {},
+    "complementary": {"task_loss_weight": 0.7},
+    "independent": {"task_loss_weight": 2.0, "distill_loss_weight": 0.5},
+}
+
+
+@pytest.mark.parametrize("weights", WEIGHTS.values(), ids=WEIGHTS)
+@pytest.mark.parametrize("distill_type", ["soft", "hard"])
+@pytest.mark.parametrize("criterion", CRITERIA.values(), ids=CRITERIA)
+def test_the_task_is_timms(criterion: nn.Module, distill_type: str, weights: dict, teacher: nn.Module) -> None:
+    student = Student()
+    images, labels = torch.randn(ROWS, 3, 2, 2), labels_for(criterion)
+    results = []
+    for kind in (TokenDistillationTask, TimmTask):
+        task = kind(
+            student, teacher, criterion=criterion, distill_type=distill_type, temperature=3.0, verbose=False, **weights
+        )
+        result = task(images, labels)
+        gradients = torch.autograd.grad(result["loss"], list(student.parameters()))
+        results.append((result, gradients))
+    (ours, our_gradients), (theirs, their_gradients) = results
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-6, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+    for mine, timms in zip(our_gradients, their_gradients, strict=True):
+        torch.testing.assert_close(mine, timms, rtol=1e-5, atol=1e-6)
+
+
+def test_the_task_refuses_weights_that_cannot_be_shared_out(teacher: nn.Module) -> None:
+    for weights in ({"task_loss_weight": 1.5}, {"task_loss_weight": 0.0, "distill_loss_weight": 0.0}):
+        with pytest.raises(ValueError, match="task_loss_weight and distill_loss_weight"):
+            TokenDistillationTask(Student(), teacher, criterion=nn.CrossEntropyLoss(), verbose=False, **weights)

@@ -1,0 +1,67 @@
+"""Images, boxes and programs that several augmentation tests share."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deit_kernels import _extension
+from deit_kernels.augment import ImageBatch, Policy
+from deit_kernels.augment.plan import FILTERS, ROW
+
+ROOT = Path(__file__).parents[3]
+PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+needs_extension = pytest.mark.skipif(_extension.cpu_missing is not None, reason=f"{_extension.cpu_missing}")
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="compiles a test program with g++")
+
+# height, width: square, tall, wide, tiny, and lines of one pixel
+SIZES = [(96, 128), (64, 64), (200, 7), (5, 180), (1, 1), (1, 40), (33, 1), (2, 3)]
+POLICIES = [
+    Policy.deit(32),
+    Policy.deit(33),
+    Policy.eval(32),
+    Policy.eval(31, crop_ratio=1.0),
+    Policy(size=16, scale=(0.5, 0.5), ratio=(0.1, 10.0), interpolation="bilinear", flip=1.0),
+    Policy(size=24, crop="center", crop_ratio=0.6, interpolation="bilinear", flip=0.3),
+]
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Half of it black and white, so that bicubic overshoots and has to be clipped."""
+    random = np.random.default_rng([seed, height, width])
+    image = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return np.where(random.random((height, width, 1)) < 0.5, image, np.where(image < 128, 0, 255)).astype(np.uint8)
+
+
+def noise_batch(sizes: list[tuple[int, int]], seed: int = 0) -> ImageBatch:
+    return ImageBatch.from_images([noise(height, width, seed) for height, width in sizes])
+
+
+def crop_rows(batch: ImageBatch, boxes: np.ndarray, size: int, interpolation: str) -> np.ndarray:
+    """Placed rows that resize boxes (B, 4) to size × size, as a structured array."""
+    rows = np.zeros(len(boxes), ROW)
+    rows["offset"], rows["height"], rows["width"] = batch.offset, batch.height, batch.width
+    rows["box"], rows["resized"], rows["filter"] = boxes, size, FILTERS.index(interpolation)
+    return rows
+
+
+def pillow_crop(image: np.ndarray, box: np.ndarray, size: int, interpolation: str) -> np.ndarray:
+    top, left, height, width = (int(side) for side in box)
+    crop = Image.fromarray(image).crop((left, top, left + width, top + height))
+    return np.asarray(crop.resize((size, size), PILLOW[interpolation]))
+
+
+def build_program(source: str, folder: Path, *flags: str, root: Path = ROOT) -> Path:
+    """Compile one of csrc/emulate's programs the way the extension is compiled."""
+    program = folder / Path(source).stem
+    sources = [root / "csrc" / "emulate" / source]
+    if source == "run.cpp":
+        sources.append(root / "csrc" / "augment_cpu.cpp")
+    warnings = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+    options = ["-std=c++20", "-O2", "-ffp-contract=off", "-pthread", *warnings, *flags]
+    subprocess.run(["g++", *options, *map(str, sources), "-o", str(program)], check=True)
+    return program
