@@ -22,8 +22,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-from deit_kernels.compile_case import TraceCase, TracedCall
 from torch import Tensor
+
+from deit_kernels.compile_case import TraceCase, TracedCall
 
 
 @dataclass

@@ -117,9 +117,7 @@ def compile_case(case: CompileCase, capability: int):
         constexprs=case.constexprs,
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in sorted(case.divisible_by_16)},
     )
-    options: dict[str, object] = {"num_warps": case.num_warps, "num_stages": case.num_stages}
-    if case.maxnreg is not None:
-        options["maxnreg"] = case.maxnreg
+    options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
     return triton.compile(source, target=GPUTarget("cuda", capability, _WARP), options=options)
 
 

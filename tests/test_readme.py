@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deit_fast.train import parse
+from deit_fast.recipes import parse
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -23,7 +23,7 @@ def test_training_commands_parse() -> None:
     trainings = [shlex.split(line)[3:] for line in commands if line.startswith("python -m deit_fast.train")]
     assert len(trainings) == 2
     for arguments in trainings:
-        parse(arguments).check()
+        parse(arguments, "").check()
 
 
 def test_make_targets_exist() -> None:

@@ -21,7 +21,7 @@ class CompileCase:
     """One kernel with everything that decides its machine code, but the target.
 
     Attributes:
-        name: unique in the package, e.g. "attention_forward_resident d64 n208 bf16"; the key of the budget file.
+        name: unique in the package, e.g. "attention_forward_resident n198 d64"; the key of the budget file.
         kernel: the `@triton.jit` function.
         signature: argument name -> Triton type ("*bf16", "i32", "fp32", "constexpr"), in the kernel's order.
         constexprs: constexpr argument -> value.
@@ -29,7 +29,6 @@ class CompileCase:
             one out gives 2-byte loads and a wrong picture of the registers.
         num_warps, num_stages: launch options.
         capability: the only target this case is for, as 90; None: every target.
-        maxnreg: register limit given to ptxas, None: none.
     """
 
     name: str
@@ -40,7 +39,6 @@ class CompileCase:
     num_warps: int
     num_stages: int
     capability: int | None = None
-    maxnreg: int | None = None
 
 
 @dataclass(frozen=True)

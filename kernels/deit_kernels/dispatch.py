@@ -46,13 +46,6 @@ def report_fallback(op: str, reason: str, expected: bool) -> None:
     _report(op, reason, expected)
 
 
-def device_capability(device: torch.device) -> tuple[int, int]:
-    """(major, minor) of a CUDA device; the interpreter stands in for an H100, (9, 0)."""
-    if device.type != "cuda":
-        return (9, 0)
-    return torch.cuda.get_device_capability(device)
-
-
 @_constant_to_dynamo
 def _device_reasons(device_type: str, index: int | None) -> tuple[str, ...]:
     return _cached_device_reasons(device_type, index)

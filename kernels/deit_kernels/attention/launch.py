@@ -10,7 +10,6 @@ import triton
 from torch import Tensor
 
 from ..compile_case import CompileCase, TraceCase, TracedCall
-from ..dispatch import device_capability
 from . import kernels
 from .configuration import Config, choose, family, key_pieces, splits
 
@@ -128,8 +127,8 @@ def card_of(device: torch.device) -> tuple[int, int]:
     """(family, multiprocessors). The interpreter is an H100 of one multiprocessor: a test takes the path of a batch."""
     if device.type != "cuda":
         return 90, 1
-    properties = torch.cuda.get_device_properties(device)
-    return family(device_capability(device), properties.shared_memory_per_block_optin), properties.multi_processor_count
+    card = torch.cuda.get_device_properties(device)
+    return family((card.major, card.minor), card.shared_memory_per_block_optin), card.multi_processor_count
 
 
 # What compile_cases covers: head dim -> lengths, each a row of the table or a way to end its last block.
