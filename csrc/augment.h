@@ -30,7 +30,8 @@ struct OpBatch {
 
 namespace cpu {
 
-// Throws std::invalid_argument for the first row that would read outside its image or the buffer, or mix what is not there.
+// Throw std::invalid_argument for the first row that would read outside its image or the buffer, mix what is not there,
+// or call an unknown op.
 void check_rows(const Batch& batch);
 void check_calls(const OpBatch& batch);
 

@@ -1,4 +1,4 @@
-// The CPU implementation: checks, and the stages of cpu_stages.h in order, image by image, in memory that a thread keeps.
+// The CPU implementation: checks, then the stages of cpu_stages.h image by image, in memory that a thread keeps.
 #include <algorithm>
 #include <cstring>
 #include <stdexcept>

@@ -113,9 +113,44 @@ INTO_CLONE void interpolate_run(const From* const* taps, const Real* __restrict 
       store<Real>(linear<Real>(Value(first[i]), Value(second[i]), weight[i]), to + i);
 }
 
+// The points [begin, end) of a line, all inside the source, into `to`.
+template <typename Real, Filter filter>
+INTO_CLONE void interpolate_line(const Padded& source, Line<Real>& line, int32_t begin, int32_t end, uint8_t* to) {
+  constexpr int taps = filter == Filter::bicubic ? 4 : 2, first_tap = filter == Filter::bicubic ? -1 : 0;
+  const int32_t pixels = end - begin;
+  const int64_t count = channels * pixels;
+  const int32_t *row = &line.row[begin], *column = &line.column[begin];
+  const bool down = any_between(&line.dy[begin], pixels), right = any_between(&line.dx[begin], pixels);
+  if (down) repeat_for_channels(&line.dy[begin], pixels, line.weight_y.data());
+  if (right || !down) repeat_for_channels(&line.dx[begin], pixels, line.weight_x.data());
+  const bool in_step = is_in_step(row, column, pixels);
+  int64_t* place = line.place.data();
+  for (int32_t i = 0; i < (in_step ? 1 : pixels); ++i) place[i] = row[i] * source.stride + channels * column[i];
+
+  // The pixels `below` and `beside` their points, side by side.
+  const auto tap_line = [&](int below, int beside, int buffer) -> const uint8_t* {
+    const uint8_t* from = source.origin + below * source.stride + beside * channels;
+    if (in_step) return from + place[0];
+    gather(from, place, pixels, line.gathered[buffer].data());
+    return line.gathered[buffer].data();
+  };
+  const uint8_t* bytes[4] = {};
+  if (!down || !right) {
+    for (int tap = 0; tap < taps; ++tap)
+      bytes[tap] = down ? tap_line(first_tap + tap, 0, tap) : tap_line(0, first_tap + tap, tap);
+    return interpolate_run<filter>(bytes, (down ? line.weight_y : line.weight_x).data(), count, to);
+  }
+  const Real* across[4] = {};
+  for (int below = 0; below < taps; ++below) {
+    for (int tap = 0; tap < taps; ++tap) bytes[tap] = tap_line(first_tap + below, first_tap + tap, tap);
+    interpolate_run<filter>(bytes, line.weight_x.data(), count, line.across[below].data());
+    across[below] = line.across[below].data();
+  }
+  interpolate_run<filter>(across, line.weight_y.data(), count, to);
+}
+
 template <typename Real, Filter filter>
 INTO_CLONE void affine_lines(const Padded& source, const OpCall& call, Line<Real>& line, uint8_t* to) {
-  constexpr int taps = filter == Filter::bicubic ? 4 : 2, first_tap = filter == Filter::bicubic ? -1 : 0;
   const int32_t height = source.height, width = source.width;
   Real matrix[6];
   for (int i = 0; i < 6; ++i) matrix[i] = static_cast<Real>(call.matrix[i]);
@@ -125,38 +160,7 @@ INTO_CLONE void affine_lines(const Padded& source, const OpCall& call, Line<Real
     int32_t begin = 0, end = width;
     while (begin < end && !line.inside[begin]) std::memcpy(to + channels * begin++, call.fill, channels);
     while (end > begin && !line.inside[end - 1]) std::memcpy(to + channels * --end, call.fill, channels);
-    if (begin == end) continue;
-
-    const int32_t pixels = end - begin;
-    const int32_t *row = &line.row[begin], *column = &line.column[begin];
-    const bool down = any_between(&line.dy[begin], pixels), right = any_between(&line.dx[begin], pixels);
-    const bool in_step = is_in_step(row, column, pixels);
-    if (down) repeat_for_channels(&line.dy[begin], pixels, line.weight_y.data());
-    if (right || !down) repeat_for_channels(&line.dx[begin], pixels, line.weight_x.data());
-    int64_t* place = line.place.data();
-    for (int32_t i = 0; i < pixels; ++i) place[i] = row[i] * source.stride + channels * column[i];
-    // The pixels `below` and `beside` their points, side by side.
-    const auto tap_line = [&](int32_t below, int32_t beside, int buffer) -> const uint8_t* {
-      const uint8_t* from = source.origin + below * source.stride + beside * channels;
-      if (in_step) return from + place[0];
-      gather(from, place, pixels, line.gathered[buffer].data());
-      return line.gathered[buffer].data();
-    };
-    const int64_t count = channels * pixels;
-    uint8_t* out = to + channels * begin;
-    const uint8_t* bytes[4] = {};
-    if (!down || !right) {
-      for (int tap = 0; tap < taps; ++tap) bytes[tap] = tap_line(down ? first_tap + tap : 0, down ? 0 : first_tap + tap, tap);
-      interpolate_run<filter>(bytes, (down ? line.weight_y : line.weight_x).data(), count, out);
-      continue;
-    }
-    const Real* across[4] = {};
-    for (int row = 0; row < taps; ++row) {
-      for (int tap = 0; tap < taps; ++tap) bytes[tap] = tap_line(first_tap + row, first_tap + tap, tap);
-      interpolate_run<filter>(bytes, line.weight_x.data(), count, line.across[row].data());
-      across[row] = line.across[row].data();
-    }
-    interpolate_run<filter>(across, line.weight_y.data(), count, out);
+    if (begin < end) interpolate_line<Real, filter>(source, line, begin, end, to + channels * begin);
   }
 }
 

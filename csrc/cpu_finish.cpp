@@ -48,7 +48,8 @@ struct Values {
 };
 
 // The noise of `count` pixels. In two loops, so that each is one that compilers vectorise.
-VECTOR_CLONES void noise_run(const PlanRow& row, uint32_t pixel, int32_t count, float* red, float* green, float* blue) {
+VECTOR_CLONES void noise_run(const PlanRow& row, uint32_t pixel, int32_t count, float* red, float* green,
+                             float* blue) {
   constexpr int32_t chunk = 64;
   uint32_t word[4][chunk];
   const uint32_t step = row.erase == Erase::pixel;
@@ -70,7 +71,8 @@ VECTOR_CLONES void noise_run(const PlanRow& row, uint32_t pixel, int32_t count, 
 }
 
 // The values of an erased piece of line y, columns [begin, end), to where `values` has column `origin`.
-void erase_run(const PlanRow& row, int32_t y, int32_t begin, int32_t end, int32_t origin, int32_t size, Values& values) {
+void erase_run(const PlanRow& row, int32_t y, int32_t begin, int32_t end, int32_t origin, int32_t size,
+               Values& values) {
   float* at[3];
   for (int c = 0; c < 3; ++c) at[c] = values.channel[c] + (begin - origin);
   if (row.erase == Erase::constant)

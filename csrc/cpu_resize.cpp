@@ -59,8 +59,7 @@ struct Scratch {
 };
 
 // to[0, block) = the rounded weighted sum of `count` runs of as many bytes, `stride` apart.
-INTO_CLONE void weighted_sum(const uint8_t* from, int64_t stride, const int32_t* weight,
-                                                        int32_t count, uint8_t* to) {
+INTO_CLONE void weighted_sum(const uint8_t* from, int64_t stride, const int32_t* weight, int32_t count, uint8_t* to) {
   int32_t sum[block];
   for (int i = 0; i < block; ++i) sum[i] = one_half;
   for (int32_t t = 0; t < count; ++t, from += stride) {
@@ -73,8 +72,8 @@ INTO_CLONE void weighted_sum(const uint8_t* from, int64_t stride, const int32_t*
 // A tile of columns, tile[column][line][rgb], to one of `size` columns.
 VECTOR_CLONES void horizontal_pass(const uint8_t* tile, const Weights& weights, int32_t size, uint8_t* resized) {
   for (int32_t x = 0; x < size; ++x)
-    weighted_sum(tile + (weights.first[x] - weights.lowest) * column_bytes, column_bytes, &weights.value[weights.begin[x]],
-                 weights.count[x], resized + x * column_bytes);
+    weighted_sum(tile + (weights.first[x] - weights.lowest) * column_bytes, column_bytes,
+                 &weights.value[weights.begin[x]], weights.count[x], resized + x * column_bytes);
 }
 
 // `line_bytes` is a multiple of `block`, so the last run of a line reads padding.

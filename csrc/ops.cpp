@@ -218,10 +218,12 @@ Tensor resize(const Tensor& data, const Tensor& rows, int64_t size) {
 }
 
 Tensor run_op(const Tensor& images, const Tensor& calls) {
-  require(images.scalar_type() == ScalarType::Byte && images.dim() == 4 && images.size(3) == 3 && images.is_contiguous(),
+  require(images.scalar_type() == ScalarType::Byte && images.dim() == 4 && images.size(3) == 3 &&
+              images.is_contiguous(),
           "images are contiguous uint8 (B, H, W, 3)");
   const int64_t count = images.size(0), height = images.size(1), width = images.size(2);
-  require(height >= 1 && width >= 1 && height <= max_side && width <= max_side, "an image's sides lie in [1, 2**24 - 1]");
+  require(height >= 1 && width >= 1 && height <= max_side && width <= max_side,
+          "an image's sides lie in [1, 2**24 - 1]");
   const auto* call = require_table<OpCall>(calls, count, images, "the calls");
   const Tensor result = torch::stable::clone(images);
   run_ops_in(result, {static_cast<uint8_t*>(result.mutable_data_ptr()), call, count, static_cast<int32_t>(height),
@@ -248,8 +250,8 @@ bool is_laid_out(const Tensor& out, const Batch& batch, const Finish& finish) {
 }
 
 void apply_out(const Tensor& data, const Tensor& rows, const std::optional<Tensor>& mix, int64_t size,
-               const std::vector<double>& mean, const std::vector<double>& std, const std::string& layout, int64_t patch,
-               const Tensor& out) {
+               const std::vector<double>& mean, const std::vector<double>& std, const std::string& layout,
+               int64_t patch, const Tensor& out) {
   const Batch batch = read_batch(data, rows, mix, size);
   const Finish finish = read_finish(mean, std, out.scalar_type(), layout, size, patch);
   require(is_laid_out(out, batch, finish), "out has the shape and strides of what apply returns");

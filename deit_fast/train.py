@@ -11,7 +11,6 @@ one. Exit codes: 0 done, 2 a mistake in the command or the data, 3 diverged, 130
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 import sys
@@ -40,6 +39,7 @@ from .evaluate import Scores, evaluate
 from .meter import Meter
 from .model import VisionTransformer, drop_path_scales
 from .optimizer import MovingAverage, all_finite, learning_rate, parameter_groups
+from .policies import evaluation_policy, training_policy
 from .recipes import parse
 from .teacher import load_teacher, recipe_config
 

@@ -3,8 +3,9 @@
 // Real is the type of coordinates and weights, double as in Pillow or float for the fast mode. Value is what is
 // interpolated: a channel, or a vector of them; it is the same arithmetic for each.
 //
-// Source: Pillow 12 src/libImaging/Geometry.c, affine_transform, bilinear_filter32RGB and bicubic_filter32RGB. The cubic
-// has a = -1, other than that of resize. Pixels beyond the edge repeat it; centres outside the image get the fill colour.
+// Source: Pillow 12 src/libImaging/Geometry.c, affine_transform, bilinear_filter32RGB and bicubic_filter32RGB. The
+// cubic has a = -1, other than that of resize. Pixels beyond the edge repeat it; centres outside the image get the fill
+// colour.
 #pragma once
 
 #include <cstdint>

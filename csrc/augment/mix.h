@@ -1,6 +1,6 @@
 // Mixup and CutMix in the last stage: what one row of a batch takes from its partner.
 //
-// Source: timm 1.0 Mixup, mode "batch", in float32: x * lam + partner * (1 - lam), or the partner's pixels inside a box.
+// Source: timm 1.0 Mixup, mode "batch", in float32: x * lam + partner * (1 - lam), or the partner's pixels in a box.
 #pragma once
 
 #include <cstdint>

@@ -42,11 +42,11 @@ inline Filter drawn_filter(const Policy& policy, uint32_t word) {
 
 // What the draws below rely on; the ranges are checked, with better words, where a Python Policy is made.
 inline bool is_good(const Policy& policy) {
-  const bool choices = policy.size >= 1 && policy.size <= max_output && policy.crop >= Crop::random_resized &&
-                       policy.crop <= Crop::simple && policy.interpolation >= 0 && policy.interpolation <= random_filter &&
-                       policy.layers >= 0 && policy.layers <= layers && policy.fast >= 0 && policy.fast <= 1 &&
-                       policy.erase >= Erase::none && policy.erase <= Erase::pixel && policy.pad >= 0 &&
-                       policy.pad < policy.size;
+  const auto within = [](auto value, auto low, auto high) { return low <= value && value <= high; };
+  const bool choices = within(policy.size, 1, max_output) && within(policy.crop, Crop::random_resized, Crop::simple) &&
+                       within(policy.interpolation, 0, random_filter) && within(policy.layers, 0, layers) &&
+                       within(policy.fast, 0, 1) && within(policy.erase, Erase::none, Erase::pixel) &&
+                       within(policy.pad, 0, policy.size - 1);
   const auto in_order = [](const double* range, double low, double high) {
     return low < range[0] && range[0] <= range[1] && range[1] <= high;
   };

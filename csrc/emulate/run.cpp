@@ -1,8 +1,8 @@
 // Runs the augmentation on a batch in a file, without Python or torch: run INPUT OUTPUT THREADS. Test-only.
 //
 // THREADS is the size of an emulated CUDA block; 0 runs the CPU implementation, one thread an image. INPUT: the header
-// below, `count` plan rows, as many mix rows if the header says so, `data_bytes` pixels. OUTPUT: uint8 images as cropped
-// and resized, then the finished values. Both outputs start poisoned and lie between guard bytes, which must survive.
+// below, `count` plan rows, as many mix rows if the header says so, `data_bytes` pixels. OUTPUT: uint8 images as
+// cropped and resized, then the finished values. Both start poisoned and lie between guard bytes, which must survive.
 #include "cuda_on_cpu.h"
 
 #include <algorithm>

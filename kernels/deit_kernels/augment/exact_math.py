@@ -48,7 +48,7 @@ def log(x: ArrayLike) -> NDArray[np.float64]:
 
 
 def sin_cos(x: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """sin x and cos x for |x| < 2**20: x = k π/2 + r with |r| <= π/4, then the Taylor series to the 17th and 16th power."""
+    """sin x, cos x for |x| < 2**20: x = k π/2 + r with |r| <= π/4, then the Taylor series to the 17th, 16th power."""
     x = np.asarray(x, np.float64)
     k = np.rint(x * _TWO_OVER_PI)
     r = (x - k * _HALF_PI_HIGH) - k * _HALF_PI_LOW

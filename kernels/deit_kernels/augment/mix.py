@@ -70,7 +70,7 @@ class MixPlan(NamedTuple):
         return MixPlan(*(tensor.to(device, non_blocking=non_blocking) for tensor in self))
 
     def target(self, labels: Tensor) -> MixedTarget:
-        """What the losses of deit_kernels take for these mixed images: labels int64 (B,), on the device of this plan."""
+        """What the losses of deit_kernels take for these images: labels are int64 (B,), on the device of this plan."""
         return MixedTarget(labels, labels[self.partner_row], self.lam)
 
 
@@ -167,9 +167,7 @@ def gamma(
     return result * exp(np.maximum(log(boost) / alpha, -690.0))
 
 
-def cut_boxes(
-    lam: NDArray[np.float64], bits: NDArray[np.uint32], size: int, rounding: str
-) -> NDArray[np.int64]:
+def cut_boxes(lam: NDArray[np.float64], bits: NDArray[np.uint32], size: int, rounding: str) -> NDArray[np.int64]:
     """Boxes (G, 4) of share 1 − lam round a random centre, clipped to the image: timm's rand_bbox."""
     cut = (size * np.sqrt(1.0 - lam)).astype(np.int64)[:, None]
     centre = ((bits[:, :2].astype(np.uint64) * np.uint64(size)) >> np.uint64(32)).astype(np.int64)

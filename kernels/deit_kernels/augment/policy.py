@@ -126,8 +126,8 @@ class Policy:
         scale, ratio: ranges of the box's share of the image's area and of its width / height, for "random_resized".
         crop_ratio: in (0, 1], for "center".
         pad: pixels, below size, for "simple".
-        interpolation: "bicubic" (Pillow's), "bilinear", or "random", a coin for each resize and each affine op. Resizing
-            is antialiased and has a cubic of a = −0.5; affine ops are not and have a = −1.
+        interpolation: "bicubic" (Pillow's), "bilinear", or "random", a coin for each resize and each affine op.
+            Resizing is antialiased and has a cubic of a = −0.5; affine ops are not and have a = −1.
         flip: probability of a horizontal flip.
         rand_augment, erase, mix: the later stages, or None. `mix` is drawn by `sample_mix`.
         affine: "exact" gives Pillow's pixels; "fast" has float32 coordinates and differs by one level here and there.

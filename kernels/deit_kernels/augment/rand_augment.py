@@ -1,6 +1,6 @@
 """RandAugment's numbers, the names of its ops, and timm's strings.
 
-    RandAugment.parse("rand-m9-mstd0.5-inc1")        # DeiT's, the same as RandAugment()
+RandAugment.parse("rand-m9-mstd0.5-inc1")        # DeiT's, the same as RandAugment()
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ TIMM_WEIGHTS = {
     "sharpness": 0.25, "auto_contrast": 0.25, "solarize": 0.05, "solarize_add": 0.05, "contrast": 0.05,
     "brightness": 0.05, "equalize": 0.05, "posterize": 0.05, "invert": 0.05,
 }  # fmt: skip
+
 
 def require(condition: bool, message: str) -> None:
     """Raise ValueError with `message` unless the condition holds."""

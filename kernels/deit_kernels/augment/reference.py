@@ -1,7 +1,7 @@
 """The augmentation in NumPy, exact: what C++ and CUDA must equal bit for bit, and what runs where they are not built.
 
 `place_rows` joins a plan with a batch and `resize_rows` crops, resizes and flips; the later stages are `reference_ops`
-and `reference_finish`, and `reference_sample` draws the plan. Images stay uint8 between stages, as in a Pillow pipeline.
+and `reference_finish`; `reference_sample` draws the plan. Images stay uint8 between stages, as in a Pillow pipeline.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The ops of RandAugment in NumPy, each equal to Pillow's and timm's pixels; see `csrc/augment/{colour,histogram,affine}.h`.
+"""The ops of RandAugment in NumPy, each equal to Pillow's and timm's pixels.
+
+In C++ they are `csrc/augment/colour.h`, `histogram.h` and `affine.h`.
 
 Source: Pillow 12 ImageOps, ImageEnhance, libImaging/{Convert,Blend,Filter,Geometry}.c; timm 1.0 auto_augment.
 """
@@ -6,7 +8,6 @@ Source: Pillow 12 ImageOps, ImageEnhance, libImaging/{Convert,Blend,Filter,Geome
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 

@@ -39,7 +39,10 @@ def one_of(word: NDArray[np.uint32], count: NDArray[np.int64] | int) -> NDArray[
 
 
 def random_sides(
-    bits: NDArray[np.uint32], share: NDArray[np.float64], ratio: NDArray[np.float64], pixels: NDArray[np.float64] | float
+    bits: NDArray[np.uint32],
+    share: NDArray[np.float64],
+    ratio: NDArray[np.float64],
+    pixels: NDArray[np.float64] | float,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """√(area × ratio) and √(area / ratio), rounded, for an area uniform and a ratio log-uniform in their ranges."""
     unit = uniform(bits)

@@ -62,7 +62,9 @@ def test_exp_and_log_equal_numpy_bit_for_bit_and_are_accurate(program: Path, nam
 
 def test_sine_and_cosine_equal_numpy_bit_for_bit_and_are_accurate(program: Path) -> None:
     random = np.random.default_rng(2)
-    x = np.concatenate([random.uniform(-7, 7, 200_000), random.uniform(-1e5, 1e5, 10_000), np.arange(-8, 9) * np.pi / 2])
+    x = np.concatenate(
+        [random.uniform(-7, 7, 200_000), random.uniform(-1e5, 1e5, 10_000), np.arange(-8, 9) * np.pi / 2]
+    )
     exact = np.stack(exact_math.sin_cos(x), axis=-1)
     ours = run(program, "sincos", x, np.float64).reshape(-1, 2)
     assert (ours.view(np.uint64) == exact.view(np.uint64)).all()

@@ -263,17 +263,21 @@ def test_sanitizers_find_nothing(tmp_path: Path, sanitizer: str) -> None:
     run(program, batch, hostile, 9, torch.float32, "nchw", 4, hostile_mix(hostile, 9))
 
 
-KERNELS = ROOT / "csrc" / "augment_kernels.cuh"
-BARRIERS = [found.span() for found in re.finditer(r"__syncthreads\(\);", KERNELS.read_text())]
+BARRIERS = [
+    (name, *found.span())
+    for name in ("augment_kernels.cuh", "augment_ops.cuh")
+    for found in re.finditer(r"__syncthreads\(\);", (ROOT / "csrc" / name).read_text())
+]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("barrier", range(len(BARRIERS)))
 def test_thread_sanitizer_sees_a_missing_barrier(tmp_path: Path, barrier: int) -> None:
     shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
-    text = KERNELS.read_text()
-    start, end = BARRIERS[barrier]
-    (tmp_path / "csrc" / "augment_kernels.cuh").write_text(text[:start] + text[end:])
+    name, start, end = BARRIERS[barrier]
+    file = tmp_path / "csrc" / name
+    text = file.read_text()
+    file.write_text(text[:start] + text[end:])
     program = build_program("run.cpp", tmp_path, *SANITIZED, "-fsanitize=thread", root=tmp_path)
     batch, rows = every_op(18)
     with pytest.raises(AssertionError, match="data race"):

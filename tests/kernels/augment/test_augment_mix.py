@@ -37,8 +37,8 @@ def test_every_kind_of_group_is_mixed_as_timm_mixes() -> None:
                 expected.mul_(lam).add_(partner * (1.0 - lam))
             if row["mode"] == 2:
                 top, left, height, width = row["box"].tolist()
-                window = slice(top, top + height), slice(left, left + width)
-                expected[:, *window] = partner[:, *window]
+                window = (slice(None), slice(top, top + height), slice(left, left + width))
+                expected[window] = partner[window]
                 assert lam == 1.0 - height * width / 32**2
             assert torch.equal(ours[index], expected)
             kinds.add(int(row["mode"]))

@@ -9,7 +9,7 @@ from augment_cases import needs_extension, noise, photo
 from PIL import Image
 from timm.data import auto_augment
 
-from deit_kernels.augment import OPS, Policy, apply_op, op, reference_ops, sample_plan
+from deit_kernels.augment import OPS, Policy, apply_op, reference_ops, sample_plan, single_op
 from deit_kernels.augment.plan import OP
 
 FILL = (124, 116, 104)
@@ -70,7 +70,7 @@ def numpy(image: np.ndarray, name: str, arg: float, interpolation: str, fast: bo
     call = np.zeros((), OP)
     call["op"], call["arg"], call["fill"], call["fast"] = OPS.index(name), arg, FILL, fast
     call["filter"] = interpolation == "bicubic"
-    call["matrix"] = op._matrix(name, arg, *image.shape[:2])
+    call["matrix"] = single_op.matrix(name, arg, *image.shape[:2])
     return reference_ops.run_call(image, call)
 
 
@@ -119,7 +119,7 @@ def test_a_drawn_rotation_is_pillows() -> None:
     calls = plan.table["ops"].reshape(-1)
     calls = calls[calls["op"] == OPS.index("rotate")]
     assert len(calls) > 100
-    own = np.array([op._matrix("rotate", call["arg"], 224, 224) for call in calls])
+    own = np.array([single_op.matrix("rotate", call["arg"], 224, 224) for call in calls])
     assert np.abs(own - calls["matrix"])[:, [0, 1, 3, 4]].max() <= 1.01e-15
     rows = torch.from_numpy(calls[:40].copy().view(np.uint8).reshape(-1, OP.itemsize))
     images = torch.from_numpy(image).expand(40, -1, -1, -1).contiguous()
