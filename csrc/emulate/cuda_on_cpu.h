@@ -4,10 +4,11 @@
 //   launch({images, bands}, threads, shared_bytes, [&](unsigned char* shared) { resize_block(..., shared); });
 //
 // Blocks run one after another. Shared memory is poisoned before each block and is exactly as large as asked for. A
-// barrier that not all threads of the block reach ends the program.
+// barrier that not all threads of the block reach ends the program, and so does one that a thread keeps waiting for.
 #pragma once
 
-#include <condition_variable>
+#include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -30,26 +31,42 @@ class Meeting {
   explicit Meeting(unsigned threads) : threads_(threads) {}
 
   void wait(Place place) {
-    std::unique_lock lock(mutex_);
+    const unsigned round = round_.load(std::memory_order_acquire);
+    if (arrive(place)) return;
+    const auto patience = std::chrono::steady_clock::now() + std::chrono::minutes(2);
+    // Without the mutex: a thread that wakes late would take over, through it, what others have done since, and
+    // ThreadSanitizer would not see that it ought to have waited for that.
+    for (int look = 0; round_.load(std::memory_order_acquire) == round; ++look) {
+      if (look < 100) {
+        std::this_thread::yield();
+      } else if (std::chrono::steady_clock::now() < patience) {
+        std::this_thread::sleep_for(std::chrono::microseconds(50));
+      } else {
+        std::fputs("a thread never came to the barrier where the others wait\n", stderr);
+        std::_Exit(5);
+      }
+    }
+  }
+
+ private:
+  // Whether this is the last thread, which lets the others go on.
+  bool arrive(Place place) {
+    std::lock_guard lock(mutex_);
     if (arrived_ > 0 && place != place_) {
       std::fputs("a barrier is not reached by all threads of the block\n", stderr);
       std::_Exit(3);
     }
     place_ = place;
-    if (++arrived_ == threads_) {
-      arrived_ = 0;
-      ++round_;
-      everyone_.notify_all();
-    } else {
-      everyone_.wait(lock, [&, round = round_] { return round_ != round; });
-    }
+    if (++arrived_ < threads_) return false;
+    arrived_ = 0;
+    round_.fetch_add(1, std::memory_order_release);
+    return true;
   }
 
- private:
   std::mutex mutex_;
-  std::condition_variable everyone_;
+  std::atomic<unsigned> round_ = 0;
   const unsigned threads_;
-  unsigned arrived_ = 0, round_ = 0;
+  unsigned arrived_ = 0;
   Place place_ = Place::barrier;
 };
 
