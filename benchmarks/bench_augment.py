@@ -1,14 +1,25 @@
 """Augmentation against its peers, on the same decoded 500 × 375 photographs, in one run.
 
-    pytest benchmarks/bench_augment.py                        # prints each group with the ratio to its fastest
+    pytest benchmarks/bench_augment.py -s                     # prints a table for each comparison
     pytest benchmarks/bench_augment.py --benchmark-json=benchmarks/results/augment-cpu.json
 
-One thread unless the name says otherwise. All run random resized crop to 224 (bicubic, antialiased), flip and normalise
-to float32; ours and timm's give Pillow's pixels, torchvision v2's resize of tensors rounds otherwise. The JSON's
-extra_info holds images/s and rows/s.
+All contenders of a comparison alternate, each with new random numbers every round, and a number is the median over the
+rounds. On the CPU one thread works and processor time counts, which others on the machine disturb least; on a card (the
+same tests run there too) device time. The JSON's extra_info holds images/s and the ratio to each peer.
+
+Ours and timm's pixels are the same. Not so: torchvision v2 rounds its resize otherwise and draws each op once a call,
+here once an image; albumentations' crop is not antialiased and its RandAugment is our list of its ops; Kornia works on
+floats and picks the ops of RandAugment once for a batch.
 """
 
+from __future__ import annotations
+
+import importlib.util
+import os
+import statistics
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,15 +28,30 @@ import torch
 from PIL import Image
 from pytest_benchmark.fixture import BenchmarkFixture
 from sklearn.datasets import load_sample_images
+from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from deit_kernels import _extension
-from deit_kernels.augment import ImageBatch, Policy, apply, apply_out, reference, sample_plan
+from deit_kernels.augment import (
+    OPS,
+    Erase,
+    ImageBatch,
+    MixPlan,
+    Policy,
+    apply,
+    apply_op,
+    apply_out,
+    sample_mix,
+    sample_plan,
+)
 
-IMAGES = 32
-POLICY = Policy.deit()
+IMAGES, ROUNDS = 64, 9
+DEIT, PLAIN = Policy.deit(), Policy.crop_and_flip()
+TIMM_STRING = "rand-m9-mstd0.5-inc1"
+NUMBERS = DEIT.mean, DEIT.std
 
 needs_extension = pytest.mark.skipif(_extension.cpu_missing is not None, reason=f"{_extension.cpu_missing}")
+Contender = Callable[[], object]
 
 
 @pytest.fixture(scope="module")
@@ -45,81 +71,241 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def measure(benchmark: BenchmarkFixture, unit: str, count: int, function: Callable[[], object]) -> None:
-    benchmark.pedantic(function, rounds=15, warmup_rounds=2)
-    benchmark.extra_info[unit] = round(count / benchmark.stats.stats.min)
+def compare(
+    benchmark: BenchmarkFixture,
+    contenders: dict[str, Contender],
+    count: int = IMAGES,
+    clock: Callable[[], float] = time.process_time,
+) -> None:
+    """Alternate the contenders, the first of which is ours; extra_info and a table say how fast each was."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(ROUNDS + 1):
+        for name, run in contenders.items():
+            began = clock()
+            run()
+            seconds[name].append(clock() - began)
+    benchmark.pedantic(next(iter(contenders.values())), rounds=3)
+    rate = {name: count / statistics.median(times[1:]) for name, times in seconds.items()}
+    own, *peers = rate
+    print(f"\n{benchmark.name}")
+    for name, value in rate.items():
+        benchmark.extra_info[f"{name}, images/s"] = round(value)
+        print(f"  {name:32}{value:9.0f} images/s   ours is {rate[own] / value:5.2f} x")
+    for name in peers:
+        benchmark.extra_info[f"ratio_to_{name}"] = round(rate[own] / rate[name], 2)
 
 
-def plan(photos: list[np.ndarray]) -> tuple[ImageBatch, object]:
-    sample = np.arange(len(photos))
-    return ImageBatch.from_images(photos), sample_plan(
-        POLICY, seed=0, epoch=0, sample=sample, copy=0, height=375, width=500
-    )
+class Ours:
+    """The batch through one policy, a new epoch every call, into the same buffer; planning included."""
+
+    def __init__(
+        self,
+        photos: list[np.ndarray],
+        policy: Policy,
+        mix: bool = False,
+        dtype: torch.dtype = torch.float32,
+        layout: str = "nchw",
+        device: str = "cpu",
+    ):
+        self.batch, self.policy, self.mix, self.layout = ImageBatch.from_images(photos).to(device), policy, mix, layout
+        self.epoch = 0
+        like = apply(ImageBatch.from_images(photos), self.plan(), dtype=dtype, layout=layout)
+        self.out = torch.empty_like(like, device=device)
+
+    def plan(self) -> object:
+        sample = np.arange(IMAGES)
+        return sample_plan(self.policy, seed=0, epoch=self.epoch, sample=sample, copy=0, height=375, width=500)
+
+    def draw_mix(self) -> MixPlan | None:
+        if not self.mix:
+            return None
+        return sample_mix(self.policy, seed=0, step=self.epoch, start=0, count=IMAGES, group=IMAGES)
+
+    def __call__(self) -> Tensor:
+        self.epoch += 1
+        apply_out(self.batch, self.plan(), self.draw_mix(), out=self.out, layout=self.layout)
+        return self.out
 
 
-@needs_extension
-@pytest.mark.benchmark(group="crop, flip, normalise: 32 images, one thread")
-def test_deit_kernels(benchmark: BenchmarkFixture, photos: list[np.ndarray]) -> None:
-    batch, rows = plan(photos)
-    out = apply(batch, rows)
-    measure(benchmark, "images/s", IMAGES, lambda: apply_out(batch, rows, out=out))
-
-
-@needs_extension
-@pytest.mark.benchmark(group="crop, flip, normalise: 32 images, one thread")
-def test_deit_kernels_bfloat16_patches(benchmark: BenchmarkFixture, photos: list[np.ndarray]) -> None:
-    batch, rows = plan(photos)
-    out = apply(batch, rows, dtype=torch.bfloat16, layout="patches")
-    measure(benchmark, "images/s", IMAGES, lambda: apply_out(batch, rows, out=out, layout="patches"))
-
-
-@pytest.mark.benchmark(group="crop, flip, normalise: 32 images, one thread")
-def test_deit_kernels_without_compiler(benchmark: BenchmarkFixture, photos: list[np.ndarray]) -> None:
-    batch, rows = plan(photos)
-    placed, mean, std = rows.place(batch).rows, list(POLICY.mean), list(POLICY.std)
-
-    def augment() -> torch.Tensor:
-        return reference.finish(reference.resize_rows(batch.data, placed, 224), mean, std, torch.float32, "nchw", 16)
-
-    measure(benchmark, "images/s", IMAGES, augment)
-
-
-@pytest.mark.benchmark(group="crop, flip, normalise: 32 images, one thread")
-def test_timm(benchmark: BenchmarkFixture, photos: list[np.ndarray]) -> None:
-    transform = timm.data.create_transform(224, is_training=True, interpolation="bicubic", color_jitter=None)
+def timm_batch(photos: list[np.ndarray], whole: bool, mix: bool = False) -> Contender:
+    recipe = {"auto_augment": TIMM_STRING, "re_prob": 0.25, "re_mode": "pixel"} if whole else {"color_jitter": None}
+    transform = timm.data.create_transform(224, is_training=True, interpolation="bicubic", **recipe)
     images = [Image.fromarray(photo) for photo in photos]
-    measure(benchmark, "images/s", IMAGES, lambda: [transform(image) for image in images])
+    mixup = timm.data.Mixup(0.8, 1.0, num_classes=1000)
+    labels = torch.zeros(IMAGES, dtype=torch.int64)
+
+    def run() -> Tensor:
+        batch = torch.stack([transform(image) for image in images])
+        return mixup(batch, labels)[0] if mix else batch
+
+    return run
 
 
-@pytest.mark.benchmark(group="crop, flip, normalise: 32 images, one thread")
-def test_torchvision_v2_tensors(benchmark: BenchmarkFixture, photos: list[np.ndarray]) -> None:
-    transform = v2.Compose(
-        [
-            v2.RandomResizedCrop(224, interpolation=InterpolationMode.BICUBIC, antialias=True),
-            v2.RandomHorizontalFlip(),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(POLICY.mean, POLICY.std),
-        ]
+def torchvision_batch(photos: list[np.ndarray], whole: bool, device: str = "cpu") -> Contender:
+    stages = [
+        v2.RandomResizedCrop(224, interpolation=InterpolationMode.BICUBIC, antialias=True),
+        v2.RandomHorizontalFlip(),
+        v2.RandAugment(2, 9, interpolation=InterpolationMode.BILINEAR),  # it has no bicubic for tensors
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize(*NUMBERS),
+        v2.RandomErasing(0.25, value="random"),
+    ]
+    transform = v2.Compose(stages if whole else [*stages[:2], *stages[3:5]])
+    images = [torch.from_numpy(photo).permute(2, 0, 1).contiguous().to(device) for photo in photos]
+    return lambda: torch.stack([transform(image) for image in images])
+
+
+def albumentations_batch(photos: list[np.ndarray], whole: bool) -> Contender:
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+    import albumentations as A
+    import cv2
+
+    cv2.setNumThreads(1)
+    border = {"border_mode": cv2.BORDER_CONSTANT, "fill": DEIT.fill, "interpolation": cv2.INTER_CUBIC, "p": 0.5}
+    alone = {"brightness_limit": 0, "contrast_limit": 0, "p": 0.5}
+    ops = [
+        A.AutoContrast(p=0.5),
+        A.Equalize(p=0.5),
+        A.InvertImg(p=0.5),
+        A.Rotate(27, **border),
+        A.Posterize(1, p=0.5),
+        A.Solarize((0.1, 0.1), p=0.5),
+        A.Solarize((0.5, 0.5), p=0.5),  # it has no solarize_add
+        A.ColorJitter(0, 0, 0.9, 0, p=0.5),
+        A.RandomBrightnessContrast(**{**alone, "contrast_limit": 0.9}),
+        A.RandomBrightnessContrast(**{**alone, "brightness_limit": 0.9}),
+        A.Sharpen(p=0.5),
+        A.Affine(shear={"x": (-15, 15), "y": (0, 0)}, **border),
+        A.Affine(shear={"x": (0, 0), "y": (-15, 15)}, **border),
+        A.Affine(translate_percent={"x": (-0.4, 0.4), "y": (0, 0)}, **border),
+        A.Affine(translate_percent={"x": (0, 0), "y": (-0.4, 0.4)}, **border),
+    ]
+    two = A.SomeOf(ops, n=2, replace=True, p=1.0)
+    stages = [A.RandomResizedCrop((224, 224), interpolation=cv2.INTER_CUBIC), A.HorizontalFlip(), two]
+    stages += [A.Normalize(*NUMBERS), A.Erasing(scale=(0.02, 1 / 3), fill="random", p=0.25)]
+    transform = A.Compose(stages if whole else [*stages[:2], stages[3]])
+
+    def run() -> Tensor:
+        images = [transform(image=photo)["image"] for photo in photos]
+        return torch.stack([torch.from_numpy(image.transpose(2, 0, 1)) for image in images])
+
+    return run
+
+
+def kornia_batch(photos: list[np.ndarray], whole: bool, device: str = "cpu") -> Contender:
+    import kornia.augmentation as K
+
+    ops = [K.auto.RandAugment(2, 9)] if whole else []
+    erase = [K.RandomErasing((0.02, 1 / 3), (0.3, 3.3), p=0.25)] if whole else []
+    transform = torch.nn.Sequential(
+        K.RandomResizedCrop((224, 224), resample="BICUBIC", cropping_mode="resample"),
+        K.RandomHorizontalFlip(),
+        *ops,
+        K.Normalize(torch.tensor(NUMBERS[0]), torch.tensor(NUMBERS[1])),
+        *erase,
     )
-    images = [torch.from_numpy(photo).permute(2, 0, 1).contiguous() for photo in photos]
-    measure(benchmark, "images/s", IMAGES, lambda: [transform(image) for image in images])
+    stacked = torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2).contiguous().to(device)
+
+    def run() -> Tensor:
+        with torch.no_grad():
+            return transform(stacked.float() / 255)
+
+    return run
+
+
+def peers(photos: list[np.ndarray], whole: bool) -> dict[str, Contender]:
+    """The peers that are installed."""
+    found = {"timm": timm_batch(photos, whole), "torchvision v2": torchvision_batch(photos, whole)}
+    for name, make in (("albumentations", albumentations_batch), ("kornia", kornia_batch)):
+        if importlib.util.find_spec(name):
+            found[name] = make(photos, whole)
+    return found
 
 
 @needs_extension
-@pytest.mark.benchmark(group="crop, flip, normalise: 32 images, all threads")
-def test_deit_kernels_all_threads(benchmark: BenchmarkFixture, photos: list[np.ndarray]) -> None:
-    torch.set_num_threads(torch.multiprocessing.cpu_count())
-    batch, rows = plan(photos)
-    out = apply(batch, rows)
-    measure(benchmark, "images/s", IMAGES, lambda: apply_out(batch, rows, out=out))
+def test_whole_recipe(benchmark: BenchmarkFixture, photos: list[np.ndarray]) -> None:
+    """Crop, flip, RandAugment, normalise, erase."""
+    compare(benchmark, {"deit_kernels": Ours(photos, replace(DEIT, mix=None)), **peers(photos, whole=True)})
 
 
-@pytest.mark.benchmark(group="sample_plan: 100 000 rows, one thread")
-@pytest.mark.parametrize("policy", [Policy.deit(), Policy.eval()], ids=["deit", "eval"])
-def test_sample_plan(benchmark: BenchmarkFixture, policy: Policy) -> None:
+@needs_extension
+def test_whole_recipe_with_mixing(benchmark: BenchmarkFixture, photos: list[np.ndarray]) -> None:
+    """The same and mixup or CutMix of the batch, which of the peers timm has on the CPU."""
+    compare(benchmark, {"deit_kernels": Ours(photos, DEIT, mix=True), "timm": timm_batch(photos, True, mix=True)})
+
+
+@needs_extension
+def test_crop_and_flip(benchmark: BenchmarkFixture, photos: list[np.ndarray]) -> None:
+    """Crop, flip, normalise."""
+    compare(benchmark, {"deit_kernels": Ours(photos, PLAIN), **peers(photos, whole=False)})
+
+
+@needs_extension
+def test_stages(benchmark: BenchmarkFixture, photos: list[np.ndarray]) -> None:
+    """What each stage and output costs, against the whole recipe."""
+    variants = {
+        "whole recipe": Ours(photos, replace(DEIT, mix=None)),
+        "whole recipe, mixing": Ours(photos, DEIT, mix=True),
+        "whole recipe, fast affine": Ours(photos, replace(DEIT, mix=None, affine="fast")),
+        "whole recipe, bf16 patches": Ours(photos, DEIT, dtype=torch.bfloat16, layout="patches"),
+        "crop and flip": Ours(photos, PLAIN),
+        "and RandAugment": Ours(photos, replace(PLAIN, rand_augment=DEIT.rand_augment)),
+        "and erasing": Ours(photos, replace(PLAIN, erase=Erase())),
+    }
+    compare(benchmark, variants)
+
+
+@needs_extension
+def test_every_op(benchmark: BenchmarkFixture, photos: list[np.ndarray]) -> None:
+    """Each op of RandAugment alone on 224 × 224 images, at a drawn argument, beside a copy of the images."""
+    images = torch.from_numpy(np.stack([photo[:224, :224] for photo in photos]))
+    calls = sample_plan(DEIT, seed=0, epoch=0, sample=range(500), copy=0, height=9, width=9).table["ops"].reshape(-1)
+    drawn = {name: float(calls["arg"][calls["op"] == OPS.index(name)][0]) for name in OPS[1:]}
+    runs: dict[str, Contender] = {"copy": images.clone}
+    runs |= {name: (lambda name=name, arg=arg: apply_op(images, name, arg)) for name, arg in drawn.items()}
+    compare(benchmark, runs)
+
+
+@needs_extension
+def test_all_threads(benchmark: BenchmarkFixture, photos: list[np.ndarray]) -> None:
+    """The whole recipe on every core, against one of them; wall clock."""
+    ours = Ours(photos, replace(DEIT, mix=None))
+
+    def with_threads(count: int) -> Contender:
+        def run() -> None:
+            torch.set_num_threads(count)
+            ours()
+
+        return run
+
+    cores = len(os.sched_getaffinity(0))
+    compare(benchmark, {f"{cores} threads": with_threads(cores), "1 thread": with_threads(1)}, clock=time.perf_counter)
+
+
+@needs_extension
+def test_plans(benchmark: BenchmarkFixture) -> None:
+    """Rows a second of sample_plan; images/s in the table are rows."""
     sample = np.arange(100_000)
 
-    def draw() -> object:
-        return sample_plan(policy, seed=0, epoch=0, sample=sample, copy=0, height=375, width=500)
+    def draw(policy: Policy) -> Contender:
+        return lambda: sample_plan(policy, seed=0, epoch=0, sample=sample, copy=0, height=375, width=500)
 
-    measure(benchmark, "rows/s", len(sample), draw)
+    runs = {"deit": draw(DEIT), "crop and flip": draw(PLAIN), "eval": draw(Policy.eval())}
+    compare(benchmark, runs, count=len(sample))
+
+
+@pytest.mark.gpu
+def test_on_a_card(benchmark: BenchmarkFixture, photos: list[np.ndarray]) -> None:
+    """The whole recipe in device memory, against torchvision v2 and Kornia there. Not yet measured."""
+
+    def clock() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    contenders: dict[str, Contender] = {
+        "deit_kernels": Ours(photos, replace(DEIT, mix=None), dtype=torch.bfloat16, device="cuda"),
+        "torchvision v2": torchvision_batch(photos, True, "cuda"),
+    }
+    if importlib.util.find_spec("kornia"):
+        contenders["kornia"] = kornia_batch(photos, True, "cuda")
+    compare(benchmark, contenders, clock=clock)

@@ -44,7 +44,7 @@ from deit_kernels.augment import Policy
 
 IMAGES, BATCH, ROUNDS = 384, 48, 4
 WORKERS = (0, 1, 2, 4)
-POLICY = Policy.deit()
+POLICY = Policy.crop_and_flip()
 SOURCES = ("astronaut", "cat", "coffee", "hubble_deep_field", "immunohistochemistry", "retina", "rocket")
 
 

@@ -2,42 +2,57 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
+#include "augment/mix.h"
 #include "augment/normalise.h"
 #include "augment/plan.h"
 #include "augment/sample.h"
 
 namespace deit {
 
-// One call: `count` images of `size` x `size` from placed rows.
+// One call: `count` images of `size` x `size` from placed rows; `mix` is null or has as many rows.
 struct Batch {
   const uint8_t* data;
   int64_t data_bytes;
   const PlanRow* rows;
+  const MixRow* mix;
   int64_t count;
   int32_t size;
 };
 
+// `count` images of any one size and an op for each, changed in place.
+struct OpBatch {
+  uint8_t* images;
+  const OpCall* calls;
+  int64_t count;
+  int32_t height, width;
+};
+
 namespace cpu {
 
-// Throws std::invalid_argument for the first row that would read outside its image or the buffer.
+// Throw std::invalid_argument for the first row that would read outside its image or the buffer, mix what is not there,
+// or call an unknown op.
 void check_rows(const Batch& batch);
+void check_calls(const OpBatch& batch);
 
-// The images [begin, end) of a checked batch; called by many threads at once, which only lack of memory can fail.
+// Parts [begin, end) of a checked batch; called by many threads at once, which only lack of memory can fail.
 void resize(const Batch& batch, int64_t begin, int64_t end, uint8_t* images);
-void apply(const Batch& batch, int64_t begin, int64_t end, const std::vector<uint32_t>& levels, const Finish& finish,
-           void* output);
+void run_ops(const OpBatch& batch, int64_t begin, int64_t end);
 
-// The bits that each of the 256 levels of each channel becomes, [3][256]; 16-bit types in the low half.
-std::vector<uint32_t> level_bits(const Finish& finish);
+// Without mixing an image is made in one go. With it, `stage` must have made all of [0, count) before `mix` runs.
+void apply(const Batch& batch, int64_t begin, int64_t end, const Finish& finish, void* output);
+void stage(const Batch& batch, int64_t begin, int64_t end, uint8_t* images);
+void mix(const Batch& batch, int64_t begin, int64_t end, const uint8_t* images, const Finish& finish, void* output);
 
 }  // namespace cpu
 
 namespace cuda {
 
-// Both on `stream`; `rows` are on the device and are not known here: a row with a problem gives zeros and NaN.
+// All on `stream`; rows are on the device and are not known here: a row with a problem gives zeros and NaN. `scratch`
+// has the size of `images`.
 void resize(const Batch& batch, uint8_t* images, void* stream);
+void run_plan_ops(const Batch& batch, uint8_t* images, uint8_t* scratch, void* stream);
+void run_ops(const OpBatch& batch, uint8_t* scratch, void* stream);
 void finish(const Batch& batch, const uint8_t* images, const Finish& finish, void* output, void* stream);
 
 }  // namespace cuda

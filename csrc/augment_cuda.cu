@@ -11,6 +11,7 @@ namespace deit::cuda {
 namespace {
 
 constexpr int threads = 256;
+constexpr int ops_threads = 384;  // one block an image; the compiler keeps all in registers then
 constexpr int finish_blocks = 32;  // blocks an image: at 224 pixels each thread makes about 18 values
 
 __global__ void __launch_bounds__(threads)
@@ -19,18 +20,28 @@ __global__ void __launch_bounds__(threads)
   resize_block(data, data_bytes, rows, shape, images, shared);
 }
 
-template <Type type>
-__global__ void __launch_bounds__(threads)
-    finish_kernel(const uint8_t* images, int64_t data_bytes, const PlanRow* rows, int32_t size, Finish finish,
-                  typename Element<type>::Bits* output) {
-  finish_block<type>(images, data_bytes, rows, size, finish, output);
+__global__ void __launch_bounds__(ops_threads)
+    plan_ops_kernel(int64_t data_bytes, const PlanRow* rows, int32_t size, uint8_t* images, uint8_t* scratch) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  plan_ops_block(data_bytes, rows, size, images, scratch, shared);
+}
+
+__global__ void __launch_bounds__(ops_threads)
+    ops_kernel(const OpCall* calls, int32_t height, int32_t width, uint8_t* images, uint8_t* scratch) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  ops_block(calls, height, width, images, scratch, shared);
 }
 
 template <Type type>
-void launch_finish(const Batch& batch, const uint8_t* images, const Finish& finish, void* output, cudaStream_t stream) {
+__global__ void __launch_bounds__(threads)
+    finish_kernel(FinishBatch batch, Finish finish, typename Element<type>::Bits* output) {
+  finish_block<type>(batch, finish, output);
+}
+
+template <Type type>
+void launch_finish(const FinishBatch& batch, const Finish& finish, void* output, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(batch.count), finish_blocks);
-  finish_kernel<type><<<grid, threads, 0, stream>>>(images, batch.data_bytes, batch.rows, batch.size, finish,
-                                                    static_cast<typename Element<type>::Bits*>(output));
+  finish_kernel<type><<<grid, threads, 0, stream>>>(batch, finish, static_cast<typename Element<type>::Bits*>(output));
 }
 
 void check_launch(const char* kernel) {
@@ -49,13 +60,28 @@ void resize(const Batch& batch, uint8_t* images, void* stream) {
   check_launch("resize_kernel");
 }
 
+void run_plan_ops(const Batch& batch, uint8_t* images, uint8_t* scratch, void* stream) {
+  if (batch.count == 0) return;
+  plan_ops_kernel<<<static_cast<unsigned>(batch.count), ops_threads, sizeof(OpsShared),
+                    static_cast<cudaStream_t>(stream)>>>(batch.data_bytes, batch.rows, batch.size, images, scratch);
+  check_launch("plan_ops_kernel");
+}
+
+void run_ops(const OpBatch& batch, uint8_t* scratch, void* stream) {
+  if (batch.count == 0) return;
+  ops_kernel<<<static_cast<unsigned>(batch.count), ops_threads, sizeof(OpsShared), static_cast<cudaStream_t>(stream)>>>(
+      batch.calls, batch.height, batch.width, batch.images, scratch);
+  check_launch("ops_kernel");
+}
+
 void finish(const Batch& batch, const uint8_t* images, const Finish& finish, void* output, void* stream) {
   if (batch.count == 0) return;
   const auto on = static_cast<cudaStream_t>(stream);
+  const FinishBatch staged{images, batch.data_bytes, batch.rows, batch.mix, batch.count, batch.size};
   switch (finish.type) {
-    case Type::float32: launch_finish<Type::float32>(batch, images, finish, output, on); break;
-    case Type::float16: launch_finish<Type::float16>(batch, images, finish, output, on); break;
-    case Type::bfloat16: launch_finish<Type::bfloat16>(batch, images, finish, output, on); break;
+    case Type::float32: launch_finish<Type::float32>(staged, finish, output, on); break;
+    case Type::float16: launch_finish<Type::float16>(staged, finish, output, on); break;
+    case Type::bfloat16: launch_finish<Type::bfloat16>(staged, finish, output, on); break;
   }
   check_launch("finish_kernel");
 }

@@ -9,6 +9,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstring>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -43,14 +44,32 @@ int32_t require_size(int64_t size) {
   return static_cast<int32_t>(size);
 }
 
-Batch read_batch(const Tensor& data, const Tensor& rows, int64_t size) {
+void require_beside(const Tensor& table, const Tensor& pixels, const std::string& what) {
+  require(table.is_cuda() == pixels.is_cuda() && table.get_device_index() == pixels.get_device_index(),
+          "the pixels and " + what + " are on one device");
+}
+
+// Contiguous uint8 (count, bytes of a Row), on the device of the pixels.
+template <typename Row>
+const Row* require_table(const Tensor& table, int64_t count, const Tensor& pixels, const std::string& what) {
+  require(table.scalar_type() == ScalarType::Byte && table.dim() == 2 && table.is_contiguous() &&
+              table.size(0) == count && table.size(1) == static_cast<int64_t>(sizeof(Row)),
+          what + " are contiguous uint8 (" + std::to_string(count) + ", " + std::to_string(sizeof(Row)) + ")");
+  require_beside(table, pixels, what);
+  const auto* row = static_cast<const Row*>(table.const_data_ptr());
+  require(!table.is_cuda() || reinterpret_cast<uintptr_t>(row) % alignof(Row) == 0,
+          what + " on a device start at a multiple of 8 bytes");
+  return row;
+}
+
+Batch read_batch(const Tensor& data, const Tensor& rows, const std::optional<Tensor>& mix, int64_t size) {
   require_rows(rows);
   require(data.scalar_type() == ScalarType::Byte && data.dim() == 1 && data.is_contiguous(),
           "the pixels are contiguous uint8 (bytes,)");
-  require(rows.is_cuda() == data.is_cuda() && rows.get_device_index() == data.get_device_index(),
-          "the pixels and the plan's rows are on one device");
+  const int64_t count = rows.size(0);
   return {static_cast<const uint8_t*>(data.const_data_ptr()), data.numel(),
-          static_cast<const PlanRow*>(rows.const_data_ptr()), rows.size(0), require_size(size)};
+          require_table<PlanRow>(rows, count, data, "the plan's rows"),
+          mix ? require_table<MixRow>(*mix, count, data, "the rows of mix") : nullptr, count, require_size(size)};
 }
 
 Finish read_finish(const std::vector<double>& mean, const std::vector<double>& std, ScalarType type,
@@ -82,35 +101,43 @@ Tensor new_output(const Tensor& data, const Batch& batch, ScalarType type, const
 
 #ifndef DEIT_CUDA
 
+template <typename Body>
+void in_parallel(int64_t count, const Body& body) {
+  torch::stable::parallel_for(0, count, 1, body);
+}
+
 void resize_into(const Tensor&, const Batch& batch, uint8_t* images) {
   cpu::check_rows(batch);
-  torch::stable::parallel_for(0, batch.count, 1,
-                              [&](int64_t begin, int64_t end) { cpu::resize(batch, begin, end, images); });
+  in_parallel(batch.count, [&](int64_t begin, int64_t end) { cpu::resize(batch, begin, end, images); });
 }
 
-void apply_into(const Tensor&, const Batch& batch, const Finish& finish, void* output) {
+void run_ops_in(const Tensor&, const OpBatch& batch) {
+  cpu::check_calls(batch);
+  in_parallel(batch.count, [&](int64_t begin, int64_t end) { cpu::run_ops(batch, begin, end); });
+}
+
+void apply_into(const Tensor& data, const Batch& batch, const Finish& finish, void* output) {
   cpu::check_rows(batch);
-  const std::vector<uint32_t> levels = cpu::level_bits(finish);
-  torch::stable::parallel_for(
-      0, batch.count, 1, [&](int64_t begin, int64_t end) { cpu::apply(batch, begin, end, levels, finish, output); });
+  if (!batch.mix)
+    return in_parallel(batch.count,
+                       [&](int64_t begin, int64_t end) { cpu::apply(batch, begin, end, finish, output); });
+  const Tensor staging = new_tensor({batch.count, batch.size, batch.size, 3}, ScalarType::Byte, data);
+  auto* images = static_cast<uint8_t*>(staging.mutable_data_ptr());
+  in_parallel(batch.count, [&](int64_t begin, int64_t end) { cpu::stage(batch, begin, end, images); });
+  in_parallel(batch.count,
+              [&](int64_t begin, int64_t end) { cpu::mix(batch, begin, end, images, finish, output); });
 }
 
-Tensor sample_plan(const Tensor& keys, int64_t seed, int64_t size, const std::string& crop,
-                   const std::vector<double>& scale, const std::vector<double>& ratio, double crop_ratio,
-                   int64_t filter, double flip) {
+Tensor sample_plan(const Tensor& keys, const Tensor& numbers) {
   require(keys.scalar_type() == ScalarType::Long && keys.dim() == 2 && keys.size(1) == 5 && keys.is_contiguous(),
           "keys are contiguous int64 (B, 5): epoch, sample, copy, height, width");
-  require(crop == "random_resized" || crop == "center", "crop is random_resized or center, got " + crop);
-  require(scale.size() == 2 && ratio.size() == 2, "scale and ratio are ranges");
-  require(crop_ratio > 0 && crop_ratio <= 1, "crop_ratio lies in (0, 1]");
-  const Policy policy{static_cast<uint64_t>(seed),
-                      require_size(size),
-                      crop == "center" ? Crop::center : Crop::random_resized,
-                      {scale[0], scale[1]},
-                      {ratio[0], ratio[1]},
-                      crop_ratio,
-                      static_cast<Filter>(filter),
-                      flip};
+  require(numbers.scalar_type() == ScalarType::Byte && numbers.is_contiguous() &&
+              numbers.numel() == static_cast<int64_t>(sizeof(Policy)),
+          "a policy is contiguous uint8 (" + std::to_string(sizeof(Policy)) +
+              ",); if it comes from sample_plan, the extension is older than the Python code: pip install -e .");
+  Policy policy;
+  std::memcpy(&policy, numbers.const_data_ptr(), sizeof policy);
+  require(is_good(policy), "a number of the policy is outside its range");
   const int64_t count = keys.size(0);
   const Tensor rows = new_tensor({count, static_cast<int64_t>(sizeof(PlanRow))}, ScalarType::Byte, keys);
   const auto* key = static_cast<const ImageKey*>(keys.const_data_ptr());
@@ -146,7 +173,7 @@ Tensor place(const Tensor& rows, const Tensor& offset, const Tensor& height, con
     row.offset = offsets[i];
     std::memcpy(bytes + i * sizeof row, &row, sizeof row);
   }
-  cpu::check_rows({nullptr, data_bytes, reinterpret_cast<const PlanRow*>(bytes), count, require_size(size)});
+  cpu::check_rows({nullptr, data_bytes, reinterpret_cast<const PlanRow*>(bytes), nullptr, count, require_size(size)});
   return placed;
 }
 
@@ -161,38 +188,53 @@ struct OnDevice {
   void* stream = nullptr;
 };
 
-void require_aligned(const Batch& batch) {
-  require(reinterpret_cast<uintptr_t>(batch.rows) % alignof(PlanRow) == 0,
-          "a plan's rows on a device start at a multiple of 8 bytes");
-}
-
 void resize_into(const Tensor& data, const Batch& batch, uint8_t* images) {
-  require_aligned(batch);
   const OnDevice device(data);
   cuda::resize(batch, images, device.stream);
 }
 
+void run_ops_in(const Tensor& images, const OpBatch& batch) {
+  const OnDevice device(images);
+  const Tensor scratch = torch::stable::empty_like(images);
+  cuda::run_ops(batch, static_cast<uint8_t*>(scratch.mutable_data_ptr()), device.stream);
+}
+
 void apply_into(const Tensor& data, const Batch& batch, const Finish& finish, void* output) {
-  require_aligned(batch);
   const OnDevice device(data);
-  const Tensor images = new_tensor({batch.count, batch.size, batch.size, 3}, ScalarType::Byte, data);
-  auto* staging = static_cast<uint8_t*>(images.mutable_data_ptr());
-  cuda::resize(batch, staging, device.stream);
-  cuda::finish(batch, staging, finish, output, device.stream);
+  const Tensor staging = new_tensor({2, batch.count, batch.size, batch.size, 3}, ScalarType::Byte, data);
+  auto* images = static_cast<uint8_t*>(staging.mutable_data_ptr());
+  cuda::resize(batch, images, device.stream);
+  cuda::run_plan_ops(batch, images, images + 3 * batch.count * batch.size * batch.size, device.stream);
+  cuda::finish(batch, images, finish, output, device.stream);
 }
 
 #endif
 
 Tensor resize(const Tensor& data, const Tensor& rows, int64_t size) {
-  const Batch batch = read_batch(data, rows, size);
+  const Batch batch = read_batch(data, rows, std::nullopt, size);
   const Tensor images = new_tensor({batch.count, size, size, 3}, ScalarType::Byte, data);
   resize_into(data, batch, static_cast<uint8_t*>(images.mutable_data_ptr()));
   return images;
 }
 
-Tensor apply(const Tensor& data, const Tensor& rows, int64_t size, const std::vector<double>& mean,
-             const std::vector<double>& std, ScalarType dtype, const std::string& layout, int64_t patch) {
-  const Batch batch = read_batch(data, rows, size);
+Tensor run_op(const Tensor& images, const Tensor& calls) {
+  require(images.scalar_type() == ScalarType::Byte && images.dim() == 4 && images.size(3) == 3 &&
+              images.is_contiguous(),
+          "images are contiguous uint8 (B, H, W, 3)");
+  const int64_t count = images.size(0), height = images.size(1), width = images.size(2);
+  require(height >= 1 && width >= 1 && height <= max_side && width <= max_side,
+          "an image's sides lie in [1, 2**24 - 1]");
+  const auto* call = require_table<OpCall>(calls, count, images, "the calls");
+  const Tensor result = torch::stable::clone(images);
+  run_ops_in(result, {static_cast<uint8_t*>(result.mutable_data_ptr()), call, count, static_cast<int32_t>(height),
+                      static_cast<int32_t>(width)});
+  return result;
+}
+
+Tensor apply(const Tensor& data, const Tensor& rows, const std::optional<Tensor>& mix, int64_t size,
+             const std::vector<double>& mean, const std::vector<double>& std, ScalarType dtype,
+             const std::string& layout, int64_t patch) {
+  const Batch batch = read_batch(data, rows, mix, size);
   const Finish finish = read_finish(mean, std, dtype, layout, size, patch);
   const Tensor output = new_output(data, batch, dtype, finish);
   apply_into(data, batch, finish, output.mutable_data_ptr());
@@ -207,9 +249,10 @@ bool is_laid_out(const Tensor& out, const Batch& batch, const Finish& finish) {
          out.stride(3) == 3;
 }
 
-void apply_out(const Tensor& data, const Tensor& rows, int64_t size, const std::vector<double>& mean,
-               const std::vector<double>& std, const std::string& layout, int64_t patch, const Tensor& out) {
-  const Batch batch = read_batch(data, rows, size);
+void apply_out(const Tensor& data, const Tensor& rows, const std::optional<Tensor>& mix, int64_t size,
+               const std::vector<double>& mean, const std::vector<double>& std, const std::string& layout,
+               int64_t patch, const Tensor& out) {
+  const Batch batch = read_batch(data, rows, mix, size);
   const Finish finish = read_finish(mean, std, out.scalar_type(), layout, size, patch);
   require(is_laid_out(out, batch, finish), "out has the shape and strides of what apply returns");
   apply_into(data, batch, finish, out.mutable_data_ptr());
@@ -225,6 +268,7 @@ STABLE_TORCH_LIBRARY_IMPL(deit_kernels, CPU, library) {
 #else
 STABLE_TORCH_LIBRARY_IMPL(deit_kernels, CUDA, library) {
 #endif
+  library.impl("_augment_op", TORCH_BOX(&deit::run_op));
   library.impl("_augment_resize", TORCH_BOX(&deit::resize));
   library.impl("_augment_apply", TORCH_BOX(&deit::apply));
   library.impl("_augment_apply_out", TORCH_BOX(&deit::apply_out));

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from deit_kernels.augment import RandAugment
+
 # What may change between two runs of one configuration: nothing here changes a weight.
 NOT_IDENTITY = ("out", "fresh", "gpus", "threads", "in_memory", "log_every", "eval_every", "save_every", "keep")
 
@@ -24,6 +26,8 @@ class Config:
     image_size: int = 224  # side of the training and evaluation crop, pixels
     crop_scale: tuple[float, float] = (0.08, 1.0)  # area of the random crop as a share of the image, least and most
     flip: float = 0.5  # probability of a horizontal flip
+    rand_augment: str = ""  # timm's string, such as rand-m9-mstd0.5-inc1; empty: none
+    erase: float = 0.0  # probability that a random box is filled with noise
     crop_ratio: float = 0.875  # evaluation: crop side over resized side; the official code has 0.875
     repeats: int = 1  # repeated augmentation: crops of one image in a batch
     order: Literal["grouped", "official"] = "grouped"  # copies side by side, decoded once; or the official index lists
@@ -113,7 +117,8 @@ class Config:
             ("save_every", 0, 10**9), ("keep", 1, 10**6), ("lr", 0, 100), ("warmup_epochs", 0, 10**6),
             ("warmup_lr", 0, 100), ("min_lr", 0, 100), ("alpha", 0, 1), ("tau", 1e-3, 1e3), ("patch_size", 0, 4096),
             ("width", 0, 10**5), ("depth", 0, 10**4), ("heads", 0, 10**4),
-            ("weight_decay", 0, 100), ("flip", 0, 1), ("crop_ratio", 0.05, 1), ("label_smoothing", 0, 0.999),
+            ("weight_decay", 0, 100), ("flip", 0, 1), ("erase", 0, 1), ("crop_ratio", 0.05, 1),
+            ("label_smoothing", 0, 0.999),
             ("drop_path", 0, 0.999), ("ema_decay", 0, 0.9999999), ("seed", 0, 2**63 - 1), ("data_seed", 0, 2**63 - 1),
         ]  # fmt: skip
         for name, low, high in ranges:
@@ -122,6 +127,11 @@ class Config:
                 raise ValueError(f"{flag(name)} lies between {low} and {high}, got {value}")
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ValueError(f"--crop-scale takes two shares, 0 < least <= most <= 1, got {self.crop_scale}")
+        if self.rand_augment:
+            try:
+                RandAugment.parse(self.rand_augment)
+            except ValueError as error:
+                raise ValueError(f"--rand-augment: {error}") from error
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"--warmup-epochs {self.warmup_epochs:g} leaves nothing of --epochs {self.epochs}: "

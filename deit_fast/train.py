@@ -11,7 +11,6 @@ one. Exit codes: 0 done, 2 a mistake in the command or the data, 3 diverged, 130
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 import sys
@@ -27,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from deit_kernels import augment, cross_entropy, distillation_loss
+from deit_kernels import cross_entropy, distillation_loss
 
 from . import checkpoint, distributed, report
 from . import run_folder as folder
@@ -40,6 +39,7 @@ from .evaluate import Scores, evaluate
 from .meter import Meter
 from .model import VisionTransformer, drop_path_scales
 from .optimizer import MovingAverage, all_finite, learning_rate, parameter_groups
+from .policies import evaluation_policy, training_policy
 from .recipes import parse
 from .teacher import load_teacher, recipe_config
 
@@ -105,7 +105,7 @@ def _run(config: Config, ranks: Ranks) -> Summary:
     if ranks.device.type == "cpu" and any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         model.to(memory_format=torch.channels_last)
         reporter.decide("layout", "channels_last", "a ConvNet trains about 1.3 x faster so on a CPU")
-    normalised = mean, std = normalisation(model)
+    normalised = normalisation(model)
     teacher, teacher_spec = None, config.teacher
     if (teacher_config := recipe_config(config)) is not None:
         reporter.say(f"its teacher first, by the recipe {teacher_config.recipe}")
@@ -132,9 +132,7 @@ def _run(config: Config, ranks: Ranks) -> Summary:
         "exif_orientation": config.exif_orientation,
         "rank": ranks.rank, "world_size": ranks.world_size, "device": ranks.device,
     }  # fmt: skip
-    policy = augment.Policy.deit(config.image_size)
-    policy = dataclasses.replace(policy, scale=config.crop_scale, flip=config.flip, mean=mean, std=std)
-    eval_policy = dataclasses.replace(augment.Policy.eval(config.image_size, config.crop_ratio), mean=mean, std=std)
+    policy, eval_policy = training_policy(config, normalised), evaluation_policy(config, normalised)
     eval_batches = EvalLoader(val_set, eval_policy, batch_size=min(256, config.batch_size), **loading)
     start, seconds = (0, 0.0) if config.fresh else _restore(run, model, ema, optimizer, reporter)
     batches = TrainLoader(

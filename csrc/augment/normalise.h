@@ -12,6 +12,8 @@
 namespace deit {
 
 enum class Type { float32, float16, bfloat16 };
+HOST_DEVICE int64_t bytes_of(Type type) { return type == Type::float32 ? 4 : 2; }
+
 enum class Layout { nchw, channels_last, patches };
 
 struct Finish {
@@ -20,6 +22,18 @@ struct Finish {
   Layout layout;
   int32_t patch;  // side of a patch, for Layout::patches
 };
+
+// Where the value (y, x) of channel 0 lies in an image's output, and how far the next channel is.
+struct Place {
+  int64_t first, channel;
+};
+
+HOST_DEVICE Place place_of(int32_t y, int32_t x, int32_t size, Layout layout, int32_t patch) {
+  if (layout == Layout::channels_last) return {3 * (int64_t{y} * size + x), 1};
+  if (layout == Layout::nchw) return {int64_t{y} * size + x, int64_t{size} * size};
+  const int64_t number = int64_t{y / patch} * (size / patch) + x / patch, pixels = int64_t{patch} * patch;
+  return {3 * pixels * number + y % patch * patch + x % patch, pixels};
+}
 
 HOST_DEVICE float normalise(uint8_t level, float mean, float std) { return (level / 255.0f - mean) / std; }
 

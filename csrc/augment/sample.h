@@ -6,26 +6,10 @@
 #include <cstdint>
 
 #include "exact_math.h"
-#include "philox.h"
-#include "plan.h"
+#include "policy.h"
+#include "sample_ops.h"
 
 namespace deit {
-
-enum class Crop { random_resized, center };
-
-struct Policy {
-  uint64_t seed;
-  int32_t size;
-  Crop crop;
-  double scale[2], ratio[2];
-  double crop_ratio;
-  Filter filter;
-  double flip;
-};
-
-struct ImageKey {
-  int64_t epoch, sample, copy, height, width;
-};
 
 // timm's RandomResizedCropAndInterpolation.get_params: ten tries, then the largest central box whose ratio is allowed.
 // A try whose box rounds to 0 pixels counts as rejected; timm's would fail in the resize.
@@ -34,8 +18,7 @@ inline Box random_box(const Policy& policy, const ImageKey& key) {
   const double log_low = exact_log(policy.ratio[0]), log_high = exact_log(policy.ratio[1]);
   const auto height = static_cast<int32_t>(key.height), width = static_cast<int32_t>(key.width);
   for (uint32_t attempt = 0; attempt < tries; ++attempt) {
-    const Words bits = philox(policy.seed, Stream::plan, static_cast<uint32_t>(key.epoch),
-                              static_cast<uint32_t>(key.sample), static_cast<uint32_t>(key.copy), draw_crop + attempt);
+    const Words bits = plan_words(policy, key, draw_crop + attempt);
     const double share = policy.scale[0] + (policy.scale[1] - policy.scale[0]) * uniform(bits.word[0]);
     const double area = share * static_cast<double>(key.width * key.height);
     const double aspect = exact_exp(log_low + (log_high - log_low) * uniform(bits.word[1]));
@@ -53,27 +36,52 @@ inline Box random_box(const Policy& policy, const ImageKey& key) {
   return {(height - box_height) / 2, (width - box_width) / 2, box_height, box_width};
 }
 
+// torchvision's Resize of the shorter side to `side`: the other side keeps the shape, rounded down.
+inline void resize_shorter(PlanRow& row, const ImageKey& key, int32_t side) {
+  const double shorter = static_cast<double>(std::min(row.height, row.width));
+  row.box = {0, 0, row.height, row.width};
+  row.resized_height = static_cast<int32_t>(static_cast<double>(side * key.height) / shorter);
+  row.resized_width = static_cast<int32_t>(static_cast<double>(side * key.width) / shorter);
+}
+
+inline void set_crop(const Policy& policy, const ImageKey& key, PlanRow& row) {
+  switch (policy.crop) {
+    case Crop::random_resized:
+      row.box = random_box(policy, key);
+      row.resized_height = row.resized_width = policy.size;
+      return;
+    case Crop::center:  // torchvision's CenterCrop
+      resize_shorter(row, key, static_cast<int32_t>(policy.size / policy.crop_ratio));
+      row.window_top = static_cast<int32_t>(std::rint((row.resized_height - policy.size) / 2.0));
+      row.window_left = static_cast<int32_t>(std::rint((row.resized_width - policy.size) / 2.0));
+      return;
+    case Crop::simple: {  // torchvision's RandomCrop(size, padding=pad, padding_mode="reflect")
+      resize_shorter(row, key, policy.size);
+      row.pad = policy.pad;
+      const Words bits = plan_words(policy, key, draw_crop);
+      const int32_t down = row.resized_height + 2 * policy.pad - policy.size;
+      const int32_t across = row.resized_width + 2 * policy.pad - policy.size;
+      row.window_top = static_cast<int32_t>(one_of(bits.word[2], down + 1)) - policy.pad;
+      row.window_left = static_cast<int32_t>(one_of(bits.word[3], across + 1)) - policy.pad;
+    }
+  }
+}
+
 inline PlanRow sample_row(const Policy& policy, const ImageKey& key) {
   PlanRow row{};
   row.offset = -1;
   row.height = static_cast<int32_t>(key.height);
   row.width = static_cast<int32_t>(key.width);
-  row.filter = policy.filter;
-  if (policy.crop == Crop::random_resized) {
-    row.box = random_box(policy, key);
-    row.resized_height = row.resized_width = policy.size;
-  } else {  // torchvision's Resize of the shorter side, then CenterCrop
-    row.box = {0, 0, row.height, row.width};
-    const auto side = static_cast<int32_t>(policy.size / policy.crop_ratio);
-    const double shorter = static_cast<double>(std::min(row.height, row.width));
-    row.resized_height = static_cast<int32_t>(static_cast<double>(side * key.height) / shorter);
-    row.resized_width = static_cast<int32_t>(static_cast<double>(side * key.width) / shorter);
-    row.window_top = static_cast<int32_t>(std::rint((row.resized_height - policy.size) / 2.0));
-    row.window_left = static_cast<int32_t>(std::rint((row.resized_width - policy.size) / 2.0));
-  }
-  const Words bits = philox(policy.seed, Stream::plan, static_cast<uint32_t>(key.epoch),
-                            static_cast<uint32_t>(key.sample), static_cast<uint32_t>(key.copy), draw_flip);
+  row.epoch = static_cast<uint32_t>(key.epoch);
+  row.sample = static_cast<uint32_t>(key.sample);
+  row.copy = static_cast<uint32_t>(key.copy);
+  row.seed = policy.seed;
+  set_crop(policy, key, row);
+  const Words bits = plan_words(policy, key, draw_flip);
   row.flip = uniform(bits.word[0]) < policy.flip;
+  row.filter = drawn_filter(policy, bits.word[1]);
+  sample_ops(policy, key, row.ops);
+  if (policy.erase != Erase::none && uniform(bits.word[2]) < policy.erase_probability) sample_erased(policy, key, row);
   return row;
 }
 

@@ -1,7 +1,7 @@
-// Applies one function of augment/*.h to every record of stdin: arithmetic philox|exp|log|half|bfloat16. Test-only.
+// Applies one function of augment/*.h to every record of stdin: arithmetic NAME. Test-only.
 //
 // philox reads {uint64 seed; uint32 stream, c0, c1, c2, c3, unused} and writes four uint32; exp and log map float64 to
-// float64; half and bfloat16 map float32 to uint16.
+// float64, sincos to two; normals maps two uint32 to two float64; half and bfloat16 map float32 to uint16.
 #include <cstdio>
 #include <string>
 
@@ -22,6 +22,10 @@ struct Call {
   uint32_t stream, c0, c1, c2, c3, unused;
 };
 
+struct WordPair {
+  uint32_t radius, angle;
+};
+
 int main(int, char** arguments) {
   const std::string name = arguments[1];
   if (name == "philox")
@@ -30,6 +34,9 @@ int main(int, char** arguments) {
     });
   if (name == "exp") map_records(deit::exact_exp);
   if (name == "log") map_records(deit::exact_log);
+  if (name == "sincos") map_records(deit::exact_sin_cos);
+  if (name == "normals")
+    map_records<WordPair, deit::Normals>([](WordPair words) { return deit::normals(words.radius, words.angle); });
   if (name == "half") map_records(deit::float16_bits);
   if (name == "bfloat16") map_records(deit::bfloat16_bits);
 }

@@ -61,6 +61,11 @@ inline thread_local emulate::Dim threadIdx, blockIdx, blockDim, gridDim;
 
 inline void __syncthreads() { emulate::meeting->wait(emulate::Meeting::Place::barrier); }
 
+template <typename Integer>
+Integer atomicAdd(Integer* at, Integer value) {
+  return __atomic_fetch_add(at, value, __ATOMIC_RELAXED);
+}
+
 namespace emulate {
 
 template <typename Kernel>

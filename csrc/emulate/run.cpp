@@ -1,10 +1,11 @@
 // Runs the augmentation on a batch in a file, without Python or torch: run INPUT OUTPUT THREADS. Test-only.
 //
 // THREADS is the size of an emulated CUDA block; 0 runs the CPU implementation, one thread an image. INPUT: the header
-// below, `count` plan rows, `data_bytes` pixels. OUTPUT: uint8 images, then the finished values. Both outputs start
-// poisoned and lie between guard bytes, which must survive.
+// below, `count` plan rows, as many mix rows if the header says so, `data_bytes` pixels. OUTPUT: uint8 images as
+// cropped and resized, then the finished values. Both start poisoned and lie between guard bytes, which must survive.
 #include "cuda_on_cpu.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <fstream>
 #include <iostream>
@@ -17,7 +18,7 @@ namespace {
 
 struct Header {
   int64_t count, data_bytes;
-  int32_t size;
+  int32_t size, mixed;
   deit::Finish finish;
 };
 
@@ -36,38 +37,52 @@ struct Guarded {
   std::vector<uint8_t> memory;
 };
 
+// body(i) for every image, a thread each.
+template <typename Body>
+void in_threads(int64_t count, const Body& body) {
+  std::vector<std::thread> team;
+  for (int64_t i = 0; i < count; ++i) team.emplace_back([&body, i] { body(i); });
+  for (std::thread& member : team) member.join();
+}
+
 void run_cpu(const deit::Batch& batch, const deit::Finish& finish, uint8_t* images, void* output) {
   deit::cpu::check_rows(batch);
-  const std::vector<uint32_t> levels = deit::cpu::level_bits(finish);
-  std::vector<std::thread> team;
-  for (int64_t i = 0; i < batch.count; ++i)
-    team.emplace_back([&, i] {
-      deit::cpu::resize(batch, i, i + 1, images);
-      deit::cpu::apply(batch, i, i + 1, levels, finish, output);
-    });
-  for (std::thread& member : team) member.join();
+  in_threads(batch.count, [&](int64_t i) { deit::cpu::resize(batch, i, i + 1, images); });
+  if (!batch.mix)
+    return in_threads(batch.count, [&](int64_t i) { deit::cpu::apply(batch, i, i + 1, finish, output); });
+  std::vector<uint8_t> staged(3 * batch.count * batch.size * batch.size);
+  in_threads(batch.count, [&](int64_t i) { deit::cpu::stage(batch, i, i + 1, staged.data()); });
+  in_threads(batch.count, [&](int64_t i) { deit::cpu::mix(batch, i, i + 1, staged.data(), finish, output); });
 }
 
 template <deit::Type type>
 void run_finish(const deit::Batch& batch, const deit::Finish& finish, const uint8_t* images, unsigned threads,
                 void* output) {
+  const deit::cuda::FinishBatch staged{images, batch.data_bytes, batch.rows, batch.mix, batch.count, batch.size};
   emulate::launch({static_cast<unsigned>(batch.count), 2}, threads, 0, [&](unsigned char*) {
-    deit::cuda::finish_block<type>(images, batch.data_bytes, batch.rows, batch.size, finish,
-                                   static_cast<typename deit::Element<type>::Bits*>(output));
+    deit::cuda::finish_block<type>(staged, finish, static_cast<typename deit::Element<type>::Bits*>(output));
   });
 }
 
 void run_cuda(const deit::Batch& batch, const deit::Finish& finish, unsigned threads, uint8_t* images, void* output) {
   const deit::cuda::ResizeShared shape = deit::cuda::resize_shared(batch.size);
-  const unsigned bands = (batch.size + shape.lines - 1) / shape.lines;
-  emulate::launch({static_cast<unsigned>(batch.count), bands}, threads, shape.bytes(), [&](unsigned char* shared) {
+  const unsigned bands = (batch.size + shape.lines - 1) / shape.lines, count = static_cast<unsigned>(batch.count);
+  emulate::launch({count, bands}, threads, shape.bytes(), [&](unsigned char* shared) {
     deit::cuda::resize_block(batch.data, batch.data_bytes, batch.rows, shape, images, shared);
   });
+  const size_t bytes = 3 * batch.count * size_t(batch.size) * batch.size;
+  Guarded staged(bytes), scratch(bytes);
+  std::copy(images, images + bytes, staged.data());
+  emulate::launch({count}, threads, sizeof(deit::cuda::OpsShared), [&](unsigned char* shared) {
+    deit::cuda::plan_ops_block(batch.data_bytes, batch.rows, batch.size, staged.data(), scratch.data(), shared);
+  });
+  staged.check("staged");
+  scratch.check("scratch");
   using deit::Type;
   const auto run = finish.type == Type::float32   ? run_finish<Type::float32>
                    : finish.type == Type::float16 ? run_finish<Type::float16>
                                                   : run_finish<Type::bfloat16>;
-  run(batch, finish, images, threads, output);
+  run(batch, finish, staged.data(), threads, output);
 }
 
 }  // namespace
@@ -79,12 +94,15 @@ int main(int, char** arguments) {
   input.read(reinterpret_cast<char*>(&header), sizeof header);
   std::vector<deit::PlanRow> rows(header.count);
   input.read(reinterpret_cast<char*>(rows.data()), header.count * sizeof(deit::PlanRow));
+  std::vector<deit::MixRow> mix(header.mixed ? header.count : 0);
+  input.read(reinterpret_cast<char*>(mix.data()), mix.size() * sizeof(deit::MixRow));
   std::vector<uint8_t> data(header.data_bytes);
   input.read(reinterpret_cast<char*>(data.data()), header.data_bytes);
 
   const size_t values = header.count * 3 * size_t(header.size) * header.size;
   Guarded images(values), output(values * (header.finish.type == deit::Type::float32 ? 4 : 2));
-  const deit::Batch batch{data.data(), header.data_bytes, rows.data(), header.count, header.size};
+  const deit::Batch batch{data.data(), header.data_bytes, rows.data(), header.mixed ? mix.data() : nullptr,
+                          header.count, header.size};
   if (threads == 0)
     run_cpu(batch, header.finish, images.data(), output.data());
   else

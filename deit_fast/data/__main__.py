@@ -3,6 +3,7 @@
     python -m deit_fast.data check /imagenet                              lists what is broken, odd or there twice
     python -m deit_fast.data pack /imagenet /packed                       tar shards with the original bytes
     python -m deit_fast.data pack /imagenet /packed512 --max-side 512     larger images re-encoded, half the decoding
+    python -m deit_fast.data preview --data /imagenet --recipe deit       draws what the model sees
 
 SRC is whatever `--data` of the trainer takes. `pack` continues where it was interrupted. Exit codes: 0 done, 1 `check`
 found something broken, 2 a mistake in the command or the data, 130 interrupted.
@@ -20,9 +21,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ..classifiers import IMAGENET_NORMALISATION
+from ..policies import training_policy
+from ..recipes import recipe
 from .check import check
 from .pack import Settings, pack
-from .sources import open_unpacked
+from .preview import preview
+from .sources import open_dataset, open_unpacked
 
 CORES = len(os.sched_getaffinity(0))
 
@@ -56,6 +61,18 @@ def run_pack(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run_preview(arguments: argparse.Namespace) -> int:
+    config = recipe(arguments.recipe)
+    if not (source := arguments.data or config.data):
+        raise ValueError(f"recipe {arguments.recipe} needs data: type --data FOLDER")
+    train, _ = open_dataset(source)
+    numbers = {name: getattr(arguments, name) for name in ("epoch", "images", "copies")}
+    policy = training_policy(config, IMAGENET_NORMALISATION)
+    preview(train, policy, Path(arguments.out), data_seed=config.data_seed, **numbers)
+    print(f"drawn: {arguments.out}")
+    return 0
+
+
 def parser() -> argparse.ArgumentParser:
     """One sub-command a function `run_…`."""
     parser = argparse.ArgumentParser(
@@ -75,7 +92,16 @@ def parser() -> argparse.ArgumentParser:
     packing.add_argument("--quality", type=int, default=90, help="of re-encoded JPEG (default 90)")
     packing.add_argument("--shard-images", type=int, default=5000, help="images a shard (default 5000)")
 
-    for command in (checking, packing):
+    showing = commands.add_parser("preview", help="draw originals and augmented copies, with what was done to them")
+    showing.set_defaults(run=run_preview)
+    showing.add_argument("--data", default="", help="whatever --data of the trainer takes; default: the recipe's")
+    showing.add_argument("--recipe", default="deit", help="of the trainer (default deit)")
+    showing.add_argument("--out", default="preview.png", help="the picture (default preview.png)")
+    showing.add_argument("--images", type=int, default=6, help="originals (default 6)")
+    showing.add_argument("--copies", type=int, default=5, help="augmented copies of each (default 5)")
+    showing.add_argument("--epoch", type=int, default=0, help="whose augmentation is shown (default 0)")
+
+    for command in (checking, packing, showing):
         command.add_argument("--threads", type=int, default=CORES, help=f"that read and decode (default {CORES})")
     return parser
 

@@ -10,7 +10,8 @@ def command_line(config: Config) -> list[str]:
     for name in Config.__dataclass_fields__:
         value = getattr(config, name)
         if name != "recipe" and (
-            value != getattr(default, name) or name in ("distill", "teacher", "repeats", "drop_path")
+            value != getattr(default, name)
+            or name in ("distill", "teacher", "repeats", "drop_path", "rand_augment", "erase")
         ):
             values = value if isinstance(value, tuple) else [value]
             flag = "--" + name.replace("_", "-")

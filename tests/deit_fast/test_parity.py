@@ -73,7 +73,11 @@ def plain_losses(config: Config, teacher: nn.Module | None) -> list[float]:
     total, warmup = config.epochs * steps_per_epoch, config.warmup_epochs * steps_per_epoch
     peak = config.lr * config.batch_size / 512
     batches = TrainLoader(
-        dataset, augment.Policy.deit(16), data_seed=config.data_seed, batch_size=config.batch_size, total_steps=total
+        dataset,
+        augment.Policy.crop_and_flip(16),
+        data_seed=config.data_seed,
+        batch_size=config.batch_size,
+        total_steps=total,
     )
     losses = []
     for step, batch in enumerate(batches):

@@ -236,12 +236,15 @@ def test_the_loaders_get_the_models_normalisation_and_the_flags(tiny: Config, mo
     half = (0.5, 0.5, 0.5)
     config = dataclasses.replace(
         tiny, model="test_resnet", distill="none", teacher="", patch_size=0, width=0, depth=0, heads=0,
-        drop_path=0.0, flip=0.0, crop_scale=(0.5, 0.75), crop_ratio=0.5,
+        drop_path=0.0, flip=0.0, crop_scale=(0.5, 0.75), crop_ratio=0.5, rand_augment="rand-m7-inc1", erase=0.5,
     )  # fmt: skip
     train(config)
     evaluation, training = sorted(policies, key=lambda policy: policy.crop)
     assert evaluation == dataclasses.replace(augment.Policy.eval(16, 0.5), mean=half, std=half)
-    expected = dataclasses.replace(augment.Policy.deit(16), scale=(0.5, 0.75), flip=0.0, mean=half, std=half)
+    expected = dataclasses.replace(
+        augment.Policy.parse("rand-m7-inc1", 16), scale=(0.5, 0.75), flip=0.0, mean=half, std=half,
+        erase=augment.Erase(0.5),
+    )  # fmt: skip
     assert training == expected
 
 

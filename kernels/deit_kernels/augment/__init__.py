@@ -1,6 +1,25 @@
 """Augmentation: a plan says what happens to each image, `apply` executes it, exact to Pillow's pixels."""
 
+from .mix import MixPlan, sample_mix
 from .op import apply, apply_out, resized_crop
-from .plan import AugmentPlan, ImageBatch, Policy, sample_plan
+from .plan import AugmentPlan, ImageBatch, sample_plan
+from .policy import Erase, Mix, Policy
+from .rand_augment import OPS, RandAugment
+from .single_op import apply_op
 
-__all__ = ["AugmentPlan", "ImageBatch", "Policy", "apply", "apply_out", "resized_crop", "sample_plan"]
+__all__ = [
+    "OPS",
+    "AugmentPlan",
+    "Erase",
+    "ImageBatch",
+    "Mix",
+    "MixPlan",
+    "Policy",
+    "RandAugment",
+    "apply",
+    "apply_op",
+    "apply_out",
+    "resized_crop",
+    "sample_mix",
+    "sample_plan",
+]

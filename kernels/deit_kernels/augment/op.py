@@ -11,29 +11,33 @@ from __future__ import annotations
 import warnings
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .. import _extension
-from . import reference
-from .plan import FILTERS, MAX_OUTPUT, MAX_SIDE, ROW, AugmentPlan, ImageBatch, Policy
+from . import reference, reference_finish, reference_ops, reference_sample
+from .mix import MIX, MixPlan
+from .plan import MAX_SIDE, ROW, AugmentPlan, ImageBatch
+from .policy import FILTERS, MAX_OUTPUT, Policy
 
 Layout = Literal["nchw", "channels_last", "patches"]
 
 LAYOUTS = ("nchw", "channels_last", "patches")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
+_AFTER_FILTER = (ROW.itemsize - ROW.fields["flip"][1]) // 4  # int32 words of a row behind its filter
 _NAMESPACE = "deit_kernels"
 _SCHEMAS = {
-    "_augment_sample_plan": "(Tensor keys, int seed, int size, str crop, float[] scale, float[] ratio, "
-    "float crop_ratio, int filter, float flip) -> Tensor",
+    "_augment_sample_plan": "(Tensor keys, Tensor policy) -> Tensor",
     "_augment_place": "(Tensor rows, Tensor offset, Tensor height, Tensor width, SymInt data_bytes, int size)"
     " -> Tensor",
+    "_augment_op": "(Tensor images, Tensor calls) -> Tensor",
     "_augment_resize": "(Tensor data, Tensor rows, int size) -> Tensor",
-    "_augment_apply": "(Tensor data, Tensor rows, int size, float[] mean, float[] std, ScalarType dtype, str layout, "
-    "int patch) -> Tensor",
-    "_augment_apply_out": "(Tensor data, Tensor rows, int size, float[] mean, float[] std, str layout, int patch, "
-    "Tensor(a!) out) -> ()",
+    "_augment_apply": "(Tensor data, Tensor rows, Tensor? mix, int size, float[] mean, float[] std, ScalarType dtype, "
+    "str layout, int patch) -> Tensor",
+    "_augment_apply_out": "(Tensor data, Tensor rows, Tensor? mix, int size, float[] mean, float[] std, str layout, "
+    "int patch, Tensor(a!) out) -> ()",
 }
 for _name, _schema in _SCHEMAS.items():
     torch.library.define(f"{_NAMESPACE}::{_name}", _schema)
@@ -48,13 +52,18 @@ def _output(rows: Tensor, size: int, dtype: torch.dtype, device: torch.device, l
 
 
 @torch.library.register_fake(f"{_NAMESPACE}::_augment_sample_plan")
-def _(keys: Tensor, *numbers: Any) -> Tensor:
+def _(keys: Tensor, policy: Tensor) -> Tensor:
     return keys.new_empty(keys.shape[0], ROW.itemsize, dtype=torch.uint8)
 
 
 @torch.library.register_fake(f"{_NAMESPACE}::_augment_place")
 def _(rows: Tensor, offset: Tensor, height: Tensor, width: Tensor, data_bytes: int, size: int) -> Tensor:
     return torch.empty_like(rows)
+
+
+@torch.library.register_fake(f"{_NAMESPACE}::_augment_op")
+def _(images: Tensor, calls: Tensor) -> Tensor:
+    return torch.empty_like(images)
 
 
 @torch.library.register_fake(f"{_NAMESPACE}::_augment_resize")
@@ -66,6 +75,7 @@ def _(data: Tensor, rows: Tensor, size: int) -> Tensor:
 def _(
     data: Tensor,
     rows: Tensor,
+    mix: Tensor | None,
     size: int,
     mean: list[float],
     std: list[float],
@@ -84,6 +94,7 @@ def _(data: Tensor, rows: Tensor, *arguments: Any) -> None:
 def _apply_reference(
     data: Tensor,
     rows: Tensor,
+    mix: Tensor | None,
     size: int,
     mean: list[float],
     std: list[float],
@@ -91,17 +102,31 @@ def _apply_reference(
     layout: str,
     patch: int,
 ) -> Tensor:
-    return reference.finish(reference.resize_rows(data, rows, size), mean, std, dtype, layout, patch)
+    images = reference.resize_rows(data, rows, size)
+    ops = np.ascontiguousarray(rows.numpy().view(ROW)[:, 0]["ops"])
+    for layer in range(ops.shape[1]):
+        calls = torch.from_numpy(np.ascontiguousarray(ops[:, layer, None]).view(np.uint8))
+        images = reference_ops.run_ops(images, calls)
+    return reference_finish.finish(images, rows, mix, mean, std, dtype, layout, patch)
 
 
 def _apply_out_reference(
-    data: Tensor, rows: Tensor, size: int, mean: list[float], std: list[float], layout: str, patch: int, out: Tensor
+    data: Tensor,
+    rows: Tensor,
+    mix: Tensor | None,
+    size: int,
+    mean: list[float],
+    std: list[float],
+    layout: str,
+    patch: int,
+    out: Tensor,
 ) -> None:
-    out.copy_(_apply_reference(data, rows, size, mean, std, out.dtype, layout, patch))
+    out.copy_(_apply_reference(data, rows, mix, size, mean, std, out.dtype, layout, patch))
 
 
 _REFERENCES = {
-    "_augment_sample_plan": reference.sample_rows,
+    "_augment_sample_plan": reference_sample.sample_rows,
+    "_augment_op": reference_ops.run_ops,
     "_augment_place": reference.place_rows,
     "_augment_resize": reference.resize_rows,
     "_augment_apply": _apply_reference,
@@ -121,7 +146,7 @@ if _extension.cpu_missing:
     for _name, _function in _REFERENCES.items():
         torch.library.impl(f"{_NAMESPACE}::{_name}", "CPU", _function)
 if _extension.cuda_missing:
-    for _name in ("_augment_resize", "_augment_apply", "_augment_apply_out"):
+    for _name in ("_augment_op", "_augment_resize", "_augment_apply", "_augment_apply_out"):
         torch.library.impl(f"{_NAMESPACE}::{_name}", "CUDA", _no_cuda)
 
 
@@ -148,9 +173,22 @@ def _placed_rows(batch: ImageBatch, plan: AugmentPlan) -> Tensor:
     return rows
 
 
-def _check_layout(mix: None, size: int, layout: str, patch: int) -> None:
-    if mix is not None:
-        raise ValueError("mixing (mixup, CutMix) is not in this version: pass mix=None")
+def _mix_rows(mix: MixPlan | None, rows: Tensor) -> Tensor | None:
+    """The rows of mix, on the device of the plan's; the CPU checks them, a card gives NaN for a bad one."""
+    if mix is None:
+        return None
+    table = mix.rows
+    if table.dtype != torch.uint8 or table.shape != (rows.shape[0], MIX.itemsize):
+        raise ValueError(
+            f"mix has one row for each of the {rows.shape[0]} rows of the plan, uint8 ({rows.shape[0]}, "
+            f"{MIX.itemsize}), got {table.dtype} {tuple(table.shape)}"
+        )
+    if table.device != rows.device and table.device.type != "cpu":
+        raise ValueError(f"the mix is on {table.device}, the pixels are on {rows.device}: move one with .to(device)")
+    return table.to(rows.device, non_blocking=True)
+
+
+def _check_layout(size: int, layout: str, patch: int) -> None:
     if layout not in LAYOUTS:
         raise ValueError(f"layout is one of {LAYOUTS}, got {layout!r}")
     if layout == "patches" and (patch < 1 or size % patch):
@@ -160,19 +198,19 @@ def _check_layout(mix: None, size: int, layout: str, patch: int) -> None:
 def apply(
     batch: ImageBatch,
     plan: AugmentPlan,
-    mix: None = None,
+    mix: MixPlan | None = None,
     *,
     dtype: torch.dtype = torch.float32,
     layout: Layout = "nchw",
     patch: int = 16,
 ) -> Tensor:
-    """Execute a plan: crop, resize, flip, normalise.
+    """Execute a plan: crop, resize, flip, two ops, normalise, erase, mix.
 
     Args:
         batch: B ragged uint8 images; on the device that does the work.
         plan: B rows, from `sample_plan`. In host memory it is placed and checked here; on a device it must have been
             placed (`AugmentPlan.place`) and is not checked: a row that would read outside its image gives NaN.
-        mix: None; mixing is not in this version.
+        mix: B rows, from `sample_mix`; None mixes nothing. Checked or not as the plan is.
         dtype: torch.float32, float16 or bfloat16; the arithmetic is float32.
         layout: "nchw"; "channels_last", the same tensor in channels_last memory; or "patches", ready for the patch
             embedding's matmul: patches row by row, inside a patch channel, row, column, as in a Conv2d weight.
@@ -184,21 +222,27 @@ def apply(
     Raises:
         ValueError: a wrong type, shape or device, a plan drawn for other images, an image outside the buffer.
 
-    Source: pixel for pixel timm 1.0's and torchvision 0.29's transforms on Pillow 12: uint8 after each resize pass,
-    then (x / 255 − mean) / std in float32.
+    Source: pixel for pixel timm 1.0's and torchvision 0.29's transforms on Pillow 12: uint8 between stages, then
+    (x / 255 − mean) / std in float32, timm's RandomErasing and Mixup in float32, one rounding to dtype.
     """
     policy = plan.policy
-    _check_layout(mix, policy.size, layout, patch)
+    _check_layout(policy.size, layout, patch)
     if dtype not in DTYPES:
         raise ValueError(f"dtype is one of {DTYPES}, got {dtype}")
     rows = _placed_rows(batch, plan)
     return torch.ops.deit_kernels._augment_apply(
-        batch.data, rows, policy.size, policy.mean, policy.std, dtype, layout, patch
+        batch.data, rows, _mix_rows(mix, rows), policy.size, policy.mean, policy.std, dtype, layout, patch
     )
 
 
 def apply_out(
-    batch: ImageBatch, plan: AugmentPlan, mix: None = None, *, out: Tensor, layout: Layout = "nchw", patch: int = 16
+    batch: ImageBatch,
+    plan: AugmentPlan,
+    mix: MixPlan | None = None,
+    *,
+    out: Tensor,
+    layout: Layout = "nchw",
+    patch: int = 16,
 ) -> None:
     """`apply` into the caller's buffer `out`, of the shape, memory order and one of the types that `apply` returns.
 
@@ -206,7 +250,7 @@ def apply_out(
         ValueError: as `apply`, or `out` has another shape, memory order, type or device.
     """
     policy = plan.policy
-    _check_layout(mix, policy.size, layout, patch)
+    _check_layout(policy.size, layout, patch)
     rows = _placed_rows(batch, plan)
     like = _output(rows, policy.size, out.dtype, torch.device("meta"), layout, patch)
     if out.dtype not in DTYPES or out.shape != like.shape or out.stride() != like.stride() or out.device != rows.device:
@@ -215,7 +259,7 @@ def apply_out(
             f"got {out.dtype} {tuple(out.shape)} with strides {out.stride()} on {out.device}"
         )
     torch.ops.deit_kernels._augment_apply_out(
-        batch.data, rows, policy.size, policy.mean, policy.std, layout, patch, out
+        batch.data, rows, _mix_rows(mix, rows), policy.size, policy.mean, policy.std, layout, patch, out
     )
 
 
@@ -251,6 +295,6 @@ def resized_crop(
     inside = box.clamp(-1, MAX_SIDE + 1).to(torch.int32)  # an int64 far outside must not wrap to a valid int32
     tables = [batch.height[:, None], batch.width[:, None], inside]
     filter = column(FILTERS.index(interpolation))
-    words = torch.cat([column(0, 2), *tables, column(size, 2), column(0, 2), filter, column(0)], dim=1)
+    words = torch.cat([column(0, 2), *tables, column(size, 2), column(0, 2), filter, column(0, _AFTER_FILTER)], dim=1)
     rows = _placed_rows(batch, AugmentPlan(words.view(torch.uint8), Policy(size=size)))
     return torch.ops.deit_kernels._augment_resize(batch.data, rows, size)

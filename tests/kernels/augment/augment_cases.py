@@ -2,15 +2,19 @@
 
 import shutil
 import subprocess
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.datasets import load_sample_images
 
 from deit_kernels import _extension
-from deit_kernels.augment import ImageBatch, Policy
-from deit_kernels.augment.plan import FILTERS, ROW
+from deit_kernels.augment import AugmentPlan, Erase, ImageBatch, Policy, RandAugment, sample_plan
+from deit_kernels.augment.plan import ROW
+from deit_kernels.augment.policy import FILTERS
 
 ROOT = Path(__file__).parents[3]
 PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -27,6 +31,11 @@ POLICIES = [
     Policy.eval(31, crop_ratio=1.0),
     Policy(size=16, scale=(0.5, 0.5), ratio=(0.1, 10.0), interpolation="bilinear", flip=1.0),
     Policy(size=24, crop="center", crop_ratio=0.6, interpolation="bilinear", flip=0.3),
+    Policy.crop_and_flip(40),
+    Policy(size=24, crop="simple", pad=5, interpolation="random", erase=Erase(0.8, "rand"), affine="fast"),
+    Policy(size=16, rand_augment=RandAugment(probability=1.0), erase=Erase(1.0, "const", area=(0.1, 0.9))),
+    replace(Policy.parse("rand-m12-mstd101-mmax20-p0.9", 8), interpolation="random", affine="fast"),
+    Policy.parse("rand-m7-mstd1-inc1-p1-tweights", 16),
 ]
 
 
@@ -39,6 +48,17 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 def noise_batch(sizes: list[tuple[int, int]], seed: int = 0) -> ImageBatch:
     return ImageBatch.from_images([noise(height, width, seed) for height, width in sizes])
+
+
+@cache
+def photo(number: int = 0) -> np.ndarray:
+    """A 427 × 640 photograph, one of the two inside scikit-learn; not to be written to."""
+    return load_sample_images().images[number]
+
+
+def plan_for(batch: ImageBatch, policy: Policy, seed: int = 0) -> AugmentPlan:
+    height, width = batch.height.numpy(), batch.width.numpy()
+    return sample_plan(policy, seed=seed, epoch=0, sample=np.arange(len(height)), copy=0, height=height, width=width)
 
 
 def crop_rows(batch: ImageBatch, boxes: np.ndarray, size: int, interpolation: str) -> np.ndarray:
@@ -60,8 +80,9 @@ def build_program(source: str, folder: Path, *flags: str, root: Path = ROOT) -> 
     program = folder / Path(source).stem
     sources = [root / "csrc" / "emulate" / source]
     if source == "run.cpp":
-        sources.append(root / "csrc" / "augment_cpu.cpp")
+        sources += [root / "csrc" / "augment_cpu.cpp", *sorted((root / "csrc").glob("cpu_*.cpp"))]
     warnings = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-    options = ["-std=c++20", "-O2", "-ffp-contract=off", "-pthread", *warnings, *flags]
+    vector = ["-fno-math-errno", "-fno-trapping-math"]
+    options = ["-std=c++20", "-O2", "-ffp-contract=off", *vector, "-pthread", *warnings, *flags]
     subprocess.run(["g++", *options, *map(str, sources), "-o", str(program)], check=True)
     return program

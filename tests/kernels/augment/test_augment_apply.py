@@ -1,39 +1,47 @@
 """apply: timm's and torchvision's pixels in every layout and type, in C++ and in NumPy, and what it refuses."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import timm.data
 import torch
 import torchvision.transforms.functional as F
-from augment_cases import POLICIES, SIZES, needs_extension, noise, noise_batch
+from augment_cases import POLICIES, SIZES, needs_extension, noise, noise_batch, plan_for
 from PIL import Image
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from deit_kernels.augment import (
     AugmentPlan,
     ImageBatch,
+    Mix,
+    MixPlan,
     Policy,
     apply,
     apply_out,
+    op,
     reference,
     resized_crop,
-    sample_plan,
+    sample_mix,
 )
-from deit_kernels.augment.plan import IMAGENET_MEAN, IMAGENET_STD, ROW
+from deit_kernels.augment.plan import OP, ROW
+from deit_kernels.augment.policy import IMAGENET_MEAN, IMAGENET_STD
 
 OPS = torch.ops.deit_kernels
 LAYOUTS = [("nchw", 16), ("channels_last", 16), ("patches", 8)]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
-def plan_for(batch: ImageBatch, policy: Policy, seed: int = 0) -> AugmentPlan:
-    height, width = batch.height.numpy(), batch.width.numpy()
-    return sample_plan(policy, seed=seed, epoch=0, sample=np.arange(len(height)), copy=0, height=height, width=width)
+def arguments(
+    batch: ImageBatch, plan: AugmentPlan, mix: MixPlan | None, dtype: torch.dtype, layout: str, patch: int
+) -> tuple[object, ...]:
+    policy, rows, mixes = plan.policy, plan.place(batch).rows, None if mix is None else mix.rows
+    return batch.data, rows, mixes, policy.size, list(policy.mean), list(policy.std), dtype, layout, patch
 
 
-def arguments(batch: ImageBatch, plan: AugmentPlan, dtype: torch.dtype, layout: str, patch: int) -> tuple[object, ...]:
-    policy, rows = plan.policy, plan.place(batch).rows
-    return batch.data, rows, policy.size, list(policy.mean), list(policy.std), dtype, layout, patch
+def mix_for(batch: ImageBatch, policy: Policy, step: int = 0) -> MixPlan:
+    policy = replace(policy, mix=Mix())
+    return sample_mix(policy, seed=0, step=step, start=0, count=len(batch.offset), group=2)
 
 
 def as_nchw(images: torch.Tensor, size: int, patch: int) -> torch.Tensor:
@@ -55,7 +63,7 @@ def test_evaluation_equals_timm(size: int, crop_ratio: float) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_training_equals_torchvision_on_the_same_crop_and_flip(seed: int) -> None:
     batch = noise_batch(SIZES)
-    plan = plan_for(batch, Policy.deit(32), seed)
+    plan = plan_for(batch, Policy.crop_and_flip(32), seed)
     ours = apply(batch, plan)
     for image, (height, width), row in zip(ours, SIZES, plan.table, strict=True):
         crop = F.resized_crop(
@@ -72,13 +80,13 @@ def test_training_equals_torchvision_on_the_same_crop_and_flip(seed: int) -> Non
 @pytest.mark.parametrize("policy", [policy for policy in POLICIES if policy.size % 8 == 0], ids=str)
 def test_cpp_equals_numpy(policy: Policy, layout: str, patch: int, dtype: torch.dtype) -> None:
     batch = noise_batch(SIZES)
-    data, rows, size, mean, std, *_ = arguments(batch, plan_for(batch, policy), dtype, layout, patch)
-    ours = OPS._augment_apply(data, rows, size, mean, std, dtype, layout, patch)
-    expected = reference.finish(reference.resize_rows(data, rows, size), mean, std, dtype, layout, patch)
-    assert ours.dtype == expected.dtype == dtype
-    assert ours.shape == expected.shape
-    assert ours.stride() == expected.stride()
-    assert torch.equal(ours, expected)
+    for mix in (None, mix_for(batch, policy)):
+        given = arguments(batch, plan_for(batch, policy), mix, dtype, layout, patch)
+        ours, expected = OPS._augment_apply(*given), op._apply_reference(*given)
+        assert ours.dtype == expected.dtype == dtype
+        assert ours.shape == expected.shape
+        assert ours.stride() == expected.stride()
+        assert torch.equal(ours, expected)
 
 
 @needs_extension
@@ -100,7 +108,7 @@ def test_cpp_equals_numpy_for_any_box_window_and_resize() -> None:
 @needs_extension
 def test_the_op_refuses_a_buffer_it_would_overrun() -> None:
     batch = noise_batch([(20, 30)])
-    data, rows, size, mean, std, *_ = arguments(batch, plan_for(batch, Policy.deit(8)), torch.float32, "nchw", 4)
+    *before, _, _, _ = arguments(batch, plan_for(batch, Policy.deit(8)), None, torch.float32, "nchw", 4)
     for layout, out in [
         ("nchw", torch.empty(1, 3, 8, 7)),
         ("nchw", torch.empty(1).expand(1, 3, 8, 8)),
@@ -108,7 +116,7 @@ def test_the_op_refuses_a_buffer_it_would_overrun() -> None:
         ("patches", torch.empty(1, 4, 96)[:, :, ::2]),
     ]:
         with pytest.raises(ValueError, match="out has the shape and strides"):
-            OPS._augment_apply_out(data, rows, size, mean, std, layout, 4, out)
+            OPS._augment_apply_out(*before, layout, 4, out)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -182,19 +190,22 @@ def test_an_empty_batch_gives_an_empty_result() -> None:
 
 
 def test_opcheck_passes_for_every_op() -> None:
-    batch = noise_batch(SIZES[:3])
-    plan = plan_for(batch, Policy.deit(32))
+    batch, policy = noise_batch(SIZES[:4]), Policy.deit(32)
+    plan = plan_for(batch, policy)
     for layout, patch in LAYOUTS:
-        data, rows, size, mean, std, dtype, *_ = arguments(batch, plan, torch.bfloat16, layout, patch)
-        torch.library.opcheck(OPS._augment_apply.default, (data, rows, size, mean, std, dtype, layout, patch))
-        out = apply(batch, plan, dtype=dtype, layout=layout, patch=patch)
-        torch.library.opcheck(OPS._augment_apply_out.default, (data, rows, size, mean, std, layout, patch, out))
-    torch.library.opcheck(OPS._augment_resize.default, (data, rows, size))
+        mix = mix_for(batch, policy) if layout == "nchw" else None
+        given = arguments(batch, plan, mix, torch.bfloat16, layout, patch)
+        torch.library.opcheck(OPS._augment_apply.default, given)
+        out = apply(batch, plan, mix, dtype=torch.bfloat16, layout=layout, patch=patch)
+        torch.library.opcheck(OPS._augment_apply_out.default, (*given[:-3], layout, patch, out))
+    data, rows = given[:2]
+    torch.library.opcheck(OPS._augment_resize.default, (data, rows, 32))
+    calls = torch.from_numpy(np.zeros((2, OP.itemsize), np.uint8))
+    torch.library.opcheck(OPS._augment_op.default, (torch.zeros(2, 5, 6, 3, dtype=torch.uint8), calls))
     tables = batch.offset, batch.height, batch.width
-    torch.library.opcheck(OPS._augment_place.default, (plan.rows, *tables, data.numel(), size))
-    keys = torch.tensor([[0, 1, 2, 30, 40]])
-    numbers = [0.08, 1.0], [0.75, 1.3], 0.875, 1, 0.5
-    torch.library.opcheck(OPS._augment_sample_plan.default, (keys, 5, 32, "random_resized", *numbers))
+    torch.library.opcheck(OPS._augment_place.default, (plan.rows, *tables, data.numel(), 32))
+    numbers = torch.from_numpy(policy.numbers(5).view(np.uint8))
+    torch.library.opcheck(OPS._augment_sample_plan.default, (torch.tensor([[0, 1, 2, 30, 40]]), numbers))
 
 
 def test_a_crop_compiles_with_a_full_graph() -> None:
@@ -205,20 +216,21 @@ def test_a_crop_compiles_with_a_full_graph() -> None:
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last", "patches"])
 def test_compiled_with_a_full_graph(layout: str) -> None:
-    def step(batch: ImageBatch, plan: AugmentPlan) -> torch.Tensor:
-        return apply(batch, plan, dtype=torch.bfloat16, layout=layout) * 2
+    def step(batch: ImageBatch, plan: AugmentPlan, mix: MixPlan) -> torch.Tensor:
+        return apply(batch, plan, mix, dtype=torch.bfloat16, layout=layout) * 2
 
-    def step_out(batch: ImageBatch, plan: AugmentPlan, out: torch.Tensor) -> torch.Tensor:
-        apply_out(batch, plan, out=out, layout=layout)
+    def step_out(batch: ImageBatch, plan: AugmentPlan, mix: MixPlan, out: torch.Tensor) -> torch.Tensor:
+        apply_out(batch, plan, mix, out=out, layout=layout)
         return out * 2
 
     batch = noise_batch(SIZES)
     plan = plan_for(batch, Policy.deit(32))
+    mix = mix_for(batch, plan.policy)
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(batch, plan), step(batch, plan))
+    assert torch.equal(compiled(batch, plan, mix), step(batch, plan, mix))
     compiled_out = torch.compile(step_out, fullgraph=True, backend="aot_eager")
     out = apply(batch, plan, dtype=torch.bfloat16, layout=layout).fill_(float("nan"))
-    assert torch.equal(compiled_out(batch, plan, out), step(batch, plan))
+    assert torch.equal(compiled_out(batch, plan, mix, out), step(batch, plan, mix))
 
 
 def test_batches_of_other_images_are_not_compiled_again() -> None:
@@ -231,88 +243,3 @@ def test_batches_of_other_images_are_not_compiled_again() -> None:
         assert torch.equal(compiled(batch, plan), apply(batch, plan))
         graphs.append(counter.frame_count)
     assert graphs[0] == graphs[2]
-
-
-def test_a_plan_for_other_images_is_refused() -> None:
-    plan = plan_for(noise_batch([(20, 30), (20, 30)]), Policy.deit(32))
-    with pytest.raises(
-        ValueError, match="row 1: the plan was drawn for an image of 20 x 30, the batch holds one of 30 x"
-    ):
-        apply(noise_batch([(20, 30), (30, 20)]), plan)
-    with pytest.raises(ValueError, match="one entry for each row of the plan"):
-        apply(noise_batch([(20, 30)]), plan)
-
-
-@pytest.mark.parametrize("offset", [-1, 1, 2**62, -(2**63)])
-def test_an_image_outside_the_buffer_is_refused(offset: int) -> None:
-    batch = noise_batch([(20, 30)])
-    with pytest.raises(ValueError, match="row 0: the image leaves the data buffer"):
-        apply(batch._replace(offset=torch.tensor([offset])), plan_for(batch, Policy.deit(32)))
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "text"),
-    [
-        ("box", [0, 0, 21, 5], "the box leaves the image"),
-        ("box", [2**31 - 1, 0, 2**31 - 1, 5], "the box leaves the image"),
-        ("box", [0, 0, 0, 5], "the box is empty"),
-        ("resized", [31, 32], "the window leaves the resized image"),
-        ("window", [0, 1], "the window leaves the resized image"),
-        ("window", [-1, 0], "the window leaves the resized image"),
-        ("window", [2**31 - 1, 0], "the window leaves the resized image"),
-        ("filter", 2, "the filter or flip is unknown"),
-        ("flip", -1, "the filter or flip is unknown"),
-    ],
-)
-def test_a_bad_row_is_refused_before_a_pixel_is_read(field: str, value: object, text: str) -> None:
-    batch = noise_batch([(20, 30)] * 3)
-    plan = plan_for(batch, Policy.deit(32))
-    plan.table[field][1] = value
-    with pytest.raises(ValueError, match=f"row 1: {text}"):
-        apply(batch, plan)
-    with pytest.raises(ValueError, match=f"row 1: {text}"):  # the op trusts nobody either
-        placed = plan_for(batch, Policy.deit(32)).place(batch)
-        placed.table[field][1] = value
-        OPS._augment_resize(batch.data, placed.rows, 32)
-
-
-def test_rows_of_random_bytes_are_refused_or_harmless() -> None:
-    random = np.random.default_rng(0)
-    batch = noise_batch([(20, 30)])
-    for _ in range(300):
-        placed = plan_for(batch, Policy.deit(16)).place(batch)
-        for _ in range(random.integers(1, 4)):
-            placed.rows[0, int(random.integers(ROW.itemsize))] = int(random.integers(256))
-        try:
-            OPS._augment_resize(batch.data, placed.rows, 16)
-        except ValueError as error:
-            assert str(error).startswith("row 0: ")
-
-
-def test_what_apply_refuses() -> None:
-    batch = noise_batch([(20, 30)])
-    plan = plan_for(batch, Policy.deit(32))
-    with pytest.raises(ValueError, match="mixing"):
-        apply(batch, plan, mix=object())
-    with pytest.raises(ValueError, match="layout is one of"):
-        apply(batch, plan, layout="nhwc")
-    with pytest.raises(ValueError, match="dtype is one of"):
-        apply(batch, plan, dtype=torch.float64)
-    with pytest.raises(ValueError, match="patch divides the output's side of 32"):
-        apply(batch, plan, layout="patches", patch=5)
-    with pytest.raises(ValueError, match="contiguous uint8"):
-        apply(batch._replace(data=batch.data.float()), plan)
-    with pytest.raises(ValueError, match=r"batch\.height is torch\.int32"):
-        apply(batch._replace(height=batch.height.long()), plan)
-    with pytest.raises(ValueError, match="out is one of"):
-        apply_out(batch, plan, out=torch.empty(1, 3, 32, 31))
-    with pytest.raises(ValueError, match="out is one of"):
-        apply_out(batch, plan, out=torch.empty(1, 3, 32, 32), layout="channels_last")
-
-
-@pytest.mark.parametrize(
-    ("shape", "dtype"), [((4, 5), np.uint8), ((4, 5, 4), np.uint8), ((4, 5, 3), np.float32), ((0, 5, 3), np.uint8)]
-)
-def test_images_that_are_not_rgb_are_refused(shape: tuple[int, ...], dtype: type) -> None:
-    with pytest.raises(ValueError, match=r"image 1 is .* convert it first"):
-        ImageBatch.from_images([noise(2, 2), np.zeros(shape, dtype)])

@@ -60,6 +60,30 @@ def test_exp_and_log_equal_numpy_bit_for_bit_and_are_accurate(program: Path, nam
     assert (np.abs(exact - truth) < 3 * np.spacing(np.abs(exact))).all()
 
 
+def test_sine_and_cosine_equal_numpy_bit_for_bit_and_are_accurate(program: Path) -> None:
+    random = np.random.default_rng(2)
+    x = np.concatenate(
+        [random.uniform(-7, 7, 200_000), random.uniform(-1e5, 1e5, 10_000), np.arange(-8, 9) * np.pi / 2]
+    )
+    exact = np.stack(exact_math.sin_cos(x), axis=-1)
+    ours = run(program, "sincos", x, np.float64).reshape(-1, 2)
+    assert (ours.view(np.uint64) == exact.view(np.uint64)).all()
+    truth = np.stack([np.sin(x.astype(np.longdouble)), np.cos(x.astype(np.longdouble))], axis=-1)
+    assert np.abs(exact - truth).max() < 2.0**-52
+
+
+def test_normal_numbers_equal_numpy_bit_for_bit(program: Path) -> None:
+    words = np.random.default_rng(3).integers(0, 2**32, (100_000, 2), dtype=np.uint32)
+    words[:4] = [[0, 0], [2**32 - 1, 0], [0, 2**32 - 1], [2**32 - 1, 2**31]]
+    exact = np.stack(exact_math.normals(*words.T), axis=-1)
+    ours = run(program, "normals", words, np.float64).reshape(-1, 2)
+    assert (ours.view(np.uint64) == exact.view(np.uint64)).all()
+    assert np.abs(exact).max() < 6.67
+    assert abs(exact.mean()) < 0.01
+    assert abs(exact.std() - 1) < 0.01
+    assert abs((exact**4).mean() - 3) < 0.1
+
+
 @pytest.mark.parametrize(("name", "dtype"), [("half", torch.float16), ("bfloat16", torch.bfloat16)])
 def test_rounding_to_16_bits_equals_torch(program: Path, name: str, dtype: torch.dtype) -> None:
     # Every sign, exponent and upper mantissa, with the lower bits on both sides of a tie.

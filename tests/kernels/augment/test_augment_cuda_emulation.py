@@ -12,18 +12,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from augment_cases import ROOT, build_program, needs_compiler, noise_batch
+from augment_cases import ROOT, build_program, needs_compiler, noise_batch, plan_for
 
-from deit_kernels.augment import ImageBatch, Policy, sample_plan
-from deit_kernels.augment.plan import IMAGENET_MEAN, IMAGENET_STD, ROW
+from deit_kernels.augment import OPS as OP_NAMES
+from deit_kernels.augment import Erase, ImageBatch, Mix, Policy, RandAugment, sample_mix, sample_plan
+from deit_kernels.augment.mix import MIX
+from deit_kernels.augment.plan import ROW
+from deit_kernels.augment.policy import IMAGENET_MEAN, IMAGENET_STD
 
 pytestmark = needs_compiler
 
 OPS = torch.ops.deit_kernels
 TYPES = [torch.float32, torch.float16, torch.bfloat16]
 LAYOUTS = ["nchw", "channels_last", "patches"]
-SIZES = [(40, 50), (64, 64), (70, 3), (1, 1), (90, 200)]
-HEADER = np.dtype("i8, i8, i4, (3,)f4, (3,)f4, i4, i4, i4")  # struct Header of run.cpp
+SIZES = [(40, 50), (64, 64), (70, 3), (1, 1), (90, 200), (9, 9)]
+HEADER = np.dtype("i8, i8, i4, i4, (3,)f4, (3,)f4, i4, i4, i4, i4")  # struct Header of run.cpp
 # A sanitizer's run-time does not know the resolvers that pick a clone.
 SANITIZED = ["-g", "-O1", "-DDEIT_NO_CLONES", "-fno-omit-frame-pointer"]
 
@@ -33,24 +36,60 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_program("run.cpp", tmp_path_factory.mktemp("emulate"))
 
 
-def drawn_rows(batch: ImageBatch, policy: Policy) -> torch.Tensor:
-    height, width = batch.height.numpy(), batch.width.numpy()
-    plan = sample_plan(policy, seed=3, epoch=0, sample=np.arange(len(height)), copy=0, height=height, width=width)
-    return plan.place(batch).rows
+BUSY = RandAugment(probability=1.0)  # every image has two ops
+
+
+def drawn_rows(batch: ImageBatch, policy: Policy, seed: int = 3) -> torch.Tensor:
+    return plan_for(batch, policy, seed).place(batch).rows
+
+
+def drawn_mix(rows: torch.Tensor, size: int) -> torch.Tensor:
+    """Mixup and CutMix pairs."""
+    policy = Policy(size=size, mix=Mix())
+    mix = sample_mix(policy, seed=2, step=0, start=0, count=len(rows), group=2)
+    assert size == 1 or set(mix.table["mode"]) == {1, 2}
+    return mix.rows
+
+
+def every_op(size: int) -> tuple[ImageBatch, torch.Tensor]:
+    """As many rows as there are ops: each has one of them, and the third after it in the list."""
+    pixels, count = noise_batch(SIZES), len(OP_NAMES) - 1
+    image = torch.arange(count) % len(SIZES)
+    batch = ImageBatch(pixels.data, *(table[image] for table in pixels[1:]))
+    policy = Policy(size=size, rand_augment=BUSY, erase=Erase(0.5), interpolation="random")
+    rows = drawn_rows(batch, policy)
+    ops = rows.numpy().view(ROW)[:, 0]["ops"]
+    drawn = sample_plan(policy, seed=0, epoch=0, sample=range(500), copy=0, height=9, width=9).table["ops"][:, 0]
+    for row in range(count):
+        for layer, op in enumerate((row, (row + 3) % count)):
+            ops[row, layer] = drawn[drawn["op"] == 1 + op][0]
+    ops["fast"][::2, 1] = 1
+    return batch, rows
 
 
 def patch_of(size: int) -> int:
     return size // 2 if size % 2 == 0 else size
 
 
+Result = tuple[torch.Tensor, torch.Tensor]
+
+
 def run(
-    program: Path, batch: ImageBatch, rows: torch.Tensor, size: int, dtype: torch.dtype, layout: str, threads: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+    program: Path,
+    batch: ImageBatch,
+    rows: torch.Tensor,
+    size: int,
+    dtype: torch.dtype,
+    layout: str,
+    threads: int,
+    mix: torch.Tensor | None = None,
+) -> Result:
     """Images and output of the program, flat but for the batch."""
-    count, kinds = len(rows), (TYPES.index(dtype), LAYOUTS.index(layout), patch_of(size))
-    header = np.array((count, batch.data.numel(), size, IMAGENET_MEAN, IMAGENET_STD, *kinds), HEADER)
+    count, kinds = len(rows), (TYPES.index(dtype), LAYOUTS.index(layout), patch_of(size), 0)
+    header = np.array((count, batch.data.numel(), size, mix is not None, IMAGENET_MEAN, IMAGENET_STD, *kinds), HEADER)
+    tables = [header, rows.numpy(), *([] if mix is None else [mix.numpy()]), batch.data.numpy()]
     given, got = program.parent / "input", program.parent / "output"
-    given.write_bytes(header.tobytes() + rows.numpy().tobytes() + batch.data.numpy().tobytes())
+    given.write_bytes(b"".join(table.tobytes() for table in tables))
     done = subprocess.run([program, given, got, str(threads)], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     result = torch.from_numpy(np.fromfile(got, np.uint8))
@@ -59,14 +98,19 @@ def run(
 
 
 def expected(
-    batch: ImageBatch, rows: torch.Tensor, size: int, dtype: torch.dtype, layout: str
-) -> tuple[torch.Tensor, torch.Tensor]:
+    batch: ImageBatch, rows: torch.Tensor, size: int, dtype: torch.dtype, layout: str, mix: torch.Tensor | None = None
+) -> Result:
     mean, std = list(IMAGENET_MEAN), list(IMAGENET_STD)
     images = OPS._augment_resize(batch.data, rows, size).flatten(1)
-    output = OPS._augment_apply(batch.data, rows, size, mean, std, dtype, layout, patch_of(size))
+    output = OPS._augment_apply(batch.data, rows, mix, size, mean, std, dtype, layout, patch_of(size))
     if layout == "channels_last":
         output = output.permute(0, 2, 3, 1)
     return images, output.flatten(1)
+
+
+def assert_equal(ours: Result, theirs: Result) -> None:
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize(
@@ -78,6 +122,8 @@ def expected(
         (Policy.eval(10, crop_ratio=0.3), torch.float16, "nchw", 16),
         (Policy(size=20, interpolation="bilinear", flip=1.0), torch.bfloat16, "patches", 33),
         (Policy(size=1), torch.float32, "nchw", 3),
+        (Policy(size=19, crop="simple", pad=6, erase=Erase(1.0, "rand")), torch.float16, "nchw", 32),
+        (Policy(size=12, rand_augment=BUSY, erase=Erase(1.0, "const")), torch.bfloat16, "channels_last", 64),
     ],
     ids=lambda value: "" if isinstance(value, Policy) else str(value),
 )
@@ -86,10 +132,16 @@ def test_kernels_store_what_the_cpu_ops_return(
 ) -> None:
     batch = noise_batch(SIZES)
     rows = drawn_rows(batch, policy)
-    images, output = run(program, batch, rows, policy.size, dtype, layout, threads)
-    expected_images, expected_output = expected(batch, rows, policy.size, dtype, layout)
-    assert torch.equal(images, expected_images)
-    assert torch.equal(output, expected_output)
+    for mix in (None, drawn_mix(rows, policy.size)):
+        ours = run(program, batch, rows, policy.size, dtype, layout, threads, mix)
+        assert_equal(ours, expected(batch, rows, policy.size, dtype, layout, mix))
+
+
+@pytest.mark.parametrize(("size", "threads"), [(21, 32), (16, 48)])
+def test_every_op_gives_the_pixels_of_the_cpu(program: Path, size: int, threads: int) -> None:
+    batch, rows = every_op(size)
+    ours = run(program, batch, rows, size, torch.float32, "nchw", threads)
+    assert_equal(ours, expected(batch, rows, size, torch.float32, "nchw"))
 
 
 @pytest.mark.parametrize("size", [512, 1024])
@@ -102,19 +154,36 @@ def test_large_outputs_fit_the_shared_memory_of_a_block(program: Path, size: int
 
 
 def test_a_row_the_host_could_not_check_gives_zeros_and_nan(program: Path) -> None:
-    batch = noise_batch([(20, 30)] * 6)
+    batch = noise_batch([(20, 30)] * 8)
     rows = drawn_rows(batch, Policy.deit(12))
     table = rows.numpy().view(ROW)[:, 0]
     table["offset"][1] = -1  # not placed
     table["offset"][2] = 2**60
     table["box"][3] = [0, 0, 21, 30]
     table["window"][4] = [1, 0]
+    table["ops"]["op"][6, 1] = 99
+    table["erased"][7] = [0, 0, 13, 1]
     images, output = run(program, batch, rows, 12, torch.bfloat16, "nchw", 16)
-    assert (images[1:5] == 0).all()
-    assert output[1:5].isnan().all()
+    assert (images[[1, 2, 3, 4, 6, 7]] == 0).all()
+    assert output[[1, 2, 3, 4, 6, 7]].isnan().all()
     good, good_rows = [0, 5], rows[[0, 5]]
     assert torch.equal(images[good], expected(batch, good_rows, 12, torch.bfloat16, "nchw")[0])
     assert torch.equal(output[good], expected(batch, good_rows, 12, torch.bfloat16, "nchw")[1])
+
+
+def test_a_mix_the_host_could_not_check_gives_nan(program: Path) -> None:
+    batch = noise_batch([(20, 30)] * 8)
+    rows = drawn_rows(batch, Policy.deit(12))
+    mix = drawn_mix(rows, 12)
+    table = mix.numpy().view(MIX)[:, 0]
+    table["partner"][1] = 8
+    table["mode"][2] = 3
+    table["lam"][3] = np.nan
+    table["box"][4] = [0, 0, 1, 13]
+    rows.numpy().view(ROW)[:, 0]["offset"][7] = -1  # and so its partner, 6
+    _, output = run(program, batch, rows, 12, torch.float32, "nchw", 16, mix)
+    assert output.isnan().all(dim=1).tolist() == [False, True, True, True, True, False, True, True]
+    assert output.isnan().any(dim=1).sum() == 6
 
 
 def hostile_rows(batch: ImageBatch, size: int, count: int) -> torch.Tensor:
@@ -127,9 +196,19 @@ def hostile_rows(batch: ImageBatch, size: int, count: int) -> torch.Tensor:
         if index % 2:
             rows[index, int(random.integers(ROW.itemsize))] = int(random.integers(256))
         else:
-            field = table[str(random.choice(ROW.names[1:]))]
+            field = table[str(random.choice([name for name in ROW.names[1:] if name != "ops"]))]
             field[index] = random.choice(extremes, field.shape[1:])
+        if index % 5 == 0:
+            numbers = table["ops"][str(random.choice(["arg", "matrix"]))]
+            numbers[index] = random.choice([np.nan, np.inf, -1e300, 1e9, 0.5], numbers.shape[1:])
     return rows
+
+
+def hostile_mix(rows: torch.Tensor, size: int) -> torch.Tensor:
+    random, mix = np.random.default_rng(1), drawn_mix(rows, size)
+    for index in range(0, len(rows), 2):
+        mix[index, int(random.integers(MIX.itemsize))] = int(random.integers(256))
+    return mix
 
 
 def cpu_flags() -> set[str]:
@@ -152,10 +231,12 @@ def test_the_cpu_code_of_every_instruction_set_agrees(tmp_path: Path, flag: str,
     batch = noise_batch(SIZES)
     for policy in (Policy.deit(50), Policy.eval(33)):
         rows = drawn_rows(batch, policy)
-        images, output = run(program, batch, rows, policy.size, torch.float16, "nchw", 0)
-        truth = expected(batch, rows, policy.size, torch.float16, "nchw")
-        assert torch.equal(images, truth[0])
-        assert torch.equal(output, truth[1])
+        for mix in (None, drawn_mix(rows, policy.size)):
+            ours = run(program, batch, rows, policy.size, torch.float16, "nchw", 0, mix)
+            assert_equal(ours, expected(batch, rows, policy.size, torch.float16, "nchw", mix))
+    batch, rows = every_op(45)
+    ours = run(program, batch, rows, 45, torch.float32, "nchw", 0)
+    assert_equal(ours, expected(batch, rows, 45, torch.float32, "nchw"))
 
 
 @pytest.mark.slow
@@ -170,26 +251,34 @@ def test_sanitizers_find_nothing(tmp_path: Path, sanitizer: str) -> None:
         (Policy.eval(10, crop_ratio=0.3), "channels_last", torch.bfloat16),
     ]:
         rows, size = drawn_rows(batch, policy), policy.size
-        truth = expected(batch, rows, size, dtype, layout)
+        mix = drawn_mix(rows, size)
+        truth = expected(batch, rows, size, dtype, layout, mix)
         for threads in (0, 24):
-            images, output = run(program, batch, rows, size, dtype, layout, threads)
-            assert torch.equal(images, truth[0])
-            assert torch.equal(output, truth[1])
-    run(program, batch, hostile_rows(batch, 9, 200), 9, torch.float32, "nchw", 4)
+            assert_equal(run(program, batch, rows, size, dtype, layout, threads, mix), truth)
+    batch, rows = every_op(13)
+    for threads in (0, 24):
+        ours = run(program, batch, rows, 13, torch.float32, "nchw", threads)
+        assert_equal(ours, expected(batch, rows, 13, torch.float32, "nchw"))
+    hostile = hostile_rows(batch, 9, 200)
+    run(program, batch, hostile, 9, torch.float32, "nchw", 4, hostile_mix(hostile, 9))
+
+
+BARRIERS = [
+    (name, *found.span())
+    for name in ("augment_kernels.cuh", "augment_ops.cuh")
+    for found in re.finditer(r"__syncthreads\(\);", (ROOT / "csrc" / name).read_text())
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("barrier", [0, 1])
+@pytest.mark.parametrize("barrier", range(len(BARRIERS)))
 def test_thread_sanitizer_sees_a_missing_barrier(tmp_path: Path, barrier: int) -> None:
-    for folder in ("augment", "emulate"):
-        shutil.copytree(ROOT / "csrc" / folder, tmp_path / "csrc" / folder)
-    for name in ("augment.h", "augment_cpu.cpp"):
-        shutil.copy(ROOT / "csrc" / name, tmp_path / "csrc" / name)
-    kernels = (ROOT / "csrc" / "augment_kernels.cuh").read_text()
-    places = [found.span() for found in re.finditer(r"__syncthreads\(\);", kernels)]
-    start, end = places[barrier]
-    (tmp_path / "csrc" / "augment_kernels.cuh").write_text(kernels[:start] + kernels[end:])
+    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
+    name, start, end = BARRIERS[barrier]
+    file = tmp_path / "csrc" / name
+    text = file.read_text()
+    file.write_text(text[:start] + text[end:])
     program = build_program("run.cpp", tmp_path, *SANITIZED, "-fsanitize=thread", root=tmp_path)
-    batch = noise_batch(SIZES)
+    batch, rows = every_op(18)
     with pytest.raises(AssertionError, match="data race"):
-        run(program, batch, drawn_rows(batch, Policy.deit(18)), 18, torch.float32, "nchw", 24)
+        run(program, batch, rows, 18, torch.float32, "nchw", 24)

@@ -1,39 +1,60 @@
 """On a card: the CUDA ops equal the CPU ops bit for bit, on any stream and inside a graph."""
 
-import numpy as np
+from dataclasses import replace
+
 import pytest
 import torch
-from augment_cases import POLICIES, SIZES, noise_batch
+from augment_cases import POLICIES, SIZES, noise_batch, plan_for
+from test_augment_ops import AFFINE, ARGUMENTS, IMAGES
 
-from deit_kernels.augment import AugmentPlan, ImageBatch, Policy, apply, apply_out, resized_crop, sample_plan
+from deit_kernels.augment import OPS, Mix, Policy, apply, apply_op, apply_out, resized_crop, sample_mix
 
 pytestmark = pytest.mark.gpu
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
-def plan_for(batch: ImageBatch, policy: Policy) -> AugmentPlan:
-    height, width = batch.height.numpy(), batch.width.numpy()
-    return sample_plan(policy, seed=0, epoch=0, sample=np.arange(len(height)), copy=0, height=height, width=width)
-
-
 @pytest.mark.parametrize("policy", [*POLICIES, Policy.deit(224), Policy.deit(384), Policy.deit(1024)], ids=str)
 def test_every_type_and_layout_equals_the_cpu(policy: Policy) -> None:
-    batch = noise_batch([*SIZES, (375, 500)])
+    batch = noise_batch([*SIZES[1:], (375, 500)])
     plan = plan_for(batch, policy)
     for dtype in DTYPES:
         for layout in ("nchw", "channels_last", "patches"):
             asked = {"dtype": dtype, "layout": layout, "patch": policy.size}
-            on_card = apply(batch.to("cuda"), plan, **asked)
-            on_cpu = apply(batch, plan, **asked)
-            assert on_card.stride() == on_cpu.stride()
-            assert torch.equal(on_card.cpu(), on_cpu)
+            for mix in (None, sample_mix(replace(policy, mix=Mix()), seed=0, step=1, start=0, count=8, group=2)):
+                on_card = apply(batch.to("cuda"), plan, mix, **asked)
+                on_cpu = apply(batch, plan, mix, **asked)
+                assert on_card.stride() == on_cpu.stride()
+                assert torch.equal(on_card.cpu(), on_cpu)
 
 
 def test_a_crop_of_a_large_image_equals_the_cpu() -> None:
     batch, box = noise_batch([(3000, 4000), (40, 4000)]), torch.tensor([[0, 0, 3000, 4000], [1, 2, 30, 3000]])
     for size in (1, 224):
         assert torch.equal(resized_crop(batch.to("cuda"), box, size).cpu(), resized_crop(batch, box, size))
+
+
+@pytest.mark.parametrize("name", OPS[1:])
+@pytest.mark.parametrize("kind", IMAGES)
+def test_every_op_equals_the_cpu(kind: str, name: str) -> None:
+    images = torch.from_numpy(IMAGES[kind]())[None].contiguous()
+    for fast in (False, True) if name in AFFINE else (False,):
+        for interpolation in ("bicubic", "bilinear"):
+            for arg in ARGUMENTS[name]:
+                on_card = apply_op(images.cuda(), name, arg, interpolation=interpolation, fast=fast)
+                assert torch.equal(on_card.cpu(), apply_op(images, name, arg, interpolation=interpolation, fast=fast))
+
+
+def test_a_batch_is_three_launches_whatever_its_ops() -> None:
+    batch = noise_batch([(60, 80)] * 64).to("cuda")
+    rows = plan_for(batch, Policy.deit(32)).place(batch).to("cuda")
+    mix = sample_mix(Policy.deit(32), seed=0, step=0, start=0, count=64, group=8).to("cuda")
+    out = apply(batch, rows, mix)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        apply_out(batch, rows, mix, out=out)
+        torch.cuda.synchronize()
+    kernels = [event.name for event in profile.events() if "_kernel" in event.name]
+    assert len(kernels) == 3, kernels
 
 
 def test_an_unplaced_row_on_the_card_gives_nan() -> None:

@@ -1,0 +1,94 @@
+"""A picture of what the model sees: originals, and beside each its augmented copies with what was done to them.
+
+    python -m deit_fast.data preview --data /imagenet --recipe deit
+
+The copies are those of the training with this recipe's `data_seed`, epoch and repeats: the same pixels, not a likeness.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from deit_kernels.augment import OPS, ImageBatch, Policy, apply, sample_plan
+
+from .dataset import Dataset
+from .decode import decode
+
+COLUMN, LINE = 1.9, 2.45  # inches of a picture with its text
+
+
+def named_ops(row: np.void) -> str:
+    """What a row of a plan does, a line each: "crop 43 %, flipped", "rotate -27.3", "erased 12 %"."""
+    box, size = row["box"], (int(row["height"]), int(row["width"]))
+    share = round(100 * int(box[2]) * int(box[3]) / (size[0] * size[1]))
+    lines = [f"crop {share} %" + (", flipped" if row["flip"] else "")]
+    for call in row["ops"]:
+        if call["op"]:
+            name = OPS[call["op"]].replace("_", " ")
+            bare = OPS[call["op"]] in ("auto_contrast", "equalize", "invert")
+            lines.append(name if bare else f"{name} {call['arg']:.3g}")
+    if row["erase"]:
+        lines.append(f"erased {row['erased'][2]} x {row['erased'][3]}")
+    return "\n".join(lines)
+
+
+def pixels_of(images: Tensor, policy: Policy) -> NDArray[np.uint8]:
+    """Normalised images (B, 3, S, S) back to levels (B, S, S, 3); erasing noise outside [0, 255] is clipped."""
+    unit = images.permute(0, 2, 3, 1).numpy() * np.float32(policy.std) + np.float32(policy.mean)
+    return np.clip(np.rint(unit * 255), 0, 255).astype(np.uint8)
+
+
+def preview(
+    dataset: Dataset, policy: Policy, target: Path, *, data_seed: int, epoch: int, images: int, copies: int
+) -> None:
+    """Draw `images` originals, spread over the data set, with `copies` augmented copies of each, into a PNG.
+
+    Args:
+        policy: of the training.
+        data_seed, epoch: of the training step to look at.
+
+    Raises:
+        ValueError: a number below 1, or more images than the data set has.
+        BadImage: one of the images is unreadable.
+    """
+    if not 1 <= images <= len(dataset):
+        raise ValueError(f"--images lies between 1 and {len(dataset)}, the images of the data set, got {images}")
+    if not 1 <= copies <= 64:
+        raise ValueError(f"--copies lies between 1 and 64, got {copies}")
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    samples = np.linspace(0, len(dataset) - 1, images).astype(np.int64)
+    originals = [decode(dataset.read(int(sample))) for sample in samples]
+    batch = ImageBatch.from_images(originals)
+    batch = ImageBatch(batch.data, *(table.repeat_interleave(copies) for table in batch[1:]))
+    plan = sample_plan(
+        policy,
+        seed=data_seed,
+        epoch=epoch,
+        sample=samples.repeat(copies),
+        copy=np.tile(np.arange(copies), images),
+        height=batch.height.numpy(),
+        width=batch.width.numpy(),
+    )
+    augmented = pixels_of(apply(batch, plan), policy)
+
+    size = ((copies + 1) * COLUMN, images * LINE)
+    figure, axes = plt.subplots(images, copies + 1, figsize=size, squeeze=False, constrained_layout=True)
+    for index, (line, original) in enumerate(zip(axes, originals, strict=True)):
+        label = dataset.classes[dataset.labels[samples[index]]]
+        line[0].imshow(original)
+        line[0].set_title(f"{label}\n{original.shape[1]} x {original.shape[0]}", fontsize=8)
+        for copy, panel in enumerate(line[1:]):
+            panel.imshow(augmented[index * copies + copy])
+            panel.set_title(named_ops(plan.table[index * copies + copy]), fontsize=7)
+    for panel in axes.flat:
+        panel.axis("off")
+    figure.savefig(target, dpi=110, format="png")
+    plt.close(figure)

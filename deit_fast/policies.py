@@ -1,0 +1,34 @@
+"""What a configuration does to images: the augmentation policies of training and evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from deit_kernels.augment import Erase, Policy, RandAugment
+
+from .config import Config
+
+Normalisation = tuple[tuple[float, float, float], tuple[float, float, float]]
+
+
+def training_policy(config: Config, normalisation: Normalisation) -> Policy:
+    """Random resized crop, flip, and the stages that the configuration names.
+
+    Raises:
+        ValueError: --rand-augment is no string of timm's that is known here.
+    """
+    return Policy(
+        size=config.image_size,
+        scale=config.crop_scale,
+        flip=config.flip,
+        mean=normalisation[0],
+        std=normalisation[1],
+        rand_augment=RandAugment.parse(config.rand_augment) if config.rand_augment else None,
+        erase=Erase(config.erase) if config.erase else None,
+    )
+
+
+def evaluation_policy(config: Config, normalisation: Normalisation) -> Policy:
+    """The shorter side resized, then the central crop."""
+    policy = Policy.eval(config.image_size, config.crop_ratio)
+    return replace(policy, mean=normalisation[0], std=normalisation[1])

@@ -1,0 +1,62 @@
+"""`preview` draws the images that training sees, each with what was done to it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from deit_fast.classifiers import IMAGENET_NORMALISATION
+from deit_fast.data import TrainLoader, open_dataset
+from deit_fast.data.__main__ import main
+from deit_fast.data.preview import named_ops, pixels_of
+from deit_fast.policies import training_policy
+from deit_fast.recipes import recipe
+from deit_kernels.augment import Policy, sample_plan
+
+
+def test_the_command_draws_a_grid(image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    target = tmp_path / "seen.png"
+    arguments = ["preview", "--data", str(image_folder), "--recipe", "deit", "--images", "2", "--copies", "3"]
+    assert main([*arguments, "--out", str(target)]) == 0
+    assert str(target) in capsys.readouterr().out
+    width, height = Image.open(target).size
+    assert width / height == pytest.approx(4 * 1.9 / (2 * 2.45), rel=0.02)
+
+
+def test_what_is_drawn_is_what_the_loader_gives(image_folder: Path) -> None:
+    train, _ = open_dataset(str(image_folder))
+    config = recipe("deit")
+    policy = training_policy(config, IMAGENET_NORMALISATION)
+    assert policy == Policy(rand_augment=Policy.deit().rand_augment, erase=Policy.deit().erase)
+    batch = next(iter(TrainLoader(train, policy, data_seed=0, batch_size=2, total_steps=1)))
+    seen = pixels_of(batch.images, policy)
+    mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in IMAGENET_NORMALISATION)
+    again = (torch.from_numpy(seen).permute(0, 3, 1, 2) / 255 - mean) / std
+    inside = (batch.images * std + mean - 0.5).abs() <= 0.5
+    assert (again - batch.images)[inside].abs().max() < 0.01
+    assert seen.dtype == np.uint8
+
+
+def test_every_line_of_the_text() -> None:
+    row = sample_plan(Policy.deit(224), seed=0, epoch=0, sample=0, copy=0, height=100, width=200).table[0]
+    row["box"], row["flip"], row["erased"], row["erase"] = [0, 0, 50, 100], 1, [5, 6, 40, 30], 3
+    row["ops"]["op"], row["ops"]["arg"] = [4, 2], [-27.25, 0.0]
+    assert named_ops(row) == "crop 25 %, flipped\nrotate -27.2\nequalize\nerased 40 x 30"
+    row["flip"] = row["erase"] = row["ops"]["op"] = 0
+    assert named_ops(row) == "crop 25 %"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--recipe", "dei", "--data", "photos"], "did you mean --recipe deit"),
+        (["--recipe", "deit"], "type --data FOLDER"),
+        (["--data", "photos", "--images", "0"], "--images lies between 1 and"),
+        (["--data", "photos", "--copies", "65"], "--copies lies between 1 and 64, got 65"),
+    ],
+)
+def test_mistakes_are_sentences(arguments: list[str], text: str, capsys: pytest.CaptureFixture) -> None:
+    assert main(["preview", *arguments]) == 2
+    assert text in capsys.readouterr().err

@@ -1,0 +1,117 @@
+"""Policies: the recipes' numbers, timm's strings, and what is refused."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import timm.data
+from timm.data.auto_augment import _RAND_WEIGHTED_0
+
+from deit_kernels.augment import Erase, Mix, Policy, RandAugment
+from deit_kernels.augment.rand_augment import TIMM_WEIGHTS
+
+
+def test_deit_is_the_recipe_of_the_paper() -> None:
+    policy = Policy.deit(224)
+    assert policy.rand_augment == RandAugment.parse("rand-m9-mstd0.5-inc1")
+    assert (policy.erase.probability, policy.erase.mode) == (0.25, "pixel")
+    assert (policy.mix.mixup_alpha, policy.mix.cutmix_alpha, policy.mix.switch_probability) == (0.8, 1.0, 0.5)
+    assert replace(policy, rand_augment=None, erase=None, mix=None) == Policy.crop_and_flip(224)
+
+
+def test_the_fill_colour_is_the_one_of_timm() -> None:
+    transform = timm.data.create_transform(224, is_training=True, auto_augment="rand-m9-inc1")
+    theirs = transform.transforms[2].ops[0].kwargs["fillcolor"]
+    assert Policy.deit().fill == theirs == (124, 116, 104)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("rand", RandAugment(10, 0.0, increasing=False)),
+        ("rand-m9-mstd0.5-inc1", RandAugment()),
+        ("rand-inc0-m7", RandAugment(7, 0.0, increasing=False)),
+        ("rand-n1-p0.3-mstd1.5", RandAugment(10, 1.5, layers=1, probability=0.3, increasing=False)),
+        ("rand-mmax15-mstd200", RandAugment(10, math.inf, 15, increasing=False)),
+        ("rand-tweights-inc1", RandAugment(10, 0.0, weights=tuple(TIMM_WEIGHTS.items()))),
+    ],
+)
+def test_strings_of_timm(text: str, expected: RandAugment) -> None:
+    assert RandAugment.parse(text) == expected
+    assert Policy.parse(text, 48) == Policy(size=48, rand_augment=expected)
+
+
+def test_the_weights_are_those_of_timm() -> None:
+    assert sorted(TIMM_WEIGHTS.values()) == sorted(_RAND_WEIGHTED_0.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("augmix-m5", "'augmix-m5' is another of timm's policies"),
+        ("random-m9", "'random-m9' is unknown"),
+        ("rand-mst0.5", "'mst0.5' in .*: did you mean mstd"),
+        ("rand-q1", "'q1' in .*: did you mean"),
+        ("rand-m", "m takes a number, such as m1"),
+        ("rand-m9x", "m takes a number"),
+        ("rand-t3a", "the only named set of this version is tweights"),
+        ("rand-n3", "layers is a number of ops, 0 to 2, got 3"),
+        ("rand-p1.5", "probability lies in"),
+        ("", "'' is unknown"),
+    ],
+)
+def test_strings_that_are_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Policy.parse(text)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"size": 0},
+        {"size": 1025},
+        {"crop": "middle"},
+        {"scale": (0.0, 1.0)},
+        {"scale": (0.9, 0.8)},
+        {"ratio": (0.0, 1.0)},
+        {"crop_ratio": 1.01},
+        {"interpolation": "nearest"},
+        {"flip": 1.5},
+        {"mean": (0.5, 0.5)},
+        {"std": (0.2, 0.2, 0.0)},
+    ],
+)
+def test_what_a_policy_refuses(change: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(change))):
+        Policy(**change)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        (RandAugment, {"magnitude": -1.0}),
+        (RandAugment, {"magnitude_std": -0.1}),
+        (RandAugment, {"magnitude_max": 0.0}),
+        (RandAugment, {"weights": (("rotat", 1.0),)}),
+        (RandAugment, {"weights": (("rotate", 1.0),)}),
+        (RandAugment, {"weights": (("rotate", -1.0), ("color", 1.0))}),
+        (Erase, {"probability": 1.1}),
+        (Erase, {"mode": "noise"}),
+        (Erase, {"area": (0.5, 0.1)}),
+        (Erase, {"ratio": (0.0, 1.0)}),
+        (Mix, {"mixup_alpha": -0.5}),
+        (Mix, {"cutmix_alpha": 1000.0}),
+        (Mix, {"mixup_alpha": 0.0, "cutmix_alpha": 0.0}),
+        (Mix, {"switch_probability": 2.0}),
+        (Mix, {"box_rounding": "floor"}),
+        (Policy, {"interpolation": "nearest"}),
+        (Policy, {"crop": "simple", "pad": 224}),
+        (Policy, {"affine": "float32"}),
+    ],
+)
+def test_what_a_stage_refuses(kind: type, change: dict[str, object]) -> None:
+    word = {"weights": "op|layers|weight"}.get(next(iter(change)), next(iter(change)))
+    if change.get("crop") == "simple":
+        word = "pad lies in"
+    with pytest.raises(ValueError, match=word):
+        kind(**change)
