@@ -33,6 +33,7 @@ from benchmarks.device_timing import (
     environment,
     host_microseconds,
     kernels_launched,
+    on_stream,
     prepare,
 )
 from deit_kernels import attention_qkvpacked
@@ -173,8 +174,9 @@ def calls_of(attend: Attend, shape: Shape, direction: str) -> list[Callable[[], 
 def test_attention(benchmark, shape: Shape, name: str, direction: str) -> None:
     attend = provider(name)
     try:
-        calls = calls_of(attend, shape, direction)
-        calls[0]()
+        with on_stream():
+            calls = calls_of(attend, shape, direction)
+            calls[0]()
     except (RuntimeError, NotImplementedError) as error:
         if name == "ours":
             raise

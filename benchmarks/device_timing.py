@@ -12,8 +12,10 @@ launches count; give it at least 20 calls, whose inputs together exceed the L2 c
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -48,6 +50,26 @@ def copies(bytes_of_a_call: int) -> int:
     return max(20, -(-2 * cache // bytes_of_a_call))
 
 
+@functools.cache
+def _stream() -> torch.cuda.Stream:
+    return torch.cuda.Stream()
+
+
+@contextmanager
+def on_stream() -> Iterator[None]:
+    """Work on the stream that `prepare` captures on; nothing without a card.
+
+    Autograd runs a backward on its forward's stream, and a graph cannot hold the work of another one.
+    """
+    if not ON_CARD:
+        yield
+        return
+    _stream().wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(_stream()):
+        yield
+    torch.cuda.current_stream().wait_stream(_stream())
+
+
 def prepare(calls: list[Call], capture: bool = True) -> tuple[Call, bool]:
     """A function that makes every call once and tells the clock the seconds of one; and whether a graph is replayed.
 
@@ -56,15 +78,12 @@ def prepare(calls: list[Call], capture: bool = True) -> tuple[Call, bool]:
     """
     if not ON_CARD:
         return calls[0], False
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
+    with on_stream():
         for call in [*calls[:3], *calls]:  # compiles, then lets the allocator settle
             call()
-    torch.cuda.current_stream().wait_stream(stream)
     if capture:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=_stream()):
             for call in calls:
                 call()
         replay = graph.replay

@@ -11,6 +11,7 @@ interpreter (fp16 and fp32; its bf16 additions and dots are silently wrong, so b
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import importlib.util
 import logging
 import os
@@ -23,6 +24,8 @@ INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 
 _TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 _OLDEST_CAPABILITY = (8, 0)  # cp.async and bf16 matrix instructions; nothing older is compiled or tested
+
+_OLDEST_TRITON = (3, 6)
 
 _log = logging.getLogger("deit_kernels")
 
@@ -60,6 +63,8 @@ def _report(op: str, reason: str, expected: bool) -> bool:
 def _cached_device_reasons(device_type: str, index: int | None) -> tuple[str, ...]:
     if not _TRITON_INSTALLED:
         return ("triton is not installed",)
+    if (version := _triton_version()) < _OLDEST_TRITON:
+        return (f"triton {version[0]}.{version[1]} is older than {_OLDEST_TRITON[0]}.{_OLDEST_TRITON[1]}",)
     if device_type == "cpu":
         return () if INTERPRETING else ("the tensors are on the CPU",)
     if device_type != "cuda":
@@ -72,6 +77,15 @@ def _cached_device_reasons(device_type: str, index: int | None) -> tuple[str, ..
     if torch.cuda.get_device_capability(index) < _OLDEST_CAPABILITY:
         return ("compute capability below 8.0",)
     return ()
+
+
+def _triton_version() -> tuple[int, int]:
+    """Of the installed distribution, without importing it; one under another name is taken to be new enough."""
+    try:
+        major, minor = importlib.metadata.version("triton").split(".")[:2]
+        return int(major), int(minor)
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        return _OLDEST_TRITON
 
 
 @functools.cache

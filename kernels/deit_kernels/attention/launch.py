@@ -132,7 +132,13 @@ def card_of(device: torch.device) -> tuple[int, int]:
 
 
 # What compile_cases covers: head dim -> lengths, each a row of the table or a way to end its last block.
-_REPORTED = {64: (16, 64, 128, 198, 256, 257, 578), 32: (198, 578), 80: (198, 578), 128: (128, 198, 578)}
+_REPORTED = {
+    64: (16, 32, 64, 80, 128, 144, 192, 198, 256, 257, 576, 578, 605, 638),
+    8: (17, 198),
+    32: (198, 578),
+    80: (198, 578),
+    128: (128, 198, 578),
+}
 _CARDS = {80: 80, 89: 89, 90: 90, 100: 100, 120: 89}  # compute capability -> family
 _MANY = 1 << 20  # pairs of (batch, head): enough to fill any card
 

@@ -188,8 +188,11 @@ def attention_qkvpacked(qkv: Tensor, *, scale: float | None = None) -> Tensor:
         (B, N, H, D), contiguous: `.flatten(2)` is the input of the output projection.
 
     Raises:
+        TypeError: qkv is no tensor.
         ValueError: qkv is not of rank 5 with 3 in dimension 2, or not floating-point, or scale is not finite.
     """
+    if not isinstance(qkv, Tensor):
+        raise TypeError(f"attention_qkvpacked takes a tensor, got {type(qkv).__name__}")
     if qkv.dim() != 5 or qkv.shape[2] != 3:
         raise ValueError(f"attention_qkvpacked takes qkv of shape (B, N, 3, H, D), got {tuple(qkv.shape)}")
     _check_features(qkv)
@@ -217,7 +220,15 @@ def attention_unsupported_reasons(
     Args:
         query, key, value: (B, H, N, D); with key None, query is packed, (B, N, 3, H, D).
         attn_mask, dropout_p, is_causal, scale: the arguments of the call.
+
+    Raises:
+        ValueError: key without value or value without key, or a query of another rank than its form has.
     """
+    if (key is None) != (value is None):
+        raise ValueError("key and value go together: give both, or neither for a packed (B, N, 3, H, D) query")
+    if query.dim() != (5 if key is None else 4):
+        form = "packed (B, N, 3, H, D) when key is None" if key is None else "(B, H, N, D)"
+        raise ValueError(f"query is {form}, got shape {tuple(query.shape)}")
     reasons = kernel_unavailable_reasons(query.device)
     dtype = _autocast_dtype(query)
     length, features = (query.shape[1], query.shape[4]) if key is None else query.shape[2:]
@@ -245,7 +256,9 @@ def attention_unsupported_reasons(
 def _autocast_dtype(tensor: Tensor) -> torch.dtype:
     """The dtype that autocast gives `tensor` on its way into SDPA."""
     device = tensor.device.type
-    if not tensor.is_floating_point() or tensor.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+    if device == "meta" or not tensor.is_floating_point() or tensor.dtype == torch.float64:  # no autocast for these
+        return tensor.dtype
+    if not torch.is_autocast_enabled(device):
         return tensor.dtype
     return torch.get_autocast_dtype(device)
 
@@ -255,7 +268,12 @@ def _autocast(tensor: Tensor) -> Tensor:
 
 
 def _check_scale(scale: float | None) -> None:
-    if scale is not None and not -math.inf < scale < math.inf:  # math.isfinite breaks the graph of a symbolic scale
+    if scale is None:
+        return
+    # A tensor is refused: comparing one that lives on a GPU would wait for the device.
+    if not isinstance(scale, (int, float, torch.SymInt, torch.SymFloat)):
+        raise ValueError(f"scale is a finite Python number, got {type(scale).__name__}")
+    if not -math.inf < scale < math.inf:  # math.isfinite breaks the graph of a symbolic scale
         raise ValueError(f"scale is a finite number, got {scale}")
 
 

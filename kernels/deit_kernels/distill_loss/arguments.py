@@ -72,7 +72,7 @@ def distillation_call(
         cls_logits, dist_logits, teacher, teacher_probs, labels, partner, lam,
         soft=mode == "soft", alpha=alpha, tau=tau, numel=kl_normalizer == "numel",
         label_smoothing=float(label_smoothing), teacher_smoothing=float(teacher_smoothing),
-        ignore_index=ignore_index, mean=check_reduction(reduction),
+        ignore_index=check_ignore_index(ignore_index), mean=check_reduction(reduction),
     )  # fmt: skip
 
 
@@ -126,6 +126,13 @@ def check_normalizer(kl_normalizer: str) -> None:
 def check_smoothing(label_smoothing: float) -> float:
     """The share of probability that smoothing spreads."""
     return _within("label_smoothing", label_smoothing, "a share of probability")
+
+
+def check_ignore_index(ignore_index: int) -> int:
+    """A label, which need not be a class."""
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, (int, torch.SymInt)):
+        raise ValueError(f"ignore_index is an integer, got {ignore_index!r}")
+    return ignore_index
 
 
 def check_tau(tau: float) -> float:

@@ -94,7 +94,8 @@ def cross_entropy(
     target, partner, lam = arguments.check_target(target, logits)
     call = LossCall(
         logits, None, None, None, target, partner, lam, soft=False, alpha=0.0, tau=1.0, numel=False,
-        label_smoothing=arguments.check_smoothing(label_smoothing), teacher_smoothing=0.0, ignore_index=ignore_index,
+        label_smoothing=arguments.check_smoothing(label_smoothing), teacher_smoothing=0.0,
+        ignore_index=arguments.check_ignore_index(ignore_index),
         mean=arguments.check_reduction(reduction),
     )  # fmt: skip
     return _apply(call)[0]

@@ -227,3 +227,22 @@ def test_running_on_the_cpu_does_not_import_triton() -> None:
         "assert not {name for name in set(sys.modules) - before if name.split('.')[0] == 'triton'}"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_meta_tensors_give_shapes() -> None:
+    query = torch.empty(2, 3, 17, 64, device="meta", dtype=torch.float16)
+    assert attention(query, query, query).shape == query.shape
+    assert attention_qkvpacked(torch.empty(2, 17, 3, 3, 64, device="meta")).shape == (2, 17, 3, 64)
+
+
+def test_what_a_call_is_refused_for_names_the_argument() -> None:
+    query = torch.zeros(2, 3, 17, 64)
+    with pytest.raises(ValueError, match=r"query is packed \(B, N, 3, H, D\) when key is None"):
+        attention_unsupported_reasons(query)
+    with pytest.raises(ValueError, match="key and value go together"):
+        attention_unsupported_reasons(query, query)
+    with pytest.raises(TypeError, match="attention_qkvpacked takes a tensor, got list"):
+        attention_qkvpacked([1])
+    for scale in ("x", torch.tensor(0.1)):
+        with pytest.raises(ValueError, match="scale is a finite Python number"):
+            attention(query, query, query, scale=scale)

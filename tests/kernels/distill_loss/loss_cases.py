@@ -173,6 +173,6 @@ def assert_agree(got: dict, expected: dict, dtype: torch.dtype, relative: float 
 def _gradients(loss: Tensor, call: dict, incoming: Tensor | float) -> dict[str, Tensor]:
     heads = {name: call[f"{name}_logits"] for name in ("cls", "dist") if call[f"{name}_logits"] is not None}
     # A head of weight 0 gets no gradient from us and zeros from the restatement: the same to whoever trains.
-    incoming = torch.as_tensor(incoming, dtype=loss.dtype).expand(loss.shape)
+    incoming = torch.as_tensor(incoming).to(loss.device, loss.dtype).expand(loss.shape)
     gradients = torch.autograd.grad(loss, list(heads.values()), incoming, allow_unused=True, materialize_grads=True)
     return {f"grad of {name}": gradient for name, gradient in zip(heads, gradients, strict=True)}

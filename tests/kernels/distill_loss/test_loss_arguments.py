@@ -117,3 +117,9 @@ def test_labels_are_checked_inside_a_compiled_graph_too() -> None:
     compiled = torch.compile(cross_entropy, fullgraph=True, backend="aot_eager")
     with pytest.raises(ValueError, match="target holds 10 in row 2"):
         compiled(LOGITS, torch.tensor([0, 1, 10, 3]))
+
+
+def test_an_ignore_index_that_is_no_integer() -> None:
+    for wrong in (None, 1.5, True):
+        with pytest.raises(ValueError, match="ignore_index is an integer"):
+            cross_entropy(torch.zeros(2, 3), torch.tensor([0, 1]), ignore_index=wrong)
