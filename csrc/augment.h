@@ -33,6 +33,7 @@ namespace cpu {
 // Throw std::invalid_argument for the first row that would read outside its image or the buffer, mix what is not there,
 // or call an unknown op.
 void check_rows(const Batch& batch);
+void check_mix(const MixRow* mix, int64_t count, int32_t size);
 void check_calls(const OpBatch& batch);
 
 // Parts [begin, end) of a checked batch; called by many threads at once, which only lack of memory can fail.

@@ -40,14 +40,6 @@ const char* describe(MixProblem problem) {
   }
 }
 
-void check_mix(const Batch& batch) {
-  for (int64_t index = 0; batch.mix && index < batch.count; ++index) {
-    const MixProblem problem = mix_problem(read(batch.mix, index), batch.count, batch.size);
-    if (problem != MixProblem::none)
-      throw std::invalid_argument("mix row " + std::to_string(index) + ": " + describe(problem));
-  }
-}
-
 int64_t image_bytes(const Batch& batch) { return channels * batch.size * batch.size; }
 
 }  // namespace
@@ -64,7 +56,15 @@ void check_rows(const Batch& batch) {
       text += ", " + std::to_string(value);
     throw std::invalid_argument(text + ") as offset, height, width, box, resized, window, filter, flip");
   }
-  check_mix(batch);
+  if (batch.mix) check_mix(batch.mix, batch.count, batch.size);
+}
+
+void check_mix(const MixRow* mix, int64_t count, int32_t size) {
+  for (int64_t index = 0; index < count; ++index) {
+    const MixProblem problem = mix_problem(read(mix, index), count, size);
+    if (problem != MixProblem::none)
+      throw std::invalid_argument("mix row " + std::to_string(index) + ": " + describe(problem));
+  }
 }
 
 void check_calls(const OpBatch& batch) {

@@ -149,6 +149,12 @@ Tensor sample_plan(const Tensor& keys, const Tensor& numbers) {
   return rows;
 }
 
+Tensor check_mix(const Tensor& mix, int64_t size) {
+  const int64_t count = mix.dim() == 2 ? mix.size(0) : 0;
+  cpu::check_mix(require_table<MixRow>(mix, count, mix, "the rows of mix"), count, require_size(size));
+  return torch::stable::clone(mix);
+}
+
 Tensor place(const Tensor& rows, const Tensor& offset, const Tensor& height, const Tensor& width, int64_t data_bytes,
              int64_t size) {
   require_rows(rows);
@@ -265,6 +271,7 @@ void apply_out(const Tensor& data, const Tensor& rows, const std::optional<Tenso
 STABLE_TORCH_LIBRARY_IMPL(deit_kernels, CPU, library) {
   library.impl("_augment_sample_plan", TORCH_BOX(&deit::sample_plan));
   library.impl("_augment_place", TORCH_BOX(&deit::place));
+  library.impl("_augment_check_mix", TORCH_BOX(&deit::check_mix));
 #else
 STABLE_TORCH_LIBRARY_IMPL(deit_kernels, CUDA, library) {
 #endif

@@ -32,6 +32,7 @@ _SCHEMAS = {
     "_augment_sample_plan": "(Tensor keys, Tensor policy) -> Tensor",
     "_augment_place": "(Tensor rows, Tensor offset, Tensor height, Tensor width, SymInt data_bytes, int size)"
     " -> Tensor",
+    "_augment_check_mix": "(Tensor mix, int size) -> Tensor",
     "_augment_op": "(Tensor images, Tensor calls) -> Tensor",
     "_augment_resize": "(Tensor data, Tensor rows, int size) -> Tensor",
     "_augment_apply": "(Tensor data, Tensor rows, Tensor? mix, int size, float[] mean, float[] std, ScalarType dtype, "
@@ -59,6 +60,11 @@ def _(keys: Tensor, policy: Tensor) -> Tensor:
 @torch.library.register_fake(f"{_NAMESPACE}::_augment_place")
 def _(rows: Tensor, offset: Tensor, height: Tensor, width: Tensor, data_bytes: int, size: int) -> Tensor:
     return torch.empty_like(rows)
+
+
+@torch.library.register_fake(f"{_NAMESPACE}::_augment_check_mix")
+def _(mix: Tensor, size: int) -> Tensor:
+    return torch.empty_like(mix)
 
 
 @torch.library.register_fake(f"{_NAMESPACE}::_augment_op")
@@ -128,6 +134,7 @@ _REFERENCES = {
     "_augment_sample_plan": reference_sample.sample_rows,
     "_augment_op": reference_ops.run_ops,
     "_augment_place": reference.place_rows,
+    "_augment_check_mix": reference_finish.checked_mix,
     "_augment_resize": reference.resize_rows,
     "_augment_apply": _apply_reference,
     "_augment_apply_out": _apply_out_reference,
@@ -173,8 +180,8 @@ def _placed_rows(batch: ImageBatch, plan: AugmentPlan) -> Tensor:
     return rows
 
 
-def _mix_rows(mix: MixPlan | None, rows: Tensor) -> Tensor | None:
-    """The rows of mix, on the device of the plan's; the CPU checks them, a card gives NaN for a bad one."""
+def _mix_rows(mix: MixPlan | None, rows: Tensor, size: int) -> Tensor | None:
+    """The rows of mix on the device of the plan's; those in host memory are checked first."""
     if mix is None:
         return None
     table = mix.rows
@@ -185,6 +192,8 @@ def _mix_rows(mix: MixPlan | None, rows: Tensor) -> Tensor | None:
         )
     if table.device != rows.device and table.device.type != "cpu":
         raise ValueError(f"the mix is on {table.device}, the pixels are on {rows.device}: move one with .to(device)")
+    if table.device.type == "cpu":
+        table = torch.ops.deit_kernels._augment_check_mix(table, size)
     return table.to(rows.device, non_blocking=True)
 
 
@@ -231,7 +240,7 @@ def apply(
         raise ValueError(f"dtype is one of {DTYPES}, got {dtype}")
     rows = _placed_rows(batch, plan)
     return torch.ops.deit_kernels._augment_apply(
-        batch.data, rows, _mix_rows(mix, rows), policy.size, policy.mean, policy.std, dtype, layout, patch
+        batch.data, rows, _mix_rows(mix, rows, policy.size), policy.size, policy.mean, policy.std, dtype, layout, patch
     )
 
 
@@ -259,7 +268,7 @@ def apply_out(
             f"got {out.dtype} {tuple(out.shape)} with strides {out.stride()} on {out.device}"
         )
     torch.ops.deit_kernels._augment_apply_out(
-        batch.data, rows, _mix_rows(mix, rows), policy.size, policy.mean, policy.std, layout, patch, out
+        batch.data, rows, _mix_rows(mix, rows, policy.size), policy.size, policy.mean, policy.std, layout, patch, out
     )
 
 

@@ -81,7 +81,8 @@ class RandAugment:
         """Read a timm string, such as "rand-m9-mstd0.5-inc1".
 
         Sections, in any order: m magnitude (10), mstd its deviation (0; above 100: uniform), mmax its upper bound (10),
-        n ops an image (2), p probability (0.5), inc 1 for the increasing ops (0), tweights timm's weighted set.
+        n ops an image (2), p probability (0.5), inc 1 for the increasing ops (0), tweights timm's
+        weighted set, which holds increasing ops.
 
         Raises:
             ValueError: another kind of string, an unknown section or number; the nearest known ones are named.
@@ -113,5 +114,6 @@ class RandAugment:
                 raise ValueError(f"{section!r} in {text!r}: {key} takes a number, such as {key}1") from error
         if fields["magnitude_std"] > 100:
             fields["magnitude_std"] = math.inf
-        fields["increasing"] = bool(fields["increasing"])
+        # The weighted set holds the increasing ops whatever inc says.
+        fields["increasing"] = bool(fields["increasing"]) or "weights" in fields
         return cls(**fields)

@@ -61,6 +61,12 @@ def check_mix(mix: NDArray[np.void], size: int) -> None:
         raise ValueError(f"mix row {index}: {next(text for text, passed in checks if not passed[index])}")
 
 
+def checked_mix(mix: Tensor, size: int) -> Tensor:
+    """A copy of the rows, all of which mix what is there."""
+    check_mix(mix.numpy().view(MIX)[:, 0], size)
+    return mix.clone()
+
+
 def mixed(own: NDArray[np.float32], partner: NDArray[np.float32], mix: np.void) -> NDArray[np.float32]:
     """One image (S, S, 3) with its partner, in float32: timm's x · lam + partner · (1 − lam), or the pasted box."""
     mode = MODES[mix["mode"]]

@@ -200,6 +200,7 @@ def test_opcheck_passes_for_every_op() -> None:
         torch.library.opcheck(OPS._augment_apply_out.default, (*given[:-3], layout, patch, out))
     data, rows = given[:2]
     torch.library.opcheck(OPS._augment_resize.default, (data, rows, 32))
+    torch.library.opcheck(OPS._augment_check_mix.default, (mix_for(batch, policy).rows, 32))
     calls = torch.from_numpy(np.zeros((2, OP.itemsize), np.uint8))
     torch.library.opcheck(OPS._augment_op.default, (torch.zeros(2, 5, 6, 3, dtype=torch.uint8), calls))
     tables = batch.offset, batch.height, batch.width

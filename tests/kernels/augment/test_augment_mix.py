@@ -8,7 +8,17 @@ from augment_distance import distance
 from timm.data.mixup import Mixup, cutmix_bbox_and_lam, mixup_target
 
 from deit_kernels import MixedTarget, cross_entropy
-from deit_kernels.augment import AugmentPlan, ImageBatch, Mix, MixPlan, Policy, apply, apply_out, sample_mix
+from deit_kernels.augment import (
+    AugmentPlan,
+    ImageBatch,
+    Mix,
+    MixPlan,
+    Policy,
+    apply,
+    apply_out,
+    reference_finish,
+    sample_mix,
+)
 from deit_kernels.augment.mix import MIX, cut_boxes
 
 POLICY = Policy.deit(32)
@@ -192,6 +202,12 @@ def test_a_bad_mix_is_refused_before_a_pixel_is_read(field: str, value: object, 
     mix.table[field][5] = value
     with pytest.raises(ValueError, match=f"mix row 5: {text}"):
         apply(batch, plan, mix)
+    with pytest.raises(ValueError, match=f"mix row 5: {text}"):
+        reference_finish.checked_mix(mix.rows, 32)
+    with pytest.raises(ValueError, match=f"mix row 5: {text}"):  # the op under apply trusts nobody either
+        policy, rows = plan.policy, plan.place(batch).rows
+        mean, std = list(policy.mean), list(policy.std)
+        torch.ops.deit_kernels._augment_apply(batch.data, rows, mix.rows, 32, mean, std, torch.float32, "nchw", 16)
 
 
 def test_a_mix_for_another_batch_is_refused() -> None:

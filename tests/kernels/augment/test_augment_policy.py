@@ -33,7 +33,7 @@ def test_the_fill_colour_is_the_one_of_timm() -> None:
         ("rand-inc0-m7", RandAugment(7, 0.0, increasing=False)),
         ("rand-n1-p0.3-mstd1.5", RandAugment(10, 1.5, layers=1, probability=0.3, increasing=False)),
         ("rand-mmax15-mstd200", RandAugment(10, math.inf, 15, increasing=False)),
-        ("rand-tweights-inc1", RandAugment(10, 0.0, weights=tuple(TIMM_WEIGHTS.items()))),
+        ("rand-tweights-inc0", RandAugment(10, 0.0, weights=tuple(TIMM_WEIGHTS.items()))),
     ],
 )
 def test_strings_of_timm(text: str, expected: RandAugment) -> None:

@@ -50,7 +50,7 @@ def timm_draws(text: str, count: int) -> list[list[tuple[str, float]]]:
 
 
 @pytest.mark.parametrize(
-    "text", ["rand-m9-mstd0.5-inc1", "rand-m9-mstd0.5", "rand-m7-mstd101-p0.8-n1", "rand-m9-mmax12-mstd1-inc1-tweights"]
+    "text", ["rand-m9-mstd0.5-inc1", "rand-m9-mstd0.5", "rand-m7-mstd101-p0.8-n1", "rand-m9-mmax12-mstd1-tweights"]
 )
 def test_ops_and_arguments_are_distributed_as_those_of_timm(text: str) -> None:
     random.seed(0)
