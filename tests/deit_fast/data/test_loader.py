@@ -308,7 +308,8 @@ def test_a_program_that_ends_in_the_middle_of_an_iteration_exits():
 
 
 def test_ctrl_c_while_waiting_for_a_batch_ends_the_program():
-    process = run("dataset.read = lambda index: time.sleep(0.3) or b''\nprint('ready', flush=True)\nlist(batches)")
+    slow = "read = dataset.read\ndataset.read = lambda index: time.sleep(0.3) or read(index)\n"
+    process = run(slow + "print('ready', flush=True)\nfor batch in batches: pass")  # without end, but for the signal
     assert process.stdout.readline() == "ready\n"
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
