@@ -6,13 +6,15 @@ from dataclasses import replace
 
 from deit_kernels.augment import Erase, Policy, RandAugment
 
+from .classifiers import Normalisation
 from .config import Config
-
-Normalisation = tuple[tuple[float, float, float], tuple[float, float, float]]
 
 
 def training_policy(config: Config, normalisation: Normalisation) -> Policy:
     """Random resized crop, flip, and the stages that the configuration names.
+
+    Args:
+        normalisation: (mean, std) of the channels red, green, blue, for pixels in [0, 1].
 
     Raises:
         ValueError: --rand-augment is no string of timm's that is known here.

@@ -104,7 +104,7 @@ def _run(config: Config, ranks: Ranks) -> Summary:
     model.to(ranks.device)
     if ranks.device.type == "cpu" and any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         model.to(memory_format=torch.channels_last)
-        reporter.decide("layout", "channels_last", "a ConvNet trains about 1.3 x faster so on a CPU")
+        reporter.decide("layout", "channels_last", "ConvNets train faster so on a CPU")
     normalised = normalisation(model)
     teacher, teacher_spec = None, config.teacher
     if (teacher_config := recipe_config(config)) is not None:
