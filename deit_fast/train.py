@@ -16,17 +16,13 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-
-from deit_kernels import cross_entropy, distillation_loss
+from torch import nn
 
 from . import checkpoint, distributed, report
 from . import run_folder as folder
@@ -37,13 +33,12 @@ from .data.order import steps_per_epoch
 from .distributed import Ranks
 from .evaluate import Scores, evaluate
 from .meter import Meter
-from .model import VisionTransformer, drop_path_scales
-from .optimizer import MovingAverage, all_finite, learning_rate, parameter_groups
+from .model import VisionTransformer
+from .optimizer import MovingAverage, all_finite, learning_rate
 from .policies import evaluation_policy, training_policy
 from .recipes import parse
+from .step import TrainingStep
 from .teacher import load_teacher, recipe_config
-
-MASK = 0x7FFFFFFFFFFFFFFF
 
 
 class Diverged(RuntimeError):
@@ -114,18 +109,12 @@ def _run(config: Config, ranks: Ranks) -> Summary:
     if config.distill != "none":
         teacher = ranks.main_first(lambda: load_teacher(config, teacher_spec, classes, normalised)).to(ranks.device)
         reporter.decide("teacher", teacher_spec, f"{config.distill} labels, learnt by the {config.distill_on} head")
-    autocast = _precision(config, ranks.device, reporter)
-    student = _wrapped(model, config, ranks, reporter)
-
-    peak = config.lr * config.batch_size / 512
+    step = TrainingStep(config, model, teacher, ranks, reporter)
+    optimizer, ema, autocast = step.optimizer, step.ema, step.autocast
     schedule = partial(
         learning_rate, total=total_steps, warmup=round(config.warmup_epochs * epoch_steps),
-        peak=peak, start=config.warmup_lr, floor=config.min_lr,
+        peak=step.peak_lr, start=config.warmup_lr, floor=config.min_lr,
     )  # fmt: skip
-    reporter.decide("lr", f"{peak:.2e}", f"--lr {config.lr:g} x batch {config.batch_size} / 512")
-    groups = parameter_groups(model, config.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=peak, fused=ranks.device.type == "cuda")
-    ema = MovingAverage(model, config.ema_decay) if config.ema_decay else None
 
     loading = {
         "threads": config.threads or None, "bad_images": config.bad_images, "in_memory": config.in_memory,
@@ -162,50 +151,30 @@ def _run(config: Config, ranks: Ranks) -> Summary:
     with reporter.progress(config.recipe, start, total_steps) as advance:
         for batch in batches:
             lr = schedule(batch.step)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            drop_path = None
-            if ours and config.drop_path:
-                drop_path = drop_path_scales(config.seed, batch.step, batch.positions.numpy(), model.drop_path_rates())
-                drop_path = drop_path.to(ranks.device, non_blocking=True)
-            if not ours:  # dropout and its like in timm's models: a function of seed, step and rank as well
-                torch.manual_seed(
-                    config.seed + 0x9E3779B97F4A7C15 * (batch.step * ranks.world_size + ranks.rank + 1) & MASK
-                )
+            meter.add(step(batch, lr))
 
-            with autocast:
-                teacher_logits = teacher(batch.images) if teacher else None
-                outputs = student(batch.images, drop_path) if ours else student(batch.images)
-            loss, label_term, teacher_term = _loss(config, outputs, teacher_logits, batch.labels)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            if ema:
-                ema.update()
-            meter.add(loss, label_term, teacher_term)
-
-            step = batch.step + 1  # steps done
-            epoch, into_epoch = divmod(step, epoch_steps)
-            last = step == total_steps
-            save_now = last or (step % config.save_every == 0 if config.save_every else into_epoch == 0)
-            if step % config.log_every == 0 or into_epoch == 0 or save_now:
-                row = meter.row(step, step / epoch_steps, lr)
+            done = batch.step + 1  # steps
+            epoch, into_epoch = divmod(done, epoch_steps)
+            last = done == total_steps
+            save_now = last or (done % config.save_every == 0 if config.save_every else into_epoch == 0)
+            if done % config.log_every == 0 or into_epoch == 0 or save_now:
+                row = meter.row(done, done / epoch_steps, lr)
                 log(row)
                 if not (math.isfinite(row["loss"]) and (not save_now or all_finite(model))):
                     raise Diverged(
-                        f"the loss is {row['loss']}, or a weight is no number, at step {step}: try half the rate, "
+                        f"the loss is {row['loss']}, or a weight is no number, at step {done}: try half the rate, "
                         f"--lr {config.lr / 2:g}, or a longer warm-up, with --fresh"
                     )
                 named = _name_bad_images(batches.bad_images, named)
-            advance(step, row)
+            advance(done, row)
             meter.pause()
             if into_epoch == 0 and (epoch % config.eval_every == 0 or last):
                 scores = evaluated()
-                log({"step": step, "student": scores[0], "ema": scores[1]})
+                log({"step": done, "student": scores[0], "ema": scores[1]})
                 reporter.say(report.epoch_line(epoch, config.epochs, row, *scores))
             if ranks.main and save_now:
                 state = {"seconds": seconds + time.perf_counter() - began}
-                checkpoint.save(run, step, model, ema.module if ema else None, optimizer, state, config.keep)
+                checkpoint.save(run, done, model, ema.module if ema else None, optimizer, state, config.keep)
             meter.resume()
 
     # A run that was killed between its last checkpoint and its summary has nothing left to train.
@@ -223,20 +192,6 @@ def _run(config: Config, ranks: Ranks) -> Summary:
         reporter.console.print(report.summary_table(result))
     ranks.wait()
     return Summary(run, result)
-
-
-def _loss(
-    config: Config, outputs: Tensor | tuple[Tensor, Tensor], teacher_logits: Tensor | None, labels: Tensor
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(loss, its label term, its teacher term); the terms are detached."""
-    cls_logits, dist_logits = outputs if isinstance(outputs, tuple) else (outputs, None)
-    if teacher_logits is None:
-        loss = cross_entropy(cls_logits, labels, label_smoothing=config.label_smoothing)
-        return loss, loss.detach(), None
-    return distillation_loss(
-        cls_logits, dist_logits, teacher_logits, labels, mode=config.distill, alpha=config.alpha, tau=config.tau,
-        kl_normalizer=config.kl_normalizer, label_smoothing=config.label_smoothing, return_parts=True,
-    )  # fmt: skip
 
 
 def _name_bad_images(bad_images: dict[str, str], named: int) -> int:
@@ -260,33 +215,6 @@ def _check_heads(config: Config, distilled: bool) -> None:
             f"the distillation token of {config.model} would never be trained with --distill {config.distill}"
             f"{'' if config.distill == 'none' else ' --distill-on class'}: type --model {plain}"
         )
-
-
-def _precision(config: Config, device: torch.device, reporter: report.Reporter) -> AbstractContextManager:
-    if config.precision == "auto":
-        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        reason = "this GPU has it" if bf16 else "bf16 pays on a GPU that has it"
-    else:
-        bf16, reason = config.precision == "bf16", "--precision"
-    reporter.decide("precision", "bf16 autocast, fp32 weights" if bf16 else "fp32", reason)
-    return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
-
-
-def _wrapped(model: nn.Module, config: Config, ranks: Ranks, reporter: report.Reporter) -> nn.Module:
-    """The model as the loop calls it: in DDP among several ranks, compiled where that pays."""
-    share = config.batch_size // ranks.world_size
-    reporter.decide("processes", f"{ranks.world_size}, {share} images a step each", str(ranks.device))
-    student = model
-    if ranks.world_size > 1:
-        student = DistributedDataParallel(
-            model,
-            device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
-            gradient_as_bucket_view=True,
-        )
-    compiled = config.compile == "on" or (config.compile == "auto" and ranks.device.type == "cuda")
-    reason = "--compile" if config.compile != "auto" else "on a GPU it pays" if compiled else "on a CPU it takes longer"
-    reporter.decide("compile", "on" if compiled else "off", reason)
-    return torch.compile(student) if compiled else student
 
 
 def _restore(

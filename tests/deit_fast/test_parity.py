@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from deit_fast import create_model
 from deit_fast.config import Config
 from deit_fast.data import TrainLoader, open_dataset
+from deit_fast.step import losses_of
 from deit_fast.train import train
 from deit_kernels import augment
 
@@ -124,8 +125,6 @@ def test_the_trainer_is_the_plain_loop(tiny: Config, setting: str) -> None:
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_gradients_of_every_distillation_setting(setting: str) -> None:
-    from deit_fast.train import _loss
-
     config = dataclasses.replace(Config(data="x", teacher="x"), **SETTINGS[setting])
     torch.manual_seed(0)
     cls_logits, dist_logits, teacher_logits = (3 * torch.randn(6, 11, dtype=torch.float64) for _ in range(3))
@@ -136,7 +135,7 @@ def test_gradients_of_every_distillation_setting(setting: str) -> None:
     for formula in ("ours", "plain"):
         cls_leaf, dist_leaf = cls_logits.clone().requires_grad_(), dist_logits.clone().requires_grad_()
         if formula == "ours":
-            loss, *_ = _loss(config, (cls_leaf, dist_leaf) if on_token else cls_leaf, teacher, labels)
+            loss, *_ = losses_of(config, (cls_leaf, dist_leaf) if on_token else cls_leaf, teacher, labels)
         else:
             loss = official_loss(config, cls_leaf, dist_leaf if on_token else cls_leaf, teacher, labels)
         loss.backward()
