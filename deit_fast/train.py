@@ -37,7 +37,7 @@ from .model import VisionTransformer
 from .optimizer import MovingAverage, all_finite, learning_rate
 from .policies import evaluation_policy, training_policy
 from .recipes import parse
-from .step import TrainingStep
+from .step import TrainingStep, precision
 from .teacher import load_teacher, recipe_config
 
 
@@ -78,6 +78,7 @@ def _run(config: Config, ranks: Ranks) -> Summary:
 
     # Everything that can be wrong with the command or the data is found before anything long or lasting.
     reporter.say(f"{config.recipe}: {config.model} on {config.data}, in {run}")
+    autocast = precision(config, ranks.device, reporter)
     train_set, val_set = ranks.main_first(lambda: open_dataset(config.data))
     data = folder.describe(train_set, val_set)
     if not config.fresh:
@@ -109,8 +110,8 @@ def _run(config: Config, ranks: Ranks) -> Summary:
     if config.distill != "none":
         teacher = ranks.main_first(lambda: load_teacher(config, teacher_spec, classes, normalised)).to(ranks.device)
         reporter.decide("teacher", teacher_spec, f"{config.distill} labels, learnt by the {config.distill_on} head")
-    step = TrainingStep(config, model, teacher, ranks, reporter)
-    optimizer, ema, autocast = step.optimizer, step.ema, step.autocast
+    step = TrainingStep(config, model, teacher, ranks, autocast, reporter)
+    optimizer, ema = step.optimizer, step.ema
     schedule = partial(
         learning_rate, total=total_steps, warmup=round(config.warmup_epochs * epoch_steps),
         peak=step.peak_lr, start=config.warmup_lr, floor=config.min_lr,
@@ -148,7 +149,7 @@ def _run(config: Config, ranks: Ranks) -> Summary:
     meter = Meter(batches, ranks, config.batch_size)
     began = time.perf_counter()
     model.train()
-    with reporter.progress(config.recipe, start, total_steps) as advance:
+    with reporter.progress(config.recipe, start, total_steps) as advance, step.steady():
         for batch in batches:
             lr = schedule(batch.step)
             meter.add(step(batch, lr))
