@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from deit_kernels import cross_entropy, distillation_loss
+from deit_kernels import MixedTarget, cross_entropy, distillation_loss
 
 from .config import Config
-from .data import IGNORE, Batch
+from .data import IGNORE, Batch, Target
 from .data.memory import to_device
 from .distributed import Ranks
 from .model import VisionTransformer, drop_path_scales
@@ -183,7 +183,7 @@ class TrainingStep:
         with self._autocast:
             teacher_logits = self.teacher(batch.images) if self.teacher else None
             outputs = self._forward(batch)
-        losses = self._losses(outputs, teacher_logits, batch.labels, counted)
+        losses = self._losses(outputs, teacher_logits, batch.target, counted)
         (self.scaler.scale(losses.loss) if self.scaler else losses.loss).backward()
         return losses._replace(loss=losses.loss.detach())
 
@@ -196,9 +196,8 @@ class TrainingStep:
         drop_path = None
         if config.drop_path:
             rates = self.model.drop_path_rates()
-            drop_path = to_device(
-                drop_path_scales(config.seed, batch.step, batch.positions.numpy(), rates), ranks.device
-            )
+            scales = drop_path_scales(config.seed, batch.step, batch.positions.numpy(), rates)
+            drop_path = to_device(scales, ranks.device)
         return self._student(batch.images, drop_path)
 
     def _fit(self, batch: Batch) -> None:
@@ -243,7 +242,9 @@ def slices(rows: int, micro_batch: int) -> int:
 
 def _part(batch: Batch, rows: slice) -> Batch:
     fields = {name: getattr(batch, name)[rows] for name in ("images", "labels", "samples", "positions")}
-    return batch._replace(**fields)
+    target = batch.target
+    target = target[rows] if isinstance(target, Tensor) else MixedTarget(*(part[rows] for part in target))
+    return batch._replace(**fields, target=target)
 
 
 def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:
@@ -254,7 +255,7 @@ def losses_of(
     config: Config,
     outputs: Tensor | tuple[Tensor, Tensor],
     teacher_logits: Tensor | None,
-    labels: Tensor,
+    target: Target,
     counted: Tensor | None = None,
 ) -> Losses:
     """What the configuration minimises.
@@ -262,17 +263,17 @@ def losses_of(
     Args:
         outputs: logits (B, C) of one head, or of class and distillation head.
         teacher_logits: (B, C); None without a teacher.
-        labels: int64 (B,), IGNORE where there is no image.
+        target: labels int64 (B,), IGNORE where there is no image, or those of mixed images.
         counted: what the sum over the rows is divided by; None: the number of rows with a label, for their mean.
     """
     cls_logits, dist_logits = outputs if isinstance(outputs, tuple) else (outputs, None)
     options = {"label_smoothing": config.label_smoothing, "reduction": "mean" if counted is None else "none"}
     if teacher_logits is None:
-        loss = cross_entropy(cls_logits, labels, **options)
+        loss = cross_entropy(cls_logits, target, **options)
         parts = loss, loss.detach()
     else:
         parts = distillation_loss(
-            cls_logits, dist_logits, teacher_logits, labels, mode=config.distill, alpha=config.alpha, tau=config.tau,
+            cls_logits, dist_logits, teacher_logits, target, mode=config.distill, alpha=config.alpha, tau=config.tau,
             kl_normalizer=config.kl_normalizer, return_parts=True, **options,
         )  # fmt: skip
     if counted is not None:
