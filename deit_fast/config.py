@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from deit_kernels.augment import RandAugment
+from deit_kernels.augment import Mix, RandAugment
 
 # What may change between two runs of one configuration: nothing here changes a weight.
 NOT_IDENTITY = ("out", "fresh", "gpus", "threads", "in_memory", "log_every", "eval_every", "save_every", "keep")
@@ -28,6 +28,10 @@ class Config:
     flip: float = 0.5  # probability of a horizontal flip
     rand_augment: str = ""  # timm's string, such as rand-m9-mstd0.5-inc1; empty: none
     erase: float = 0.0  # probability that a random box is filled with noise
+    mixup: float = 0.0  # alpha of mixup's Beta distribution; 0: no mixup
+    cutmix: float = 0.0  # alpha of CutMix's; 0: no CutMix; with both, each group of rows has one of them
+    mix_prob: float = 1.0  # probability that a group of rows is mixed at all
+    mix_switch_prob: float = 0.5  # probability of CutMix where both are on
     crop_ratio: float = 0.875  # evaluation: crop side over resized side; the official code has 0.875
     repeats: int = 1  # repeated augmentation: crops of one image in a batch
     order: Literal["grouped", "official"] = "grouped"  # copies side by side, decoded once; or the official index lists
@@ -118,6 +122,7 @@ class Config:
             ("warmup_lr", 0, 100), ("min_lr", 0, 100), ("alpha", 0, 1), ("tau", 1e-3, 1e3), ("patch_size", 0, 4096),
             ("width", 0, 10**5), ("depth", 0, 10**4), ("heads", 0, 10**4),
             ("weight_decay", 0, 100), ("flip", 0, 1), ("erase", 0, 1), ("crop_ratio", 0.05, 1),
+            ("mix_prob", 0, 1), ("mix_switch_prob", 0, 1),
             ("label_smoothing", 0, 0.999),
             ("drop_path", 0, 0.999), ("ema_decay", 0, 0.9999999), ("seed", 0, 2**63 - 1), ("data_seed", 0, 2**63 - 1),
         ]  # fmt: skip
@@ -132,6 +137,11 @@ class Config:
                 RandAugment.parse(self.rand_augment)
             except ValueError as error:
                 raise ValueError(f"--rand-augment: {error}") from error
+        for name in ("mixup", "cutmix"):
+            try:
+                Mix(getattr(self, name) or 1.0, 1.0)
+            except ValueError as error:
+                raise ValueError(f"{flag(name)} is 0 (off) or in [0.01, 100], got {getattr(self, name)}") from error
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"--warmup-epochs {self.warmup_epochs:g} leaves nothing of --epochs {self.epochs}: "

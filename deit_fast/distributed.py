@@ -121,7 +121,7 @@ class Ranks:
             return None, str(error)
 
     def training_begins(self) -> None:
-        """From now on a collective that hangs is an error after minutes, not after the hour that setting up may take."""
+        """A collective that hangs is an error after minutes now, not after the hour that setting up may take."""
         if self.world_size > 1 and hasattr(dist, "set_timeout"):  # public since torch 2.12
             dist.set_timeout(_TRAINING)
 

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from deit_kernels import cross_entropy, distillation_loss
 
 from .config import Config
-from .data import Batch
+from .data import Batch, Target
 from .distributed import Ranks
 from .model import VisionTransformer, drop_path_scales
 from .optimizer import MovingAverage, parameter_groups
@@ -78,7 +78,7 @@ class TrainingStep:
         with self.autocast:
             teacher_logits = self.teacher(batch.images) if self.teacher else None
             outputs = self._forward(batch)
-        losses = losses_of(self._config, outputs, teacher_logits, batch.labels)
+        losses = losses_of(self._config, outputs, teacher_logits, batch.target)
         losses.loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -101,21 +101,21 @@ class TrainingStep:
 
 
 def losses_of(
-    config: Config, outputs: Tensor | tuple[Tensor, Tensor], teacher_logits: Tensor | None, labels: Tensor
+    config: Config, outputs: Tensor | tuple[Tensor, Tensor], teacher_logits: Tensor | None, target: Target
 ) -> Losses:
     """What the configuration minimises.
 
     Args:
         outputs: logits (B, C) of one head, or of class and distillation head.
         teacher_logits: (B, C); None without a teacher.
-        labels: int64 (B,), IGNORE where there is no image.
+        target: labels int64 (B,), IGNORE where there is no image, or those of mixed images.
     """
     cls_logits, dist_logits = outputs if isinstance(outputs, tuple) else (outputs, None)
     if teacher_logits is None:
-        loss = cross_entropy(cls_logits, labels, label_smoothing=config.label_smoothing)
+        loss = cross_entropy(cls_logits, target, label_smoothing=config.label_smoothing)
         return Losses(loss, loss.detach(), None)
     parts = distillation_loss(
-        cls_logits, dist_logits, teacher_logits, labels, mode=config.distill, alpha=config.alpha, tau=config.tau,
+        cls_logits, dist_logits, teacher_logits, target, mode=config.distill, alpha=config.alpha, tau=config.tau,
         kl_normalizer=config.kl_normalizer, label_smoothing=config.label_smoothing, return_parts=True,
     )  # fmt: skip
     return Losses(*parts)

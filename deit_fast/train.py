@@ -32,6 +32,7 @@ from .classifiers import classifier, normalisation
 from .cluster import adopt_slurm
 from .config import Config
 from .data import BadImage, EvalLoader, TrainLoader, open_dataset
+from .data.mixing import Mixing
 from .data.order import steps_per_epoch
 from .distributed import Ranks
 from .evaluate import Scores, evaluate
@@ -109,6 +110,13 @@ def _run(config: Config, ranks: Ranks, heartbeat: Heartbeat) -> Summary:
         model.to(memory_format=torch.channels_last)
         reporter.decide("layout", "channels_last", "ConvNets train faster so on a CPU")
     normalised = normalisation(model)
+    policy, eval_policy = training_policy(config, normalised), evaluation_policy(config, normalised)
+    rows = {
+        "data_seed": config.data_seed, "batch_size": config.batch_size, "repeats": config.repeats,
+        "order": config.order, "rank": ranks.rank, "world_size": ranks.world_size,
+    }  # fmt: skip
+    if (mixing := Mixing.of_rank(policy, **rows)) is not None:
+        reporter.decide("mixing", *mixing.decision)
     teacher, teacher_spec = None, config.teacher
     if (teacher_config := recipe_config(config)) is not None:
         reporter.say(f"its teacher first, by the recipe {teacher_config.recipe}")
@@ -126,17 +134,15 @@ def _run(config: Config, ranks: Ranks, heartbeat: Heartbeat) -> Summary:
 
     loading = {
         "threads": config.threads or ranks.cores, "bad_images": config.bad_images, "in_memory": config.in_memory,
-        "exif_orientation": config.exif_orientation,
-        "rank": ranks.rank, "world_size": ranks.world_size, "device": ranks.device,
+        "exif_orientation": config.exif_orientation, "device": ranks.device,
     }  # fmt: skip
-    policy, eval_policy = training_policy(config, normalised), evaluation_policy(config, normalised)
-    eval_batches = EvalLoader(val_set, eval_policy, batch_size=min(256, config.batch_size), **loading)
+    eval_batches = EvalLoader(
+        val_set, eval_policy, batch_size=min(256, config.batch_size), rank=ranks.rank, world_size=ranks.world_size,
+        **loading,
+    )  # fmt: skip
     start, seconds = (0, 0.0) if config.fresh else _restore(run, model, ema, optimizer, reporter)
     ranks.agree("step", start, f"{run} must lie on storage that all machines share")
-    batches = TrainLoader(
-        train_set, policy, data_seed=config.data_seed, batch_size=config.batch_size, total_steps=total_steps,
-        start_step=start, repeats=config.repeats, order=config.order, **loading,
-    )  # fmt: skip
+    batches = TrainLoader(train_set, policy, total_steps=total_steps, start_step=start, **rows, **loading)
     if ranks.main:
         folder.begin(config, run, data, start)
     ranks.wait()

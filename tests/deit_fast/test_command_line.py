@@ -78,6 +78,8 @@ def test_every_recipe_is_consistent(name: str) -> None:
         ({"crop_scale": (0.5, 0.2)}, "--crop-scale takes two shares"),
         ({"weights": "no_file.pth"}, "no weights file at no_file.pth"),
         ({"gpus": 64}, "--gpus 64"),
+        ({"mixup": 0.001}, r"--mixup is 0 \(off\) or in \[0.01, 100\], got 0.001"),
+        ({"mixup": 0.8, "batch_size": 9}, "mixing needs groups .* type --batch-size 8"),
         ({"alpha": 5.0}, "--alpha lies between 0 and 1, got 5"),
         ({"min_lr": float("nan")}, "--min-lr lies between"),
         ({"heads": -2}, "--heads lies between"),
