@@ -1,6 +1,6 @@
 """deit_fast: train data-efficient image transformers with distillation.
 
-    from deit_fast import create_model, load_pretrained
+    from deit_fast import create_model, load, load_pretrained
     from deit_fast.train import train, Config
 
 `python -m deit_fast.train --help` is the command line.
@@ -17,6 +17,7 @@ _EXPORTS = {
     "TokenDistillationTask": "timm_task",
     "VisionTransformer": "model",
     "create_model": "model",
+    "load": "trained",
     "load_pretrained": "pretrained",
     "read_weights": "pretrained",
     "resize_pos_embed": "pretrained",

@@ -76,15 +76,20 @@ def check_forward(model: nn.Module, name: str, image_size: int, classes: int | N
     return logits.shape[1]
 
 
-def timm_model(name: str, *, pretrained: bool = False, drop_path_rate: float = 0.0, **options: Any) -> nn.Module:
+def timm_model(
+    name: str, *, pretrained: bool = False, drop_path_rate: float = 0.0, then: str = "", **options: Any
+) -> nn.Module:
     """`timm.create_model`, whose failures say what to type.
+
+    Args:
+        then: what to do with weights that had to be fetched by hand; default: the trainer's two ways.
 
     Raises:
         ValueError: unknown name (the nearest are offered); weights that cannot be fetched (says which file, and where
             to put it).
     """
-    on_the_hub = name.startswith(("hf_hub:", "hf-hub:"))
-    if not on_the_hub and not timm.is_model(name):
+    elsewhere = name.startswith(("hf_hub:", "hf-hub:", "local-dir:"))
+    if not elsewhere and not timm.is_model(name):
         known = [*CONFIGS, *timm.list_models()]
         near = difflib.get_close_matches(name.split(".")[0], known, n=3, cutoff=0.5) or list(CONFIGS)[:3]
         raise ValueError(f"unknown model {name!r}: did you mean {' or '.join(near)}?")
@@ -98,12 +103,15 @@ def timm_model(name: str, *, pretrained: bool = False, drop_path_rate: float = 0
         # huggingface_hub's off-line and not-found errors are OSErrors or ValueErrors.
         if not pretrained:
             raise
-        cfg = None if on_the_hub else timm.get_pretrained_cfg(name)
+        cfg = None if elsewhere else timm.get_pretrained_cfg(name)
         where = f"https://huggingface.co/{cfg.hf_hub_id}" if cfg is not None and cfg.hf_hub_id else "timm's model page"
+        then = then or (
+            f"type --teacher PATH/model.safetensors --teacher-model {name.split('.')[0]} for a teacher, or --weights "
+            f"PATH/model.safetensors to start from it"
+        )
         raise ValueError(
             f"the weights of {name} could not be fetched ({type(error).__name__}). On a machine with a network, "
-            f"download model.safetensors from {where}, copy it here, and type --teacher PATH/model.safetensors "
-            f"--teacher-model {name.split('.')[0]} for a teacher, or --weights PATH/model.safetensors to start from it"
+            f"download model.safetensors from {where}, copy it here, and {then}"
         ) from error
 
 

@@ -6,10 +6,10 @@ import time
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .data import TrainLoader
 from .distributed import Ranks
+from .step import StepResult
 
 
 class Meter:
@@ -34,11 +34,13 @@ class Meter:
         self._began, self._waited, self._excluded = time.perf_counter(), self._batches.wait_seconds, 0.0
         self._paused: float | None = None
 
-    def add(self, loss: Tensor, label_term: Tensor, teacher_term: Tensor | None) -> None:
-        """One step's loss and its two terms, scalars on the device; nothing is read here."""
+    def add(self, result: StepResult) -> None:
+        """One step's loss and its two terms; nothing is read here."""
+        loss, label_term, teacher_term = result.losses
         self._distils = teacher_term is not None
-        terms = [loss.detach(), label_term, torch.zeros_like(label_term) if teacher_term is None else teacher_term]
-        self._sums += torch.stack(terms)
+        self._sums += torch.stack(
+            [loss, label_term, torch.zeros_like(label_term) if teacher_term is None else teacher_term]
+        )
         self._steps += 1
 
     def pause(self) -> None:

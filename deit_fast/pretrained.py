@@ -1,4 +1,4 @@
-"""Weights from elsewhere: official `.pth`, timm `.safetensors`, our own files and run folders.
+"""Weights from elsewhere: official `.pth`, timm and Hugging Face `.safetensors`, our own files.
 
     load_pretrained(model, "deit_small_distilled_patch16_224-649709d9.pth")
     load_pretrained(model, "runs/deit-.../checkpoints/step_00375300/model.safetensors")
@@ -22,6 +22,8 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from .huggingface import from_huggingface, is_huggingface
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +62,8 @@ def resize_pos_embed(pos_embed: Tensor, grid: int, prefix_tokens: int, method: R
 def read_weights(source: str | Path | Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors in a file, by name; {"model": …} and {"state_dict": …} are opened, compile and DDP prefixes dropped.
 
+    A DeiT or ViT under Hugging Face's names is given under ours.
+
     Raises:
         ValueError: no such file, not a weights file, or a pickle that holds code (which is not run).
     """
@@ -70,7 +74,8 @@ def read_weights(source: str | Path | Mapping[str, Tensor]) -> dict[str, Tensor]
     if not weights or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()):
         where = "the mapping" if isinstance(source, Mapping) else f"{source}"
         raise ValueError(f'{where} holds no weights: expected tensors by name, plain or under "model" or "state_dict"')
-    return {key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in weights.items()}
+    weights = {key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in weights.items()}
+    return from_huggingface(weights) if is_huggingface(weights) else weights
 
 
 def _read_file(path: Path) -> Mapping[str, Tensor]:

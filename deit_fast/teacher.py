@@ -19,17 +19,17 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import newest, read_json
-from .classifiers import Normalisation, check_forward, classifier, named_function, normalisation, timm_model
+from .checkpoint import read_json
+from .classifiers import Normalisation, check_forward, named_function, normalisation, timm_model
 from .config import Config, difference
 from .pretrained import load_pretrained, read_weights
 from .recipes import recipe
-from .run_folder import read_summary
+from .trained import rows_of_last_matrix, run_model
 
 # What a teacher recipe takes over from the student's configuration: the same data, seen in the same way.
 _SHARED = (
     "data", "image_size", "crop_scale", "flip", "crop_ratio", "batch_size", "order", "exif_orientation",
-    "in_memory", "bad_images", "threads", "precision", "gpus",
+    "in_memory", "bad_images", "threads", "precision", "gpus", "micro_batch",
 )  # fmt: skip
 
 
@@ -121,20 +121,10 @@ def from_run(folder: Path, classes: list[str] | None = None, image_size: int | N
                 f"{folder} is no finished run ({name} is missing): train it to its end by the command that started it, "
                 f"or type another --teacher"
             )
-    checkpoint = newest(folder)
-    if checkpoint is None:
-        raise ValueError(f"{folder} holds no checkpoint: train it again with --fresh")
-    own_classes, config = read_json(folder / "data.json")["classes"], Config.from_json(folder / "config.json")
+    own_classes = read_json(folder / "data.json")["classes"]
     if classes is not None and own_classes != classes:
         _refuse_classes(str(folder), own_classes, classes)
-    config = dataclasses.replace(config, weights="", image_size=image_size or config.image_size)
-    model = classifier(config, len(own_classes))
-    student, average = (
-        scores["fused" if "fused" in scores else "cls"]["top1"] if scores else -1.0
-        for scores in map(read_summary(folder).get, ("student", "ema"))
-    )
-    load_pretrained(model, checkpoint / ("ema.safetensors" if average > student else "model.safetensors"))
-    return model
+    return run_model(folder, image_size=image_size or 0).model
 
 
 def _refuse_classes(spec: str, known: list[str], wanted: list[str]) -> NoReturn:
@@ -161,7 +151,7 @@ def load_teacher(config: Config, spec: str, classes: list[str], student_normalis
         model = from_run(path, classes, config.image_size)
     elif path.suffix in (".pth", ".pt", ".bin", ".safetensors"):
         weights = read_weights(path)
-        model = timm_model(config.teacher_model, num_classes=_rows_of_last_matrix(path, weights))
+        model = timm_model(config.teacher_model, num_classes=rows_of_last_matrix(path, weights))
         load_pretrained(model, weights)
     elif ":" in spec and not spec.startswith(("hf_hub:", "hf-hub:")):
         model = _called(named_function(spec, "--teacher"), spec)
@@ -186,10 +176,3 @@ def _called(function: Callable[[], Any], spec: str) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ValueError(f"--teacher {spec} returned a {type(model).__name__}: it must return an nn.Module")
     return model
-
-
-def _rows_of_last_matrix(path: Path, weights: dict[str, Tensor]) -> int:
-    matrices = [value for value in weights.values() if value.ndim == 2]
-    if not matrices:
-        raise ValueError(f"{path} holds no classifier: none of its {len(weights)} tensors is a matrix")
-    return matrices[-1].shape[0]

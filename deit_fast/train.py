@@ -6,7 +6,8 @@
     torchrun --nproc-per-node 2 -m deit_fast.train --data digits  two processes, on CPUs too
 
 The same command continues an unfinished run from its last checkpoint, bit for bit, and prints the table of a finished
-one. Exit codes: 0 done, 2 a mistake in the command or the data, 3 diverged, 130 interrupted.
+one. Exit codes: 0 done, 2 a mistake in the command or the data, 3 diverged,
+4 another process was killed, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -16,34 +17,34 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-
-from deit_kernels import cross_entropy, distillation_loss
+from torch import nn
 
 from . import checkpoint, distributed, report
 from . import run_folder as folder
+from .agreement import data_digest
 from .classifiers import classifier, normalisation
+from .cluster import adopt_slurm
 from .config import Config
 from .data import BadImage, EvalLoader, TrainLoader, open_dataset
+from .data.mixing import Mixing
 from .data.order import steps_per_epoch
 from .distributed import Ranks
 from .evaluate import Scores, evaluate
+from .heartbeat import LOST, Heartbeat, RankLost
+from .launch import LAUNCHED, launch
 from .meter import Meter
-from .model import VisionTransformer, drop_path_scales
-from .optimizer import MovingAverage, all_finite, learning_rate, parameter_groups
+from .model import VisionTransformer
+from .optimizer import MovingAverage, all_finite, learning_rate
 from .policies import evaluation_policy, training_policy
 from .recipes import parse
+from .step import TrainingStep, precision
 from .teacher import load_teacher, recipe_config
-
-MASK = 0x7FFFFFFFFFFFFFFF
 
 
 class Diverged(RuntimeError):
@@ -66,14 +67,16 @@ def train(config: Config) -> Summary:
     Raises:
         ValueError: a mistake in the configuration or the data, in one sentence that says what to type instead.
         Diverged: the loss became infinite or NaN.
+        RankLost: another process of this run has ended.
     """
-    config.check()
-    with distributed.ranks() as ranks:
-        return _run(config, ranks)
+    with distributed.ranks(config) as ranks, Heartbeat(ranks.rank, ranks.world_size) as heartbeat:
+        return _run(config, ranks, heartbeat)
 
 
-def _run(config: Config, ranks: Ranks) -> Summary:
+def _run(config: Config, ranks: Ranks, heartbeat: Heartbeat) -> Summary:
     reporter = report.Reporter(ranks.main)
+    for warning in ranks.warnings:
+        reporter.say(f"warning: {warning}")
     run = config.run_folder()
     finished = ranks.main_first(lambda: folder.open_run(config, run))
     if finished is not None:
@@ -83,8 +86,10 @@ def _run(config: Config, ranks: Ranks) -> Summary:
 
     # Everything that can be wrong with the command or the data is found before anything long or lasting.
     reporter.say(f"{config.recipe}: {config.model} on {config.data}, in {run}")
+    autocast = precision(config, ranks.device, reporter)
     train_set, val_set = ranks.main_first(lambda: open_dataset(config.data))
     data = folder.describe(train_set, val_set)
+    ranks.agree("data", data_digest(data, train_set, val_set), "give every machine the same files")
     if not config.fresh:
         ranks.main_first(lambda: folder.check_data(run, data))
     epoch_steps = steps_per_epoch(
@@ -106,41 +111,44 @@ def _run(config: Config, ranks: Ranks) -> Summary:
         model.to(memory_format=torch.channels_last)
         reporter.decide("layout", "channels_last", "ConvNets train faster so on a CPU")
     normalised = normalisation(model)
+    policy, eval_policy = training_policy(config, normalised), evaluation_policy(config, normalised)
+    rows = {
+        "data_seed": config.data_seed, "batch_size": config.batch_size, "repeats": config.repeats,
+        "order": config.order, "rank": ranks.rank, "world_size": ranks.world_size,
+    }  # fmt: skip
+    if (mixing := Mixing.of_rank(policy, **rows)) is not None:
+        reporter.decide("mixing", *mixing.decision)
     teacher, teacher_spec = None, config.teacher
     if (teacher_config := recipe_config(config)) is not None:
         reporter.say(f"its teacher first, by the recipe {teacher_config.recipe}")
-        teacher_spec = str(_run(teacher_config, ranks).run)
+        teacher_spec = str(_run(teacher_config, ranks, heartbeat).run)
         reporter.say(f"{config.recipe} goes on")
     if config.distill != "none":
         teacher = ranks.main_first(lambda: load_teacher(config, teacher_spec, classes, normalised)).to(ranks.device)
         reporter.decide("teacher", teacher_spec, f"{config.distill} labels, learnt by the {config.distill_on} head")
-    autocast = _precision(config, ranks.device, reporter)
-    student = _wrapped(model, config, ranks, reporter)
-
-    peak = config.lr * config.batch_size / 512
+    step = TrainingStep(config, model, teacher, ranks, autocast, reporter)
+    optimizer, ema = step.optimizer, step.ema
     schedule = partial(
         learning_rate, total=total_steps, warmup=round(config.warmup_epochs * epoch_steps),
-        peak=peak, start=config.warmup_lr, floor=config.min_lr,
+        peak=step.peak_lr, start=config.warmup_lr, floor=config.min_lr,
     )  # fmt: skip
-    reporter.decide("lr", f"{peak:.2e}", f"--lr {config.lr:g} x batch {config.batch_size} / 512")
-    groups = parameter_groups(model, config.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=peak, fused=ranks.device.type == "cuda")
-    ema = MovingAverage(model, config.ema_decay) if config.ema_decay else None
 
     loading = {
-        "threads": config.threads or None, "bad_images": config.bad_images, "in_memory": config.in_memory,
-        "exif_orientation": config.exif_orientation,
-        "rank": ranks.rank, "world_size": ranks.world_size, "device": ranks.device,
+        "threads": config.threads or ranks.cores, "bad_images": config.bad_images, "in_memory": config.in_memory,
+        "exif_orientation": config.exif_orientation, "device": ranks.device,
     }  # fmt: skip
-    policy, eval_policy = training_policy(config, normalised), evaluation_policy(config, normalised)
-    eval_batches = EvalLoader(val_set, eval_policy, batch_size=min(256, config.batch_size), **loading)
-    start, seconds = (0, 0.0) if config.fresh else _restore(run, model, ema, optimizer, reporter)
-    batches = TrainLoader(
-        train_set, policy, data_seed=config.data_seed, batch_size=config.batch_size, total_steps=total_steps,
-        start_step=start, repeats=config.repeats, order=config.order, **loading,
+    eval_batches = EvalLoader(
+        val_set, eval_policy, batch_size=min(256, config.batch_size), rank=ranks.rank, world_size=ranks.world_size,
+        **loading,
     )  # fmt: skip
+    start, seconds = (0, 0.0) if config.fresh else _restore(run, model, ema, optimizer, reporter)
+    ranks.agree("step", start, f"{run} must lie on storage that all machines share")
+    batches = TrainLoader(train_set, policy, total_steps=total_steps, start_step=start, **rows, **loading)
     if ranks.main:
         folder.begin(config, run, data, start)
+    ranks.wait()
+    ranks.training_begins()
+    heartbeat.begin(run / "logs")
 
     def log(line: dict[str, Any]) -> None:
         if ranks.main:
@@ -159,54 +167,38 @@ def _run(config: Config, ranks: Ranks) -> Summary:
     meter = Meter(batches, ranks, config.batch_size)
     began = time.perf_counter()
     model.train()
-    with reporter.progress(config.recipe, start, total_steps) as advance:
+    with reporter.progress(config.recipe, start, total_steps) as advance, step.steady():
         for batch in batches:
+            heartbeat.at("step", batch.step)
             lr = schedule(batch.step)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            drop_path = None
-            if ours and config.drop_path:
-                drop_path = drop_path_scales(config.seed, batch.step, batch.positions.numpy(), model.drop_path_rates())
-                drop_path = drop_path.to(ranks.device, non_blocking=True)
-            if not ours:  # dropout and its like in timm's models: a function of seed, step and rank as well
-                torch.manual_seed(
-                    config.seed + 0x9E3779B97F4A7C15 * (batch.step * ranks.world_size + ranks.rank + 1) & MASK
-                )
+            meter.add(step(batch, lr))
 
-            with autocast:
-                teacher_logits = teacher(batch.images) if teacher else None
-                outputs = student(batch.images, drop_path) if ours else student(batch.images)
-            loss, label_term, teacher_term = _loss(config, outputs, teacher_logits, batch.labels)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            if ema:
-                ema.update()
-            meter.add(loss, label_term, teacher_term)
-
-            step = batch.step + 1  # steps done
-            epoch, into_epoch = divmod(step, epoch_steps)
-            last = step == total_steps
-            save_now = last or (step % config.save_every == 0 if config.save_every else into_epoch == 0)
-            if step % config.log_every == 0 or into_epoch == 0 or save_now:
-                row = meter.row(step, step / epoch_steps, lr)
+            done = batch.step + 1  # steps
+            epoch, into_epoch = divmod(done, epoch_steps)
+            last = done == total_steps
+            save_now = last or (done % config.save_every == 0 if config.save_every else into_epoch == 0)
+            if done % config.log_every == 0 or into_epoch == 0 or save_now:
+                row = meter.row(done, done / epoch_steps, lr)
                 log(row)
                 if not (math.isfinite(row["loss"]) and (not save_now or all_finite(model))):
                     raise Diverged(
-                        f"the loss is {row['loss']}, or a weight is no number, at step {step}: try half the rate, "
+                        f"the loss is {row['loss']}, or a weight is no number, at step {done}: try half the rate, "
                         f"--lr {config.lr / 2:g}, or a longer warm-up, with --fresh"
                     )
                 named = _name_bad_images(batches.bad_images, named)
-            advance(step, row)
+            advance(done, row)
             meter.pause()
             if into_epoch == 0 and (epoch % config.eval_every == 0 or last):
+                heartbeat.at("evaluation")
                 scores = evaluated()
-                log({"step": step, "student": scores[0], "ema": scores[1]})
+                log({"step": done, "student": scores[0], "ema": scores[1]})
                 reporter.say(report.epoch_line(epoch, config.epochs, row, *scores))
             if ranks.main and save_now:
+                heartbeat.at("checkpoint")
                 state = {"seconds": seconds + time.perf_counter() - began}
-                checkpoint.save(run, step, model, ema.module if ema else None, optimizer, state, config.keep)
+                checkpoint.save(run, done, model, ema.module if ema else None, optimizer, state, config.keep)
             meter.resume()
+            heartbeat.at("data", done)
 
     # A run that was killed between its last checkpoint and its summary has nothing left to train.
     student_scores, ema_scores = scores or evaluated()
@@ -223,20 +215,6 @@ def _run(config: Config, ranks: Ranks) -> Summary:
         reporter.console.print(report.summary_table(result))
     ranks.wait()
     return Summary(run, result)
-
-
-def _loss(
-    config: Config, outputs: Tensor | tuple[Tensor, Tensor], teacher_logits: Tensor | None, labels: Tensor
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(loss, its label term, its teacher term); the terms are detached."""
-    cls_logits, dist_logits = outputs if isinstance(outputs, tuple) else (outputs, None)
-    if teacher_logits is None:
-        loss = cross_entropy(cls_logits, labels, label_smoothing=config.label_smoothing)
-        return loss, loss.detach(), None
-    return distillation_loss(
-        cls_logits, dist_logits, teacher_logits, labels, mode=config.distill, alpha=config.alpha, tau=config.tau,
-        kl_normalizer=config.kl_normalizer, label_smoothing=config.label_smoothing, return_parts=True,
-    )  # fmt: skip
 
 
 def _name_bad_images(bad_images: dict[str, str], named: int) -> int:
@@ -262,33 +240,6 @@ def _check_heads(config: Config, distilled: bool) -> None:
         )
 
 
-def _precision(config: Config, device: torch.device, reporter: report.Reporter) -> AbstractContextManager:
-    if config.precision == "auto":
-        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        reason = "this GPU has it" if bf16 else "bf16 pays on a GPU that has it"
-    else:
-        bf16, reason = config.precision == "bf16", "--precision"
-    reporter.decide("precision", "bf16 autocast, fp32 weights" if bf16 else "fp32", reason)
-    return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
-
-
-def _wrapped(model: nn.Module, config: Config, ranks: Ranks, reporter: report.Reporter) -> nn.Module:
-    """The model as the loop calls it: in DDP among several ranks, compiled where that pays."""
-    share = config.batch_size // ranks.world_size
-    reporter.decide("processes", f"{ranks.world_size}, {share} images a step each", str(ranks.device))
-    student = model
-    if ranks.world_size > 1:
-        student = DistributedDataParallel(
-            model,
-            device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
-            gradient_as_bucket_view=True,
-        )
-    compiled = config.compile == "on" or (config.compile == "auto" and ranks.device.type == "cuda")
-    reason = "--compile" if config.compile != "auto" else "on a GPU it pays" if compiled else "on a CPU it takes longer"
-    reporter.decide("compile", "on" if compiled else "off", reason)
-    return torch.compile(student) if compiled else student
-
-
 def _restore(
     run: Path, model: nn.Module, ema: MovingAverage | None, optimizer: torch.optim.Optimizer, reporter: report.Reporter
 ) -> tuple[int, float]:
@@ -306,18 +257,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         config = parse(arguments, __doc__)
-        config.check()
-        visible = torch.cuda.device_count()
-        if config.gpus > visible:
-            raise ValueError(f"--gpus {config.gpus}: {visible} visible here; leave --gpus out to use what there is")
-        processes = config.gpus or visible
-        if processes > 1 and "RANK" not in os.environ:
-            return distributed.launch(arguments, processes)
+        if "RANK" not in os.environ and not adopt_slurm(os.environ):
+            config.check()
+            visible = torch.cuda.device_count()
+            if config.gpus > visible:
+                raise ValueError(f"--gpus {config.gpus}: {visible} visible here; leave --gpus out to use what there is")
+            if (processes := config.gpus or visible) > 1:
+                return launch(arguments, processes, config.run_folder() / "logs")
         train(config)
         return 0
-    except (ValueError, OSError, Diverged) as error:
+    except (ValueError, OSError, Diverged, RankLost) as error:
         if os.environ.get("DEIT_FAST_TRACEBACK"):
             raise
+        if isinstance(error, RankLost):
+            # The launcher that every rank has in common says it; without one, the first rank that is left.
+            if error.code == LOST and LAUNCHED not in os.environ and os.environ["RANK"] == str(int(error.rank == 0)):
+                print(f"error: {error}", file=sys.stderr)
+            return error.code
         # What every rank finds alike is said once; what one rank alone met (an image of its share), by that rank.
         if os.environ.get("RANK", "0") == "0" or isinstance(error, BadImage):
             print(f"error: {error}", file=sys.stderr)

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from deit_fast.config import Config
+from deit_fast.train import train
 
 
 def write_images(root: Path, classes: int = 3, train: int = 8, val: int = 5) -> Path:
@@ -43,13 +44,11 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def tiny(images: Path, teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+def tiny_config(data: Path, out: Path) -> Config:
     """24 images, 3 steps an epoch, 2 epochs, hard distillation on the token."""
-    monkeypatch.syspath_prepend(teachers)
     return Config(
         recipe="deit",
-        data=str(images),
+        data=str(data),
         image_size=16,
         model="deit_tiny_distilled_patch16_224",
         patch_size=8,
@@ -66,5 +65,20 @@ def tiny(images: Path, teachers: Path, tmp_path: Path, monkeypatch: pytest.Monke
         ema_decay=0.9,
         log_every=1,
         threads=1,
-        out=str(tmp_path / "run"),
+        out=str(out),
     )
+
+
+@pytest.fixture
+def tiny(images: Path, teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    monkeypatch.syspath_prepend(teachers)
+    return tiny_config(images, tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def finished_run(images: Path, teachers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of `tiny`, trained once; not to be written to."""
+    config = tiny_config(images, tmp_path_factory.mktemp("runs") / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(teachers)
+        return train(config).run

@@ -1,0 +1,149 @@
+"""Hugging Face's names for the same weights, in both directions, and the configuration that goes with them.
+
+    weights = from_huggingface(load_file("deit-small-distilled-patch16-224/model.safetensors"))
+    save_file(to_huggingface(model.state_dict()), "model.safetensors")
+
+transformers knows a distilled DeiT as `DeiTForImageClassificationWithTeacher` (prefix `deit.`) and a plain one as
+`ViTForImageClassification` (`vit.`). Queries, keys and values are three matrices there and one here; every tensor is
+otherwise the same, so both directions are bitwise. transformers 5 has shorter names in memory than in its files: both
+are read, and the files' names are written, which every version reads.
+Source: what transformers 5.23 saves and holds.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .model import VisionTransformer
+
+# Ours -> the name in a file, within one block.
+_BLOCK = {
+    "norm1": "layernorm_before",
+    "attn.proj": "attention.output.dense",
+    "norm2": "layernorm_after",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+}
+_PARTS = tuple(f"attention.attention.{part}" for part in ("query", "key", "value"))
+_OUTSIDE = {
+    "cls_token": "embeddings.cls_token",
+    "dist_token": "embeddings.distillation_token",
+    "pos_embed": "embeddings.position_embeddings",
+    "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
+    "patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias",
+    "norm.weight": "layernorm.weight",
+    "norm.bias": "layernorm.bias",
+}
+_HEADS = {"cls_classifier": "head", "distillation_classifier": "head_dist", "classifier": "head"}
+# Names that transformers 5 has in memory -> the name in a file.
+_IN_MEMORY = {
+    "attention.q_proj": _PARTS[0],
+    "attention.k_proj": _PARTS[1],
+    "attention.v_proj": _PARTS[2],
+    "attention.o_proj": "attention.output.dense",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+}
+
+
+def is_huggingface(weights: Mapping[str, Any]) -> bool:
+    """Whether these are the weights of a DeiT or ViT under Hugging Face's names."""
+    return any(key.endswith("embeddings.position_embeddings") for key in weights)
+
+
+def from_huggingface(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights under our names, which are the official code's and timm's.
+
+    The pooler, which no classifier uses, is left out; a name that is unknown here stays as it is.
+
+    Raises:
+        ValueError: a block has some, but not all, of query, key and value.
+    """
+    ours, parts = {}, {}
+    outside = {theirs: name for name, theirs in _OUTSIDE.items()}
+    block_names = {theirs: name for name, theirs in _BLOCK.items()}
+    for key, value in weights.items():
+        name = re.sub(r"^(deit|vit)\.", "", key)
+        head, _, kind = name.rpartition(".")
+        if name in outside:
+            ours[outside[name]] = value
+        elif head in _HEADS:
+            ours[f"{_HEADS[head]}.{kind}"] = value
+        elif block := re.match(r"(?:encoder\.layer|layers)\.(\d+)\.(.+)\.(weight|bias)$", name):
+            index, module, kind = block.groups()
+            module = _IN_MEMORY.get(module, module)
+            if module in _PARTS:
+                parts.setdefault(f"blocks.{index}.attn.qkv.{kind}", {})[module] = value
+            else:
+                ours[f"blocks.{index}.{block_names.get(module, module)}.{kind}"] = value
+        elif not name.startswith("pooler."):
+            ours[key] = value
+    for name, found in parts.items():
+        if missing := [part.rpartition(".")[2] for part in _PARTS if part not in found]:
+            raise ValueError(f"these Hugging Face weights lack the {' and '.join(missing)} of {name}: copy them again")
+        ours[name] = torch.cat([found[part] for part in _PARTS])
+    return ours
+
+
+def to_huggingface(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of ours under the names of Hugging Face's files.
+
+    Raises:
+        ValueError: a name that is not one of a DeiT's.
+    """
+    distilled = "dist_token" in weights
+    prefix, heads = ("deit.", "cls_classifier") if distilled else ("vit.", "classifier")
+    theirs: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        head, _, kind = name.rpartition(".")
+        if name in _OUTSIDE:
+            theirs[prefix + _OUTSIDE[name]] = value
+        elif head == "head":
+            theirs[f"{heads}.{kind}"] = value
+        elif head == "head_dist":
+            theirs[f"distillation_classifier.{kind}"] = value
+        elif block := re.match(r"blocks\.(\d+)\.attn\.qkv\.(weight|bias)$", name):
+            layer = f"{prefix}encoder.layer.{block[1]}"
+            for part, third in zip(_PARTS, value.chunk(3), strict=True):
+                theirs[f"{layer}.{part}.{block[2]}"] = third.clone()  # a file holds no two views of one memory
+        elif (block := re.match(r"blocks\.(\d+)\.(.+)\.(weight|bias)$", name)) and block[2] in _BLOCK:
+            theirs[f"{prefix}encoder.layer.{block[1]}.{_BLOCK[block[2]]}.{block[3]}"] = value
+        else:
+            raise ValueError(f"{name} has no counterpart in Hugging Face's DeiT")
+    return theirs
+
+
+def huggingface_config(model: VisionTransformer, classes: list[str]) -> dict[str, Any]:
+    """The `config.json` of a model, for `DeiTForImageClassificationWithTeacher` or, undistilled, a ViT.
+
+    `layer_norm_eps` is ours and the official code's 1e-6; the files on the Hugging Face hub say 1e-12.
+
+    Args:
+        classes: names, index = label.
+    """
+    sizes = model.config
+    return {
+        "architectures": ["DeiTForImageClassificationWithTeacher" if sizes.distilled else "ViTForImageClassification"],
+        "model_type": "deit" if sizes.distilled else "vit",
+        "hidden_size": sizes.width,
+        "num_hidden_layers": sizes.depth,
+        "num_attention_heads": sizes.heads,
+        "intermediate_size": int(sizes.width * sizes.mlp_ratio),
+        "image_size": sizes.image_size,
+        "patch_size": sizes.patch_size,
+        "num_channels": 3,
+        "qkv_bias": True,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "layer_norm_eps": 1e-6,
+        "initializer_range": 0.02,
+        "id2label": {str(label): name for label, name in enumerate(classes)},
+        "label2id": {name: label for label, name in enumerate(classes)},
+        "dtype": "float32",
+    }

@@ -1,0 +1,176 @@
+"""What a model sees in images: the likeliest classes of every image, as a table or as JSON.
+
+    python -m deit_fast.predict new.jpg --model runs/flowers
+    python -m deit_fast.predict photos/ --model deit_small_distilled_patch16_224-649709d9.pth --json > answers.jsonl
+    python -m deit_fast.predict new.jpg --model runs/flowers --attention attention.png
+
+A folder is searched with its sub-folders. Images are resized and cropped as in the model's evaluation. JSON is one line
+an image: {"path", "predictions": [{"class", "label", "probability"}, …]} or {"path", "error"}. Exit codes: 0 done, 2 a
+mistake in the command, or a file that holds no image (the others are answered all the same), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from .attention_maps import MOST_IMAGES, draw_attention
+from .data import decode
+from .data.folder import SUFFIXES, read_file
+from .trained import Prediction, Trained, load
+
+
+def image_paths(given: Sequence[str]) -> list[str]:
+    """Files as given, and all images in the folders, sorted.
+
+    Raises:
+        ValueError: a path that does not exist, or a folder without images.
+    """
+    found: list[str] = []
+    for path in given:
+        if os.path.isdir(path):
+            inside = sorted(
+                os.path.join(folder, name)
+                for folder, _, names in os.walk(path)
+                for name in names
+                if name.lower().endswith(SUFFIXES) and not name.startswith(".")
+            )
+            if not inside:
+                raise ValueError(f"{path} holds no image: files end in {', '.join(SUFFIXES)}")
+            found += inside
+        elif os.path.exists(path):
+            found.append(path)
+        else:
+            raise ValueError(f"there is no image or folder {path}: check the path")
+    return found
+
+
+def answers(trained: Trained, paths: list[str], top: int, batch_size: int) -> Iterator[Any]:
+    """`Trained.predict` behind a progress bar on standard error when there are many images and someone looks."""
+    console = Console(stderr=True)
+    columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TextColumn("images"), TimeRemainingColumn())
+    # Standard output stays what it is: the JSON that goes there may be on its way into a file.
+    bar = (
+        Progress(*columns, console=console, transient=True, redirect_stdout=False) if len(paths) > batch_size else None
+    )
+    with bar or nullcontext():
+        rows = trained.predict(paths, top, batch_size)
+        yield from bar.track(rows, total=len(paths)) if bar else rows
+
+
+def table(rows: list[Prediction]) -> Table:
+    """An image a row, its classes with their probabilities."""
+    drawn = Table()
+    drawn.add_column("image", overflow="fold")
+    drawn.add_column("class", overflow="fold")
+    drawn.add_column("probability", justify="right")
+    for row in rows:
+        drawn.add_row(
+            row.path,
+            "\n".join(name for name, _, _ in row.top),
+            "\n".join(f"{100 * probability:.1f} %" for _, _, probability in row.top),
+            end_section=True,
+        )
+    return drawn
+
+
+def as_json(row: Prediction) -> str:
+    """One line."""
+    named = [{"class": name, "label": label, "probability": probability} for name, label, probability in row.top]
+    return json.dumps({"path": row.path, "predictions": named}, ensure_ascii=False)
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m deit_fast.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = parser.add_argument_group("what to look at")
+    what.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER", help="image files, and folders of them")
+    which = parser.add_argument_group("the model")
+    which.add_argument(
+        "--model", required=True, help="a run folder, a weights file, an exported folder, or a model's name"
+    )
+    which.add_argument("--architecture", default="", help="timm's name of what a weights file fits, if no DeiT")
+    which.add_argument("--heads", type=int, default=0, help="of a DeiT whose width is none of the official ones")
+    answer = parser.add_argument_group("the answer")
+    answer.add_argument("--top", type=int, default=5, help="classes for each image (default 5, as top-5 accuracy)")
+    answer.add_argument("--json", action="store_true", help="JSON lines on standard output instead of a table")
+    answer.add_argument(
+        "--attention",
+        metavar="PNG",
+        default="",
+        help=f"draw where the class and the distillation token look, for the first {MOST_IMAGES} images",
+    )
+    how = parser.add_argument_group("how")
+    how.add_argument("--batch-size", type=int, default=32, help="images at a time (default 32; less needs less memory)")
+    how.add_argument("--device", default="", help="cpu, cuda, cuda:1 … (default: the first GPU if there is one)")
+    return parser
+
+
+def run(given: argparse.Namespace) -> int:
+    for name, value in (("--top", given.top), ("--batch-size", given.batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} is 1 or more, got {value}")
+    paths = image_paths(given.images)  # before the model, which takes longer to load
+    trained = load(given.model, architecture=given.architecture, **({"heads": given.heads} if given.heads else {}))
+    print(f"model: {trained.source}", file=sys.stderr)
+    trained.model.to(_device(given.device))
+    rows: list[Prediction] = []
+    broken = 0
+    for row in answers(trained, paths, given.top, given.batch_size):
+        if isinstance(row, Prediction):
+            rows.append(row)
+            if given.json:
+                print(as_json(row))
+            continue
+        path, error = row
+        broken += 1
+        print(f"error: {path} holds no image: {error}", file=sys.stderr)
+        if given.json:
+            print(json.dumps({"path": path, "error": str(error)}))
+    if rows and not given.json:
+        Console(highlight=False).print(table(rows))
+    if rows and given.attention:
+        shown = rows[:MOST_IMAGES]
+        captions = [f"{os.path.basename(row.path)}\n{row.top[0][0]} {row.top[0][2]:.0%}" for row in shown]
+        pixels = [decode(read_file(row.path)) for row in shown]
+        draw_attention(trained, list(zip(captions, pixels, strict=True)), Path(given.attention))
+        print(f"drawn: {given.attention}", file=sys.stderr)
+    return 2 if broken else 0
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name} is not usable here ({reason}): leave it out, or type cpu") from error
+    return device
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    try:
+        return run(parser().parse_args(arguments))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,347 @@
+"""A trained model, from wherever it lies, with its classes and the way its images are prepared.
+
+trained = deit_fast.load("runs/flowers")                        a run: its moving average where that scored better
+trained = deit_fast.load("deit_small_distilled_patch16_224-649709d9.pth")        weights of the official code
+trained = deit_fast.load("exported/")                           a folder of ours, of timm or of Hugging Face
+trained = deit_fast.load("deit_tiny_patch16_224")               a name: fetched from the Hugging Face hub
+
+logits = trained.model(images)              an nn.Module in evaluation mode
+for row in trained.predict(["cat.jpg"]): print(row.path, row.top[0])
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import timm
+import torch
+from numpy.typing import NDArray
+from timm.data import ImageNetInfo, resolve_model_data_config
+from torch import Tensor, nn
+
+from deit_kernels.augment import ImageBatch, Policy, apply, sample_plan
+from deit_kernels.augment.policy import FILTERS
+
+from .checkpoint import newest, read_json
+from .classifiers import classifier, normalisation, timm_model
+from .config import Config
+from .data import BadImage, decode
+from .data.folder import read_file
+from .model import CONFIGS, VisionTransformer, ViTConfig
+from .policies import evaluation_policy
+from .pretrained import load_pretrained, read_weights
+from .run_folder import read_summary
+
+SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
+# sha256 prefixes in the names of the released files (facebookresearch/deit, README and hubconf).
+RELEASES = {
+    "deit_tiny_patch16_224": "a1311bcf",
+    "deit_small_patch16_224": "cd65a155",
+    "deit_base_patch16_224": "b5f2ef4d",
+    "deit_tiny_distilled_patch16_224": "b40b3cf7",
+    "deit_small_distilled_patch16_224": "649709d9",
+    "deit_base_distilled_patch16_224": "df68dfff",
+    "deit_base_patch16_384": "8de9b5d1",
+    "deit_base_distilled_patch16_384": "d0272ac0",
+}
+
+
+class Prediction(NamedTuple):
+    """What a model says of one image.
+
+    Attributes:
+        path: of the image.
+        top: (class name, label, probability) of the likeliest classes, the likeliest first.
+    """
+
+    path: str
+    top: list[tuple[str, int, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A model to be used.
+
+    Attributes:
+        model: in evaluation mode; images normalised by `policy` (B, 3, S, S) -> logits (B, C).
+        classes: names, index = label.
+        policy: how an image is resized, cropped and normalised.
+        source: where it comes from, in words.
+        config, summary, data: of the run it comes from (`config.json`, `summary.json`, `data.json`), else None.
+        release: the official model whose released file this is, by its sha256, else "".
+    """
+
+    model: nn.Module
+    classes: list[str]
+    policy: Policy
+    source: str
+    config: Config | None = None
+    summary: dict[str, Any] | None = None
+    data: dict[str, Any] | None = None
+    release: str = ""
+
+    def prepare(self, images: list[NDArray[np.uint8]]) -> Tensor:
+        """Decoded images, uint8 (H, W, 3) of any sizes -> float32 (B, 3, S, S), the pixels that evaluation sees."""
+        batch = ImageBatch.from_images(images)
+        sizes = {"height": batch.height.numpy(), "width": batch.width.numpy()}
+        plan = sample_plan(self.policy, seed=0, epoch=0, sample=np.arange(len(images)), copy=0, **sizes)
+        return apply(batch, plan)
+
+    def predict(
+        self, paths: Iterable[str | Path], top: int = 5, batch_size: int = 32
+    ) -> Iterator[Prediction | tuple[str, BadImage]]:
+        """Predictions in the order of `paths`; a file that holds no image comes as (path, what is wrong with it)."""
+        device = next(self.model.parameters()).device
+        paths = list(paths)
+        for start in range(0, len(paths), batch_size):
+            chunk = [(str(path), _read(path)) for path in paths[start : start + batch_size]]
+            good = [image for _, image in chunk if not isinstance(image, BadImage)]
+            if good:
+                with torch.inference_mode():
+                    probabilities = self.model(self.prepare(good).to(device)).float().softmax(-1)
+                ranked = zip(*(part.tolist() for part in probabilities.topk(min(top, len(self.classes)))), strict=True)
+            for path, image in chunk:
+                if isinstance(image, BadImage):
+                    yield path, image
+                else:
+                    values, labels = next(ranked)
+                    named = zip(labels, values, strict=True)
+                    yield Prediction(path, [(self.classes[label], label, value) for label, value in named])
+
+
+def _read(path: str | Path) -> NDArray[np.uint8] | BadImage:
+    try:
+        return decode(read_file(str(path)))
+    except BadImage as error:
+        return error
+    except OSError as error:
+        return BadImage(f"it cannot be read ({error.strerror or error})")
+
+
+def load(source: str | Path, *, architecture: str = "", **sizes: Any) -> Trained:
+    """A trained model by path or name.
+
+    Args:
+        source: a run folder; a weights file (official, timm, Hugging Face, ours); a folder that `deit_fast.export`,
+            timm or transformers wrote; one of the eight DeiT names, or a timm name, whose weights are then fetched.
+        architecture: timm's name of what a weights file fits, where it is not a DeiT.
+        sizes: what the tensors of a weights file do not tell, such as heads=2.
+
+    Raises:
+        ValueError: there is no such file, folder or name (the nearest are offered), or its contents do not fit.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _folder(path)
+    if path.is_file():
+        run = path.resolve().parents[2] if path.parent.parent.name == "checkpoints" else None
+        if run is not None and (run / "config.json").is_file():
+            return run_model(run, weights=path)
+        if path.suffix not in SUFFIXES:
+            raise ValueError(f"{path} is no weights file: its name ends in {', '.join(SUFFIXES)}, or it is a folder")
+        return _file(path, architecture, sizes)
+    return _name(str(source))
+
+
+def _folder(path: Path) -> Trained:
+    if (path / "data.json").is_file() and (path / "config.json").is_file():
+        return run_model(path)
+    files = [file for suffix in SUFFIXES for file in sorted(path.glob(f"*{suffix}"))]
+    config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    if files and config.get("model_type") in ("deit", "vit"):
+        return _huggingface(path, files[0], config)
+    if files and "architecture" in config:
+        return _timm_folder(path, files[0], config)
+    raise ValueError(
+        f"{path} holds no model: expected a run (config.json, data.json, checkpoints/), or weights with the "
+        f"config.json that deit_fast.export, timm or transformers wrote; type the weights file itself if there is one"
+    )
+
+
+def run_model(run: Path, *, weights: Path | None = None, image_size: int = 0) -> Trained:
+    """The model of a run, finished or not.
+
+    Args:
+        weights: a file of one of its checkpoints; None: of the newest, the moving average where that scored better.
+        image_size: build it for this size instead of its own; position embeddings are resized.
+
+    Raises:
+        ValueError: the folder holds no checkpoint.
+    """
+    config, data = Config.from_json(run / "config.json"), read_json(run / "data.json")
+    config = dataclasses.replace(config, weights="", image_size=image_size or config.image_size)
+    summary = read_summary(run) if (run / "summary.json").is_file() else None
+    if weights is None:
+        checkpoint = newest(run)
+        if checkpoint is None:
+            raise ValueError(f"{run} holds no checkpoint yet: wait for the first, or train it again with --fresh")
+        student, average = (
+            scores["fused" if "fused" in scores else "cls"]["top1"] if scores else -1.0
+            for scores in map((summary or {}).get, ("student", "ema"))
+        )
+        weights = checkpoint / ("ema.safetensors" if average > student else "model.safetensors")
+    model = classifier(config, len(data["classes"]))
+    load_pretrained(model, weights)
+    which = "moving average" if weights.name.startswith("ema") else "last weights"
+    unfinished = "" if summary else ", of an unfinished run"
+    return Trained(
+        model.eval(),
+        data["classes"],
+        evaluation_policy(config, normalisation(model)),
+        f"{run}, {which} at step {read_json(weights.parent / 'state.json')['step']:,}{unfinished}",
+        config,
+        summary,
+        data,
+    )
+
+
+def _file(path: Path, architecture: str, sizes: dict[str, Any]) -> Trained:
+    weights = read_weights(path)
+    if architecture and architecture not in CONFIGS:
+        model = timm_model(architecture, num_classes=rows_of_last_matrix(path, weights), **sizes)
+        load_pretrained(model, weights)
+        return Trained(model.eval(), class_names(model.num_classes), _timm_policy(model), f"{path}, {architecture}")
+    release = _release(path)
+    model = VisionTransformer(_sizes(path, weights, architecture, sizes))
+    load_pretrained(model, weights)
+    return _ours(model, class_names(model.config.classes), f"{path}", release=release)
+
+
+def _ours(model: VisionTransformer, classes: list[str], source: str, **others: Any) -> Trained:
+    policy = Policy.eval(model.config.image_size, 0.875)  # at 384 pixels too: int(256 / 224 · 384)
+    return Trained(model.eval(), classes, policy, source, **others)
+
+
+def _sizes(path: Path, weights: Mapping[str, Tensor], architecture: str, given: dict[str, Any]) -> ViTConfig:
+    """The sizes of a DeiT, read off its tensors."""
+    try:
+        width, _, patch, _ = weights["patch_embed.proj.weight"].shape
+        tokens = weights["pos_embed"].shape[1]
+        hidden, classes = weights["blocks.0.mlp.fc1.weight"].shape[0], weights["head.weight"].shape[0]
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            f"{path} holds no DeiT ({error} is missing): type --architecture NAME, timm's name of what it fits"
+        ) from error
+    known = CONFIGS.get(architecture) or next((config for config in CONFIGS.values() if config.width == width), None)
+    heads = given.get("heads") or (known.heads if known is not None else 0)
+    if not heads:
+        raise ValueError(
+            f"the tensors of {path} do not tell its number of attention heads, and {width} channels are no official "
+            f"model's: type --heads N, or load the run folder or the exported folder instead of the file alone"
+        )
+    distilled = "dist_token" in weights
+    return ViTConfig(
+        image_size=math.isqrt(tokens - 1 - distilled) * patch,
+        patch_size=patch,
+        width=width,
+        depth=1 + max(int(found[1]) for key in weights if (found := re.match(r"blocks\.(\d+)\.", key))),
+        heads=heads,
+        classes=classes,
+        distilled=distilled,
+        mlp_ratio=hidden / width,
+    )
+
+
+def _huggingface(path: Path, file: Path, config: dict[str, Any]) -> Trained:
+    weights = read_weights(file)
+    if "head.weight" not in weights:
+        raise ValueError(f"{path} holds a {config['model_type']} without a classifier: it is a start for training only")
+    model = VisionTransformer(_sizes(file, weights, "", {"heads": config["num_attention_heads"]}))
+    load_pretrained(model, weights)
+    names = {int(label): name for label, name in config.get("id2label", {}).items()}
+    classes = [names.get(label, f"class {label}") for label in range(model.config.classes)]
+    trained = _ours(model, classes, f"{path}, Hugging Face's {config['model_type']}")
+    processor = path / "preprocessor_config.json"
+    if not processor.is_file():
+        return trained
+    settings = read_json(processor)
+    policy = dataclasses.replace(
+        trained.policy,
+        mean=tuple(settings.get("image_mean", trained.policy.mean)),
+        std=tuple(settings.get("image_std", trained.policy.std)),
+        crop_ratio=_crop_ratio(settings, model.config.image_size),
+    )
+    return dataclasses.replace(trained, policy=policy)
+
+
+def _crop_ratio(settings: dict[str, Any], size: int) -> float:
+    """Crop side over resized side of an image processor; one that does not crop sees the whole image."""
+    resized = settings.get("size", size)
+    if isinstance(resized, Mapping):
+        resized = resized.get("shortest_edge", resized.get("height", size))
+    if not settings.get("do_center_crop", False) or resized <= size:
+        return 1.0
+    # Policies resize to int(size / ratio), which a quotient that is rounded up would make one pixel less.
+    return size / resized if int(size / (size / resized)) == resized else size / (resized + 0.5)
+
+
+def _timm_folder(path: Path, file: Path, config: dict[str, Any]) -> Trained:
+    labels = config.get("label_names") or (config.get("pretrained_cfg") or {}).get("label_names")
+    source = f"{path}, timm's {config['architecture']}"
+    model = timm_model(f"local-dir:{path}", pretrained=True)
+    classes, policy = list(labels or class_names(model.num_classes)), _timm_policy(model)
+    if config["architecture"] not in CONFIGS:
+        return Trained(model.eval(), classes, policy, source)
+    heads = model.blocks[0].attn.num_heads
+    weights = read_weights(file)
+    ours = VisionTransformer(_sizes(file, weights, "", {"heads": heads}))
+    load_pretrained(ours, weights)
+    return Trained(ours.eval(), classes, policy, source)
+
+
+def _timm_policy(model: nn.Module) -> Policy:
+    """timm's evaluation of one of its models."""
+    wanted = resolve_model_data_config(model)
+    policy = Policy.eval(wanted["input_size"][-1], min(1.0, wanted["crop_pct"]))
+    interpolation = wanted["interpolation"] if wanted["interpolation"] in FILTERS else "bicubic"
+    return dataclasses.replace(
+        policy, mean=tuple(wanted["mean"]), std=tuple(wanted["std"]), interpolation=interpolation
+    )
+
+
+def _name(name: str) -> Trained:
+    base = name.split(".")[0]
+    if name in CONFIGS or timm.is_model(base) or name.startswith(("hf_hub:", "hf-hub:")):
+        model = timm_model(name, pretrained=True, then="type its path instead of the name")
+        source = f"{name}, timm's pretrained weights"
+        if base in CONFIGS:
+            ours = VisionTransformer(dataclasses.replace(CONFIGS[base], classes=model.num_classes))
+            load_pretrained(ours, model.state_dict())
+            return _ours(ours, class_names(model.num_classes), source)
+        return Trained(model.eval(), class_names(model.num_classes), _timm_policy(model), source)
+    if "/" in name or Path(name).suffix in SUFFIXES:
+        raise ValueError(f"there is no file or folder {name}: check the path, or type a model's name")
+    near = difflib.get_close_matches(name, [*CONFIGS, *timm.list_models()], n=3, cutoff=0.5) or list(CONFIGS)[:3]
+    raise ValueError(f"unknown model {name!r}, neither a path here nor a name: did you mean {' or '.join(near)}?")
+
+
+def class_names(count: int) -> list[str]:
+    """ImageNet's names for 1000 classes, else "class 0", "class 1", …: what weights alone can tell."""
+    if count != 1000:
+        return [f"class {label}" for label in range(count)]
+    info = ImageNetInfo()
+    return [info.index_to_description(label) for label in range(count)]
+
+
+def rows_of_last_matrix(path: Path, weights: Mapping[str, Tensor]) -> int:
+    """The number of classes of a weights file, whose last matrix is its classifier."""
+    matrices = [value for value in weights.values() if value.ndim == 2]
+    if not matrices:
+        raise ValueError(f"{path} holds no classifier: none of its {len(weights)} tensors is a matrix")
+    return matrices[-1].shape[0]
+
+
+def _release(path: Path) -> str:
+    """The official model whose file this is, byte for byte; "" for any other."""
+    for name, prefix in RELEASES.items():
+        if path.name == f"{name}-{prefix}.pth":
+            return name if hashlib.sha256(path.read_bytes()).hexdigest().startswith(prefix) else ""
+    return ""
