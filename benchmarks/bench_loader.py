@@ -5,12 +5,12 @@
 
 512 photographs of 500 × 375 pixels, in batches of 64, into float32 (64, 3, 224, 224). Everyone runs DeiT's recipe:
 random resized crop, flip, RandAugment rand-m9-mstd0.5-inc1, normalisation, random erasing of a quarter of the images
-by noise. Ours and timm's are the same distribution; torchvision's RandAugment is another (its ops, one magnitude, no
-bicubic for tensors). Mixing stands in bench_augment.py: it costs nobody much.
+by noise, mixup or CutMix of every batch. Ours and timm's are the same distribution, but that we draw a mix for every
+group of a batch; torchvision's RandAugment is another (its ops, one magnitude, no bicubic for tensors).
 
-timm's loader is `create_loader`, with its prefetcher (timm's own training: bytes from the workers, normalised and
-erased in the main process) and without (DeiT's). Each peer's form and number of workers, of 0, 1, 2 and 4, is the best
-of a first epoch; after that its two best and ours take turns, and the faster counts. Images/s are of the wall
+timm's loader is `create_loader`, with its prefetcher (timm's own training: bytes from the workers, normalised, erased
+and mixed in the main process) and without (DeiT's). Each peer's form and number of workers, of 0, 1, 2 and 4, is the
+best of a first epoch; after that its two best and ours take turns, and the faster counts. Images/s are of the wall
 clock: a loader that keeps a core idle is slow. The processor time of an image, in this process and its workers
 together, is beside them: on a machine that others use too, that ratio is the steadier one.
 
@@ -32,16 +32,14 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from itertools import starmap
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed
-from PIL import Image
 from pytest_benchmark.fixture import BenchmarkFixture
-from skimage import data as photographs
-from timm.data import ImageDataset, create_loader
+from timm.data import ImageDataset, Mixup, create_loader
 from timm.data.distributed_sampler import RepeatAugSampler
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
@@ -49,6 +47,7 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import InterpolationMode, v2
 
 from benchmarks.interleaved import Limit, record
+from benchmarks.photographs import IMAGES
 from deit_fast.data import TrainLoader
 from deit_fast.data import folder as folder_module
 from deit_fast.data.decode import decode
@@ -56,33 +55,15 @@ from deit_kernels.augment import Policy
 
 pytestmark = [
     pytest.mark.benchmark(group="loader"),
+    # Faster for a peer without workers, whose ops on single images torch's threads only delay; nothing to the rest.
+    pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:The image decoding and encoding"),
 ]
 
-IMAGES, BATCH, ROUNDS = 512, 64, 5
+BATCH, ROUNDS = 64, 5
 CORES = len(os.sched_getaffinity(0))
 WORKERS = (0, 1, 2, 4)
 DEIT, PLAIN = Policy.deit(), Policy.crop_and_flip()
-SOURCES = ("astronaut", "cat", "coffee", "hubble_deep_field", "immunohistochemistry", "retina", "rocket")
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Class folders with windows of the photographs inside scikit-image, none twice."""
-    root = tmp_path_factory.mktemp("photographs")
-    random = np.random.default_rng(0)
-    sources = [Image.fromarray(getattr(photographs, name)()[..., :3]) for name in SOURCES]
-    for number in range(IMAGES):
-        source = sources[number % len(sources)]
-        scale = random.uniform(1.0, 1.5) * max(500 / source.width, 375 / source.height)
-        source = source.resize(
-            (int(source.width * scale) + 1, int(source.height * scale) + 1), Image.Resampling.BICUBIC
-        )
-        left, top = random.integers(0, [source.width - 500 + 1, source.height - 375 + 1])
-        path = root / SOURCES[number % len(SOURCES)] / f"{number:03}.jpg"
-        path.parent.mkdir(exist_ok=True)
-        source.crop((left, top, left + 500, top + 375)).save(path, quality=95)
-    return root
 
 
 @dataclass
@@ -137,7 +118,8 @@ def timm_loader(root: Path, policy: Policy, repeats: int, workers: int, prefetch
         **(recipe if policy is DEIT else {"color_jitter": None}),
     )  # fmt: skip
     form = ", prefetcher" if prefetcher else ""
-    return Contender(f"timm, {workers} workers{form}", lambda: loader)
+    mixup = Mixup(0.8, 1.0, label_smoothing=0.1, num_classes=1000)
+    return Contender(f"timm, {workers} workers{form}", lambda: starmap(mixup, loader) if policy is DEIT else loader)
 
 
 def torchvision_loader(root: Path, policy: Policy, repeats: int, workers: int) -> Contender:
@@ -157,16 +139,8 @@ def torchvision_loader(root: Path, policy: Policy, repeats: int, workers: int) -
         dataset, BATCH, shuffle=order is None, sampler=order, num_workers=workers, drop_last=True,
         persistent_workers=workers > 0,
     )  # fmt: skip
-    return Contender(f"torchvision, {workers} workers", lambda: loader)
-
-
-@pytest.fixture(autouse=True)
-def one_torch_thread() -> Iterator[None]:
-    """Faster for a peer without workers, whose ops on single images torch's threads only delay; nothing to the rest."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    mix = v2.RandomChoice([v2.MixUp(alpha=0.8, num_classes=1000), v2.CutMix(num_classes=1000)])
+    return Contender(f"torchvision, {workers} workers", lambda: starmap(mix, loader) if policy is DEIT else loader)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -234,17 +208,17 @@ def compare(benchmark: BenchmarkFixture, root: Path, policy: Policy, repeats: in
     )  # fmt: skip
 
 
-def test_cpu_full(benchmark: BenchmarkFixture, root: Path) -> None:
-    compare(benchmark, root, DEIT)
+def test_cpu_full(benchmark: BenchmarkFixture, photographs: Path) -> None:
+    compare(benchmark, photographs, DEIT)
 
 
-def test_cpu_repeated(benchmark: BenchmarkFixture, root: Path) -> None:
-    compare(benchmark, root, DEIT, repeats=3)
+def test_cpu_repeated(benchmark: BenchmarkFixture, photographs: Path) -> None:
+    compare(benchmark, photographs, DEIT, repeats=3)
 
 
-def test_host_cost_repeated(benchmark: BenchmarkFixture, root: Path) -> None:
-    compare(benchmark, root, DEIT, repeats=3, device="meta")
+def test_host_cost_repeated(benchmark: BenchmarkFixture, photographs: Path) -> None:
+    compare(benchmark, photographs, DEIT, repeats=3, device="meta")
 
 
-def test_cpu_crop_and_flip(benchmark: BenchmarkFixture, root: Path) -> None:
-    compare(benchmark, root, PLAIN)
+def test_cpu_crop_and_flip(benchmark: BenchmarkFixture, photographs: Path) -> None:
+    compare(benchmark, photographs, PLAIN)
