@@ -30,13 +30,18 @@ class Table(nn.Module):
         return images[:, 0, 0] + self.weight
 
 
+def batch(images: Tensor, labels: Tensor, samples: Tensor | None = None, step: int = 0) -> Batch:
+    samples = torch.arange(len(labels)) if samples is None else samples
+    return Batch(step=step, images=images, labels=labels, target=labels, samples=samples, positions=samples)
+
+
 def batches(logits: Tensor, labels: list[int], size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
     """What an EvalLoader gives to one rank."""
     samples = range(rank, len(labels), world_size)
     for number, start in enumerate(range(0, len(samples), size)):
         sample = torch.tensor(samples[start : start + size])
         images = logits[sample, None, None].expand(-1, 3, 1, -1)
-        yield Batch(number, images, torch.tensor(labels)[sample], sample, sample)
+        yield batch(images, torch.tensor(labels)[sample], sample, number)
 
 
 @pytest.fixture
@@ -136,8 +141,7 @@ def test_disagreement_is_the_share_of_different_first_choices() -> None:
             return images[:, self.channel, 0] + self.weight
 
     images = torch.stack([right, b, c], 1)[:, :, None]
-    sample = torch.arange(4)
-    said = predict({name: Channel(n) for n, name in enumerate("abc")}, [Batch(0, images, sample, sample, sample)])
+    said = predict({name: Channel(n) for n, name in enumerate("abc")}, [batch(images, torch.arange(4))])
     matrix = said.disagreement([TRUTH, "a/cls", "b/cls", "c/cls"])
     assert matrix.tolist() == [[0, 0, 0.5, 0.75], [0, 0, 0.5, 0.75], [0.5, 0.5, 0, 0.25], [0.75, 0.75, 0.25, 0]]
 
@@ -161,7 +165,7 @@ def test_every_head_and_fusion_comes_from_one_forward_pass() -> None:
     images, labels = torch.randn(6, 3, 16, 16), torch.tensor([0, 1, 2, 3, 4, 5])
     passes = []
     model.patch_embed.register_forward_hook(lambda *_: passes.append(1))
-    scores = evaluate(model, [Batch(0, images, labels, torch.arange(6), torch.arange(6))])
+    scores = evaluate(model, [batch(images, labels)])
     assert passes == [1] and model.training
     cls_logits, dist_logits = model.eval().heads(images)
     for name, fusion in (("cls", "cls"), ("dist", "dist"), ("fused", "logits"), ("softmax", "softmax")):
@@ -178,7 +182,7 @@ def test_a_model_of_another_normalisation_sees_its_own_images_and_shows_its_head
     mean, std = (torch.tensor(part).view(3, 1, 1) for part in IMAGENET_NORMALISATION)
 
     def of(module: nn.Module, images: Tensor) -> dict:
-        return evaluate(module, [Batch(0, images, labels, torch.arange(6), torch.arange(6))])
+        return evaluate(module, [batch(images, labels)])
 
     own, other = of(model, (raw - mean) / std), of(Renormalised(model, ((0.5,) * 3, (0.5,) * 3)), half)
     assert own.keys() == other.keys() == {"cls", "dist", "fused", "softmax"}
