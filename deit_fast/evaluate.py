@@ -38,6 +38,7 @@ from torch import nn
 
 from . import distributed, evaluation_report
 from .checkpoint import write_file, write_json
+from .config import Config
 from .data import BadImage, Dataset, EvalLoader, open_evaluation
 from .data.batch import Batch
 from .data.folder import listing
@@ -108,7 +109,9 @@ def evaluate_all(settings: Settings, arguments: Sequence[str] = ()) -> dict[str,
         ValueError: a mistake in the command or the data, in one sentence.
         BadImage: not one image is readable.
     """
-    with distributed.ranks() as ranks:
+    # Of a configuration the ranks compare what they are about to do; nothing else of it is used.
+    agreed = Config(data=" ".join(settings.data or settings.models) or "nothing", model=" ".join(settings.models))
+    with distributed.ranks(agreed) as ranks:
         reporter = Reporter(ranks.main)
         subjects, sets = ranks.main_first(lambda: _open(settings))
         for name, module in subjects.models.items():
@@ -247,7 +250,7 @@ def _pass(
 ) -> tuple[Predictions, dict[str, Any]]:
     """One pass over the images, and how fast it was."""
     loader = EvalLoader(
-        dataset, subjects.policy, batch_size=settings.batch_size, threads=settings.threads or None,
+        dataset, subjects.policy, batch_size=settings.batch_size, threads=settings.threads or ranks.cores,
         rank=ranks.rank, world_size=ranks.world_size, device=ranks.device,
     )  # fmt: skip
     bf16 = settings.precision == "bf16"
