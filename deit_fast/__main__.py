@@ -1,5 +1,6 @@
 """The console script: `deit-fast train …` is `python -m deit_fast.train …`."""
 
+import difflib
 import importlib
 import os
 import sys
@@ -19,7 +20,10 @@ def main() -> int:
     if name not in COMMANDS:
         listed = "\n".join(f"  {command:<9} {what}" for command, what in COMMANDS.items())
         wanted = name in ("-h", "--help")
-        print(f"usage: deit-fast COMMAND …\n{listed}", file=sys.stdout if wanted else sys.stderr)
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        unknown = f"error: unknown command {name!r}" + (f", did you mean {near[0]}?" if near else "") + "\n"
+        usage = f"usage: deit-fast COMMAND …; deit-fast COMMAND --help explains one\n{listed}"
+        print(usage if wanted or not name else unknown + usage, file=sys.stdout if wanted else sys.stderr)
         return 0 if wanted else 2
     sys.path.insert(0, os.getcwd())  # as python -m does, so that --teacher module:function finds the user's module
     module = importlib.import_module(f"deit_fast.{name}")
