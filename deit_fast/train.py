@@ -6,7 +6,7 @@
     torchrun --nproc-per-node 2 -m deit_fast.train --data digits  two processes, on CPUs too
 
 The same command continues an unfinished run from its last checkpoint, bit for bit, and prints the table of a finished
-one. Exit codes: 0 done, 2 a mistake in the command or the data, 3 diverged, 130 interrupted.
+one. Exit codes: 0 done, 2 a mistake in the command or the data, 3 diverged, 75 preempted (run it again), 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,19 +25,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import checkpoint, distributed, report
+from . import checkpoint, distributed, exit_codes, report
 from . import run_folder as folder
 from .classifiers import classifier, normalisation
 from .config import Config
 from .data import BadImage, EvalLoader, TrainLoader, open_dataset
 from .data.order import steps_per_epoch
 from .distributed import Ranks
+from .durable import write_file, write_json
 from .evaluate import Scores, evaluate
 from .meter import Meter
+from .metrics import Metrics
 from .model import VisionTransformer
-from .optimizer import MovingAverage, all_finite, learning_rate
+from .optimizer import all_finite, learning_rate
 from .policies import evaluation_policy, training_policy
+from .preemption import Preempted, Preemption
 from .recipes import parse
+from .run_lock import RunLock
+from .snapshot import Snapshots
 from .step import TrainingStep
 from .teacher import load_teacher, recipe_config
 
@@ -61,13 +67,14 @@ def train(config: Config) -> Summary:
     Raises:
         ValueError: a mistake in the configuration or the data, in one sentence that says what to type instead.
         Diverged: the loss became infinite or NaN.
+        Preempted: a signal asked for the end; the run is saved.
     """
     config.check()
-    with distributed.ranks() as ranks:
-        return _run(config, ranks)
+    with Preemption() as preemption, distributed.ranks() as ranks:
+        return _run(config, ranks, preemption)
 
 
-def _run(config: Config, ranks: Ranks) -> Summary:
+def _run(config: Config, ranks: Ranks, preemption: Preemption) -> Summary:
     reporter = report.Reporter(ranks.main)
     run = config.run_folder()
     finished = ranks.main_first(lambda: folder.open_run(config, run))
@@ -75,7 +82,14 @@ def _run(config: Config, ranks: Ranks) -> Summary:
         reporter.say(f"{run} is finished; with --fresh it is trained anew")
         reporter.console.print(report.summary_table(finished))
         return Summary(run, finished)
+    with RunLock(run) as lock:
+        ranks.main_first(lambda: folder.refuse_a_second(run, lock) if ranks.main else None)
+        return _train(config, run, ranks, preemption, reporter, lock)
 
+
+def _train(
+    config: Config, run: Path, ranks: Ranks, preemption: Preemption, reporter: report.Reporter, lock: RunLock
+) -> Summary:
     # Everything that can be wrong with the command or the data is found before anything long or lasting.
     reporter.say(f"{config.recipe}: {config.model} on {config.data}, in {run}")
     train_set, val_set = ranks.main_first(lambda: open_dataset(config.data))
@@ -104,7 +118,7 @@ def _run(config: Config, ranks: Ranks) -> Summary:
     teacher, teacher_spec = None, config.teacher
     if (teacher_config := recipe_config(config)) is not None:
         reporter.say(f"its teacher first, by the recipe {teacher_config.recipe}")
-        teacher_spec = str(_run(teacher_config, ranks).run)
+        teacher_spec = str(_run(teacher_config, ranks, preemption).run)
         reporter.say(f"{config.recipe} goes on")
     if config.distill != "none":
         teacher = ranks.main_first(lambda: load_teacher(config, teacher_spec, classes, normalised)).to(ranks.device)
@@ -123,17 +137,30 @@ def _run(config: Config, ranks: Ranks) -> Summary:
     }  # fmt: skip
     policy, eval_policy = training_policy(config, normalised), evaluation_policy(config, normalised)
     eval_batches = EvalLoader(val_set, eval_policy, batch_size=min(256, config.batch_size), **loading)
-    start, seconds = (0, 0.0) if config.fresh else _restore(run, model, ema, optimizer, reporter)
+    start, seconds, meter_state = (0, 0.0, None) if config.fresh else _restore(run, ranks, step, reporter)
     batches = TrainLoader(
         train_set, policy, data_seed=config.data_seed, batch_size=config.batch_size, total_steps=total_steps,
         start_step=start, repeats=config.repeats, order=config.order, **loading,
     )  # fmt: skip
-    if ranks.main:
-        folder.begin(config, run, data, start)
+    ranks.main_first(lambda: folder.begin(config, run, data, lock) if ranks.main else None)
+    metrics = Metrics(run / "metrics.jsonl", start) if ranks.main else None
+    snapshots = Snapshots(run, config.keep, ranks.device, start or None, metrics.sync) if ranks.main else None
+    meter = Meter(batches, ranks, config.batch_size)
+    meter.load(meter_state)
+    scores: tuple[Scores, Scores | None] | None = None
+    row: dict[str, Any] = {}
+    named = 0  # unreadable images named so far
 
     def log(line: dict[str, Any]) -> None:
-        if ranks.main:
-            folder.append(run, line)
+        if metrics:
+            metrics.append(line)
+
+    def save(done: int) -> None:
+        state = meter.state()  # what was added up since the last line; all ranks take part
+        if snapshots:
+            trained = seconds + time.perf_counter() - began
+            record = {**checkpoint.state_of(config, ranks.world_size, done, trained), "meter": state}
+            snapshots.take(done, checkpoint.tensors_of(model, ema and ema.module, optimizer), record)
 
     def evaluated() -> tuple[Scores, Scores | None]:
         for module in (model, ema.module) if ema else (model,):
@@ -141,40 +168,52 @@ def _run(config: Config, ranks: Ranks) -> Summary:
         average = evaluate(ema.module, eval_batches, ranks, autocast) if ema else None
         return evaluate(model, eval_batches, ranks, autocast), average
 
+    def end_epoch(done: int) -> tuple[Scores, Scores | None]:
+        scores = evaluated()
+        log({"step": done, "student": scores[0], "ema": scores[1]})
+        if metrics and snapshots:
+            reporter.say(report.epoch_line(done // epoch_steps, config.epochs, metrics.last("loss"), *scores))
+            best = scores[1] or scores[0]
+            weights = ema.module.state_dict() if ema else model.state_dict()
+            snapshots.offer(done, weights, best["fused" if "fused" in best else "cls"]["top1"])
+        return scores
+
     teacher_scores = evaluate(teacher, eval_batches, ranks, autocast)["cls"] if teacher else None
-    scores: tuple[Scores, Scores | None] | None = None
-    row: dict[str, Any] = {}
-    named = 0  # unreadable images named so far
-    meter = Meter(batches, ranks, config.batch_size)
     began = time.perf_counter()
     model.train()
-    with reporter.progress(config.recipe, start, total_steps) as advance:
+    with (
+        reporter.progress(config.recipe, start, total_steps) as advance,
+        snapshots or nullcontext(),
+        preemption.training(ranks, start),
+    ):
+        # The evaluation comes after the epoch's checkpoint, so one that was cut short is done first of all.
+        missing = ranks.gather(metrics is not None and metrics.lacks("student", start))[0]
+        if missing and _evaluates(config, start, epoch_steps):
+            scores = end_epoch(start)
         for batch in batches:
             lr = schedule(batch.step)
             meter.add(step(batch, lr))
 
             done = batch.step + 1  # steps
-            epoch, into_epoch = divmod(done, epoch_steps)
             last = done == total_steps
-            save_now = last or (done % config.save_every == 0 if config.save_every else into_epoch == 0)
-            if done % config.log_every == 0 or into_epoch == 0 or save_now:
+            save_now = last or done % (config.save_every or epoch_steps) == 0
+            stopped_by = preemption.asked(done)
+            if done % config.log_every == 0 or done % epoch_steps == 0 or save_now:
                 row = meter.row(done, done / epoch_steps, lr)
                 log(row)
-                if not (math.isfinite(row["loss"]) and (not save_now or all_finite(model))):
-                    raise Diverged(
-                        f"the loss is {row['loss']}, or a weight is no number, at step {done}: try half the rate, "
-                        f"--lr {config.lr / 2:g}, or a longer warm-up, with --fresh"
-                    )
+                if not math.isfinite(row["loss"]):
+                    raise _diverged(config, f"the loss is {row['loss']} at step {done}", snapshots)
                 named = _name_bad_images(batches.bad_images, named)
             advance(done, row)
             meter.pause()
-            if into_epoch == 0 and (epoch % config.eval_every == 0 or last):
-                scores = evaluated()
-                log({"step": done, "student": scores[0], "ema": scores[1]})
-                reporter.say(report.epoch_line(epoch, config.epochs, row, *scores))
-            if ranks.main and save_now:
-                state = {"seconds": seconds + time.perf_counter() - began}
-                checkpoint.save(run, done, model, ema.module if ema else None, optimizer, state, config.keep)
+            if save_now or stopped_by:
+                if not all_finite(model):
+                    raise _diverged(config, f"a weight is no number at step {done}", snapshots)
+                save(done)
+            if stopped_by:
+                raise Preempted(stopped_by, done)
+            if _evaluates(config, done, epoch_steps):
+                scores = end_epoch(done)
             meter.resume()
 
     # A run that was killed between its last checkpoint and its summary has nothing left to train.
@@ -185,13 +224,25 @@ def _run(config: Config, ranks: Ranks) -> Summary:
     if skipped:
         reporter.say(f"{len(skipped)} unreadable images were skipped; they are named above")
     reporter.say(f"loader: {batches.seconds}")
-    if ranks.main:
-        checkpoint.write_file(run / "report.png", lambda path: report.draw(run, result, path))
-        checkpoint.write_json(run / "summary.json", result)
+    if metrics:
+        metrics.sync()
+        write_file(run / "report.png", lambda path: report.draw(run, result, path))
+        write_json(run / "summary.json", result)
         reporter.say(f"trained in {seconds + time.perf_counter() - began:.0f} s; {run / 'report.png'}")
         reporter.console.print(report.summary_table(result))
     ranks.wait()
     return Summary(run, result)
+
+
+def _evaluates(config: Config, done: int, epoch_steps: int) -> bool:
+    """Whether an evaluation follows after so many steps: at the end of every `eval_every`-th epoch, and of the last."""
+    epoch, into_epoch = divmod(done, epoch_steps)
+    return done > 0 and into_epoch == 0 and (epoch % config.eval_every == 0 or epoch == config.epochs)
+
+
+def _diverged(config: Config, what: str, snapshots: Snapshots | None) -> Diverged:
+    saved = f"; the checkpoint of step {snapshots.saved} is from before" if snapshots and snapshots.saved else ""
+    return Diverged(f"{what}: try half the rate, --lr {config.lr / 2:g}, or a longer warm-up, with --fresh{saved}")
 
 
 def _name_bad_images(bad_images: dict[str, str], named: int) -> int:
@@ -218,15 +269,17 @@ def _check_heads(config: Config, distilled: bool) -> None:
 
 
 def _restore(
-    run: Path, model: nn.Module, ema: MovingAverage | None, optimizer: torch.optim.Optimizer, reporter: report.Reporter
-) -> tuple[int, float]:
-    """(steps done, seconds trained) of the newest checkpoint, loaded; (0, 0) without one."""
-    newest = checkpoint.newest(run)
+    run: Path, ranks: Ranks, step: TrainingStep, reporter: report.Reporter
+) -> tuple[int, float, dict[str, Any] | None]:
+    """(steps done, seconds trained, state of the meter) of the newest whole checkpoint, loaded; zeros without one."""
+    found: list[Path | None] = []
+    ranks.main_first(lambda: found.append(checkpoint.newest(run) if ranks.main else None))  # it verifies every file
+    newest = ranks.gather(found[0])[0]
     if newest is None:
-        return 0, 0.0
-    state = checkpoint.load(newest, model, ema.module if ema else None, optimizer)
+        return 0, 0.0, None
+    state = ranks.main_first(lambda: checkpoint.load(newest, step.model, step.ema and step.ema.module, step.optimizer))
     reporter.decide("continue", f"from step {state['step']:,}", str(newest))
-    return state["step"], state["seconds"]
+    return state["step"], state["seconds"], state["meter"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -242,17 +295,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if processes > 1 and "RANK" not in os.environ:
             return distributed.launch(arguments, processes)
         train(config)
-        return 0
+        return exit_codes.DONE
     except (ValueError, OSError, Diverged) as error:
         if os.environ.get("DEIT_FAST_TRACEBACK"):
             raise
         # What every rank finds alike is said once; what one rank alone met (an image of its share), by that rank.
         if os.environ.get("RANK", "0") == "0" or isinstance(error, BadImage):
             print(f"error: {error}", file=sys.stderr)
-        return 3 if isinstance(error, Diverged) else 2
+        return exit_codes.DIVERGED if isinstance(error, Diverged) else exit_codes.USAGE
+    except Preempted as stopped:
+        if os.environ.get("RANK", "0") == "0":
+            print(stopped, file=sys.stderr)
+        return int(stopped.code)
     except KeyboardInterrupt:
         print("interrupted: the same command continues from the last checkpoint", file=sys.stderr)
-        return 130
+        return exit_codes.INTERRUPTED
 
 
 if __name__ == "__main__":
