@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from deit_kernels.augment import RandAugment
+from deit_kernels.augment import Mix, RandAugment
 
-# What may change between two runs of one configuration: nothing here changes a weight.
-NOT_IDENTITY = ("out", "fresh", "gpus", "threads", "in_memory", "log_every", "eval_every", "save_every", "keep")
+# What may change between two runs of one configuration: nothing here changes a weight by more than rounding.
+NOT_IDENTITY = (
+    "out", "fresh", "gpus", "threads", "in_memory", "log_every", "eval_every", "save_every", "keep", "micro_batch",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,10 @@ class Config:
     flip: float = 0.5  # probability of a horizontal flip
     rand_augment: str = ""  # timm's string, such as rand-m9-mstd0.5-inc1; empty: none
     erase: float = 0.0  # probability that a random box is filled with noise
+    mixup: float = 0.0  # alpha of mixup's Beta distribution; 0: no mixup
+    cutmix: float = 0.0  # alpha of CutMix's; 0: no CutMix; with both, each group of rows has one of them
+    mix_prob: float = 1.0  # probability that a group of rows is mixed at all
+    mix_switch_prob: float = 0.5  # probability of CutMix where both are on
     crop_ratio: float = 0.875  # evaluation: crop side over resized side; the official code has 0.875
     repeats: int = 1  # repeated augmentation: crops of one image in a batch
     order: Literal["grouped", "official"] = "grouped"  # copies side by side, decoded once; or the official index lists
@@ -58,13 +64,14 @@ class Config:
     # Optimisation
     epochs: int = 300  # passes; an epoch is (images // batch size) steps
     batch_size: int = 1024  # global batch: all processes together
+    micro_batch: int = 0  # most images a process takes at once, when memory is short; 0: all of its share
     lr: float = 5e-4  # peak learning rate for a batch of 512; scaled by batch size / 512
     warmup_epochs: float = 5.0  # linear warm-up
     warmup_lr: float = 1e-6  # learning rate of the first step, not scaled
     min_lr: float = 1e-5  # learning rate at the end of the cosine, not scaled
     weight_decay: float = 0.05  # AdamW's decay of matrices and of the distillation token
     ema_decay: float = 0.99996  # moving average of the weights; 0: none
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 autocast on a GPU that has it, else fp32
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 autocast on a GPU that has it, else fp32
     compile: Literal["auto", "on", "off"] = "auto"  # torch.compile of the model; auto: on a GPU
     seed: int = 0  # initialisation and stochastic depth
     data_seed: int = 0  # order and augmentation
@@ -113,11 +120,13 @@ class Config:
         """
         ranges = [
             ("image_size", 1, 4096), ("repeats", 1, 64), ("threads", 0, 1024), ("epochs", 1, 10**6),
-            ("batch_size", 1, 10**6), ("gpus", 0, 1024), ("log_every", 1, 10**9), ("eval_every", 1, 10**9),
+            ("batch_size", 1, 10**6), ("micro_batch", 0, 10**6), ("gpus", 0, 1024),
+            ("log_every", 1, 10**9), ("eval_every", 1, 10**9),
             ("save_every", 0, 10**9), ("keep", 1, 10**6), ("lr", 0, 100), ("warmup_epochs", 0, 10**6),
             ("warmup_lr", 0, 100), ("min_lr", 0, 100), ("alpha", 0, 1), ("tau", 1e-3, 1e3), ("patch_size", 0, 4096),
             ("width", 0, 10**5), ("depth", 0, 10**4), ("heads", 0, 10**4),
             ("weight_decay", 0, 100), ("flip", 0, 1), ("erase", 0, 1), ("crop_ratio", 0.05, 1),
+            ("mix_prob", 0, 1), ("mix_switch_prob", 0, 1),
             ("label_smoothing", 0, 0.999),
             ("drop_path", 0, 0.999), ("ema_decay", 0, 0.9999999), ("seed", 0, 2**63 - 1), ("data_seed", 0, 2**63 - 1),
         ]  # fmt: skip
@@ -132,6 +141,11 @@ class Config:
                 RandAugment.parse(self.rand_augment)
             except ValueError as error:
                 raise ValueError(f"--rand-augment: {error}") from error
+        for name in ("mixup", "cutmix"):
+            try:
+                Mix(getattr(self, name) or 1.0, 1.0)
+            except ValueError as error:
+                raise ValueError(f"{flag(name)} is 0 (off) or in [0.01, 100], got {getattr(self, name)}") from error
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"--warmup-epochs {self.warmup_epochs:g} leaves nothing of --epochs {self.epochs}: "

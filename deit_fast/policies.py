@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from deit_kernels.augment import Erase, Policy, RandAugment
+from deit_kernels.augment import Erase, Mix, Policy, RandAugment
 
 from .classifiers import Normalisation
 from .config import Config
@@ -19,6 +19,7 @@ def training_policy(config: Config, normalisation: Normalisation) -> Policy:
     Raises:
         ValueError: --rand-augment is no string of timm's that is known here.
     """
+    mixes = config.mixup > 0 or config.cutmix > 0
     return Policy(
         size=config.image_size,
         scale=config.crop_scale,
@@ -27,6 +28,7 @@ def training_policy(config: Config, normalisation: Normalisation) -> Policy:
         std=normalisation[1],
         rand_augment=RandAugment.parse(config.rand_augment) if config.rand_augment else None,
         erase=Erase(config.erase) if config.erase else None,
+        mix=Mix(config.mixup, config.cutmix, config.mix_prob, config.mix_switch_prob) if mixes else None,
     )
 
 

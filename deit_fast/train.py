@@ -6,7 +6,8 @@
     torchrun --nproc-per-node 2 -m deit_fast.train --data digits  two processes, on CPUs too
 
 The same command continues an unfinished run from its last checkpoint, bit for bit, and prints the table of a finished
-one. Exit codes: 0 done, 2 a mistake in the command or the data, 3 diverged, 75 preempted (run it again), 130 Ctrl-C.
+one. Exit codes: 0 done, 2 a mistake in the command or the data, 3 diverged, 4 another process was killed,
+75 preempted (run it again), 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -14,9 +15,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,25 +24,29 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import checkpoint, distributed, exit_codes, report
+from . import distributed, exit_codes, report
 from . import run_folder as folder
+from .agreement import data_digest
 from .classifiers import classifier, normalisation
+from .cluster import adopt_slurm
 from .config import Config
 from .data import BadImage, EvalLoader, TrainLoader, open_dataset
+from .data.mixing import Mixing
 from .data.order import steps_per_epoch
 from .distributed import Ranks
 from .durable import write_file, write_json
 from .evaluate import Scores, evaluate
+from .heartbeat import LOST, Heartbeat, RankLost
+from .launch import LAUNCHED, launch
 from .meter import Meter
-from .metrics import Metrics
 from .model import VisionTransformer
 from .optimizer import all_finite, learning_rate
 from .policies import evaluation_policy, training_policy
 from .preemption import Preempted, Preemption
 from .recipes import parse
+from .record import Record, Start, restore
 from .run_lock import RunLock
-from .snapshot import Snapshots
-from .step import TrainingStep
+from .step import TrainingStep, precision
 from .teacher import load_teacher, recipe_config
 
 
@@ -67,15 +70,21 @@ def train(config: Config) -> Summary:
     Raises:
         ValueError: a mistake in the configuration or the data, in one sentence that says what to type instead.
         Diverged: the loss became infinite or NaN.
+        RankLost: another process of this run has ended.
         Preempted: a signal asked for the end; the run is saved.
     """
-    config.check()
-    with Preemption() as preemption, distributed.ranks() as ranks:
-        return _run(config, ranks, preemption)
+    with (
+        Preemption() as preemption,
+        distributed.ranks(config) as ranks,
+        Heartbeat(ranks.rank, ranks.world_size) as heartbeat,
+    ):
+        return _run(config, ranks, heartbeat, preemption)
 
 
-def _run(config: Config, ranks: Ranks, preemption: Preemption) -> Summary:
+def _run(config: Config, ranks: Ranks, heartbeat: Heartbeat, preemption: Preemption) -> Summary:
     reporter = report.Reporter(ranks.main)
+    for warning in ranks.warnings:
+        reporter.say(f"warning: {warning}")
     run = config.run_folder()
     finished = ranks.main_first(lambda: folder.open_run(config, run))
     if finished is not None:
@@ -84,16 +93,19 @@ def _run(config: Config, ranks: Ranks, preemption: Preemption) -> Summary:
         return Summary(run, finished)
     with RunLock(run) as lock:
         ranks.main_first(lambda: folder.refuse_a_second(run, lock) if ranks.main else None)
-        return _train(config, run, ranks, preemption, reporter, lock)
+        return _train(config, run, lock, ranks, reporter, heartbeat, preemption)
 
 
 def _train(
-    config: Config, run: Path, ranks: Ranks, preemption: Preemption, reporter: report.Reporter, lock: RunLock
-) -> Summary:
+    config: Config, run: Path, lock: RunLock, ranks: Ranks, reporter: report.Reporter, heartbeat: Heartbeat,
+    preemption: Preemption,
+) -> Summary:  # fmt: skip
     # Everything that can be wrong with the command or the data is found before anything long or lasting.
     reporter.say(f"{config.recipe}: {config.model} on {config.data}, in {run}")
+    autocast = precision(config, ranks.device, reporter)
     train_set, val_set = ranks.main_first(lambda: open_dataset(config.data))
     data = folder.describe(train_set, val_set)
+    ranks.agree("data", data_digest(data, train_set, val_set), "give every machine the same files")
     if not config.fresh:
         ranks.main_first(lambda: folder.check_data(run, data))
     epoch_steps = steps_per_epoch(
@@ -115,52 +127,44 @@ def _train(
         model.to(memory_format=torch.channels_last)
         reporter.decide("layout", "channels_last", "ConvNets train faster so on a CPU")
     normalised = normalisation(model)
+    policy, eval_policy = training_policy(config, normalised), evaluation_policy(config, normalised)
+    rows = {
+        "data_seed": config.data_seed, "batch_size": config.batch_size, "repeats": config.repeats,
+        "order": config.order, "rank": ranks.rank, "world_size": ranks.world_size,
+    }  # fmt: skip
+    if (mixing := Mixing.of_rank(policy, **rows)) is not None:
+        reporter.decide("mixing", *mixing.decision)
     teacher, teacher_spec = None, config.teacher
     if (teacher_config := recipe_config(config)) is not None:
         reporter.say(f"its teacher first, by the recipe {teacher_config.recipe}")
-        teacher_spec = str(_run(teacher_config, ranks, preemption).run)
+        teacher_spec = str(_run(teacher_config, ranks, heartbeat, preemption).run)
         reporter.say(f"{config.recipe} goes on")
     if config.distill != "none":
         teacher = ranks.main_first(lambda: load_teacher(config, teacher_spec, classes, normalised)).to(ranks.device)
         reporter.decide("teacher", teacher_spec, f"{config.distill} labels, learnt by the {config.distill_on} head")
-    step = TrainingStep(config, model, teacher, ranks, reporter)
-    optimizer, ema, autocast = step.optimizer, step.ema, step.autocast
+    step = TrainingStep(config, model, teacher, ranks, autocast, reporter)
+    ema = step.ema
     schedule = partial(
         learning_rate, total=total_steps, warmup=round(config.warmup_epochs * epoch_steps),
         peak=step.peak_lr, start=config.warmup_lr, floor=config.min_lr,
     )  # fmt: skip
 
     loading = {
-        "threads": config.threads or None, "bad_images": config.bad_images, "in_memory": config.in_memory,
-        "exif_orientation": config.exif_orientation,
-        "rank": ranks.rank, "world_size": ranks.world_size, "device": ranks.device,
+        "threads": config.threads or ranks.cores, "bad_images": config.bad_images, "in_memory": config.in_memory,
+        "exif_orientation": config.exif_orientation, "device": ranks.device,
     }  # fmt: skip
-    policy, eval_policy = training_policy(config, normalised), evaluation_policy(config, normalised)
-    eval_batches = EvalLoader(val_set, eval_policy, batch_size=min(256, config.batch_size), **loading)
-    start, seconds, meter_state = (0, 0.0, None) if config.fresh else _restore(run, ranks, step, reporter)
-    batches = TrainLoader(
-        train_set, policy, data_seed=config.data_seed, batch_size=config.batch_size, total_steps=total_steps,
-        start_step=start, repeats=config.repeats, order=config.order, **loading,
+    eval_batches = EvalLoader(
+        val_set, eval_policy, batch_size=min(256, config.batch_size), rank=ranks.rank, world_size=ranks.world_size,
+        **loading,
     )  # fmt: skip
+    start = Start() if config.fresh else restore(run, ranks, step)
+    if start.folder:
+        reporter.decide("continue", f"from step {start.step:,}", str(start.folder))
+    ranks.agree("step", start.step, f"{run} must lie on storage that all machines share")
+    batches = TrainLoader(train_set, policy, total_steps=total_steps, start_step=start.step, **rows, **loading)
     ranks.main_first(lambda: folder.begin(config, run, data, lock) if ranks.main else None)
-    metrics = Metrics(run / "metrics.jsonl", start) if ranks.main else None
-    snapshots = Snapshots(run, config.keep, ranks.device, start or None, metrics.sync) if ranks.main else None
-    meter = Meter(batches, ranks, config.batch_size)
-    meter.load(meter_state)
-    scores: tuple[Scores, Scores | None] | None = None
-    row: dict[str, Any] = {}
-    named = 0  # unreadable images named so far
-
-    def log(line: dict[str, Any]) -> None:
-        if metrics:
-            metrics.append(line)
-
-    def save(done: int) -> None:
-        state = meter.state()  # what was added up since the last line; all ranks take part
-        if snapshots:
-            trained = seconds + time.perf_counter() - began
-            record = {**checkpoint.state_of(config, ranks.world_size, done, trained), "meter": state}
-            snapshots.take(done, checkpoint.tensors_of(model, ema and ema.module, optimizer), record)
+    ranks.training_begins()
+    heartbeat.begin(run / "logs")
 
     def evaluated() -> tuple[Scores, Scores | None]:
         for module in (model, ema.module) if ema else (model,):
@@ -169,52 +173,58 @@ def _train(
         return evaluate(model, eval_batches, ranks, autocast), average
 
     def end_epoch(done: int) -> tuple[Scores, Scores | None]:
+        heartbeat.at("evaluation")
         scores = evaluated()
-        log({"step": done, "student": scores[0], "ema": scores[1]})
-        if metrics and snapshots:
-            reporter.say(report.epoch_line(done // epoch_steps, config.epochs, metrics.last("loss"), *scores))
-            best = scores[1] or scores[0]
-            weights = ema.module.state_dict() if ema else model.state_dict()
-            snapshots.offer(done, weights, best["fused" if "fused" in best else "cls"]["top1"])
+        record.log({"step": done, "student": scores[0], "ema": scores[1]})
+        record.keep_if_best(done, *scores)
+        if line := record.last_line():
+            reporter.say(report.epoch_line(done // epoch_steps, config.epochs, line, *scores))
         return scores
 
     teacher_scores = evaluate(teacher, eval_batches, ranks, autocast)["cls"] if teacher else None
-    began = time.perf_counter()
+    scores: tuple[Scores, Scores | None] | None = None
+    row: dict[str, Any] = {}
+    named = 0  # unreadable images named so far
+    meter = Meter(batches, ranks, config.batch_size)
+    meter.load(start.meter)
+    record = Record(config, run, ranks, step, start)
     model.train()
     with (
-        reporter.progress(config.recipe, start, total_steps) as advance,
-        snapshots or nullcontext(),
-        preemption.training(ranks, start),
+        record,
+        reporter.progress(config.recipe, start.step, total_steps) as advance,
+        step.steady(),
+        preemption.training(ranks, start.step),
     ):
-        # The evaluation comes after the epoch's checkpoint, so one that was cut short is done first of all.
-        missing = ranks.gather(metrics is not None and metrics.lacks("student", start))[0]
-        if missing and _evaluates(config, start, epoch_steps):
-            scores = end_epoch(start)
+        # The evaluation follows its epoch's checkpoint, so one that was cut short comes first of all.
+        if _evaluates(config, start.step, epoch_steps) and record.lacks_evaluation():
+            scores = end_epoch(start.step)
         for batch in batches:
+            heartbeat.at("step", batch.step)
             lr = schedule(batch.step)
             meter.add(step(batch, lr))
 
             done = batch.step + 1  # steps
-            last = done == total_steps
-            save_now = last or done % (config.save_every or epoch_steps) == 0
+            save_now = done == total_steps or done % (config.save_every or epoch_steps) == 0
             stopped_by = preemption.asked(done)
             if done % config.log_every == 0 or done % epoch_steps == 0 or save_now:
                 row = meter.row(done, done / epoch_steps, lr)
-                log(row)
+                record.log(row)
                 if not math.isfinite(row["loss"]):
-                    raise _diverged(config, f"the loss is {row['loss']} at step {done}", snapshots)
+                    raise _diverged(config, f"the loss is {row['loss']} at step {done}", record)
                 named = _name_bad_images(batches.bad_images, named)
             advance(done, row)
             meter.pause()
             if save_now or stopped_by:
+                heartbeat.at("checkpoint")
                 if not all_finite(model):
-                    raise _diverged(config, f"a weight is no number at step {done}", snapshots)
-                save(done)
+                    raise _diverged(config, f"a weight is no number at step {done}", record)
+                record.save(done, meter.state())
             if stopped_by:
                 raise Preempted(stopped_by, done)
             if _evaluates(config, done, epoch_steps):
                 scores = end_epoch(done)
             meter.resume()
+            heartbeat.at("data", done)
 
     # A run that was killed between its last checkpoint and its summary has nothing left to train.
     student_scores, ema_scores = scores or evaluated()
@@ -224,11 +234,11 @@ def _train(
     if skipped:
         reporter.say(f"{len(skipped)} unreadable images were skipped; they are named above")
     reporter.say(f"loader: {batches.seconds}")
-    if metrics:
-        metrics.sync()
+    record.finish()
+    if ranks.main:
         write_file(run / "report.png", lambda path: report.draw(run, result, path))
         write_json(run / "summary.json", result)
-        reporter.say(f"trained in {seconds + time.perf_counter() - began:.0f} s; {run / 'report.png'}")
+        reporter.say(f"trained in {record.seconds:.0f} s; {run / 'report.png'}")
         reporter.console.print(report.summary_table(result))
     ranks.wait()
     return Summary(run, result)
@@ -240,9 +250,9 @@ def _evaluates(config: Config, done: int, epoch_steps: int) -> bool:
     return done > 0 and into_epoch == 0 and (epoch % config.eval_every == 0 or epoch == config.epochs)
 
 
-def _diverged(config: Config, what: str, snapshots: Snapshots | None) -> Diverged:
-    saved = f"; the checkpoint of step {snapshots.saved} is from before" if snapshots and snapshots.saved else ""
-    return Diverged(f"{what}: try half the rate, --lr {config.lr / 2:g}, or a longer warm-up, with --fresh{saved}")
+def _diverged(config: Config, what: str, record: Record) -> Diverged:
+    advice = f"try half the rate, --lr {config.lr / 2:g}, or a longer warm-up, with --fresh"
+    return Diverged(f"{what}: {advice}; {record.saved}")
 
 
 def _name_bad_images(bad_images: dict[str, str], named: int) -> int:
@@ -268,37 +278,28 @@ def _check_heads(config: Config, distilled: bool) -> None:
         )
 
 
-def _restore(
-    run: Path, ranks: Ranks, step: TrainingStep, reporter: report.Reporter
-) -> tuple[int, float, dict[str, Any] | None]:
-    """(steps done, seconds trained, state of the meter) of the newest whole checkpoint, loaded; zeros without one."""
-    found: list[Path | None] = []
-    ranks.main_first(lambda: found.append(checkpoint.newest(run) if ranks.main else None))  # it verifies every file
-    newest = ranks.gather(found[0])[0]
-    if newest is None:
-        return 0, 0.0, None
-    state = ranks.main_first(lambda: checkpoint.load(newest, step.model, step.ema and step.ema.module, step.optimizer))
-    reporter.decide("continue", f"from step {state['step']:,}", str(newest))
-    return state["step"], state["seconds"], state["meter"]
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         config = parse(arguments, __doc__)
-        config.check()
-        visible = torch.cuda.device_count()
-        if config.gpus > visible:
-            raise ValueError(f"--gpus {config.gpus}: {visible} visible here; leave --gpus out to use what there is")
-        processes = config.gpus or visible
-        if processes > 1 and "RANK" not in os.environ:
-            return distributed.launch(arguments, processes)
+        if "RANK" not in os.environ and not adopt_slurm(os.environ):
+            config.check()
+            visible = torch.cuda.device_count()
+            if config.gpus > visible:
+                raise ValueError(f"--gpus {config.gpus}: {visible} visible here; leave --gpus out to use what there is")
+            if (processes := config.gpus or visible) > 1:
+                return launch(arguments, processes, config.run_folder() / "logs")
         train(config)
         return exit_codes.DONE
-    except (ValueError, OSError, Diverged) as error:
+    except (ValueError, OSError, Diverged, RankLost) as error:
         if os.environ.get("DEIT_FAST_TRACEBACK"):
             raise
+        if isinstance(error, RankLost):
+            # The launcher that every rank has in common says it; without one, the first rank that is left.
+            if error.code == LOST and LAUNCHED not in os.environ and os.environ["RANK"] == str(int(error.rank == 0)):
+                print(f"error: {error}", file=sys.stderr)
+            return error.code
         # What every rank finds alike is said once; what one rank alone met (an image of its share), by that rank.
         if os.environ.get("RANK", "0") == "0" or isinstance(error, BadImage):
             print(f"error: {error}", file=sys.stderr)

@@ -7,6 +7,7 @@ for batch in TrainLoader(train, Policy.deit(224), data_seed=0, batch_size=64, to
 from .batch import IGNORE, Batch
 from .dataset import Dataset
 from .decode import BadImage, decode
+from .device import Target
 from .loader import EvalLoader, TrainLoader
 from .order import steps_per_epoch
 from .sources import open_dataset, open_evaluation
@@ -17,6 +18,7 @@ __all__ = [
     "Batch",
     "Dataset",
     "EvalLoader",
+    "Target",
     "TrainLoader",
     "decode",
     "open_dataset",

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deit_kernels.augment import AugmentPlan, ImageBatch, Policy, sample_plan
-from deit_kernels.augment.plan import ROW
 
 from .dataset import Dataset, ReadImage, read_image
 from .decode import BadImage
-from .device import CpuAugment, CudaAugment, Finished, Gathered, tail_bytes
+from .device import CpuAugment, CudaAugment, Finished, Gathered, Target, tail_bytes
 from .in_memory import InMemory
 from .memory import Arena
+from .mixing import Mixing
 from .order import Samples
 
 IGNORE = -100  # the label that losses and accuracies leave out
@@ -36,10 +36,12 @@ class Batch(NamedTuple):
     Attributes:
         step: the training step, or the number of the evaluation batch.
         images: (b, 3, S, S), or (b, (S/P)², 3·P²) in the layout "patches"; zeros where the file was bad. On the device.
-        labels: int64 (b,); IGNORE where the file was bad. On the device.
+        labels: int64 (b,), of the image itself, also where another is mixed into it; IGNORE where the file was bad, or
+            that of the image it would have been mixed with. On the device.
         samples: int64 (b,), indices into the data set. In host memory, where label caches look them up.
-        positions: int64 (b,), places in the global batch, 0 … B − 1. In host memory, where drop-path and mixing are
-            drawn from them.
+        positions: int64 (b,), places in the global batch, 0 … B − 1. In host memory, where drop-path is drawn from
+            them.
+        target: what losses take: `labels`, or where images are mixed a MixedTarget with the same labels.
     """
 
     step: int
@@ -47,6 +49,23 @@ class Batch(NamedTuple):
     labels: Tensor
     samples: Tensor
     positions: Tensor
+    target: Target
+
+
+class Built(NamedTuple):
+    """A batch with what only its loader needs.
+
+    Attributes:
+        batch: for the consumer.
+        finished: what the device has of it.
+        reasons: path → what is wrong, of its bad images.
+        labelled: rows that have a label.
+    """
+
+    batch: Batch
+    finished: Finished
+    reasons: dict[str, str]
+    labelled: int
 
 
 @dataclass
@@ -93,6 +112,7 @@ class BatchBuilder:
 
     Args:
         augment: CpuAugment or CudaAugment, made for `policy`.
+        mixing: of all batches; None: none is mixed.
 
     Attributes:
         seconds: read, decode, copy and augment so far.
@@ -109,12 +129,14 @@ class BatchBuilder:
         bad_images: OnBadImage,
         exif_orientation: bool,
         augment: CpuAugment | CudaAugment,
+        mixing: Mixing | None,
     ):
         if bad_images not in ("skip", "fail"):
             raise ValueError(f"bad images {bad_images!r}: type --bad-images skip or --bad-images fail")
         self.seconds = Seconds()
         self._dataset, self._policy, self._data_seed = dataset, policy, data_seed
-        self._bad_images, self._exif_orientation, self._augment = bad_images, exif_orientation, augment
+        self._bad_images, self._exif_orientation = bad_images, exif_orientation
+        self._augment, self._mixing = augment, mixing
         self._expected = 0
         self._plan(Samples(0, *np.zeros((3, 0), np.int64)), ImageBatch.from_images([]))  # checks the seed
 
@@ -145,8 +167,8 @@ class BatchBuilder:
             decoding = [decoders.submit(read, self._dataset, index) for index in distinct.tolist()]
         return Started(step, rows, distinct, image_of_row, arena, decoding)
 
-    def finish(self, started: Started, executor: Executor) -> tuple[Batch, Finished, dict[str, str]]:
-        """The batch, what the device has of it, and path → reason of its bad images.
+    def finish(self, started: Started, executor: Executor) -> Built:
+        """The batch.
 
         Args:
             executor: augments, where the CPU does.
@@ -159,13 +181,16 @@ class BatchBuilder:
         finished = self._augment(gathered, executor)
         copy, augment = self._augment.measured()
         self.seconds.add(copy=copy, augment=augment)
-        sample, position = torch.from_numpy(rows.sample), torch.from_numpy(rows.position)
-        return Batch(started.step, finished.images, finished.labels, sample, position), finished, reasons
+        sample, position, target = torch.from_numpy(rows.sample), torch.from_numpy(rows.position), finished.target
+        labels = target if isinstance(target, Tensor) else target.labels
+        batch = Batch(started.step, finished.images, labels, sample, position, target)
+        labelled = len(labels) if gathered.blank is None else int((~gathered.blank).sum())
+        return Built(batch, finished, reasons, labelled)
 
     def _gather(self, started: Started) -> tuple[Gathered, dict[str, str]]:
         """The rows in host memory, and path → reason of the bad images."""
         rows, arena = started.rows, started.arena
-        tail = tail_bytes(len(rows.sample), ROW.itemsize)
+        tail = tail_bytes(len(rows.sample), self._mixing is not None)
         if isinstance(self._dataset, InMemory):
             bad = {index: self._dataset.bad[index] for index in started.distinct.tolist() if index in self._dataset.bad}
             images = self._dataset.rows(torch.from_numpy(rows.sample))
@@ -183,11 +208,14 @@ class BatchBuilder:
             raise BadImage(f"{path}: {reason}: repair or remove it, or type --bad-images skip")
 
         labels, blank = torch.from_numpy(self._dataset.labels[rows.sample]), None
+        mix = None if self._mixing is None else self._mixing.plan(started.step)
         if bad:
             blank = torch.from_numpy(np.isin(rows.sample, list(bad)))
+            if mix is not None:
+                blank |= blank[mix.partner_row]
             labels[blank] = IGNORE
         plan = self._plan(rows, images).place(images)
-        return Gathered(images, plan, labels, blank, block, end), reasons
+        return Gathered(images, plan, mix, labels, blank, block, end), reasons
 
     def _decoded(self, started: Started) -> tuple[dict[int, BadImage], list[NDArray[np.uint8]]]:
         """The bad images by index, and the pixels of all distinct images.

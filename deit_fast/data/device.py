@@ -1,7 +1,7 @@
 """From decoded images and their plan to a batch on its device.
 
 `CpuAugment` runs the C++ op in the calling thread and torch's thread pool; `HostOnly` measures the host's share of a
-GPU's batch. `CudaAugment` sends pixels, plan and labels of a batch in one copy and augments on the GPU, on a stream of
+GPU's batch. `CudaAugment` sends pixels, plans and target of a batch in one copy and augments on the GPU, on a stream of
 its own; the consumer's stream waits for the batch by an event, and no host thread of the consumer ever does. The CUDA
 side has not yet been measured on a GPU.
 """
@@ -14,16 +14,21 @@ from collections import deque
 from concurrent.futures import Executor
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from deit_kernels import _extension
-from deit_kernels.augment import AugmentPlan, ImageBatch, Policy, apply, apply_out
+from deit_kernels import MixedTarget, _extension
+from deit_kernels.augment import AugmentPlan, ImageBatch, MixPlan, Policy, apply, apply_out
+from deit_kernels.augment.mix import MIX
 from deit_kernels.augment.plan import ROW
 
 from .memory import Blocks, aligned
+from .mixing import Mixing, part_of
 
 Layout = Literal["nchw", "channels_last", "patches"]
+Target = Tensor | MixedTarget  # what losses take: labels, or those of two images and their shares
 
 
 class Gathered(NamedTuple):
@@ -32,39 +37,70 @@ class Gathered(NamedTuple):
     Attributes:
         images: pixels in `block`, or on the device where the whole set is kept there.
         plan: placed, in host memory.
+        mix: which rows are mixed, in host memory; None where none is.
         labels: int64 (b,).
         blank: bool (b,), rows without a readable image; None where all have one.
-        block: uint8, pixels up to `end`, then room for the rows of the plan and the labels (`tail_bytes`).
+        block: uint8, pixels up to `end`, then room for the plans and the target (`tail_bytes`).
         end: a multiple of the alignment.
     """
 
     images: ImageBatch
     plan: AugmentPlan
+    mix: MixPlan | None
     labels: Tensor
     blank: Tensor | None
     block: Tensor
     end: int
 
+    @property
+    def target(self) -> Target:
+        return self.labels if self.mix is None else self.mix.target(self.labels)
+
     def pack(self) -> tuple[Tensor, int]:
-        """What is copied to a device: pixels, rows of the plan from `end`, labels from the returned place on."""
-        rows = self.plan.rows
-        labels_at = aligned(self.end + rows.numel())
-        stop = labels_at + 8 * len(self.labels)
-        self.block[self.end : self.end + rows.numel()] = rows.view(-1)
-        self.block[labels_at:stop] = self.labels.view(torch.uint8)
-        return self.block[:stop], labels_at
+        """What is copied to a device: pixels, the rows of both plans from `end`, the target from the returned place."""
+        plans = [self.plan.rows] if self.mix is None else [self.plan.rows, self.mix.rows]
+        target = self.target if self.mix is not None else (self.labels,)
+        at = self.end
+        for table in plans:
+            self.block[at : at + table.numel()] = table.view(-1)
+            at += aligned(table.numel())
+        target_at = at
+        for column in target:
+            self.block[at : at + column.nbytes] = column.view(torch.uint8)
+            at += column.nbytes
+        return self.block[:at], target_at
+
+    def unpacked(self, staged: Tensor) -> tuple[AugmentPlan, MixPlan | None]:
+        """The two plans in a copy of what `pack` gave."""
+        rows, at = self.plan.rows, self.end
+        plan = self.plan._replace(rows=staged[at : at + rows.numel()].view(rows.shape))
+        if self.mix is None:
+            return plan, None
+        rows, at = self.mix.rows, at + aligned(rows.numel())
+        return plan, self.mix._replace(rows=staged[at : at + rows.numel()].view(rows.shape))
+
+    def unpacked_target(self, columns: Tensor) -> Target:
+        """The target in a copy of what `pack` put last."""
+        b = 8 * len(self.labels)
+        if self.mix is None:
+            return columns.view(torch.int64)
+        return MixedTarget(
+            columns[:b].view(torch.int64), columns[b : 2 * b].view(torch.int64), columns[2 * b :].view(torch.float32)
+        )
 
 
-def tail_bytes(rows: int, row_bytes: int) -> int:
-    """Room for a plan of `rows` rows and as many labels behind the pixels of a block."""
-    return aligned(rows * row_bytes) + 8 * rows
+def tail_bytes(rows: int, mixed: bool) -> int:
+    """Room for the plans and the target of `rows` rows behind the pixels of a block."""
+    if not mixed:
+        return aligned(rows * ROW.itemsize) + rows * 8
+    return aligned(rows * ROW.itemsize) + aligned(rows * MIX.itemsize) + rows * (8 + 8 + 4)
 
 
 class Finished(NamedTuple):
-    """Images and labels on the device; complete for a stream that waits for `ready`."""
+    """Images and target on the device; complete for a stream that waits for `ready`."""
 
     images: Tensor
-    labels: Tensor
+    target: Target
     ready: torch.cuda.Event | None
 
 
@@ -90,6 +126,7 @@ class CpuAugment:
     Args:
         policy, dtype, layout, patch: as `deit_kernels.augment.apply` takes them.
         threads: of the executor that runs the parts, each `without_torch_threads`.
+        mixing: of all batches; None: none is mixed.
         pinned: the memory of outputs.
     """
 
@@ -97,10 +134,17 @@ class CpuAugment:
     on_device = True  # where the augmentation runs
 
     def __init__(
-        self, policy: Policy, dtype: torch.dtype, layout: Layout, patch: int, threads: int, pinned: bool = False
+        self,
+        policy: Policy,
+        dtype: torch.dtype,
+        layout: Layout,
+        patch: int,
+        threads: int,
+        mixing: Mixing | None = None,
+        pinned: bool = False,
     ):
         self._dtype, self._layout, self._patch = dtype, layout, patch
-        self._threads = threads
+        self._threads, self._mixing = threads, mixing
         self.pixels, self._outputs = Blocks(), Blocks(pinned)
         self._augmenting = 0.0
         # An empty batch checks dtype, layout and patch, and tells the shape of a row.
@@ -115,21 +159,30 @@ class CpuAugment:
             out = memory.view(count, *side, channels).permute(0, 3, 1, 2)
         else:
             out = memory.view(count, *self._row)
-        share = -(-count // self._threads)
-        parts = [slice(first, first + share) for first in range(0, count, share)]
+        if self._mixing is None:
+            parts = [part for part in np.array_split(np.arange(count), self._threads) if len(part)]
+        else:
+            parts = self._mixing.parts(self._threads)
         for done in [executor.submit(self._augment_part, gathered, out, part) for part in parts]:
             self._augmenting += done.result()
         if gathered.blank is not None:
             out[gathered.blank] = 0
-        return Finished(out, gathered.labels, None)
+        return Finished(out, gathered.target, None)
 
-    def _augment_part(self, gathered: Gathered, out: Tensor, part: slice) -> float:
-        """Some rows of a batch; returns the seconds it took."""
+    def _augment_part(self, gathered: Gathered, out: Tensor, rows: NDArray[np.int64]) -> float:
+        """Some rows of a batch, ascending; returns the seconds it took."""
         began = time.perf_counter()
+        neighbours = rows[-1] - rows[0] + 1 == len(rows)
+        part = slice(rows[0], rows[-1] + 1) if neighbours else torch.from_numpy(rows)
         data, *tables = gathered.images
         images = ImageBatch(data, *(table[part] for table in tables))
         plan = AugmentPlan(gathered.plan.rows[part], gathered.plan.policy)
-        apply_out(images, plan, out=out[part], layout=self._layout, patch=self._patch)
+        mix = None if gathered.mix is None else part_of(gathered.mix, rows)
+        options = dict(layout=self._layout, patch=self._patch)
+        if neighbours:
+            apply_out(images, plan, mix, out=out[part], **options)
+        else:
+            out[part] = apply(images, plan, mix, dtype=self._dtype, **options)
         return time.perf_counter() - began
 
     def measured(self) -> tuple[float, float]:
@@ -146,18 +199,18 @@ class CpuAugment:
 
 
 class HostOnly(CpuAugment):
-    """The host's share of a batch for a GPU, without one: pixels, plan and labels are packed and not sent.
+    """The host's share of a batch for a GPU, without one: pixels, plans and target are packed and not sent.
 
-    Images and labels are meta tensors: shape and type, no content. Shows what feeding a GPU costs the host.
+    Images and target are meta tensors: shape and type, no content. Shows what feeding a GPU costs the host.
     """
 
     device = torch.device("meta")
 
     def __call__(self, gathered: Gathered, executor: Executor) -> Finished:
-        gathered.pack()
+        packed, target_at = gathered.pack()
         count = len(gathered.labels)
         images = torch.empty(count, *self._row, dtype=self._dtype, device="meta")
-        return Finished(images, gathered.labels.to("meta"), None)
+        return Finished(images, gathered.unpacked_target(packed[target_at:].to("meta")), None)
 
 
 class CudaAugment:
@@ -172,11 +225,18 @@ class CudaAugment:
     """
 
     def __init__(
-        self, policy: Policy, dtype: torch.dtype, layout: Layout, patch: int, threads: int, device: torch.device
+        self,
+        policy: Policy,
+        dtype: torch.dtype,
+        layout: Layout,
+        patch: int,
+        threads: int,
+        device: torch.device,
+        mixing: Mixing | None = None,
     ):
         self.device = device
-        self._policy, self._options = policy, dict(dtype=dtype, layout=layout, patch=patch)
-        self._on_cpu = CpuAugment(policy, dtype, layout, patch, threads, pinned=True)  # also checks the options
+        self._options = dict(dtype=dtype, layout=layout, patch=patch)
+        self._on_cpu = CpuAugment(policy, dtype, layout, patch, threads, mixing, pinned=True)  # checks the options
         self.on_device = _extension.cuda_missing is None
         self.pixels = Blocks(pinned=True)
         self._stream = torch.cuda.Stream(device)  # one for life: the allocator keeps memory apart for each stream
@@ -190,21 +250,21 @@ class CudaAugment:
         with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
             began.record()
             if self.on_device:
-                images, labels = self._augment(gathered, copied)
+                images, columns = self._augment(gathered, copied)
             else:
                 host = self._on_cpu(gathered, executor)
                 images = host.images.to(self.device, non_blocking=True)
-                pinned = gathered.labels.pin_memory()
-                labels = pinned.to(self.device, non_blocking=True)
+                packed, target_at = gathered.pack()
+                pinned = packed[target_at:].pin_memory()
+                columns = pinned.to(self.device, non_blocking=True)
                 copied.record()
                 self._copying += [(copied, host.images), (copied, pinned)]
             ready.record()
         self._timed.append((began, copied, ready))
-        return Finished(images, labels, ready)
+        return Finished(images, gathered.unpacked_target(columns), ready)
 
     def _augment(self, gathered: Gathered, copied: torch.cuda.Event) -> tuple[Tensor, Tensor]:
-        host, labels_at = gathered.pack()
-        end, rows = gathered.end, gathered.plan.rows
+        host, target_at = gathered.pack()
         staged = torch.empty(host.numel(), dtype=torch.uint8, device=self.device)
         staged.copy_(host, non_blocking=True)
         copied.record()
@@ -212,14 +272,13 @@ class CudaAugment:
 
         images = gathered.images
         if images.data.device.type == "cpu":
-            images = images._replace(data=staged[:end])
-        plan = AugmentPlan(staged[end : end + rows.numel()].view(rows.shape), self._policy)
-        out = apply(images, plan, **self._options)
+            images = images._replace(data=staged[: gathered.end])
+        out = apply(images, *gathered.unpacked(staged), **self._options)
         if gathered.blank is not None:  # rare; a mask on the device, since an index would wait for it
             mask = gathered.blank.pin_memory().to(self.device, non_blocking=True)
             out.masked_fill_(mask.view(-1, *[1] * (out.dim() - 1)), 0)
-        # A copy of its own: a view would keep the whole staging memory as long as the consumer keeps the labels.
-        return out, staged[labels_at:].view(torch.int64).clone()
+        # A copy of its own: a view would keep the whole staging memory as long as the consumer keeps the target.
+        return out, staged[target_at:].clone()
 
     def measured(self) -> tuple[float, float]:
         """Seconds of copying and of augmenting in the batches that the GPU has finished since the last call."""
@@ -233,7 +292,8 @@ class CudaAugment:
     def hand_over(self, finished: Finished) -> None:
         stream = torch.cuda.current_stream(self.device)
         stream.wait_event(finished.ready)
-        for tensor in (finished.images, finished.labels):
+        target = finished.target
+        for tensor in (finished.images, *((target,) if isinstance(target, Tensor) else target)):
             tensor.record_stream(stream)
 
     def used(self) -> torch.cuda.Event:

@@ -2,7 +2,7 @@
 
     loader = TrainLoader(train, Policy.deit(224), data_seed=0, batch_size=256, total_steps=1000)
     for batch in loader:
-        loss = criterion(model(batch.images), batch.labels)        # a label is IGNORE where the file was bad
+        loss = cross_entropy(model(batch.images), batch.target)    # a label is IGNORE where the file was bad
     loader.seconds, loader.bad_images
 
 A batch has equal bits for any number of threads, any prefetch and any start step, and the batches of n ranks, one after
@@ -29,14 +29,14 @@ from typing_extensions import TypedDict, Unpack
 
 from deit_kernels.augment import Policy
 
-from .batch import Batch, BatchBuilder, OnBadImage, Seconds, Started
+from .batch import Batch, BatchBuilder, Built, OnBadImage, Seconds, Started
 from .dataset import Dataset
 from .decode import BadImage
-from .device import CpuAugment, CudaAugment, Finished, HostOnly, Layout, without_torch_threads
+from .device import CpuAugment, CudaAugment, HostOnly, Layout, without_torch_threads
+from .mixing import Mixing
 from .order import OrderKind, Samples, samples, steps_per_epoch
 
 CPU = torch.device("cpu")
-Built = tuple[Batch, Finished, dict[str, str]]
 
 
 class Options(TypedDict, total=False):
@@ -66,6 +66,7 @@ class _Loader:
         policy: Policy,
         data_seed: int,
         world_size: int,
+        mixing: Mixing | None = None,
         threads: int | None = None,
         prefetch: int = 3,
         bad_images: OnBadImage = "skip",
@@ -86,14 +87,15 @@ class _Loader:
         self._prefetch = prefetch
         self._augment: CpuAugment | CudaAugment
         if device.type == "meta":
-            self._augment = HostOnly(policy, dtype, layout, patch, self._threads)
+            self._augment = HostOnly(policy, dtype, layout, patch, self._threads, mixing)
         elif device.type == "cuda":
             # The current device of this thread is not that of others.
             index = torch.cuda.current_device() if device.index is None else device.index
-            self._augment = CudaAugment(policy, dtype, layout, patch, self._threads, torch.device("cuda", index))
+            on = torch.device("cuda", index)
+            self._augment = CudaAugment(policy, dtype, layout, patch, self._threads, on, mixing)
         else:
-            self._augment = CpuAugment(policy, dtype, layout, patch, self._threads)
-        self._builder = BatchBuilder(dataset, policy, data_seed, bad_images, exif_orientation, self._augment)
+            self._augment = CpuAugment(policy, dtype, layout, patch, self._threads, mixing)
+        self._builder = BatchBuilder(dataset, policy, data_seed, bad_images, exif_orientation, self._augment, mixing)
         if in_memory:
             self._builder.keep_in_memory(self._threads)
 
@@ -131,13 +133,14 @@ class _Loader:
             ahead = deque(submit(self._prefetch))
             while ahead:
                 started = time.perf_counter()
-                batch, finished, reasons = ahead.popleft().result()
+                built = ahead.popleft().result()
                 self.seconds.add(wait=time.perf_counter() - started)
-                self.bad_images |= reasons
-                self._check(batch, reasons)
+                self.bad_images |= built.reasons
+                self._check(built)
                 ahead.extend(submit(1))
-                self._augment.hand_over(finished)
-                del finished
+                self._augment.hand_over(built.finished)
+                batch = built.batch
+                del built
                 yield batch
                 del batch  # so that its memory is free for the next one as soon as the consumer lets go of it
         finally:
@@ -156,7 +159,7 @@ class _Loader:
     def _rows(self, step: int) -> Samples:
         raise NotImplementedError
 
-    def _check(self, batch: Batch, reasons: dict[str, str]) -> None:
+    def _check(self, built: Built) -> None:
         """Raise BadImage when the batch has too many bad images to go on."""
 
 
@@ -165,8 +168,8 @@ class TrainLoader(_Loader):
 
     Args:
         dataset: images and labels.
-        policy: how each image is augmented.
-        data_seed: 64-bit seed of order and augmentation.
+        policy: how each image is augmented, and with its `mix` two are mixed (see `mixing.py`).
+        data_seed: 64-bit seed of order, augmentation and mixing.
         batch_size: B, rows of a step over all ranks.
         total_steps, start_step: a resumed run starts at the step where it stopped.
         repeats: augmented copies of every image in an epoch (see `order.py`).
@@ -176,6 +179,7 @@ class TrainLoader(_Loader):
 
     Attributes:
         steps_per_epoch: of this order.
+        mixing: how rows are mixed; None where they are not.
         seconds: where time went so far (`Seconds`); wait_seconds is its `wait`.
         bad_images: path → reason of the images skipped so far.
 
@@ -213,7 +217,9 @@ class TrainLoader(_Loader):
         )
         self.steps_per_epoch = steps_per_epoch(images, batch_size, order=order, repeats=repeats, world_size=world_size)
         samples(start_step, **self._order)  # raises now, not in a thread, when the settings are impossible
-        super().__init__(dataset, policy, data_seed, world_size, **options)
+        settings = {name: value for name, value in self._order.items() if name != "images"}
+        self.mixing = Mixing.of_rank(policy, **settings)
+        super().__init__(dataset, policy, data_seed, world_size, self.mixing, **options)
         self._steps = range(start_step, total_steps)
 
     def seek(self, epoch: int, step: int = 0) -> None:
@@ -232,10 +238,11 @@ class TrainLoader(_Loader):
     def _rows(self, step: int) -> Samples:
         return samples(step, **self._order)
 
-    def _check(self, batch: Batch, reasons: dict[str, str]) -> None:
-        if reasons and len(reasons) == len(set(batch.samples.tolist())):
-            first = ": ".join(next(iter(reasons.items())))
-            raise BadImage(f"step {batch.step} has no readable image; the first of {len(reasons)} is {first}")
+    def _check(self, built: Built) -> None:
+        if not built.labelled and self._order["world_size"] == 1:  # the other ranks' rows may be readable
+            first = ": ".join(next(iter(built.reasons.items())))
+            what = "pair of readable images to mix" if self.mixing else "readable image"
+            raise BadImage(f"step {built.batch.step} has no {what}; the first of {len(built.reasons)} is {first}")
 
 
 class EvalLoader(_Loader):
@@ -268,7 +275,7 @@ class EvalLoader(_Loader):
             raise ValueError(f"batch size {batch_size} holds no image: type --batch-size 1 or more")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} is outside 0 … {world_size - 1}, the ranks of {world_size} processes")
-        # An evaluation policy draws nothing, so its seed does not matter.
+        # An evaluation policy draws nothing, so its seed does not matter; nothing is mixed, whatever the policy.
         super().__init__(dataset, policy, 0, world_size, **options)
         self._samples = range(rank, len(dataset), world_size)
         self._batch_size, self._world_size = batch_size, world_size
@@ -276,7 +283,7 @@ class EvalLoader(_Loader):
 
     def __iter__(self) -> Iterator[Batch]:
         yield from super().__iter__()
-        if self._steps and len(self.bad_images) == len(self._samples):
+        if self._steps and len(self.bad_images) == len(self._samples) and self._world_size == 1:
             first = ": ".join(next(iter(self.bad_images.items())))
             raise BadImage(f"none of the {len(self._samples)} images is readable; the first is {first}")
 

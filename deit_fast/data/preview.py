@@ -2,7 +2,8 @@
 
     python -m deit_fast.data preview --data /imagenet --recipe deit
 
-The copies are those of the training with this recipe's `data_seed`, epoch and repeats: the same pixels, not a likeness.
+The copies are those of the training with this recipe's `data_seed`, epoch and repeats: the same pixels, not a likeness,
+but before two of them are mixed.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ def command_line(config: Config) -> list[str]:
         value = getattr(config, name)
         if name != "recipe" and (
             value != getattr(default, name)
-            or name in ("distill", "teacher", "repeats", "drop_path", "rand_augment", "erase")
+            or name in ("distill", "teacher", "repeats", "drop_path", "rand_augment", "erase", "mixup", "cutmix")
         ):
             values = value if isinstance(value, tuple) else [value]
             flag = "--" + name.replace("_", "-")

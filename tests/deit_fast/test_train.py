@@ -118,6 +118,7 @@ def test_a_run_killed_before_its_summary_has_one_in_the_end(tiny: Config) -> Non
 
 
 def test_two_ranks_train_as_one(tiny: Config, tmp_path: Path, teachers: Path) -> None:
+    tiny = dataclasses.replace(tiny, mixup=0.8, cutmix=1.0)
     train(tiny)
     two = dataclasses.replace(tiny, out=str(tmp_path / "two"))
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -237,13 +238,14 @@ def test_the_loaders_get_the_models_normalisation_and_the_flags(tiny: Config, mo
     config = dataclasses.replace(
         tiny, model="test_resnet", distill="none", teacher="", patch_size=0, width=0, depth=0, heads=0,
         drop_path=0.0, flip=0.0, crop_scale=(0.5, 0.75), crop_ratio=0.5, rand_augment="rand-m7-inc1", erase=0.5,
+        mixup=0.3, cutmix=0.7, mix_prob=0.9, mix_switch_prob=0.4,
     )  # fmt: skip
     train(config)
     evaluation, training = sorted(policies, key=lambda policy: policy.crop)
     assert evaluation == dataclasses.replace(augment.Policy.eval(16, 0.5), mean=half, std=half)
     expected = dataclasses.replace(
         augment.Policy.parse("rand-m7-inc1", 16), scale=(0.5, 0.75), flip=0.0, mean=half, std=half,
-        erase=augment.Erase(0.5),
+        erase=augment.Erase(0.5), mix=augment.Mix(0.3, 0.7, 0.9, 0.4),
     )  # fmt: skip
     assert training == expected
 

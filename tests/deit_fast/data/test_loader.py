@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -19,7 +20,7 @@ from deit_fast.data import loader as loader_module
 from deit_fast.data.order import samples
 from deit_kernels.augment import ImageBatch, Policy, apply, sample_plan
 
-POLICY = Policy.deit(16)
+POLICY = replace(Policy.deit(16), mix=None)
 EVAL = Policy.eval(16)
 
 

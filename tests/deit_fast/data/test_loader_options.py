@@ -4,6 +4,7 @@ import io
 import os
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from deit_fast.data import IGNORE, EvalLoader, TrainLoader
 from deit_fast.data.order import samples
 from deit_kernels.augment import Policy
 
-POLICY = Policy.deit(16)
+POLICY = replace(Policy.deit(16), mix=None)
 EVAL = Policy.eval(16)
 
 
