@@ -154,7 +154,7 @@ def test_a_checkpoint_of_another_version_is_refused_and_not_passed_over(tmp_path
     newer = save(tmp_path, 6) / "state.json"
     newer.write_text(newer.read_text().replace(checkpoint.FORMAT, "deit_fast checkpoint 1"))
     before = names(tmp_path)
-    with pytest.raises(ValueError, match="written by another version of deit_fast .deit_fast checkpoint 1; this one"):
+    with pytest.raises(ValueError, match=r"written by another version of deit_fast .deit_fast checkpoint 1; this one"):
         checkpoint.newest(tmp_path)
     assert names(tmp_path) == before
 
@@ -202,7 +202,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, caplog
     assert checkpoint.newest(tmp_path) == before
     assert f"{folder} is passed over" in caplog.text and name in caplog.text
     harm(before / name)
-    with pytest.raises(ValueError, match="holds no whole checkpoint .* --fresh"):
+    with pytest.raises(ValueError, match=r"holds no whole checkpoint .* --fresh"):
         checkpoint.newest(tmp_path)
 
 
