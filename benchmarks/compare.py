@@ -5,8 +5,8 @@
 
 A row is judged by our speed over its peers' in the same round: a slower machine or a busy minute slows both, and
 cancels. A row without a peer is judged by its own time, and needs the same machine in the same state. "Slower" takes
-two things: the median moved by more than a tenth (--by), and by more than three standard errors of the two medians,
-estimated from the rounds. Why these numbers: README.md.
+two things: the median moved by more than a tenth (--by), and by more than two and a half standard errors, estimated
+from the rounds. Why these numbers: README.md.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 
 from benchmarks.table import Row, read, rows_of
 
-BY, ERRORS = 0.10, 3.0
+BY, ERRORS = 0.10, 2.5
 Verdict = Literal["slower", "faster", "same"]
 
 
@@ -48,11 +48,15 @@ def speeds(row: Row, peers: list[str]) -> list[float]:
     ]
 
 
-def error_of_median(values: list[float]) -> float:
-    """Its standard error, from the median absolute deviation, which a few disturbed rounds do not move."""
-    middle = statistics.median(values)
-    deviation = 1.4826 * statistics.median(abs(value - middle) for value in values)
-    return 1.2533 * deviation / math.sqrt(len(values))
+def error_of_difference(first: list[float], second: list[float]) -> float:
+    """The standard error of the difference of two medians.
+
+    The spread is that of all rounds about their own median, by the median absolute deviation, which a few disturbed
+    rounds do not move.
+    """
+    away = [abs(value - statistics.median(values)) for values in (first, second) for value in values]
+    deviation = 1.4826 * statistics.median(away) * math.sqrt(len(away) / max(1, len(away) - 2))
+    return 1.2533 * deviation * math.sqrt(1 / len(first) + 1 / len(second))
 
 
 def change(before: Row, after: Row, by: float = BY) -> Change:
@@ -60,7 +64,7 @@ def change(before: Row, after: Row, by: float = BY) -> Change:
     peers = [name for name in before.ratios if name in after.ratios]
     first, second = speeds(before, peers), speeds(after, peers)
     moved = statistics.median(second) - statistics.median(first)
-    error = math.hypot(error_of_median(first), error_of_median(second))
+    error = error_of_difference(first, second)
     verdict: Verdict = "same"
     if abs(moved) > max(-math.log(1 - by), ERRORS * error):
         verdict = "slower" if moved < 0 else "faster"
