@@ -2,10 +2,11 @@
 
     pytest benchmarks/bench_resume.py
 
-**Data**: from a fresh loader to the first batch in the middle of an epoch. Our loader computes which images and which augmentations belong to a step. PyTorch's loader has no such place: what is
-usual (accelerate's `skip_first_batches`) is to load the batches again and throw them away, which is what the peer does
-here; skipping its indices alone would be quick, but gives other augmentations than the uninterrupted run. Here the
-step is the seventh of eight, of 64 images; the peer's time grows with the step and ours does not.
+**Data**: from a fresh loader to the first batch in the middle of an epoch. Our loader computes which images and which
+augmentations belong to a step. PyTorch's loader has no such place: what is usual (accelerate's `skip_first_batches`)
+is to load the batches again and throw them away, which is what the peer does here; skipping its indices alone would
+be quick, but gives other augmentations than the uninterrupted run. Here the step is the seventh of eight, of 64
+images; the peer's time grows with the step and ours does not.
 
 **Checkpoint** of DeiT-Ti, its average and AdamW's moments, 91 MB: found, verified and loaded, against torch.load of the
 same tensors in one file. Ours also reads every byte for its SHA-256, which torch's file does not have.
