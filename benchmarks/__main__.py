@@ -36,6 +36,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.split("\n")[0])
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=", ".join(known))
     parser.add_argument("--out", type=Path, help="the results file")
+    parser.add_argument("-k", metavar="WORDS", default="", help="only rows whose name matches, as pytest's -k")
     arguments = parser.parse_args()
     if unknown := set(arguments.groups) - set(known):
         parser.error(f"no group {', '.join(sorted(unknown))}: there are {', '.join(known)}")
@@ -46,7 +47,7 @@ def main() -> int:
     began, load = time.monotonic(), os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         partial = Path(folder) / "pytest-benchmark.json"
-        status = pytest.main(["-q", "-p", "no:cacheprovider", f"--benchmark-json={partial}", *files])
+        status = pytest.main(["-q", "-p", "no:cacheprovider", "-k", arguments.k, f"--benchmark-json={partial}", *files])
         entries = json.loads(partial.read_text())["benchmarks"] if partial.exists() else []
     if not entries:
         print("nothing was measured", file=sys.stderr)
@@ -55,7 +56,7 @@ def main() -> int:
         "machine": kind(),
         "date": time.strftime("%Y-%m-%d"),
         "commit": commit(),
-        "command": " ".join(["python -m benchmarks", *arguments.groups]),
+        "command": " ".join(["python -m benchmarks", *arguments.groups, *(["-k", arguments.k] if arguments.k else [])]),
         "minutes": round((time.monotonic() - began) / 60, 1),
         "load when it began": round(load, 2),
         "versions": versions(),
