@@ -11,6 +11,7 @@ the others are still written.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import sys
@@ -63,8 +64,9 @@ def main() -> int:
         "rows": [{key: entry[key] for key in ("group", "name", "extra_info")} for entry in entries],
     }
     out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    draw(rows_of(content["rows"]), out.with_suffix(".png"), f"{content['machine']}, {content['date']}")
-    print(f"{content['minutes']} minutes; {out} and {out.with_suffix('.png').name}")
+    print(f"{content['minutes']} minutes; {out}")
+    if importlib.util.find_spec("matplotlib"):
+        draw(rows_of(content["rows"]), out.with_suffix(".png"), f"{content['machine']}, {content['date']}")
     return int(status)
 
 

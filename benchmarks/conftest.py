@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.photographs import write_photographs
 from benchmarks.table import rows_of, text_table
 
 
@@ -18,6 +17,8 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Class folders of JPEG files (photographs.py)."""
+    from benchmarks.photographs import write_photographs  # scikit-image, which a machine with a card need not have
+
     return write_photographs(tmp_path_factory.mktemp("photographs"))
 
 
