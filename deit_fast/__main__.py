@@ -7,6 +7,8 @@ import sys
 
 COMMANDS = {
     "train": "train a classifier, distilled or not",
+    "evaluate": "score any model on any data set: every head, ImageNet-V2, ReaL, disagreement",
+    "replicate": "the paper's Tables 3 and 2 on small data, over several seeds",
     "predict": "what a model sees in images, and where its tokens look",
     "export": "write a model for onnxruntime, timm or transformers, with its card",
     "data": "check, pack, preview: look after a data set",
@@ -16,7 +18,7 @@ COMMANDS = {
 def main() -> int:
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name not in COMMANDS:
-        listed = "\n".join(f"  {command:<8} {what}" for command, what in COMMANDS.items())
+        listed = "\n".join(f"  {command:<9} {what}" for command, what in COMMANDS.items())
         wanted = name in ("-h", "--help")
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         unknown = f"error: unknown command {name!r}" + (f", did you mean {near[0]}?" if near else "") + "\n"
