@@ -38,6 +38,7 @@ from torch import nn
 
 from . import distributed, evaluation_report
 from .checkpoint import write_file, write_json
+from .command_help import parse
 from .config import Config
 from .data import BadImage, Dataset, EvalLoader, open_evaluation
 from .data.batch import Batch
@@ -56,18 +57,27 @@ Scores = dict[str, Score]
 class Settings:
     """What is evaluated on what."""
 
+    # What is evaluated
     models: Annotated[tuple[str, ...], tyro.conf.Positional]
     """run folders, weights files, exported folders, DeiT or timm names, or module:function"""
     data: tuple[str, ...] = ()  # folders or built-in sets; none: what the run was trained on
+
+    # Models
     architecture: str = ""  # timm's name of what a weights file fits, where it is no DeiT
     teacher: str = ""  # as the trainer's --teacher; none: the one that the run learned from; "-": without
     teacher_model: str = "regnety_160"  # architecture when --teacher is a weights file
+
+    # Images
     image_size: int = 0  # pixels; 0: the model's own
     crop_ratio: str = ""  # official (0.875), timm, or a number; empty: the run's, timm's for its models, else official
     real_labels: str = ""  # a real.json; empty: timm's copy, on ImageNet's validation images
+
+    # Machine
     batch_size: int = 64  # of each process
     precision: Literal["fp32", "bf16"] = "fp32"  # of forward passes; losses are fp32 in both
     threads: int = 0  # decoding threads of each process; 0: as many as it has cores
+
+    # Results
     json: str = ""  # write all results into this file
     confusion: str = ""  # draw the confusion matrix into this PNG
 
@@ -277,7 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        settings = tyro.cli(Settings, args=list(arguments), prog="python -m deit_fast.evaluate", description=__doc__)
+        settings = parse(Settings, arguments, program="python -m deit_fast.evaluate", description=__doc__)
         evaluate_all(settings, arguments)
         return 0
     except (ValueError, OSError) as error:

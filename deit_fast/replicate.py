@@ -24,10 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from . import replication_report as report
 from .checkpoint import write_file, write_json
+from .command_help import parse
 from .config import Config
 from .provenance import provenance
 from .recipes import recipe
@@ -54,9 +53,14 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
 class Settings:
     """What is replicated, and how much of it."""
 
+    # Data
     data: str = "photos"  # photos, digits, or a folder with train/ and val/
+
+    # How much
     seeds: int = 5  # trainings of each kind
     epochs: int = 0  # of each student; 0: as the data's recipe
+
+    # Run
     out: str = ""  # where the runs and the results go; empty: runs/replicate-<data>
     threads: int = 0  # decoding threads; 0: as many as the process has cores
 
@@ -171,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        settings = tyro.cli(Settings, args=list(arguments), prog="python -m deit_fast.replicate", description=__doc__)
+        settings = parse(Settings, arguments, program="python -m deit_fast.replicate", description=__doc__)
         report.show(replicate(settings, arguments), settings.folder())
         return 0
     except (ValueError, OSError, Diverged) as error:

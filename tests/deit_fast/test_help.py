@@ -6,9 +6,12 @@ import sys
 
 import pytest
 
-from deit_fast import train_help
+import deit_fast.evaluate
+import deit_fast.replicate
 from deit_fast.__main__ import COMMANDS
 from deit_fast.__main__ import main as script
+from deit_fast.command_help import reasons
+from deit_fast.config import Config
 from deit_fast.recipes import RECIPES, recipe
 
 DATA_COMMANDS = ["check", "pack", "preview"]
@@ -49,9 +52,11 @@ def test_sub_commands_have_an_example_and_defaults(command: str, capsys) -> None
     assert all("default" in explanation for flag, explanation in flags(text).items() if flag != "-h,")
 
 
-def test_every_field_of_the_configuration_is_in_a_group_with_its_reason() -> None:
-    assert train_help.undocumented() == []
-    assert {"Recipe", "Data", "Model", "Distillation", "Optimisation", "Run"} <= train_help.fields().keys()
+@pytest.mark.parametrize("kind", [Config, deit_fast.evaluate.Settings, deit_fast.replicate.Settings])
+def test_every_field_of_a_command_is_in_a_group_with_its_reason(kind: type) -> None:
+    known = {name: reason for group in reasons(kind).values() for name, reason in group.items()}
+    assert known.keys() == kind.__dataclass_fields__.keys() and all(known.values())
+    assert "Arguments" not in reasons(kind)
 
 
 def test_defaults_are_those_of_the_recipe(capsys) -> None:
