@@ -1,6 +1,6 @@
 """A command line from a dataclass: tyro reads it, and --help shows its flags in groups, with default and reason.
 
-    settings = parse(Settings, sys.argv[1:], program="python -m deit_fast.replicate", description=__doc__)
+    config = parse(Config, sys.argv[1:], program="python -m deit_fast.train", description=__doc__, defaults=recipe("demo"))
 
 The help is the source of the dataclass itself: a comment on a line of its own names a group of the fields below it, the
 comment behind a field says what it is for.
@@ -51,41 +51,33 @@ def parse(
 def reasons(kind: type) -> dict[str, dict[str, str]]:
     """Group -> field -> its comment, as they stand in the dataclass."""
     groups: dict[str, dict[str, str]] = {}
-    group, last = "Arguments", ""
+    group = "Arguments"
     for line in inspect.getsource(kind).split("    def ", 1)[0].splitlines():
         if heading := re.fullmatch(r"    # (\w[\w ]*)", line):
             group = heading[1]
         elif field := re.match(r"    (\w+): [^#]+?(?:  # (.*))?$", line):
-            last = field[1]
-            groups.setdefault(group, {})[last] = field[2] or ""
-        elif last and (text := re.fullmatch(r'    """(.*)"""', line)):  # tyro's other place for it
-            groups[group][last] = text[1]
+            groups.setdefault(group, {})[field[1]] = field[2] or ""
     return groups
 
 
 def help_text(kind: type, program: str, description: str, defaults: Any = None, epilog: str = "") -> str:
     """The whole help; the arguments are those of `parse`."""
     parser = argparse.ArgumentParser(
-        prog=program, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    types = typing.get_type_hints(kind, include_extras=True)
+        prog=program, usage=f"{program} [--FLAG VALUE]…", description=description, epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    types = typing.get_type_hints(kind)
     own = {field.name: field.default for field in dataclasses.fields(kind)}
-    positional = []
     for title, members in reasons(kind).items():
         group = parser.add_argument_group(title)
         for name, reason in members.items():
             default = own[name] if defaults is None else getattr(defaults, name)
             spelled = "--" + name.replace("_", "-")
-            if tyro.conf.Positional in getattr(types[name], "__metadata__", ()):
-                positional.append(name.upper())
-                group.add_argument(name, metavar=name.upper(), nargs="+", help=f"{reason}; required")
-                continue
             shown = f"{reason} (default: {_value(default)})".replace("%", "%%")
             if types[name] is bool:
                 group.add_argument(spelled, action=argparse.BooleanOptionalAction, help=shown)
             else:
                 group.add_argument(spelled, metavar=_metavar(types[name]), nargs=_count(types[name]), help=shown)
-    parser.usage = " ".join([program, *(f"{name}…" for name in positional), "[--FLAG VALUE]…"])
     return parser.format_help()
 
 
@@ -95,16 +87,13 @@ def listed(named: Mapping[str, Any]) -> str:
 
 
 def _value(value: object) -> str:
-    if value in ("", ()):
+    if value == "":
         return "none"
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _count(kind: object) -> int | str | None:
-    parts = typing.get_args(kind)
-    if typing.get_origin(kind) is not tuple:
-        return None
-    return "+" if Ellipsis in parts else len(parts)
+def _count(kind: object) -> int | None:
+    return len(typing.get_args(kind)) if typing.get_origin(kind) is tuple else None
 
 
 def _metavar(kind: object) -> str:
