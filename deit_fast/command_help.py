@@ -1,6 +1,6 @@
 """A command line from a dataclass: tyro reads it, and --help shows its flags in groups, with default and reason.
 
-    config = parse(Config, sys.argv[1:], program="python -m deit_fast.train", description=__doc__, defaults=recipe("demo"))
+    config = parse(Config, sys.argv[1:], program="python -m deit_fast.train", description=__doc__)
 
 The help is the source of the dataclass itself: a comment on a line of its own names a group of the fields below it, the
 comment behind a field says what it is for.
