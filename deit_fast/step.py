@@ -12,7 +12,7 @@ the size. Where memory does not suffice it is halved, and the step repeated.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import NamedTuple
@@ -20,8 +20,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import record_function
 
-from deit_kernels import MixedTarget, cross_entropy, distillation_loss
+from deit_kernels import MixedTarget, TopK, cross_entropy, distillation_loss
 
 from .config import Config
 from .data import IGNORE, Batch, Target
@@ -30,7 +31,6 @@ from .distributed import Ranks
 from .model import VisionTransformer, drop_path_scales
 from .optimizer import MovingAverage, parameter_groups
 from .report import Reporter
-from .teacher import Teacher
 
 _SEED_BITS = 0x7FFFFFFFFFFFFFFF
 _GOLDEN = 0x9E3779B97F4A7C15  # spreads consecutive steps over all seeds
@@ -72,7 +72,7 @@ class TrainingStep:
 
     Args:
         model: the student, on its device.
-        teacher: whose labels it learns; None for none.
+        teacher: the labels of a batch's rows that it gives the student; None for none.
         autocast: see `precision`.
 
     Attributes:
@@ -85,7 +85,7 @@ class TrainingStep:
     """
 
     def __init__(
-        self, config: Config, model: nn.Module, teacher: Teacher | None, ranks: Ranks,
+        self, config: Config, model: nn.Module, teacher: Callable[[Batch], Tensor | TopK] | None, ranks: Ranks,
         autocast: AbstractContextManager, reporter: Reporter,
     ) -> None:  # fmt: skip
         self.model, self.teacher = model, teacher
@@ -138,7 +138,8 @@ class TrainingStep:
             group["lr"] = lr
         while (losses := self._gradients(batch)) is None:
             self._halve()
-        return self._update(losses)
+        with record_function("optimiser"):
+            return self._update(losses)
 
     def _update(self, losses: Losses) -> StepResult:
         """Move weights and average along the gradients, which are gone afterwards."""
@@ -180,11 +181,14 @@ class TrainingStep:
         return None
 
     def _learn(self, batch: Batch, counted: Tensor | None) -> Losses:
-        with self._autocast:
-            teacher_logits = self.teacher(batch.images) if self.teacher else None
+        with record_function("teacher"):
+            taught = self.teacher(batch) if self.teacher else None
+        with record_function("forward"), self._autocast:
             outputs = self._forward(batch)
-        losses = self._losses(outputs, teacher_logits, batch.target, counted)
-        (self.scaler.scale(losses.loss) if self.scaler else losses.loss).backward()
+        with record_function("loss"):
+            losses = self._losses(outputs, taught, batch.target, counted)
+        with record_function("backward"):
+            (self.scaler.scale(losses.loss) if self.scaler else losses.loss).backward()
         return losses._replace(loss=losses.loss.detach())
 
     def _forward(self, batch: Batch) -> Tensor | tuple[Tensor, Tensor]:
@@ -254,7 +258,7 @@ def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:
 def losses_of(
     config: Config,
     outputs: Tensor | tuple[Tensor, Tensor],
-    teacher_logits: Tensor | None,
+    taught: Tensor | TopK | None,
     target: Target,
     counted: Tensor | None = None,
 ) -> Losses:
@@ -262,23 +266,23 @@ def losses_of(
 
     Args:
         outputs: logits (B, C) of one head, or of class and distillation head.
-        teacher_logits: (B, C); None without a teacher.
+        taught: what the teacher says: logits (B, C), labels int64 (B,), or a TopK; None without a teacher.
         target: labels int64 (B,), IGNORE where there is no image, or those of mixed images.
         counted: what the sum over the rows is divided by; None: the number of rows with a label, for their mean.
     """
     cls_logits, dist_logits = outputs if isinstance(outputs, tuple) else (outputs, None)
     options = {"label_smoothing": config.label_smoothing, "reduction": "mean" if counted is None else "none"}
-    if teacher_logits is None:
+    if taught is None:
         loss = cross_entropy(cls_logits, target, **options)
         parts = loss, loss.detach()
     else:
         parts = distillation_loss(
-            cls_logits, dist_logits, teacher_logits, target, mode=config.distill, alpha=config.alpha, tau=config.tau,
+            cls_logits, dist_logits, taught, target, mode=config.distill, alpha=config.alpha, tau=config.tau,
             kl_normalizer=config.kl_normalizer, return_parts=True, **options,
         )  # fmt: skip
     if counted is not None:
         parts = [part.sum() / counted for part in parts]
-    return Losses(*parts) if teacher_logits is not None else Losses(*parts, None)
+    return Losses(*parts) if taught is not None else Losses(*parts, None)
 
 
 def precision(config: Config, device: torch.device, reporter: Reporter) -> AbstractContextManager:

@@ -57,14 +57,23 @@ class Teacher(nn.Module):
         # (x · std + mean − own_mean) / own_std, as one multiplication and one addition.
         self.register_buffer("scale", (std / own_std).float(), persistent=False)
         self.register_buffer("shift", ((mean - own_mean) / own_std).float(), persistent=False)
+        self._dtype = torch.float32
 
     def train(self, mode: bool = True) -> Teacher:
         """Stays in eval mode: a teacher's batch statistics and dropout are never the student's batch's."""
         return super().train(False)
 
+    def cast(self, dtype: torch.dtype) -> Teacher:
+        """Weights and activations in `dtype`, once and for all; the logits stay float32."""
+        self.model.to(dtype)
+        self._dtype = dtype
+        return self
+
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        return self.model(images * self.scale + self.shift)
+        if self.scale is not None:
+            images = images * self.scale + self.shift
+        return self.model(images.to(self._dtype)).float()
 
 
 def efficientnet_lite0_weights() -> dict[str, Tensor]:

@@ -12,11 +12,13 @@ one. Exit codes: 0 done, 2 a mistake in the command or the data, 3 diverged,
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -44,7 +46,8 @@ from .optimizer import MovingAverage, all_finite, learning_rate
 from .policies import evaluation_policy, training_policy
 from .recipes import parse
 from .step import TrainingStep, precision
-from .teacher import load_teacher, recipe_config
+from .teacher import recipe_config
+from .teacher_labels import teacher_labels
 
 
 class Diverged(RuntimeError):
@@ -124,8 +127,9 @@ def _run(config: Config, ranks: Ranks, heartbeat: Heartbeat) -> Summary:
         teacher_spec = str(_run(teacher_config, ranks, heartbeat).run)
         reporter.say(f"{config.recipe} goes on")
     if config.distill != "none":
-        teacher = ranks.main_first(lambda: load_teacher(config, teacher_spec, classes, normalised)).to(ranks.device)
-        reporter.decide("teacher", teacher_spec, f"{config.distill} labels, learnt by the {config.distill_on} head")
+        teacher = teacher_labels(
+            config, teacher_spec, train_set, policy, normalised, range(total_steps), ranks, reporter
+        )
     step = TrainingStep(config, model, teacher, ranks, autocast, reporter)
     optimizer, ema = step.optimizer, step.ema
     schedule = partial(
@@ -143,6 +147,8 @@ def _run(config: Config, ranks: Ranks, heartbeat: Heartbeat) -> Summary:
     )  # fmt: skip
     start, seconds = (0, 0.0) if config.fresh else _restore(run, model, ema, optimizer, reporter)
     ranks.agree("step", start, f"{run} must lie on storage that all machines share")
+    if ours and (teacher is None or not teacher.live):  # nobody but the student looks at the images
+        loading |= {"layout": "patches", "patch": model.config.patch_size}
     batches = TrainLoader(train_set, policy, total_steps=total_steps, start_step=start, **rows, **loading)
     if ranks.main:
         folder.begin(config, run, data, start)
@@ -160,14 +166,19 @@ def _run(config: Config, ranks: Ranks, heartbeat: Heartbeat) -> Summary:
         average = evaluate(ema.module, eval_batches, ranks, autocast) if ema else None
         return evaluate(model, eval_batches, ranks, autocast), average
 
-    teacher_scores = evaluate(teacher, eval_batches, ranks, autocast)["cls"] if teacher else None
+    teacher_scores = None
+    if teacher:
+        evaluation = {"policy": dataclasses.asdict(eval_policy), "images": data["val"], "labels": data["labels"]}
+        teacher_scores = teacher.scores(
+            lambda module: evaluate(module, eval_batches, ranks)["cls"], evaluation, ranks.main
+        )
     scores: tuple[Scores, Scores | None] | None = None
     row: dict[str, Any] = {}
     named = 0  # unreadable images named so far
     meter = Meter(batches, ranks, config.batch_size)
     began = time.perf_counter()
     model.train()
-    with reporter.progress(config.recipe, start, total_steps) as advance, step.steady():
+    with reporter.progress(config.recipe, start, total_steps) as advance, step.steady(), teacher or nullcontext():
         for batch in batches:
             heartbeat.at("step", batch.step)
             lr = schedule(batch.step)
@@ -193,6 +204,8 @@ def _run(config: Config, ranks: Ranks, heartbeat: Heartbeat) -> Summary:
                 scores = evaluated()
                 log({"step": done, "student": scores[0], "ema": scores[1]})
                 reporter.say(report.epoch_line(epoch, config.epochs, row, *scores))
+            if teacher and save_now:
+                teacher.flush()
             if ranks.main and save_now:
                 heartbeat.at("checkpoint")
                 state = {"seconds": seconds + time.perf_counter() - began}
