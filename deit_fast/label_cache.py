@@ -22,6 +22,7 @@ import json
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -187,7 +188,7 @@ class LabelCache:
         whole = sorted(step for step, pending in self._pending.items() if set(pending.rows().tolist()) == wanted)
         if not self.writes:
             return
-        for steps in _runs(whole):
+        for steps in runs(whole, PIECE_STEPS):
             rows = [self._assembled(self._pending[step]) for step in steps]
             stacked = Labels(*(None if parts[0] is None else np.stack(parts) for parts in zip(*rows, strict=True)))
             try:
@@ -282,14 +283,11 @@ def _to_host(values: Tensor) -> Tensor:
     return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
 
 
-def _runs(steps: list[int]) -> Iterator[range]:
-    """Consecutive steps of one chunk, as ranges."""
-    start = 0
-    for index in range(1, len(steps) + 1):
-        ends = index == len(steps) or steps[index] != steps[index - 1] + 1 or steps[index] % PIECE_STEPS == 0
-        if ends:
-            yield range(steps[start], steps[index - 1] + 1)
-            start = index
+def runs(steps: Iterable[int], unit: int) -> Iterator[range]:
+    """Ascending steps as ranges of consecutive ones, none of which crosses a multiple of `unit`."""
+    for _, run in groupby(enumerate(steps), key=lambda pair: (pair[1] - pair[0], pair[1] // unit)):
+        members = [step for _, step in run]
+        yield range(members[0], members[-1] + 1)
 
 
 def _name(steps: range, rows: range) -> str:

@@ -163,13 +163,11 @@ class TrainingStep:
         Args:
             alone: leave the other ranks' gradients out.
         """
-        rows = len(batch.labels) // self.slices
         # Each slice's sum over the rows that count in the whole batch: together they are its mean.
         counted = (batch.labels != IGNORE).sum() if self.slices > 1 else None
         total: Losses | None = None
         try:
-            for index in range(self.slices):
-                part = _part(batch, slice(index * rows, (index + 1) * rows))
+            for index, part in enumerate(parts(batch, self._rows // self.slices)):
                 last = index == self.slices - 1
                 hold = self._ranks.world_size > 1 and (alone or not last)
                 with self._student.no_sync() if hold else nullcontext():
@@ -244,11 +242,15 @@ def slices(rows: int, micro_batch: int) -> int:
     return next(parts for parts in range(1, rows + 1) if rows % parts == 0 and rows <= parts * (micro_batch or rows))
 
 
-def _part(batch: Batch, rows: slice) -> Batch:
-    fields = {name: getattr(batch, name)[rows] for name in ("images", "labels", "samples", "positions")}
-    target = batch.target
-    target = target[rows] if isinstance(target, Tensor) else MixedTarget(*(part[rows] for part in target))
-    return batch._replace(**fields, target=target)
+def parts(batch: Batch, micro_batch: int) -> Iterator[Batch]:
+    """The batch in `slices(rows, micro_batch)` equal parts."""
+    count = slices(len(batch.labels), micro_batch)
+    size = len(batch.labels) // count
+    for rows in (slice(index * size, (index + 1) * size) for index in range(count)):
+        fields = {name: getattr(batch, name)[rows] for name in ("images", "labels", "samples", "positions")}
+        target = batch.target
+        target = target[rows] if isinstance(target, Tensor) else MixedTarget(*(part[rows] for part in target))
+        yield batch._replace(**fields, target=target)
 
 
 def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:

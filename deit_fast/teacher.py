@@ -5,13 +5,16 @@
 --teacher runs/flowers-teacher                            a finished run of ours
 --teacher package.module:function                         a function that returns an nn.Module
 --teacher recipe:demo-teacher                             a recipe, trained first on the same data
+
+`python -m deit_fast.teacher --teacher-cache FOLDER …` writes its labels down ahead of time: see `fill_cache.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -185,3 +188,14 @@ def _called(function: Callable[[], Any], spec: str) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ValueError(f"--teacher {spec} returned a {type(model).__name__}: it must return an nn.Module")
     return model
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m deit_fast.teacher`; returns the exit code."""
+    from .fill_cache import main as fill
+
+    return fill(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -178,6 +178,11 @@ def rows_of(config: Config, train_set: Dataset, ranks: Ranks) -> range:
     return range(int(rows[0]), int(rows[-1]) + 1, stride)
 
 
+def evaluation_settings(policy: Policy, data: dict[str, Any]) -> dict[str, Any]:
+    """What a teacher's scores depend on, JSON values; `data` as `run_folder.describe` gives it."""
+    return {"policy": dataclasses.asdict(policy), "images": data["val"], "labels": data["labels"]}
+
+
 def cache_settings(
     config: Config, spec: str, dtype: torch.dtype, train_set: Dataset, policy: Policy, world_size: int
 ) -> dict[str, Any]:

@@ -12,7 +12,6 @@ one. Exit codes: 0 done, 2 a mistake in the command or the data, 3 diverged,
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 import sys
@@ -47,7 +46,7 @@ from .policies import evaluation_policy, training_policy
 from .recipes import parse
 from .step import TrainingStep, precision
 from .teacher import recipe_config
-from .teacher_labels import teacher_labels
+from .teacher_labels import evaluation_settings, teacher_labels
 
 
 class Diverged(RuntimeError):
@@ -168,10 +167,8 @@ def _run(config: Config, ranks: Ranks, heartbeat: Heartbeat) -> Summary:
 
     teacher_scores = None
     if teacher:
-        evaluation = {"policy": dataclasses.asdict(eval_policy), "images": data["val"], "labels": data["labels"]}
-        teacher_scores = teacher.scores(
-            lambda module: evaluate(module, eval_batches, ranks)["cls"], evaluation, ranks.main
-        )
+        settings = evaluation_settings(eval_policy, data)
+        teacher_scores = teacher.scores(lambda own: evaluate(own, eval_batches, ranks)["cls"], settings, ranks.main)
     scores: tuple[Scores, Scores | None] | None = None
     row: dict[str, Any] = {}
     named = 0  # unreadable images named so far
