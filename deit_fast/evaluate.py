@@ -1,43 +1,49 @@
-"""Evaluation: every image of the validation set exactly once, whatever the number of ranks."""
+"""Evaluation: every image exactly once, whatever the number of processes, and every head of every model in one pass.
+
+    python -m deit_fast.evaluate runs/flowers                                    on the data that the run was trained on
+    python -m deit_fast.evaluate deit_small_patch16_224-cd65a155.pth --data /imagenet /imagenetv2
+    python -m deit_fast.evaluate regnety_160.deit_in1k --data /imagenet/val --crop-ratio official
+    python -m deit_fast.evaluate model.safetensors --architecture resnet50 --data /imagenet --json resnet50.json
+    python -m deit_fast.evaluate runs/plain runs/distilled                       beside each other, as in paper Table 4
+    torchrun --nproc-per-node 8 -m deit_fast.evaluate runs/imagenet              eight GPUs, the same counts
+
+A run gives its last weights and its moving average, a distilled model its class token, its distillation token and both
+ways of fusing them, and beside them the teacher that the run learned from. Printed are top-1, top-5 and loss, how often
+models and heads disagree (Table 4), the worst classes and the most frequent mistakes; --json holds every class.
+
+Data: class folders, ImageNet's flat val/ with any of its label files, a data set with train/ and val/, ImageNet-V2 (one
+variant, or the folder with all three), shards, parquet, built-in sets. On ImageNet's own validation images the
+reassessed labels (ReaL) are scored in the same pass, from the copy inside timm unless --real-labels names a file.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+import argparse
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .data.loader import Batch
+from .data import BadImage
+from .data.batch import Batch
 from .distributed import Ranks
-from .model import FUSIONS, VisionTransformer, fuse
+from .evaluation import Settings, evaluate_all
+from .predictions import Score, predict
 
-Scores = dict[str, dict[str, float]]
-# The summary's name for each fusion of two heads (design: cls, dist, fused, softmax).
-_NAMES = {"logits": "fused", "softmax": "softmax", "cls": "cls", "dist": "dist"}
-
-
-def predictions(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """Logits (B, C) by name: "cls", and for a distilled model "dist", "fused" (mean logits) and "softmax"."""
-    if isinstance(model, VisionTransformer):
-        cls_logits, dist_logits = model.heads(images)
-        if dist_logits is not None:
-            return {_NAMES[fusion]: fuse(cls_logits, dist_logits, fusion) for fusion in FUSIONS}
-        return {"cls": cls_logits}
-    return {"cls": model(images)}
+Scores = dict[str, Score]
 
 
-@torch.no_grad()
 def evaluate(
     model: nn.Module,
     data: Iterable[Batch],
     ranks: Ranks | None = None,
     autocast: AbstractContextManager | None = None,
 ) -> Scores:
-    """Top-1 and top-5 accuracy in per cent, mean cross-entropy, and the number of images, for each prediction.
+    """Top-1 and top-5 accuracy in per cent, mean cross-entropy, and the number of images, for each head.
 
-    Each rank sums over its own images; the sums are added up in float64, so the result counts every image once and
-    does not depend on the batch size. Images that could not be read (label < 0) are not counted.
+    Images that could not be read (label < 0) are not counted.
 
     Args:
         model: a classifier; its training mode is restored.
@@ -46,40 +52,77 @@ def evaluate(
         autocast: context of the forward pass.
 
     Returns:
-        {"cls" | "dist" | "fused" | "softmax": {"top1", "top5", "loss", "n"}}.
+        {"cls" | "dist" | "fused" | "softmax": {"top1", "top5", "loss", "n"}}; see `predictions.head_logits`.
     """
-    training = model.training
-    model.eval()
-    sums: dict[str, Tensor] = {}
-    for batch in data:
-        with autocast or nullcontext():
-            outputs = predictions(model, batch.images)
-        for name, logits in outputs.items():
-            sums[name] = sums.get(name, 0) + _sums(logits.float(), batch.labels)
-    model.train(training)
-    if not sums:  # more ranks than images: this one still takes part in the sum
-        device = next(model.parameters()).device
-        sums = {name: torch.zeros(4, dtype=torch.float64, device=device) for name in _names_of(model)}
-    return {name: _scores(ranks.total(total) if ranks else total) for name, total in sums.items()}
+    said = predict({"": model}, data, ranks, autocast)
+    return {name.removeprefix("/"): said.scores(name) for name in said.top}
 
 
-def _names_of(model: nn.Module) -> list[str]:
-    distilled = isinstance(model, VisionTransformer) and model.config.distilled
-    return [_NAMES[fusion] for fusion in FUSIONS] if distilled else ["cls"]
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m deit_fast.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = parser.add_argument_group("what is evaluated")
+    what.add_argument(
+        "models", nargs="*", metavar="RUN_OR_FILE_OR_NAME",
+        help="run folders, weights files, exported folders, names of DeiTs or of timm, or module:function",
+    )  # fmt: skip
+    what.add_argument("--architecture", default="", help="timm's name of what weights fit (default: a DeiT)")
+    what.add_argument(
+        "--teacher", default="",
+        help="to compare with, as the trainer's --teacher; - for none (default: the one that the run learned from)",
+    )  # fmt: skip
+    what.add_argument(
+        "--teacher-model", default="regnety_160", metavar="NAME",
+        help="architecture of a --teacher that is a weights file (default: regnety_160, the paper's)",
+    )  # fmt: skip
+    images = parser.add_argument_group("on which images")
+    images.add_argument(
+        "--data", nargs="+", default=(), metavar="FOLDER",
+        help="folders, or built in: photos, digits (default: what the run was trained on)",
+    )  # fmt: skip
+    images.add_argument(
+        "--real-labels", default="", metavar="FILE",
+        help="a real.json (default: timm's copy, where the images are ImageNet's validation images)",
+    )  # fmt: skip
+    images.add_argument("--image-size", type=int, default=0, help="side in pixels (default: the model's own)")
+    images.add_argument(
+        "--crop-ratio", default="", metavar="RATIO",
+        help="official (0.875), timm, or a number (default: the run's; timm's for timm's models; else official)",
+    )  # fmt: skip
+    answer = parser.add_argument_group("the answer")
+    answer.add_argument("--json", default="", metavar="FILE", help="write every result there (default: no file)")
+    answer.add_argument(
+        "--confusion", default="", metavar="PNG", help="draw the confusion matrix there (default: no picture)"
+    )
+    how = parser.add_argument_group("how")
+    how.add_argument(
+        "--batch-size", type=int, default=64, help="images of a process at a time (default 64; less needs less memory)"
+    )
+    how.add_argument(
+        "--precision", choices=("fp32", "bf16"), default="fp32", help="of forward passes (default fp32, as released)"
+    )
+    how.add_argument("--threads", type=int, default=0, help="that decode, in each process (default: one a core)")
+    return parser
 
 
-def _sums(logits: Tensor, labels: Tensor) -> Tensor:
-    """float64 (4,): right at rank 1, right at rank 5, loss, images."""
-    counted = labels >= 0
-    ranking = logits.topk(min(5, logits.shape[1])).indices
-    hits = (ranking == labels[:, None]) & counted[:, None]
-    loss = torch.nn.functional.cross_entropy(logits, labels.clamp_min(0), reduction="none")
-    columns = [hits[:, 0], hits.any(1), torch.where(counted, loss, 0.0), counted]
-    return torch.stack([column.to(torch.float64).sum() for column in columns])
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        given = vars(parser().parse_args(arguments))
+        evaluate_all(Settings(**given | {name: tuple(given[name]) for name in ("models", "data")}), arguments)
+        return 0
+    except (ValueError, OSError) as error:
+        if os.environ.get("DEIT_FAST_TRACEBACK"):
+            raise
+        if os.environ.get("RANK", "0") == "0" or isinstance(error, BadImage):
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        return 130
 
 
-def _scores(total: Tensor) -> dict[str, float]:
-    top1, top5, loss, n = total.tolist()
-    if n == 0:
-        return {"top1": 0.0, "top5": 0.0, "loss": float("nan"), "n": 0}
-    return {"top1": 100 * top1 / n, "top5": 100 * top5 / n, "loss": loss / n, "n": int(n)}
+if __name__ == "__main__":
+    sys.exit(main())
