@@ -13,16 +13,18 @@ others have waited for.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
-import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+
+logger = logging.getLogger(__name__)
 
 SECONDS = 1.0  # between two signs of life
 WAITED_FOR = 60.0  # seconds in one stage of one step after which a rank is named
@@ -106,12 +108,11 @@ class Heartbeat:
 
     Args:
         rank, world_size: of this process.
-        warn: called by rank 0's thread with a sentence about ranks that are waited for.
     """
 
-    def __init__(self, rank: int, world_size: int, warn: Callable[[str], None] = print) -> None:
+    def __init__(self, rank: int, world_size: int) -> None:
         self._sign = Sign(rank, socket.gethostname(), os.getpid(), since=time.time())
-        self._world_size, self._warn = world_size, warn
+        self._world_size = world_size
         self._folder: Path | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="deit_fast-heartbeat", daemon=True)
@@ -189,13 +190,13 @@ class Heartbeat:
         while not self._ended.wait(SECONDS):
             self._write()
             if os.getppid() != parent and "TORCHELASTIC_RUN_ID" in os.environ:
-                print("error: the launcher of this process is gone, so it ends too", file=sys.stderr)
+                logger.error("the launcher of this process is gone, so it ends too")
                 os._exit(1)
             if self._sign.rank == 0 and self._world_size > 1:
                 slow = waited_for(read(self._folder, self._world_size), time.time())
                 if slow and slow[0].progress != said:
                     said = slow[0].progress
-                    self._warn(sentence(slow, time.time(), self._world_size))
+                    logger.warning(sentence(slow, time.time(), self._world_size))
 
 
 def waited_for(signs: Sequence[Sign], now: float, limit: float = WAITED_FOR) -> list[Sign]:
