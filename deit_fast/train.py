@@ -43,7 +43,7 @@ from .model import VisionTransformer
 from .optimizer import MovingAverage, all_finite, learning_rate
 from .policies import evaluation_policy, training_policy
 from .recipes import parse
-from .step import TrainingStep
+from .step import TrainingStep, precision
 from .teacher import load_teacher, recipe_config
 
 
@@ -86,6 +86,7 @@ def _run(config: Config, ranks: Ranks, heartbeat: Heartbeat) -> Summary:
 
     # Everything that can be wrong with the command or the data is found before anything long or lasting.
     reporter.say(f"{config.recipe}: {config.model} on {config.data}, in {run}")
+    autocast = precision(config, ranks.device, reporter)
     train_set, val_set = ranks.main_first(lambda: open_dataset(config.data))
     data = folder.describe(train_set, val_set)
     ranks.agree("data", data_digest(data, train_set, val_set), "give every machine the same files")
@@ -125,8 +126,8 @@ def _run(config: Config, ranks: Ranks, heartbeat: Heartbeat) -> Summary:
     if config.distill != "none":
         teacher = ranks.main_first(lambda: load_teacher(config, teacher_spec, classes, normalised)).to(ranks.device)
         reporter.decide("teacher", teacher_spec, f"{config.distill} labels, learnt by the {config.distill_on} head")
-    step = TrainingStep(config, model, teacher, ranks, reporter)
-    optimizer, ema, autocast = step.optimizer, step.ema, step.autocast
+    step = TrainingStep(config, model, teacher, ranks, autocast, reporter)
+    optimizer, ema = step.optimizer, step.ema
     schedule = partial(
         learning_rate, total=total_steps, warmup=round(config.warmup_epochs * epoch_steps),
         peak=step.peak_lr, start=config.warmup_lr, floor=config.min_lr,
@@ -166,7 +167,7 @@ def _run(config: Config, ranks: Ranks, heartbeat: Heartbeat) -> Summary:
     meter = Meter(batches, ranks, config.batch_size)
     began = time.perf_counter()
     model.train()
-    with reporter.progress(config.recipe, start, total_steps) as advance:
+    with reporter.progress(config.recipe, start, total_steps) as advance, step.steady():
         for batch in batches:
             heartbeat.at("step", batch.step)
             lr = schedule(batch.step)
