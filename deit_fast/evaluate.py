@@ -47,6 +47,9 @@ def evaluate(
 
     Returns:
         {"cls" | "dist" | "fused" | "softmax": {"top1", "top5", "loss", "n"}}.
+
+    Raises:
+        ValueError: among several ranks, none has a readable image.
     """
     training = model.training
     model.eval()
@@ -60,7 +63,10 @@ def evaluate(
     if not sums:  # more ranks than images: this one still takes part in the sum
         device = next(model.parameters()).device
         sums = {name: torch.zeros(4, dtype=torch.float64, device=device) for name in _names_of(model)}
-    return {name: _scores(ranks.total(total) if ranks else total) for name, total in sums.items()}
+    scores = {name: _scores(ranks.total(total) if ranks else total) for name, total in sums.items()}
+    if ranks and ranks.world_size > 1 and not all(score["n"] for score in scores.values()):
+        raise ValueError("none of the validation images is readable: python -m deit_fast.data check says why")
+    return scores
 
 
 def _names_of(model: nn.Module) -> list[str]:

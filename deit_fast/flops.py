@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .model import ViTConfig, VisionTransformer
+from .model import VisionTransformer, ViTConfig
 from .teacher import Teacher
 
 # Dense bf16 rate with fp32 accumulation, in 1e12/s, from NVIDIA's data sheets. The first name that is part of the

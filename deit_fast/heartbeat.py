@@ -1,4 +1,4 @@
-"""What every rank is doing, for whoever asks why the others wait: a file of a few words per rank in run/logs.
+"""What every rank is doing, for whoever asks why the others wait: its log, and a file of a few words, in run/logs.
 
     with Heartbeat(ranks, folder) as heartbeat:
         heartbeat.at("step", 57)            # two assignments: cheap enough for every step
@@ -23,6 +23,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+
+from .logs import RankLog
 
 logger = logging.getLogger(__name__)
 
@@ -112,12 +114,13 @@ class Heartbeat:
 
     def __init__(self, rank: int, world_size: int) -> None:
         self._sign = Sign(rank, socket.gethostname(), os.getpid(), since=time.time())
-        self._world_size = world_size
+        self._world_size, self._log = world_size, RankLog(rank)
         self._folder: Path | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="deit_fast-heartbeat", daemon=True)
 
     def __enter__(self) -> Heartbeat:
+        self._log.__enter__()
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -126,17 +129,20 @@ class Heartbeat:
         Raises:
             RankLost: the error is another rank's end.
         """
-        if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
-            lost = self._culprit()
-            if lost is not None:
-                self._end(None)
-                raise RankLost(lost) from error
-        own = isinstance(error, Exception)
-        self._end((2 if isinstance(error, (ValueError, OSError)) else 1) if own else None)
+        try:
+            if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
+                lost = self._culprit()
+                if lost is not None:
+                    self._end(None)
+                    raise RankLost(lost) from error
+            own = isinstance(error, Exception)
+            self._end((2 if isinstance(error, (ValueError, OSError)) else 1) if own else None)
+        finally:
+            self._log.__exit__(kind, error, trace)
 
     def begin(self, folder: Path) -> None:
-        """Write into `folder` from now on."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write into `folder` from now on, this rank's log as well."""
+        self._log.begin(folder)
         began = self._folder is not None
         self._folder = folder
         self._write()

@@ -12,18 +12,28 @@ import importlib.util
 import logging
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
+logger = logging.getLogger(__name__)
 _PACKAGE = logging.getLogger(__package__)
 
 
 class _File(logging.FileHandler):
-    """A full disk must not end a run, nor fill its console."""
+    """A disk that refuses must not end a run, nor fill its console."""
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
         return
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
 
 
 class RankLog:
@@ -43,14 +53,11 @@ class RankLog:
         # A flush level above all: nothing leaves before the run folder stands.
         self._kept = MemoryHandler(100_000, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
         self._handlers: list[logging.Handler] = [console, self._kept]
-        _PACKAGE.setLevel(logging.INFO)
-        for handler in self._handlers:
-            _PACKAGE.addHandler(handler)
 
     def begin(self, folder: Path) -> None:
         """Write what was said so far, and all that follows, into `folder`; it may change."""
         folder.mkdir(parents=True, exist_ok=True)
-        file = _File(folder / f"rank_{self._rank}.log")
+        file = _File(folder / f"rank_{self._rank}.log", delay=True)
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         for record in self._kept.buffer:
             file.handle(record)
@@ -60,6 +67,9 @@ class RankLog:
         _PACKAGE.addHandler(file)
 
     def __enter__(self) -> RankLog:
+        _PACKAGE.setLevel(logging.INFO)
+        for handler in self._handlers:
+            _PACKAGE.addHandler(handler)
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -85,7 +95,9 @@ class TensorBoard:
     def __init__(self, folder: Path, start: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder), purge_step=start + 1 if start else None)
+        self._writer: SummaryWriter | None = SummaryWriter(
+            str(folder), purge_step=start + 1 if start else None, flush_secs=10
+        )
 
     @staticmethod
     def missing() -> str:
@@ -95,12 +107,18 @@ class TensorBoard:
     def add(self, line: dict[str, Any]) -> None:
         """Add one line: its numbers under "train", those of an evaluation under "val"."""
         step, group = line["step"], "val" if "student" in line else "train"
-        for name, value in numbers(line):
-            if name != "step":
-                self._writer.add_scalar(f"{group}/{name}", value, step)
+        try:
+            for name, value in numbers(line):
+                if name != "step" and self._writer:
+                    self._writer.add_scalar(f"{group}/{name}", value, step)
+        except OSError as error:
+            logger.warning(f"TensorBoard's curves end at step {step}: {error.strerror}; metrics.jsonl has them")
+            self._writer = None
 
     def close(self) -> None:
-        self._writer.close()
+        if self._writer:
+            with suppress(OSError):
+                self._writer.close()
 
 
 def numbers(line: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import resource
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from .data import BadImage, TrainLoader
+from .config import Config
+from .data import TrainLoader
 from .distributed import Ranks
+from .flops import peak_flops, training_flops
 from .step import StepResult, TrainingStep
 
 _NAMED = 0.05  # a rank that waits this much longer for data than the average is named
-SUMS = ("loss", "label", "distillation", "top1", "rows", "skipped")
+SUMS = ("loss", "label", "distillation", "top1")
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,19 @@ class Scale:
     total_steps: int
     flops: float | None = None
     peak: float | None = None
+
+    @classmethod
+    def of(
+        cls, config: Config, total_steps: int, step: TrainingStep, ranks: Ranks, autocast: AbstractContextManager
+    ) -> Scale:
+        """With FLOPs where the 16-bit rate of the card is known, and used."""
+        known = None
+        if ranks.device.type == "cuda" and isinstance(autocast, torch.autocast):
+            known = peak_flops(torch.cuda.get_device_name(ranks.device))
+        if known is None:
+            return cls(config.batch_size, total_steps)
+        flops = training_flops(step.model, step.teacher, config.image_size)
+        return cls(config.batch_size, total_steps, flops, known * ranks.world_size)
 
 
 class Meter:
@@ -53,14 +69,15 @@ class Meter:
         self._sums.zero_()
         self._steps = 0
         self._began, self._waited, self._excluded = time.perf_counter(), self._batches.wait_seconds, 0.0
+        self._labelled = self._batches.labelled
         self._paused: float | None = None
 
     def add(self, result: StepResult) -> None:
-        """One step's loss, its two terms and what its rows were; nothing is read here."""
-        loss, label, distillation = result.losses
-        zero = torch.zeros_like(label)
-        distillation = zero if distillation is None else distillation
-        self._sums += torch.stack([loss, label, distillation, result.top1, result.rows, zero])
+        """One step's loss, its two terms and its accuracy; nothing is read here."""
+        loss, label, distillation, top1 = result.losses
+        self._sums += torch.stack(
+            [loss, label, torch.zeros_like(label) if distillation is None else distillation, top1]
+        )
         self._steps += 1
 
     def pause(self) -> None:
@@ -76,19 +93,21 @@ class Meter:
         """A line of metrics.jsonl for the steps since the last one; this is where the host waits for the device.
 
         Raises:
-            BadImage: none of these steps had a readable image, on any rank.
+            ValueError: none of these steps had a readable image, on any rank.
         """
         ranks, scale = self._ranks, self._scale
-        waited = self._batches.wait_seconds - self._waited
         # One sum over ranks for everything: each writes its own waiting into a place that is 0 at the others.
-        waits = torch.zeros(ranks.world_size, dtype=torch.float64, device=ranks.device)
-        waits[ranks.rank] = waited
-        sums, waits = ranks.total(torch.cat([self._sums, waits])).split([len(SUMS), ranks.world_size])
-        mean = dict(zip(SUMS, (sums / (self._steps * ranks.world_size)).tolist(), strict=True))
-        if not mean["rows"]:
-            raise BadImage(f"none of the images up to step {step} is readable: {self._batches.first_bad_image}")
+        own = torch.zeros(1 + ranks.world_size, dtype=torch.float64)
+        own[0] = self._batches.labelled - self._labelled
+        own[1 + ranks.rank] = self._batches.wait_seconds - self._waited
+        both = ranks.total(torch.cat([self._sums, own.to(ranks.device)])).tolist()
+        sums, labelled, waits = both[: len(SUMS)], both[len(SUMS)], both[len(SUMS) + 1 :]
+        if not labelled:
+            path, reason = next(iter(self._batches.bad_images.items()))
+            raise ValueError(f"no image of the steps up to {step} is readable; the first is {path}: {reason}")
+        mean = {name: value / (self._steps * ranks.world_size) for name, value in zip(SUMS, sums, strict=True)}
         seconds = max(time.perf_counter() - self._began - self._excluded, 1e-9)
-        shares = (waits / seconds).clamp_max(1.0).tolist()
+        shares = [min(wait / seconds, 1.0) for wait in waits]
         speed = self._steps * scale.batch_size / seconds
         teacher = self._step.teacher_watch.seconds() / seconds if self._step.teacher else None
         row = {
@@ -99,7 +118,6 @@ class Meter:
             "distillation": mean["distillation"] if self._step.teacher else None,
             "top1": 100 * mean["top1"],
             "lr": lr,
-            "skipped": 0,
             "images_per_second": speed,
             "data_wait": sum(shares) / len(shares),
             "teacher_share": teacher,

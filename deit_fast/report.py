@@ -80,11 +80,17 @@ def step_line(row: dict[str, Any], total: int) -> str:
 def numbers_line(row: dict[str, Any]) -> str:
     """What a line of metrics.jsonl has: a share that is unknown here is left out."""
     parts = [f"loss {row['loss']:.3f}", f"top-1 {row['top1']:.1f} %", f"{row['images_per_second']:,.0f} images/s"]
-    shares = (("mfu", "mfu"), ("data_wait", "data"), ("teacher_share", "teacher"))
-    parts += [f"{label} {row[key]:.0%}" for key, label in shares if row.get(key) is not None]
-    if row.get("slowest_rank") is not None:
-        parts.append(f"most at rank {row['slowest_rank']} {row['slowest_wait']:.0%}")
-    return " · ".join([*parts, f"skipped {row['skipped']}", f"{row['memory'] / 2**30:.1f} GiB"])
+    data = f"data {row['data_wait']:.0%}"
+    if "slowest_rank" in row:
+        data += f", {row['slowest_wait']:.0%} at rank {row['slowest_rank']}"
+    optional = [
+        ("mfu {:.0%}", "mfu"),
+        (data, "data_wait"),
+        ("teacher {:.0%}", "teacher_share"),
+        ("skipped {}", "skipped"),
+    ]
+    parts += [text.format(row[key]) for text, key in optional if row.get(key) is not None]
+    return " · ".join([*parts, f"{row['memory'] / 2**30:.1f} GiB"])
 
 
 def epoch_line(epoch: int, epochs: int, row: dict[str, Any], student: dict, ema: dict | None) -> str:

@@ -1,9 +1,9 @@
 """Seconds that a device spends in one part of every step, without waiting for it.
 
-    watch = Stopwatch(device)
-    with watch:
-        teacher(images)
-    watch.seconds()         # where the host has waited for the device anyway
+watch = Stopwatch(device)
+with watch:
+    teacher(images)
+watch.seconds()         # where the host has waited for the device anyway
 """
 
 from __future__ import annotations

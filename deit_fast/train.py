@@ -12,6 +12,7 @@ one. Exit codes: 0 done, 2 a mistake in the command or the data, 3 diverged,
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import sys
@@ -38,13 +39,16 @@ from .distributed import Ranks
 from .evaluate import Scores, evaluate
 from .heartbeat import LOST, Heartbeat, RankLost
 from .launch import LAUNCHED, launch
-from .meter import Meter
+from .logs import TensorBoard
+from .meter import Meter, Scale
 from .model import VisionTransformer
 from .optimizer import MovingAverage, all_finite, learning_rate
 from .policies import evaluation_policy, training_policy
 from .recipes import parse
 from .step import TrainingStep, precision
 from .teacher import load_teacher, recipe_config
+
+logger = logging.getLogger(__name__)
 
 
 class Diverged(RuntimeError):
@@ -75,8 +79,6 @@ def train(config: Config) -> Summary:
 
 def _run(config: Config, ranks: Ranks, heartbeat: Heartbeat) -> Summary:
     reporter = report.Reporter(ranks.main)
-    for warning in ranks.warnings:
-        reporter.say(f"warning: {warning}")
     run = config.run_folder()
     finished = ranks.main_first(lambda: folder.open_run(config, run))
     if finished is not None:
@@ -86,6 +88,8 @@ def _run(config: Config, ranks: Ranks, heartbeat: Heartbeat) -> Summary:
 
     # Everything that can be wrong with the command or the data is found before anything long or lasting.
     reporter.say(f"{config.recipe}: {config.model} on {config.data}, in {run}")
+    for decision in ranks.decisions():
+        reporter.decide(*decision)
     autocast = precision(config, ranks.device, reporter)
     train_set, val_set = ranks.main_first(lambda: open_dataset(config.data))
     data = folder.describe(train_set, val_set)
@@ -149,10 +153,14 @@ def _run(config: Config, ranks: Ranks, heartbeat: Heartbeat) -> Summary:
     ranks.wait()
     ranks.training_begins()
     heartbeat.begin(run / "logs")
+    curves = TensorBoard(run / "tensorboard", start) if ranks.main and not TensorBoard.missing() else None
+    reporter.decide("tensorboard", "off" if TensorBoard.missing() else run / "tensorboard", TensorBoard.missing())
 
     def log(line: dict[str, Any]) -> None:
         if ranks.main:
             folder.append(run, line)
+        if curves:
+            curves.add(line)
 
     def evaluated() -> tuple[Scores, Scores | None]:
         for module in (model, ema.module) if ema else (model,):
@@ -164,7 +172,7 @@ def _run(config: Config, ranks: Ranks, heartbeat: Heartbeat) -> Summary:
     scores: tuple[Scores, Scores | None] | None = None
     row: dict[str, Any] = {}
     named = 0  # unreadable images named so far
-    meter = Meter(batches, ranks, config.batch_size)
+    meter = Meter(step, batches, ranks, Scale.of(config, total_steps, step, ranks, autocast))
     began = time.perf_counter()
     model.train()
     with reporter.progress(config.recipe, start, total_steps) as advance, step.steady():
@@ -180,6 +188,7 @@ def _run(config: Config, ranks: Ranks, heartbeat: Heartbeat) -> Summary:
             if done % config.log_every == 0 or into_epoch == 0 or save_now:
                 row = meter.row(done, done / epoch_steps, lr)
                 log(row)
+                reporter.step(row, total_steps)
                 if not (math.isfinite(row["loss"]) and (not save_now or all_finite(model))):
                     raise Diverged(
                         f"the loss is {row['loss']}, or a weight is no number, at step {done}: try half the rate, "
@@ -213,6 +222,8 @@ def _run(config: Config, ranks: Ranks, heartbeat: Heartbeat) -> Summary:
         checkpoint.write_json(run / "summary.json", result)
         reporter.say(f"trained in {seconds + time.perf_counter() - began:.0f} s; {run / 'report.png'}")
         reporter.console.print(report.summary_table(result))
+    if curves:
+        curves.close()
     ranks.wait()
     return Summary(run, result)
 
@@ -220,7 +231,7 @@ def _run(config: Config, ranks: Ranks, heartbeat: Heartbeat) -> Summary:
 def _name_bad_images(bad_images: dict[str, str], named: int) -> int:
     """Name the unreadable images that came after the first `named`, by the rank that met them; returns how many are."""
     for path, reason in [*bad_images.items()][named:]:
-        print(f"skipped an unreadable image: {path}: {reason}", file=sys.stderr)
+        logger.warning(f"skipped an unreadable image: {path}: {reason}")
     return len(bad_images)
 
 

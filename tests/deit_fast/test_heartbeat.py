@@ -120,9 +120,7 @@ def test_a_stage_that_all_are_in_may_take_its_time() -> None:
     assert sentence(signs, now + 600, 2) == "every rank has been in the stage evaluation of step 9 for 720 s"
 
 
-def test_rank_0_warns_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_rank_0_warns_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(heartbeat, "SECONDS", 0.05)
     leave(tmp_path, Sign(1, HERE, os.getpid(), "data", 2, since=time.time() - 100))
     with Heartbeat(0, 2) as beat:
