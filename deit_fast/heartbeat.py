@@ -24,6 +24,7 @@ from pathlib import Path
 
 import torch
 
+from .exit_codes import LOST, USAGE
 from .logs import RankLog
 
 logger = logging.getLogger(__name__)
@@ -31,23 +32,23 @@ logger = logging.getLogger(__name__)
 SECONDS = 1.0  # between two signs of life
 WAITED_FOR = 60.0  # seconds in one stage of one step after which a rank is named
 STAGES = ("set-up", "data", "step", "evaluation", "checkpoint")  # in a step's order
-LOST = 4  # exit code of a rank whose collectives failed because another rank was killed
 
 
 class RankLost(RuntimeError):
     """Another rank has ended, so this one cannot go on.
 
     Attributes:
-        rank: the other's.
         code: the other's exit code where it ended by an error, which it has printed; LOST where it was killed.
+        speaks: whether this rank is to print that: the first that is left, of a killed one.
     """
 
-    def __init__(self, sign: Sign) -> None:
+    def __init__(self, sign: Sign, rank: int) -> None:
         super().__init__(
             f"{sign} is gone; it was last seen in the stage {sign.stage} of step {sign.step}. The same command "
             f"continues from the last checkpoint"
         )
-        self.rank, self.code = sign.rank, LOST if sign.code is None else sign.code
+        self.code = LOST if sign.code is None else sign.code
+        self.speaks = self.code == LOST and rank == (0 if sign.rank else 1)
 
 
 @dataclass
@@ -134,9 +135,9 @@ class Heartbeat:
                 lost = self._culprit()
                 if lost is not None:
                     self._end(None)
-                    raise RankLost(lost) from error
+                    raise RankLost(lost, self._sign.rank) from error
             own = isinstance(error, Exception)
-            self._end((2 if isinstance(error, (ValueError, OSError)) else 1) if own else None)
+            self._end((USAGE if isinstance(error, (ValueError, OSError)) else 1) if own else None)
         finally:
             self._log.__exit__(kind, error, trace)
 

@@ -67,7 +67,7 @@ class Meter:
 
     def _restart(self) -> None:
         self._sums.zero_()
-        self._steps = 0
+        self._steps = self._not_timed = 0
         self._began, self._waited, self._excluded = time.perf_counter(), self._batches.wait_seconds, 0.0
         self._labelled = self._batches.labelled
         self._paused: float | None = None
@@ -79,6 +79,19 @@ class Meter:
             [loss, label, torch.zeros_like(label) if distillation is None else distillation, top1]
         )
         self._steps += 1
+
+    def state(self) -> dict[str, Any] | None:
+        """What was added up since the last row, over all ranks, as JSON values; None when that is nothing."""
+        if not self._steps:
+            return None
+        return {"sums": self._ranks.total(self._sums.clone()).tolist(), "steps": self._steps}
+
+    def load(self, state: dict[str, Any] | None) -> None:
+        """Go on from another meter's `state`, also with another number of ranks."""
+        if state is not None:
+            if self._ranks.main:  # the sums are those of all ranks, and are added up again
+                self._sums += torch.tensor(state["sums"], dtype=torch.float64, device=self._sums.device)
+            self._steps = self._not_timed = state["steps"]
 
     def pause(self) -> None:
         """What follows (an evaluation, a checkpoint) is not training time."""
@@ -108,7 +121,7 @@ class Meter:
         mean = {name: value / (self._steps * ranks.world_size) for name, value in zip(SUMS, sums, strict=True)}
         seconds = max(time.perf_counter() - self._began - self._excluded, 1e-9)
         shares = [min(wait / seconds, 1.0) for wait in waits]
-        speed = self._steps * scale.batch_size / seconds
+        speed = max(self._steps - self._not_timed, 1) * scale.batch_size / seconds
         teacher = self._step.teacher_watch.seconds() / seconds if self._step.teacher else None
         row = {
             "step": step,
@@ -122,7 +135,7 @@ class Meter:
             "data_wait": sum(shares) / len(shares),
             "teacher_share": teacher,
             "memory": memory_used(ranks.device),
-            "eta": (scale.total_steps - step) * seconds / self._steps,
+            "eta": (scale.total_steps - step) * scale.batch_size / speed,
         }
         if scale.flops and scale.peak:
             row["mfu"] = speed * scale.flops / scale.peak

@@ -30,11 +30,12 @@ from torch import Tensor, nn
 from deit_kernels.augment import ImageBatch, Policy, apply, sample_plan
 from deit_kernels.augment.policy import FILTERS
 
-from .checkpoint import newest, read_json
+from .checkpoint import newest
 from .classifiers import classifier, normalisation, timm_model
 from .config import Config
 from .data import BadImage, decode
 from .data.folder import read_file
+from .durable import read_json
 from .model import CONFIGS, VisionTransformer, ViTConfig
 from .policies import evaluation_policy
 from .pretrained import load_pretrained, read_weights

@@ -172,7 +172,9 @@ class Waits:
 @pytest.mark.parametrize("changes", [{}, SOFT, {"distill": "none", "teacher": ""}], ids=["hard", "soft", "none"])
 def test_a_steady_step_never_waits_for_the_device(changes: dict, mixed: bool, micro_batch: int) -> None:
     step = step_of(dataclasses.replace(CONFIG, micro_batch=micro_batch, **changes))
-    meter = Meter(step, Waits(), ALONE, Scale(ROWS, total_steps=9))
+    batches = Waits()
+    meter = Meter(step, batches, ALONE, Scale(ROWS, total_steps=9))
+    batches.labelled = ROWS
     with step.steady():
         for number in range(4):
             meter.add(step(batch(number, mixed), 0.01))
