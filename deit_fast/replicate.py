@@ -13,7 +13,7 @@ Every training is a run folder below --out: the same command continues where it 
 results.png lie there, and one sentence says in which comparisons the paper's order holds, whatever they are. Numbers at
 this scale are about this scale: they neither confirm nor refute the paper's.
 
-Measured on digits with half the recipe's epochs, eight seeds (benchmarks/results/replicate-digits.json): one of the five
+Measured on digits with half the recipe's epochs, eight seeds (benchmarks/results/replicate-digits.json): one of five
 comparisons is reversed, four are undecided. After five seeds it was one that held and four undecided; three were added
 to narrow the intervals. The 27 trainings of five seeds took 31 minutes on one of two busy cores of an AMD EPYC (torch
 2.14.1, 2026-11-24).
