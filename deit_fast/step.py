@@ -12,7 +12,7 @@ the size. Where memory does not suffice it is halved, and the step repeated.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import NamedTuple
@@ -20,8 +20,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import record_function
 
-from deit_kernels import MixedTarget, cross_entropy, distillation_loss
+from deit_kernels import MixedTarget, TopK, cross_entropy, distillation_loss
 
 from .config import Config
 from .data import IGNORE, Batch, Target
@@ -30,7 +31,7 @@ from .distributed import Ranks
 from .model import VisionTransformer, drop_path_scales
 from .optimizer import MovingAverage, parameter_groups
 from .report import Reporter
-from .teacher import Teacher
+from .timing import Stopwatch
 
 _SEED_BITS = 0x7FFFFFFFFFFFFFFF
 _GOLDEN = 0x9E3779B97F4A7C15  # spreads consecutive steps over all seeds
@@ -43,21 +44,23 @@ class Losses(NamedTuple):
     """Scalars on the device.
 
     Attributes:
-        loss: what is minimised; its two terms are detached.
+        loss: what is minimised; the others are detached.
         label_term: its part from the true labels.
         teacher_term: its part from the teacher; None without one.
+        top1: share of the rows whose class token (or only head) has the largest logit at the label.
     """
 
     loss: Tensor
     label_term: Tensor
     teacher_term: Tensor | None
+    top1: Tensor
 
 
 class StepResult(NamedTuple):
     """What a step leaves to be logged, on the device.
 
     Attributes:
-        losses: of this rank's rows, detached.
+        losses: detached. Their mean over ranks is the loss of the global batch, however its rows that count are spread.
         grad_norm: float32 scalar, the Euclidean norm of the gradient of all parameters; the same on every rank.
         finite: bool scalar, whether it is a number; the same on every rank.
     """
@@ -72,7 +75,7 @@ class TrainingStep:
 
     Args:
         model: the student, on its device.
-        teacher: whose labels it learns; None for none.
+        teacher: the labels of a batch's rows that it gives the student; None for none.
         autocast: see `precision`.
 
     Attributes:
@@ -81,11 +84,12 @@ class TrainingStep:
         ema: its moving average, or None.
         scaler: of the loss, for fp16; None in other precisions.
         peak_lr: the learning rate after warm-up.
+        teacher_watch: the time that the teacher's labels take.
         slices: equal parts in which this rank's rows go through the model.
     """
 
     def __init__(
-        self, config: Config, model: nn.Module, teacher: Teacher | None, ranks: Ranks,
+        self, config: Config, model: nn.Module, teacher: Callable[[Batch], Tensor | TopK] | None, ranks: Ranks,
         autocast: AbstractContextManager, reporter: Reporter,
     ) -> None:  # fmt: skip
         self.model, self.teacher = model, teacher
@@ -112,6 +116,7 @@ class TrainingStep:
             student = torch.compile(model, fullgraph=self._ours, dynamic=False)
             self._losses = torch.compile(self._losses, fullgraph=True, dynamic=False)
         self._student = _parallel(student, ranks)
+        self.teacher_watch = Stopwatch(ranks.device)
         self._steps = 0
 
     @contextmanager
@@ -136,9 +141,11 @@ class TrainingStep:
             gc.freeze()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        while (losses := self._gradients(batch)) is None:
+        counted = self._counted(batch)
+        while (losses := self._gradients(batch, counted)) is None:
             self._halve()
-        return self._update(losses)
+        with record_function("optimiser"):
+            return self._update(losses)
 
     def _update(self, losses: Losses) -> StepResult:
         """Move weights and average along the gradients, which are gone afterwards."""
@@ -156,19 +163,25 @@ class TrainingStep:
             self.ema.update()
         return StepResult(losses, grad_norm, grad_norm.isfinite())
 
-    def _gradients(self, batch: Batch, alone: bool = False) -> Losses | None:
+    def _counted(self, batch: Batch) -> Tensor:
+        """The rows of the global batch that have a label, divided by the ranks; at least 1 in all.
+
+        A sum over a rank's rows divided by this has the global batch's mean as its mean over ranks, and so have its
+        gradients, which DDP averages: also where one rank has more unreadable images than another.
+        """
+        counted = self._ranks.total((batch.labels != IGNORE).sum().float())
+        return counted.clamp_min(1) / self._ranks.world_size
+
+    def _gradients(self, batch: Batch, counted: Tensor, alone: bool = False) -> Losses | None:
         """Forward and backward of all rows; None, and no gradients, when the device's memory does not suffice.
 
         Args:
+            counted: what the sum over this rank's rows is divided by.
             alone: leave the other ranks' gradients out.
         """
-        rows = len(batch.labels) // self.slices
-        # Each slice's sum over the rows that count in the whole batch: together they are its mean.
-        counted = (batch.labels != IGNORE).sum() if self.slices > 1 else None
         total: Losses | None = None
         try:
-            for index in range(self.slices):
-                part = _part(batch, slice(index * rows, (index + 1) * rows))
+            for index, part in enumerate(parts(batch, self._rows // self.slices)):
                 last = index == self.slices - 1
                 hold = self._ranks.world_size > 1 and (alone or not last)
                 with self._student.no_sync() if hold else nullcontext():
@@ -179,12 +192,15 @@ class TrainingStep:
             self.optimizer.zero_grad(set_to_none=True)
         return None
 
-    def _learn(self, batch: Batch, counted: Tensor | None) -> Losses:
-        with self._autocast:
-            teacher_logits = self.teacher(batch.images) if self.teacher else None
+    def _learn(self, batch: Batch, counted: Tensor) -> Losses:
+        with record_function("teacher"), self.teacher_watch:
+            taught = self.teacher(batch) if self.teacher else None
+        with record_function("forward"), self._autocast:
             outputs = self._forward(batch)
-        losses = self._losses(outputs, teacher_logits, batch.target, counted)
-        (self.scaler.scale(losses.loss) if self.scaler else losses.loss).backward()
+        with record_function("loss"):
+            losses = self._losses(outputs, taught, batch.target, counted)
+        with record_function("backward"):
+            (self.scaler.scale(losses.loss) if self.scaler else losses.loss).backward()
         return losses._replace(loss=losses.loss.detach())
 
     def _forward(self, batch: Batch) -> Tensor | tuple[Tensor, Tensor]:
@@ -205,7 +221,7 @@ class TrainingStep:
         waiting for its gradients."""
         buffers = [buffer.clone() for buffer in self.model.buffers()]
         while True:
-            losses = self._gradients(batch, alone=True)
+            losses = self._gradients(batch, torch.ones((), device=self._ranks.device), alone=True)
             self.optimizer.zero_grad(set_to_none=True)
             missing = torch.tensor(float(losses is None), device=self._ranks.device)
             if not self._ranks.total(missing).item():
@@ -240,11 +256,15 @@ def slices(rows: int, micro_batch: int) -> int:
     return next(parts for parts in range(1, rows + 1) if rows % parts == 0 and rows <= parts * (micro_batch or rows))
 
 
-def _part(batch: Batch, rows: slice) -> Batch:
-    fields = {name: getattr(batch, name)[rows] for name in ("images", "labels", "samples", "positions")}
-    target = batch.target
-    target = target[rows] if isinstance(target, Tensor) else MixedTarget(*(part[rows] for part in target))
-    return batch._replace(**fields, target=target)
+def parts(batch: Batch, micro_batch: int) -> Iterator[Batch]:
+    """The batch in `slices(rows, micro_batch)` equal parts."""
+    count = slices(len(batch.labels), micro_batch)
+    size = len(batch.labels) // count
+    for rows in (slice(index * size, (index + 1) * size) for index in range(count)):
+        fields = {name: getattr(batch, name)[rows] for name in ("images", "labels", "samples", "positions")}
+        target = batch.target
+        target = target[rows] if isinstance(target, Tensor) else MixedTarget(*(part[rows] for part in target))
+        yield batch._replace(**fields, target=target)
 
 
 def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:
@@ -254,7 +274,7 @@ def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:
 def losses_of(
     config: Config,
     outputs: Tensor | tuple[Tensor, Tensor],
-    teacher_logits: Tensor | None,
+    taught: Tensor | TopK | None,
     target: Target,
     counted: Tensor | None = None,
 ) -> Losses:
@@ -262,23 +282,24 @@ def losses_of(
 
     Args:
         outputs: logits (B, C) of one head, or of class and distillation head.
-        teacher_logits: (B, C); None without a teacher.
+        taught: what the teacher says: logits (B, C), labels int64 (B,), or a TopK; None without a teacher.
         target: labels int64 (B,), IGNORE where there is no image, or those of mixed images.
         counted: what the sum over the rows is divided by; None: the number of rows with a label, for their mean.
     """
     cls_logits, dist_logits = outputs if isinstance(outputs, tuple) else (outputs, None)
-    options = {"label_smoothing": config.label_smoothing, "reduction": "mean" if counted is None else "none"}
-    if teacher_logits is None:
-        loss = cross_entropy(cls_logits, target, **options)
-        parts = loss, loss.detach()
-    else:
-        parts = distillation_loss(
-            cls_logits, dist_logits, teacher_logits, target, mode=config.distill, alpha=config.alpha, tau=config.tau,
-            kl_normalizer=config.kl_normalizer, return_parts=True, **options,
-        )  # fmt: skip
-    if counted is not None:
-        parts = [part.sum() / counted for part in parts]
-    return Losses(*parts) if teacher_logits is not None else Losses(*parts, None)
+    labels = target if isinstance(target, Tensor) else target.labels
+    if counted is None:
+        counted = (labels != IGNORE).sum()
+    top1 = (cls_logits.argmax(1) == labels).sum() / counted
+    options = {"label_smoothing": config.label_smoothing, "reduction": "none"}
+    if taught is None:
+        loss = cross_entropy(cls_logits, target, **options).sum() / counted
+        return Losses(loss, loss.detach(), None, top1)
+    parts = distillation_loss(
+        cls_logits, dist_logits, taught, target, mode=config.distill, alpha=config.alpha, tau=config.tau,
+        kl_normalizer=config.kl_normalizer, return_parts=True, **options,
+    )  # fmt: skip
+    return Losses(*(part.sum() / counted for part in parts), top1)
 
 
 def precision(config: Config, device: torch.device, reporter: Reporter) -> AbstractContextManager:
@@ -300,7 +321,12 @@ def precision(config: Config, device: torch.device, reporter: Reporter) -> Abstr
 
 
 def _parallel(student: nn.Module, ranks: Ranks) -> nn.Module:
-    """The model as the step calls it: among several ranks, its gradients are their mean."""
+    """The model as the step calls it: among several ranks, its gradients are their mean.
+
+    They are exchanged while backward goes on, out of the memory that they lie in. Batch norm's statistics are rank 0's
+    at every rank, by a broadcast before each forward; a transformer has none, so nothing is sent. The graph is not
+    declared static: a micro-batch whose gradients stay at home would contradict it.
+    """
     if ranks.world_size == 1:
         return student
     return DistributedDataParallel(

@@ -12,10 +12,12 @@ one. Exit codes: 0 done, 2 a mistake in the command or the data, 3 diverged, 4 a
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,18 +38,23 @@ from .data.order import steps_per_epoch
 from .distributed import Ranks
 from .durable import write_file, write_json
 from .evaluate import Scores, evaluate
-from .heartbeat import LOST, Heartbeat, RankLost
+from .heartbeat import Heartbeat, RankLost
 from .launch import LAUNCHED, launch
-from .meter import Meter
+from .logs import TensorBoard
+from .meter import Meter, Scale
 from .model import VisionTransformer
 from .optimizer import all_finite, learning_rate
 from .policies import evaluation_policy, training_policy
 from .preemption import Preempted, Preemption
+from .profiling import StepProfile
 from .recipes import parse
 from .record import Record, Start, restore
 from .run_lock import RunLock
 from .step import TrainingStep, precision
-from .teacher import load_teacher, recipe_config
+from .teacher import recipe_config
+from .teacher_labels import evaluation_settings, teacher_labels
+
+logger = logging.getLogger(__name__)
 
 
 class Diverged(RuntimeError):
@@ -83,8 +90,6 @@ def train(config: Config) -> Summary:
 
 def _run(config: Config, ranks: Ranks, heartbeat: Heartbeat, preemption: Preemption) -> Summary:
     reporter = report.Reporter(ranks.main)
-    for warning in ranks.warnings:
-        reporter.say(f"warning: {warning}")
     run = config.run_folder()
     finished = ranks.main_first(lambda: folder.open_run(config, run))
     if finished is not None:
@@ -102,6 +107,8 @@ def _train(
 ) -> Summary:  # fmt: skip
     # Everything that can be wrong with the command or the data is found before anything long or lasting.
     reporter.say(f"{config.recipe}: {config.model} on {config.data}, in {run}")
+    for decision in ranks.decisions():
+        reporter.decide(*decision)
     autocast = precision(config, ranks.device, reporter)
     train_set, val_set = ranks.main_first(lambda: open_dataset(config.data))
     data = folder.describe(train_set, val_set)
@@ -140,8 +147,9 @@ def _train(
         teacher_spec = str(_run(teacher_config, ranks, heartbeat, preemption).run)
         reporter.say(f"{config.recipe} goes on")
     if config.distill != "none":
-        teacher = ranks.main_first(lambda: load_teacher(config, teacher_spec, classes, normalised)).to(ranks.device)
-        reporter.decide("teacher", teacher_spec, f"{config.distill} labels, learnt by the {config.distill_on} head")
+        teacher = teacher_labels(
+            config, teacher_spec, train_set, policy, normalised, range(total_steps), ranks, reporter
+        )
     step = TrainingStep(config, model, teacher, ranks, autocast, reporter)
     ema = step.ema
     schedule = partial(
@@ -161,10 +169,13 @@ def _train(
     if start.folder:
         reporter.decide("continue", f"from step {start.step:,}", str(start.folder))
     ranks.agree("step", start.step, f"{run} must lie on storage that all machines share")
+    if ours and (teacher is None or not teacher.live):  # nobody but the student looks at the images
+        loading |= {"layout": "patches", "patch": model.config.patch_size}
     batches = TrainLoader(train_set, policy, total_steps=total_steps, start_step=start.step, **rows, **loading)
     ranks.main_first(lambda: folder.begin(config, run, data, lock) if ranks.main else None)
     ranks.training_begins()
     heartbeat.begin(run / "logs")
+    reporter.decide("tensorboard", "off" if TensorBoard.missing() else run / "tensorboard", TensorBoard.missing())
 
     def evaluated() -> tuple[Scores, Scores | None]:
         for module in (model, ema.module) if ema else (model,):
@@ -181,11 +192,14 @@ def _train(
             reporter.say(report.epoch_line(done // epoch_steps, config.epochs, line, *scores))
         return scores
 
-    teacher_scores = evaluate(teacher, eval_batches, ranks, autocast)["cls"] if teacher else None
+    teacher_scores = None
+    if teacher:
+        settings = evaluation_settings(eval_policy, data)
+        teacher_scores = teacher.scores(lambda own: evaluate(own, eval_batches, ranks)["cls"], settings, ranks.main)
     scores: tuple[Scores, Scores | None] | None = None
     row: dict[str, Any] = {}
     named = 0  # unreadable images named so far
-    meter = Meter(batches, ranks, config.batch_size)
+    meter = Meter(step, batches, ranks, Scale.of(config, total_steps, step, ranks, autocast))
     meter.load(start.meter)
     record = Record(config, run, ranks, step, start)
     model.train()
@@ -193,6 +207,8 @@ def _train(
         record,
         reporter.progress(config.recipe, start.step, total_steps) as advance,
         step.steady(),
+        teacher or nullcontext(),
+        StepProfile(config.profile, run, batches, ranks, reporter) as profiled,
         preemption.training(ranks, start.step),
     ):
         # The evaluation follows its epoch's checkpoint, so one that was cut short comes first of all.
@@ -202,6 +218,7 @@ def _train(
             heartbeat.at("step", batch.step)
             lr = schedule(batch.step)
             meter.add(step(batch, lr))
+            profiled.step_done()
 
             done = batch.step + 1  # steps
             save_now = done == total_steps or done % (config.save_every or epoch_steps) == 0
@@ -209,6 +226,7 @@ def _train(
             if done % config.log_every == 0 or done % epoch_steps == 0 or save_now:
                 row = meter.row(done, done / epoch_steps, lr)
                 record.log(row)
+                reporter.step(row, total_steps)
                 if not math.isfinite(row["loss"]):
                     raise _diverged(config, f"the loss is {row['loss']} at step {done}", record)
                 named = _name_bad_images(batches.bad_images, named)
@@ -218,6 +236,8 @@ def _train(
                 heartbeat.at("checkpoint")
                 if not all_finite(model):
                     raise _diverged(config, f"a weight is no number at step {done}", record)
+                if teacher:
+                    teacher.flush()
                 record.save(done, meter.state())
             if stopped_by:
                 raise Preempted(stopped_by, done)
@@ -258,7 +278,7 @@ def _diverged(config: Config, what: str, record: Record) -> Diverged:
 def _name_bad_images(bad_images: dict[str, str], named: int) -> int:
     """Name the unreadable images that came after the first `named`, by the rank that met them; returns how many are."""
     for path, reason in [*bad_images.items()][named:]:
-        print(f"skipped an unreadable image: {path}: {reason}", file=sys.stderr)
+        logger.warning(f"skipped an unreadable image: {path}: {reason}")
     return len(bad_images)
 
 
@@ -296,8 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("DEIT_FAST_TRACEBACK"):
             raise
         if isinstance(error, RankLost):
-            # The launcher that every rank has in common says it; without one, the first rank that is left.
-            if error.code == LOST and LAUNCHED not in os.environ and os.environ["RANK"] == str(int(error.rank == 0)):
+            if error.speaks and LAUNCHED not in os.environ:  # what our launcher has started, it names itself
                 print(f"error: {error}", file=sys.stderr)
             return error.code
         # What every rank finds alike is said once; what one rank alone met (an image of its share), by that rank.

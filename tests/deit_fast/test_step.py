@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from deit_fast.config import Config
 from deit_fast.data import IGNORE, Batch
 from deit_fast.distributed import Ranks
-from deit_fast.meter import Meter
+from deit_fast.meter import Meter, Scale
 from deit_fast.model import create_model
 from deit_fast.report import Reporter
 from deit_fast.step import TrainingStep, precision, slices
@@ -38,6 +38,10 @@ def teacher() -> nn.Module:
     return nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, CLASSES)).requires_grad_(False)
 
 
+def taught_by(module: nn.Module) -> Callable[[Batch], Tensor]:
+    return lambda batch: module(batch.images)
+
+
 def batch(step: int = 0, mixed: bool = False, unreadable: tuple[int, ...] = ()) -> Batch:
     generator = torch.Generator().manual_seed(step)
     images = torch.randn(ROWS, 3, 16, 16, generator=generator)
@@ -50,7 +54,7 @@ def batch(step: int = 0, mixed: bool = False, unreadable: tuple[int, ...] = ()) 
 
 
 def step_of(config: Config, model: nn.Module | None = None) -> TrainingStep:
-    taught = teacher() if config.distill != "none" else None
+    taught = taught_by(teacher()) if config.distill != "none" else None
     return TrainingStep(config, model or student(config.drop_path), taught, ALONE, nullcontext(), Reporter(False))
 
 
@@ -112,7 +116,7 @@ class Cramped(nn.Module):
 def test_short_of_memory_the_micro_batch_is_halved_and_the_global_batch_kept(capsys) -> None:
     config = dataclasses.replace(CONFIG, drop_path=0.0)
     cramped, roomy = Cramped(most=4), step_of(config)
-    step = TrainingStep(config, cramped, teacher(), ALONE, nullcontext(), Reporter(True))
+    step = TrainingStep(config, cramped, taught_by(teacher()), ALONE, nullcontext(), Reporter(True))
     expected = roomy(batch(), 0.01)
     torch.testing.assert_close(step(batch(), 0.01).losses.loss, expected.losses.loss)
     assert cramped.seen == [12, 6, *[3] * 4]
@@ -164,6 +168,7 @@ class NoWaiting(TorchDispatchMode):
 
 class Waits:
     wait_seconds = 0.0
+    labelled = 0
 
 
 @pytest.mark.parametrize("micro_batch", [0, 4])
@@ -171,7 +176,9 @@ class Waits:
 @pytest.mark.parametrize("changes", [{}, SOFT, {"distill": "none", "teacher": ""}], ids=["hard", "soft", "none"])
 def test_a_steady_step_never_waits_for_the_device(changes: dict, mixed: bool, micro_batch: int) -> None:
     step = step_of(dataclasses.replace(CONFIG, micro_batch=micro_batch, **changes))
-    meter = Meter(Waits(), ALONE, ROWS)
+    batches = Waits()
+    meter = Meter(step, batches, ALONE, Scale(ROWS, total_steps=9))
+    batches.labelled = ROWS
     with step.steady():
         for number in range(4):
             meter.add(step(batch(number, mixed), 0.01))
