@@ -17,7 +17,7 @@ import math
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import distributed, exit_codes, report
+from . import distributed, dry_run, exit_codes, report
 from . import run_folder as folder
 from .agreement import data_digest
 from .classifiers import classifier, normalisation
@@ -94,7 +94,7 @@ def _run(config: Config, ranks: Ranks, heartbeat: Heartbeat, preemption: Preempt
         reporter.console.print(report.summary_table(finished))
         return Summary(run, finished)
     with RunLock(run) as lock:
-        ranks.main_first(lambda: folder.refuse_a_second(run, lock) if ranks.main else None)
+        ranks.main_first(lambda: folder.refuse_a_second(run, lock) if ranks.main and not config.dry_run else None)
         return _train(config, run, lock, ranks, reporter, heartbeat, preemption)
 
 
@@ -139,12 +139,15 @@ def _train(
     if (mixing := Mixing.of_rank(policy, **rows)) is not None:
         reporter.decide("mixing", *mixing.decision)
     teacher, teacher_spec = None, config.teacher
-    if (teacher_config := recipe_config(config)) is not None:
+    get_teacher = load_teacher
+    if (teacher_config := recipe_config(config)) is not None and config.dry_run:
+        teacher_spec, get_teacher = f"{config.teacher}, untrained", partial(dry_run.stand_in, teacher_config)
+    elif teacher_config is not None:
         reporter.say(f"its teacher first, by the recipe {teacher_config.recipe}")
         teacher_spec = str(_run(teacher_config, ranks, heartbeat, preemption).run)
         reporter.say(f"{config.recipe} goes on")
     if config.distill != "none":
-        teacher = ranks.main_first(lambda: load_teacher(config, teacher_spec, classes, normalised)).to(ranks.device)
+        teacher = ranks.main_first(lambda: get_teacher(config, teacher_spec, classes, normalised)).to(ranks.device)
         reporter.decide("teacher", teacher_spec, f"{config.distill} labels, learnt by the {config.distill_on} head")
     step = TrainingStep(config, model, teacher, ranks, autocast, reporter)
     ema = step.ema
@@ -164,9 +167,11 @@ def _train(
     start = Start() if config.fresh else restore(run, ranks, step)
     if start.folder:
         reporter.decide("continue", f"from step {start.step:,}", str(start.folder))
-    ranks.agree("step", start.step, f"{run} must lie on storage that all machines share")
     batches = TrainLoader(train_set, policy, total_steps=total_steps, start_step=start.step, **rows, **loading)
-    ranks.main_first(lambda: folder.begin(config, run, data, lock) if ranks.main else None)
+    if config.dry_run:
+        plan = dry_run.rehearse(config, run, step, batches, ranks, reporter, schedule, total_steps)
+        return Summary(run, {"plan": asdict(plan)})
+    ranks.main_first(lambda: folder.begin(config, run, data, lock) if ranks.main else folder.wait_for(run))
     ranks.training_begins()
     heartbeat.begin(run / "logs")
     reporter.decide("tensorboard", "off" if TensorBoard.missing() else run / "tensorboard", TensorBoard.missing())
