@@ -51,7 +51,7 @@ from .recipes import parse
 from .record import Record, Start, restore
 from .run_lock import RunLock
 from .step import TrainingStep, precision
-from .teacher import recipe_config
+from .teacher import load_teacher, recipe_config
 from .teacher_labels import evaluation_settings, teacher_labels
 
 logger = logging.getLogger(__name__)
