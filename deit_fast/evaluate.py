@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .data.loader import Batch
 from .distributed import Ranks
-from .model import FUSIONS, VisionTransformer, fuse
+from .model import FUSIONS, Fusion, VisionTransformer, fuse
 
 Scores = dict[str, dict[str, float]]
 # The summary's name for each fusion of two heads (design: cls, dist, fused, softmax).
@@ -61,6 +61,11 @@ def evaluate(
         device = next(model.parameters()).device
         sums = {name: torch.zeros(4, dtype=torch.float64, device=device) for name in _names_of(model)}
     return {name: _scores(ranks.total(total) if ranks else total) for name, total in sums.items()}
+
+
+def headline(scores: Scores, fusion: Fusion) -> str:
+    """The name of the prediction that --fusion makes the model's own."""
+    return _NAMES[fusion] if _NAMES[fusion] in scores else "cls"
 
 
 def _names_of(model: nn.Module) -> list[str]:

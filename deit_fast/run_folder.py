@@ -64,6 +64,23 @@ def read_summary(run: Path) -> dict[str, Any]:
     return summary
 
 
+def best_weights(run: Path) -> Path:
+    """A file of the newest checkpoint: the moving average where that scored better, else the last weights.
+
+    Raises:
+        ValueError: the folder holds no checkpoint.
+    """
+    newest = checkpoint.newest(run)
+    if newest is None:
+        raise ValueError(f"{run} holds no checkpoint yet: wait for the first, or train it again with --fresh")
+    summary = read_summary(run) if (run / "summary.json").is_file() else {}
+    student, average = (
+        scores["fused" if "fused" in scores else "cls"]["top1"] if scores else -1.0
+        for scores in map(summary.get, ("student", "ema"))
+    )
+    return newest / ("ema.safetensors" if average > student else "model.safetensors")
+
+
 def describe(train_set: Dataset, val_set: Dataset) -> dict[str, Any]:
     """What makes two data sets the same to a run: classes, counts and labels in their order."""
     labels = hashlib.sha256(train_set.labels.tobytes() + val_set.labels.tobytes()).hexdigest()

@@ -20,7 +20,7 @@ from .config import Config
 from .data import Batch, Target
 from .distributed import Ranks
 from .model import VisionTransformer, drop_path_scales
-from .optimizer import MovingAverage, parameter_groups
+from .optimizer import MovingAverage, create_optimizer
 from .report import Reporter
 from .teacher import Teacher
 
@@ -51,7 +51,7 @@ class TrainingStep:
 
     Attributes:
         model: the student itself: neither wrapped in DDP nor compiled.
-        optimizer: AdamW over its parameters.
+        optimizer: over its parameters.
         ema: its moving average, or None.
         autocast: the precision of forward passes, for evaluations as well.
         peak_lr: the learning rate after warm-up.
@@ -64,8 +64,7 @@ class TrainingStep:
         self.autocast = precision(config, ranks.device, reporter)
         self.peak_lr = config.lr * config.batch_size / 512
         reporter.decide("lr", f"{self.peak_lr:.2e}", f"--lr {config.lr:g} x batch {config.batch_size} / 512")
-        groups = parameter_groups(model, config.weight_decay)
-        self.optimizer = torch.optim.AdamW(groups, lr=self.peak_lr, fused=ranks.device.type == "cuda")
+        self.optimizer = create_optimizer(config, model, self.peak_lr, fused=ranks.device.type == "cuda")
         self.ema = MovingAverage(model, config.ema_decay) if config.ema_decay else None
         self._config, self._ranks = config, ranks
         self._ours = isinstance(model, VisionTransformer)
@@ -88,9 +87,10 @@ class TrainingStep:
 
     def _forward(self, batch: Batch) -> Tensor | tuple[Tensor, Tensor]:
         config, ranks = self._config, self._ranks
-        if not self._ours:  # dropout and its like in timm's models: a function of seed, step and rank as well
+        if config.dropout or not self._ours:  # dropout, and its like in timm's models: f(seed, step, rank) as well
             number = batch.step * ranks.world_size + ranks.rank + 1
             torch.manual_seed(config.seed + _GOLDEN * number & _SEED_BITS)
+        if not self._ours:
             return self._student(batch.images)
         drop_path = None
         if config.drop_path:

@@ -17,7 +17,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +31,13 @@ from .data import BadImage, EvalLoader, TrainLoader, open_dataset
 from .data.mixing import Mixing
 from .data.order import steps_per_epoch
 from .distributed import Ranks
-from .evaluate import Scores, evaluate
+from .evaluate import Scores, evaluate, headline
 from .meter import Meter
 from .model import VisionTransformer
-from .optimizer import MovingAverage, all_finite, learning_rate
+from .optimizer import MovingAverage, all_finite
 from .policies import evaluation_policy, training_policy
 from .recipes import parse
+from .schedule import learning_rates
 from .step import TrainingStep
 from .teacher import load_teacher, recipe_config
 
@@ -119,10 +119,7 @@ def _run(config: Config, ranks: Ranks) -> Summary:
         reporter.decide("teacher", teacher_spec, f"{config.distill} labels, learnt by the {config.distill_on} head")
     step = TrainingStep(config, model, teacher, ranks, reporter)
     optimizer, ema, autocast = step.optimizer, step.ema, step.autocast
-    schedule = partial(
-        learning_rate, total=total_steps, warmup=round(config.warmup_epochs * epoch_steps),
-        peak=step.peak_lr, start=config.warmup_lr, floor=config.min_lr,
-    )  # fmt: skip
+    schedule = learning_rates(config, epoch_steps, step.peak_lr)
 
     loading = {
         "threads": config.threads or None, "bad_images": config.bad_images, "in_memory": config.in_memory,
@@ -153,7 +150,7 @@ def _run(config: Config, ranks: Ranks) -> Summary:
     named = 0  # unreadable images named so far
     meter = Meter(batches, ranks, config.batch_size)
     began = time.perf_counter()
-    model.train()
+    model.train(config.train_mode == "train")
     with reporter.progress(config.recipe, start, total_steps) as advance:
         for batch in batches:
             lr = schedule(batch.step)
@@ -177,7 +174,7 @@ def _run(config: Config, ranks: Ranks) -> Summary:
             if into_epoch == 0 and (epoch % config.eval_every == 0 or last):
                 scores = evaluated()
                 log({"step": done, "student": scores[0], "ema": scores[1]})
-                reporter.say(report.epoch_line(epoch, config.epochs, row, *scores))
+                reporter.say(report.epoch_line(epoch, config.epochs, row, *scores, headline(scores[0], config.fusion)))
             if ranks.main and save_now:
                 state = {"seconds": seconds + time.perf_counter() - began}
                 checkpoint.save(run, done, model, ema.module if ema else None, optimizer, state, config.keep)
@@ -215,7 +212,7 @@ def _check_heads(config: Config, distilled: bool) -> None:
             f"{config.model} has no distillation token to learn from the teacher: type --distill-on class, "
             f"--distill none, or a model with _distilled in its name"
         )
-    if distilled and not on_token:
+    if distilled and not on_token and config.train_mode == "train":
         plain = config.model.replace("_distilled", "")
         raise ValueError(
             f"the distillation token of {config.model} would never be trained with --distill {config.distill}"
