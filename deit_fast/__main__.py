@@ -7,6 +7,7 @@ import sys
 COMMANDS = {
     "train": "train a classifier, distilled or not",
     "predict": "what a model sees in images, and where its tokens look",
+    "export": "write a model for onnxruntime, timm or transformers, with its card",
     "data": "check, pack, preview: look after a data set",
 }
 

@@ -161,3 +161,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tens
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    # In its parameter's memory layout, which files do not keep and fused optimizers take for granted.
+    for parameter, values in optimizer.state.items():
+        alike = {name: value for name, value in values.items() if value.shape == parameter.shape}
+        values.update({name: torch.empty_like(parameter).copy_(value) for name, value in alike.items()})

@@ -11,8 +11,10 @@ from typing import Literal
 
 from deit_kernels.augment import Mix, RandAugment
 
-# What may change between two runs of one configuration: nothing here changes a weight.
-NOT_IDENTITY = ("out", "fresh", "gpus", "threads", "in_memory", "log_every", "eval_every", "save_every", "keep")
+# What may change between two runs of one configuration: nothing here changes a weight by more than rounding.
+NOT_IDENTITY = (
+    "out", "fresh", "gpus", "threads", "in_memory", "log_every", "eval_every", "save_every", "keep", "micro_batch",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Config:
     # Optimisation
     epochs: int = 300  # passes; an epoch is (images // batch size) steps
     batch_size: int = 1024  # global batch: all processes together
+    micro_batch: int = 0  # most images a process takes at once, when memory is short; 0: all of its share
     optimizer: Literal["adamw", "sgd"] = "adamw"  # sgd: with Nesterov momentum 0.9
     lr: float = 5e-4  # peak learning rate for a batch of 512; scaled by batch size / 512
     warmup_epochs: float = 5.0  # linear warm-up
@@ -75,7 +78,7 @@ class Config:
     weight_decay: float = 0.05  # of matrices and of the distillation token
     decay_dist_token: bool = True  # the official code decays it, today's timm does not
     ema_decay: float = 0.99996  # moving average of the weights; 0: none
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 autocast on a GPU that has it, else fp32
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 autocast on a GPU that has it, else fp32
     compile: Literal["auto", "on", "off"] = "auto"  # torch.compile of the model; auto: on a GPU
     seed: int = 0  # initialisation and stochastic depth
     data_seed: int = 0  # order and augmentation
@@ -124,7 +127,8 @@ class Config:
         """
         ranges = [
             ("image_size", 1, 4096), ("repeats", 1, 64), ("threads", 0, 1024), ("epochs", 1, 10**6),
-            ("batch_size", 1, 10**6), ("gpus", 0, 1024), ("log_every", 1, 10**9), ("eval_every", 1, 10**9),
+            ("batch_size", 1, 10**6), ("micro_batch", 0, 10**6), ("gpus", 0, 1024),
+            ("log_every", 1, 10**9), ("eval_every", 1, 10**9),
             ("save_every", 0, 10**9), ("keep", 1, 10**6), ("lr", 0, 100), ("warmup_epochs", 0, 10**6),
             ("warmup_lr", 0, 100), ("min_lr", 0, 100), ("alpha", 0, 1), ("tau", 1e-3, 1e3), ("patch_size", 0, 4096),
             ("width", 0, 10**5), ("depth", 0, 10**4), ("heads", 0, 10**4),

@@ -1,12 +1,18 @@
-"""Who this process is among the others, and how a plain command becomes one process for each GPU."""
+"""Who this process is among the others, and that all of them are about to do the same work.
+
+with ranks(config) as group:        # torchrun's or Slurm's environment; alone without one
+    group.rank, group.world_size, group.device, group.cores
+"""
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
+import socket
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -14,16 +20,36 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from . import agreement
+from .agreement import Introduction
+from .cluster import adopt_slurm
+from .config import Config
+from .placement import bind, share_of_cores
+
 T = TypeVar("T")
+
+_MEETING = timedelta(minutes=5)  # between the first rank that comes and the last
+# The others wait while rank 0 fetches a teacher or writes a data set, later at most while it writes a checkpoint.
+_SETTING_UP, _TRAINING = timedelta(hours=1), timedelta(minutes=15)
+_meetings = itertools.count()
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among `world_size`; `rank` 0 prints and writes, everyone reads."""
+    """This process among `world_size`; `rank` 0 prints and writes, everyone reads.
+
+    Attributes:
+        cores: that this process may keep busy.
+        binding: where its threads run, in words.
+        warnings: what all ranks found worth a word when they met.
+    """
 
     rank: int
     world_size: int
     device: torch.device
+    cores: int = 1
+    binding: str = ""
+    warnings: tuple[str, ...] = ()
 
     @property
     def main(self) -> bool:
@@ -48,6 +74,19 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values
 
+    def agree(self, what: str, value: object, advice: str) -> None:
+        """Go on only when every rank has rank 0's value.
+
+        Raises:
+            ValueError: on every rank alike; it names the first rank that differs.
+        """
+        if self.world_size == 1:
+            return
+        everyone = self.gather((value, socket.gethostname()))
+        for rank, (theirs, host) in enumerate(everyone):
+            if theirs != everyone[0][0]:
+                raise ValueError(f"rank {rank} on {host} has {what} {theirs}, rank 0 has {everyone[0][0]}: {advice}")
+
     def same_buffers(self, model: nn.Module) -> None:
         """Give every rank rank 0's buffers: batch norm's statistics, which each rank takes from its own images."""
         if self.world_size > 1:
@@ -58,70 +97,145 @@ class Ranks:
         """Run `body` on rank 0, then on the others: it may download, or fill a cache.
 
         Raises:
-            ValueError: rank 0's, on every rank alike, so that all end together and with the same words.
+            ValueError: that of the first rank that failed, on every rank alike: all end together, with the same words.
         """
         if self.world_size == 1:
             return body()
-        message: list[str | None] = [None]
+        result, message = self._try(body) if self.main else (None, None)
+        first: list[str | None] = [message]
+        dist.broadcast_object_list(first, src=0)
+        if first[0] is not None:
+            raise ValueError(first[0])
         if not self.main:
-            dist.broadcast_object_list(message, src=0)
-            if message[0] is not None:
-                raise ValueError(message[0])
-            return body()
+            result, message = self._try(body)
+            message = message and f"{message} (rank {self.rank} on {socket.gethostname()})"
+        if failed := [text for text in self.gather(message) if text]:
+            raise ValueError(failed[0])
+        return result  # type: ignore[return-value]  # None only with a message
+
+    @staticmethod
+    def _try(body: Callable[[], T]) -> tuple[T | None, str | None]:
         try:
-            result = body()
-        except ValueError as error:
-            message[0] = str(error)
-            raise
-        finally:
-            dist.broadcast_object_list(message, src=0)
-        return result
+            return body(), None
+        except (ValueError, OSError) as error:
+            return None, str(error)
+
+    def training_begins(self) -> None:
+        """A collective that hangs is an error after minutes now, not after the hour that setting up may take."""
+        if self.world_size > 1 and hasattr(dist, "set_timeout"):  # public since torch 2.12
+            dist.set_timeout(_TRAINING)
 
 
 @contextmanager
-def ranks() -> Iterator[Ranks]:
-    """Join the group that torchrun describes in the environment; alone without one.
+def ranks(config: Config) -> Iterator[Ranks]:
+    """Join the group that the environment describes; alone without one.
 
-    A process group that the caller set up is used and left standing.
+    All ranks first meet at rank 0's store, before any device is touched, and go on only together: with equal
+    configurations and code, each with a GPU of its own or all without. A process group that the caller has set up is
+    used and left standing.
+
+    Raises:
+        ValueError: on every rank, with the same words.
     """
-    world_size, local_rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", local_rank % torch.cuda.device_count()) if cuda else torch.device("cpu")
-    if cuda:
+    adopt_slurm(os.environ)
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if dist.is_initialized():
+        rank, world_size = dist.get_rank(), dist.get_world_size()
+    device, problem = _device()
+    binding = "" if problem else bind(device)
+    own = agreement.introduce(config, device, problem)
+    if world_size == 1:
+        if own.problem:
+            raise ValueError(own.problem)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        yield Ranks(0, 1, device, share_of_cores(own.cores, [own.cores]), binding)
+        return
+    ours = not dist.is_initialized()
+    store = _store(rank, world_size) if ours else dist.distributed_c10d._get_default_store()
+    everyone = _meet(store, rank, world_size, own)
+    if device.type == "cuda":
         torch.cuda.set_device(device)
-    ours = world_size > 1 and not dist.is_initialized()
     if ours:
-        # An hour: the others wait while rank 0 fetches a teacher or writes a data set.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(hours=1))
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=_SETTING_UP)
+    here = [other.cores for other in everyone if other.host == own.host]
+    cores = share_of_cores(own.cores, here)
     try:
-        yield Ranks(dist.get_rank() if world_size > 1 else 0, world_size, device)
+        yield Ranks(rank, world_size, device, cores, binding, tuple(agreement.warnings(everyone)))
+    except BaseException:
+        # NCCL would wait here for a rank that is gone; the process is about to end anyway.
+        ours = ours and device.type == "cpu"
+        raise
     finally:
         if ours:
             dist.destroy_process_group()
 
 
-def launch(arguments: Sequence[str], processes: int) -> int:
-    """Run `python -m deit_fast.train arguments` once for each GPU, with torch's elastic launcher.
-
-    Returns:
-        0, the exit code of the process that failed first, or 130 when interrupted.
-    """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
+def _device() -> tuple[torch.device, str | None]:
+    """This rank's device, and what is wrong with it."""
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not visible:
+        return torch.device("cpu"), None
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_nccl_available():
+        return torch.device("cpu"), (
+            "this torch has no NCCL, by which GPUs exchange gradients: install a build that has it, or type --gpus 1"
+        )
+    if local_rank < visible:
+        return torch.device("cuda", local_rank), None
+    # Slurm's --gpus-per-task=1 shows each task its own as the first.
+    if visible == 1 and "SLURM_STEP_ID" in os.environ and not dist.is_torchelastic_launched():
+        return torch.device("cuda", 0), None
+    return torch.device("cpu"), (
+        f"process {local_rank} of this machine has no GPU of its own, {visible} "
+        f"{'is' if visible == 1 else 'are'} visible: type --nproc-per-node {visible}"
     )
+
+
+def _store(rank: int, world_size: int) -> dist.Store:
+    """The key-value store at MASTER_ADDR:MASTER_PORT: rank 0's, or torchrun's own."""
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing:
+        raise ValueError(f"WORLD_SIZE is {world_size} but {' and '.join(missing)} is not set: start it by torchrun")
+    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     try:
-        elastic_launch(config, sys.executable)("-m", "deit_fast.train", *arguments)
-    except ChildFailedError as error:
-        return error.get_first_failure()[1].exitcode
-    except SignalException as error:
-        return 128 + int(error.sigval)
-    return 0
+        store, _, _ = next(dist.rendezvous("env://", rank, world_size, timeout=_MEETING))
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" in str(error):
+            raise ValueError(f"the port of {where} is in use on this machine: set MASTER_PORT to another") from error
+        raise ValueError(f"rank {rank} does not reach rank 0 at {where}: check MASTER_ADDR, MASTER_PORT") from error
+    return store
+
+
+def _meet(store: dist.Store, rank: int, world_size: int, own: Introduction) -> list[Introduction]:
+    """Every rank's introduction, in their order, once rank 0 has found nothing wrong with them.
+
+    Raises:
+        ValueError: rank 0's finding, on every rank.
+    """
+    # A process may train more than once within a group that its caller has set up.
+    store = dist.PrefixStore(f"deit_fast/meeting/{next(_meetings)}", store)
+    names = [str(other) for other in range(world_size)]
+    store.set(names[rank], json.dumps(asdict(own)))
+    if rank == 0:
+        try:
+            store.wait(names, _MEETING)
+            everyone = [Introduction(**json.loads(store.get(name))) for name in names]
+            finding = agreement.finding(everyone)
+        except dist.DistStoreError:
+            everyone, absent = [], [name for name in names if not store.check([name])]
+            finding = (
+                f"rank {', '.join(absent)} of {world_size} did not come within {_MEETING.seconds // 60} minutes: see "
+                f"what it printed, or start fewer processes"
+            )
+        present = [name for name in names[1:] if store.check([name])]
+        store.set("finding", json.dumps([finding, [asdict(other) for other in everyone]]))
+        store.wait([f"{name} has read" for name in present], _MEETING)  # the store may end with this process
+    else:
+        store.wait(["finding"], 2 * _MEETING)  # rank 0's own wait may have begun later
+    finding, described = json.loads(store.get("finding"))
+    store.set(f"{rank} has read", "")
+    if finding:
+        raise ValueError(finding)
+    return [Introduction(**other) for other in described]

@@ -9,7 +9,7 @@ import torch
 
 from .data import TrainLoader
 from .distributed import Ranks
-from .step import Losses
+from .step import StepResult
 
 
 class Meter:
@@ -34,9 +34,9 @@ class Meter:
         self._began, self._waited, self._excluded = time.perf_counter(), self._batches.wait_seconds, 0.0
         self._paused: float | None = None
 
-    def add(self, losses: Losses) -> None:
+    def add(self, result: StepResult) -> None:
         """One step's loss and its two terms; nothing is read here."""
-        loss, label_term, teacher_term = losses
+        loss, label_term, teacher_term = result.losses
         self._distils = teacher_term is not None
         self._sums += torch.stack(
             [loss, label_term, torch.zeros_like(label_term) if teacher_term is None else teacher_term]

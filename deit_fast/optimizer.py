@@ -26,16 +26,12 @@ def parameter_groups(model: nn.Module, weight_decay: float, decay_dist_token: bo
     return [{"params": undecayed, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
 
 
-def create_optimizer(config: Config, model: nn.Module, lr: float, fused: bool) -> torch.optim.Optimizer:
-    """AdamW (betas 0.9 and 0.999, eps 1e-8), or SGD with Nesterov momentum 0.9, as timm 0.3.2 makes them by default.
-
-    Args:
-        fused: one kernel for all parameters, on a GPU.
-    """
+def create_optimizer(config: Config, model: nn.Module, lr: float) -> torch.optim.Optimizer:
+    """AdamW (betas 0.9 and 0.999, eps 1e-8), or SGD with Nesterov momentum 0.9, as timm 0.3.2 makes them by default."""
     groups = parameter_groups(model, config.weight_decay, config.decay_dist_token)
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True, fused=fused)
-    return torch.optim.AdamW(groups, lr=lr, fused=fused)
+        return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True, fused=True)
+    return torch.optim.AdamW(groups, lr=lr, fused=True)
 
 
 class MovingAverage:

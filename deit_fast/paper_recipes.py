@@ -2,8 +2,8 @@
 
 Every docstring has the command, the top-1 on ImageNet's validation images (marked "paper", with its table) and a time.
 Nothing here has been trained on ImageNet by us yet. A time marked "paper" was measured by its authors on V100s. One
-marked "estimate" is a lower bound for 8 × H100: 3 forward passes of the student and one of the teacher an image, at 22.9 %
-of 989 TFLOP/s, which is what ViT-5-S trains at elsewhere (docs/recipes.md has the formula); data must keep up.
+marked "estimate" is a lower bound for 8 × H100, and not measured: three forward passes of the student and one of the
+teacher an image, at 22.9 % of 989 TFLOP/s (docs/recipes.md has the formula and its source).
 Where the numbers come from stands beside each of them in tests/deit_fast/recipe_table.json, which a test holds.
 """
 
@@ -130,7 +130,7 @@ def official() -> Config:
 
     python -m deit_fast.train --recipe official --data /imagenet
 
-    - schedule: the learning rate changes once an epoch and one epoch late; epochs 0 and 1 run at the warm-up's first rate
+    - schedule: the rate changes once an epoch and one epoch late; epochs 0 and 1 run at the warm-up's first rate
     - decay_dist_token: the distillation token is decayed, the class token is not
     - order: the index lists of its RASampler, which depend on the epoch and the number of processes alone; each process
       mixes its batch with its own mirror image, with one draw
@@ -141,8 +141,8 @@ def official() -> Config:
     - ema_decay: 0.99996, kept although never evaluated; here it is evaluated
     - crop_ratio: 0.875 at every resolution
 
-    Not repeated: fp16 with a loss scaler (--precision is bf16 or fp32), random numbers (PyTorch's and NumPy's there,
-    counter-based here), a resumed run that uses the next epoch's learning rate.
+    For its fp16 with a loss scaler type --precision fp16. Not repeated: its random numbers, which are PyTorch's and
+    NumPy's, and that a resumed run uses the next epoch's learning rate.
     Top-1 81.2 (paper, Table 5; its released file 81.16, the official README). Time: as `deit`.
     """
     quirks = {
@@ -184,7 +184,7 @@ def finetune_384() -> Config:
 
     python -m deit_fast.train --recipe finetune-384 --data /imagenet --weights runs/deit-base
 
-    --weights is a run, a file of ours, the official code's, timm's or Hugging Face's; "timm", the default, fetches DeiT-B.
+    --weights is a run, or a file of ours, the official code's, timm's or Hugging Face's; "timm", the default, fetches.
     Top-1 83.1 (paper, Tables 5 and 10), which needs --crop-ratio 1: the released file has 82.9 at the official 0.875
     (README) and 83.1 at 1.0 (timm's results). The paper fine-tunes for 25 epochs, the README for 30. With stochastic
     depth: --train-mode train --drop-path 0.1. By SGD: --optimizer sgd (83.1, Table 8). Time: 20 h on 8 V100 (paper, 25
@@ -221,9 +221,9 @@ def finetune_384_distilled() -> Config:
     The official trainer fine-tunes in evaluation mode, where the model gives one tensor and its distillation raises
     NotImplementedError; here it is in training mode, with stochastic depth 0.1 (--drop-path 0 for none). What was
     published is the rest: the settings are those of `finetune-384`.
-    Top-1 84.5 from 300 epochs, 85.2 from 1000 (paper, Table 5; the released file of 1000 epochs has 85.2 at the official
-    crop ratio 0.875 and 85.4 at 1.0). The paper's teacher is fine-tuned at 384 as well (FixRes); --teacher takes such a
-    run. Time: 2.5 h on 8 × H100 (estimate).
+    Top-1 84.5 from 300 epochs, 85.2 from 1000 (paper, Table 5; the released file of 1000 epochs has 85.2 at a crop
+    ratio of 0.875 and 85.4 at 1.0). The paper's teacher is fine-tuned at 384 as well (FixRes); --teacher takes one.
+    Time: 2.5 h on 8 × H100 (estimate).
     """
     model = "deit_base_distilled_patch16_224"
     return dataclasses.replace(_at(384, "finetune-384-distilled", model), distill="hard", teacher=TEACHER)

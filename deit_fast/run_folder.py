@@ -4,6 +4,7 @@ config.json     the configuration; a different one is refused
 data.json       class names (index = label), numbers of images, a digest of the labels; other data is refused
 metrics.jsonl   a line every --log-every steps, and one for every evaluation
 report.png      curves
+logs/           what each process printed and where it was last
 summary.json    the scores of a finished run; while it is missing, the run is unfinished
 checkpoints/    see checkpoint.py
 """
@@ -23,7 +24,7 @@ from .config import Config, difference
 from .data import Dataset
 
 # Everything of ours, in the order in which --fresh discards it: the marks of a finished and of a resumable run first.
-OURS = ("summary.json", "checkpoints", "data.json", "metrics.jsonl", "report.png", "config.json")
+OURS = ("summary.json", "checkpoints", "data.json", "metrics.jsonl", "report.png", "logs", "config.json")
 
 
 def open_run(config: Config, run: Path) -> dict[str, Any] | None:

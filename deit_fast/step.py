@@ -1,23 +1,31 @@
 """One training step: what a batch does to the weights. Nothing in it waits for the device.
 
-step = TrainingStep(config, model, teacher, ranks, reporter)
-losses = step(batch, lr)            # scalars on the device
-step.model, step.optimizer, step.ema
+    step = TrainingStep(config, model, teacher, ranks, autocast, reporter)
+    with step.steady():
+        result = step(batch, lr)        # scalars on the device
+    step.model, step.optimizer, step.ema
+
+A process's rows go through the model `--micro-batch` at a time: the gradient is that of all of them together, whatever
+the size. Where memory does not suffice it is halved, and the step repeated.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import gc
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from deit_kernels import cross_entropy, distillation_loss
+from deit_kernels import MixedTarget, cross_entropy, distillation_loss
 
 from .config import Config
-from .data import Batch, Target
+from .data import IGNORE, Batch, Target
+from .data.memory import to_device
 from .distributed import Ranks
 from .model import VisionTransformer, drop_path_scales
 from .optimizer import MovingAverage, create_optimizer
@@ -26,6 +34,9 @@ from .teacher import Teacher
 
 _SEED_BITS = 0x7FFFFFFFFFFFFFFF
 _GOLDEN = 0x9E3779B97F4A7C15  # spreads consecutive steps over all seeds
+
+
+_WARM_UP_STEPS = 3  # by then every buffer, graph and cache that lives as long as the run is there
 
 
 class Losses(NamedTuple):
@@ -42,66 +53,211 @@ class Losses(NamedTuple):
     teacher_term: Tensor | None
 
 
+class StepResult(NamedTuple):
+    """What a step leaves to be logged, on the device.
+
+    Attributes:
+        losses: of this rank's rows, detached.
+        grad_norm: float32 scalar, the Euclidean norm of the gradient of all parameters; the same on every rank.
+        finite: bool scalar, whether it is a number; the same on every rank.
+    """
+
+    losses: Losses
+    grad_norm: Tensor
+    finite: Tensor
+
+
 class TrainingStep:
     """Teacher, student, loss, backward, update, moving average.
 
     Args:
         model: the student, on its device.
         teacher: whose labels it learns; None for none.
+        autocast: see `precision`.
 
     Attributes:
         model: the student itself: neither wrapped in DDP nor compiled.
         optimizer: over its parameters.
         ema: its moving average, or None.
-        autocast: the precision of forward passes, for evaluations as well.
+        scaler: of the loss, for fp16; None in other precisions.
         peak_lr: the learning rate after warm-up.
+        slices: equal parts in which this rank's rows go through the model.
     """
 
     def __init__(
-        self, config: Config, model: nn.Module, teacher: Teacher | None, ranks: Ranks, reporter: Reporter
-    ) -> None:
+        self, config: Config, model: nn.Module, teacher: Teacher | None, ranks: Ranks,
+        autocast: AbstractContextManager, reporter: Reporter,
+    ) -> None:  # fmt: skip
         self.model, self.teacher = model, teacher
-        self.autocast = precision(config, ranks.device, reporter)
         self.peak_lr = config.lr * config.batch_size / 512
         reporter.decide("lr", f"{self.peak_lr:.2e}", f"--lr {config.lr:g} x batch {config.batch_size} / 512")
-        self.optimizer = create_optimizer(config, model, self.peak_lr, fused=ranks.device.type == "cuda")
+        # Fused: one pass over the weights, no wait for the step counter, and a flag on the device can skip the update.
+        self.optimizer = create_optimizer(config, model, self.peak_lr)
         self.ema = MovingAverage(model, config.ema_decay) if config.ema_decay else None
-        self._config, self._ranks = config, ranks
+        self.scaler = torch.amp.GradScaler(ranks.device.type) if config.precision == "fp16" else None
+        self._config, self._ranks, self._autocast, self._reporter = config, ranks, autocast, reporter
         self._ours = isinstance(model, VisionTransformer)
-        self._student = _wrapped(model, config, ranks, reporter)
+        self._rows = config.batch_size // ranks.world_size
+        self.slices = slices(self._rows, config.micro_batch)
+        share = f", {self._rows // self.slices} at once" if self.slices > 1 else ""
+        reporter.decide("processes", f"{ranks.world_size}, {self._rows} images a step each{share}", str(ranks.device))
+        compiled = config.compile == "on" or (config.compile == "auto" and ranks.device.type == "cuda")
+        decided = "on a GPU it pays" if compiled else "on a CPU it takes longer"
+        reporter.decide("compile", "on" if compiled else "off", "--compile" if config.compile != "auto" else decided)
+        self._losses = partial(losses_of, config)
+        student = model
+        if compiled:
+            # Every batch has the same shape. Ours has no graph break; what others have is their own.
+            student = torch.compile(model, fullgraph=self._ours, dynamic=False)
+            self._losses = torch.compile(self._losses, fullgraph=True, dynamic=False)
+        self._student = _parallel(student, ranks)
+        self._steps = 0
 
-    def __call__(self, batch: Batch, lr: float) -> Losses:
-        """Learn one batch at the learning rate `lr`."""
+    @contextmanager
+    def steady(self) -> Iterator[None]:
+        """For the loop: after the first steps, what is in memory stays there and the garbage collector skips it."""
+        try:
+            yield
+        finally:
+            gc.unfreeze()
+
+    def __call__(self, batch: Batch, lr: float) -> StepResult:
+        """Learn one batch at the learning rate `lr`.
+
+        Raises:
+            ValueError: one image at a time is too much for the device's memory.
+        """
+        self._steps += 1
+        if self._steps == 1 and self._ranks.world_size > 1:
+            self._fit(batch)
+        elif self._steps == _WARM_UP_STEPS:
+            gc.collect()
+            gc.freeze()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        with self.autocast:
-            teacher_logits = self.teacher(batch.images) if self.teacher else None
-            outputs = self._forward(batch)
-        losses = losses_of(self._config, outputs, teacher_logits, batch.target)
-        losses.loss.backward()
-        self.optimizer.step()
+        while (losses := self._gradients(batch)) is None:
+            self._halve()
+        return self._update(losses)
+
+    def _update(self, losses: Losses) -> StepResult:
+        """Move weights and average along the gradients, which are gone afterwards."""
+        if self.scaler:
+            self.scaler.unscale_(self.optimizer)
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        grad_norm = torch.nn.utils.get_total_norm(gradients)
+        if self.scaler:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema:
             self.ema.update()
+        return StepResult(losses, grad_norm, grad_norm.isfinite())
+
+    def _gradients(self, batch: Batch, alone: bool = False) -> Losses | None:
+        """Forward and backward of all rows; None, and no gradients, when the device's memory does not suffice.
+
+        Args:
+            alone: leave the other ranks' gradients out.
+        """
+        rows = len(batch.labels) // self.slices
+        # Each slice's sum over the rows that count in the whole batch: together they are its mean.
+        counted = (batch.labels != IGNORE).sum() if self.slices > 1 else None
+        total: Losses | None = None
+        try:
+            for index in range(self.slices):
+                part = _part(batch, slice(index * rows, (index + 1) * rows))
+                last = index == self.slices - 1
+                hold = self._ranks.world_size > 1 and (alone or not last)
+                with self._student.no_sync() if hold else nullcontext():
+                    losses = self._learn(part, counted)
+                total = losses if total is None else Losses(*map(_sum, total, losses))
+            return total
+        except torch.OutOfMemoryError:
+            self.optimizer.zero_grad(set_to_none=True)
+        return None
+
+    def _learn(self, batch: Batch, counted: Tensor | None) -> Losses:
+        with self._autocast:
+            teacher_logits = self.teacher(batch.images) if self.teacher else None
+            outputs = self._forward(batch)
+        losses = self._losses(outputs, teacher_logits, batch.target, counted)
+        (self.scaler.scale(losses.loss) if self.scaler else losses.loss).backward()
         return losses._replace(loss=losses.loss.detach())
 
     def _forward(self, batch: Batch) -> Tensor | tuple[Tensor, Tensor]:
         config, ranks = self._config, self._ranks
-        if config.dropout or not self._ours:  # dropout, and its like in timm's models: f(seed, step, rank) as well
-            number = batch.step * ranks.world_size + ranks.rank + 1
+        # Dropout, and its like in timm's models, is a function of seed and place in the stream as well.
+        if config.dropout or not self._ours:
+            number = batch.step * config.batch_size + batch.positions.numpy()[0].item() + 1
             torch.manual_seed(config.seed + _GOLDEN * number & _SEED_BITS)
         if not self._ours:
             return self._student(batch.images)
         drop_path = None
         if config.drop_path:
             rates = self.model.drop_path_rates()
-            drop_path = drop_path_scales(config.seed, batch.step, batch.positions.numpy(), rates)
-            drop_path = drop_path.to(ranks.device, non_blocking=True)
+            scales = drop_path_scales(config.seed, batch.step, batch.positions.numpy(), rates)
+            drop_path = to_device(scales, ranks.device)
         return self._student(batch.images, drop_path)
+
+    def _fit(self, batch: Batch) -> None:
+        """Try one batch on every rank alone and agree on the slices: later, a rank without memory would leave the rest
+        waiting for its gradients."""
+        buffers = [buffer.clone() for buffer in self.model.buffers()]
+        while True:
+            losses = self._gradients(batch, alone=True)
+            self.optimizer.zero_grad(set_to_none=True)
+            missing = torch.tensor(float(losses is None), device=self._ranks.device)
+            if not self._ranks.total(missing).item():
+                break
+            self._halve()
+        for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+
+    def _halve(self) -> None:
+        """Half as many rows at once.
+
+        Raises:
+            ValueError: it is one already.
+        """
+        rows = self._rows // self.slices
+        if rows == 1:
+            raise ValueError(
+                f"not even one image at a time of {self._config.image_size} x {self._config.image_size} pixels fits "
+                f"into the memory of {self._ranks.device}: type a smaller --model or --image-size"
+            )
+        if self._ranks.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.slices = slices(self._rows, rows // 2)
+        self._reporter.say(
+            f"out of memory with {rows} images at once: {self._rows // self.slices} from now on, and still "
+            f"{self._config.batch_size} a step (--micro-batch {self._rows // self.slices} says so from the start)"
+        )
+
+
+def slices(rows: int, micro_batch: int) -> int:
+    """The smallest number of equal parts of `rows` that are no larger than `micro_batch`; 0: no limit."""
+    return next(parts for parts in range(1, rows + 1) if rows % parts == 0 and rows <= parts * (micro_batch or rows))
+
+
+def _part(batch: Batch, rows: slice) -> Batch:
+    fields = {name: getattr(batch, name)[rows] for name in ("images", "labels", "samples", "positions")}
+    target = batch.target
+    target = target[rows] if isinstance(target, Tensor) else MixedTarget(*(part[rows] for part in target))
+    return batch._replace(**fields, target=target)
+
+
+def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    return None if first is None else first + second
 
 
 def losses_of(
-    config: Config, outputs: Tensor | tuple[Tensor, Tensor], teacher_logits: Tensor | None, target: Target
+    config: Config,
+    outputs: Tensor | tuple[Tensor, Tensor],
+    teacher_logits: Tensor | None,
+    target: Target,
+    counted: Tensor | None = None,
 ) -> Losses:
     """What the configuration minimises.
 
@@ -109,41 +265,47 @@ def losses_of(
         outputs: logits (B, C) of one head, or of class and distillation head.
         teacher_logits: (B, C); None without a teacher.
         target: labels int64 (B,), IGNORE where there is no image, or those of mixed images.
+        counted: what the sum over the rows is divided by; None: the number of rows with a label, for their mean.
     """
     cls_logits, dist_logits = outputs if isinstance(outputs, tuple) else (outputs, None)
+    options = {"label_smoothing": config.label_smoothing, "reduction": "mean" if counted is None else "none"}
     if teacher_logits is None:
-        loss = cross_entropy(cls_logits, target, label_smoothing=config.label_smoothing)
-        return Losses(loss, loss.detach(), None)
-    parts = distillation_loss(
-        cls_logits, dist_logits, teacher_logits, target, mode=config.distill, alpha=config.alpha, tau=config.tau,
-        kl_normalizer=config.kl_normalizer, label_smoothing=config.label_smoothing, return_parts=True,
-    )  # fmt: skip
-    return Losses(*parts)
+        loss = cross_entropy(cls_logits, target, **options)
+        parts = loss, loss.detach()
+    else:
+        parts = distillation_loss(
+            cls_logits, dist_logits, teacher_logits, target, mode=config.distill, alpha=config.alpha, tau=config.tau,
+            kl_normalizer=config.kl_normalizer, return_parts=True, **options,
+        )  # fmt: skip
+    if counted is not None:
+        parts = [part.sum() / counted for part in parts]
+    return Losses(*parts) if teacher_logits is not None else Losses(*parts, None)
 
 
 def precision(config: Config, device: torch.device, reporter: Reporter) -> AbstractContextManager:
-    """The context of forward passes that --precision means on this device."""
+    """The context of forward passes that --precision means on this device.
+
+    Raises:
+        ValueError: fp16 on a CPU.
+    """
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
+    reason = "--precision"
+    if dtype is torch.float16 and device.type != "cuda":
+        raise ValueError("--precision fp16 needs a CUDA GPU, this is a CPU: type --precision bf16 or --precision fp32")
     if config.precision == "auto":
-        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        reason = "this GPU has it" if bf16 else "bf16 pays on a GPU that has it"
-    else:
-        bf16, reason = config.precision == "bf16", "--precision"
-    reporter.decide("precision", "bf16 autocast, fp32 weights" if bf16 else "fp32", reason)
-    return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
+        pays = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        dtype, reason = (torch.bfloat16, "this GPU has it") if pays else (None, "bf16 pays on a GPU that has it")
+    names = {torch.bfloat16: "bf16 autocast, fp32 weights", torch.float16: "fp16 autocast, fp32 weights, scaled loss"}
+    reporter.decide("precision", names.get(dtype, "fp32"), reason)
+    return torch.autocast(device.type, dtype) if dtype else nullcontext()
 
 
-def _wrapped(model: nn.Module, config: Config, ranks: Ranks, reporter: Reporter) -> nn.Module:
-    """The model as the step calls it: in DDP among several ranks, compiled where that pays."""
-    share = config.batch_size // ranks.world_size
-    reporter.decide("processes", f"{ranks.world_size}, {share} images a step each", str(ranks.device))
-    student = model
-    if ranks.world_size > 1:
-        student = DistributedDataParallel(
-            model,
-            device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
-            gradient_as_bucket_view=True,
-        )
-    compiled = config.compile == "on" or (config.compile == "auto" and ranks.device.type == "cuda")
-    reason = "--compile" if config.compile != "auto" else "on a GPU it pays" if compiled else "on a CPU it takes longer"
-    reporter.decide("compile", "on" if compiled else "off", reason)
-    return torch.compile(student) if compiled else student
+def _parallel(student: nn.Module, ranks: Ranks) -> nn.Module:
+    """The model as the step calls it: among several ranks, its gradients are their mean."""
+    if ranks.world_size == 1:
+        return student
+    return DistributedDataParallel(
+        student,
+        device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+    )

@@ -29,7 +29,7 @@ from .trained import rows_of_last_matrix, run_model
 # What a teacher recipe takes over from the student's configuration: the same data, seen in the same way.
 _SHARED = (
     "data", "image_size", "crop_scale", "flip", "crop_ratio", "batch_size", "order", "exif_orientation",
-    "in_memory", "bad_images", "threads", "precision", "gpus",
+    "in_memory", "bad_images", "threads", "precision", "gpus", "micro_batch",
 )  # fmt: skip
 
 

@@ -6,7 +6,8 @@
     torchrun --nproc-per-node 2 -m deit_fast.train --data digits  two processes, on CPUs too
 
 The same command continues an unfinished run from its last checkpoint, bit for bit, and prints the table of a finished
-one. Exit codes: 0 done, 2 a mistake in the command or the data, 3 diverged, 130 interrupted.
+one. Exit codes: 0 done, 2 a mistake in the command or the data, 3 diverged,
+4 another process was killed, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -25,20 +26,24 @@ from torch import nn
 
 from . import checkpoint, distributed, report
 from . import run_folder as folder
+from .agreement import data_digest
 from .classifiers import classifier, normalisation
+from .cluster import adopt_slurm
 from .config import Config
 from .data import BadImage, EvalLoader, TrainLoader, open_dataset
 from .data.mixing import Mixing
 from .data.order import steps_per_epoch
 from .distributed import Ranks
 from .evaluate import Scores, evaluate, headline
+from .heartbeat import LOST, Heartbeat, RankLost
+from .launch import LAUNCHED, launch
 from .meter import Meter
 from .model import VisionTransformer
 from .optimizer import MovingAverage, all_finite
 from .policies import evaluation_policy, training_policy
 from .recipes import parse
 from .schedule import learning_rates
-from .step import TrainingStep
+from .step import TrainingStep, precision
 from .teacher import load_teacher, recipe_config
 
 
@@ -62,14 +67,16 @@ def train(config: Config) -> Summary:
     Raises:
         ValueError: a mistake in the configuration or the data, in one sentence that says what to type instead.
         Diverged: the loss became infinite or NaN.
+        RankLost: another process of this run has ended.
     """
-    config.check()
-    with distributed.ranks() as ranks:
-        return _run(config, ranks)
+    with distributed.ranks(config) as ranks, Heartbeat(ranks.rank, ranks.world_size) as heartbeat:
+        return _run(config, ranks, heartbeat)
 
 
-def _run(config: Config, ranks: Ranks) -> Summary:
+def _run(config: Config, ranks: Ranks, heartbeat: Heartbeat) -> Summary:
     reporter = report.Reporter(ranks.main)
+    for warning in ranks.warnings:
+        reporter.say(f"warning: {warning}")
     run = config.run_folder()
     finished = ranks.main_first(lambda: folder.open_run(config, run))
     if finished is not None:
@@ -79,8 +86,10 @@ def _run(config: Config, ranks: Ranks) -> Summary:
 
     # Everything that can be wrong with the command or the data is found before anything long or lasting.
     reporter.say(f"{config.recipe}: {config.model} on {config.data}, in {run}")
+    autocast = precision(config, ranks.device, reporter)
     train_set, val_set = ranks.main_first(lambda: open_dataset(config.data))
     data = folder.describe(train_set, val_set)
+    ranks.agree("data", data_digest(data, train_set, val_set), "give every machine the same files")
     if not config.fresh:
         ranks.main_first(lambda: folder.check_data(run, data))
     epoch_steps = steps_per_epoch(
@@ -112,17 +121,17 @@ def _run(config: Config, ranks: Ranks) -> Summary:
     teacher, teacher_spec = None, config.teacher
     if (teacher_config := recipe_config(config)) is not None:
         reporter.say(f"its teacher first, by the recipe {teacher_config.recipe}")
-        teacher_spec = str(_run(teacher_config, ranks).run)
+        teacher_spec = str(_run(teacher_config, ranks, heartbeat).run)
         reporter.say(f"{config.recipe} goes on")
     if config.distill != "none":
         teacher = ranks.main_first(lambda: load_teacher(config, teacher_spec, classes, normalised)).to(ranks.device)
         reporter.decide("teacher", teacher_spec, f"{config.distill} labels, learnt by the {config.distill_on} head")
-    step = TrainingStep(config, model, teacher, ranks, reporter)
-    optimizer, ema, autocast = step.optimizer, step.ema, step.autocast
+    step = TrainingStep(config, model, teacher, ranks, autocast, reporter)
+    optimizer, ema = step.optimizer, step.ema
     schedule = learning_rates(config, epoch_steps, step.peak_lr)
 
     loading = {
-        "threads": config.threads or None, "bad_images": config.bad_images, "in_memory": config.in_memory,
+        "threads": config.threads or ranks.cores, "bad_images": config.bad_images, "in_memory": config.in_memory,
         "exif_orientation": config.exif_orientation, "device": ranks.device,
     }  # fmt: skip
     eval_batches = EvalLoader(
@@ -130,9 +139,13 @@ def _run(config: Config, ranks: Ranks) -> Summary:
         **loading,
     )  # fmt: skip
     start, seconds = (0, 0.0) if config.fresh else _restore(run, model, ema, optimizer, reporter)
+    ranks.agree("step", start, f"{run} must lie on storage that all machines share")
     batches = TrainLoader(train_set, policy, total_steps=total_steps, start_step=start, **rows, **loading)
     if ranks.main:
         folder.begin(config, run, data, start)
+    ranks.wait()
+    ranks.training_begins()
+    heartbeat.begin(run / "logs")
 
     def log(line: dict[str, Any]) -> None:
         if ranks.main:
@@ -151,8 +164,9 @@ def _run(config: Config, ranks: Ranks) -> Summary:
     meter = Meter(batches, ranks, config.batch_size)
     began = time.perf_counter()
     model.train(config.train_mode == "train")
-    with reporter.progress(config.recipe, start, total_steps) as advance:
+    with reporter.progress(config.recipe, start, total_steps) as advance, step.steady():
         for batch in batches:
+            heartbeat.at("step", batch.step)
             lr = schedule(batch.step)
             meter.add(step(batch, lr))
 
@@ -172,13 +186,16 @@ def _run(config: Config, ranks: Ranks) -> Summary:
             advance(done, row)
             meter.pause()
             if into_epoch == 0 and (epoch % config.eval_every == 0 or last):
+                heartbeat.at("evaluation")
                 scores = evaluated()
                 log({"step": done, "student": scores[0], "ema": scores[1]})
                 reporter.say(report.epoch_line(epoch, config.epochs, row, *scores, headline(scores[0], config.fusion)))
             if ranks.main and save_now:
+                heartbeat.at("checkpoint")
                 state = {"seconds": seconds + time.perf_counter() - began}
                 checkpoint.save(run, done, model, ema.module if ema else None, optimizer, state, config.keep)
             meter.resume()
+            heartbeat.at("data", done)
 
     # A run that was killed between its last checkpoint and its summary has nothing left to train.
     student_scores, ema_scores = scores or evaluated()
@@ -237,18 +254,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         config = parse(arguments, __doc__)
-        config.check()
-        visible = torch.cuda.device_count()
-        if config.gpus > visible:
-            raise ValueError(f"--gpus {config.gpus}: {visible} visible here; leave --gpus out to use what there is")
-        processes = config.gpus or visible
-        if processes > 1 and "RANK" not in os.environ:
-            return distributed.launch(arguments, processes)
+        if "RANK" not in os.environ and not adopt_slurm(os.environ):
+            config.check()
+            visible = torch.cuda.device_count()
+            if config.gpus > visible:
+                raise ValueError(f"--gpus {config.gpus}: {visible} visible here; leave --gpus out to use what there is")
+            if (processes := config.gpus or visible) > 1:
+                return launch(arguments, processes, config.run_folder() / "logs")
         train(config)
         return 0
-    except (ValueError, OSError, Diverged) as error:
+    except (ValueError, OSError, Diverged, RankLost) as error:
         if os.environ.get("DEIT_FAST_TRACEBACK"):
             raise
+        if isinstance(error, RankLost):
+            # The launcher that every rank has in common says it; without one, the first rank that is left.
+            if error.code == LOST and LAUNCHED not in os.environ and os.environ["RANK"] == str(int(error.rank == 0)):
+                print(f"error: {error}", file=sys.stderr)
+            return error.code
         # What every rank finds alike is said once; what one rank alone met (an image of its share), by that rank.
         if os.environ.get("RANK", "0") == "0" or isinstance(error, BadImage):
             print(f"error: {error}", file=sys.stderr)

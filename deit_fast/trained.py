@@ -268,7 +268,10 @@ def _crop_ratio(settings: dict[str, Any], size: int) -> float:
     resized = settings.get("size", size)
     if isinstance(resized, Mapping):
         resized = resized.get("shortest_edge", resized.get("height", size))
-    return min(1.0, size / resized) if settings.get("do_center_crop", False) else 1.0
+    if not settings.get("do_center_crop", False) or resized <= size:
+        return 1.0
+    # Policies resize to int(size / ratio), which a quotient that is rounded up would make one pixel less.
+    return size / resized if int(size / (size / resized)) == resized else size / (resized + 0.5)
 
 
 def _timm_folder(path: Path, file: Path, config: dict[str, Any]) -> Trained:

@@ -239,7 +239,7 @@ class TrainLoader(_Loader):
         return samples(step, **self._order)
 
     def _check(self, built: Built) -> None:
-        if not built.labelled:
+        if not built.labelled and self._order["world_size"] == 1:  # the other ranks' rows may be readable
             first = ": ".join(next(iter(built.reasons.items())))
             what = "pair of readable images to mix" if self.mixing else "readable image"
             raise BadImage(f"step {built.batch.step} has no {what}; the first of {len(built.reasons)} is {first}")
@@ -283,7 +283,7 @@ class EvalLoader(_Loader):
 
     def __iter__(self) -> Iterator[Batch]:
         yield from super().__iter__()
-        if self._steps and len(self.bad_images) == len(self._samples):
+        if self._steps and len(self.bad_images) == len(self._samples) and self._world_size == 1:
             first = ": ".join(next(iter(self.bad_images.items())))
             raise BadImage(f"none of the {len(self._samples)} images is readable; the first is {first}")
 

@@ -19,6 +19,13 @@ ALIGNMENT = 16  # of what follows the pixels in a block: rows of plans and int64
 HEADROOM = 1.25  # an arena is this much larger than the last batch needed
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A small tensor in host memory, on the device; the host does not wait for the copy."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory(device)  # from other memory the copy would hold the host up
+    return tensor.to(device, non_blocking=True)
+
+
 class Blocks:
     """Blocks of memory that come back by themselves when nothing refers to them any more.
 

@@ -210,18 +210,18 @@ def test_an_interrupted_run_says_how_to_go_on(tiny: Config, capsys, monkeypatch)
 def test_several_gpus_become_several_processes(tiny: Config, monkeypatch) -> None:
     launched = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    monkeypatch.setattr("deit_fast.distributed.launch", lambda *call: launched.append(call) or 0)
+    monkeypatch.setattr("deit_fast.train.launch", lambda *call: launched.append(call) or 0)
     monkeypatch.delenv("RANK", raising=False)
     assert main(command_line(tiny)) == main([*command_line(tiny), "--gpus", "4"]) == 0
-    assert [processes for _, processes in launched] == [8, 4]
+    assert [processes for _, processes, _ in launched] == [8, 4]
 
 
 def test_the_launcher_starts_the_processes(tiny: Config, teachers: Path, monkeypatch) -> None:
-    from deit_fast.distributed import launch
+    from deit_fast.launch import launch
 
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(teachers), *sys.path]))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert launch(command_line(tiny), processes=2) == 0
+    assert launch(command_line(tiny), 2, Path(tiny.out) / "logs") == 0
     assert (Path(tiny.out) / "summary.json").exists()
 
 
@@ -278,7 +278,7 @@ def test_a_line_that_was_cut_off_does_not_stop_a_run(tiny: Config) -> None:
 def test_a_mistake_among_several_processes_is_said_once_with_its_exit_code(
     tiny: Config, teachers, monkeypatch, capfd
 ) -> None:
-    from deit_fast.distributed import launch
+    from deit_fast.launch import launch
 
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(teachers), *sys.path]))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -286,7 +286,7 @@ def test_a_mistake_among_several_processes_is_said_once_with_its_exit_code(
         ({"data": "/nowhere"}, "is neither a folder"),
         ({"batch_size": 9}, "type --batch-size 8 or 10"),
     ]:
-        assert launch(command_line(dataclasses.replace(tiny, **changes)), processes=2) == 2
+        assert launch(command_line(dataclasses.replace(tiny, **changes)), 2, Path(tiny.out) / "logs") == 2
         captured = capfd.readouterr()
         assert captured.err.count("error: ") == 1 and says in captured.err
         assert "Traceback" not in captured.err

@@ -32,10 +32,7 @@ def test_the_distillation_token_is_exempt_when_asked_as_in_todays_timm() -> None
 
 def test_the_optimizers_are_timms_by_default() -> None:
     model = torch.nn.Linear(3, 2)
-    adamw, sgd = (
-        create_optimizer(Config(optimizer=name, weight_decay=0.1), model, 1e-3, fused=False)
-        for name in ("adamw", "sgd")
-    )
+    adamw, sgd = (create_optimizer(Config(optimizer=name, weight_decay=0.1), model, 1e-3) for name in ("adamw", "sgd"))
     for ours, name in ((adamw, "adamw"), (sgd, "sgd")):
         theirs = create_optimizer_v2(model, name, lr=1e-3, weight_decay=0.1)
         assert type(ours) is type(theirs)

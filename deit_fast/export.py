@@ -1,0 +1,303 @@
+"""A trained model in the form of another library, checked there before it is handed over, with a model card.
+
+    python -m deit_fast.export runs/flowers --to onnx --out flowers-onnx      onnxruntime, any batch size
+    python -m deit_fast.export runs/flowers --to timm --out flowers-timm      timm.create_model("local-dir:…")
+    python -m deit_fast.export deit_tiny.pth --to hf --out deit-tiny-hf       AutoModelForImageClassification
+
+--out becomes a folder: the weights (model.onnx or model.safetensors), what that library needs to read them, and
+README.md, the card: recipe, data, metrics with their source, how to load. The other library then loads the folder and
+must give the same logits, within 1e-5 of the largest one (ONNX: 1e-4); otherwise nothing is written. `deit_fast.load`
+reads the folders of timm and Hugging Face back, bit for bit. Exit codes: 0 done, 1 the other library disagrees, 2 a
+mistake in the command, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .checkpoint import sync_folder, write_json
+from .huggingface import huggingface_config, to_huggingface
+from .model import CONFIGS, VisionTransformer
+from .model_card import model_card
+from .trained import Trained, load
+
+BATCHES = (1, 5)  # of the check: two, so that a batch size that was frozen into the file is noticed
+
+
+class Disagreement(RuntimeError):
+    """The other library computes something else."""
+
+
+class Form(NamedTuple):
+    """One value of --to.
+
+    Attributes:
+        library: what reads it.
+        packages: what writing and checking needs, as pip spells it; the extra `export` of pyproject.toml.
+        tolerance: largest difference of a logit, as a share of the largest logit (or of 1).
+        write: puts the files into a folder.
+        read: folder -> a function from images to logits, in that library.
+    """
+
+    library: str
+    packages: tuple[str, ...]
+    tolerance: float
+    write: Callable[[Trained, Path], None]
+    read: Callable[[Path], Callable[[Tensor], Tensor]]
+
+
+def export(trained: Trained, to: str, out: Path) -> float:
+    """Write, check, and move into place.
+
+    Args:
+        to: "onnx", "timm" or "hf".
+        out: a folder that does not exist yet, or is empty.
+
+    Returns:
+        the largest difference of a logit between the two libraries, over random images in two batch sizes.
+
+    Raises:
+        ValueError: the folder is taken, a library is missing, or this model has no such form.
+        Disagreement: the logits differ; nothing is left behind.
+    """
+    form = FORMS[to]
+    if out.suffix in (".onnx", ".safetensors", ".pth"):
+        raise ValueError(f"--out {out} is a folder of several files: type --out {out.with_suffix('')}")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ValueError(f"{out} is there already: type another --out, or remove it")
+    require(form.packages, f"--to {to}")
+    partial = out.absolute().with_name(f".{out.name}.{os.getpid()}.part")
+    partial.mkdir(parents=True)
+    try:
+        form.write(trained, partial)
+        difference = _check(trained, form, partial)
+        text = model_card(trained, to, form.library, difference)
+        (partial / "README.md").write_text(text)
+        for file in partial.iterdir():
+            with open(file, "rb") as opened:
+                os.fsync(opened.fileno())
+        os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    sync_folder(out.absolute().parent)
+    return difference
+
+
+def require(packages: Sequence[str], what: str) -> None:
+    """Refuse with the pip line when a library is missing.
+
+    Args:
+        packages: requirements such as "onnx>=1.18".
+    """
+    names = [package.split(">")[0] for package in packages]
+    if missing := [name for name in names if importlib.util.find_spec(name) is None]:
+        line = " ".join(f"'{package}'" for package in packages)
+        raise ValueError(f"{what} needs {' and '.join(missing)}, not installed here: type pip install {line}")
+
+
+def _check(trained: Trained, form: Form, folder: Path) -> float:
+    theirs, side, worst = form.read(folder), trained.policy.size, 0.0
+    generator = torch.Generator().manual_seed(0)
+    for batch in BATCHES:
+        images = torch.randn(batch, 3, side, side, generator=generator)
+        with torch.inference_mode():
+            expected, got = trained.model(images), theirs(images)
+        difference = (expected - got).abs().max().item()
+        allowed = form.tolerance * max(1.0, expected.abs().max().item())
+        if not difference <= allowed:
+            raise Disagreement(
+                f"{form.library} gives other logits than the model, by up to {difference:.2g} where {allowed:.2g} is "
+                f"allowed, so nothing was written: report this with the versions that pip list shows"
+            )
+        worst = max(worst, difference)
+    return worst
+
+
+def _write_onnx(trained: Trained, folder: Path) -> None:
+    import onnx
+
+    side, policy = trained.policy.size, trained.policy
+    example = torch.zeros(2, 3, side, side)
+    try:
+        program = torch.onnx.export(
+            trained.model,
+            (example,),
+            dynamo=True,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            verbose=False,
+        )
+    except torch.onnx.errors.OnnxExporterError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"torch.onnx cannot export a {type(trained.model).__name__} ({reason})") from error
+    model = program.model_proto
+    facts = {
+        "classes": trained.classes,
+        "image_size": side,
+        "crop_ratio": policy.crop_ratio,
+        "interpolation": policy.interpolation,
+        "mean": policy.mean,
+        "std": policy.std,
+    }
+    onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in facts.items()})
+    onnx.save_model(model, folder / "model.onnx")
+
+
+def _read_onnx(folder: Path) -> Callable[[Tensor], Tensor]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+
+def _write_timm(trained: Trained, folder: Path) -> None:
+    policy, model = trained.policy, trained.model
+    seen = {
+        "input_size": [3, policy.size, policy.size], "crop_pct": policy.crop_ratio, "crop_mode": "center",
+        "interpolation": policy.interpolation, "mean": policy.mean, "std": policy.std,
+    }  # fmt: skip
+    if not isinstance(model, VisionTransformer):
+        labels = {"label_names": trained.classes, "pretrained_cfg": seen}
+        timm.models.save_for_hf(model, folder, labels, safe_serialization=True)
+        return
+    sizes = model.config
+    architecture = _named(model)
+    arguments = {
+        "img_size": sizes.image_size, "patch_size": sizes.patch_size, "embed_dim": sizes.width, "depth": sizes.depth,
+        "num_heads": sizes.heads, "mlp_ratio": sizes.mlp_ratio,
+    }  # fmt: skip
+    heads = ["head", "head_dist"] if sizes.distilled else "head"
+    config = {
+        "architecture": architecture,
+        "num_classes": sizes.classes,
+        "num_features": sizes.width,
+        "label_names": trained.classes,
+        "model_args": arguments,
+        "pretrained_cfg": {
+            **seen, "num_classes": sizes.classes, "fixed_input_size": True, "first_conv": "patch_embed.proj",
+            "classifier": heads,
+        },
+    }  # fmt: skip
+    _write_weights(model.state_dict(), folder)
+    write_json(folder / "config.json", config)
+
+
+def _named(model: VisionTransformer) -> str:
+    """The official model that is nearest to this one: with its tokens, and if possible its width and image size."""
+    sizes = model.config
+    return max(
+        (name for name, config in CONFIGS.items() if config.distilled == sizes.distilled),
+        key=lambda name: (CONFIGS[name].width == sizes.width, CONFIGS[name].image_size == sizes.image_size),
+    )
+
+
+def _read_timm(folder: Path) -> Callable[[Tensor], Tensor]:
+    return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+
+
+def _write_huggingface(trained: Trained, folder: Path) -> None:
+    model, policy = trained.model, trained.policy
+    if not isinstance(model, VisionTransformer):
+        raise ValueError(
+            f"--to hf writes transformers' DeiT and ViT, and this is a {type(model).__name__}: type --to timm or onnx"
+        )
+    _write_weights(to_huggingface(model.state_dict()), folder)
+    write_json(folder / "config.json", huggingface_config(model, trained.classes))
+    # CLIP's processor is the one that resizes the shorter side and crops; DeiT's own squeezes the image into a square.
+    processor = {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": int(policy.size / policy.crop_ratio)},
+        "resample": {"bilinear": 2, "bicubic": 3}[policy.interpolation],  # Pillow's numbers
+        "do_center_crop": True,
+        "crop_size": {"height": policy.size, "width": policy.size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": policy.mean,
+        "image_std": policy.std,
+    }
+    write_json(folder / "preprocessor_config.json", processor)
+
+
+def _read_huggingface(folder: Path) -> Callable[[Tensor], Tensor]:
+    from transformers import AutoModelForImageClassification
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    model, report = AutoModelForImageClassification.from_pretrained(folder, output_loading_info=True)
+    if wrong := {key: report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if report[key]}:
+        raise Disagreement(f"transformers does not find the weights it expects ({wrong}), so nothing was written")
+    model.eval()
+    return lambda images: model(images).logits
+
+
+def _write_weights(weights: dict[str, Tensor], folder: Path) -> None:
+    tensors = {key: value.contiguous() for key, value in weights.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+FORMS = {
+    "onnx": Form("onnxruntime", ("onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22"), 1e-4, _write_onnx, _read_onnx),
+    "timm": Form("timm", ("timm>=1.0.25",), 1e-5, _write_timm, _read_timm),
+    "hf": Form("transformers", ("transformers>=5",), 1e-5, _write_huggingface, _read_huggingface),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m deit_fast.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    which = parser.add_argument_group("the model")
+    which.add_argument("model", metavar="RUN_OR_FILE", help="a run folder, a weights file, or a model's name")
+    which.add_argument("--architecture", default="", help="timm's name of what a weights file fits, if no DeiT")
+    which.add_argument("--heads", type=int, default=0, help="of a DeiT whose width is none of the official ones")
+    what = parser.add_argument_group("the export")
+    what.add_argument("--to", required=True, choices=FORMS, help="the library that shall read it")
+    what.add_argument("--out", required=True, metavar="PATH", help="the folder to write: new, or empty")
+    return parser
+
+
+def run(given: argparse.Namespace) -> int:
+    sizes: dict[str, Any] = {"heads": given.heads} if given.heads else {}
+    form = FORMS[given.to]
+    require(form.packages, f"--to {given.to}")  # before the model is loaded
+    trained = load(given.model, architecture=given.architecture, **sizes)
+    out = Path(given.out)
+    difference = export(trained, given.to, out)
+    files = sorted(out.iterdir())
+    megabytes = sum(file.stat().st_size for file in files) / 1e6
+    print(f"exported: {out}/ ({', '.join(file.name for file in files)}; {megabytes:.1f} MB)")
+    print(f"checked:  {form.library} gives the same logits within {difference:.1e}, in batches of 1 and 5")
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    try:
+        return run(parser().parse_args(arguments))
+    except (ValueError, OSError, Disagreement) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, Disagreement) else 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,220 @@
+"""What every rank is doing, for whoever asks why the others wait: a file of a few words per rank in run/logs.
+
+    with Heartbeat(ranks, folder) as heartbeat:
+        heartbeat.at("step", 57)            # two assignments: cheap enough for every step
+        …
+    read(folder)                            # what each rank said last
+
+A thread of its own writes the file once a second, so that it holds the last stage of a process that was killed, hangs
+in a driver or waits for a dead file server. Rank 0's thread also reads the others' files and names a rank that the
+others have waited for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+SECONDS = 1.0  # between two signs of life
+WAITED_FOR = 60.0  # seconds in one stage of one step after which a rank is named
+STAGES = ("set-up", "data", "step", "evaluation", "checkpoint")  # in a step's order
+LOST = 4  # exit code of a rank whose collectives failed because another rank was killed
+
+
+class RankLost(RuntimeError):
+    """Another rank has ended, so this one cannot go on.
+
+    Attributes:
+        rank: the other's.
+        code: the other's exit code where it ended by an error, which it has printed; LOST where it was killed.
+    """
+
+    def __init__(self, sign: Sign) -> None:
+        super().__init__(
+            f"{sign} is gone; it was last seen in the stage {sign.stage} of step {sign.step}. The same command "
+            f"continues from the last checkpoint"
+        )
+        self.rank, self.code = sign.rank, LOST if sign.code is None else sign.code
+
+
+@dataclass
+class Sign:
+    """The last sign of life of a rank.
+
+    Attributes:
+        stage: one of STAGES.
+        step: optimiser step, counted from 0.
+        since: seconds since 1970 at which the stage began.
+        written: and at which the file was written.
+        code: exit code of a rank that ended by an error of its own; None for every other.
+    """
+
+    rank: int
+    host: str
+    pid: int
+    stage: str = STAGES[0]
+    step: int = 0
+    since: float = 0.0
+    written: float = 0.0
+    code: int | None = None
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} (process {self.pid} on {self.host})"
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        return self.step, STAGES.index(self.stage)
+
+    @property
+    def gone(self) -> bool:
+        """Whether the process is dead; of another machine's only its silence tells."""
+        if self.host == socket.gethostname():
+            try:
+                state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+            except OSError:
+                return True
+            return state in "ZX"
+        return time.time() - self.written > 10 * SECONDS
+
+
+def path(folder: Path, rank: int) -> Path:
+    return folder / f"rank_{rank}.alive"
+
+
+def read(folder: Path, world_size: int) -> list[Sign]:
+    """The last sign of each rank that has given one; half-written and missing files are left out."""
+    signs = []
+    for rank in range(world_size):
+        try:
+            signs.append(Sign(**json.loads(path(folder, rank).read_text())))
+        except (OSError, ValueError, TypeError):
+            continue
+    return signs
+
+
+class Heartbeat:
+    """This rank's sign of life.
+
+    Args:
+        rank, world_size: of this process.
+        warn: called by rank 0's thread with a sentence about ranks that are waited for.
+    """
+
+    def __init__(self, rank: int, world_size: int, warn: Callable[[str], None] = print) -> None:
+        self._sign = Sign(rank, socket.gethostname(), os.getpid(), since=time.time())
+        self._world_size, self._warn = world_size, warn
+        self._folder: Path | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="deit_fast-heartbeat", daemon=True)
+
+    def __enter__(self) -> Heartbeat:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Leaves the exit code of this rank's own error for the others.
+
+        Raises:
+            RankLost: the error is another rank's end.
+        """
+        if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
+            lost = self._culprit()
+            if lost is not None:
+                self._end(None)
+                raise RankLost(lost) from error
+        own = isinstance(error, Exception)
+        self._end((2 if isinstance(error, (ValueError, OSError)) else 1) if own else None)
+
+    def begin(self, folder: Path) -> None:
+        """Write into `folder` from now on."""
+        folder.mkdir(parents=True, exist_ok=True)
+        began = self._folder is not None
+        self._folder = folder
+        self._write()
+        if not began:
+            self._thread.start()
+
+    def at(self, stage: str, step: int | None = None) -> None:
+        """What this rank does from now on."""
+        sign = self._sign
+        sign.stage, sign.since = stage, time.time()
+        if step is not None:
+            sign.step = step
+
+    def _culprit(self, patience: float = 5.0) -> Sign | None:
+        """The rank because of which a collective has failed: it ended by an error, or is gone; None when none is.
+
+        Args:
+            patience: seconds to wait for evidence: a killed process lives on for a moment.
+        """
+        deadline = time.monotonic() + patience
+        while self._folder is not None and self._world_size > 1:
+            others = [sign for sign in read(self._folder, self._world_size) if sign.rank != self._sign.rank]
+            failed = [sign for sign in others if sign.code is not None] or [sign for sign in others if sign.gone]
+            if failed:
+                return min(failed, key=lambda sign: sign.written)
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(0.1)
+        return None
+
+    def _end(self, code: int | None) -> None:
+        if self._folder is not None:
+            self._ended.set()
+            self._thread.join()
+            self._sign.code = code
+            self._write()
+
+    def _write(self) -> None:
+        assert self._folder is not None
+        self._sign.written = time.time()
+        target = path(self._folder, self._sign.rank)
+        temporary = target.with_name(f".{target.name}.part")
+        try:
+            temporary.write_text(json.dumps(asdict(self._sign)))
+            os.replace(temporary, target)
+        except OSError:  # a full disk, or a folder that --fresh of another command removes: not worth the run
+            return
+
+    def _beat(self) -> None:
+        parent, said = os.getppid(), None
+        while not self._ended.wait(SECONDS):
+            self._write()
+            if os.getppid() != parent and "TORCHELASTIC_RUN_ID" in os.environ:
+                print("error: the launcher of this process is gone, so it ends too", file=sys.stderr)
+                os._exit(1)
+            if self._sign.rank == 0 and self._world_size > 1:
+                slow = waited_for(read(self._folder, self._world_size), time.time())
+                if slow and slow[0].progress != said:
+                    said = slow[0].progress
+                    self._warn(sentence(slow, time.time(), self._world_size))
+
+
+def waited_for(signs: Sequence[Sign], now: float, limit: float = WAITED_FOR) -> list[Sign]:
+    """The ranks furthest behind, when they have been in one stage for more than `limit` seconds.
+
+    Nobody waits where all are in the same stage: a compilation or an evaluation may take its time, ten times as long.
+    """
+    behind = min((sign.progress for sign in signs), default=None)
+    last = [sign for sign in signs if sign.progress == behind]
+    patience = 10 * limit if len(last) == len(signs) else limit
+    return [sign for sign in last if now - sign.since > patience]
+
+
+def sentence(slow: list[Sign], now: float, world_size: int) -> str:
+    """What rank 0 says about ranks that are waited for."""
+    first = slow[0]
+    seconds = f"for {now - first.since:.0f} s"
+    if len(slow) == world_size:
+        return f"every rank has been in the stage {first.stage} of step {first.step} {seconds}"
+    silent = " and gives no sign of life" if now - first.written > 10 * SECONDS else ""
+    others = f", and {len(slow) - 1} more," if len(slow) > 1 else ""
+    return f"{first}{others} has been in the stage {first.stage} of step {first.step} {seconds}{silent}; others wait"

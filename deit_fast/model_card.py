@@ -1,0 +1,208 @@
+"""The card that goes with an exported model: what it is, how it was trained and on what, its scores, how to load it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+from .config import Config, flag
+from .model import VisionTransformer
+from .recipes import RECIPES, recipe
+from .trained import Trained
+
+# Top-1 and top-5 on ImageNet's validation images, as facebookresearch/deit's README reports them for its files.
+PUBLISHED = {
+    "deit_tiny_patch16_224": (72.2, 91.1),
+    "deit_small_patch16_224": (79.9, 95.0),
+    "deit_base_patch16_224": (81.8, 95.6),
+    "deit_base_patch16_384": (82.9, 96.2),
+    "deit_tiny_distilled_patch16_224": (74.5, 91.9),
+    "deit_small_distilled_patch16_224": (81.2, 95.4),
+    "deit_base_distilled_patch16_224": (83.4, 96.5),
+    "deit_base_distilled_patch16_384": (85.2, 97.2),
+}
+_HEADS = {
+    "cls": "class token",
+    "dist": "distillation token",
+    "fused": "mean of both",
+    "softmax": "mean of both softmaxes",
+}
+_PATHS = ("data", "teacher", "weights")  # of which only the name is told, not the folders above it
+_NAMED_CLASSES = 20  # more are counted, not listed
+
+_LOADING = {
+    "timm": """import timm
+import torch
+from PIL import Image
+
+model = timm.create_model("local-dir:.", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+with torch.no_grad():
+    probabilities = model(transform(Image.open("image.jpg").convert("RGB"))[None]).softmax(-1)[0]
+print(model.pretrained_cfg["label_names"][probabilities.argmax()])""",
+    "hf": """import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+model = AutoModelForImageClassification.from_pretrained(".").eval()
+processor = AutoImageProcessor.from_pretrained(".")
+with torch.no_grad():
+    logits = model(**processor(Image.open("image.jpg").convert("RGB"), return_tensors="pt")).logits
+print(model.config.id2label[logits.argmax().item()])""",
+    "onnx": """import json
+
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+session = onnxruntime.InferenceSession("model.onnx")
+facts = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+size, image = facts["image_size"], Image.open("image.jpg").convert("RGB")
+scale = int(size / facts["crop_ratio"]) / min(image.size)  # the shorter side, then the central crop
+image = image.resize([round(scale * side) for side in image.size], Image.Resampling[facts["interpolation"].upper()])
+left, top = ((side - size) // 2 for side in image.size)
+pixels = np.asarray(image.crop((left, top, left + size, top + size)), np.float32) / 255
+images = ((pixels - np.float32(facts["mean"])) / np.float32(facts["std"])).transpose(2, 0, 1)[None]
+(logits,) = session.run(["logits"], {"images": images})
+print(facts["classes"][logits[0].argmax()])""",
+}
+
+
+def model_card(trained: Trained, to: str, library: str, difference: float) -> str:
+    """Markdown with the front matter of the Hugging Face hub.
+
+    Args:
+        to: "onnx", "timm" or "hf".
+        library: that checked the export.
+        difference: largest, of a logit, in that check.
+    """
+    front = {"timm": "timm", "hf": "transformers", "onnx": "onnx"}[to]
+    policy, kind = trained.policy, type(trained.model).__name__
+    kind = "DeiT" if isinstance(trained.model, VisionTransformer) else kind
+    name = trained.config.model if trained.config else trained.release or kind
+    return f"""---
+library_name: {front}
+pipeline_tag: image-classification
+tags: [image-classification, deit, deit-fast]
+---
+
+# {name}
+
+{_model(trained)}
+
+## Recipe
+
+{_recipe(trained.config)}
+
+## Data
+
+{_data(trained)}
+
+## Metrics
+
+{_metrics(trained)}
+
+## How to load it
+
+In this folder, with an `image.jpg`:
+
+```python
+{_LOADING[to]}
+```
+
+Images are RGB; the shorter side is resized to {int(policy.size / policy.crop_ratio)} pixels ({policy.interpolation},
+antialiased), the central {policy.size} x {policy.size} pixels are kept and normalised with mean {_numbers(policy.mean)}
+and std {_numbers(policy.std)}.
+
+## Where it comes from
+
+Exported by deit-fast from `{_name(trained)}` with torch {torch.__version__.split("+")[0]} and timm {timm.__version__}.
+After the export, {library} loaded these files and gave the same logits within {difference:.1e}, for random images in
+batches of 1 and 5.
+"""
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return "(" + ", ".join(f"{value:g}" for value in values) + ")"
+
+
+def _name(trained: Trained) -> str:
+    """The source without the folders above it, which say nothing to others."""
+    path, comma, rest = trained.source.partition(",")
+    return Path(path).name + comma + rest
+
+
+def _model(trained: Trained) -> str:
+    model = trained.model
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    about = f"{parameters:,} parameters, {len(trained.classes)} classes, images of {trained.policy.size} pixels."
+    if not isinstance(model, VisionTransformer):
+        return f"A {type(model).__name__} of timm: {about}"
+    sizes = model.config
+    kind = "with a class token and a distillation token, whose logits are averaged" if sizes.distilled else "plain"
+    return (
+        f"A DeiT ([arXiv 2012.12877](https://arxiv.org/abs/2012.12877)), {kind}: {about} {sizes.depth} blocks, width "
+        f"{sizes.width}, {sizes.heads} heads, patches of {sizes.patch_size} pixels."
+    )
+
+
+def _recipe(config: Config | None) -> str:
+    if config is None:
+        return "Not known: these weights come without the configuration they were trained with."
+    defaults = (recipe(config.recipe) if config.recipe in RECIPES else Config()).identity()
+    command = ["python -m deit_fast.train", "--recipe", config.recipe]
+    for name, value in config.identity().items():
+        if name != "recipe" and value != defaults[name]:
+            command += _spelled(name, Path(value).name if name in _PATHS and value else value)
+    whole = json.dumps(dataclasses.asdict(config) | {"out": "", "data": Path(config.data).name}, indent=2)
+    return (
+        f"```\n{' '.join(command)}\n```\n\n<details><summary>The whole configuration</summary>\n\n"
+        f"```json\n{whole}\n```\n\n</details>"
+    )
+
+
+def _spelled(name: str, value: Any) -> list[str]:
+    """A field as the command line has it."""
+    if isinstance(value, bool):
+        return [flag(name) if value else flag(f"no_{name}")]
+    return [flag(name), *(shlex.quote(str(item)) for item in (value if isinstance(value, list | tuple) else [value]))]
+
+
+def _data(trained: Trained) -> str:
+    data, count = trained.data, len(trained.classes)
+    listed = ", ".join(trained.classes[:_NAMED_CLASSES]) + (", …" if count > _NAMED_CLASSES else "")
+    if data is None:
+        return f"Not recorded with these weights. Its {count} classes: {listed}."
+    source = Path(trained.config.data).name if trained.config else "unknown"
+    return (
+        f"`{source}`: {data['train']:,} training and {data['val']:,} validation images of {count} classes ({listed}); "
+        f"sha256 of the labels in their order: `{data['labels']}`."
+    )
+
+
+def _metrics(trained: Trained) -> str:
+    if trained.release:
+        top1, top5 = PUBLISHED[trained.release]
+        return (
+            f"Top-1 {top1} %, top-5 {top5} % on ImageNet's 50,000 validation images, as facebookresearch/deit's README "
+            f"reports it for this file, which it is by its sha256. Not measured again here."
+        )
+    if trained.summary is None:
+        return "None is known for these weights."
+    which = "ema" if "moving average" in trained.source else "student"
+    scores: dict[str, Any] = trained.summary[which]
+    lines = ["| head | top-1 | top-5 | cross-entropy |", "|---|---|---|---|"]
+    for key, label in _HEADS.items():
+        if key in scores:
+            row = scores[key]
+            lines.append(f"| {label} | {row['top1']:.2f} % | {row['top5']:.2f} % | {row['loss']:.4f} |")
+    n = next(iter(scores.values()))["n"]
+    source = f"\nSource: `summary.json` of the run, {n:,} validation images, measured by the trainer at its end"
+    teacher = trained.summary.get("teacher")
+    return "\n".join(lines) + source + (f"; its teacher: top-1 {teacher['top1']:.2f} %." if teacher else ".")

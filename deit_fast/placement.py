@@ -1,0 +1,70 @@
+"""Which cores a process uses: those beside its GPU, shared fairly with the processes that use them too."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+import torch
+
+_PCI = Path("/sys/bus/pci/devices")
+
+
+def cores_beside(device: torch.device, pci: Path = _PCI) -> tuple[set[int], str]:
+    """The cores of the NUMA node a GPU hangs on, and a word on where that is known from; no cores where it is not.
+
+    Args:
+        device: with an index.
+        pci: where the kernel lists its PCI devices.
+    """
+    properties = torch.cuda.get_device_properties(device)
+    try:
+        address = f"{properties.pci_domain_id:04x}:{properties.pci_bus_id:02x}:{properties.pci_device_id:02x}.0"
+        node = int((pci / address / "numa_node").read_text())
+        cores = parse_cores((pci / address / "local_cpulist").read_text())
+    except (AttributeError, OSError, ValueError) as error:
+        return set(), f"the kernel does not say which cores lie beside the GPU: {error}"
+    if node < 0:  # one node, or a virtual machine that hides them
+        return set(), "this machine shows one NUMA node"
+    return cores, f"NUMA node {node}, beside GPU {device.index}"
+
+
+def parse_cores(text: str) -> set[int]:
+    """The numbers in the kernel's notation: "0-3,8" are 0, 1, 2, 3 and 8."""
+    cores: set[int] = set()
+    for part in filter(None, text.strip().split(",")):
+        first, _, last = part.partition("-")
+        cores |= set(range(int(first), int(last or first) + 1))
+    return cores
+
+
+def bind(device: torch.device, pci: Path = _PCI) -> str:
+    """Keep this process and its threads on the allowed cores beside its GPU; returns what was done and why.
+
+    Nothing changes on a CPU, where the kernel does not say, or where none of those cores is allowed (a cluster's
+    scheduler has given others).
+    """
+    if device.type != "cuda":
+        return "not bound: no GPU to be near to"
+    cores, where = cores_beside(device, pci)
+    allowed = os.sched_getaffinity(0)
+    if not cores & allowed:
+        return f"not bound: {where}" if not cores else f"not bound: no core of {where} is allowed here"
+    os.sched_setaffinity(0, cores & allowed)
+    return f"bound to {where}"
+
+
+def share_of_cores(mine: Collection[int], everyone: Iterable[Collection[int]]) -> int:
+    """How many cores a process may keep busy: a core that n processes of this machine may use counts 1 / n.
+
+    Args:
+        mine: the cores that this process may use.
+        everyone: those of every process on this machine, this one included.
+    """
+    users = dict.fromkeys(mine, 0)
+    for cores in everyone:
+        for core in cores:
+            if core in users:
+                users[core] += 1
+    return max(1, int(sum(1 / max(count, 1) for count in users.values()) + 1e-6))

@@ -1,0 +1,196 @@
+"""Exports: the other library loads them and agrees, the way back is bitwise, the card is true and its code runs."""
+
+import dataclasses
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from deit_fast import create_model, export, load, model_card, trained
+from deit_fast.export import FORMS, main
+from deit_fast.recipes import parse
+
+ROOT = Path(__file__).parents[2]
+NAME = "deit_tiny_distilled_patch16_224"
+SMALL = {"image_size": 32, "patch_size": 8, "depth": 2, "classes": 5}
+
+
+def same_weights(model: nn.Module, other: nn.Module) -> bool:
+    ours, theirs = model.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+@pytest.fixture(scope="module")
+def exported(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The finished run in all three forms, by the command."""
+    folder = tmp_path_factory.mktemp("exported")
+    for to in FORMS:
+        assert main([str(finished_run), "--to", to, "--out", str(folder / to)]) == 0
+    return {to: folder / to for to in FORMS}
+
+
+@pytest.fixture
+def official(tmp_path: Path) -> Path:
+    """A file as the official code saves it."""
+    torch.manual_seed(0)
+    torch.save({"model": create_model(NAME, **SMALL).state_dict()}, tmp_path / "official.pth")
+    return tmp_path / "official.pth"
+
+
+@pytest.mark.parametrize("to", FORMS)
+def test_the_other_library_agrees(exported: dict[str, Path], finished_run: Path, to: str) -> None:
+    model, read = load(finished_run).model, FORMS[to].read(exported[to])
+    for batch in (1, 2, 7):
+        images = torch.randn(batch, 3, 16, 16)
+        torch.testing.assert_close(read(images), model(images), rtol=0, atol=1e-4 if to == "onnx" else 1e-5)
+
+
+@pytest.mark.parametrize("to", ["timm", "hf"])
+def test_the_way_back_is_bitwise(exported: dict[str, Path], finished_run: Path, to: str) -> None:
+    back, origin = load(exported[to]), load(finished_run)
+    assert same_weights(back.model, origin.model)
+    assert back.classes == origin.classes
+    assert back.model.config == dataclasses.replace(origin.model.config, drop_path_rate=0.0)
+    # Hugging Face keeps the resized side, timm the ratio.
+    assert int(16 / back.policy.crop_ratio) == int(16 / origin.policy.crop_ratio) == 18
+    assert dataclasses.replace(back.policy, crop_ratio=origin.policy.crop_ratio) == origin.policy
+
+
+@pytest.mark.parametrize("name", [NAME, "deit_tiny_patch16_224"])
+def test_official_to_timm_to_hugging_face_and_back_changes_no_bit(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = create_model(name, **SMALL).eval()
+    torch.save({"model": model.state_dict()}, tmp_path / "official.pth")
+    chain = [tmp_path / "official.pth", tmp_path / "timm", tmp_path / "hf", tmp_path / "timm-again"]
+    for to, source, target in zip(("timm", "hf", "timm"), chain, chain[1:], strict=False):
+        export.export(load(source), to, target)
+        assert same_weights(load(target).model, model)
+    weights = load_file(chain[-1] / "model.safetensors")
+    assert same_weights(timm.create_model(f"local-dir:{chain[-1]}", pretrained=True), model)
+    assert weights.keys() == model.state_dict().keys()
+    images = torch.randn(3, 3, 32, 32)
+    torch.testing.assert_close(load(chain[2]).model(images), model(images), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("to", FORMS)
+def test_the_cards_code_runs_and_gives_the_answer_of_predict(
+    exported: dict[str, Path], finished_run: Path, to: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys
+) -> None:
+    Image.effect_mandelbrot((40, 31), (-2, -1, 1, 1), 30).convert("RGB").save(tmp_path / "image.jpg")
+    for file in exported[to].iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "README.md").read_text(), flags=re.DOTALL)
+    exec(compile(code, "README.md", "exec"), {})
+    ((_, top),) = load(finished_run).predict(["image.jpg"], top=1)
+    assert capsys.readouterr().out.splitlines()[-1] == top[0][0]
+
+
+def test_what_an_onnx_file_says_of_itself(exported: dict[str, Path]) -> None:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(exported["onnx"] / "model.onnx")
+    assert session.get_inputs()[0].shape == ["batch", 3, 16, 16]
+    facts = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+    assert facts["classes"] == ["class0", "class1", "class2"]
+    assert (facts["image_size"], facts["crop_ratio"], facts["mean"]) == (16, 0.875, [0.485, 0.456, 0.406])
+
+
+def test_the_processor_of_hugging_face_prepares_images_alike(exported: dict[str, Path], finished_run: Path) -> None:
+    from transformers import AutoImageProcessor
+
+    processor = AutoImageProcessor.from_pretrained(exported["hf"])
+    image = Image.effect_mandelbrot((300, 220), (-2, -1, 1, 1), 30).convert("RGB")
+    theirs = processor(image, return_tensors="pt")["pixel_values"]
+    ours = load(finished_run).prepare([image])
+    assert theirs.shape == ours.shape
+    assert (theirs - ours).abs().max() <= 2.01 / 255 / 0.224, "two levels: its tensors are resized by torch, not Pillow"
+
+
+def test_the_card_of_a_run(exported: dict[str, Path], finished_run: Path) -> None:
+    card = (exported["timm"] / "README.md").read_text()
+    origin = load(finished_run)
+    which = "ema" if "moving average" in origin.source else "student"
+    for head, label in (("cls", "class token"), ("dist", "distillation token"), ("fused", "mean of both")):
+        scores = origin.summary[which][head]
+        assert f"| {label} | {scores['top1']:.2f} % | {scores['top5']:.2f} % | {scores['loss']:.4f} |" in card
+    assert (
+        "15 validation images, measured by the trainer" in card and f"{origin.summary['teacher']['top1']:.2f} %" in card
+    )
+    assert "24 training and 15 validation images of 3 classes (class0, class1, class2)" in card
+    assert str(finished_run.parent) not in card and str(origin.config.data) not in card, "no path of this machine"
+    (command,) = re.findall(r"python -m deit_fast\.train (.*)", card)
+    config = parse(shlex.split(command), "")
+    expected = {**origin.config.identity(), "data": Path(origin.config.data).name}
+    assert config.identity() == expected
+
+
+def test_the_card_of_a_release_quotes_its_published_accuracy(official: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = dataclasses.replace(load(official), release=NAME)
+    card = model_card.model_card(loaded, "timm", "timm", 0.0)
+    assert "Top-1 74.5 %, top-5 91.9 %" in card and "Not measured again here" in card
+    assert "None is known" in model_card.model_card(load(official), "timm", "timm", 0.0)
+    assert model_card.PUBLISHED.keys() == trained.RELEASES.keys()
+
+
+def test_a_convnet_goes_to_timm_but_not_to_hugging_face(tmp_path: Path, capsys) -> None:
+    net = timm.create_model("test_efficientnet", num_classes=3).eval()
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    command = [str(tmp_path / "net.pth"), "--architecture", "test_efficientnet", "--out", str(tmp_path / "out"), "--to"]
+    assert main([*command, "hf"]) == 2
+    assert "transformers' DeiT and ViT, and this is a EfficientNet: type --to timm or onnx" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.pth"]
+    assert main([*command, "timm"]) == 0
+    assert same_weights(load(tmp_path / "out").model, net)
+
+
+def test_a_wrong_export_is_noticed_and_not_handed_over(official: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    def rounded(weights: dict[str, Tensor], folder: Path) -> None:
+        write({key: value.half().float() for key, value in weights.items()}, folder)
+
+    write = export._write_weights
+    monkeypatch.setattr(export, "_write_weights", rounded)
+    for to in ("timm", "hf"):
+        assert main([str(official), "--to", to, "--out", str(official.parent / "out")]) == 1
+        assert "gives other logits than the model, by up to" in capsys.readouterr().err
+    assert list(official.parent.iterdir()) == [official]
+
+
+def test_a_missing_library_names_the_pip_line_of_the_extra(
+    official: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    (extra,) = re.findall(r"^export = (\[.*\])$", (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)
+    assert sorted(json.loads(extra)) == sorted({"deit-fast[train]", *FORMS["onnx"].packages, *FORMS["hf"].packages})
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
+    for to, form in FORMS.items():
+        assert main([str(official), "--to", to, "--out", "nowhere"]) == 2
+        line = " ".join(f"'{package}'" for package in form.packages)
+        assert f"not installed here: type pip install {line}" in capsys.readouterr().err
+
+
+def test_a_mistake_is_a_sentence_and_loses_nothing(official: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "notes.txt").write_text("mine")
+    for arguments, says in [
+        ([str(official), "--to", "timm", "--out", str(tmp_path / "taken")], "is there already: type another --out"),
+        ([str(official), "--to", "onnx", "--out", str(tmp_path / "a.onnx")], "type --out "),
+        (["deit_tny_patch16_224", "--to", "timm", "--out", "out"], "did you mean deit_tiny_patch16_224"),
+    ]:
+        assert main(arguments) == 2
+        assert says in capsys.readouterr().err
+    assert (tmp_path / "taken" / "notes.txt").read_text() == "mine"
+    with pytest.raises(SystemExit, match="2"):
+        main([str(official), "--to", "tflite", "--out", "out"])
+
+
+def test_a_run_of_a_recipe_that_is_gone_keeps_its_card(finished_run: Path) -> None:
+    origin = load(finished_run)
+    renamed = dataclasses.replace(origin, config=dataclasses.replace(origin.config, recipe="older"))
+    assert "--recipe older" in model_card.model_card(renamed, "hf", "transformers", 0.0)

@@ -1,0 +1,187 @@
+"""The training step: its arithmetic whatever the slices, and that it waits for no device."""
+
+import dataclasses
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from deit_fast.config import Config
+from deit_fast.data import IGNORE, Batch
+from deit_fast.distributed import Ranks
+from deit_fast.meter import Meter
+from deit_fast.model import create_model
+from deit_fast.report import Reporter
+from deit_fast.step import TrainingStep, precision, slices
+from deit_kernels import MixedTarget
+
+ROWS, CLASSES = 12, 5
+ALONE = Ranks(0, 1, torch.device("cpu"))
+CONFIG = Config(
+    model="deit_tiny_distilled_patch16_224", distill="hard", teacher="x", batch_size=ROWS, drop_path=0.2, lr=0.05,
+    ema_decay=0.9, compile="off", image_size=16,
+)  # fmt: skip
+SOFT = {"distill": "soft", "alpha": 0.3, "tau": 2.0, "kl_normalizer": "batch"}
+
+
+def student(drop_path: float = 0.2) -> nn.Module:
+    torch.manual_seed(0)
+    sizes = {"image_size": 16, "patch_size": 8, "width": 32, "depth": 2, "heads": 2, "drop_path_rate": drop_path}
+    return create_model("deit_tiny_distilled_patch16_224", classes=CLASSES, **sizes).train()
+
+
+def teacher() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, CLASSES)).requires_grad_(False)
+
+
+def batch(step: int = 0, mixed: bool = False, unreadable: tuple[int, ...] = ()) -> Batch:
+    generator = torch.Generator().manual_seed(step)
+    images = torch.randn(ROWS, 3, 16, 16, generator=generator)
+    labels = torch.randint(CLASSES, (ROWS,), generator=generator)
+    labels[list(unreadable)] = IGNORE
+    target: Tensor | MixedTarget = labels
+    if mixed:
+        target = MixedTarget(labels, labels.flip(0), torch.rand(ROWS, generator=generator))
+    return Batch(step, images, labels, torch.arange(ROWS), torch.arange(ROWS), target)
+
+
+def step_of(config: Config, model: nn.Module | None = None) -> TrainingStep:
+    taught = teacher() if config.distill != "none" else None
+    return TrainingStep(config, model or student(config.drop_path), taught, ALONE, nullcontext(), Reporter(False))
+
+
+@pytest.mark.parametrize("case", ["hard", "soft", "none", "mixed", "unreadable", "a slice without a label"])
+def test_the_step_is_the_same_in_slices(case: str) -> None:
+    changes = {"soft": SOFT, "none": {"distill": "none", "teacher": ""}}.get(case, {})
+    unreadable = {"unreadable": (2, 7, 8), "a slice without a label": (3, 4, 5)}.get(case, ())
+    config = dataclasses.replace(CONFIG, **changes)
+    whole, sliced = step_of(config), step_of(dataclasses.replace(config, micro_batch=3))
+    assert (whole.slices, sliced.slices) == (1, 4)
+    given = batch(mixed=case == "mixed", unreadable=unreadable)
+    expected, result = whole(given, 0.01), sliced(given, 0.01)
+    for value, wanted in zip(result.losses, expected.losses, strict=True):
+        assert (value is None) == (wanted is None)
+        torch.testing.assert_close(value, wanted)
+    torch.testing.assert_close(result.grad_norm, expected.grad_norm)
+    # AdamW's first update is ± the rate: compare what it has learnt of the gradient instead.
+    for mine, theirs in zip(sliced.model.parameters(), whole.model.parameters(), strict=True):
+        state, wanted = sliced.optimizer.state[mine], whole.optimizer.state[theirs]
+        assert state.keys() == wanted.keys()
+        if state:  # a head that nobody teaches has none
+            torch.testing.assert_close(state["exp_avg"], wanted["exp_avg"], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("rows", "micro_batch", "parts"), [(12, 0, 1), (12, 12, 1), (12, 99, 1), (12, 5, 3), (12, 1, 12), (7, 3, 7)]
+)
+def test_slices_are_equal_and_no_larger_than_asked(rows: int, micro_batch: int, parts: int) -> None:
+    assert slices(rows, micro_batch) == parts
+
+
+def test_the_norm_of_the_gradient_and_whether_it_is_a_number() -> None:
+    step = step_of(dataclasses.replace(CONFIG, drop_path=0.0, distill="none", teacher=""))
+    given = batch()
+    reference = student(drop_path=0.0)
+    cls_logits, _ = reference(given.images)
+    nn.functional.cross_entropy(cls_logits, given.labels, label_smoothing=0.1).backward()
+    gradients = [parameter.grad.flatten() for parameter in reference.parameters() if parameter.grad is not None]
+    result = step(given, 0.01)
+    torch.testing.assert_close(result.grad_norm, torch.cat(gradients).norm(), rtol=1e-4, atol=0)
+    assert result.finite
+    assert not step(given._replace(images=given.images * torch.inf), 0.01).finite
+
+
+class Cramped(nn.Module):
+    """The student on a device whose memory holds only so many images."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.inner, self.most, self.seen = student(drop_path=0.0), most, []
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        self.seen.append(len(images))
+        if len(images) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self.inner(images)
+
+
+def test_short_of_memory_the_micro_batch_is_halved_and_the_global_batch_kept(capsys) -> None:
+    config = dataclasses.replace(CONFIG, drop_path=0.0)
+    cramped, roomy = Cramped(most=4), step_of(config)
+    step = TrainingStep(config, cramped, teacher(), ALONE, nullcontext(), Reporter(True))
+    expected = roomy(batch(), 0.01)
+    torch.testing.assert_close(step(batch(), 0.01).losses.loss, expected.losses.loss)
+    assert cramped.seen == [12, 6, *[3] * 4]
+    step(batch(1), 0.01)
+    assert cramped.seen[6:] == [3] * 4
+    said = capsys.readouterr().out
+    assert "out of memory with 12 images at once: 6 from now on, and still 12 a step (--micro-batch 6" in said
+    assert "out of memory with 6 images at once: 3 from now on" in said
+
+
+def test_short_of_memory_for_one_image_the_run_ends_with_a_sentence() -> None:
+    step = step_of(CONFIG, Cramped(most=0))
+    with pytest.raises(ValueError, match=r"not even one image at a time of 16 x 16 pixels fits .* --image-size"):
+        step(batch(), 0.01)
+
+
+def test_a_scaled_loss_trains_the_same_weights() -> None:
+    plain, scaled = step_of(CONFIG), step_of(CONFIG)
+    scaled.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+    for number in range(3):
+        expected, result = plain(batch(number), 0.01), scaled(batch(number), 0.01)
+        torch.testing.assert_close(result.grad_norm, expected.grad_norm)
+        torch.testing.assert_close(result.losses.loss, expected.losses.loss)
+    for mine, theirs in zip(scaled.model.parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+    before = [parameter.clone() for parameter in scaled.model.parameters()]
+    overflowing = batch(3)
+    assert not scaled(overflowing._replace(images=overflowing.images * torch.inf), 0.01).finite
+    assert all(map(torch.equal, before, scaled.model.parameters())), "an overflow must not reach the weights"
+
+
+def test_fp16_needs_a_gpu() -> None:
+    with pytest.raises(ValueError, match="fp16 needs a CUDA GPU, this is a CPU: type --precision bf16"):
+        precision(dataclasses.replace(CONFIG, precision="fp16"), ALONE.device, Reporter(False))
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails where the host would have to wait for the device: to read a number, or to learn a shape."""
+
+    WAITING = ("_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "unique", "bincount")
+
+    def __torch_dispatch__(self, function: Callable, types: object, args: tuple = (), kwargs: dict | None = None):
+        name = function.overloadpacket.__name__.removesuffix("_static")
+        assert name not in self.WAITING and not name.startswith("_unique"), f"{function} waits for the device"
+        index = next((arg for arg in args[1:2] if name in ("index", "index_put_")), ())
+        assert not any(part is not None and part.dtype == torch.bool for part in index), f"{function} with a mask"
+        return function(*args, **(kwargs or {}))
+
+
+class Waits:
+    wait_seconds = 0.0
+
+
+@pytest.mark.parametrize("micro_batch", [0, 4])
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("changes", [{}, SOFT, {"distill": "none", "teacher": ""}], ids=["hard", "soft", "none"])
+def test_a_steady_step_never_waits_for_the_device(changes: dict, mixed: bool, micro_batch: int) -> None:
+    step = step_of(dataclasses.replace(CONFIG, micro_batch=micro_batch, **changes))
+    meter = Meter(Waits(), ALONE, ROWS)
+    with step.steady():
+        for number in range(4):
+            meter.add(step(batch(number, mixed), 0.01))
+        with NoWaiting():
+            meter.add(step(batch(4, mixed), 0.02))
+    assert meter.row(5, 0.5, 0.02)["loss"] > 0
+
+
+def test_the_guard_sees_what_waits() -> None:
+    values = torch.tensor([1.0, 2.0])
+    for waiting in (lambda: values[0].item(), lambda: bool(values.sum()), lambda: values[values > 1], values.nonzero):
+        with pytest.raises(AssertionError, match=r"waits for the device|with a mask"), NoWaiting():
+            waiting()
