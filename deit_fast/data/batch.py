@@ -9,6 +9,7 @@ from __future__ import annotations
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from deit_kernels.augment import AugmentPlan, ImageBatch, Policy, sample_plan
 
-from .dataset import Dataset, ReadImage, read_image
+from .dataset import Dataset, ReadImage, read_images
 from .decode import BadImage
 from .device import CpuAugment, CudaAugment, Finished, Gathered, Target, tail_bytes
 from .in_memory import InMemory
@@ -26,6 +27,7 @@ from .memory import Arena
 from .mixing import Mixing
 from .order import Samples
 
+RUN = 4  # images a decoding task: handing over a task costs a twentieth of decoding an image
 IGNORE = -100  # the label that losses and accuracies leave out
 OnBadImage = Literal["skip", "fail"]
 
@@ -96,7 +98,7 @@ class Started(NamedTuple):
         rows: b samples.
         distinct: int64 (d,), the images of the batch.
         image_of_row: int64 (b,), indices into `distinct`.
-        decoding: one for each distinct image; none where the set is in memory.
+        decoding: runs of the distinct images; none where the set is in memory.
     """
 
     step: int
@@ -104,7 +106,7 @@ class Started(NamedTuple):
     distinct: NDArray[np.int64]
     image_of_row: NDArray[np.int64]
     arena: Arena
-    decoding: list[Future[ReadImage]]
+    decoding: list[Future[list[ReadImage]]]
 
 
 class BatchBuilder:
@@ -157,14 +159,16 @@ class BatchBuilder:
         Args:
             step: what the batch is called.
             rows: b samples.
-            decoders: runs one task for each distinct image.
+            decoders: runs the reading and decoding, RUN images a task.
         """
         distinct, image_of_row = np.unique(rows.sample, return_inverse=True)
         arena = Arena(self._augment.pixels, self._expected)
         decoding = []
         if not isinstance(self._dataset, InMemory):
-            read = partial(read_image, exif_orientation=self._exif_orientation, reserve=arena.reserve)
-            decoding = [decoders.submit(read, self._dataset, index) for index in distinct.tolist()]
+            read = partial(read_images, exif_orientation=self._exif_orientation, reserve=arena.reserve)
+            indices = distinct.tolist()
+            runs = [indices[first : first + RUN] for first in range(0, len(indices), RUN)]
+            decoding = [decoders.submit(read, self._dataset, run) for run in runs]
         return Started(step, rows, distinct, image_of_row, arena, decoding)
 
     def finish(self, started: Started, executor: Executor) -> Built:
@@ -224,8 +228,8 @@ class BatchBuilder:
         """
         bad: dict[int, BadImage] = {}
         decoded = []
-        for index, future in zip(started.distinct.tolist(), started.decoding, strict=True):
-            image = future.result()
+        images = chain.from_iterable(future.result() for future in started.decoding)
+        for index, image in zip(started.distinct.tolist(), images, strict=True):
             self.seconds.add(read=image.read, decode=image.decode)
             pixels = image.pixels
             if isinstance(pixels, BadImage):

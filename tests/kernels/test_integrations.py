@@ -66,6 +66,19 @@ def test_timm_modules_that_are_left_alone_say_why() -> None:
     assert all("WindowAttention is not timm.layers.Attention" in reason for reason in patch.skipped.values())
 
 
+def test_strict_refuses_a_model_with_an_attention_that_must_stay(calls: list[str]) -> None:
+    model = make_timm()
+    model.blocks[1].attn.q_norm = nn.LayerNorm(16)
+    with pytest.raises(ValueError, match=r"so none was\. blocks\.1\.attn: it normalises queries and keys"):
+        patch_timm(model, strict=True)
+    model(torch.randn(1, 3, 32, 32))
+    assert calls == [], "nothing was changed"
+    with pytest.raises(ValueError, match="a EfficientNet has no attention module"):
+        patch_timm(timm.create_model("test_efficientnet"), strict=True)
+    whole = make_timm()
+    assert patch_timm(whole, strict=True) == (2, {}) and patch_timm(whole, strict=True) == (0, {})
+
+
 def test_masks_and_dropout_go_timms_way(calls: list[str]) -> None:
     model = make_timm()
     attention = model.blocks[0].attn

@@ -6,16 +6,19 @@ from .plan import AugmentPlan, ImageBatch, sample_plan
 from .policy import Erase, Mix, Policy
 from .rand_augment import OPS, RandAugment
 from .single_op import apply_op
+from .transform import BatchTransform, Transform
 
 __all__ = [
     "OPS",
     "AugmentPlan",
+    "BatchTransform",
     "Erase",
     "ImageBatch",
     "Mix",
     "MixPlan",
     "Policy",
     "RandAugment",
+    "Transform",
     "apply",
     "apply_op",
     "apply_out",
