@@ -265,11 +265,11 @@ def parser() -> argparse.ArgumentParser:
     )
     which = parser.add_argument_group("the model")
     which.add_argument("model", metavar="RUN_OR_FILE", help="a run folder, a weights file, or a model's name")
-    which.add_argument("--architecture", default="", help="timm's name of what a weights file fits, if no DeiT")
-    which.add_argument("--heads", type=int, default=0, help="of a DeiT whose width is none of the official ones")
+    which.add_argument("--architecture", default="", help="timm's name of what a weights file fits (default: a DeiT)")
+    which.add_argument("--heads", type=int, default=0, help="of a DeiT of unusual width (default: as the official)")
     what = parser.add_argument_group("the export")
-    what.add_argument("--to", required=True, choices=FORMS, help="the library that shall read it")
-    what.add_argument("--out", required=True, metavar="PATH", help="the folder to write: new, or empty")
+    what.add_argument("--to", required=True, choices=FORMS, help="the library that shall read it; required")
+    what.add_argument("--out", required=True, metavar="PATH", help="the folder to write, new or empty; required")
     return parser
 
 

@@ -99,10 +99,10 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER", help="image files, and folders of them")
     which = parser.add_argument_group("the model")
     which.add_argument(
-        "--model", required=True, help="a run folder, a weights file, an exported folder, or a model's name"
+        "--model", required=True, help="a run folder, a weights file, an exported folder, or a name; required"
     )
-    which.add_argument("--architecture", default="", help="timm's name of what a weights file fits, if no DeiT")
-    which.add_argument("--heads", type=int, default=0, help="of a DeiT whose width is none of the official ones")
+    which.add_argument("--architecture", default="", help="timm's name of what a weights file fits (default: a DeiT)")
+    which.add_argument("--heads", type=int, default=0, help="of a DeiT of unusual width (default: as the official)")
     answer = parser.add_argument_group("the answer")
     answer.add_argument("--top", type=int, default=5, help="classes for each image (default 5, as top-5 accuracy)")
     answer.add_argument("--json", action="store_true", help="JSON lines on standard output instead of a table")
@@ -110,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
         "--attention",
         metavar="PNG",
         default="",
-        help=f"draw where the class and the distillation token look, for the first {MOST_IMAGES} images",
+        help=f"draw where both tokens look, for the first {MOST_IMAGES} images (default: no picture)",
     )
     how = parser.add_argument_group("how")
     how.add_argument("--batch-size", type=int, default=32, help="images at a time (default 32; less needs less memory)")

@@ -16,6 +16,7 @@ import tyro
 
 from .config import Config
 from .paper_recipes import PAPER_RECIPES, SOFT
+from .train_help import help_text
 
 
 def teacher() -> Config:
@@ -171,7 +172,10 @@ def parse(arguments: Sequence[str], description: str) -> Config:
     named, _ = first.parse_known_args(arguments)
     name = named.recipe or (OF_BUILT_IN_DATA.get(named.data, "deit") if named.data else "demo")
     defaults = recipe(name)
-    if not (named.data or defaults.data or "-h" in arguments or "--help" in arguments):
+    if {"-h", "--help"} & set(arguments):
+        print(help_text(defaults, RECIPES, description), end="")
+        raise SystemExit(0)
+    if not (named.data or defaults.data):
         raise ValueError(f"recipe {name} needs data: type --data FOLDER")
     program = "python -m deit_fast.train"
     config = tyro.cli(Config, default=defaults, args=list(arguments), prog=program, description=description)

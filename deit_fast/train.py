@@ -34,13 +34,14 @@ from .data import BadImage, EvalLoader, TrainLoader, open_dataset
 from .data.mixing import Mixing
 from .data.order import steps_per_epoch
 from .distributed import Ranks
-from .evaluate import Scores, evaluate, headline
+from .evaluate import Scores, evaluate
 from .heartbeat import LOST, Heartbeat, RankLost
 from .launch import LAUNCHED, launch
 from .meter import Meter
 from .model import VisionTransformer
 from .optimizer import MovingAverage, all_finite
 from .policies import evaluation_policy, training_policy
+from .predictions import headline
 from .recipes import parse
 from .schedule import learning_rates
 from .step import TrainingStep, precision

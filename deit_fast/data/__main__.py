@@ -80,19 +80,28 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    checking = commands.add_parser("check", help="read everything; list what is broken, odd or there twice")
+    def command(name: str, what: str, example: str) -> argparse.ArgumentParser:
+        description = f"{what}.\n\n    python -m deit_fast.data {example}"
+        form = argparse.RawDescriptionHelpFormatter
+        return commands.add_parser(name, help=what, description=description, formatter_class=form)
+
+    checking = command("check", "read everything; list what is broken, odd or there twice", "check /imagenet")
     checking.set_defaults(run=run_check)
     checking.add_argument("source", metavar="SRC", help="whatever --data of the trainer takes")
 
-    packing = commands.add_parser("pack", help="write indexed tar shards that WebDataset reads too")
+    packing = command(
+        "pack", "write indexed tar shards that WebDataset reads too", "pack /imagenet /packed --max-side 512"
+    )
     packing.set_defaults(run=run_pack)
     packing.add_argument("source", metavar="SRC", help="whatever --data of the trainer takes")
     packing.add_argument("folder", metavar="DST", help="a new or empty folder, or one that was begun by this command")
-    packing.add_argument("--max-side", type=int, default=0, help="re-encode images whose longer side is above; 0: none")
+    packing.add_argument("--max-side", type=int, default=0, help="re-encode images above (default 0: none)")
     packing.add_argument("--quality", type=int, default=90, help="of re-encoded JPEG (default 90)")
     packing.add_argument("--shard-images", type=int, default=5000, help="images a shard (default 5000)")
 
-    showing = commands.add_parser("preview", help="draw originals and augmented copies, with what was done to them")
+    showing = command(
+        "preview", "draw originals and augmented copies, with what was done to them", "preview --data /imagenet"
+    )
     showing.set_defaults(run=run_preview)
     showing.add_argument("--data", default="", help="whatever --data of the trainer takes; default: the recipe's")
     showing.add_argument("--recipe", default="deit", help="of the trainer (default deit)")

@@ -22,6 +22,7 @@ from .folder import FlatFolder, ImageFolder, counted, is_image, listing
 SYNSETS = "imagenet_2012_validation_synset_labels.txt"
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 LABEL_FILES = ("LOC_val_solution.csv", "val.txt", SYNSETS, GROUND_TRUTH, "meta.bin")
+VALIDATION_IMAGES = 50_000
 _NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})\b")
 
 
@@ -108,21 +109,27 @@ def real_labels(file: Path, files: Sequence[str]) -> NDArray[np.int64]:
         prediction is right where it equals one of its row.
 
     Raises:
-        ValueError: the file holds something else, or an image is not one of its 50 000.
+        ValueError: the file holds something else, or another number of lists than 50 000 or N, or an image is none of
+            the 50 000.
     """
     numbers = [number_of(path) for path in files]
-    try:
-        lists = json.loads(Path(file).read_text())
-        rows = [np.asarray(lists[number - 1], np.int64).reshape(-1) for number in numbers]
-    except OSError as error:
-        raise ValueError(f"cannot read {file} ({error.strerror})") from error
-    except (ValueError, TypeError, KeyError, IndexError) as error:
-        raise ValueError(f"{file} is not real.json, a list of lists of labels ({error})") from error
     if 0 in numbers:
         raise ValueError(
             f"{file} labels ImageNet's validation images, named ILSVRC2012_val_00000001.JPEG and so on: "
             f"{files[numbers.index(0)]} is none of them"
         )
+    try:
+        lists = [np.asarray(labels, np.int64).reshape(-1) for labels in json.loads(Path(file).read_text())]
+    except OSError as error:
+        raise ValueError(f"cannot read {file} ({error.strerror})") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{file} is not real.json, a list of lists of labels ({error})") from error
+    if len(lists) not in (VALIDATION_IMAGES, len(files)) or len(lists) < max(numbers):
+        raise ValueError(
+            f"{file} has {len(lists)} lists of labels: expected {VALIDATION_IMAGES}, one for each of ImageNet's "
+            f"validation images, or {len(files)}, one for each image here up to number {max(numbers)}"
+        )
+    rows = [lists[number - 1] for number in numbers]
     table = np.full((len(rows), max(map(len, rows), default=0)), -1, np.int64)
     for row, labels in zip(table, rows, strict=True):
         row[: len(labels)] = labels

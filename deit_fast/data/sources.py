@@ -91,7 +91,8 @@ def open_evaluation(spec: str, classes: list[str]) -> Dataset:
 
     Args:
         spec: a folder of class folders, or of folders 0 … C − 1 (ImageNet-V2), or a flat folder with a label file
-            beside it, or any spec of `open_dataset`, whose validation images are meant.
+            beside it, or a folder with one of these as val/, or any spec of `open_dataset`, whose validation images
+            are meant. A folder may lack some of the classes.
         classes: of the training images.
 
     Raises:
@@ -100,8 +101,8 @@ def open_evaluation(spec: str, classes: list[str]) -> Dataset:
     if spec not in BUILTIN:
         root, columns = _root(spec)
         splits = {"train", "val"} & set(listing(root)[0])
-        if not splits and not _open_files(root, spec, columns):
-            return _class_folders(root, spec, classes)
+        if splits != {"train"} and not _open_files(root, spec, columns):
+            return _class_folders(root / "val" if splits else root, spec, classes)
     _, val = open_dataset(spec)
     if val.classes != classes:
         raise ValueError(f"the {len(val.classes)} classes of {spec} are not the {len(classes)} of the training images")

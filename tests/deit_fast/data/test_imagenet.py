@@ -1,6 +1,7 @@
 """ImageNet's flat validation folder with every file of labels people have, ImageNet-V2, ReaL labels."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -117,21 +118,36 @@ def test_other_images_of_the_same_classes_can_be_evaluated(imagenet, image_folde
     assert open_evaluation(str(imagenet), CLASSES).labels.tolist() == LABELS
     assert open_evaluation(str(imagenet / "train"), CLASSES).labels.tolist() == [0, 1, 2]
     assert open_evaluation(str(imagenet / "val"), CLASSES).labels.tolist() == LABELS
-    with pytest.raises(ValueError, match=r"the 2 classes of .* are not the 3 of the training images"):
+    with pytest.raises(ValueError, match=r"val has 2 classes \(.*\) that the training images lack"):
         open_evaluation(str(image_folder), CLASSES)
+    shutil.rmtree(imagenet / "train")
+    assert open_evaluation(str(imagenet), CLASSES).labels.tolist() == LABELS
+    (imagenet / "val").rename(imagenet / "train")
+    with pytest.raises(ValueError, match="has no val/ inside"):
+        open_evaluation(str(imagenet), CLASSES)
 
 
 def test_real_labels_stand_in_the_order_of_the_images(imagenet, tmp_path):
     file = tmp_path / "real.json"
     file.write_text(json.dumps([[2], [], [0, 1], [2]]))
-    paths = [str(imagenet / f"val/ILSVRC2012_val_{number:08}.JPEG") for number in (3, 1, 2)]
+    paths = [str(imagenet / f"val/ILSVRC2012_val_{number:08}.JPEG") for number in (3, 1, 2, 4)]
     table = real_labels(file, paths)
     assert table.dtype == np.int64
-    assert table.tolist() == [[0, 1], [2, -1], [-1, -1]]
+    assert table.tolist() == [[0, 1], [2, -1], [-1, -1], [2, -1]]
     with pytest.raises(ValueError, match=r"cat\.jpg is none of them"):
         real_labels(file, [*paths, "cat.jpg"])
-    with pytest.raises(ValueError, match=r"is not real\.json"):
-        real_labels(file, [paths[0].replace("0003", "0009")])
-    file.write_text("{")
-    with pytest.raises(ValueError, match=r"is not real\.json"):
-        real_labels(file, paths)
+    with pytest.raises(ValueError, match=r"has 4 lists of labels: expected 50000, .* or 4, .* up to number 9"):
+        real_labels(file, [*paths[:3], paths[3].replace("0004", "0009")])
+    with pytest.raises(ValueError, match=r"has 4 lists of labels: expected 50000, .* or 3"):
+        real_labels(file, paths[:3])
+    for text in ("{", '{"a": 1}', "[[1], [[]], 2, null]"):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=r"is not real\.json"):
+            real_labels(file, paths)
+
+
+def test_some_of_the_validation_images_have_their_labels_in_the_whole_file(imagenet, tmp_path):
+    file = tmp_path / "real.json"
+    file.write_text(json.dumps([[number % 3] for number in range(50_000)]))
+    paths = [f"val/n01440764/ILSVRC2012_val_{number:08}.JPEG" for number in (50_000, 2)]
+    assert real_labels(file, paths).tolist() == [[49_999 % 3], [1]]

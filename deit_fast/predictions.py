@@ -1,0 +1,194 @@
+"""What models say of every image of a data set, in one pass; every score of an evaluation is a function of this.
+
+    said = predict({"model": model, "teacher": teacher}, EvalLoader(val, policy, batch_size=64))
+    said.scores("model/fused")["top1"], said.disagreement(["teacher/cls", "model/fused"])
+
+An image is decoded once for all models. What is kept of it are its five likeliest classes and its loss for each model
+and head: 24 bytes each, so that 50 000 images and eight heads take 10 MB. The lists of all ranks are put together in
+the order of the data set: results have equal bits for any number of ranks that see equal logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from .data.batch import Batch
+from .distributed import Ranks
+from .model import FUSIONS, Fusion, VisionTransformer, fuse
+from .teacher import Teacher
+
+Score = dict[str, float]
+# The summary's name for each fusion of two heads (design: cls, dist, fused, softmax).
+NAMES = {"logits": "fused", "softmax": "softmax", "cls": "cls", "dist": "dist"}
+TRUTH = "truth"  # the labels, as a line of the disagreement matrix
+TOP = 5
+
+
+class Renormalised(Teacher):
+    """A model under evaluation whose normalisation is not the one that the images have; its heads stay visible."""
+
+
+def head_logits(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """Logits (B, C) by name: "cls", and for a distilled model "dist", "fused" (mean logits) and "softmax"."""
+    if isinstance(model, Renormalised):
+        return head_logits(model.model, images * model.scale + model.shift)
+    if isinstance(model, VisionTransformer):
+        cls_logits, dist_logits = model.heads(images)
+        if dist_logits is not None:
+            return {NAMES[fusion]: fuse(cls_logits, dist_logits, fusion) for fusion in FUSIONS}
+        return {"cls": cls_logits}
+    return {"cls": model(images)}
+
+
+def headline(scores: Mapping[str, Score], fusion: Fusion) -> str:
+    """The name of the prediction that --fusion makes the model's own."""
+    return NAMES[fusion] if NAMES[fusion] in scores else "cls"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """N images that could be read, in the order of the data set; names are "model/head".
+
+    Attributes:
+        sample: int64 (N,), indices into the data set.
+        label: int64 (N,).
+        classes: C.
+        top: int32 (N, min(5, C)) by name: the likeliest classes, the likeliest first.
+        loss: float32 (N,) by name: cross-entropy.
+    """
+
+    sample: NDArray[np.int64]
+    label: NDArray[np.int64]
+    classes: int
+    top: dict[str, NDArray[np.int32]]
+    loss: dict[str, NDArray[np.float32]]
+
+    def __len__(self) -> int:
+        return len(self.sample)
+
+    def scores(self, name: str) -> Score:
+        """{"top1", "top5" in per cent, "loss" in nats, "n"}; without an image 0, 0, NaN, 0."""
+        if not len(self):
+            return {"top1": 0.0, "top5": 0.0, "loss": float("nan"), "n": 0}
+        hits = self.top[name] == self.label[:, None]
+        return {**_percent(hits), "loss": float(self.loss[name].mean(dtype=np.float64)), "n": len(self)}
+
+    def real_scores(self, name: str, labels: NDArray[np.int64]) -> Score:
+        """{"top1", "top5" in per cent, "n"} where any of an image's labels is right; images without one do not count.
+
+        Args:
+            labels: (images of the data set, K), filled up with −1, as `real_labels` gives them.
+        """
+        rows = labels[self.sample]
+        counted = (rows >= 0).any(1)
+        hits = (self.top[name][counted, :, None] == rows[counted, None, :]).any(2)
+        return {**_percent(hits), "n": int(counted.sum())}
+
+    def per_class(self, name: str) -> NDArray[np.float64]:
+        """(C,) top-1 in per cent of the images of each class; NaN for a class without one."""
+        right = np.bincount(self.label[self.top[name][:, 0] == self.label], minlength=self.classes)
+        with np.errstate(invalid="ignore"):
+            return 100 * right / self.images_per_class()
+
+    def images_per_class(self) -> NDArray[np.int64]:
+        """(C,)"""
+        return np.bincount(self.label, minlength=self.classes)
+
+    def confusion(self, name: str) -> NDArray[np.int64]:
+        """(C, C) images of each class (row) that are taken for each class (column)."""
+        pairs = self.label * self.classes + self.top[name][:, 0]
+        return np.bincount(pairs, minlength=self.classes**2).reshape(self.classes, self.classes)
+
+    def confused(self, name: str, most: int) -> list[tuple[int, int, int]]:
+        """(true class, predicted class, images) of the most frequent mistakes, the most frequent first."""
+        wrong = self.top[name][:, 0] != self.label
+        pairs, counts = np.unique(self.label[wrong] * self.classes + self.top[name][wrong, 0], return_counts=True)
+        order = np.argsort(-counts, kind="stable")[:most]
+        found = zip(pairs[order].tolist(), counts[order].tolist(), strict=True)
+        return [(*divmod(pair, self.classes), count) for pair, count in found]
+
+    def disagreement(self, names: Sequence[str]) -> NDArray[np.float64]:
+        """(M, M) share of images that two of `names` classify differently; TRUTH stands for the labels (paper Table 4).
+
+        Without an image NaN.
+        """
+        first = [self.label if name == TRUTH else self.top[name][:, 0] for name in names]
+        with np.errstate(invalid="ignore"):
+            return np.array([[np.sum(one != other) / np.float64(len(self)) for other in first] for one in first])
+
+
+def _percent(hits: NDArray[np.bool_]) -> Score:
+    """Top-1 and top-5 in per cent of (n, 5), whether the prediction of each rank is right."""
+    n = len(hits)
+    if not n:
+        return {"top1": 0.0, "top5": 0.0}
+    return {"top1": 100 * int(hits[:, 0].sum()) / n, "top5": 100 * int(hits.any(1).sum()) / n}
+
+
+@torch.no_grad()
+def predict(
+    models: Mapping[str, nn.Module],
+    data: Iterable[Batch],
+    ranks: Ranks | None = None,
+    autocast: AbstractContextManager | None = None,
+) -> Predictions:
+    """Show every image of `data` to every model, once.
+
+    Args:
+        models: by name; the training mode of each is restored.
+        data: this rank's share of the images, as `EvalLoader` gives it. Images that could not be read are left out.
+        ranks: who else evaluates; None is alone.
+        autocast: context of the forward passes.
+
+    Returns:
+        The predictions for the images of all ranks, on every rank.
+    """
+    training = {name: model.training for name, model in models.items()}
+    for model in models.values():
+        model.eval()
+    columns: dict[str, list[Tensor]] = {}
+    sample: list[Tensor] = []
+    classes = 0
+    for batch in data:
+        sample.append(batch.samples)
+        columns.setdefault("label", []).append(batch.labels)
+        for name, model in models.items():
+            with autocast or nullcontext():
+                outputs = head_logits(model, batch.images)
+            for head, logits in outputs.items():
+                logits, classes = logits.float(), logits.shape[1]
+                top = logits.topk(min(TOP, classes)).indices.int()
+                columns.setdefault(f"top {name}/{head}", []).append(top)
+                loss = F.cross_entropy(logits, batch.labels.clamp_min(0), reduction="none")
+                columns.setdefault(f"loss {name}/{head}", []).append(loss)
+    for name, model in models.items():
+        model.train(training[name])
+    # Everything stays on the device until here: one wait for it, not one a batch.
+    own: dict[str, Any] = {key: torch.cat(parts).cpu().numpy() for key, parts in columns.items()}
+    if sample:  # a rank without an image has nothing, not even names
+        own |= {"sample": torch.cat(sample).numpy(), "classes": classes}
+    return _together([part for part in (ranks.gather(own) if ranks else [own]) if part])
+
+
+def _together(parts: list[dict[str, Any]]) -> Predictions:
+    """The readable images of all ranks in the order of the data set."""
+    assert parts, "a data set without an image cannot be opened"
+    classes = parts[0]["classes"]
+    whole = {key: np.concatenate([part[key] for part in parts]) for key in parts[0] if key != "classes"}
+    order = np.argsort(whole["sample"], kind="stable")
+    order = order[whole["label"][order] >= 0]
+    whole = {key: column[order] for key, column in whole.items()}
+    top, loss = (
+        {key.partition(" ")[2]: column for key, column in whole.items() if key.startswith(kind)}
+        for kind in ("top ", "loss ")
+    )
+    return Predictions(whole["sample"], whole["label"], classes, top, loss)

@@ -1,0 +1,53 @@
+"""Where a number comes from: the command, the day, the machine and the versions that stand beside every result."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+from collections.abc import Sequence
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("deit-fast", "torch", "timm", "numpy")
+
+
+def provenance(module: str, arguments: Sequence[str]) -> dict[str, object]:
+    """What a result file holds beside its numbers.
+
+    Args:
+        module: run with python -m.
+        arguments: as typed after it.
+
+    Returns:
+        {"command", "date", "machine", "versions": {package: version}}.
+    """
+    return {
+        "command": shlex.join(["python", "-m", module, *arguments]),
+        "date": date.today().isoformat(),
+        "machine": machine(),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+    }
+
+
+def machine() -> str:
+    """Such as "2-core AMD EPYC, no GPU" or "16-core Intel(R) Xeon(R), 8 x NVIDIA H100 80GB HBM3"."""
+    model = platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    cores = len(os.sched_getaffinity(0))
+    cards = torch.cuda.device_count()
+    gpus = f"{cards} x {torch.cuda.get_device_name(0)}" if cards else "no GPU"
+    return f"{cores}-core {model}, {gpus}"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,188 @@
+"""The paper's Tables 3 and 2 at a scale that runs anywhere: four trainings, and two kinds of teacher, on small data.
+
+    python -m deit_fast.replicate                               photographs, five seeds: hours on two cores
+    python -m deit_fast.replicate --data digits --epochs 15     handwritten digits: a quarter of an hour on two cores
+    python -m deit_fast.replicate --data /flowers --seeds 3     your own images, with the photographs' models
+
+Four trainings give the six rows of Table 3: none; soft and hard distillation of the class token; hard distillation with
+the distillation token, evaluated as class token, distillation token and both (summed softmaxes, paper section 4). Table
+2 is the last training again, from a transformer instead of a ConvNet. A seed means initialisation, order and
+augmentation; all seeds learn from the same two teachers, and rows are compared seed by seed.
+
+Every training is a run folder below --out: the same command continues where it stopped. At the end results.json and
+results.png lie there, and one sentence says in which comparisons the paper's order holds, whatever they are. Numbers at
+this scale are about this scale: they neither confirm nor refute the paper's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from . import replication_report as report
+from .checkpoint import write_file, write_json
+from .config import Config
+from .provenance import provenance
+from .recipes import recipe
+from .train import Diverged, Summary, train
+
+PLAIN, DISTILLED = "deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"
+# Soft distillation as the paper's text has it (equation 2, and its best λ and τ); see `Config.check`.
+TRAININGS: dict[str, dict[str, Any]] = {
+    "none": {"model": PLAIN, "distill": "none"},
+    "soft": {
+        "model": PLAIN, "distill": "soft", "distill_on": "class", "alpha": 0.1, "tau": 3.0, "kl_normalizer": "batch",
+    },
+    "hard": {"model": PLAIN, "distill": "hard", "distill_on": "class"},
+    "token": {"model": DISTILLED, "distill": "hard", "distill_on": "token"},
+}  # fmt: skip
+# The transformer teacher: the student's kind, wide and long enough to be about as good as the ConvNet.
+TRANSFORMERS: dict[str, dict[str, Any]] = {
+    "digits": {"model": PLAIN, "width": 128, "depth": 6, "heads": 4, "epochs": 60, "warmup_epochs": 4, "lr": 0.015},
+    "photos": {"model": PLAIN, "epochs": 40, "warmup_epochs": 4},
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is replicated, and how much of it."""
+
+    data: str = "photos"  # photos, digits, or a folder with train/ and val/
+    seeds: int = 5  # trainings of each kind
+    epochs: int = 0  # of each student; 0: as the data's recipe
+    out: str = ""  # where the runs and the results go; empty: runs/replicate-<data>
+    threads: int = 0  # decoding threads; 0: as many as the process has cores
+
+    def folder(self) -> Path:
+        return Path(self.out or f"runs/replicate-{Path(self.data).name}")
+
+    def check(self) -> None:
+        """Raises ValueError: no seed at all, or a negative length."""
+        if self.seeds < 1:
+            raise ValueError(f"--seeds {self.seeds} trains nothing: type --seeds 5, or at least 1")
+        if self.epochs < 0:
+            raise ValueError(f"--epochs {self.epochs}: type the number of passes, or leave it out for the recipe's")
+
+
+@dataclass(frozen=True)
+class Training:
+    """One run: a teacher, or a student of one seed."""
+
+    name: str
+    config: Config
+
+
+def teachers(settings: Settings) -> dict[str, Training]:
+    """The two teachers, "convnet" and "transformer", each trained once."""
+    student, convnet = _recipes(settings)
+    transformer = dataclasses.replace(
+        student, distill="none", teacher="", ema_decay=0.0, **TRANSFORMERS.get(settings.data, TRANSFORMERS["photos"])
+    )
+    return {
+        name: Training(f"teacher, {name}", _run(settings, config, f"teacher-{name}"))
+        for name, config in (("convnet", convnet), ("transformer", transformer))
+    }
+
+
+def students(settings: Settings) -> Iterator[tuple[int, str, Training]]:
+    """(seed, key, training) of every student; the keys are those of TRAININGS, and "transformer" for Table 2."""
+    base, _ = _recipes(settings)
+    epochs = settings.epochs or base.epochs
+    base = dataclasses.replace(
+        base, epochs=epochs, warmup_epochs=base.warmup_epochs * epochs / base.epochs, ema_decay=0.0
+    )
+    known = teachers(settings)
+    kinds = {key: (changes, "convnet") for key, changes in TRAININGS.items()}
+    kinds["transformer"] = (TRAININGS["token"], "transformer")
+    for seed in range(settings.seeds):
+        for key, (changes, teacher) in kinds.items():
+            spec = "" if changes["distill"] == "none" else str(known[teacher].config.run_folder())
+            config = dataclasses.replace(base, **changes, teacher=spec, seed=seed, data_seed=seed)
+            yield seed, key, Training(f"seed {seed}, {key}", _run(settings, config, f"seed{seed}-{key}"))
+
+
+def replicate(settings: Settings, arguments: Sequence[str] = ()) -> dict[str, Any]:
+    """Train what is not trained yet, and write results.json and results.png into the folder.
+
+    Args:
+        arguments: as typed, for the record.
+
+    Returns:
+        What results.json holds, see `replication_report.results`.
+
+    Raises:
+        ValueError: a mistake in the settings or the data.
+        Diverged: a training's loss became infinite or NaN.
+    """
+    settings.check()
+    folder = settings.folder()
+    both, every = teachers(settings), list(students(settings))
+    # What is wrong with any of them is found before the first is trained.
+    for training in (*both.values(), *(training for *_, training in every)):
+        training.config.check()
+    total, scores = len(both) + len(every), {}
+    for number, (key, training) in enumerate(both.items(), 1):
+        scores[key] = _trained(training, number, total).scores["student"]["cls"]
+    measured: dict[str, list[dict[str, Any]]] = {}
+    for number, (_, key, training) in enumerate(every, len(both) + 1):
+        measured.setdefault(key, []).append(_trained(training, number, total).scores["student"])
+    results = {
+        "data": settings.data,
+        "epochs": every[0][2].config.epochs,
+        "seeds": settings.seeds,
+        **report.results(measured, scores),
+        **provenance("deit_fast.replicate", arguments),
+        "configurations": {key: training.config.identity() for _, key, training in every[: len(measured)]}
+        | {f"teacher-{key}": training.config.identity() for key, training in both.items()},
+    }
+    results["sentence"] = report.sentence(results)
+    write_json(folder / "results.json", results)
+    write_file(folder / "results.png", lambda path: report.draw(results, path))
+    return results
+
+
+def _recipes(settings: Settings) -> tuple[Config, Config]:
+    """The student's and the ConvNet's configuration on this data."""
+    name = "digits" if settings.data == "digits" else "demo"
+    return recipe(name), recipe(f"{name}-teacher")
+
+
+def _run(settings: Settings, config: Config, name: str) -> Config:
+    """A configuration with its place, on this data, evaluated at its end only."""
+    return dataclasses.replace(
+        config, data=settings.data, threads=settings.threads, eval_every=config.epochs, save_every=0, keep=1,
+        out=str(settings.folder() / name),
+    )  # fmt: skip
+
+
+def _trained(training: Training, number: int, total: int) -> Summary:
+    print(f"\ntraining {number} of {total}: {training.name}", flush=True)
+    return train(training.config)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        settings = tyro.cli(Settings, args=list(arguments), prog="python -m deit_fast.replicate", description=__doc__)
+        report.show(replicate(settings, arguments), settings.folder())
+        return 0
+    except (ValueError, OSError, Diverged) as error:
+        if os.environ.get("DEIT_FAST_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 3 if isinstance(error, Diverged) else 2
+    except KeyboardInterrupt:
+        print("interrupted: the same command continues from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

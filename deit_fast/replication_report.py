@@ -1,0 +1,177 @@
+"""From the scores of repeated trainings to the paper's tables: means, paired differences, a sentence, a picture."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+
+class Row(NamedTuple):
+    """One line of a table of the paper: which training, evaluated by which head; the paper's top-1 in per cent."""
+
+    label: str
+    training: str
+    head: str  # of `Scores`; "softmax" sums the softmaxes of both heads, as the paper does
+    paper: dict[str, float]
+
+
+TABLE3 = {
+    "none": Row("no distillation", "none", "cls", {"Ti": 72.2, "S": 79.8, "B": 81.8}),
+    "soft": Row("soft, class token only", "soft", "cls", {"Ti": 72.2, "S": 79.8, "B": 81.8}),
+    "hard": Row("hard, class token only", "hard", "cls", {"Ti": 74.3, "S": 80.9, "B": 83.0}),
+    "class": Row("distilled: class token", "token", "cls", {"Ti": 73.9, "S": 80.9, "B": 83.0}),
+    "distillation": Row("distilled: distillation token", "token", "dist", {"Ti": 74.6, "S": 81.1, "B": 83.1}),
+    "both": Row("distilled: both", "token", "softmax", {"Ti": 74.5, "S": 81.2, "B": 83.4}),
+}
+# The paper's pair of equal accuracy: RegNetY-8GF (81.7) and DeiT-B (81.8), student DeiT-B.
+TABLE2 = {
+    "convnet": Row("taught by a ConvNet", "token", "softmax", {"teacher": 81.7, "B": 82.7}),
+    "transformer": Row("taught by a transformer", "transformer", "softmax", {"teacher": 81.8, "B": 81.9}),
+}
+ROWS = TABLE3 | TABLE2
+# What the paper finds for all three sizes (Table 3) and for DeiT-B (Table 2): the first is better than the second.
+CLAIMS = (
+    ("hard", "none", "hard distillation of the class token beats no distillation"),
+    ("hard", "soft", "hard distillation beats soft"),
+    ("distillation", "class", "the distillation token beats the class token of the same network"),
+    ("both", "hard", "the distillation token, with both heads, beats hard distillation without it"),
+    ("convnet", "transformer", "a ConvNet teaches better than a transformer"),
+)
+# 97.5 % quantile of Student's t for 1, 2, … degrees of freedom; beyond the table its last value, which is wider.
+T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13)
+
+
+def results(measured: Mapping[str, Sequence[Mapping[str, Any]]], teachers: Mapping[str, Any]) -> dict[str, Any]:
+    """The tables and the verdict on every claim.
+
+    Args:
+        measured: scores of the heads for each seed, by training.
+        teachers: scores of "convnet" and "transformer".
+
+    Returns:
+        {"teachers": {name: scores}, "table3": {key: row}, "table2": {key: row}, "claims": [claim]}. A row has the
+        top-1 of every seed, their mean and standard deviation (n − 1), and the paper's; a claim has the mean of the
+        differences of equal seeds, its 95 % interval, and "holds", "reversed" or "undecided" where that contains 0.
+    """
+    top1 = {key: [scores[row.head]["top1"] for scores in measured[row.training]] for key, row in ROWS.items()}
+
+    def table(rows: Mapping[str, Row]) -> dict[str, Any]:
+        return {
+            key: {
+                "row": row.label,
+                "head": row.head,
+                "top1": top1[key],
+                "mean": statistics.mean(top1[key]),
+                "std": statistics.stdev(top1[key]) if len(top1[key]) > 1 else None,
+                "paper": row.paper,
+            }
+            for key, row in rows.items()
+        }
+
+    return {
+        "teachers": dict(teachers),
+        "table3": table(TABLE3),
+        "table2": table(TABLE2),
+        "claims": [
+            {"claim": text, "better": better, "worse": worse, **compare(top1[better], top1[worse])}
+            for better, worse, text in CLAIMS
+        ],
+    }
+
+
+def compare(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:
+    """The mean of first − second over equal seeds, half its 95 % interval, and the verdict.
+
+    One seed has no interval, and nothing is decided.
+    """
+    differences = [a - b for a, b in zip(first, second, strict=True)]
+    mean, n = statistics.mean(differences), len(differences)
+    if n == 1:
+        return {"difference": mean, "half_interval": None, "verdict": "undecided"}
+    half = T[min(n - 2, len(T) - 1)] * statistics.stdev(differences) / math.sqrt(n)
+    verdict = "undecided" if abs(mean) <= half else "holds" if mean > 0 else "reversed"
+    return {"difference": mean, "half_interval": half, "verdict": verdict}
+
+
+def sentence(results: Mapping[str, Any]) -> str:
+    """Whether the paper's order holds here, comparison by comparison, in one sentence."""
+    claims = results["claims"]
+    parts = []
+    for verdict, words in (("holds", "holds in"), ("reversed", "is reversed in"), ("undecided", "is undecided in")):
+        said = [_said(claim) for claim in claims if claim["verdict"] == verdict]
+        parts.append(f"{words} {len(said)}" + (f" ({'; '.join(said)})" if said else ""))
+    n = results["table3"]["none"]["top1"]
+    return (
+        f"On {results['data']}, epochs: {results['epochs']}, seeds: {len(n)}, the paper's order {parts[0]}, {parts[1]} "
+        f"and {parts[2]} of {len(claims)} comparisons."
+    )
+
+
+def _said(claim: Mapping[str, Any]) -> str:
+    margin = "" if claim["half_interval"] is None else f" ± {claim['half_interval']:.1f}"
+    return f"{claim['claim']}: {claim['difference']:+.1f}{margin} points"
+
+
+def show(results: Mapping[str, Any], folder: Path) -> None:
+    """Print the two tables, the sentence, and where the files lie."""
+    console = Console(soft_wrap=True, highlight=False)
+    title = f"top-1 on {results['data']}, per cent, mean ± standard deviation of {results['seeds']} seeds"
+    table = Table(title=title, title_justify="left")
+    for column in ("Table 3", "here", "paper: Ti", "S", "B"):
+        table.add_column(column, justify="left" if column == "Table 3" else "right")
+    for row in results["table3"].values():
+        table.add_row(row["row"], _mean(row), *(f"{row['paper'][size]:.1f}" for size in ("Ti", "S", "B")))
+    console.print(table)
+    table = Table(title_justify="left")
+    for column in ("Table 2", "teacher", "student", "paper: teacher", "student B"):
+        table.add_column(column, justify="left" if column == "Table 2" else "right")
+    for key, row in results["table2"].items():
+        teacher = results["teachers"][key]["top1"]
+        paper = row["paper"]
+        table.add_row(row["row"], f"{teacher:.1f}", _mean(row), f"{paper['teacher']:.1f}", f"{paper['B']:.1f}")
+    console.print(table)
+    console.print(results["sentence"], markup=False)
+    console.print(f"{folder / 'results.json'}, {folder / 'results.png'}", markup=False)
+
+
+def _mean(row: Mapping[str, Any]) -> str:
+    return f"{row['mean']:.1f}" + ("" if row["std"] is None else f" ± {row['std']:.1f}")
+
+
+def draw(results: Mapping[str, Any], target: Path) -> None:
+    """Every seed as a point, mean and standard deviation beside it; the paper's numbers in a panel of their own."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (here, there) = plt.subplots(1, 2, figsize=(12, 5), constrained_layout=True, sharey=True)
+    rows = [*results["table3"].values(), *results["table2"].values()]
+    labels = [row["row"] for row in rows]
+    # Half a line between the two tables.
+    places = [number + 0.5 * (number >= len(results["table3"])) for number in range(len(rows))]
+    for place, row in zip(places, rows, strict=True):
+        here.plot(row["top1"], [place] * len(row["top1"]), ".", color="tab:blue", alpha=0.45)
+        here.errorbar(row["mean"], place + 0.2, xerr=row["std"] or 0, fmt="o", color="tab:blue", capsize=3)
+        for size, marker in (("Ti", "^"), ("S", "s"), ("B", "o")):
+            if size in row["paper"]:
+                there.plot(row["paper"][size], place, marker, color="tab:gray", label=size if place == 0 else None)
+    for name, style in (("convnet", "--"), ("transformer", ":")):
+        score = results["teachers"][name]["top1"]
+        here.axvline(score, color="black", linestyle=style, linewidth=1, label=f"{name} teacher, {score:.1f} %")
+    here.set_yticks(places, labels)
+    here.invert_yaxis()
+    here.set(title=f"{results['data']}, {results['epochs']} epochs, {results['seeds']} seeds", xlabel="top-1, per cent")
+    here.legend(loc="best", fontsize="small")
+    there.set(title="paper, ImageNet, 300 epochs", xlabel="top-1, per cent")
+    there.legend(title="DeiT", loc="best", fontsize="small")
+    for axes in (here, there):
+        axes.grid(alpha=0.3)
+    figure.savefig(target, dpi=110, format="png")
+    plt.close(figure)

@@ -1,0 +1,71 @@
+"""Every --help: an example, groups, and for every flag its default and a reason, for each word of the script."""
+
+import importlib
+import re
+import sys
+
+import pytest
+
+from deit_fast import train_help
+from deit_fast.__main__ import COMMANDS
+from deit_fast.__main__ import main as script
+from deit_fast.recipes import RECIPES, recipe
+
+DATA_COMMANDS = ["check", "pack", "preview"]
+
+
+def shown(name: str, *arguments: str, capsys: pytest.CaptureFixture) -> str:
+    module = importlib.import_module(f"deit_fast.{name}")
+    if hasattr(module, "__path__"):
+        module = importlib.import_module(f"deit_fast.{name}.__main__")
+    with pytest.raises(SystemExit) as exit:
+        module.main([*arguments, "--help"])
+    assert exit.value.code == 0
+    return capsys.readouterr().out
+
+
+def flags(text: str) -> dict[str, str]:
+    """Flag -> its explanation."""
+    parts = re.split(r"^  (?=-)", text, flags=re.MULTILINE)[1:]
+    return {part.split()[0]: " ".join(part.split()) for part in parts}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_an_example_and_says_why(name: str, capsys) -> None:
+    text = shown(name, capsys=capsys)
+    assert f"python -m deit_fast.{name} " in text.split("\n\n", 2)[2], "an example below the usage"
+    if name != "data":  # which has sub-commands
+        assert len(re.findall(r"^\w[^\n]*:$", text, flags=re.MULTILINE)) >= 3, "groups"
+    for flag, explanation in flags(text).items():
+        if flag != "-h,":
+            assert re.search(r"default|required|instead of", explanation), f"{name} {explanation}"
+            assert len(explanation.split()) > 4, f"a reason for {explanation}"
+
+
+@pytest.mark.parametrize("command", DATA_COMMANDS)
+def test_sub_commands_have_an_example_and_defaults(command: str, capsys) -> None:
+    text = shown("data", command, capsys=capsys)
+    assert f"python -m deit_fast.data {command} " in text
+    assert all("default" in explanation for flag, explanation in flags(text).items() if flag != "-h,")
+
+
+def test_every_field_of_the_configuration_is_in_a_group_with_its_reason() -> None:
+    assert train_help.undocumented() == []
+    assert {"Recipe", "Data", "Model", "Distillation", "Optimisation", "Run"} <= train_help.fields().keys()
+
+
+def test_defaults_are_those_of_the_recipe(capsys) -> None:
+    text = shown("train", "--recipe", "digits", capsys=capsys)
+    explained = flags(text)
+    assert f"(default: {recipe('digits').epochs})" in explained["--epochs"]
+    assert "(default: 0.85 1.0)" in explained["--crop-scale"]
+    assert all(re.search(rf"^  {name} ", text, flags=re.MULTILINE) for name in RECIPES)
+
+
+def test_the_console_script_lists_its_commands_and_knows_near_misses(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["deit-fast", "--help"])
+    assert script() == 0
+    assert all(f"  {name} " in capsys.readouterr().out for name in list(COMMANDS)[:1])
+    monkeypatch.setattr(sys, "argv", ["deit-fast", "predct"])
+    assert script() == 2
+    assert capsys.readouterr().err.startswith("error: unknown command 'predct', did you mean predict?\nusage: ")

@@ -1,0 +1,153 @@
+"""The replication: which trainings it runs, that it continues, its arithmetic by hand, and its sentence."""
+
+import dataclasses
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+
+from deit_fast import replicate as replication
+from deit_fast import replication_report as report
+from deit_fast.config import Config
+from deit_fast.replicate import Settings, main, replicate, students, teachers
+from deit_fast.train import train
+from tests.deit_fast.conftest import tiny_config
+
+
+@pytest.fixture
+def small(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Two seeds of trainings that take a fraction of a second each, without their pictures."""
+    monkeypatch.setattr("deit_fast.report.draw", lambda _run, _summary, path: path.touch())
+    student = dataclasses.replace(tiny_config(images, tmp_path), epochs=1, warmup_epochs=0.5)
+    sizes = {"patch_size": 0, "width": 0, "depth": 0, "heads": 0, "drop_path": 0.0}
+    convnet = dataclasses.replace(student, model="test_efficientnet", distill="none", teacher="", **sizes)
+    monkeypatch.setattr(replication, "_recipes", lambda _: (student, convnet))
+    monkeypatch.setattr(replication, "TRANSFORMERS", {"photos": {"model": replication.PLAIN, "epochs": 2}})
+    return Settings(data=str(images), seeds=2, out=str(tmp_path / "replication"), threads=1)
+
+
+def test_a_replication_continues_and_its_rows_are_the_heads_of_its_runs(small: Settings, monkeypatch) -> None:
+    trained: list[str] = []
+
+    def counting(config: Config) -> replication.Summary:
+        if len(trained) == 5 and "interrupted" not in trained:
+            trained.append("interrupted")
+            raise KeyboardInterrupt
+        if not (config.run_folder() / "summary.json").exists():
+            trained.append(config.run_folder().name)
+        return train(config)
+
+    monkeypatch.setattr(replication, "train", counting)
+    with pytest.raises(KeyboardInterrupt):
+        replicate(small)
+    results, folder = replicate(small, ["--seeds", "2"]), small.folder()
+    runs = [name for name in trained if name != "interrupted"]
+    assert len(trained) == 13 and len(set(runs)) == 12, "none was trained twice"
+    assert sorted(runs) == sorted(path.name for path in folder.iterdir() if path.is_dir())
+
+    def top1(run: str, head: str) -> float:
+        return json.loads((folder / run / "summary.json").read_text())["student"][head]["top1"]
+
+    for key, run, head in (
+        ("none", "none", "cls"), ("soft", "soft", "cls"), ("hard", "hard", "cls"),
+        ("class", "token", "cls"), ("distillation", "token", "dist"), ("both", "token", "softmax"),
+    ):  # fmt: skip
+        assert results["table3"][key]["top1"] == [top1(f"seed{seed}-{run}", head) for seed in (0, 1)]
+    assert results["table2"]["convnet"]["top1"] == results["table3"]["both"]["top1"]
+    assert results["table2"]["transformer"]["top1"] == [top1(f"seed{s}-transformer", "softmax") for s in (0, 1)]
+    for name in ("convnet", "transformer"):
+        assert results["teachers"][name]["top1"] == top1(f"teacher-{name}", "cls")
+    assert json.loads((folder / "results.json").read_text()) == results
+    assert (folder / "results.png").read_bytes().startswith(b"\x89PNG")
+    assert results["command"] == "python -m deit_fast.replicate --seeds 2"
+
+
+@pytest.mark.parametrize("data", ["photos", "digits", "/flowers"])
+def test_four_trainings_and_a_fifth_by_another_teacher_share_their_teachers(data: str) -> None:
+    settings = Settings(data=data, seeds=3)
+    both, every = teachers(settings), list(students(settings))
+    assert [key for _, key, _ in every[:5]] == ["none", "soft", "hard", "token", "transformer"]
+    assert len(every) == 15
+    for seed, key, training in every:
+        config = training.config
+        config.check()
+        assert (config.seed, config.data_seed, config.data) == (seed, seed, data)
+        teacher = {"none": "", "transformer": both["transformer"].config.out}.get(key, both["convnet"].config.out)
+        assert config.teacher == teacher
+    soft = every[1][2].config
+    assert (soft.distill_on, soft.alpha, soft.tau, soft.kl_normalizer) == ("class", 0.1, 3.0, "batch")
+    for training in both.values():
+        training.config.check()
+    assert "efficientnet" in both["convnet"].config.model and "deit" in both["transformer"].config.model
+
+
+def test_fewer_epochs_shorten_the_warm_up_as_well() -> None:
+    whole, half = (next(students(Settings(data="digits", epochs=epochs)))[2].config for epochs in (0, 15))
+    assert (whole.epochs, half.epochs) == (30, 15)
+    assert half.warmup_epochs == whole.warmup_epochs / 2
+
+
+def heads(cls: float, dist: float = 0.0, softmax: float = 0.0) -> dict:
+    return {name: {"top1": value} for name, value in (("cls", cls), ("dist", dist), ("softmax", softmax))}
+
+
+@pytest.fixture
+def results() -> dict:
+    """Three seeds in which hard beats none by 4, 5 and 6 points, soft beats hard by one, and the rest is a draw."""
+    measured = {
+        "none": [heads(50.0), heads(60.0), heads(70.0)],
+        "soft": [heads(55.0), heads(66.0), heads(77.0)],
+        "hard": [heads(54.0), heads(65.0), heads(76.0)],
+        "token": [heads(50.0, 51.0, 52.0), heads(60.0, 59.0, 66.0), heads(70.0, 70.0, 77.0)],
+        "transformer": [heads(0.0, 0.0, 52.0), heads(0.0, 0.0, 66.0), heads(0.0, 0.0, 77.0)],
+    }
+    named = {"data": "nothing", "epochs": 7, "seeds": 3}
+    return {**named, **report.results(measured, {"convnet": {"top1": 90.0}, "transformer": {"top1": 91.0}})}
+
+
+def test_mean_deviation_and_verdicts_are_those_by_hand(results: dict) -> None:
+    hard = results["table3"]["hard"]
+    assert (hard["mean"], hard["std"]) == (65.0, pytest.approx(11.0))
+    claims = {(claim["better"], claim["worse"]): claim for claim in results["claims"]}
+    first = claims["hard", "none"]  # 4, 5, 6: mean 5, deviation 1; 4.30 is Student's t for two degrees of freedom
+    assert first["difference"] == 5 and first["half_interval"] == pytest.approx(4.30 / 3**0.5, rel=1e-3)
+    assert first["verdict"] == "holds"
+    assert (claims["hard", "soft"]["difference"], claims["hard", "soft"]["verdict"]) == (-1, "reversed")
+    assert claims["distillation", "class"]["verdict"] == "undecided"
+    assert claims["convnet", "transformer"] == {
+        **claims["convnet", "transformer"], "difference": 0, "half_interval": 0, "verdict": "undecided",
+    }  # fmt: skip
+
+
+def test_the_sentence_says_what_holds_what_is_reversed_and_what_is_open(results: dict) -> None:
+    text = report.sentence(results)
+    assert text.startswith("On nothing, epochs: 7, seeds: 3, the paper's order holds in 1 (hard distillation of the ")
+    assert "is reversed in 1 (hard distillation beats soft: -1.0 ± 0.0 points)" in text
+    assert "is undecided in 3 (" in text and text.endswith("of 5 comparisons.")
+    assert text.count(".\n") == 0
+
+
+def test_one_seed_decides_nothing() -> None:
+    assert report.compare([90.0], [10.0]) == {"difference": 80.0, "half_interval": None, "verdict": "undecided"}
+
+
+def test_many_seeds_have_a_narrower_interval() -> None:
+    values = [1.0, 2.0] * 20
+    few, many = report.compare(values[:4], [0.0] * 4), report.compare(values, [0.0] * 40)
+    assert many["half_interval"] < few["half_interval"]
+    assert many["half_interval"] == pytest.approx(report.T[-1] * statistics.stdev(values) / 40**0.5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--seeds", "0"], "--seeds 0 trains nothing: type --seeds 5"),
+        (["--epochs", "-1"], "--epochs -1"),
+        (["--data", "digit"], "did you mean digits?"),
+    ],
+)
+def test_a_wrong_command_is_one_sentence(tmp_path: Path, capsys, arguments: list[str], says: str) -> None:
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
