@@ -1,17 +1,27 @@
-"""Checkpoints: safetensors and JSON, whole or absent.
+"""Checkpoints: safetensors and JSON, whole or absent, each file with its SHA-256.
 
     runs/NAME/checkpoints/step_00000240/   model.safetensors  ema.safetensors  optimizer.safetensors  state.json
     runs/NAME/checkpoints/newest           the name of the folder to continue from; moved last
+    runs/NAME/checkpoints/best.json        which step scored best, and its file best_00000240.safetensors
 
 Every file is written under another name, synced, and renamed; a crash at any point leaves the previous checkpoint.
+`state.json` holds the digests of the files beside it and its own, so damage that comes later is found as well: `newest`
+passes over a damaged checkpoint with a warning and gives the one before. `snapshot.py` writes beside the training.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import importlib.metadata
 import json
+import logging
 import os
+import platform
+import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,123 +30,215 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-FORMAT = "deit_fast checkpoint 1"
+from .config import Config
+from .durable import read_json, sha256_of, sync_folder, write_file, write_json
+
+logger = logging.getLogger(__name__)
+
+VERSION = 2  # 1 had no digests
+FORMAT = f"deit_fast checkpoint {VERSION}"
+Tensors = dict[str, dict[str, Tensor]]  # file without its suffix → name → values
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the folder's own entries durable: a rename is not, until its folder is synced."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def tensors_of(model: nn.Module, ema: nn.Module | None, optimizer: torch.optim.Optimizer) -> Tensors:
+    """What a checkpoint saves, by file; the tensors themselves, not copies."""
+    averages = {} if ema is None else {"ema": ema.state_dict()}
+    return {"model": model.state_dict(), **averages, "optimizer": _optimizer_tensors(optimizer)}
 
 
-def write_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Create or replace `path` as a whole: `write` fills a temporary file, which is synced and renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+def state_of(config: Config, world_size: int, step: int, seconds: float) -> dict[str, Any]:
+    """What a checkpoint records beside the tensors: enough to continue, and to know later what wrote it.
 
-
-def write_json(path: Path, value: Any) -> None:
-    write_file(path, lambda temporary: temporary.write_text(json.dumps(value, indent=2) + "\n"))
-
-
-def read_json(path: Path) -> Any:
-    """The value in a JSON file.
-
-    Raises:
-        ValueError: the file is missing, unreadable or not JSON; it is named.
+    Args:
+        seconds: of training so far, all attempts together.
     """
-    try:
-        return json.loads(path.read_text())
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror})") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged, it is not JSON ({error})") from error
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda}
+    for package in ("deit-fast", "numpy", "timm", "safetensors"):
+        with suppress(importlib.metadata.PackageNotFoundError):  # a clone on PYTHONPATH
+            versions[package] = importlib.metadata.version(package)
+    return {
+        "samples": step * config.batch_size, "global_batch": config.batch_size, "world_size": world_size,
+        "seed": config.seed, "data_seed": config.data_seed, "seconds": seconds,
+        "config": dataclasses.asdict(config), "versions": versions,
+    }  # fmt: skip
 
 
 def save(
-    run: Path, step: int, model: nn.Module, ema: nn.Module | None, optimizer: torch.optim.Optimizer,
-    state: Mapping[str, Any], keep: int,
-) -> Path:  # fmt: skip
+    run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int
+) -> Path:
     """Write the checkpoint of `step`, point to it, and delete all but the `keep` newest.
 
     Args:
         run: the run folder.
+        tensors: as `tensors_of` gives them; in host memory, or the host waits for the device.
         state: what else is needed to continue, JSON values.
+
+    Raises:
+        OSError, SafetensorError: what the disk says; the checkpoints are then as they were.
     """
     folder = run / "checkpoints" / f"step_{step:08d}"
     partial = folder.with_name(f".{folder.name}.part")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # What a crash left: half a checkpoint, or whole ones of steps that are being trained again.
-    for stale in (partial, *(other for other in _steps(run) if other.name >= folder.name)):
-        shutil.rmtree(stale, ignore_errors=True)
+    _clear_away(folder.parent)
     partial.mkdir()
     try:
-        _write_tensors(partial / "model.safetensors", model.state_dict())
-        if ema is not None:
-            _write_tensors(partial / "ema.safetensors", ema.state_dict())
-        _write_tensors(partial / "optimizer.safetensors", _optimizer_tensors(optimizer))
-        write_json(partial / "state.json", {"format": FORMAT, "step": step, **state})
+        for name, values in tensors.items():
+            _write_tensors(partial / f"{name}.safetensors", values)
+        files = {path.name: sha256_of(path) for path in sorted(partial.glob("*.safetensors"))}
+        content = {"format": FORMAT, "step": step, **state, "files": files}
+        write_json(partial / "state.json", {**content, "sha256": _digest(content)})
+        if folder.exists():  # of a step that is trained again, after a checkpoint was passed over
+            os.replace(folder, folder.with_name(f".{folder.name}.old"))
         os.replace(partial, folder)
-    finally:
+    except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
+        raise
     sync_folder(folder.parent)
     write_file(folder.parent / "newest", lambda temporary: temporary.write_text(folder.name + "\n"))
-    for old in _steps(run)[:-keep]:
-        shutil.rmtree(old)
+    steps = _steps(run)
+    again = [other for other in steps if other.name > folder.name]  # of steps that are going to be trained again
+    for other in again + [other for other in steps if other not in again][:-keep]:
+        _remove(other)
+    _clear_away(folder.parent)
     return folder
+
+
+def _clear_away(checkpoints: Path) -> None:
+    """Remove what writers left that were killed, so that the next one finds space."""
+    for stray in [*checkpoints.glob(".*.part"), *checkpoints.glob(".*.old")]:
+        _remove(stray)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder or file that nobody needs; a failure costs space and nothing else."""
+    try:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    except OSError as error:
+        logger.warning(f"{path} is no longer needed and cannot be removed ({error.strerror})")
 
 
 def _steps(run: Path) -> list[Path]:
-    return sorted((run / "checkpoints").glob("step_*"))
+    folders = (run / "checkpoints").glob("step_*")
+    return sorted(folder for folder in folders if re.fullmatch(r"step_\d{8,}", folder.name) and folder.is_dir())
 
 
 def newest(run: Path) -> Path | None:
-    """The checkpoint to continue from, or None.
+    """The newest whole checkpoint, all of its files verified; None where none was ever written.
 
-    Without the pointer (a crash before it was first written) that is the last folder, whole because it was renamed.
+    That is the one that `newest` points to. A damaged one is passed over with a warning for the next newest.
 
     Raises:
-        ValueError: `checkpoints/` is there but is not ours, or the checkpoint is not whole.
+        ValueError: there are checkpoints, but none is whole, or one is of another version of deit_fast.
     """
-    pointer = run / "checkpoints" / "newest"
-    folders = _steps(run)
+    pointer, folders = run / "checkpoints" / "newest", _steps(run)
     if not pointer.is_file() and not folders:
         return None
-    folder = pointer.parent / pointer.read_text().strip() if pointer.is_file() else folders[-1]
-    files = ("state.json", "model.safetensors", "optimizer.safetensors")
-    missing = [name for name in files if not (folder / name).is_file()]
-    if missing or read_json(folder / "state.json").get("format") != FORMAT:
-        others = [other.name for other in folders if other != folder]
-        older = f", write {others[-1]} into {pointer} to go back to that one" if others else ""
+    candidates = folders[::-1]  # without a pointer (a crash before it was first written) the last
+    if pointer.is_file():
+        name = pointer.read_text(errors="replace").strip()
+        pointed = [folder for folder in folders if folder.name == name]
+        if not pointed:
+            logger.warning(f"{pointer} names {name[:40]!r}, which is not there")
+        candidates = pointed + [folder for folder in candidates if folder not in pointed]
+    for folder in candidates:
+        reason = damage(folder)
+        if reason is None:
+            return folder
+        logger.warning(f"{folder} is passed over: {reason}")
+    raise ValueError(
+        f"{run / 'checkpoints'} holds no whole checkpoint of this version of deit_fast: copy the run folder again if "
+        f"it was copied, type another --out, or --fresh to discard the run and start anew"
+    )
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, in a few words; None when every file is as it was written.
+
+    Raises:
+        ValueError: it was written by another version of deit_fast.
+    """
+    try:
+        state = read_json(folder / "state.json")
+    except ValueError as error:
+        return str(error)
+    if not isinstance(state, dict) or not str(state.get("format")).startswith("deit_fast checkpoint "):
+        return "its state.json is none of deit_fast"
+    if state["format"] != FORMAT:
         raise ValueError(
-            f"{folder} is not a whole checkpoint of this version of deit_fast"
-            f"{f' ({missing[0]} is missing)' if missing else ''}: type another --out{older}, "
-            f"or type --fresh to discard the run and start anew"
+            f"{folder} was written by another version of deit_fast ({state['format']}; this one reads {VERSION}): "
+            f"finish the run with that version, type another --out, or --fresh to discard it"
         )
-    return folder
+    digest = state.pop("sha256", None)
+    files = state.get("files")
+    if digest != _digest(state) or not isinstance(files, dict):
+        return "its state.json has changed since it was written"
+    for name, expected in files.items():
+        try:
+            if sha256_of(folder / name) != expected:
+                return f"{name} has changed since it was written"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+    return None
 
 
 def load(folder: Path, model: nn.Module, ema: nn.Module | None, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Restore everything `save` wrote; returns the state.
 
     Raises:
-        ValueError: a file is cut off or missing.
+        ValueError: a file is cut off or missing, or the tensors are not this model's.
     """
-    model.load_state_dict(_read_tensors(folder / "model.safetensors"))
-    if ema is not None:
-        ema.load_state_dict(_read_tensors(folder / "ema.safetensors"))
-    _load_optimizer(optimizer, _read_tensors(folder / "optimizer.safetensors"))
+    try:
+        model.load_state_dict(_read_tensors(folder / "model.safetensors"))
+        if ema is not None:
+            ema.load_state_dict(_read_tensors(folder / "ema.safetensors"))
+        _load_optimizer(optimizer, _read_tensors(folder / "optimizer.safetensors"))
+    except (RuntimeError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{folder} does not fit this model ({reason}): it was written by another version of deit_fast or of timm. "
+            f"Go back to that version, or type --fresh to start anew"
+        ) from error
     return read_json(folder / "state.json")
+
+
+def save_best(run: Path, step: int, tensors: Mapping[str, Tensor], score: Mapping[str, Any]) -> None:
+    """Keep the weights that scored best; `best.json` moves last, then the old ones are removed.
+
+    Args:
+        score: what made them the best, JSON values.
+
+    Raises:
+        OSError, SafetensorError: what the disk says; the best are then those of before.
+    """
+    file = run / "checkpoints" / f"best_{step:08d}.safetensors"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    _write_tensors(file, tensors)
+    content = {"format": FORMAT, "step": step, "file": file.name, **score}
+    write_json(file.parent / "best.json", {**content, "sha256": sha256_of(file)})
+    for other in file.parent.glob("best_*.safetensors"):
+        if other != file:
+            _remove(other)
+
+
+def best(run: Path) -> tuple[Path, dict[str, Any]] | None:
+    """(file, what `save_best` was told) of the best weights; None where there are none, or they are damaged."""
+    pointer = run / "checkpoints" / "best.json"
+    if not pointer.is_file():
+        return None
+    try:
+        content = read_json(pointer)
+        file = pointer.parent / Path(content["file"]).name
+        if content["format"] == FORMAT and sha256_of(file) == content["sha256"]:
+            return file, content
+        reason = "its file has changed since it was written"
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        reason = str(error)
+    logger.warning(f"{pointer} is passed over: {reason}")
+    return None
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

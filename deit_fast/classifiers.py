@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .config import Config
 from .model import CONFIGS, VisionTransformer, create_model
 from .pretrained import SUFFIXES, load_pretrained
-from .run_folder import best_weights
+from .run_folder import chosen_weights
 
 # (mean, std) of the channels red, green, blue, for pixels in [0, 1].
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
@@ -64,7 +64,7 @@ def _weights(config: Config) -> str | Path | Mapping[str, Tensor]:
     if path.suffix in SUFFIXES:
         return path
     if (path / "data.json").is_file():
-        return best_weights(path)
+        return chosen_weights(path)
     if path.is_dir():
         files = [file for suffix in SUFFIXES for file in sorted(path.glob(f"*{suffix}"))]
         if not files:

@@ -25,12 +25,11 @@ class Meter:
         self._batches, self._ranks, self._batch_size = batches, ranks, batch_size
         self._sums = torch.zeros(3, dtype=torch.float64, device=ranks.device)
         self._distils = False
-        self._steps = 0
         self._restart()
 
     def _restart(self) -> None:
         self._sums.zero_()
-        self._steps = 0
+        self._steps = self._not_timed = 0
         self._began, self._waited, self._excluded = time.perf_counter(), self._batches.wait_seconds, 0.0
         self._paused: float | None = None
 
@@ -42,6 +41,19 @@ class Meter:
             [loss, label_term, torch.zeros_like(label_term) if teacher_term is None else teacher_term]
         )
         self._steps += 1
+
+    def state(self) -> dict[str, Any] | None:
+        """What was added up since the last row, over all ranks, as JSON values; None when that is nothing."""
+        if not self._steps:
+            return None
+        return {"sums": self._ranks.total(self._sums.clone()).tolist(), "steps": self._steps}
+
+    def load(self, state: dict[str, Any] | None) -> None:
+        """Go on from another meter's `state`, also with another number of ranks."""
+        if state is not None:
+            if self._ranks.main:  # the sums are those of all ranks, and are added up again
+                self._sums += torch.tensor(state["sums"], dtype=torch.float64, device=self._sums.device)
+            self._steps = self._not_timed = state["steps"]
 
     def pause(self) -> None:
         """What follows (an evaluation, a checkpoint) is not training time."""
@@ -63,7 +75,7 @@ class Meter:
             "label": label,
             "distillation": distillation if self._distils else None,
             "lr": lr,
-            "images_per_second": self._steps * self._batch_size / seconds,
+            "images_per_second": (self._steps - self._not_timed) * self._batch_size / seconds,
             "data_wait": min((self._batches.wait_seconds - self._waited) / seconds, 1.0),
         }
         self._restart()

@@ -2,26 +2,28 @@
 
 config.json     the configuration; a different one is refused
 data.json       class names (index = label), numbers of images, a digest of the labels; other data is refused
-metrics.jsonl   a line every --log-every steps, and one for every evaluation
+metrics.jsonl   a line every --log-every steps, and one for every evaluation; written by metrics.py
 report.png      curves
 logs/           what each process printed and where it was last
 summary.json    the scores of a finished run; while it is missing, the run is unfinished
 checkpoints/    see checkpoint.py
+lock            see run_lock.py
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
-from . import checkpoint
+from . import run_lock
+from .checkpoint import newest
 from .config import Config, difference
 from .data import Dataset
+from .durable import read_json, remove_parts, write_json
 
 # Everything of ours, in the order in which --fresh discards it: the marks of a finished and of a resumable run first.
 OURS = ("summary.json", "checkpoints", "data.json", "metrics.jsonl", "report.png", "logs", "config.json")
@@ -34,7 +36,7 @@ def open_run(config: Config, run: Path) -> dict[str, Any] | None:
         ValueError: the folder is not ours, cannot be written to, or holds a run of another configuration.
     """
     known, summary = run / "config.json", run / "summary.json"
-    if run.exists() and not (run.is_dir() and (known.exists() or not any(run.iterdir()))):
+    if run.exists() and not (run.is_dir() and (known.exists() or _is_empty(run))):
         raise ValueError(f"{run} is there and is not a run of deit_fast: type another --out")
     nearest = next(folder for folder in (run.absolute(), *run.absolute().parents) if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
@@ -50,7 +52,27 @@ def open_run(config: Config, run: Path) -> dict[str, Any] | None:
             f"{run} was trained with another configuration: {', '.join(changes)}. Type the old values, another "
             f"--out, or --fresh to discard it"
         )
-    return read_summary(run) if summary.exists() else None
+    if summary.exists():
+        return read_summary(run)
+    _refuse_half_a_copy(run)
+    return None
+
+
+def _is_empty(run: Path) -> bool:
+    """Whether nothing is there but the lock that a process leaves which found something to refuse."""
+    return all(path.name == run_lock.NAME for path in run.iterdir())
+
+
+def _refuse_half_a_copy(run: Path) -> None:
+    """A folder with checkpoints has all that was written before them; one that lacks it was copied in part."""
+    if not any((run / "checkpoints").glob("*")):
+        return
+    for name in ("data.json", "metrics.jsonl"):
+        if not (run / name).is_file():
+            raise ValueError(
+                f"{run} holds checkpoints but no {name}, as if it had been copied only in part: copy it again, type "
+                f"another --out, or --fresh to discard it"
+            )
 
 
 def read_summary(run: Path) -> dict[str, Any]:
@@ -59,27 +81,27 @@ def read_summary(run: Path) -> dict[str, Any]:
     Raises:
         ValueError: `summary.json` is damaged.
     """
-    summary = checkpoint.read_json(run / "summary.json")
+    summary = read_json(run / "summary.json")
     if not isinstance(summary, dict) or not summary.keys() >= {"teacher", "student", "ema"}:
         raise ValueError(f"{run / 'summary.json'} is damaged: remove it, and the same command writes it again")
     return summary
 
 
-def best_weights(run: Path) -> Path:
+def chosen_weights(run: Path) -> Path:
     """A file of the newest checkpoint: the moving average where that scored better, else the last weights.
 
     Raises:
         ValueError: the folder holds no checkpoint.
     """
-    newest = checkpoint.newest(run)
-    if newest is None:
+    checkpoint = newest(run)
+    if checkpoint is None:
         raise ValueError(f"{run} holds no checkpoint yet: wait for the first, or train it again with --fresh")
     summary = read_summary(run) if (run / "summary.json").is_file() else {}
     student, average = (
         scores["fused" if "fused" in scores else "cls"]["top1"] if scores else -1.0
         for scores in map(summary.get, ("student", "ema"))
     )
-    return newest / ("ema.safetensors" if average > student else "model.safetensors")
+    return checkpoint / ("ema.safetensors" if average > student else "model.safetensors")
 
 
 def describe(train_set: Dataset, val_set: Dataset) -> dict[str, Any]:
@@ -97,7 +119,7 @@ def check_data(run: Path, data: dict[str, Any]) -> None:
     path = run / "data.json"
     if not path.exists():
         return
-    old = checkpoint.read_json(path)
+    old = read_json(path)
     for key in ("classes", "train", "val", "labels"):
         if old.get(key) != data[key]:
             what = {"train": "number of training images", "val": "number of validation images"}.get(key, key)
@@ -106,22 +128,33 @@ def check_data(run: Path, data: dict[str, Any]) -> None:
             )
 
 
-def begin(config: Config, run: Path, data: dict[str, Any], start: int) -> None:
-    """Create the folder (emptied of an old run by --fresh), or cut its metrics back to step `start`.
+def refuse_a_second(run: Path, lock: run_lock.RunLock) -> None:
+    """Lock the folder if it is there already: a second process then ends before it has loaded anything.
 
     Raises:
-        ValueError: the folder cannot be written to.
+        ValueError: another process trains in it.
+    """
+    if run.exists():
+        try:
+            lock.acquire()
+        except OSError as error:
+            raise ValueError(f"{run} cannot be written to ({error.strerror}): type another --out") from error
+
+
+def begin(config: Config, run: Path, data: dict[str, Any], lock: run_lock.RunLock) -> None:
+    """Create the folder and lock it; empty it of an old run by --fresh.
+
+    Raises:
+        ValueError: the folder cannot be written to, or another process trains in it.
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
         if config.fresh:
             _discard(run)
-        checkpoint.write_json(run / "config.json", dataclasses.asdict(config))
-        checkpoint.write_json(run / "data.json", data)
-        metrics = run / "metrics.jsonl"
-        lines = metrics.read_text().splitlines() if metrics.exists() else []
-        kept = "".join(line + "\n" for line in lines if _step(line) <= start)
-        checkpoint.write_file(metrics, lambda temporary: temporary.write_text(kept))
+        remove_parts(run)
+        write_json(run / "config.json", dataclasses.asdict(config))
+        write_json(run / "data.json", data)
     except OSError as error:
         raise ValueError(f"{run} cannot be written to ({error.strerror}): type another --out") from error
 
@@ -137,17 +170,3 @@ def _discard(run: Path) -> None:
             shutil.rmtree(run / ".discarded")
         else:
             path.unlink(missing_ok=True)
-
-
-def _step(line: str) -> float:
-    """The step of a line of metrics.jsonl; infinity for one that was cut off when the run was killed."""
-    try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return float("inf")
-
-
-def append(run: Path, row: dict[str, Any]) -> None:
-    """Add a line to metrics.jsonl."""
-    with open(run / "metrics.jsonl", "a") as file:
-        file.write(json.dumps(row) + "\n")

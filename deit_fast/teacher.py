@@ -19,9 +19,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import read_json
 from .classifiers import Normalisation, check_forward, named_function, normalisation, timm_model
 from .config import Config, difference
+from .durable import read_json
 from .pretrained import load_pretrained, read_weights
 from .recipes import recipe
 from .trained import rows_of_last_matrix, run_model

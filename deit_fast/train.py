@@ -6,8 +6,8 @@
     torchrun --nproc-per-node 2 -m deit_fast.train --data digits  two processes, on CPUs too
 
 The same command continues an unfinished run from its last checkpoint, bit for bit, and prints the table of a finished
-one. Exit codes: 0 done, 2 a mistake in the command or the data, 3 diverged,
-4 another process was killed, 130 interrupted.
+one. Exit codes: 0 done, 2 a mistake in the command or the data, 3 diverged, 4 another process was killed,
+75 preempted (run it again), 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 import os
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import checkpoint, distributed, report
+from . import distributed, exit_codes, report
 from . import run_folder as folder
 from .agreement import data_digest
 from .classifiers import classifier, normalisation
@@ -34,15 +33,19 @@ from .data import BadImage, EvalLoader, TrainLoader, open_dataset
 from .data.mixing import Mixing
 from .data.order import steps_per_epoch
 from .distributed import Ranks
+from .durable import write_file, write_json
 from .evaluate import Scores, evaluate
 from .heartbeat import LOST, Heartbeat, RankLost
 from .launch import LAUNCHED, launch
 from .meter import Meter
 from .model import VisionTransformer
-from .optimizer import MovingAverage, all_finite
+from .optimizer import all_finite
 from .policies import evaluation_policy, training_policy
 from .predictions import headline
+from .preemption import Preempted, Preemption
 from .recipes import parse
+from .record import Record, Start, restore
+from .run_lock import RunLock
 from .schedule import learning_rates
 from .step import TrainingStep, precision
 from .teacher import load_teacher, recipe_config
@@ -69,12 +72,17 @@ def train(config: Config) -> Summary:
         ValueError: a mistake in the configuration or the data, in one sentence that says what to type instead.
         Diverged: the loss became infinite or NaN.
         RankLost: another process of this run has ended.
+        Preempted: a signal asked for the end; the run is saved.
     """
-    with distributed.ranks(config) as ranks, Heartbeat(ranks.rank, ranks.world_size) as heartbeat:
-        return _run(config, ranks, heartbeat)
+    with (
+        Preemption() as preemption,
+        distributed.ranks(config) as ranks,
+        Heartbeat(ranks.rank, ranks.world_size) as heartbeat,
+    ):
+        return _run(config, ranks, heartbeat, preemption)
 
 
-def _run(config: Config, ranks: Ranks, heartbeat: Heartbeat) -> Summary:
+def _run(config: Config, ranks: Ranks, heartbeat: Heartbeat, preemption: Preemption) -> Summary:
     reporter = report.Reporter(ranks.main)
     for warning in ranks.warnings:
         reporter.say(f"warning: {warning}")
@@ -84,7 +92,15 @@ def _run(config: Config, ranks: Ranks, heartbeat: Heartbeat) -> Summary:
         reporter.say(f"{run} is finished; with --fresh it is trained anew")
         reporter.console.print(report.summary_table(finished))
         return Summary(run, finished)
+    with RunLock(run) as lock:
+        ranks.main_first(lambda: folder.refuse_a_second(run, lock) if ranks.main else None)
+        return _train(config, run, lock, ranks, reporter, heartbeat, preemption)
 
+
+def _train(
+    config: Config, run: Path, lock: RunLock, ranks: Ranks, reporter: report.Reporter, heartbeat: Heartbeat,
+    preemption: Preemption,
+) -> Summary:  # fmt: skip
     # Everything that can be wrong with the command or the data is found before anything long or lasting.
     reporter.say(f"{config.recipe}: {config.model} on {config.data}, in {run}")
     autocast = precision(config, ranks.device, reporter)
@@ -122,13 +138,13 @@ def _run(config: Config, ranks: Ranks, heartbeat: Heartbeat) -> Summary:
     teacher, teacher_spec = None, config.teacher
     if (teacher_config := recipe_config(config)) is not None:
         reporter.say(f"its teacher first, by the recipe {teacher_config.recipe}")
-        teacher_spec = str(_run(teacher_config, ranks, heartbeat).run)
+        teacher_spec = str(_run(teacher_config, ranks, heartbeat, preemption).run)
         reporter.say(f"{config.recipe} goes on")
     if config.distill != "none":
         teacher = ranks.main_first(lambda: load_teacher(config, teacher_spec, classes, normalised)).to(ranks.device)
         reporter.decide("teacher", teacher_spec, f"{config.distill} labels, learnt by the {config.distill_on} head")
     step = TrainingStep(config, model, teacher, ranks, autocast, reporter)
-    optimizer, ema = step.optimizer, step.ema
+    ema = step.ema
     schedule = learning_rates(config, epoch_steps, step.peak_lr)
 
     loading = {
@@ -139,18 +155,14 @@ def _run(config: Config, ranks: Ranks, heartbeat: Heartbeat) -> Summary:
         val_set, eval_policy, batch_size=min(256, config.batch_size), rank=ranks.rank, world_size=ranks.world_size,
         **loading,
     )  # fmt: skip
-    start, seconds = (0, 0.0) if config.fresh else _restore(run, model, ema, optimizer, reporter)
-    ranks.agree("step", start, f"{run} must lie on storage that all machines share")
-    batches = TrainLoader(train_set, policy, total_steps=total_steps, start_step=start, **rows, **loading)
-    if ranks.main:
-        folder.begin(config, run, data, start)
-    ranks.wait()
+    start = Start() if config.fresh else restore(run, ranks, step)
+    if start.folder:
+        reporter.decide("continue", f"from step {start.step:,}", str(start.folder))
+    ranks.agree("step", start.step, f"{run} must lie on storage that all machines share")
+    batches = TrainLoader(train_set, policy, total_steps=total_steps, start_step=start.step, **rows, **loading)
+    ranks.main_first(lambda: folder.begin(config, run, data, lock) if ranks.main else None)
     ranks.training_begins()
     heartbeat.begin(run / "logs")
-
-    def log(line: dict[str, Any]) -> None:
-        if ranks.main:
-            folder.append(run, line)
 
     def evaluated() -> tuple[Scores, Scores | None]:
         for module in (model, ema.module) if ema else (model,):
@@ -158,43 +170,58 @@ def _run(config: Config, ranks: Ranks, heartbeat: Heartbeat) -> Summary:
         average = evaluate(ema.module, eval_batches, ranks, autocast) if ema else None
         return evaluate(model, eval_batches, ranks, autocast), average
 
+    def end_epoch(done: int) -> tuple[Scores, Scores | None]:
+        heartbeat.at("evaluation")
+        scores = evaluated()
+        record.log({"step": done, "student": scores[0], "ema": scores[1]})
+        record.keep_if_best(done, *scores)
+        if line := record.last_line():
+            head = headline(scores[0], config.fusion)
+            reporter.say(report.epoch_line(done // epoch_steps, config.epochs, line, *scores, head))
+        return scores
+
     teacher_scores = evaluate(teacher, eval_batches, ranks, autocast)["cls"] if teacher else None
     scores: tuple[Scores, Scores | None] | None = None
     row: dict[str, Any] = {}
     named = 0  # unreadable images named so far
     meter = Meter(batches, ranks, config.batch_size)
-    began = time.perf_counter()
+    meter.load(start.meter)
+    record = Record(config, run, ranks, step, start)
     model.train(config.train_mode == "train")
-    with reporter.progress(config.recipe, start, total_steps) as advance, step.steady():
+    with (
+        record,
+        reporter.progress(config.recipe, start.step, total_steps) as advance,
+        step.steady(),
+        preemption.training(ranks, start.step),
+    ):
+        # The evaluation follows its epoch's checkpoint, so one that was cut short comes first of all.
+        if _evaluates(config, start.step, epoch_steps) and record.lacks_evaluation():
+            scores = end_epoch(start.step)
         for batch in batches:
             heartbeat.at("step", batch.step)
             lr = schedule(batch.step)
             meter.add(step(batch, lr))
 
             done = batch.step + 1  # steps
-            epoch, into_epoch = divmod(done, epoch_steps)
-            last = done == total_steps
-            save_now = last or (done % config.save_every == 0 if config.save_every else into_epoch == 0)
-            if done % config.log_every == 0 or into_epoch == 0 or save_now:
+            save_now = done == total_steps or done % (config.save_every or epoch_steps) == 0
+            stopped_by = preemption.asked(done)
+            if done % config.log_every == 0 or done % epoch_steps == 0 or save_now:
                 row = meter.row(done, done / epoch_steps, lr)
-                log(row)
-                if not (math.isfinite(row["loss"]) and (not save_now or all_finite(model))):
-                    raise Diverged(
-                        f"the loss is {row['loss']}, or a weight is no number, at step {done}: try half the rate, "
-                        f"--lr {config.lr / 2:g}, or a longer warm-up, with --fresh"
-                    )
+                record.log(row)
+                if not math.isfinite(row["loss"]):
+                    raise _diverged(config, f"the loss is {row['loss']} at step {done}", record)
                 named = _name_bad_images(batches.bad_images, named)
             advance(done, row)
             meter.pause()
-            if into_epoch == 0 and (epoch % config.eval_every == 0 or last):
-                heartbeat.at("evaluation")
-                scores = evaluated()
-                log({"step": done, "student": scores[0], "ema": scores[1]})
-                reporter.say(report.epoch_line(epoch, config.epochs, row, *scores, headline(scores[0], config.fusion)))
-            if ranks.main and save_now:
+            if save_now or stopped_by:
                 heartbeat.at("checkpoint")
-                state = {"seconds": seconds + time.perf_counter() - began}
-                checkpoint.save(run, done, model, ema.module if ema else None, optimizer, state, config.keep)
+                if not all_finite(model):
+                    raise _diverged(config, f"a weight is no number at step {done}", record)
+                record.save(done, meter.state())
+            if stopped_by:
+                raise Preempted(stopped_by, done)
+            if _evaluates(config, done, epoch_steps):
+                scores = end_epoch(done)
             meter.resume()
             heartbeat.at("data", done)
 
@@ -206,13 +233,25 @@ def _run(config: Config, ranks: Ranks, heartbeat: Heartbeat) -> Summary:
     if skipped:
         reporter.say(f"{len(skipped)} unreadable images were skipped; they are named above")
     reporter.say(f"loader: {batches.seconds}")
+    record.finish()
     if ranks.main:
-        checkpoint.write_file(run / "report.png", lambda path: report.draw(run, result, path))
-        checkpoint.write_json(run / "summary.json", result)
-        reporter.say(f"trained in {seconds + time.perf_counter() - began:.0f} s; {run / 'report.png'}")
+        write_file(run / "report.png", lambda path: report.draw(run, result, path))
+        write_json(run / "summary.json", result)
+        reporter.say(f"trained in {record.seconds:.0f} s; {run / 'report.png'}")
         reporter.console.print(report.summary_table(result))
     ranks.wait()
     return Summary(run, result)
+
+
+def _evaluates(config: Config, done: int, epoch_steps: int) -> bool:
+    """Whether an evaluation follows after so many steps: at the end of every `eval_every`-th epoch, and of the last."""
+    epoch, into_epoch = divmod(done, epoch_steps)
+    return done > 0 and into_epoch == 0 and (epoch % config.eval_every == 0 or epoch == config.epochs)
+
+
+def _diverged(config: Config, what: str, record: Record) -> Diverged:
+    advice = f"try half the rate, --lr {config.lr / 2:g}, or a longer warm-up, with --fresh"
+    return Diverged(f"{what}: {advice}; {record.saved}")
 
 
 def _name_bad_images(bad_images: dict[str, str], named: int) -> int:
@@ -238,18 +277,6 @@ def _check_heads(config: Config, distilled: bool) -> None:
         )
 
 
-def _restore(
-    run: Path, model: nn.Module, ema: MovingAverage | None, optimizer: torch.optim.Optimizer, reporter: report.Reporter
-) -> tuple[int, float]:
-    """(steps done, seconds trained) of the newest checkpoint, loaded; (0, 0) without one."""
-    newest = checkpoint.newest(run)
-    if newest is None:
-        return 0, 0.0
-    state = checkpoint.load(newest, model, ema.module if ema else None, optimizer)
-    reporter.decide("continue", f"from step {state['step']:,}", str(newest))
-    return state["step"], state["seconds"]
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -263,7 +290,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if (processes := config.gpus or visible) > 1:
                 return launch(arguments, processes, config.run_folder() / "logs")
         train(config)
-        return 0
+        return exit_codes.DONE
     except (ValueError, OSError, Diverged, RankLost) as error:
         if os.environ.get("DEIT_FAST_TRACEBACK"):
             raise
@@ -275,10 +302,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # What every rank finds alike is said once; what one rank alone met (an image of its share), by that rank.
         if os.environ.get("RANK", "0") == "0" or isinstance(error, BadImage):
             print(f"error: {error}", file=sys.stderr)
-        return 3 if isinstance(error, Diverged) else 2
+        return exit_codes.DIVERGED if isinstance(error, Diverged) else exit_codes.USAGE
+    except Preempted as stopped:
+        if os.environ.get("RANK", "0") == "0":
+            print(stopped, file=sys.stderr)
+        return int(stopped.code)
     except KeyboardInterrupt:
         print("interrupted: the same command continues from the last checkpoint", file=sys.stderr)
-        return 130
+        return exit_codes.INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -30,15 +30,15 @@ from torch import Tensor, nn
 from deit_kernels.augment import ImageBatch, Policy, apply, sample_plan
 from deit_kernels.augment.policy import FILTERS
 
-from .checkpoint import read_json
 from .classifiers import classifier, normalisation, timm_model
 from .config import Config
 from .data import BadImage, decode
 from .data.folder import read_file
+from .durable import read_json
 from .model import CONFIGS, VisionTransformer, ViTConfig
 from .policies import evaluation_policy
 from .pretrained import SUFFIXES, load_pretrained, read_weights
-from .run_folder import best_weights, read_summary
+from .run_folder import chosen_weights, read_summary
 
 # sha256 prefixes in the names of the released files (facebookresearch/deit, README and hubconf).
 RELEASES = {
@@ -178,7 +178,7 @@ def run_model(run: Path, *, weights: Path | None = None, image_size: int = 0) ->
     config, data = Config.from_json(run / "config.json"), read_json(run / "data.json")
     config = dataclasses.replace(config, weights="", image_size=image_size or config.image_size)
     summary = read_summary(run) if (run / "summary.json").is_file() else None
-    weights = weights or best_weights(run)
+    weights = weights or chosen_weights(run)
     model = classifier(config, len(data["classes"]))
     load_pretrained(model, weights)
     which = "moving average" if weights.name.startswith("ema") else "last weights"

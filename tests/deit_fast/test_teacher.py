@@ -35,7 +35,8 @@ def write_run(folder, *, average_is_better: bool | None) -> tuple[torch.nn.Modul
     ema = None if average_is_better is None else {"cls": {"top1": 60.0 if average_is_better else 40.0}}
     scores = {"student": {"cls": {"top1": 50.0}}, "ema": ema}
     checkpoint.write_json(folder / "summary.json", {"teacher": None, **scores})
-    checkpoint.save(folder, 1, model, average, torch.optim.AdamW(model.parameters()), {"seconds": 0}, keep=1)
+    tensors = checkpoint.tensors_of(model, average, torch.optim.AdamW(model.parameters()))
+    checkpoint.save(folder, 1, tensors, {}, keep=1)
     return model, average
 
 

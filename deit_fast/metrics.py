@@ -1,0 +1,100 @@
+"""metrics.jsonl: a line for every log interval and every evaluation, and none lost to a full disk.
+
+metrics = Metrics(run / "metrics.jsonl", start)     # cut back to the checkpoint that the run continues from
+metrics.append({"step": 20, "loss": 6.9})
+metrics.sync()                                      # durable: before a checkpoint of the same step
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+from .durable import write_file
+
+logger = logging.getLogger(__name__)
+
+
+class Metrics:
+    """Lines that are on disk or wait in memory until the disk takes them.
+
+    Args:
+        path: of the file; lines of steps after `start`, and one that was cut off, are removed now.
+        start: the step that the run continues from.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path, start: int) -> None:
+        self._path, self._lock, self._waiting = path, threading.Lock(), b""
+        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+        kept = [line for line in lines if _step(line) <= start]
+        self._rows: list[dict[str, Any]] = [json.loads(line) for line in kept]
+        write_file(path, lambda temporary: temporary.write_text("".join(line + "\n" for line in kept)))
+        self._size = path.stat().st_size  # bytes of whole lines; what is behind them a full disk cut off
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add a line; where the disk refuses it, say so and keep it for the next call."""
+        self._rows.append(row)
+        with self._lock:
+            failing = bool(self._waiting)
+            self._waiting += json.dumps(row).encode() + b"\n"
+            try:
+                self._write()
+            except OSError as error:
+                if not failing:
+                    logger.warning(
+                        f"{self._path} cannot be written ({error.strerror}): its lines wait in memory, and the "
+                        f"training goes on"
+                    )
+
+    def last(self, key: str) -> dict[str, Any]:
+        """The newest line that has `key`.
+
+        Raises:
+            StopIteration: none has.
+        """
+        return next(row for row in reversed(self._rows) if key in row)
+
+    def lacks(self, key: str, step: int) -> bool:
+        """Whether no line of `step` has `key`."""
+        return not any(row["step"] == step and key in row for row in reversed(self._rows))
+
+    def sync(self) -> None:
+        """Until every line is on disk.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        with self._lock:
+            self._write()
+            descriptor = os.open(self._path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def _write(self) -> None:
+        if not self._waiting:
+            return
+        with open(self._path, "r+b", buffering=0) as file:
+            file.truncate(self._size)
+            file.seek(self._size)
+            written = file.write(self._waiting)
+            if written != len(self._waiting):
+                raise OSError(28, "No space left on device")
+        self._size += written
+        self._waiting = b""
+
+
+def _step(line: str) -> float:
+    """The step of a line; infinity for one that was cut off when the run was killed."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

@@ -1,0 +1,119 @@
+"""Signals that ask a run to end soon: one checkpoint, and an exit code that says "run me again".
+
+    with Preemption() as preemption:
+        …                                       # setting up: a signal ends it at once, there is nothing to save
+        with preemption.training(ranks, start):
+            for batch in batches:
+                …
+                if signal := preemption.asked(done):
+                    …                           # save, then
+                    raise Preempted(signal, done)
+
+SIGTERM (schedulers, torchrun), SIGUSR1 (`sbatch --signal=USR1@120`) and SIGINT (Ctrl-C) set a flag and nothing else.
+A second Ctrl-C has the kernel's own meaning: the process is gone at once, and checkpoints are whole or absent.
+
+Several ranks have to save the same step. They agree by one all-reduce of two numbers in host memory, not at every step
+but every `AGREE_EVERY` seconds or so; how many steps that is follows from the slowest rank's time for the last ones, so
+all ranks come to it at the same step. The device never waits for it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from . import exit_codes
+from .distributed import Ranks
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+AGREE_EVERY = 2.0  # seconds: schedulers kill about 30 s after the signal
+_SHOW_CURSOR = "\x1b[?25h"  # which a progress bar hides; nobody puts it back after a second Ctrl-C
+
+
+class Preempted(SystemExit):
+    """A signal ended the run; `code` is the exit code, so a program that does not catch it ends with that.
+
+    Attributes:
+        number: of the signal.
+        step: steps done and saved; None when it came before the training.
+    """
+
+    def __init__(self, number: int, step: int | None = None) -> None:
+        super().__init__(exit_codes.INTERRUPTED if number == signal.SIGINT else exit_codes.PREEMPTED)
+        self.number, self.step = number, step
+
+    def __str__(self) -> str:
+        saved = "nothing was trained since the last checkpoint" if self.step is None else f"step {self.step} is saved"
+        return f"stopped by {signal.Signals(self.number).name}, {saved}: the same command continues"
+
+
+class Preemption:
+    """Listens to SIGNALS while its context is open; in the main thread only, where Python handles signals."""
+
+    def __init__(self) -> None:
+        self._ranks: Ranks | None = None  # while training
+        self._number = 0
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Preemption:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self._ranks is None:
+            raise Preempted(number)
+        self._number = number
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            if self._ranks.main:
+                cursor = _SHOW_CURSOR if sys.stderr.isatty() else ""
+                os.write(2, f"{cursor}stopping after a checkpoint; Ctrl-C again stops at once\n".encode())
+
+    @contextmanager
+    def training(self, ranks: Ranks, step: int) -> Iterator[None]:
+        """Within, signals wait for `asked`, which is called after every step from `step` + 1 on.
+
+        What is left to do behind it takes a moment, so a signal after the last step is not answered: the run ends.
+        """
+        self._last, self._next, self._when = step, step + 1, time.monotonic()
+        self._ranks = ranks
+        try:
+            yield
+        finally:
+            self._ranks = None
+
+    def asked(self, done: int) -> int:
+        """The signal that wants the run to end after `done` steps, the same on every rank; 0 for none."""
+        ranks = self._ranks
+        assert ranks is not None
+        if ranks.world_size == 1:
+            return self._number
+        if done < self._next:
+            return 0
+        seconds = (time.monotonic() - self._when) / (done - self._last)
+        vote = torch.tensor([float(self._number), seconds], dtype=torch.float64, device=_agreement_device(ranks))
+        dist.all_reduce(vote, dist.ReduceOp.MAX)
+        number, seconds = vote.tolist()
+        self._last, self._when = done, time.monotonic()
+        self._next = done + max(1, int(AGREE_EVERY / max(seconds, 1e-6)))
+        return int(number)
+
+
+def _agreement_device(ranks: Ranks) -> torch.device:
+    """Host memory, where the group can reduce it; a group of the caller's own may have NCCL alone."""
+    return torch.device("cpu") if "cpu" in dist.get_backend_config() else ranks.device

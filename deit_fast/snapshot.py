@@ -1,0 +1,157 @@
+"""Checkpoints written beside the training: a copy of the tensors now, the file in a thread.
+
+    with Snapshots(run, keep=2, device=device, saved=None) as snapshots:
+        snapshots.take(step, tensors_of(model, ema, optimizer), state)    # returns when the tensors are copied
+        snapshots.offer(step, model.state_dict(), top1=81.2)              # written when it is the best so far
+
+One is written at a time: a `take` waits for the one before. What the disk refuses is a warning; the run goes on, and
+the checkpoint before stays the newest. Leaving the context waits for the last write.
+
+On a GPU the tensors are copied on the device (about a millisecond for 86 M parameters with moments and average), then
+to pinned memory on a stream of its own, so neither the host nor the next step waits for the bus. Where the device has
+no room for the copy, the next step does wait. The CUDA side has not yet been measured on a GPU.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from . import checkpoint
+
+logger = logging.getLogger(__name__)
+
+
+class Snapshots:
+    """Writes the checkpoints of one run.
+
+    Args:
+        run: the run folder.
+        keep: checkpoints kept, the newest ones.
+        device: of the tensors.
+        saved: the step that the run continues from; None for none.
+        before: called in the thread before a checkpoint is written, for what must be durable before it.
+
+    Attributes:
+        saved: the step of the newest checkpoint on disk; None for none.
+        failures: writes that the disk refused, and the reason.
+    """
+
+    def __init__(
+        self, run: Path, keep: int, device: torch.device, saved: int | None, before: Callable[[], None] = lambda: None
+    ) -> None:
+        self._run, self._keep, self._before = run, keep, before
+        self._copier = HostCopies(device)
+        self._thread = ThreadPoolExecutor(1, "deit_fast-checkpoint")
+        self._writing: Future[None] | None = None
+        found = checkpoint.best(run)
+        self._best: float | None = found[1]["top1"] if found else None
+        self.saved = saved
+        self.failures: list[str] = []
+
+    def __enter__(self) -> Snapshots:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+
+    def wait(self) -> None:
+        """Until the last write is done or has failed."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def take(self, step: int, tensors: checkpoint.Tensors, state: Mapping[str, Any]) -> None:
+        """The checkpoint of `step`; what is in `tensors` may change as soon as this returns."""
+
+        def write(copies: checkpoint.Tensors) -> None:
+            self._before()
+            checkpoint.save(self._run, step, copies, state, self._keep)
+            self.saved = step
+
+        self._submit(f"the checkpoint of step {step}", tensors, write)
+
+    def offer(self, step: int, tensors: Mapping[str, Tensor], top1: float) -> None:
+        """Keep these weights when they score better than the best so far."""
+        if self._best is not None and top1 <= self._best:
+            return
+        self._best = top1
+
+        def write(copies: checkpoint.Tensors) -> None:
+            checkpoint.save_best(self._run, step, copies["best"], {"top1": top1})
+
+        self._submit(f"the best weights, of step {step},", {"best": dict(tensors)}, write)
+
+    def _submit(self, what: str, tensors: checkpoint.Tensors, write: Callable[[checkpoint.Tensors], None]) -> None:
+        self.wait()
+        copies, copied = self._copier(tensors)
+
+        def body() -> None:
+            if copied is not None:
+                copied.synchronize()
+            try:
+                write(copies)
+            except (OSError, SafetensorError) as error:
+                before = "" if self.saved is None else f"; the one of step {self.saved} stays"
+                self.failures.append(f"{what} is not written ({error}){before}")
+                logger.warning(f"{self.failures[-1]}, and the training goes on")
+
+        self._writing = self._thread.submit(body)
+
+
+class HostCopies:
+    """Copies tensors to host memory that it uses again at the next call."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._memory: dict[tuple[str, str], Tensor] = {}
+
+    def __call__(self, tensors: checkpoint.Tensors) -> tuple[checkpoint.Tensors, torch.cuda.Event | None]:
+        """(copies, event): the copies are complete after the event, at once where that is None."""
+        flat = {(file, name): value.detach() for file, values in tensors.items() for name, value in values.items()}
+        copies = {key: self._place(key, value) for key, value in flat.items()}
+        copied = None
+        if self._stream is None:
+            for key, value in flat.items():
+                copies[key].copy_(value)
+        else:
+            copied = self._from_device(self._stream, flat, copies)
+        return {file: {name: copies[file, name] for name in values} for file, values in tensors.items()}, copied
+
+    def _place(self, key: tuple[str, str], value: Tensor) -> Tensor:
+        place = self._memory.get(key)
+        if place is None or (place.shape, place.dtype) != (value.shape, value.dtype):
+            pinned = self._stream is not None
+            place = self._memory[key] = torch.empty(value.shape, dtype=value.dtype, device="cpu", pin_memory=pinned)
+        return place
+
+    def _from_device(
+        self, stream: torch.cuda.Stream, flat: Mapping[tuple[str, str], Tensor], copies: Mapping[tuple, Tensor]
+    ) -> torch.cuda.Event:
+        current = torch.cuda.current_stream(self._device)
+        try:
+            sources, enough = {key: value.clone() for key, value in flat.items()}, True
+        except torch.OutOfMemoryError:
+            sources, enough = dict(flat), False
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            for key, source in sources.items():
+                copies[key].copy_(source, non_blocking=True)
+                if source.is_cuda:
+                    source.record_stream(stream)
+            copied = torch.cuda.Event()
+            copied.record(stream)
+        if not enough:
+            current.wait_event(copied)
+        return copied
