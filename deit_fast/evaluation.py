@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +95,9 @@ def evaluate_all(settings: Settings, arguments: Sequence[str] = ()) -> dict[str,
                 evaluation_report.show(result, reporter.console)
                 if settings.confusion:
                     target = _one_of(Path(settings.confusion), len(sets), len(results["data"]))
-                    matrix, of = said.confusion(result["confused"]["of"]), result["confused"]["of"]
-                    write_file(target, lambda path: evaluation_report.draw(matrix, dataset.classes, of, path))  # noqa: B023
+                    of = result["confused"]["of"]
+                    draw = partial(evaluation_report.draw, said.confusion(of), dataset.classes, of)
+                    write_file(target, draw)
                     reporter.say(f"confusion matrix: {target}")
         if ranks.main and settings.json:
             write_json(Path(settings.json), results)
