@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,47 @@ def test_a_docstring_says_what_to_type_and_to_expect(name: str) -> None:
 def test_the_policy_of_table_9_is_the_augmentations_own() -> None:
     mean_std = (augment.Policy().mean, augment.Policy().std)
     assert training_policy(recipe("deit-base"), mean_std) == augment.Policy.deit()
+
+
+# The page
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
+
+
+def test_the_pages_commands_are_spelled_as_the_parser_knows_them() -> None:
+    commands = re.findall(r"^python -m deit_fast\.train (.*)$", PAGE, flags=re.MULTILINE)
+    assert len(commands) == 5
+    for command in commands:
+        parse(shlex.split(command), "").check()
+
+
+def test_the_pages_flags_for_other_data_are_the_published_rates() -> None:
+    """The scaled rate of each line is the one that its second column states."""
+    lines = [line.split("|")[1:-1] for line in PAGE.splitlines() if "issues/" in line and line.startswith("|")]
+    assert len(lines) == 5
+    for name, settings, _, _, flags in lines:
+        given = re.findall(r"`(.*)`", flags)
+        config = parse(["--recipe", "finetune", "--data", "x", *(shlex.split(given[0]) if given else [])], "")
+        config.check()
+        stated = float(re.search(r"rate ([\d.e-]+)", settings)[1])
+        rate = config.lr if "before scaling" in settings else config.lr * config.batch_size / 512
+        assert rate == pytest.approx(stated, rel=1e-3), name
+        assert config.min_lr < rate
+        assert ("SGD" in settings) == (config.optimizer == "sgd")
+        assert config.epochs == int(re.search(r"(\d+) epochs", settings)[1])
+
+
+def test_the_page_names_every_recipe_and_no_other() -> None:
+    names = {name for name in re.findall(r"`([a-z0-9-]+)`", PAGE) if not name.startswith("-")}
+    names |= {f"teacher{name}" for name in re.findall(r"`(-\d+gf)`", PAGE)}
+    assert PAPER_RECIPES.keys() <= names
+    assert {name for name in names if name.startswith(("deit-", "finetune", "teacher-"))} <= PAPER_RECIPES.keys()
+
+
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL))
+def test_the_pages_python_runs(code: str) -> None:
+    exec(compile(code, "recipes.md", "exec"), {})
 
 
 # Made small
