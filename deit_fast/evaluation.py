@@ -187,14 +187,13 @@ def variants(spec: str) -> list[str]:
 
 def _real(dataset: Dataset, file: str, count: int) -> NDArray[np.int64] | None:
     """Reassessed labels of a data set, where its images are ImageNet's validation images."""
-    paths = [dataset.path(index) for index in range(len(dataset))]
-    if not number_of(paths[0]):
+    if not number_of(dataset.path(0)):
         return None
     if not file:
         if dataset.classes != ImageNetInfo().label_names():
             return None
         file = str(Path(timm.data.__file__).with_name("_info") / "imagenet_real_labels.json")
-    labels = real_labels(Path(file), paths)
+    labels = real_labels(Path(file), [dataset.path(index) for index in range(len(dataset))])
     if labels.max(initial=-1) >= count:
         raise ValueError(f"{file} has the label {labels.max()}, the model knows {count} classes: these are not its own")
     return labels
