@@ -14,7 +14,7 @@ from deit_kernels.augment import Mix, RandAugment
 # What may change between two runs of one configuration: nothing here changes a weight by more than rounding.
 NOT_IDENTITY = (
     "out", "fresh", "gpus", "threads", "in_memory", "log_every", "eval_every", "save_every", "keep", "micro_batch",
-    "teacher_cache", "teacher_layout",
+    "teacher_cache", "teacher_layout", "profile",
 )  # fmt: skip
 
 
@@ -93,6 +93,7 @@ class Config:
     out: str = ""  # run folder; empty: runs/<recipe>-<model>-<hash of the configuration>
     fresh: bool = False  # discard what the run folder holds and start anew
     gpus: int = 0  # processes, one a GPU; 0: every visible GPU
+    profile: bool = False  # trace steps 10 to 19, and say where their time goes, in the run folder's profile/
     log_every: int = 20  # steps between lines of metrics.jsonl
     eval_every: int = 1  # epochs between evaluations; the last epoch is always evaluated
     save_every: int = 0  # steps between checkpoints; 0: an epoch

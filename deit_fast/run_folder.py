@@ -27,7 +27,17 @@ from .data import Dataset
 from .durable import read_json, remove_parts, write_json
 
 # Everything of ours, in the order in which --fresh discards it: the marks of a finished and of a resumable run first.
-OURS = ("summary.json", "checkpoints", "data.json", "metrics.jsonl", "report.png", "logs", "tensorboard", "config.json")
+OURS = (
+    "summary.json",
+    "checkpoints",
+    "data.json",
+    "metrics.jsonl",
+    "report.png",
+    "logs",
+    "tensorboard",
+    "profile",
+    "config.json",
+)
 
 
 def open_run(config: Config, run: Path) -> dict[str, Any] | None:

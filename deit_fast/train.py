@@ -46,6 +46,7 @@ from .optimizer import all_finite
 from .policies import evaluation_policy, training_policy
 from .predictions import headline
 from .preemption import Preempted, Preemption
+from .profiling import StepProfile
 from .recipes import parse
 from .record import Record, Start, restore
 from .run_lock import RunLock
@@ -206,6 +207,7 @@ def _train(
         reporter.progress(config.recipe, start.step, total_steps) as advance,
         step.steady(),
         teacher or nullcontext(),
+        StepProfile(config.profile, run, batches, ranks, reporter) as profiled,
         preemption.training(ranks, start.step),
     ):
         # The evaluation follows its epoch's checkpoint, so one that was cut short comes first of all.
@@ -215,6 +217,7 @@ def _train(
             heartbeat.at("step", batch.step)
             lr = schedule(batch.step)
             meter.add(step(batch, lr))
+            profiled.step_done()
 
             done = batch.step + 1  # steps
             save_now = done == total_steps or done % (config.save_every or epoch_steps) == 0

@@ -141,9 +141,9 @@ def load(source: str | Path, *, architecture: str = "", **sizes: Any) -> Trained
     if path.is_dir():
         return _folder(path)
     if path.is_file():
-        run = path.resolve().parents[2] if path.parent.parent.name == "checkpoints" else None
-        if run is not None and (run / "config.json").is_file():
-            return run_model(run, weights=path)
+        for run in path.resolve().parents[1:3]:  # checkpoints/best_….safetensors, checkpoints/step_…/ema.safetensors
+            if (run / "checkpoints").is_dir() and (run / "config.json").is_file():
+                return run_model(run, weights=path)
         if path.suffix not in SUFFIXES:
             raise ValueError(f"{path} is no weights file: its name ends in {', '.join(SUFFIXES)}, or it is a folder")
         return _file(path, architecture, sizes)
@@ -181,13 +181,16 @@ def run_model(run: Path, *, weights: Path | None = None, image_size: int = 0) ->
     weights = weights or chosen_weights(run)
     model = classifier(config, len(data["classes"]))
     load_pretrained(model, weights)
-    which = "moving average" if weights.name.startswith("ema") else "last weights"
+    kinds = {"ema": "moving average", "model": "last weights", "best": "best weights"}
+    which = kinds.get(weights.name.split(".")[0].split("_")[0], weights.name)
+    step = re.search(r"\d+", weights.stem) or re.search(r"\d+", weights.parent.name)
+    when = f" at step {int(step[0]):,}" if step else ""
     unfinished = "" if summary else ", of an unfinished run"
     return Trained(
         model.eval(),
         data["classes"],
         evaluation_policy(config, normalisation(model)),
-        f"{run}, {which} at step {read_json(weights.parent / 'state.json')['step']:,}{unfinished}",
+        f"{run}, {which}{when}{unfinished}",
         config,
         summary,
         data,
