@@ -24,10 +24,11 @@ from pathlib import Path
 
 import torch
 
+from .exit_codes import LOST
+
 SECONDS = 1.0  # between two signs of life
 WAITED_FOR = 60.0  # seconds in one stage of one step after which a rank is named
 STAGES = ("set-up", "data", "step", "evaluation", "checkpoint")  # in a step's order
-LOST = 4  # exit code of a rank whose collectives failed because another rank was killed
 
 
 class RankLost(RuntimeError):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import heartbeat
+from .exit_codes import INTERRUPTED, PREEMPTED
 from .heartbeat import LOST
 
 LAUNCHED = "DEIT_FAST_LAUNCHED"  # in the environment of processes that `launch` started
@@ -23,8 +24,8 @@ def launch(arguments: Sequence[str], processes: int, logs: Path) -> int:
         logs: where the ranks leave their last stage, to say where one was killed.
 
     Returns:
-        0, the exit code of the process that failed first, LOST when it was killed, or 128 + the signal that ended the
-        launcher.
+        0, the exit code of the process that failed first, LOST when it was killed, PREEMPTED or INTERRUPTED when a
+        signal ended the launcher, which passes it on to the ranks.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -39,13 +40,14 @@ def launch(arguments: Sequence[str], processes: int, logs: Path) -> int:
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",  # a free port
         max_restarts=0,
+        signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
     )
     try:
         elastic_launch(config, sys.executable)("-m", "deit_fast.train", *arguments)
     except ChildFailedError as error:
         return _exit_code({rank: failure.exitcode for rank, failure in error.failures.items()}, logs, processes)
     except SignalException as error:
-        return 128 + int(error.sigval)
+        return INTERRUPTED if error.sigval == signal.SIGINT else PREEMPTED
     return 0
 
 

@@ -9,21 +9,27 @@ import torch
 
 from .data import TrainLoader
 from .distributed import Ranks
+from .skipped_steps import SkippedSteps
 from .step import StepResult
 
 
 class Meter:
-    """Sums losses on the device; `row` reads them, once an interval.
+    """Sums losses on the device, those of steps that were left out excepted; `row` reads them, once an interval.
 
     Args:
         batches: whose waiting time is reported.
         ranks: the losses are means over all of them.
         batch_size: images of a step, all ranks together.
+
+    Attributes:
+        skipped_in_a_row: the most steps in a row that were left out, as of the last row.
     """
 
     def __init__(self, batches: TrainLoader, ranks: Ranks, batch_size: int) -> None:
         self._batches, self._ranks, self._batch_size = batches, ranks, batch_size
         self._sums = torch.zeros(3, dtype=torch.float64, device=ranks.device)
+        self._skipped = SkippedSteps(ranks.device)
+        self.skipped_in_a_row = 0
         self._distils = False
         self._restart()
 
@@ -37,16 +43,15 @@ class Meter:
         """One step's loss and its two terms; nothing is read here."""
         loss, label_term, teacher_term = result.losses
         self._distils = teacher_term is not None
-        self._sums += torch.stack(
-            [loss, label_term, torch.zeros_like(label_term) if teacher_term is None else teacher_term]
-        )
+        terms = torch.stack([loss, label_term, torch.zeros_like(label_term) if teacher_term is None else teacher_term])
+        self._sums += torch.where(result.finite, terms, 0.0)
+        self._skipped.add(result.finite)
         self._steps += 1
 
-    def state(self) -> dict[str, Any] | None:
-        """What was added up since the last row, over all ranks, as JSON values; None when that is nothing."""
-        if not self._steps:
-            return None
-        return {"sums": self._ranks.total(self._sums.clone()).tolist(), "steps": self._steps}
+    def state(self) -> dict[str, Any]:
+        """What was added up since the last row, over all ranks, as JSON values."""
+        sums = self._ranks.total(self._sums.clone()).tolist()
+        return {"sums": sums, "steps": self._steps, "skipped": self._skipped.state()}
 
     def load(self, state: dict[str, Any] | None) -> None:
         """Go on from another meter's `state`, also with another number of ranks."""
@@ -54,6 +59,7 @@ class Meter:
             if self._ranks.main:  # the sums are those of all ranks, and are added up again
                 self._sums += torch.tensor(state["sums"], dtype=torch.float64, device=self._sums.device)
             self._steps = self._not_timed = state["steps"]
+            self._skipped.load(state["skipped"])
 
     def pause(self) -> None:
         """What follows (an evaluation, a checkpoint) is not training time."""
@@ -66,7 +72,10 @@ class Meter:
 
     def row(self, step: int, epoch: float, lr: float) -> dict[str, Any]:
         """A line of metrics.jsonl for the steps since the last one; this is where the host waits for the device."""
-        loss, label, distillation = (self._ranks.total(self._sums) / (self._steps * self._ranks.world_size)).tolist()
+        skipped, self.skipped_in_a_row = self._skipped.read()
+        count = (self._steps - skipped) * self._ranks.world_size
+        sums = self._ranks.total(self._sums).tolist()
+        loss, label, distillation = (value / count if count else None for value in sums)
         seconds = max(time.perf_counter() - self._began - self._excluded, 1e-9)
         row = {
             "step": step,
@@ -74,6 +83,7 @@ class Meter:
             "loss": loss,
             "label": label,
             "distillation": distillation if self._distils else None,
+            "skipped": skipped,
             "lr": lr,
             "images_per_second": (self._steps - self._not_timed) * self._batch_size / seconds,
             "data_wait": min((self._batches.wait_seconds - self._waited) / seconds, 1.0),

@@ -51,19 +51,29 @@ class Reporter:
         task = self._bar.add_task(description, total=total, completed=step, **unknown)
 
         def advance(step: int, row: dict[str, Any]) -> None:
-            fields = {"loss": row["loss"], "speed": row["images_per_second"], "wait": row["data_wait"]} if row else {}
+            fields = (
+                {"loss": _number(row["loss"]), "speed": row["images_per_second"], "wait": row["data_wait"]}
+                if row
+                else {}
+            )
             self._bar.update(task, completed=step, **fields)
 
         with self._bar:  # stops the drawing and gives the cursor back, also when the body raises
             yield advance
 
 
+def _number(value: float | None) -> float:
+    """NaN for the loss of an interval whose steps were all left out."""
+    return float("nan") if value is None else value
+
+
 def epoch_line(epoch: int, epochs: int, row: dict[str, Any], student: dict, ema: dict | None) -> str:
     """One line for an evaluated epoch."""
     head = "fused" if "fused" in student else "cls"
+    loss = _number(row["loss"])
     average = f" · ema {ema[head]['top1']:5.1f} %" if ema else ""
     return (
-        f"epoch {epoch:>3}/{epochs} · loss {row['loss']:.3f} · {head} {student[head]['top1']:5.1f} %{average} · "
+        f"epoch {epoch:>3}/{epochs} · loss {loss:.3f} · {head} {student[head]['top1']:5.1f} %{average} · "
         f"lr {row['lr']:.2e} · {row['images_per_second']:,.0f} images/s · data {row['data_wait']:.0%}"
     )
 

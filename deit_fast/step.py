@@ -7,11 +7,15 @@
 
 A process's rows go through the model `--micro-batch` at a time: the gradient is that of all of them together, whatever
 the size. Where memory does not suffice it is halved, and the step repeated.
+
+A step whose loss or gradient is no number on any rank is left out on every rank, by a flag on the device: weights,
+moments, average and batch-norm statistics stay as they are.
 """
 
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -59,7 +63,7 @@ class StepResult(NamedTuple):
     Attributes:
         losses: of this rank's rows, detached.
         grad_norm: float32 scalar, the Euclidean norm of the gradient of all parameters; the same on every rank.
-        finite: bool scalar, whether it is a number; the same on every rank.
+        finite: bool scalar, whether it is a number; the same on every rank. Where it is not, the step was left out.
     """
 
     losses: Losses
@@ -113,6 +117,8 @@ class TrainingStep:
             self._losses = torch.compile(self._losses, fullgraph=True, dynamic=False)
         self._student = _parallel(student, ranks)
         self._steps = 0
+        # Batch-norm's, which a forward pass changes before anybody knows whether its numbers are any.
+        self._statistics = list(model.buffers())
 
     @contextmanager
     def steady(self) -> Iterator[None]:
@@ -136,25 +142,34 @@ class TrainingStep:
             gc.freeze()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        before = [statistic.clone() for statistic in self._statistics]
         while (losses := self._gradients(batch)) is None:
             self._halve()
-        return self._update(losses)
+        return self._update(losses, before)
 
-    def _update(self, losses: Losses) -> StepResult:
-        """Move weights and average along the gradients, which are gone afterwards."""
+    def _update(self, losses: Losses, statistics: list[Tensor]) -> StepResult:
+        """Move weights and average along the gradients, which are gone afterwards, or nothing where one is no number.
+
+        Args:
+            statistics: the model's buffers before the step.
+        """
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         grad_norm = torch.nn.utils.get_total_norm(gradients)
+        finite = grad_norm.isfinite()
         if self.scaler:
             self.scaler.step(self.optimizer)
             self.scaler.update()
         else:
+            self.optimizer.found_inf = finite.logical_not().float()  # the fused kernel reads it on the device
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        for statistic, before in zip(self._statistics, statistics, strict=True):
+            statistic.copy_(torch.where(finite, statistic, before))
         if self.ema:
-            self.ema.update()
-        return StepResult(losses, grad_norm, grad_norm.isfinite())
+            self.ema.update(finite)
+        return StepResult(losses, grad_norm, finite)
 
     def _gradients(self, batch: Batch, alone: bool = False) -> Losses | None:
         """Forward and backward of all rows; None, and no gradients, when the device's memory does not suffice.
@@ -184,7 +199,9 @@ class TrainingStep:
             teacher_logits = self.teacher(batch.images) if self.teacher else None
             outputs = self._forward(batch)
         losses = self._losses(outputs, teacher_logits, batch.target, counted)
-        (self.scaler.scale(losses.loss) if self.scaler else losses.loss).backward()
+        # A loss that is no number makes the gradients none, which all ranks share and so all see.
+        poison = torch.where(losses.loss.detach().isfinite(), 1.0, math.nan)
+        (self.scaler.scale(losses.loss) if self.scaler else losses.loss).backward(poison)
         return losses._replace(loss=losses.loss.detach())
 
     def _forward(self, batch: Batch) -> Tensor | tuple[Tensor, Tensor]:
