@@ -49,7 +49,7 @@ from .step import TrainingStep, precision
 from .teacher import load_teacher, recipe_config
 
 
-class Diverged(RuntimeError):
+class Diverged(ArithmeticError):
     """Too many steps in a row had a loss or gradient that is no number, or a weight is none."""
 
 
@@ -209,9 +209,8 @@ def _train(
                 row = meter.row(done, done / epoch_steps, lr)
                 record.log(row)
                 if row["skipped"]:
-                    reporter.say(
-                        f"{row['skipped']} steps up to {done} were left out: their loss or gradient is no number"
-                    )
+                    what = "skipped since the last line, where loss or gradient is no number"
+                    reporter.say(f"step {done}: {row['skipped']} {what}")
                 if (bad := meter.skipped_in_a_row) >= config.skip_limit:
                     raise _diverged(config, f"the loss or gradient of {bad} steps in a row is no number", done, record)
                 named = _name_bad_images(batches.bad_images, named)

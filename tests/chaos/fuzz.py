@@ -68,12 +68,15 @@ def image_files() -> list[bytes]:
     """Small files of every format and colour mode that data sets hold."""
     pixels = np.random.default_rng(0).integers(0, 256, (23, 31, 3), np.uint8)
     image = Image.fromarray(pixels)
-    ways = [
-        ("JPEG", "RGB", {"quality": 90}), ("JPEG", "RGB", {"progressive": True}), ("JPEG", "L", {}),
-        ("JPEG", "CMYK", {}), ("JPEG", "RGB", {"exif": _turned(image)}), ("PNG", "RGB", {}), ("PNG", "P", {}),
-        ("PNG", "RGBA", {}), ("PNG", "1", {}), ("PNG", "I;16", {}), ("GIF", "P", {}), ("BMP", "RGB", {}),
-        ("WEBP", "RGB", {"lossless": True}), ("WEBP", "RGB", {}), ("TIFF", "RGB", {"compression": "tiff_lzw"}), ("TIFF", "L", {}), ("PPM", "RGB", {}),
-    ]  # fmt: skip
+    ways: list[tuple[str, str, dict]] = [
+        ("JPEG", "RGB", {"quality": 90}),
+        ("JPEG", "RGB", {"progressive": True}),
+        ("JPEG", "RGB", {"exif": _turned(image)}),
+        ("WEBP", "RGB", {"lossless": True}),
+        ("TIFF", "RGB", {"compression": "tiff_lzw"}),
+    ]
+    plain = ("JPEG L", "JPEG CMYK", "PNG RGB", "PNG P", "PNG RGBA", "PNG 1", "PNG I;16", "GIF P", "BMP RGB", "WEBP RGB")
+    ways += [(*way.split(), {}) for way in (*plain, "TIFF L", "PPM RGB")]
     files = []
     for name, mode, options in ways:
         file = io.BytesIO()
