@@ -95,9 +95,9 @@ def finished(config: Config, ranks: int, folder: Path, fault: Fault = Fault(), d
 
 
 def until_it_speaks(running: World) -> None:
-    """Until rank 0 has printed its first line: from then on it listens to signals."""
-    deadline = time.monotonic() + SETTING_UP
-    while not running.printed(0) and time.monotonic() < deadline:
+    """Until rank 0 has printed its first line: by then every rank listens to signals."""
+    deadline, output = time.monotonic() + SETTING_UP, running.outputs[0]
+    while not (output.exists() and output.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.005)
 
 

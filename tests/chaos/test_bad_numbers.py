@@ -78,7 +78,11 @@ def test_twenty_in_a_row_stop_the_run_and_leave_the_last_good_checkpoint(
         codes = running.wait(120)
     printed = running.printed(0)
     assert codes == [exit_codes.DIVERGED] * ranks, printed
-    assert "of 21 steps in a row is no number" in printed.replace("\n", " ") and "--lr 0.01" in printed and "step 30" in printed
+    assert (
+        "of 21 steps in a row is no number" in printed.replace("\n", " ")
+        and "--lr 0.01" in printed
+        and "step 30" in printed
+    )
     rows = [row for row in lines(config.out) if "loss" in row]
     assert sum(row["skipped"] for row in rows) == 21, "seen at the first line after the twentieth"
     finished(config, ranks, tmp_path / "again")  # the images are sound now: it goes on from the last checkpoint
