@@ -18,58 +18,21 @@ reassessed labels (ReaL) are scored in the same pass, from the copy inside timm 
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
-import time
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from contextlib import AbstractContextManager
 
-import numpy as np
-import timm.data
-import torch
-import tyro
-from numpy.typing import NDArray
-from rich.progress import track
-from timm.data import ImageNetInfo
 from torch import nn
 
-from . import distributed, evaluation_report
-from .checkpoint import write_file, write_json
-from .config import Config
-from .data import BadImage, Dataset, EvalLoader, open_evaluation
+from .data import BadImage
 from .data.batch import Batch
-from .data.folder import listing
-from .data.imagenet import number_of, real_labels
 from .distributed import Ranks
-from .predictions import TRUTH, Predictions, Score, predict
-from .provenance import provenance
-from .report import Reporter
-from .subjects import Subjects, classes_of_data, open_subjects, open_teacher, parameters, teacher_of_run
+from .evaluation import Settings, evaluate_all
+from .predictions import Score, predict
 
 Scores = dict[str, Score]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is evaluated on what."""
-
-    models: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """run folders, weights files, exported folders, DeiT or timm names, or module:function"""
-    data: tuple[str, ...] = ()  # folders or built-in sets; none: what the run was trained on
-    architecture: str = ""  # timm's name of what a weights file fits, where it is no DeiT
-    teacher: str = ""  # as the trainer's --teacher; none: the one that the run learned from; "-": without
-    teacher_model: str = "regnety_160"  # architecture when --teacher is a weights file
-    image_size: int = 0  # pixels; 0: the model's own
-    crop_ratio: str = ""  # official (0.875), timm, or a number; empty: the run's, timm's for its models, else official
-    real_labels: str = ""  # a real.json; empty: timm's copy, on ImageNet's validation images
-    batch_size: int = 64  # of each process
-    precision: Literal["fp32", "bf16"] = "fp32"  # of forward passes; losses are fp32 in both
-    threads: int = 0  # decoding threads of each process; 0: as many as it has cores
-    json: str = ""  # write all results into this file
-    confusion: str = ""  # draw the confusion matrix into this PNG
 
 
 def evaluate(
@@ -95,190 +58,60 @@ def evaluate(
     return {name.removeprefix("/"): said.scores(name) for name in said.top}
 
 
-def evaluate_all(settings: Settings, arguments: Sequence[str] = ()) -> dict[str, Any]:
-    """What the command does: open, show every image to every model, print, write.
-
-    Args:
-        arguments: as typed, for the record.
-
-    Returns:
-        What --json holds: the models, how images were prepared, and under "data" for each data set "scores", "real",
-        "disagreement", "per_class", "confused" and "images_per_second".
-
-    Raises:
-        ValueError: a mistake in the command or the data, in one sentence.
-        BadImage: not one image is readable.
-    """
-    # Of a configuration the ranks compare what they are about to do; nothing else of it is used.
-    agreed = Config(data=" ".join(settings.data or settings.models) or "nothing", model=" ".join(settings.models))
-    with distributed.ranks(agreed) as ranks:
-        reporter = Reporter(ranks.main)
-        subjects, sets = ranks.main_first(lambda: _open(settings))
-        for name, module in subjects.models.items():
-            module.to(ranks.device)
-            reporter.decide(name, subjects.sources[name], f"{parameters(module):,} parameters")
-        seen = subjects.policy
-        reporter.decide("images", f"{seen.size} x {seen.size} pixels", f"crop ratio {seen.crop_ratio:g}")
-        reporter.decide("precision", settings.precision)
-        results = {
-            "models": {
-                name: {"source": subjects.sources[name], "parameters": parameters(module)}
-                for name, module in subjects.models.items()
-            },
-            "image_size": seen.size,
-            "crop_ratio": seen.crop_ratio,
-            "precision": settings.precision,
-            "batch_size": settings.batch_size,
-            "processes": ranks.world_size,
-            "data": [],
-            **provenance("deit_fast.evaluate", arguments),
-        }
-        for dataset, real in sets:
-            said, measured = _pass(settings, subjects, dataset, ranks, reporter)
-            result = {"name": dataset.name, **measured, **scored(said, dataset.classes, real)}
-            results["data"].append(result)
-            if ranks.main:
-                evaluation_report.show(result, reporter.console)
-                if settings.confusion:
-                    target = _one_of(Path(settings.confusion), len(sets), len(results["data"]))
-                    matrix, of = said.confusion(result["confused"]["of"]), result["confused"]["of"]
-                    write_file(target, lambda path: evaluation_report.draw(matrix, dataset.classes, of, path))  # noqa: B023
-                    reporter.say(f"confusion matrix: {target}")
-        if ranks.main and settings.json:
-            write_json(Path(settings.json), results)
-            reporter.say(f"results: {settings.json}")
-        ranks.wait()
-    return results
-
-
-def scored(said: Predictions, classes: Sequence[str], real: NDArray[np.int64] | None) -> dict[str, Any]:
-    """All results of one data set as JSON values.
-
-    Args:
-        classes: names, index = label.
-        real: reassessed labels as `real_labels` gives them, or None.
-    """
-    names = list(said.top)
-    result: dict[str, Any] = {"scores": _nested({name: said.scores(name) for name in names})}
-    if real is not None:
-        result["real"] = _nested({name: said.real_scores(name, real) for name in names})
-    lines = [TRUTH, *sorted(names, key=lambda name: not name.startswith("teacher/"))]
-    result["disagreement"] = {"names": lines, "share": said.disagreement(lines).tolist()}
-    per_class = {name: said.per_class(name) for name in names}
-    result["per_class"] = {
-        "classes": list(classes),
-        "n": said.images_per_class().tolist(),
-        "top1": {
-            name: [None if np.isnan(value) else value for value in column.tolist()]
-            for name, column in per_class.items()
-        },
-    }
-    main = next((name for name in names if name.endswith("/fused")), names[0])
-    pairs = [[classes[true], classes[taken], n] for true, taken, n in said.confused(main, most=20)]
-    result["confused"] = {"of": main, "pairs": pairs}
-    return result
-
-
-def _nested(scores: dict[str, Score]) -> dict[str, Scores]:
-    """{"model": {"cls": …}} of {"model/cls": …}."""
-    nested: dict[str, Scores] = {}
-    for name, score in scores.items():
-        model, _, head = name.rpartition("/")
-        nested.setdefault(model, {})[head] = score
-    return nested
-
-
-def _open(settings: Settings) -> tuple[Subjects, list[tuple[Dataset, NDArray[np.int64] | None]]]:
-    """The models, the teacher among them, and the data sets with their reassessed labels; nothing is evaluated yet."""
-    if not settings.models:
-        raise ValueError("nothing to evaluate: type a run folder, a weights file or a model's name")
-    for flag, value in (("--batch-size", settings.batch_size), ("--threads", settings.threads or 1)):
-        if value < 1:
-            raise ValueError(f"{flag} {value}: type 1 or more")
-    for target in filter(None, (settings.json, settings.confusion)):
-        if not Path(target).absolute().parent.is_dir():
-            raise ValueError(f"{target} cannot be written: there is no folder {Path(target).absolute().parent}")
-    subjects = open_subjects(settings.models, settings.architecture, settings.image_size, settings.crop_ratio)
-    specs = [part for spec in settings.data or (subjects.data,) if spec for part in variants(spec)]
-    if not specs:
-        raise ValueError(f"{settings.models[0]} does not say what it was trained on: type --data FOLDER")
-    classes = subjects.classes or classes_of_data(specs[0], subjects.count)
-    sets = [open_evaluation(spec, classes) for spec in specs]
-    real = [_real(dataset, settings.real_labels, subjects.count) for dataset in sets]
-    if settings.real_labels and not any(labels is not None for labels in real):
-        raise ValueError(
-            f"--real-labels {settings.real_labels} labels ImageNet's validation images, named "
-            f"ILSVRC2012_val_00000001.JPEG and so on: --data {' '.join(specs)} has none of them"
-        )
-    spec, architecture = settings.teacher, settings.teacher_model
-    if not spec:
-        spec, architecture = teacher_of_run(subjects.config)
-    if spec not in ("", "-"):
-        try:
-            teacher = open_teacher(subjects, spec, architecture, classes)
-        except ValueError as error:
-            hint = "" if settings.teacher else "; type --teacher - to evaluate without it"
-            raise ValueError(f"{error}{hint}") from error
-        subjects.models["teacher"], subjects.sources["teacher"] = teacher, spec
-    return subjects, list(zip(sets, real, strict=True))
-
-
-def variants(spec: str) -> list[str]:
-    """The three variants of ImageNet-V2 in a folder that holds them, else the spec itself."""
-    root = Path(spec).expanduser()
-    inside = [name for name in listing(root)[0] if name.startswith("imagenetv2-")] if root.is_dir() else []
-    return [str(root / name) for name in inside] or [spec]
-
-
-def _real(dataset: Dataset, file: str, count: int) -> NDArray[np.int64] | None:
-    """Reassessed labels of a data set, where its images are ImageNet's validation images."""
-    paths = [dataset.path(index) for index in range(len(dataset))]
-    if not number_of(paths[0]):
-        return None
-    if not file:
-        if dataset.classes != ImageNetInfo().label_names():
-            return None
-        file = str(Path(timm.data.__file__).with_name("_info") / "imagenet_real_labels.json")
-    labels = real_labels(Path(file), paths)
-    if labels.max(initial=-1) >= count:
-        raise ValueError(f"{file} has the label {labels.max()}, the model knows {count} classes: these are not its own")
-    return labels
-
-
-def _pass(
-    settings: Settings, subjects: Subjects, dataset: Dataset, ranks: Ranks, reporter: Reporter
-) -> tuple[Predictions, dict[str, Any]]:
-    """One pass over the images, and how fast it was."""
-    loader = EvalLoader(
-        dataset, subjects.policy, batch_size=settings.batch_size, threads=settings.threads or ranks.cores,
-        rank=ranks.rank, world_size=ranks.world_size, device=ranks.device,
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m deit_fast.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = parser.add_argument_group("what is evaluated")
+    what.add_argument(
+        "models", nargs="*", metavar="RUN_OR_FILE_OR_NAME",
+        help="run folders, weights files, exported folders, names of DeiTs or of timm, or module:function",
     )  # fmt: skip
-    bf16 = settings.precision == "bf16"
-    autocast = torch.autocast(ranks.device.type, torch.bfloat16) if bf16 else nullcontext()
-    console = reporter.console
-    batches = track(loader, dataset.name, len(loader), console=console, transient=True, disable=not console.is_terminal)
-    ranks.wait()
-    began = time.perf_counter()
-    said = predict(subjects.models, batches, ranks, autocast)
-    seconds = time.perf_counter() - began
-    unreadable = sorted(path for paths in ranks.gather([*loader.bad_images]) for path in paths)
-    for path in unreadable:
-        reporter.say(f"skipped an unreadable image: {path}")
-    rate = (len(said) + len(unreadable)) / seconds
-    return said, {"images": len(said), "unreadable": unreadable, "seconds": seconds, "images_per_second": rate}
-
-
-def _one_of(target: Path, total: int, number: int) -> Path:
-    """confusion.png, or confusion-2.png for the second of several data sets."""
-    return target if total == 1 else target.with_stem(f"{target.stem}-{number}")
+    what.add_argument("--architecture", default="", help="timm's name of what weights fit (default: a DeiT)")
+    what.add_argument(
+        "--teacher", default="",
+        help="to compare with, as the trainer's --teacher; - for none (default: the one that the run learned from)",
+    )  # fmt: skip
+    what.add_argument(
+        "--teacher-model", default="regnety_160", metavar="NAME",
+        help="architecture of a --teacher that is a weights file (default: regnety_160, the paper's)",
+    )  # fmt: skip
+    images = parser.add_argument_group("on which images")
+    images.add_argument(
+        "--data", nargs="+", default=(), metavar="FOLDER",
+        help="folders, or built in: photos, digits (default: what the run was trained on)",
+    )  # fmt: skip
+    images.add_argument(
+        "--real-labels", default="", metavar="FILE",
+        help="a real.json (default: timm's copy, where the images are ImageNet's validation images)",
+    )  # fmt: skip
+    images.add_argument("--image-size", type=int, default=0, help="side in pixels (default: the model's own)")
+    images.add_argument(
+        "--crop-ratio", default="", metavar="RATIO",
+        help="official (0.875), timm, or a number (default: the run's; timm's for timm's models; else official)",
+    )  # fmt: skip
+    answer = parser.add_argument_group("the answer")
+    answer.add_argument("--json", default="", metavar="FILE", help="write every result there (default: no file)")
+    answer.add_argument(
+        "--confusion", default="", metavar="PNG", help="draw the confusion matrix there (default: no picture)"
+    )
+    how = parser.add_argument_group("how")
+    how.add_argument(
+        "--batch-size", type=int, default=64, help="images of a process at a time (default 64; less needs less memory)"
+    )
+    how.add_argument(
+        "--precision", choices=("fp32", "bf16"), default="fp32", help="of forward passes (default fp32, as released)"
+    )
+    how.add_argument("--threads", type=int, default=0, help="that decode, in each process (default: one a core)")
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        settings = tyro.cli(Settings, args=list(arguments), prog="python -m deit_fast.evaluate", description=__doc__)
-        evaluate_all(settings, arguments)
+        given = vars(parser().parse_args(arguments))
+        evaluate_all(Settings(**given | {name: tuple(given[name]) for name in ("models", "data")}), arguments)
         return 0
     except (ValueError, OSError) as error:
         if os.environ.get("DEIT_FAST_TRACEBACK"):

@@ -16,6 +16,7 @@ this scale are about this scale: they neither confirm nor refute the paper's.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
 import sys
@@ -23,8 +24,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import tyro
 
 from . import replication_report as report
 from .checkpoint import write_file, write_json
@@ -52,13 +51,13 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What is replicated, and how much of it."""
+    """What is replicated, and how much of it; `parser` explains each."""
 
-    data: str = "photos"  # photos, digits, or a folder with train/ and val/
-    seeds: int = 5  # trainings of each kind
-    epochs: int = 0  # of each student; 0: as the data's recipe
-    out: str = ""  # where the runs and the results go; empty: runs/replicate-<data>
-    threads: int = 0  # decoding threads; 0: as many as the process has cores
+    data: str = "photos"
+    seeds: int = 5
+    epochs: int = 0
+    out: str = ""
+    threads: int = 0
 
     def folder(self) -> Path:
         return Path(self.out or f"runs/replicate-{Path(self.data).name}")
@@ -167,11 +166,30 @@ def _trained(training: Training, number: int, total: int) -> Summary:
     return train(training.config)
 
 
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m deit_fast.replicate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = parser.add_argument_group("what is replicated")
+    what.add_argument(
+        "--data", default="photos", help="photos, digits, or a folder with train/ and val/ (default: photos)"
+    )
+    much = parser.add_argument_group("how much of it")
+    much.add_argument("--seeds", type=int, default=5, help="trainings of each kind (default 5; one decides nothing)")
+    much.add_argument("--epochs", type=int, default=0, help="of each student (default: as the data's recipe)")
+    where = parser.add_argument_group("where and how")
+    where.add_argument(
+        "--out", default="", metavar="FOLDER", help="of the runs and the results (default: runs/replicate-DATA)"
+    )
+    where.add_argument("--threads", type=int, default=0, help="that decode the images (default: one a core)")
+    return parser
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        settings = tyro.cli(Settings, args=list(arguments), prog="python -m deit_fast.replicate", description=__doc__)
+        settings = Settings(**vars(parser().parse_args(arguments)))
         report.show(replicate(settings, arguments), settings.folder())
         return 0
     except (ValueError, OSError, Diverged) as error:

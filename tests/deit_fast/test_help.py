@@ -1,4 +1,4 @@
-"""Every --help: an example, groups, and for every flag its default and a reason, for each word of the console script."""
+"""Every --help: an example, groups, and for every flag its default and a reason, for each command of the script."""
 
 import importlib
 import re
