@@ -22,6 +22,7 @@ NOT_IDENTITY = (
 class Config:
     """What is trained on what, and how. Every field is a flag; a recipe sets its defaults."""
 
+    # Recipe
     recipe: str = "deit"  # named defaults, see deit_fast/recipes.py; without it: deit for --data, else demo
 
     # Data

@@ -55,6 +55,15 @@ class Ranks:
     def main(self) -> bool:
         return self.rank == 0
 
+    def decisions(self) -> list[tuple[str, str, str]]:
+        """(what, value, reason) of everything that was decided by the machines, to be printed."""
+        decided = [("cores", f"{self.cores} for each process", self.binding)]
+        if self.world_size > 1 and self.device.type == "cuda":
+            chosen = {name: value for name, value in sorted(os.environ.items()) if name.startswith("NCCL_")}
+            listed = " ".join(f"{name}={value}" for name, value in chosen.items()) or "no NCCL_ variable is set"
+            decided.append(("nccl", ".".join(map(str, torch.cuda.nccl.version())), listed))
+        return decided + [("warning", text, "") for text in self.warnings]
+
     def wait(self) -> None:
         """Until every rank is here."""
         if self.world_size > 1:

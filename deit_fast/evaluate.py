@@ -53,9 +53,15 @@ def evaluate(
 
     Returns:
         {"cls" | "dist" | "fused" | "softmax": {"top1", "top5", "loss", "n"}}; see `predictions.head_logits`.
+
+    Raises:
+        ValueError: among several ranks, none has a readable image.
     """
     said = predict({"": model}, data, ranks, autocast)
-    return {name.removeprefix("/"): said.scores(name) for name in said.top}
+    scores = {name.removeprefix("/"): said.scores(name) for name in said.top}
+    if ranks and ranks.world_size > 1 and not all(score["n"] for score in scores.values()):
+        raise ValueError("none of the validation images is readable: python -m deit_fast.data check says why")
+    return scores
 
 
 def parser() -> argparse.ArgumentParser:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +95,9 @@ def evaluate_all(settings: Settings, arguments: Sequence[str] = ()) -> dict[str,
                 evaluation_report.show(result, reporter.console)
                 if settings.confusion:
                     target = _one_of(Path(settings.confusion), len(sets), len(results["data"]))
-                    matrix, of = said.confusion(result["confused"]["of"]), result["confused"]["of"]
-                    write_file(target, lambda path: evaluation_report.draw(matrix, dataset.classes, of, path))  # noqa: B023
+                    of = result["confused"]["of"]
+                    draw = partial(evaluation_report.draw, said.confusion(of), dataset.classes, of)
+                    write_file(target, draw)
                     reporter.say(f"confusion matrix: {target}")
         if ranks.main and settings.json:
             write_json(Path(settings.json), results)
@@ -185,14 +187,13 @@ def variants(spec: str) -> list[str]:
 
 def _real(dataset: Dataset, file: str, count: int) -> NDArray[np.int64] | None:
     """Reassessed labels of a data set, where its images are ImageNet's validation images."""
-    paths = [dataset.path(index) for index in range(len(dataset))]
-    if not number_of(paths[0]):
+    if not number_of(dataset.path(0)):
         return None
     if not file:
         if dataset.classes != ImageNetInfo().label_names():
             return None
         file = str(Path(timm.data.__file__).with_name("_info") / "imagenet_real_labels.json")
-    labels = real_labels(Path(file), paths)
+    labels = real_labels(Path(file), [dataset.path(index) for index in range(len(dataset))])
     if labels.max(initial=-1) >= count:
         raise ValueError(f"{file} has the label {labels.max()}, the model knows {count} classes: these are not its own")
     return labels

@@ -1,4 +1,4 @@
-"""What every rank is doing, for whoever asks why the others wait: a file of a few words per rank in run/logs.
+"""What every rank is doing, for whoever asks why the others wait: its log, and a file of a few words, in run/logs.
 
     with Heartbeat(ranks, folder) as heartbeat:
         heartbeat.at("step", 57)            # two assignments: cheap enough for every step
@@ -13,18 +13,21 @@ others have waited for.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
-import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
-from .exit_codes import LOST
+from .exit_codes import LOST, USAGE
+from .logs import RankLog
+
+logger = logging.getLogger(__name__)
 
 SECONDS = 1.0  # between two signs of life
 WAITED_FOR = 60.0  # seconds in one stage of one step after which a rank is named
@@ -35,16 +38,17 @@ class RankLost(RuntimeError):
     """Another rank has ended, so this one cannot go on.
 
     Attributes:
-        rank: the other's.
         code: the other's exit code where it ended by an error, which it has printed; LOST where it was killed.
+        speaks: whether this rank is to print that: the first that is left, of a killed one.
     """
 
-    def __init__(self, sign: Sign) -> None:
+    def __init__(self, sign: Sign, rank: int) -> None:
         super().__init__(
             f"{sign} is gone; it was last seen in the stage {sign.stage} of step {sign.step}. The same command "
             f"continues from the last checkpoint"
         )
-        self.rank, self.code = sign.rank, LOST if sign.code is None else sign.code
+        self.code = LOST if sign.code is None else sign.code
+        self.speaks = self.code == LOST and rank == (0 if sign.rank else 1)
 
 
 @dataclass
@@ -107,17 +111,17 @@ class Heartbeat:
 
     Args:
         rank, world_size: of this process.
-        warn: called by rank 0's thread with a sentence about ranks that are waited for.
     """
 
-    def __init__(self, rank: int, world_size: int, warn: Callable[[str], None] = print) -> None:
+    def __init__(self, rank: int, world_size: int) -> None:
         self._sign = Sign(rank, socket.gethostname(), os.getpid(), since=time.time())
-        self._world_size, self._warn = world_size, warn
+        self._world_size, self._log = world_size, RankLog(rank)
         self._folder: Path | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="deit_fast-heartbeat", daemon=True)
 
     def __enter__(self) -> Heartbeat:
+        self._log.__enter__()
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -126,17 +130,20 @@ class Heartbeat:
         Raises:
             RankLost: the error is another rank's end.
         """
-        if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
-            lost = self._culprit()
-            if lost is not None:
-                self._end(None)
-                raise RankLost(lost) from error
-        own = isinstance(error, Exception)
-        self._end((2 if isinstance(error, (ValueError, OSError)) else 1) if own else None)
+        try:
+            if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
+                lost = self._culprit()
+                if lost is not None:
+                    self._end(None)
+                    raise RankLost(lost, self._sign.rank) from error
+            own = isinstance(error, Exception)
+            self._end((USAGE if isinstance(error, (ValueError, OSError)) else 1) if own else None)
+        finally:
+            self._log.__exit__(kind, error, trace)
 
     def begin(self, folder: Path) -> None:
-        """Write into `folder` from now on."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write into `folder` from now on, this rank's log as well."""
+        self._log.begin(folder)
         began = self._folder is not None
         self._folder = folder
         self._write()
@@ -190,13 +197,13 @@ class Heartbeat:
         while not self._ended.wait(SECONDS):
             self._write()
             if os.getppid() != parent and "TORCHELASTIC_RUN_ID" in os.environ:
-                print("error: the launcher of this process is gone, so it ends too", file=sys.stderr)
+                logger.error("the launcher of this process is gone, so it ends too")
                 os._exit(1)
             if self._sign.rank == 0 and self._world_size > 1:
                 slow = waited_for(read(self._folder, self._world_size), time.time())
                 if slow and slow[0].progress != said:
                     said = slow[0].progress
-                    self._warn(sentence(slow, time.time(), self._world_size))
+                    logger.warning(sentence(slow, time.time(), self._world_size))
 
 
 def waited_for(signs: Sequence[Sign], now: float, limit: float = WAITED_FOR) -> list[Sign]:

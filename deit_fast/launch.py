@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import heartbeat
-from .exit_codes import INTERRUPTED, PREEMPTED
-from .heartbeat import LOST
+from .exit_codes import INTERRUPTED, LOST, PREEMPTED
 
 LAUNCHED = "DEIT_FAST_LAUNCHED"  # in the environment of processes that `launch` started
 
@@ -18,20 +17,21 @@ LAUNCHED = "DEIT_FAST_LAUNCHED"  # in the environment of processes that `launch`
 def launch(arguments: Sequence[str], processes: int, logs: Path) -> int:
     """Run `python -m deit_fast.train arguments` as `processes` processes of one group.
 
-    When one ends by an error the others are stopped: within seconds, or 20 s for one that does not listen.
+    When one ends by an error the others are stopped: within seconds, or 25 s for one that does not listen. A signal
+    to this process goes to all of them: each has as long to save.
 
     Args:
         logs: where the ranks leave their last stage, to say where one was killed.
 
     Returns:
-        0, the exit code of the process that failed first, LOST when it was killed, PREEMPTED or INTERRUPTED when a
-        signal ended the launcher, which passes it on to the ranks.
+        0, the exit code of the process that failed first, LOST when it was killed, or after a signal to this process
+        INTERRUPTED (Ctrl-C) or PREEMPTED.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "20")
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "25")
     os.environ[LAUNCHED] = "1"
     config = LaunchConfig(
         min_nodes=1,
@@ -53,11 +53,11 @@ def launch(arguments: Sequence[str], processes: int, logs: Path) -> int:
 
 def _exit_code(codes: dict[int, int], logs: Path, processes: int) -> int:
     """The code of the rank that failed by itself; a killed one is named with what it did last."""
-    own = [code for code in codes.values() if code > 0 and code != LOST]
-    if own:
-        return own[0]
-    # SIGTERM is what the launcher itself sends to the others.
+    # SIGTERM is what the launcher itself sends to the others, which then call themselves preempted or lost.
     killed = {rank: -code for rank, code in codes.items() if code < 0 and -code != signal.SIGTERM}
+    if not killed:
+        own = [code for code in codes.values() if code > 0 and code not in (LOST, PREEMPTED)]
+        return next(iter(own), PREEMPTED if PREEMPTED in codes.values() else LOST)
     signs = {sign.rank: sign for sign in heartbeat.read(logs, processes)}
     for rank, number in killed.items():
         doing = f"in the stage {signs[rank].stage} of step {signs[rank].step}" if rank in signs else "while setting up"

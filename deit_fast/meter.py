@@ -2,48 +2,86 @@
 
 from __future__ import annotations
 
+import resource
 import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from .config import Config
 from .data import TrainLoader
 from .distributed import Ranks
+from .flops import peak_flops, training_flops
 from .skipped_steps import SkippedSteps
-from .step import StepResult
+from .step import StepResult, TrainingStep
+
+_NAMED = 0.05  # a rank that waits this much longer for data than the average is named
+SUMS = ("loss", "label", "distillation", "top1")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What turns counts into what people ask for.
+
+    Attributes:
+        batch_size: images of a step, all ranks together.
+        total_steps: of the run.
+        flops: of an image in a training step; None where unknown.
+        peak: FLOP/s of all GPUs together; None where unknown.
+    """
+
+    batch_size: int
+    total_steps: int
+    flops: float | None = None
+    peak: float | None = None
+
+    @classmethod
+    def of(
+        cls, config: Config, total_steps: int, step: TrainingStep, ranks: Ranks, autocast: AbstractContextManager
+    ) -> Scale:
+        """With FLOPs where the 16-bit rate of the card is known, and used."""
+        known = None
+        if ranks.device.type == "cuda" and isinstance(autocast, torch.autocast):
+            known = peak_flops(torch.cuda.get_device_name(ranks.device))
+        if known is None:
+            return cls(config.batch_size, total_steps)
+        flops = training_flops(step.model, step.teacher, config.image_size)
+        return cls(config.batch_size, total_steps, flops, known * ranks.world_size)
 
 
 class Meter:
     """Sums losses on the device, those of steps that were left out excepted; `row` reads them, once an interval.
 
     Args:
+        step: whose teacher is timed.
         batches: whose waiting time is reported.
         ranks: the losses are means over all of them.
-        batch_size: images of a step, all ranks together.
+        scale: of the run.
 
     Attributes:
         skipped_in_a_row: the most steps in a row that were left out, as of the last row.
     """
 
-    def __init__(self, batches: TrainLoader, ranks: Ranks, batch_size: int) -> None:
-        self._batches, self._ranks, self._batch_size = batches, ranks, batch_size
-        self._sums = torch.zeros(3, dtype=torch.float64, device=ranks.device)
+    def __init__(self, step: TrainingStep, batches: TrainLoader, ranks: Ranks, scale: Scale) -> None:
+        self._step, self._batches, self._ranks, self._scale = step, batches, ranks, scale
+        self._sums = torch.zeros(len(SUMS), dtype=torch.float64, device=ranks.device)
         self._skipped = SkippedSteps(ranks.device)
         self.skipped_in_a_row = 0
-        self._distils = False
         self._restart()
 
     def _restart(self) -> None:
         self._sums.zero_()
         self._steps = self._not_timed = 0
         self._began, self._waited, self._excluded = time.perf_counter(), self._batches.wait_seconds, 0.0
+        self._labelled = self._batches.labelled
         self._paused: float | None = None
 
     def add(self, result: StepResult) -> None:
-        """One step's loss and its two terms; nothing is read here."""
-        loss, label_term, teacher_term = result.losses
-        self._distils = teacher_term is not None
-        terms = torch.stack([loss, label_term, torch.zeros_like(label_term) if teacher_term is None else teacher_term])
+        """One step's loss, its two terms and its accuracy; nothing is read here."""
+        loss, label, distillation, top1 = result.losses
+        terms = torch.stack([loss, label, torch.zeros_like(label) if distillation is None else distillation, top1])
         self._sums += torch.where(result.finite, terms, 0.0)
         self._skipped.add(result.finite)
         self._steps += 1
@@ -71,22 +109,54 @@ class Meter:
         self._paused = None
 
     def row(self, step: int, epoch: float, lr: float) -> dict[str, Any]:
-        """A line of metrics.jsonl for the steps since the last one; this is where the host waits for the device."""
+        """A line of metrics.jsonl for the steps since the last one; this is where the host waits for the device.
+
+        Raises:
+            ValueError: none of these steps had a readable image, on any rank.
+        """
+        ranks, scale = self._ranks, self._scale
+        # One sum over ranks for everything: each writes its own waiting into a place that is 0 at the others.
+        own = torch.zeros(1 + ranks.world_size, dtype=torch.float64)
+        own[0] = self._batches.labelled - self._labelled
+        own[1 + ranks.rank] = self._batches.wait_seconds - self._waited
+        both = ranks.total(torch.cat([self._sums, own.to(ranks.device)])).tolist()
+        sums, labelled, waits = both[: len(SUMS)], both[len(SUMS)], both[len(SUMS) + 1 :]
+        if not labelled:
+            path, reason = next(iter(self._batches.bad_images.items()))
+            raise ValueError(f"no image of the steps up to {step} is readable; the first is {path}: {reason}")
         skipped, self.skipped_in_a_row = self._skipped.read()
-        count = (self._steps - skipped) * self._ranks.world_size
-        sums = self._ranks.total(self._sums).tolist()
-        loss, label, distillation = (value / count if count else None for value in sums)
+        count = (self._steps - skipped) * ranks.world_size
+        mean = {name: value / count if count else None for name, value in zip(SUMS, sums, strict=True)}
         seconds = max(time.perf_counter() - self._began - self._excluded, 1e-9)
+        shares = [min(wait / seconds, 1.0) for wait in waits]
+        speed = max(self._steps - self._not_timed, 1) * scale.batch_size / seconds
+        teacher = self._step.teacher_watch.seconds() / seconds if self._step.teacher else None
         row = {
             "step": step,
             "epoch": round(epoch, 4),
-            "loss": loss,
-            "label": label,
-            "distillation": distillation if self._distils else None,
+            "loss": mean["loss"],
+            "label": mean["label"],
+            "distillation": mean["distillation"] if self._step.teacher else None,
+            "top1": 100 * mean["top1"] if count else None,
             "skipped": skipped,
             "lr": lr,
-            "images_per_second": (self._steps - self._not_timed) * self._batch_size / seconds,
-            "data_wait": min((self._batches.wait_seconds - self._waited) / seconds, 1.0),
+            "images_per_second": speed,
+            "data_wait": sum(shares) / len(shares),
+            "teacher_share": teacher,
+            "memory": memory_used(ranks.device),
+            "eta": (scale.total_steps - step) * scale.batch_size / speed,
         }
+        if scale.flops and scale.peak:
+            row["mfu"] = speed * scale.flops / scale.peak
+        if max(shares) > row["data_wait"] + _NAMED:
+            row["slowest_wait"] = max(shares)
+            row["slowest_rank"] = shares.index(max(shares))
         self._restart()
         return row
+
+
+def memory_used(device: torch.device) -> int:
+    """The most bytes of memory that this process has held so far: of the GPU's, or of the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

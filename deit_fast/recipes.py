@@ -10,10 +10,8 @@ import dataclasses
 import difflib
 from collections.abc import Callable, Sequence
 
-import tyro
-
+from . import command_help
 from .config import Config
-from .train_help import help_text
 
 
 def deit() -> Config:
@@ -188,13 +186,13 @@ def parse(arguments: Sequence[str], description: str) -> Config:
     named, _ = first.parse_known_args(arguments)
     name = named.recipe or (OF_BUILT_IN_DATA.get(named.data, "deit") if named.data else "demo")
     defaults = recipe(name)
-    if {"-h", "--help"} & set(arguments):
-        print(help_text(defaults, RECIPES, description), end="")
-        raise SystemExit(0)
-    if not (named.data or defaults.data):
+    if not (named.data or defaults.data or {"-h", "--help"} & set(arguments)):
         raise ValueError(f"recipe {name} needs data: type --data FOLDER")
-    program = "python -m deit_fast.train"
-    config = tyro.cli(Config, default=defaults, args=list(arguments), prog=program, description=description)
+    epilog = f"The defaults above are those of the recipe {name}. The recipes:\n{command_help.listed(RECIPES)}"
+    config = command_help.parse(
+        Config, arguments, program="python -m deit_fast.train", description=description, defaults=defaults,
+        epilog=epilog,
+    )  # fmt: skip
     changes: dict[str, object] = {}
     if config.distill == "none" and config.teacher == defaults.teacher:
         changes["teacher"] = ""

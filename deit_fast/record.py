@@ -1,4 +1,4 @@
-"""What a run leaves behind while it trains: metrics, checkpoints and the best weights. Rank 0 writes.
+"""What a run leaves behind while it trains: metrics, curves, checkpoints and the best weights. Rank 0 writes.
 
 start = restore(run, ranks, step)                       # the newest whole checkpoint, loaded
 with Record(config, run, ranks, step, start) as record:
@@ -17,6 +17,7 @@ from . import checkpoint
 from .config import Config
 from .distributed import Ranks
 from .evaluate import Scores
+from .logs import TensorBoard
 from .metrics import Metrics
 from .snapshot import Snapshots
 from .step import TrainingStep
@@ -70,15 +71,20 @@ class Record:
         self._config, self._ranks, self._step, self._start = config, ranks, step, start
         self._began = time.perf_counter()
         self._metrics: Metrics | None = None
+        self._curves: TensorBoard | None = None
         self._snapshots: Snapshots | None = None
         if ranks.main:
             self._metrics = Metrics(run / "metrics.jsonl", start.step)
+            if not TensorBoard.missing():
+                self._curves = TensorBoard(run / "tensorboard", start.step)
             self._snapshots = Snapshots(run, config.keep, ranks.device, start.step or None, self._metrics.sync)
 
     def __enter__(self) -> Record:
         return self
 
     def __exit__(self, *error: Any) -> None:
+        if self._curves:
+            self._curves.close()
         if self._snapshots:
             self._snapshots.__exit__(*error)
 
@@ -94,9 +100,11 @@ class Record:
         return "no checkpoint was written yet" if step is None else f"the checkpoint of step {step} is from before"
 
     def log(self, line: dict[str, Any]) -> None:
-        """Add a line to metrics.jsonl."""
+        """Add a line to metrics.jsonl, and to TensorBoard's curves."""
         if self._metrics:
             self._metrics.append(line)
+        if self._curves:
+            self._curves.add(line)
 
     def lacks_evaluation(self) -> bool:
         """Whether no evaluation was logged where the run continues; the same on every rank."""

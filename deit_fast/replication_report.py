@@ -168,7 +168,7 @@ def draw(results: Mapping[str, Any], target: Path) -> None:
     here.set_yticks(places, labels)
     here.invert_yaxis()
     here.set(title=f"{results['data']}, {results['epochs']} epochs, {results['seeds']} seeds", xlabel="top-1, per cent")
-    here.legend(loc="best", fontsize="small")
+    here.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, fontsize="small", frameon=False)
     there.set(title="paper, ImageNet, 300 epochs", xlabel="top-1, per cent")
     there.legend(title="DeiT", loc="best", fontsize="small")
     for axes in (here, there):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +21,13 @@ _ROWS = [
     ("fused", "fused, mean logits"),
     ("softmax", "fused, mean softmax"),
 ]
-_BAR_TEXT = "loss {task.fields[loss]:.3f} · {task.fields[speed]:,.0f} images/s · data {task.fields[wait]:.0%} · eta"
+_SECONDS = 10.0  # between two lines of a console that is no terminal
+
+logger = logging.getLogger(__name__)
 
 
 class Reporter:
-    """Prints for rank 0 and is silent for the others."""
+    """Prints for rank 0; every rank's own log has all of it (see `logs.py`)."""
 
     def __init__(self, enabled: bool) -> None:
         self.console = Console(quiet=not enabled, soft_wrap=True, highlight=False)
@@ -30,50 +35,72 @@ class Reporter:
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn(_BAR_TEXT),
+            TextColumn("{task.fields[text]} · eta"),
             TimeRemainingColumn(),
             console=self.console,
             disable=not (enabled and self.console.is_terminal),
             transient=True,
         )
+        self._printed = time.monotonic()
 
     def decide(self, what: str, value: object, reason: str = "") -> None:
         """One automatic decision and why it was taken."""
-        self.console.print(f"  {what:<10} {value}" + (f"  ({reason})" if reason else ""), markup=False)
+        self.say(f"  {what:<10} {value}" + (f"  ({reason})" if reason else ""))
 
     def say(self, text: str) -> None:
+        logger.info(text)
         self.console.print(text, markup=False)
+
+    def step(self, row: dict[str, Any], total: int) -> None:
+        """A line of metrics.jsonl for people: in the log, and now and then on a console without a progress bar."""
+        text = step_line(row, total)
+        logger.info(text)
+        if self._bar.disable and time.monotonic() - self._printed > _SECONDS:
+            self._printed = time.monotonic()
+            self.console.print(text, markup=False)
 
     @contextmanager
     def progress(self, description: str, step: int, total: int) -> Iterator[Callable[[int, dict[str, Any]], None]]:
         """A bar while the body runs; call what is given with (steps done, newest line of metrics.jsonl or {})."""
-        unknown = {"loss": float("nan"), "speed": 0.0, "wait": 0.0}
-        task = self._bar.add_task(description, total=total, completed=step, **unknown)
+        task = self._bar.add_task(description, total=total, completed=step, text="first steps")
 
         def advance(step: int, row: dict[str, Any]) -> None:
-            fields = (
-                {"loss": _number(row["loss"]), "speed": row["images_per_second"], "wait": row["data_wait"]}
-                if row
-                else {}
-            )
-            self._bar.update(task, completed=step, **fields)
+            self._bar.update(task, completed=step, **({"text": numbers_line(row)} if row else {}))
 
         with self._bar:  # stops the drawing and gives the cursor back, also when the body raises
             yield advance
 
 
-def _number(value: float | None) -> float:
-    """NaN for the loss of an interval whose steps were all left out."""
-    return float("nan") if value is None else value
+def step_line(row: dict[str, Any], total: int) -> str:
+    """One line for the steps up to row["step"] of `total`."""
+    eta = timedelta(seconds=round(row["eta"]))
+    return f"step {row['step']}/{total} {row['step'] / total:.1%} · {numbers_line(row)} · eta {eta}"
+
+
+def numbers_line(row: dict[str, Any]) -> str:
+    """What a line of metrics.jsonl has: a share that is unknown here is left out."""
+    parts = [f"loss {row['loss']:.3f}", f"top-1 {row['top1']:.1f} %"] if row["loss"] is not None else ["no loss"]
+    parts.append(f"{row['images_per_second']:,.0f} images/s")
+    data = f"data {row['data_wait']:.0%}"
+    if "slowest_rank" in row:
+        data += f", {row['slowest_wait']:.0%} at rank {row['slowest_rank']}"
+    optional = [
+        ("mfu {:.0%}", "mfu"),
+        (data, "data_wait"),
+        ("teacher {:.0%}", "teacher_share"),
+    ]
+    parts += [text.format(row[key]) for text, key in optional if row.get(key) is not None]
+    parts += [f"skipped {row['skipped']}"] if row.get("skipped") else []
+    return " · ".join([*parts, f"{row['memory'] / 2**30:.1f} GiB"])
 
 
 def epoch_line(epoch: int, epochs: int, row: dict[str, Any], student: dict, ema: dict | None) -> str:
     """One line for an evaluated epoch."""
     head = "fused" if "fused" in student else "cls"
-    loss = _number(row["loss"])
+    loss = "none" if row["loss"] is None else f"{row['loss']:.3f}"
     average = f" · ema {ema[head]['top1']:5.1f} %" if ema else ""
     return (
-        f"epoch {epoch:>3}/{epochs} · loss {loss:.3f} · {head} {student[head]['top1']:5.1f} %{average} · "
+        f"epoch {epoch:>3}/{epochs} · loss {loss} · {head} {student[head]['top1']:5.1f} %{average} · "
         f"lr {row['lr']:.2e} · {row['images_per_second']:,.0f} images/s · data {row['data_wait']:.0%}"
     )
 

@@ -4,7 +4,8 @@ config.json     the configuration; a different one is refused
 data.json       class names (index = label), numbers of images, a digest of the labels; other data is refused
 metrics.jsonl   a line every --log-every steps, and one for every evaluation; written by metrics.py
 report.png      curves
-logs/           what each process printed and where it was last
+logs/           what each process had to say, and what it did last
+tensorboard/    the curves again, where tensorboard is installed
 summary.json    the scores of a finished run; while it is missing, the run is unfinished
 checkpoints/    see checkpoint.py
 lock            see run_lock.py
@@ -25,7 +26,7 @@ from .data import Dataset
 from .durable import read_json, remove_parts, write_json
 
 # Everything of ours, in the order in which --fresh discards it: the marks of a finished and of a resumable run first.
-OURS = ("summary.json", "checkpoints", "data.json", "metrics.jsonl", "report.png", "logs", "config.json")
+OURS = ("summary.json", "checkpoints", "data.json", "metrics.jsonl", "report.png", "logs", "tensorboard", "config.json")
 
 
 def open_run(config: Config, run: Path) -> dict[str, Any] | None:

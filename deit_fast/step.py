@@ -35,6 +35,7 @@ from .model import VisionTransformer, drop_path_scales
 from .optimizer import MovingAverage, parameter_groups
 from .report import Reporter
 from .teacher import Teacher
+from .timing import Stopwatch
 
 _SEED_BITS = 0x7FFFFFFFFFFFFFFF
 _GOLDEN = 0x9E3779B97F4A7C15  # spreads consecutive steps over all seeds
@@ -47,21 +48,23 @@ class Losses(NamedTuple):
     """Scalars on the device.
 
     Attributes:
-        loss: what is minimised; its two terms are detached.
+        loss: what is minimised; the others are detached.
         label_term: its part from the true labels.
         teacher_term: its part from the teacher; None without one.
+        top1: share of the rows whose class token (or only head) has the largest logit at the label.
     """
 
     loss: Tensor
     label_term: Tensor
     teacher_term: Tensor | None
+    top1: Tensor
 
 
 class StepResult(NamedTuple):
     """What a step leaves to be logged, on the device.
 
     Attributes:
-        losses: of this rank's rows, detached.
+        losses: detached. Their mean over ranks is the loss of the global batch, however its rows that count are spread.
         grad_norm: float32 scalar, the Euclidean norm of the gradient of all parameters; the same on every rank.
         finite: bool scalar, whether it is a number; the same on every rank. Where it is not, the step was left out.
     """
@@ -85,6 +88,7 @@ class TrainingStep:
         ema: its moving average, or None.
         scaler: of the loss, for fp16; None in other precisions.
         peak_lr: the learning rate after warm-up.
+        teacher_watch: the time that the teacher's labels take.
         slices: equal parts in which this rank's rows go through the model.
     """
 
@@ -116,6 +120,7 @@ class TrainingStep:
             student = torch.compile(model, fullgraph=self._ours, dynamic=False)
             self._losses = torch.compile(self._losses, fullgraph=True, dynamic=False)
         self._student = _parallel(student, ranks)
+        self.teacher_watch = Stopwatch(ranks.device)
         self._steps = 0
         # Batch-norm's, which a forward pass changes before anybody knows whether its numbers are any.
         self._statistics = list(model.buffers())
@@ -142,8 +147,9 @@ class TrainingStep:
             gc.freeze()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        counted = self._counted(batch)
         before = [statistic.clone() for statistic in self._statistics]
-        while (losses := self._gradients(batch)) is None:
+        while (losses := self._gradients(batch, counted)) is None:
             self._halve()
         return self._update(losses, before)
 
@@ -171,15 +177,23 @@ class TrainingStep:
             self.ema.update(finite)
         return StepResult(losses, grad_norm, finite)
 
-    def _gradients(self, batch: Batch, alone: bool = False) -> Losses | None:
+    def _counted(self, batch: Batch) -> Tensor:
+        """The rows of the global batch that have a label, divided by the ranks; at least 1 in all.
+
+        A sum over a rank's rows divided by this has the global batch's mean as its mean over ranks, and so have its
+        gradients, which DDP averages: also where one rank has more unreadable images than another.
+        """
+        counted = self._ranks.total((batch.labels != IGNORE).sum().float())
+        return counted.clamp_min(1) / self._ranks.world_size
+
+    def _gradients(self, batch: Batch, counted: Tensor, alone: bool = False) -> Losses | None:
         """Forward and backward of all rows; None, and no gradients, when the device's memory does not suffice.
 
         Args:
+            counted: what the sum over this rank's rows is divided by.
             alone: leave the other ranks' gradients out.
         """
         rows = len(batch.labels) // self.slices
-        # Each slice's sum over the rows that count in the whole batch: together they are its mean.
-        counted = (batch.labels != IGNORE).sum() if self.slices > 1 else None
         total: Losses | None = None
         try:
             for index in range(self.slices):
@@ -194,9 +208,12 @@ class TrainingStep:
             self.optimizer.zero_grad(set_to_none=True)
         return None
 
-    def _learn(self, batch: Batch, counted: Tensor | None) -> Losses:
+    def _learn(self, batch: Batch, counted: Tensor) -> Losses:
         with self._autocast:
-            teacher_logits = self.teacher(batch.images) if self.teacher else None
+            teacher_logits = None
+            if self.teacher:
+                with self.teacher_watch:
+                    teacher_logits = self.teacher(batch.images)
             outputs = self._forward(batch)
         losses = self._losses(outputs, teacher_logits, batch.target, counted)
         # A loss that is no number makes the gradients none, which all ranks share and so all see.
@@ -222,7 +239,7 @@ class TrainingStep:
         waiting for its gradients."""
         buffers = [buffer.clone() for buffer in self.model.buffers()]
         while True:
-            losses = self._gradients(batch, alone=True)
+            losses = self._gradients(batch, torch.ones((), device=self._ranks.device), alone=True)
             self.optimizer.zero_grad(set_to_none=True)
             missing = torch.tensor(float(losses is None), device=self._ranks.device)
             if not self._ranks.total(missing).item():
@@ -284,18 +301,19 @@ def losses_of(
         counted: what the sum over the rows is divided by; None: the number of rows with a label, for their mean.
     """
     cls_logits, dist_logits = outputs if isinstance(outputs, tuple) else (outputs, None)
-    options = {"label_smoothing": config.label_smoothing, "reduction": "mean" if counted is None else "none"}
+    labels = target if isinstance(target, Tensor) else target.labels
+    if counted is None:
+        counted = (labels != IGNORE).sum()
+    top1 = (cls_logits.argmax(1) == labels).sum() / counted
     if teacher_logits is None:
-        loss = cross_entropy(cls_logits, target, **options)
-        parts = loss, loss.detach()
-    else:
-        parts = distillation_loss(
-            cls_logits, dist_logits, teacher_logits, target, mode=config.distill, alpha=config.alpha, tau=config.tau,
-            kl_normalizer=config.kl_normalizer, return_parts=True, **options,
-        )  # fmt: skip
-    if counted is not None:
-        parts = [part.sum() / counted for part in parts]
-    return Losses(*parts) if teacher_logits is not None else Losses(*parts, None)
+        loss = cross_entropy(cls_logits, target, label_smoothing=config.label_smoothing, reduction="none")
+        loss = loss.sum() / counted
+        return Losses(loss, loss.detach(), None, top1)
+    parts = distillation_loss(
+        cls_logits, dist_logits, teacher_logits, target, mode=config.distill, alpha=config.alpha, tau=config.tau,
+        kl_normalizer=config.kl_normalizer, label_smoothing=config.label_smoothing, reduction="none", return_parts=True,
+    )  # fmt: skip
+    return Losses(*(part.sum() / counted for part in parts), top1)
 
 
 def precision(config: Config, device: torch.device, reporter: Reporter) -> AbstractContextManager:
@@ -317,7 +335,12 @@ def precision(config: Config, device: torch.device, reporter: Reporter) -> Abstr
 
 
 def _parallel(student: nn.Module, ranks: Ranks) -> nn.Module:
-    """The model as the step calls it: among several ranks, its gradients are their mean."""
+    """The model as the step calls it: among several ranks, its gradients are their mean.
+
+    They are exchanged while backward goes on, out of the memory that they lie in. Batch norm's statistics are rank 0's
+    at every rank, by a broadcast before each forward; a transformer has none, so nothing is sent. The graph is not
+    declared static: a micro-batch whose gradients stay at home would contradict it.
+    """
     if ranks.world_size == 1:
         return student
     return DistributedDataParallel(

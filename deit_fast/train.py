@@ -12,6 +12,7 @@ one. Exit codes: 0 done, 2 a mistake in the command or the data, 3 diverged, 4 a
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -35,9 +36,10 @@ from .data.order import steps_per_epoch
 from .distributed import Ranks
 from .durable import write_file, write_json
 from .evaluate import Scores, evaluate
-from .heartbeat import LOST, Heartbeat, RankLost
+from .heartbeat import Heartbeat, RankLost
 from .launch import LAUNCHED, launch
-from .meter import Meter
+from .logs import TensorBoard
+from .meter import Meter, Scale
 from .model import VisionTransformer
 from .optimizer import all_finite, learning_rate
 from .policies import evaluation_policy, training_policy
@@ -47,6 +49,8 @@ from .record import Record, Start, restore
 from .run_lock import RunLock
 from .step import TrainingStep, precision
 from .teacher import load_teacher, recipe_config
+
+logger = logging.getLogger(__name__)
 
 
 class Diverged(ArithmeticError):
@@ -82,8 +86,6 @@ def train(config: Config) -> Summary:
 
 def _run(config: Config, ranks: Ranks, heartbeat: Heartbeat, preemption: Preemption) -> Summary:
     reporter = report.Reporter(ranks.main)
-    for warning in ranks.warnings:
-        reporter.say(f"warning: {warning}")
     run = config.run_folder()
     finished = ranks.main_first(lambda: folder.open_run(config, run))
     if finished is not None:
@@ -101,6 +103,8 @@ def _train(
 ) -> Summary:  # fmt: skip
     # Everything that can be wrong with the command or the data is found before anything long or lasting.
     reporter.say(f"{config.recipe}: {config.model} on {config.data}, in {run}")
+    for decision in ranks.decisions():
+        reporter.decide(*decision)
     autocast = precision(config, ranks.device, reporter)
     train_set, val_set = ranks.main_first(lambda: open_dataset(config.data))
     data = folder.describe(train_set, val_set)
@@ -164,6 +168,7 @@ def _train(
     ranks.main_first(lambda: folder.begin(config, run, data, lock) if ranks.main else None)
     ranks.training_begins()
     heartbeat.begin(run / "logs")
+    reporter.decide("tensorboard", "off" if TensorBoard.missing() else run / "tensorboard", TensorBoard.missing())
 
     def evaluated() -> tuple[Scores, Scores | None]:
         for module in (model, ema.module) if ema else (model,):
@@ -184,7 +189,7 @@ def _train(
     scores: tuple[Scores, Scores | None] | None = None
     row: dict[str, Any] = {}
     named = 0  # unreadable images named so far
-    meter = Meter(batches, ranks, config.batch_size)
+    meter = Meter(step, batches, ranks, Scale.of(config, total_steps, step, ranks, autocast))
     meter.load(start.meter)
     record = Record(config, run, ranks, step, start)
     model.train()
@@ -208,9 +213,11 @@ def _train(
             if done % config.log_every == 0 or done % epoch_steps == 0 or save_now:
                 row = meter.row(done, done / epoch_steps, lr)
                 record.log(row)
+                reporter.step(row, total_steps)
                 if row["skipped"]:
-                    what = "skipped since the last line, where loss or gradient is no number"
-                    reporter.say(f"step {done}: {row['skipped']} {what}")
+                    logger.warning(
+                        f"{row['skipped']} steps up to step {done} were left out: their loss or gradient is no number"
+                    )
                 if (bad := meter.skipped_in_a_row) >= config.skip_limit:
                     raise _diverged(config, f"the loss or gradient of {bad} steps in a row is no number", done, record)
                 named = _name_bad_images(batches.bad_images, named)
@@ -264,7 +271,7 @@ def _diverged(config: Config, what: str, done: int, record: Record) -> Diverged:
 def _name_bad_images(bad_images: dict[str, str], named: int) -> int:
     """Name the unreadable images that came after the first `named`, by the rank that met them; returns how many are."""
     for path, reason in [*bad_images.items()][named:]:
-        print(f"skipped an unreadable image: {path}: {reason}", file=sys.stderr)
+        logger.warning(f"skipped an unreadable image: {path}: {reason}")
     return len(bad_images)
 
 
@@ -302,8 +309,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("DEIT_FAST_TRACEBACK"):
             raise
         if isinstance(error, RankLost):
-            # The launcher that every rank has in common says it; without one, the first rank that is left.
-            if error.code == LOST and LAUNCHED not in os.environ and os.environ["RANK"] == str(int(error.rank == 0)):
+            if error.speaks and LAUNCHED not in os.environ:  # what our launcher has started, it names itself
                 print(f"error: {error}", file=sys.stderr)
             return error.code
         # What every rank finds alike is said once; what one rank alone met (an image of its share), by that rank.

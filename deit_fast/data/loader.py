@@ -82,6 +82,7 @@ class _Loader:
         if prefetch < 1:
             raise ValueError(f"prefetch is the number of batches built ahead, 1 or more, got {prefetch}")
         self.bad_images: dict[str, str] = {}
+        self.labelled = 0
         self._steps = range(0)
         self._threads = threads or default_threads(world_size)
         self._prefetch = prefetch
@@ -136,6 +137,7 @@ class _Loader:
                 built = ahead.popleft().result()
                 self.seconds.add(wait=time.perf_counter() - started)
                 self.bad_images |= built.reasons
+                self.labelled += built.labelled
                 self._check(built)
                 ahead.extend(submit(1))
                 self._augment.hand_over(built.finished)
@@ -182,10 +184,12 @@ class TrainLoader(_Loader):
         mixing: how rows are mixed; None where they are not.
         seconds: where time went so far (`Seconds`); wait_seconds is its `wait`.
         bad_images: path → reason of the images skipped so far.
+        labelled: rows with a label given so far.
 
     Raises:
         ValueError: at construction, an argument outside its range.
-        BadImage: while iterating, an unreadable image ("fail"), or a step without a single readable one ("skip").
+        BadImage: while iterating, an unreadable image ("fail"), or a step without a single readable one ("skip", and
+            one rank: what the others' rows are is not known here).
     """
 
     def __init__(
@@ -257,8 +261,8 @@ class EvalLoader(_Loader):
 
     Raises:
         ValueError: at construction, an argument outside its range.
-        BadImage: while iterating, an unreadable image ("fail"), or at the end when this rank had no readable one
-            ("skip"). A single batch may be all bad: files lie by class, and a class may be broken.
+        BadImage: while iterating, an unreadable image ("fail"), or at the end when none was readable ("skip", and one
+            rank). A single batch may be all bad: files lie by class, and a class may be broken.
     """
 
     def __init__(

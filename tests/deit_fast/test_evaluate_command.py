@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm.data
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -119,11 +120,26 @@ def test_imagenet_and_real_are_counted_as_by_hand(imagenet: Path, tmp_path: Path
 
 
 def test_the_three_variants_of_v2_are_counted_by_number(imagenet: Path, tmp_path: Path) -> None:
-    found = results(tmp_path, "grey_models:nearest", "--data", imagenet / "v2")["data"]
-    names = [Path(result["name"]).name for result in found]
-    assert names == [f"imagenetv2-{v}-format-val" for v in ("matched-frequency", "threshold0.7", "top-images")]
-    assert [score(result) for result in found] == [(100.0, 100.0, 12)] * 2 + [(100 * 12 / 13, 100 * 12 / 13, 13)]
-    assert "real" not in found[0]
+    alone = results(tmp_path, "grey_models:nearest", "--data", imagenet / "v2")["data"]
+    # Named classes, told by the training images, or numbers, told by the folders themselves.
+    named = results(tmp_path, "grey_models:nearest", "--data", imagenet, imagenet / "v2")["data"][1:]
+    for found in (alone, named):
+        names = [Path(result["name"]).name for result in found]
+        assert names == [f"imagenetv2-{v}-format-val" for v in ("matched-frequency", "threshold0.7", "top-images")]
+        assert [score(result) for result in found] == [(100.0, 100.0, 12)] * 2 + [(100 * 12 / 13, 100 * 12 / 13, 13)]
+        assert "real" not in found[0]
+
+
+def test_a_thousand_classes_are_imagenets_without_its_training_images(imagenet: Path, tmp_path: Path) -> None:
+    """V2 alone, and some of ImageNet's folders, whose ReaL labels are timm's copy: one image has some, one none."""
+    lists = json.loads((Path(timm.data.__file__).parent / "_info" / "imagenet_real_labels.json").read_text())
+    full, empty = ([*map(bool, lists)].index(wanted) + 1 for wanted in (True, False))
+    for number in (full, empty):
+        paint(tmp_path / "some" / "n01443537" / f"ILSVRC2012_val_{number:08}.JPEG", looks_like=1)  # goldfish is 1
+    v2, some = results(tmp_path, "grey_models:thousand", "--data", imagenet / "v2", tmp_path / "some")["data"][-2:]
+    assert score(v2) == (100 * 12 / 13, 100 * 12 / 13, 13)
+    assert score(some) == (100.0, 100.0, 2)
+    assert score(some, "real")[2] == 1
 
 
 def test_two_processes_count_as_one(imagenet: Path, tmp_path: Path, models: Path) -> None:
@@ -181,8 +197,6 @@ def test_models_beside_each_other_see_the_same_images(finished_run: Path, tmp_pa
 
 def test_our_files_and_any_model_of_timm_are_evaluated_alike(images: Path, tmp_path: Path) -> None:
     """A weights file, timm's and ours; the crop ratio is official, timm's or a number."""
-    import timm
-
     torch.manual_seed(0)
     save_file(timm.create_model("test_efficientnet", num_classes=3).state_dict(), tmp_path / "weights.safetensors")
     arguments = [tmp_path / "weights.safetensors", "--architecture", "test_efficientnet", "--data", images]
@@ -251,8 +265,6 @@ def test_what_cannot_be_evaluated_says_so(imagenet: Path, finished_run: Path, tm
 
 
 def test_a_weights_file_of_another_architecture_is_refused(images: Path, tmp_path: Path, capsys) -> None:
-    import timm
-
     save_file(timm.create_model("test_efficientnet", num_classes=3).state_dict(), tmp_path / "weights.safetensors")
     error = refused(capsys, tmp_path / "weights.safetensors", "--architecture", "resnet18", "--data", images)
     assert "these weights do not fit the model" in error

@@ -113,12 +113,36 @@ def test_the_global_batch_is_the_same_to_the_bit(runs, ranks: int) -> None:
     assert runs(ranks).seen == alone.seen
 
 
+@pytest.mark.parametrize("ranks", WORLDS)
+def test_losses_and_weights_are_the_same_within_rounding(runs, ranks: int) -> None:
+    # The ranks do not have equally many unreadable images: a mean of the ranks' means would be off by per cents.
+    alone, several = runs(1), runs(ranks)
+    ignored = [(step, place * ranks // BATCH) for step, place, _, label, _ in alone.seen if label < 0]
+    assert len(ignored) == 12 and len({ignored.count((0, rank)) for rank in range(ranks)}) > 1
+    for key in ("loss", "label", "distillation"):
+        assert [row[key] for row in several.rows if key in row] == pytest.approx(
+            [row[key] for row in alone.rows if key in row], rel=2e-4
+        )
+    for which, tensors in alone.weights.items():
+        for name, value in tensors.items():
+            torch.testing.assert_close(several.weights[which][name], value, rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("ranks", WORLDS)
+def test_evaluation_counts_every_image_once(runs, ranks: int) -> None:
+    alone, several = runs(1).summary, runs(ranks).summary
+    for which in ("student", "ema"):
+        for head, scores in several[which].items():
+            assert scores["n"] == alone[which][head]["n"] == 14
+            assert scores["loss"] == pytest.approx(alone[which][head]["loss"], rel=1e-3)
+
+
 def test_rank_0_prints_and_each_bad_image_is_named_by_who_met_it(runs) -> None:
     printed = runs(3).printed
     assert "top-1 on 14 validation images" in printed[0]
     assert "4 unreadable images were skipped" in printed[0]
     for others in printed[1:]:
-        assert not [line for line in others.splitlines() if not line.startswith("skipped an unreadable image")]
-    named = [line for text in printed for line in text.splitlines() if line.startswith("skipped")]
+        assert not [line for line in others.splitlines() if not line.startswith("warning: skipped an unreadable image")]
+    named = [line for text in printed for line in text.splitlines() if line.startswith("warning: skipped")]
     # A training image that two ranks show in different epochs is named by both.
     assert {line.rpartition("/")[2].partition(":")[0] for line in named} == {"3.png", "11.png", "5.png", "2.png"}

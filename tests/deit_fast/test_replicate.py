@@ -139,6 +139,20 @@ def test_many_seeds_have_a_narrower_interval() -> None:
     assert many["half_interval"] == pytest.approx(report.T[-1] * statistics.stdev(values) / 40**0.5)
 
 
+def test_the_committed_replication_is_what_its_numbers_say() -> None:
+    """Five seeds or more, with command, day and machine, and a sentence that follows from the numbers beside it."""
+    file = Path(__file__).parents[2] / "benchmarks" / "results" / "replicate-digits.json"
+    committed = json.loads(file.read_text())
+    assert committed["seeds"] >= 5 and committed["command"].startswith("python -m deit_fast.replicate")
+    assert committed["date"] and committed["machine"] and committed["versions"]["torch"]
+    for row in (*committed["table3"].values(), *committed["table2"].values()):
+        assert len(row["top1"]) == committed["seeds"]
+        assert row["mean"] == pytest.approx(statistics.mean(row["top1"]))
+        assert row["std"] == pytest.approx(statistics.stdev(row["top1"]))
+    assert committed["sentence"] == report.sentence(committed)
+    assert file.with_suffix(".png").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

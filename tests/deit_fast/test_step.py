@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from deit_fast.config import Config
 from deit_fast.data import IGNORE, Batch
 from deit_fast.distributed import Ranks
-from deit_fast.meter import Meter
+from deit_fast.meter import Meter, Scale
 from deit_fast.model import create_model
 from deit_fast.report import Reporter
 from deit_fast.step import TrainingStep, precision, slices
@@ -164,6 +164,7 @@ class NoWaiting(TorchDispatchMode):
 
 class Waits:
     wait_seconds = 0.0
+    labelled = 0
 
 
 @pytest.mark.parametrize("micro_batch", [0, 4])
@@ -171,7 +172,9 @@ class Waits:
 @pytest.mark.parametrize("changes", [{}, SOFT, {"distill": "none", "teacher": ""}], ids=["hard", "soft", "none"])
 def test_a_steady_step_never_waits_for_the_device(changes: dict, mixed: bool, micro_batch: int) -> None:
     step = step_of(dataclasses.replace(CONFIG, micro_batch=micro_batch, **changes))
-    meter = Meter(Waits(), ALONE, ROWS)
+    batches = Waits()
+    meter = Meter(step, batches, ALONE, Scale(ROWS, total_steps=9))
+    batches.labelled = ROWS
     with step.steady():
         for number in range(4):
             meter.add(step(batch(number, mixed), 0.01))

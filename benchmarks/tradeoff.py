@@ -1,0 +1,254 @@
+"""Accuracy against speed, in the manner of the paper's Table 5 and Figure 1, measured on this machine.
+
+    python -m benchmarks.tradeoff                                      every network of the table
+    python -m benchmarks.tradeoff --networks DeiT-S RegNetY-8GF        those whose names begin so
+    python -m benchmarks.tradeoff --runs runs/flowers                  beside them, with the run's own accuracy
+    python -m benchmarks.tradeoff --batch-size 256 --precision bf16    on a GPU
+
+Parameters, multiply-accumulates of one image, memory of one batch and images/s are measured: random weights, the same
+precision, the same batch size and the same harness for all, ConvNets in the channels_last layout, which is faster for
+them. Top-1 on ImageNet, ReaL and ImageNet-V2 and the V100's images/s are the paper's (arXiv 2012.12877, Table 5) and
+marked so; a run's accuracy is its own, on its own data. On a machine that others use too even ratios are rough: the
+file holds the slowest round beside the fastest.
+The same command measures a GPU; none has been measured yet. benchmarks/results/tradeoff-cpu.json took 17 minutes on one
+thread of a busy AMD EPYC (torch 2.14.1, timm 1.0.31, 2026-11-24).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import timm
+import torch
+import tyro
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import tradeoff_report as report
+from benchmarks.device_timing import CLOCK, DEVICE, ON_CARD, prepare
+from benchmarks.tradeoff_table import Network, select
+from deit_fast import create_model, load
+from deit_fast.checkpoint import write_file, write_json
+from deit_fast.model import CONFIGS
+from deit_fast.provenance import provenance
+
+BASELINE = "DeiT-B"  # what ratios are to
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is measured, and how."""
+
+    networks: tuple[str, ...] = ()  # labels of the table, or their beginnings; none: all
+    runs: tuple[str, ...] = ()  # run folders to stand beside them
+    batch_size: int = 0  # images of a call; 0: 64 on a GPU, 2 on a CPU
+    rounds: int = 3  # timed calls of each; the fastest counts, what others take from the machine does not
+    precision: Literal["fp32", "bf16"] = "fp32"
+    json: str = ""  # write the table into this file
+    picture: str = ""  # draw Figure 1 into this PNG
+
+
+class Measured(NamedTuple):
+    """Of one architecture at one size; seconds are those of a batch."""
+
+    parameters: int
+    gmacs: float
+    memory_bytes: int
+    seconds: list[float]
+
+
+def build(network: Network) -> nn.Module:
+    """The architecture with random weights, in evaluation mode, as it is measured."""
+    ours = network.architecture in CONFIGS
+    model: nn.Module = create_model(network.architecture) if ours else timm.create_model(network.architecture)
+    return laid_out(model)
+
+
+def laid_out(model: nn.Module) -> nn.Module:
+    """On the device, in the layout that suits it."""
+    convolutional = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    return model.eval().to(DEVICE, memory_format=torch.channels_last if convolutional else torch.preserve_format)
+
+
+def measure(model: nn.Module, size: int, batch_size: int, rounds: int, precision: str) -> Measured:
+    """Parameters, GMACs, memory and the time of `rounds` batches.
+
+    Memory is the most that is alive at once in a forward pass, weights and images included: on a GPU as its allocator
+    counts, on a CPU the results of PyTorch's ops (their scratch memory is not counted).
+    """
+    images = torch.randn(batch_size, 3, size, size, device=DEVICE)
+    if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+        images = images.contiguous(memory_format=torch.channels_last)
+
+    def call() -> Tensor:
+        with torch.inference_mode(), torch.autocast(DEVICE.type, torch.bfloat16, enabled=precision == "bf16"):
+            return model(images)
+
+    weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    memory = memory_of(call) if ON_CARD else weights + images.nbytes + memory_of(call)
+    run, _ = prepare([call], capture=False)
+    run()  # on a CPU nothing has warmed up yet
+    seconds = []
+    for _ in range(rounds):
+        began = CLOCK()
+        run()
+        seconds.append(CLOCK() - began)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Measured(parameters, gmacs(model, images[:1]), memory, seconds)
+
+
+def gmacs(model: nn.Module, image: Tensor) -> float:
+    """Multiply-accumulates of one image in convolutions and matrix products, attention's among them, in 10⁹."""
+    with FlopCounterMode(display=False) as counter, torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):
+        model(image)
+    return counter.get_total_flops() / 2e9
+
+
+def memory_of(call: Callable[[], object]) -> int:
+    """Bytes: the most that is allocated on the card during a call, or that ops have made on the CPU."""
+    if ON_CARD:
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated()
+    with _Alive() as alive:
+        call()
+    return alive.peak
+
+
+class _Alive(TorchDispatchMode):
+    """Adds up the storages that ops make, and takes them off when they are freed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {storage.data_ptr() for storage in _storages((args, kwargs))}
+        result = func(*args, **(kwargs or {}))
+        for storage in _storages(result):
+            address = storage.data_ptr()
+            if address not in self._known and address not in given:  # a view of a weight is not made here
+                self._known.add(address)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._freed, address, storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def _freed(self, address: int, size: int) -> None:
+        self._known.discard(address)
+        self.now -= size
+
+
+def _storages(values: Any) -> list[torch.UntypedStorage]:
+    return [value.untyped_storage() for value in tree_leaves(values) if isinstance(value, Tensor)]
+
+
+def tradeoff(settings: Settings, arguments: Sequence[str] = ()) -> dict[str, Any]:
+    """Measure everything once per round of the whole list, so that a busy minute spoils no network alone.
+
+    Args:
+        arguments: as typed, for the record.
+
+    Returns:
+        {"rows": [row], "reference": label that ratios are to, "batch_size", "precision", …}. A row has "label", "size",
+        "parameters", "gmacs", "memory_bytes", "images_per_second" (of the fastest round), "slowest", "ratio", "paper"
+        (images_per_second, imagenet, real, v2; or None) and "ours" (top1, data, classes; or None).
+
+    Raises:
+        ValueError: unknown network, a folder that is no run, or sizes below one.
+    """
+    if settings.batch_size < 0 or settings.rounds < 1:
+        raise ValueError(f"--batch-size {settings.batch_size} --rounds {settings.rounds}: type 1 or more")
+    chosen = select(settings.networks)
+    runs = {run: load(run) for run in settings.runs}
+    batch_size = settings.batch_size or (64 if ON_CARD else 2)
+    measured: dict[tuple[str, int], Measured] = {}
+    kept = {(run, trained.policy.size): laid_out(trained.model) for run, trained in runs.items()}
+    keys = list(dict.fromkeys([*((network.architecture, network.size) for network in chosen), *kept]))
+    networks = {(network.architecture, network.size): network for network in chosen}
+    for number in range(settings.rounds):
+        for key in keys:
+            print(f"\rround {number + 1} of {settings.rounds}: {key[0]:<40}", end="", file=sys.stderr, flush=True)
+            model = kept[key] if key in kept else build(networks[key])  # built anew: together they take 4 GB
+            new = measure(model, key[1], batch_size, 1, settings.precision)
+            measured[key] = new._replace(seconds=[*(measured[key].seconds if key in measured else ()), *new.seconds])
+    print("\r" + " " * 70 + "\r", end="", file=sys.stderr)
+    rows = [
+        _row(network.label, measured[network.architecture, network.size], network, None, batch_size)
+        for network in chosen
+    ]
+    for run, trained in runs.items():
+        network = Network(Path(run).name, run, trained.policy.size, None, "runs")
+        rows.append(_row(network.label, measured[run, network.size], network, _own(trained), batch_size))
+    reference = next((row for row in rows if row["label"] == BASELINE), rows[0])
+    for row in rows:
+        row["ratio"] = row["images_per_second"] / reference["images_per_second"]
+    return {
+        "rows": rows,
+        "reference": reference["label"],
+        "batch_size": batch_size,
+        "precision": settings.precision,
+        "threads": torch.get_num_threads(),
+        "rounds": settings.rounds,
+        **provenance("benchmarks.tradeoff", arguments),
+    }
+
+
+def _row(label: str, measured: Measured, network: Network, own: dict[str, Any] | None, batch: int) -> dict[str, Any]:
+    rates = [batch / seconds for seconds in measured.seconds]
+    return {
+        "label": label,
+        "family": network.family,
+        "architecture": network.architecture,
+        "size": network.size,
+        "parameters": measured.parameters,
+        "gmacs": measured.gmacs,
+        "memory_bytes": measured.memory_bytes,
+        "images_per_second": max(rates),
+        "slowest": min(rates),
+        "paper": network.paper._asdict() if network.paper else None,
+        "ours": own,
+    }
+
+
+def _own(trained: Any) -> dict[str, Any] | None:
+    """The accuracy of a finished run, and on what."""
+    if trained.summary is None or trained.config is None:
+        return None
+    best = max(
+        scores["fused" if "fused" in scores else "cls"]["top1"]
+        for scores in (trained.summary["student"], trained.summary["ema"])
+        if scores
+    )
+    return {"top1": best, "data": trained.config.data, "classes": len(trained.classes)}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        settings = tyro.cli(Settings, args=list(arguments), prog="python -m benchmarks.tradeoff", description=__doc__)
+        results = tradeoff(settings, arguments)
+        report.show(results)
+        if settings.json:
+            write_json(Path(settings.json), results)
+        if settings.picture:
+            write_file(Path(settings.picture), lambda path: report.draw(results, path))
+        return 0
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""A line of metrics.jsonl: means over the rows, shares of the time, and what is unknown left out."""
+
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from deit_fast.distributed import Ranks
+from deit_fast.meter import Meter, Scale
+from deit_fast.report import numbers_line, step_line
+from deit_fast.step import Losses
+from deit_fast.timing import Stopwatch
+
+CPU = torch.device("cpu")
+
+
+class Two(Ranks):
+    """Rank 1 of two: the other has seen the same and waited for `theirs` seconds."""
+
+    theirs = 0.0
+
+    def total(self, counts: torch.Tensor) -> torch.Tensor:
+        other = counts.clone()
+        other[-2], other[-1] = self.theirs, 0.0
+        return counts + other
+
+
+def meter(ranks: Ranks, **scale: float) -> tuple[Meter, SimpleNamespace, SimpleNamespace]:
+    step = SimpleNamespace(teacher=object(), teacher_watch=Stopwatch(CPU))
+    batches = SimpleNamespace(wait_seconds=0.0, labelled=0, bad_images={"a.png": "no image"})
+    return Meter(step, batches, ranks, Scale(batch_size=8, total_steps=20, **scale)), step, batches
+
+
+def add(of: Meter, batches: SimpleNamespace, *losses: float) -> None:
+    for loss in losses:
+        values = [torch.tensor(value) for value in (loss, loss / 2, loss / 4, 0.25)]
+        of.add(SimpleNamespace(losses=Losses(*values)))
+        batches.labelled += 8
+
+
+def test_a_row_has_the_mean_of_its_steps_and_no_others() -> None:
+    own, _, batches = meter(Ranks(0, 1, CPU))
+    add(own, batches, 9.0)
+    own.row(1, 0.1, 0.5)
+    add(own, batches, 1.0, 2.0)
+    row = own.row(3, 0.3, 0.5)
+    assert (row["loss"], row["label"], row["distillation"], row["top1"]) == (1.5, 0.75, 0.375, 25.0)
+    assert (row["step"], row["epoch"], row["lr"]) == (3, 0.3, 0.5)
+    assert row["memory"] > 2**20
+    assert not row.keys() & {"mfu", "slowest_rank", "slowest_wait"}
+
+
+def test_shares_are_of_the_time_without_pauses() -> None:
+    own, step, batches = meter(Ranks(0, 1, CPU))
+    add(own, batches, 1.0)
+    with step.teacher_watch:
+        time.sleep(0.1)
+    batches.wait_seconds = 0.05
+    own.pause()
+    time.sleep(0.3)
+    own.resume()
+    row = own.row(1, 0.1, 0.5)
+    seconds = 8 / row["images_per_second"]
+    assert 0.1 <= seconds < 0.3
+    assert row["data_wait"] == pytest.approx(0.05 / seconds)
+    assert 0.1 / seconds <= row["teacher_share"] <= 1.0
+    assert row["eta"] == pytest.approx(19 * seconds)
+
+
+def test_mfu_is_what_the_images_need_over_what_all_cards_can() -> None:
+    own, _, batches = meter(Ranks(0, 1, CPU), flops=1e6, peak=1e9)
+    add(own, batches, 1.0)
+    row = own.row(1, 0.1, 0.5)
+    assert row["mfu"] == pytest.approx(row["images_per_second"] * 1e-3)
+
+
+def test_the_rank_that_waits_most_for_data_is_named() -> None:
+    ranks = Two(1, 2, CPU)
+    own, _, batches = meter(ranks)
+    for theirs, named in ((0.0, None), (100.0, 0)):
+        Two.theirs = theirs
+        add(own, batches, 1.0)
+        row = own.row(1, 0.1, 0.5)
+        assert row.get("slowest_rank") == named
+    assert (row["slowest_wait"], row["data_wait"]) == (1.0, 0.5)
+    assert "data 50%, 100% at rank 0 · teacher" in numbers_line(row)
+
+
+def test_without_one_readable_image_the_run_ends() -> None:
+    own, _, batches = meter(Ranks(0, 1, CPU))
+    add(own, batches, 0.0)
+    batches.labelled = 0
+    with pytest.raises(ValueError, match=r"no image of the steps up to 1 is readable; the first is a.png: no image"):
+        own.row(1, 0.1, 0.5)
+
+
+def test_the_line_that_people_read() -> None:
+    row = {
+        "step": 50, "loss": 3.4119, "top1": 31.25, "images_per_second": 58900.4, "data_wait": 0.012, "memory": 3 << 29,
+        "teacher_share": None, "eta": 6361.4,
+    }  # fmt: skip
+    expected = "step 50/200 25.0% · loss 3.412 · top-1 31.2 % · 58,900 images/s · data 1% · 1.5 GiB · eta 1:46:01"
+    assert step_line(row, 200) == expected
+    row |= {"mfu": 0.44, "teacher_share": 0.3, "skipped": 2}
+    assert "58,900 images/s · mfu 44% · data 1% · teacher 30% · skipped 2 · 1.5 GiB" in step_line(row, 200)
