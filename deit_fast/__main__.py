@@ -7,6 +7,7 @@ import sys
 
 COMMANDS = {
     "train": "train a classifier, distilled or not",
+    "teacher": "write a teacher's labels down, for many trainings to use",
     "evaluate": "score any model on any data set: every head, ImageNet-V2, ReaL, disagreement",
     "replicate": "the paper's Tables 3 and 2 on small data, over several seeds",
     "predict": "what a model sees in images, and where its tokens look",

@@ -13,8 +13,8 @@ from deit_kernels.augment import Mix, RandAugment
 
 # What may change between two runs of one configuration: nothing here changes a weight by more than rounding.
 NOT_IDENTITY = (
-    "out", "fresh", "gpus", "threads", "in_memory", "log_every", "eval_every", "save_every", "keep",
-    "skip_limit", "micro_batch",
+    "out", "fresh", "gpus", "threads", "in_memory", "log_every", "eval_every", "save_every", "keep", "micro_batch",
+    "teacher_cache", "teacher_layout", "skip_limit",
 )  # fmt: skip
 
 
@@ -58,6 +58,10 @@ class Config:
     distill_on: Literal["token", "class"] = "token"  # which head learns from the teacher
     teacher: str = ""  # timm name, weights file, run folder, module:function, or recipe:NAME to train one first
     teacher_model: str = "regnety_160"  # architecture (timm name) when --teacher is a weights file
+    teacher_cache: str = ""  # folder of the teacher's labels: those in it are used, the others written into it
+    teacher_top_k: int = 0  # soft: learn only the teacher's K most likely classes (as a cache keeps them); 0: all
+    teacher_precision: Literal["auto", "fp32", "bf16"] = "auto"  # of its weights; auto: bf16 on a GPU that has it
+    teacher_layout: Literal["auto", "nchw", "channels_last"] = "auto"  # of its images; auto: measured on a GPU
     alpha: float | None = None  # weight of the teacher's term; hard: 0.5 unless given, soft: must be given
     tau: float | None = None  # temperature of soft distillation
     kl_normalizer: Literal["batch", "numel"] | None = None  # soft: over rows (paper) or rows x classes (code)
@@ -123,7 +127,7 @@ class Config:
         """
         ranges = [
             ("image_size", 1, 4096), ("repeats", 1, 64), ("threads", 0, 1024), ("epochs", 1, 10**6),
-            ("batch_size", 1, 10**6), ("micro_batch", 0, 10**6), ("gpus", 0, 1024),
+            ("batch_size", 1, 10**6), ("micro_batch", 0, 10**6), ("teacher_top_k", 0, 10**5), ("gpus", 0, 1024),
             ("log_every", 1, 10**9), ("eval_every", 1, 10**9),
             ("save_every", 0, 10**9), ("keep", 1, 10**6), ("skip_limit", 1, 10**9),
             ("lr", 0, 100), ("warmup_epochs", 0, 10**6),
@@ -161,6 +165,15 @@ class Config:
             raise ValueError("a teacher is given but --distill is none: type --distill hard, or no --teacher")
         if self.distill != "none" and not self.teacher:
             raise ValueError(f"--distill {self.distill} needs a teacher: add --teacher NAME, or type --distill none")
+        if self.distill == "none" and self.teacher_cache:
+            raise ValueError("--teacher-cache is given but --distill is none: type --distill hard, or leave it out")
+        if self.distill != "soft" and self.teacher_top_k:
+            raise ValueError("--teacher-top-k belongs to --distill soft: leave it out, or type that")
+        if self.distill == "soft" and self.teacher_cache and not self.teacher_top_k:
+            raise ValueError(
+                "a --teacher-cache of soft labels keeps the most likely classes, and training learns only those: add "
+                "--teacher-top-k 10, or leave the cache out"
+            )
         if self.distill != "soft" and (self.tau, self.kl_normalizer) != (None, None):
             raise ValueError("--tau and --kl-normalizer belong to --distill soft: leave them out, or type that")
         if self.distill == "soft" and None in (self.alpha, self.tau, self.kl_normalizer):

@@ -47,7 +47,8 @@ def forward_flops(model: nn.Module, image_size: int) -> float | None:
     shapes = copy.deepcopy(model).to("meta").eval()
     try:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            shapes(torch.empty(1, 3, image_size, image_size, device="meta"))
+            dtype = next((parameter.dtype for parameter in shapes.parameters()), torch.float32)
+            shapes(torch.empty(1, 3, image_size, image_size, dtype=dtype, device="meta"))
     except Exception:  # whatever a foreign model's forward may raise on tensors without values
         return None
     return float(counter.get_total_flops()) or None

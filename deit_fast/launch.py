@@ -14,8 +14,8 @@ from .exit_codes import INTERRUPTED, LOST, PREEMPTED
 LAUNCHED = "DEIT_FAST_LAUNCHED"  # in the environment of processes that `launch` started
 
 
-def launch(arguments: Sequence[str], processes: int, logs: Path) -> int:
-    """Run `python -m deit_fast.train arguments` as `processes` processes of one group.
+def launch(arguments: Sequence[str], processes: int, logs: Path, module: str = "deit_fast.train") -> int:
+    """Run `python -m module arguments` as `processes` processes of one group.
 
     When one ends by an error the others are stopped: within seconds, or 25 s for one that does not listen. A signal
     to this process goes to all of them: each has as long to save.
@@ -43,7 +43,7 @@ def launch(arguments: Sequence[str], processes: int, logs: Path) -> int:
         signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
     )
     try:
-        elastic_launch(config, sys.executable)("-m", "deit_fast.train", *arguments)
+        elastic_launch(config, sys.executable)("-m", module, *arguments)
     except ChildFailedError as error:
         return _exit_code({rank: failure.exitcode for rank, failure in error.failures.items()}, logs, processes)
     except SignalException as error:

@@ -47,7 +47,8 @@ class Scale:
             known = peak_flops(torch.cuda.get_device_name(ranks.device))
         if known is None:
             return cls(config.batch_size, total_steps)
-        flops = training_flops(step.model, step.teacher, config.image_size)
+        teacher = step.teacher.engine.module if step.teacher and step.teacher.live else None
+        flops = training_flops(step.model, teacher, config.image_size)
         return cls(config.batch_size, total_steps, flops, known * ranks.world_size)
 
 

@@ -89,7 +89,7 @@ def _init_linear(module: nn.Module) -> None:
 
 
 class PatchEmbed(nn.Module):
-    """A convolution of stride P, which is one matrix product on patches."""
+    """A convolution of stride P, computed as what it is: one matrix product on patches."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -97,9 +97,12 @@ class PatchEmbed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) images or (B, N, 3·P·P) patches, channel-major inside a patch -> (B, N, width)."""
-        if images.dim() == 3:
-            return F.linear(images, self.proj.weight.flatten(1), self.proj.bias)
-        return self.proj(images).flatten(2).transpose(1, 2)
+        if images.dim() == 4:
+            batch, channels, height, width = images.shape
+            side = self.proj.kernel_size[0]
+            cut = images.reshape(batch, channels, height // side, side, width // side, side)
+            images = cut.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * side * side)
+        return F.linear(images, self.proj.weight.flatten(1), self.proj.bias)
 
 
 class Attention(nn.Module):

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import NamedTuple
@@ -24,8 +24,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import record_function
 
-from deit_kernels import MixedTarget, cross_entropy, distillation_loss
+from deit_kernels import MixedTarget, TopK, cross_entropy, distillation_loss
 
 from .config import Config
 from .data import IGNORE, Batch, Target
@@ -34,7 +35,6 @@ from .distributed import Ranks
 from .model import VisionTransformer, drop_path_scales
 from .optimizer import MovingAverage, parameter_groups
 from .report import Reporter
-from .teacher import Teacher
 from .timing import Stopwatch
 
 _SEED_BITS = 0x7FFFFFFFFFFFFFFF
@@ -79,7 +79,7 @@ class TrainingStep:
 
     Args:
         model: the student, on its device.
-        teacher: whose labels it learns; None for none.
+        teacher: the labels of a batch's rows that it gives the student; None for none.
         autocast: see `precision`.
 
     Attributes:
@@ -93,7 +93,7 @@ class TrainingStep:
     """
 
     def __init__(
-        self, config: Config, model: nn.Module, teacher: Teacher | None, ranks: Ranks,
+        self, config: Config, model: nn.Module, teacher: Callable[[Batch], Tensor | TopK] | None, ranks: Ranks,
         autocast: AbstractContextManager, reporter: Reporter,
     ) -> None:  # fmt: skip
         self.model, self.teacher = model, teacher
@@ -151,7 +151,8 @@ class TrainingStep:
         before = [statistic.clone() for statistic in self._statistics]
         while (losses := self._gradients(batch, counted)) is None:
             self._halve()
-        return self._update(losses, before)
+        with record_function("optimiser"):
+            return self._update(losses, before)
 
     def _update(self, losses: Losses, statistics: list[Tensor]) -> StepResult:
         """Move weights and average along the gradients, which are gone afterwards, or nothing where one is no number.
@@ -193,11 +194,9 @@ class TrainingStep:
             counted: what the sum over this rank's rows is divided by.
             alone: leave the other ranks' gradients out.
         """
-        rows = len(batch.labels) // self.slices
         total: Losses | None = None
         try:
-            for index in range(self.slices):
-                part = _part(batch, slice(index * rows, (index + 1) * rows))
+            for index, part in enumerate(parts(batch, self._rows // self.slices)):
                 last = index == self.slices - 1
                 hold = self._ranks.world_size > 1 and (alone or not last)
                 with self._student.no_sync() if hold else nullcontext():
@@ -209,16 +208,16 @@ class TrainingStep:
         return None
 
     def _learn(self, batch: Batch, counted: Tensor) -> Losses:
-        with self._autocast:
-            teacher_logits = None
-            if self.teacher:
-                with self.teacher_watch:
-                    teacher_logits = self.teacher(batch.images)
+        with record_function("teacher"), self.teacher_watch:
+            taught = self.teacher(batch) if self.teacher else None
+        with record_function("forward"), self._autocast:
             outputs = self._forward(batch)
-        losses = self._losses(outputs, teacher_logits, batch.target, counted)
-        # A loss that is no number makes the gradients none, which all ranks share and so all see.
-        poison = torch.where(losses.loss.detach().isfinite(), 1.0, math.nan)
-        (self.scaler.scale(losses.loss) if self.scaler else losses.loss).backward(poison)
+        with record_function("loss"):
+            losses = self._losses(outputs, taught, batch.target, counted)
+        with record_function("backward"):
+            # A loss that is no number makes the gradients none, which all ranks share and so all see.
+            poison = torch.where(losses.loss.detach().isfinite(), 1.0, math.nan)
+            (self.scaler.scale(losses.loss) if self.scaler else losses.loss).backward(poison)
         return losses._replace(loss=losses.loss.detach())
 
     def _forward(self, batch: Batch) -> Tensor | tuple[Tensor, Tensor]:
@@ -274,11 +273,15 @@ def slices(rows: int, micro_batch: int) -> int:
     return next(parts for parts in range(1, rows + 1) if rows % parts == 0 and rows <= parts * (micro_batch or rows))
 
 
-def _part(batch: Batch, rows: slice) -> Batch:
-    fields = {name: getattr(batch, name)[rows] for name in ("images", "labels", "samples", "positions")}
-    target = batch.target
-    target = target[rows] if isinstance(target, Tensor) else MixedTarget(*(part[rows] for part in target))
-    return batch._replace(**fields, target=target)
+def parts(batch: Batch, micro_batch: int) -> Iterator[Batch]:
+    """The batch in `slices(rows, micro_batch)` equal parts."""
+    count = slices(len(batch.labels), micro_batch)
+    size = len(batch.labels) // count
+    for rows in (slice(index * size, (index + 1) * size) for index in range(count)):
+        fields = {name: getattr(batch, name)[rows] for name in ("images", "labels", "samples", "positions")}
+        target = batch.target
+        target = target[rows] if isinstance(target, Tensor) else MixedTarget(*(part[rows] for part in target))
+        yield batch._replace(**fields, target=target)
 
 
 def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:
@@ -288,7 +291,7 @@ def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:
 def losses_of(
     config: Config,
     outputs: Tensor | tuple[Tensor, Tensor],
-    teacher_logits: Tensor | None,
+    taught: Tensor | TopK | None,
     target: Target,
     counted: Tensor | None = None,
 ) -> Losses:
@@ -296,7 +299,7 @@ def losses_of(
 
     Args:
         outputs: logits (B, C) of one head, or of class and distillation head.
-        teacher_logits: (B, C); None without a teacher.
+        taught: what the teacher says: logits (B, C), labels int64 (B,), or a TopK; None without a teacher.
         target: labels int64 (B,), IGNORE where there is no image, or those of mixed images.
         counted: what the sum over the rows is divided by; None: the number of rows with a label, for their mean.
     """
@@ -305,13 +308,13 @@ def losses_of(
     if counted is None:
         counted = (labels != IGNORE).sum()
     top1 = (cls_logits.argmax(1) == labels).sum() / counted
-    if teacher_logits is None:
-        loss = cross_entropy(cls_logits, target, label_smoothing=config.label_smoothing, reduction="none")
-        loss = loss.sum() / counted
+    options = {"label_smoothing": config.label_smoothing, "reduction": "none"}
+    if taught is None:
+        loss = cross_entropy(cls_logits, target, **options).sum() / counted
         return Losses(loss, loss.detach(), None, top1)
     parts = distillation_loss(
-        cls_logits, dist_logits, teacher_logits, target, mode=config.distill, alpha=config.alpha, tau=config.tau,
-        kl_normalizer=config.kl_normalizer, label_smoothing=config.label_smoothing, reduction="none", return_parts=True,
+        cls_logits, dist_logits, taught, target, mode=config.distill, alpha=config.alpha, tau=config.tau,
+        kl_normalizer=config.kl_normalizer, return_parts=True, **options,
     )  # fmt: skip
     return Losses(*(part.sum() / counted for part in parts), top1)
 

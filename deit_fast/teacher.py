@@ -5,13 +5,16 @@
 --teacher runs/flowers-teacher                            a finished run of ours
 --teacher package.module:function                         a function that returns an nn.Module
 --teacher recipe:demo-teacher                             a recipe, trained first on the same data
+
+`python -m deit_fast.teacher --teacher-cache FOLDER …` writes its labels down ahead of time: see `fill_cache.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -57,14 +60,23 @@ class Teacher(nn.Module):
         # (x · std + mean − own_mean) / own_std, as one multiplication and one addition.
         self.register_buffer("scale", (std / own_std).float(), persistent=False)
         self.register_buffer("shift", ((mean - own_mean) / own_std).float(), persistent=False)
+        self._dtype = torch.float32
 
     def train(self, mode: bool = True) -> Teacher:
         """Stays in eval mode: a teacher's batch statistics and dropout are never the student's batch's."""
         return super().train(False)
 
+    def cast(self, dtype: torch.dtype) -> Teacher:
+        """Weights and activations in `dtype`, once and for all; the logits stay float32."""
+        self.model.to(dtype)
+        self._dtype = dtype
+        return self
+
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        return self.model(images * self.scale + self.shift)
+        if self.scale is not None:
+            images = images * self.scale + self.shift
+        return self.model(images.to(self._dtype)).float()
 
 
 def efficientnet_lite0_weights() -> dict[str, Tensor]:
@@ -176,3 +188,14 @@ def _called(function: Callable[[], Any], spec: str) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ValueError(f"--teacher {spec} returned a {type(model).__name__}: it must return an nn.Module")
     return model
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m deit_fast.teacher`; returns the exit code."""
+    from .fill_cache import main as fill
+
+    return fill(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

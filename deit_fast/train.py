@@ -16,6 +16,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -48,7 +49,8 @@ from .recipes import parse
 from .record import Record, Start, restore
 from .run_lock import RunLock
 from .step import TrainingStep, precision
-from .teacher import load_teacher, recipe_config
+from .teacher import recipe_config
+from .teacher_labels import evaluation_settings, teacher_labels
 
 logger = logging.getLogger(__name__)
 
@@ -143,8 +145,9 @@ def _train(
         teacher_spec = str(_run(teacher_config, ranks, heartbeat, preemption).run)
         reporter.say(f"{config.recipe} goes on")
     if config.distill != "none":
-        teacher = ranks.main_first(lambda: load_teacher(config, teacher_spec, classes, normalised)).to(ranks.device)
-        reporter.decide("teacher", teacher_spec, f"{config.distill} labels, learnt by the {config.distill_on} head")
+        teacher = teacher_labels(
+            config, teacher_spec, train_set, policy, normalised, range(total_steps), ranks, reporter
+        )
     step = TrainingStep(config, model, teacher, ranks, autocast, reporter)
     ema = step.ema
     schedule = partial(
@@ -164,6 +167,8 @@ def _train(
     if start.folder:
         reporter.decide("continue", f"from step {start.step:,}", str(start.folder))
     ranks.agree("step", start.step, f"{run} must lie on storage that all machines share")
+    if ours and (teacher is None or not teacher.live):  # nobody but the student looks at the images
+        loading |= {"layout": "patches", "patch": model.config.patch_size}
     batches = TrainLoader(train_set, policy, total_steps=total_steps, start_step=start.step, **rows, **loading)
     ranks.main_first(lambda: folder.begin(config, run, data, lock) if ranks.main else None)
     ranks.training_begins()
@@ -185,7 +190,10 @@ def _train(
             reporter.say(report.epoch_line(done // epoch_steps, config.epochs, line, *scores))
         return scores
 
-    teacher_scores = evaluate(teacher, eval_batches, ranks, autocast)["cls"] if teacher else None
+    teacher_scores = None
+    if teacher:
+        settings = evaluation_settings(eval_policy, data)
+        teacher_scores = teacher.scores(lambda own: evaluate(own, eval_batches, ranks)["cls"], settings, ranks.main)
     scores: tuple[Scores, Scores | None] | None = None
     row: dict[str, Any] = {}
     named = 0  # unreadable images named so far
@@ -197,6 +205,7 @@ def _train(
         record,
         reporter.progress(config.recipe, start.step, total_steps) as advance,
         step.steady(),
+        teacher or nullcontext(),
         preemption.training(ranks, start.step),
     ):
         # The evaluation follows its epoch's checkpoint, so one that was cut short comes first of all.
@@ -227,6 +236,8 @@ def _train(
                 heartbeat.at("checkpoint")
                 if not all_finite(model):
                     raise _diverged(config, "a weight is no number", done, record)
+                if teacher:
+                    teacher.flush()
                 record.save(done, meter.state())
             if stopped_by:
                 raise Preempted(stopped_by, done)

@@ -38,6 +38,10 @@ def teacher() -> nn.Module:
     return nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, CLASSES)).requires_grad_(False)
 
 
+def taught_by(module: nn.Module) -> Callable[[Batch], Tensor]:
+    return lambda batch: module(batch.images)
+
+
 def batch(step: int = 0, mixed: bool = False, unreadable: tuple[int, ...] = ()) -> Batch:
     generator = torch.Generator().manual_seed(step)
     images = torch.randn(ROWS, 3, 16, 16, generator=generator)
@@ -50,7 +54,7 @@ def batch(step: int = 0, mixed: bool = False, unreadable: tuple[int, ...] = ()) 
 
 
 def step_of(config: Config, model: nn.Module | None = None) -> TrainingStep:
-    taught = teacher() if config.distill != "none" else None
+    taught = taught_by(teacher()) if config.distill != "none" else None
     return TrainingStep(config, model or student(config.drop_path), taught, ALONE, nullcontext(), Reporter(False))
 
 
@@ -112,7 +116,7 @@ class Cramped(nn.Module):
 def test_short_of_memory_the_micro_batch_is_halved_and_the_global_batch_kept(capsys) -> None:
     config = dataclasses.replace(CONFIG, drop_path=0.0)
     cramped, roomy = Cramped(most=4), step_of(config)
-    step = TrainingStep(config, cramped, teacher(), ALONE, nullcontext(), Reporter(True))
+    step = TrainingStep(config, cramped, taught_by(teacher()), ALONE, nullcontext(), Reporter(True))
     expected = roomy(batch(), 0.01)
     torch.testing.assert_close(step(batch(), 0.01).losses.loss, expected.losses.loss)
     assert cramped.seen == [12, 6, *[3] * 4]

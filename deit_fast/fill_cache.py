@@ -1,0 +1,124 @@
+"""Fill a label cache ahead of time, on every visible GPU; the same command goes on where it stopped.
+
+    python -m deit_fast.teacher --data /imagenet --teacher-cache labels             for the recipe deit, 300 epochs
+    torchrun --nproc-per-node 2 -m deit_fast.teacher --data digits --teacher-cache labels
+
+Takes the flags of `python -m deit_fast.train`: those that decide what the teacher sees (data, augmentation, mixing,
+batch size, epochs, data seed) as the training will have them; the student's do not matter. Every process asks the
+teacher for the rows it would train on, so the work is shared, and training may use another number of processes.
+Exit codes: 0 done, 2 a mistake in the command or the data, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from .classifiers import IMAGENET_NORMALISATION, classifier, normalisation
+from .cluster import adopt_slurm
+from .config import Config
+from .data import EvalLoader, TrainLoader, open_dataset
+from .data.mixing import Mixing
+from .data.order import steps_per_epoch
+from .distributed import Ranks, ranks
+from .evaluate import evaluate
+from .label_cache import runs
+from .launch import launch
+from .model import CONFIGS
+from .policies import evaluation_policy, training_policy
+from .recipes import parse
+from .report import Reporter
+from .run_folder import describe
+from .step import parts
+from .teacher import recipe_config
+from .teacher_labels import evaluation_settings, rows_of, teacher_labels
+
+
+def fill(config: Config) -> int:
+    """Bring into the cache every label of this rank's rows that is not there; returns the steps that were missing.
+
+    Raises:
+        ValueError: as `train.train`, and without a --teacher-cache.
+    """
+    config.check()
+    if not config.teacher_cache:
+        raise ValueError("where to? Type --teacher-cache FOLDER")
+    with ranks(config) as group:
+        return _fill(config, group, Reporter(group.main))
+
+
+def _fill(config: Config, group: Ranks, reporter: Reporter) -> int:
+    train_set, val_set = group.main_first(lambda: open_dataset(config.data))
+    seen = IMAGENET_NORMALISATION
+    if config.model not in CONFIGS:
+        seen = normalisation(classifier(dataclasses.replace(config, weights=""), len(train_set.classes)))
+    policy, eval_policy = training_policy(config, seen), evaluation_policy(config, seen)
+    rows = {
+        "data_seed": config.data_seed, "batch_size": config.batch_size, "repeats": config.repeats,
+        "order": config.order, "rank": group.rank, "world_size": group.world_size,
+    }  # fmt: skip
+    Mixing.of_rank(policy, **rows)  # raises where it is impossible
+    steps = config.epochs * steps_per_epoch(
+        len(train_set), config.batch_size, order=config.order, repeats=config.repeats, world_size=group.world_size
+    )
+    labels = teacher_labels(config, _spec(config), train_set, policy, seen, range(steps), group, reporter)
+    loading = {
+        "threads": config.threads or None, "bad_images": config.bad_images, "in_memory": config.in_memory,
+        "exif_orientation": config.exif_orientation, "device": group.device,
+    }  # fmt: skip
+    missing = labels.cache.missing(range(steps), rows_of(config, train_set, group))
+    with reporter.progress("labels", steps - len(missing), steps) as advance, labels:
+        for part in runs(missing, unit=max(steps, 1)):
+            for batch in TrainLoader(
+                train_set, policy, total_steps=part.stop, start_step=part.start, **rows, **loading
+            ):
+                for some in parts(batch, config.micro_batch):  # as in training, whose bits it must have
+                    labels(some)
+                advance(batch.step + 1, {})
+    if labels.live:  # its scores too: a run that uses the cache will not load it
+        sharing = {"batch_size": min(256, config.batch_size), "rank": group.rank, "world_size": group.world_size}
+        validation = EvalLoader(val_set, eval_policy, **sharing, **loading)
+        settings = evaluation_settings(eval_policy, describe(train_set, val_set))
+        labels.scores(lambda teacher: evaluate(teacher, validation, group)["cls"], settings, group.main)
+    group.wait()
+    reporter.say(f"{config.teacher_cache} holds the labels of {steps:,} steps, {len(missing):,} of them new")
+    return len(missing)
+
+
+def _spec(config: Config) -> str:
+    own = recipe_config(config)
+    if own is None:
+        return config.teacher
+    if not (own.run_folder() / "summary.json").exists():
+        raise ValueError(
+            f"the teacher {config.teacher} is not trained yet: type python -m deit_fast.train --recipe {own.recipe} "
+            f"--data {config.data} --out {own.run_folder()} first"
+        )
+    return str(own.run_folder())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        config = parse(arguments, __doc__)
+        if "RANK" not in os.environ and not adopt_slurm(os.environ):
+            processes = config.gpus or torch.cuda.device_count()
+            if processes > 1:
+                return launch(arguments, processes, Path(config.teacher_cache) / "logs", "deit_fast.teacher")
+        fill(config)
+        return 0
+    except (ValueError, OSError) as error:
+        if os.environ.get("DEIT_FAST_TRACEBACK"):
+            raise
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on with what is missing", file=sys.stderr)
+        return 130

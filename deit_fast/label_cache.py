@@ -1,0 +1,353 @@
+"""The teacher's answers on disk, to be used again by another run, another student, another number of processes.
+
+    cache = LabelCache.open(folder, settings, rows, classes=1000, top_k=None, tau=1.0, say=print, repair=True)
+    cache.lookup(step, positions)           # labels of some rows of a step, or None
+    cache.add(step, positions, labels); cache.flush()
+
+Order, augmentation and mixing are functions of (data seed, epoch, sample, copy) and (data seed, step, group), so the
+image at a position of a step is always the same, and so is what the teacher says of it. Hard labels take 2 bytes, a
+top-K 4·K. What else the answer depends on stands in `settings.json`; a cache of other settings is refused by name.
+
+    DIR/settings.json                                        what the labels depend on
+    DIR/00000000-00000256_0-1024-1.safetensors               labels of steps 0 … 255, positions range(0, 1024, 1)
+    DIR/teacher.json                                         the teacher's weights, a digest, and its scores
+
+Pieces are written whole under another name, synced and renamed, and carry a checksum. A piece that is cut off or
+damaged is removed, and its labels are computed again. Pieces may overlap: equal settings give equal labels.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from deit_kernels import TopK
+
+from . import checkpoint
+
+FORMAT = "deit_fast labels 1"
+PIECE_STEPS = 256  # no piece crosses a multiple of it
+_SETTINGS, _TEACHER = "settings.json", "teacher.json"
+
+
+class Labels(NamedTuple):
+    """Answers for some rows, in host memory: hard labels (n,), or K classes and probabilities (n, K) each."""
+
+    classes: NDArray[np.uint16]
+    probs: NDArray[np.float16] | None
+
+
+class Piece(NamedTuple):
+    """A file: labels of `rows` (positions in the global batch) in each of `steps`."""
+
+    path: Path
+    steps: range
+    rows: range
+
+
+class _Pending:
+    """Labels of one step that are not yet on disk, perhaps not yet off the device."""
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[NDArray[np.int64], Tensor, Tensor | None, torch.cuda.Event | None]] = []
+
+    def rows(self) -> NDArray[np.int64]:
+        return np.concatenate([positions for positions, *_ in self.parts])
+
+
+class LabelCache:
+    """Labels by step and position; see the module. Made by `open`.
+
+    Attributes:
+        folder: where it lies.
+        writes: False after the disk refused a piece.
+    """
+
+    def __init__(
+        self, folder: Path, rows: range, classes: int, top_k: int | None, tau: float, say: Callable[[str], None]
+    ) -> None:
+        self.folder, self.writes = folder, True
+        self._rows, self._classes, self._top_k, self._tau, self._say = rows, classes, top_k, tau, say
+        self._pieces: dict[int, list[Piece]] = defaultdict(list)
+        self._read: dict[Path, Labels] = {}
+        self._pending: dict[int, _Pending] = {}
+        for piece in _pieces(folder):
+            self._pieces[piece.steps.start // PIECE_STEPS].append(piece)
+
+    @classmethod
+    def open(
+        cls, folder: Path, settings: dict[str, Any], rows: range, *, classes: int, top_k: int | None, tau: float,
+        say: Callable[[str], None], repair: bool,
+    ) -> LabelCache:  # fmt: skip
+        """The cache in `folder`, which is created when it is missing.
+
+        Args:
+            settings: everything that the labels depend on, JSON values; nested dictionaries are compared by name.
+            rows: this process's positions in every global batch.
+            classes: of the teacher.
+            top_k: None for hard labels, else K.
+            tau: temperature of the top-K.
+            say: told of damage and of a full disk, a sentence each.
+            repair: check every piece and remove damaged ones: by one process, before the others open it.
+
+        Raises:
+            ValueError: other settings (says which differ), not a cache, cannot be written, or more than 65,536 classes.
+        """
+        if classes > 1 << 16:
+            raise ValueError(f"a label cache holds up to 65,536 classes, the teacher knows {classes}: leave it out")
+        known = folder / _SETTINGS
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not known.exists():
+                if any(not path.name.startswith(".") for path in folder.iterdir()):
+                    raise ValueError(f"{folder} holds something else than labels: type another --teacher-cache")
+                checkpoint.write_json(known, {"format": FORMAT, **settings})
+        except OSError as error:
+            raise ValueError(
+                f"{folder} cannot be written to ({error.strerror}): type another --teacher-cache"
+            ) from error
+        changes = _changes(checkpoint.read_json(known), json.loads(json.dumps({"format": FORMAT, **settings})))
+        if changes:
+            raise ValueError(
+                f"{folder} holds labels of other settings: {', '.join(changes)}. Type the old values or another "
+                f"--teacher-cache"
+            )
+        if repair:
+            _repair(folder, say)
+        return cls(folder, rows, classes, top_k, tau, say)
+
+    def missing(self, steps: Iterable[int], rows: range) -> list[int]:
+        """The steps of which some of `rows` have no label on disk."""
+        wanted: dict[int, list[int]] = defaultdict(list)
+        for step in steps:
+            wanted[step // PIECE_STEPS].append(step)
+        positions, missing = np.array(rows), []
+        for chunk, members in wanted.items():
+            there = np.zeros((PIECE_STEPS, len(positions)), bool)
+            for piece in self._pieces.get(chunk, ()):
+                covered = _places(positions, piece.rows) >= 0
+                there[piece.steps.start % PIECE_STEPS :][: len(piece.steps)] |= covered
+            missing += [step for step in members if not there[step % PIECE_STEPS].all()]
+        return missing
+
+    def lookup(self, step: int, positions: NDArray[np.int64]) -> Labels | None:
+        """The labels of rows of a step; None when one of them is not on disk.
+
+        Args:
+            positions: (n,), in the global batch.
+        """
+        found: Labels | None = None
+        left = np.ones(len(positions), bool)
+        for piece in tuple(self._pieces.get(step // PIECE_STEPS, ())):
+            if step not in piece.steps:
+                continue
+            places = _places(positions, piece.rows)
+            here = places >= 0
+            if (content := self._content(piece)) is None:
+                continue
+            row = Labels(*(None if part is None else part[step - piece.steps.start] for part in content))
+            if here.all():
+                return Labels(*(None if part is None else part[places] for part in row))
+            found = found or Labels(*(_room(part, len(positions)) for part in row))
+            for into, part in zip(found, row, strict=True):
+                if part is not None:
+                    into[here] = part[places[here]]
+            left &= ~here
+        return found if found is not None and not left.any() else None
+
+    def add(self, step: int, positions: NDArray[np.int64], labels: Tensor | TopK) -> None:
+        """Keep labels of a step, on any device; the host does not wait for it. Whole pieces go to the disk."""
+        if not self.writes:
+            return
+        done = [chunk for chunk in {other // PIECE_STEPS for other in self._pending} if chunk != step // PIECE_STEPS]
+        if done:
+            self.flush()
+        classes, probs = (labels, None) if isinstance(labels, Tensor) else (labels.indices, labels.probs)
+        parts = [None if part is None else _to_host(part) for part in (classes, probs)]
+        event = None
+        if classes.device.type == "cuda":
+            event = torch.cuda.Event()
+            event.record()
+        self._pending.setdefault(step, _Pending()).parts.append((positions, *parts, event))
+
+    def flush(self) -> None:
+        """Write what is pending, as far as whole steps of this process's rows are there."""
+        wanted = set(self._rows)
+        whole = sorted(step for step, pending in self._pending.items() if set(pending.rows().tolist()) == wanted)
+        if not self.writes:
+            return
+        for steps in runs(whole, PIECE_STEPS):
+            rows = [self._assembled(self._pending[step]) for step in steps]
+            stacked = Labels(*(None if parts[0] is None else np.stack(parts) for parts in zip(*rows, strict=True)))
+            try:
+                piece = _write(self.folder, steps, self._rows, stacked)
+            except OSError as error:
+                self.writes = False
+                self._pending.clear()
+                self._say(
+                    f"the labels of steps {steps.start} to {steps.stop - 1} could not be written to {self.folder} "
+                    f"({error.strerror}): the run goes on without writing more; what was written stays"
+                )
+                return
+            self._pieces[steps.start // PIECE_STEPS].append(piece)
+            for step in steps:
+                del self._pending[step]
+
+    def check_weights(self, digest: str) -> None:
+        """Compare the weights of a teacher that was loaded with those that gave the labels.
+
+        Raises:
+            ValueError: they are others.
+        """
+        known = self._teacher().get("weights", digest)
+        if known != digest:
+            raise ValueError(
+                f"{self.folder} holds labels of other weights: weights {known} -> {digest}, under the same name. Bring "
+                f"the old ones back, or type another --teacher-cache"
+            )
+        self._keep(weights=digest)
+
+    def scores(self, evaluation: dict[str, Any]) -> dict[str, float] | None:
+        """The teacher's scores, where they were kept for this evaluation."""
+        kept = self._teacher()
+        return kept.get("scores") if kept.get("evaluation") == json.loads(json.dumps(evaluation)) else None
+
+    def keep_scores(self, evaluation: dict[str, Any], scores: dict[str, float]) -> None:
+        """Keep the teacher's scores for runs that will not load it."""
+        self._keep(evaluation=evaluation, scores=scores)
+
+    def _teacher(self) -> dict[str, Any]:
+        path = self.folder / _TEACHER
+        return checkpoint.read_json(path) if path.exists() else {}
+
+    def _keep(self, **facts: Any) -> None:
+        try:
+            checkpoint.write_json(self.folder / _TEACHER, {**self._teacher(), **facts})
+        except OSError as error:
+            self._say(f"{self.folder / _TEACHER} could not be written ({error.strerror}): the run goes on")
+
+    def _assembled(self, pending: _Pending) -> Labels:
+        classes: NDArray | None = None
+        probs: NDArray | None = None
+        for positions, part_classes, part_probs, event in pending.parts:
+            if event is not None:
+                event.synchronize()
+            places = _places(positions, self._rows)
+            if classes is None:
+                classes = np.empty((len(self._rows), *part_classes.shape[1:]), np.uint16)
+                probs = None if part_probs is None else np.empty(classes.shape, np.float16)
+            classes[places] = part_classes.numpy()
+            if probs is not None:
+                probs[places] = part_probs.numpy()
+        return Labels(classes, probs)
+
+    def _content(self, piece: Piece) -> Labels | None:
+        """A piece's labels, kept until another chunk is read; None, and said, when it has become unreadable."""
+        if piece.path not in self._read:
+            if any(_chunk_of(path) != _chunk_of(piece.path) for path in self._read):
+                self._read.clear()
+            try:
+                self._read[piece.path] = _load(piece.path)
+            except ValueError as error:
+                self._say(f"{error}: its labels are computed again")
+                self._pieces[piece.steps.start // PIECE_STEPS].remove(piece)
+                return None
+        return self._read[piece.path]
+
+
+def _room(part: NDArray | None, rows: int) -> NDArray | None:
+    return None if part is None else np.empty((rows, *part.shape[1:]), part.dtype)
+
+
+def _places(positions: NDArray[np.int64], rows: range) -> NDArray[np.int64]:
+    """Index of each position in `rows`, −1 where it is not there."""
+    places, rest = np.divmod(positions - rows.start, rows.step)
+    return np.where((rest == 0) & (places >= 0) & (places < len(rows)), places, -1)
+
+
+def _to_host(values: Tensor) -> Tensor:
+    if values.device.type != "cuda":
+        return values.clone()
+    return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+
+
+def runs(steps: Iterable[int], unit: int) -> Iterator[range]:
+    """Ascending steps as ranges of consecutive ones, none of which crosses a multiple of `unit`."""
+    for _, run in groupby(enumerate(steps), key=lambda pair: (pair[1] - pair[0], pair[1] // unit)):
+        members = [step for _, step in run]
+        yield range(members[0], members[-1] + 1)
+
+
+def _name(steps: range, rows: range) -> str:
+    return f"{steps.start:08}-{steps.stop:08}_{rows.start}-{rows.stop}-{rows.step}.safetensors"
+
+
+def _chunk_of(path: Path) -> int:
+    return int(path.name[:8]) // PIECE_STEPS
+
+
+def _pieces(folder: Path) -> list[Piece]:
+    pieces = []
+    for path in sorted(folder.glob("[0-9]*.safetensors")):
+        steps, _, rows = path.stem.partition("_")
+        pieces.append(Piece(path, range(*map(int, steps.split("-"))), range(*map(int, rows.split("-")))))
+    return pieces
+
+
+def _write(folder: Path, steps: range, rows: range, labels: Labels) -> Piece:
+    tensors = {name: torch.from_numpy(part) for name, part in labels._asdict().items() if part is not None}
+    path = folder / _name(steps, rows)
+    metadata = {"checksum": str(_checksum(labels))}
+    checkpoint.write_file(path, lambda temporary: save_file(tensors, temporary, metadata))
+    return Piece(path, steps, rows)
+
+
+def _load(path: Path) -> Labels:
+    """Raises ValueError: the file is cut off or damaged."""
+    try:
+        with safe_open(path, "numpy") as file:
+            names = set(file.keys())
+            labels = Labels(file.get_tensor("classes"), file.get_tensor("probs") if "probs" in names else None)
+            checksum = (file.metadata() or {}).get("checksum")
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} is cut off or damaged ({error})") from error
+    if checksum != str(_checksum(labels)):
+        raise ValueError(f"{path} is damaged (its checksum is wrong)")
+    return labels
+
+
+def _checksum(labels: Labels) -> int:
+    return zlib.crc32(labels.probs.tobytes() if labels.probs is not None else b"", zlib.crc32(labels.classes.tobytes()))
+
+
+def _repair(folder: Path, say: Callable[[str], None]) -> None:
+    for piece in _pieces(folder):
+        try:
+            _load(piece.path)
+        except ValueError as error:
+            say(f"{error}: it is removed, and its labels are computed again")
+            piece.path.unlink()
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """The settings that differ, as "name old -> new"."""
+    changes = []
+    for name in {**old, **new}:
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            changes += _changes(before, after, f"{prefix}{name}.")
+        elif before != after:
+            changes.append(f"{prefix}{name} {before!r} -> {after!r}")
+    return changes

@@ -1,0 +1,210 @@
+"""The teacher made fast: it runs forward only, in every step, and is most of a distilled step's arithmetic.
+
+    engine = TeacherEngine(load_teacher(…), image_size=224, device=device, dtype=torch.bfloat16, compiled=True)
+    engine(images)          # its labels of a batch
+    engine.module(images)   # float32 logits, not compiled, for an evaluation
+
+Batch norms become part of the convolutions before them, and the change of normalisation part of the first convolution
+where that is exact; weights are cast once; what is not asked for (1,000 probabilities, where a label will do) is not
+computed. On a GPU the memory layout is measured at the start. Not yet measured on a GPU.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timm.layers import BatchNormAct2d
+from timm.layers.conv2d_same import Conv2dSame
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from deit_kernels import TopK
+
+from .teacher import Teacher
+
+_TOLERANCE = 1e-3  # of the largest logit, between a folded teacher and itself in float32
+
+
+class TeacherEngine:
+    """A teacher's labels, computed fast.
+
+    Args:
+        teacher: on the CPU, in float32; it is copied.
+        image_size: side of the images it will see.
+        dtype: of its weights and activations; float32 or bfloat16.
+        compiled: by torch.compile.
+        top_k: None for hard labels; 0 for logits; K for the K most likely classes.
+        tau: temperature of those.
+        layout: "nchw", "channels_last", or "auto" to measure which is faster.
+
+    Attributes:
+        module: images normalised for the student -> float32 logits.
+        decisions: what was decided, and why.
+    """
+
+    def __init__(
+        self, teacher: Teacher, *, image_size: int, device: torch.device, dtype: torch.dtype = torch.float32,
+        compiled: bool = False, top_k: int | None = None, tau: float = 1.0, layout: str = "auto",
+    ) -> None:  # fmt: skip
+        self.module, folded = fold(teacher, image_size)
+        self.module.cast(dtype).to(device)
+        if layout == "auto":
+            layout, reason = self._faster_layout(torch.zeros(8, 3, image_size, image_size, device=device))
+        else:
+            reason = "--teacher-layout"
+        self.module.to(memory_format=_FORMATS[layout])
+        self.decisions = [(folded, ""), (str(dtype).removeprefix("torch."), "its weights, cast once"), (layout, reason)]
+        self.layout = layout
+        self._top_k, self._tau = top_k, tau
+        # A foreign model may hold what Dynamo cannot trace: it then runs in pieces, and says so in TORCH_LOGS.
+        self._labels: Callable[[Tensor], Any] = torch.compile(self._answer, dynamic=False) if compiled else self._answer
+
+    def __call__(self, images: Tensor) -> Tensor | TopK:
+        """Labels int64 (B,), logits (B, C) or a TopK, as asked for.
+
+        Args:
+            images: (B, 3, S, S), normalised for the student.
+        """
+        with torch.inference_mode(), torch.autocast(images.device.type, enabled=False):
+            labels = self._labels(images)
+        if isinstance(labels, Tensor):
+            return labels.clone()  # autograd takes no tensor of inference mode
+        return TopK(labels[0].clone(), labels[1].clone(), self._tau)
+
+    def _answer(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        logits = self.module(images)
+        if self._top_k is None:
+            return logits.argmax(1)
+        if self._top_k == 0:
+            return logits
+        probs, indices = (logits / self._tau).softmax(1).topk(min(self._top_k, logits.shape[1]))
+        return indices, probs.half().float()  # as the label cache keeps them, so that both train alike
+
+    def _faster_layout(self, images: Tensor) -> tuple[str, str]:
+        if not any(isinstance(module, nn.Conv2d) for module in self.module.modules()):
+            return "nchw", "it has no convolutions"
+        if images.device.type == "cpu":  # fixed: a measurement would make a run depend on the machine's other load
+            return "channels_last", "ConvNets are faster so on a CPU"
+        milliseconds = {name: self._milliseconds(images, form) for name, form in _FORMATS.items()}
+        measured = ", ".join(f"{name} {value:.2f} ms" for name, value in milliseconds.items())
+        return min(milliseconds, key=milliseconds.get), f"measured on {len(images)} images: {measured}"
+
+    @torch.inference_mode()
+    def _milliseconds(self, images: Tensor, form: torch.memory_format) -> float:
+        self.module.to(memory_format=form)
+        images = images.contiguous(memory_format=form)
+        times = []
+        for _ in range(6):
+            torch.accelerator.synchronize(images.device)
+            began = time.perf_counter()
+            self.module(images)
+            torch.accelerator.synchronize(images.device)
+            times.append((time.perf_counter() - began) * 1e3)
+        return min(times[1:])
+
+
+_FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+@torch.no_grad()
+def fold(teacher: Teacher, image_size: int) -> tuple[Teacher, str]:
+    """A copy with fewer operations and the same logits, and what was done to it.
+
+    The copy is compared with the teacher; if the logits are not the same, the teacher is returned as it was.
+    """
+    images = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    folded = copy.deepcopy(teacher)
+    pairs, first = _trace(folded.model, images)
+    for convolution, norm in pairs:
+        _fold_norm(folded.model, convolution, norm)
+    normalisation = _fold_normalisation(folded, first)
+    expected, got = teacher(images), folded(images)
+    if not (expected - got).abs().max() <= _TOLERANCE * expected.abs().max():
+        return copy.deepcopy(teacher), "as it is: with its batch norms folded it would give other labels"
+    return folded, f"{len(pairs)} batch norms folded into convolutions, {normalisation}"
+
+
+class _Readers(TorchDispatchMode):
+    """How many operations read each tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: Counter[int] = Counter()
+        self._alive: list[Any] = []  # so that no id is used twice
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        self._alive += [args, result]
+        self.count.update({id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)})
+        return result
+
+
+def _trace(model: nn.Module, images: Tensor) -> tuple[list[tuple[str, str]], str | None]:
+    """(convolution, batch norm) by name where the second alone reads the first, and the convolution that alone reads
+    the images."""
+    calls: list[tuple[str, nn.Module, Any, Any]] = []
+    hooks = [
+        module.register_forward_hook(lambda module, args, out, name=name: calls.append((name, module, args[0], out)))
+        for name, module in model.named_modules()
+        if type(module) in (nn.Conv2d, Conv2dSame, nn.BatchNorm2d, BatchNormAct2d)
+    ]
+    with _Readers() as readers:
+        model(images)
+    for hook in hooks:
+        hook.remove()
+    times = Counter(name for name, *_ in calls)
+    once = [call for call in calls if times[call[0]] == 1]
+    convolutions = {id(out): name for name, module, _, out in once if isinstance(module, nn.Conv2d)}
+    pairs = [
+        (convolutions[id(given)], name)
+        for name, module, given, _ in once
+        if not isinstance(module, nn.Conv2d) and id(given) in convolutions and readers.count[id(given)] == 1
+    ]
+    of_images = [name for name, module, given, _ in once if isinstance(module, nn.Conv2d) and given is images]
+    alone = len(of_images) == 1 and readers.count[id(images)] == 1
+    return pairs, of_images[0] if alone else None
+
+
+def _fold_norm(model: nn.Module, convolution_name: str, norm_name: str) -> None:
+    convolution, norm = model.get_submodule(convolution_name), model.get_submodule(norm_name)
+    values = (convolution.weight, convolution.bias, norm.running_mean, norm.running_var)
+    values = [None if value is None else value.double() for value in values]
+    scale = torch.ones_like(values[2]) if norm.weight is None else norm.weight.double()
+    shift = torch.zeros_like(values[2]) if norm.bias is None else norm.bias.double()
+    weight, bias = fuse_conv_bn_weights(*values, norm.eps, scale, shift)
+    convolution.weight, convolution.bias = _parameter(weight), _parameter(bias)
+    after = nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
+    parent, _, attribute = norm_name.rpartition(".")
+    setattr(model.get_submodule(parent), attribute, after)
+
+
+def _fold_normalisation(teacher: Teacher, first: str | None) -> str:
+    """Take the change of normalisation into the convolution `first`; returns what was done."""
+    scale, shift = teacher.scale.double().view(1, 3, 1, 1), teacher.shift.double().view(1, 3, 1, 1)
+    if not shift.any() and (scale == 1).all():
+        teacher.scale = teacher.shift = None
+        return "the student's normalisation"
+    convolution = None if first is None else teacher.model.get_submodule(first)
+    if convolution is None or convolution.groups != 1 or convolution.padding_mode != "zeros":
+        return "its own normalisation before it"
+    padded = type(convolution) is not nn.Conv2d or convolution.padding not in (0, (0, 0), "valid")
+    if shift.any() and padded:  # a border of zeros is not shifted with the image
+        return "its own normalisation before it (its first convolution pads)"
+    weight = convolution.weight.double()
+    if shift.any():
+        bias = (weight * shift).sum((1, 2, 3))
+        convolution.bias = _parameter(bias if convolution.bias is None else convolution.bias.double() + bias)
+    convolution.weight = _parameter(weight * scale)
+    teacher.scale = teacher.shift = None
+    return "its own normalisation folded into its first convolution"
+
+
+def _parameter(value: Tensor) -> nn.Parameter:
+    return nn.Parameter(value.float(), requires_grad=False)

@@ -1,0 +1,251 @@
+"""What a batch's teacher says of it: the live teacher, a cache of its answers, or the one filling the other.
+
+    labels = teacher_labels(config, spec, train_set, policy, normalisation, range(total_steps), ranks, reporter)
+    labels(batch)           # hard labels int64 (b,), logits (b, C), or a TopK, on the device
+    with labels: …          # flushes at the end, however that comes
+    labels.live             # False where a complete cache spares the teacher: it is never loaded
+
+A step whose labels the cache does not hold is answered by the teacher, and then by the cache as well.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from deit_kernels import TopK
+from deit_kernels.augment import Policy
+
+from . import checkpoint
+from .classifiers import Normalisation
+from .config import Config
+from .data import Batch, Dataset
+from .data.memory import to_device
+from .data.order import samples
+from .distributed import Ranks
+from .label_cache import LabelCache, Labels
+from .report import Reporter
+from .teacher import load_teacher
+from .teacher_engine import TeacherEngine
+
+_PROBES = 16  # images of the data set whose bytes are part of the settings
+
+
+class TeacherLabels:
+    """See the module.
+
+    Args:
+        engine: the live teacher; None where the cache is complete.
+        cache: None for none.
+        device: of the labels.
+        tau: temperature of cached top-K labels.
+    """
+
+    def __init__(
+        self, engine: TeacherEngine | None, cache: LabelCache | None, device: torch.device, tau: float = 1.0
+    ) -> None:
+        assert engine is not None or cache is not None
+        self.engine, self.cache = engine, cache
+        self._device, self._tau = device, tau
+
+    @property
+    def live(self) -> bool:
+        """Whether the teacher is loaded and looks at images."""
+        return self.engine is not None
+
+    def __call__(self, batch: Batch) -> Tensor | TopK:
+        """The labels of a batch's rows.
+
+        Raises:
+            ValueError: the cache was complete at the start and is no more.
+        """
+        if self.cache is None:
+            return self.engine(batch.images)
+        positions = batch.positions.numpy()
+        known = self.cache.lookup(batch.step, positions)
+        if known is not None:
+            return self._on_device(known)
+        if self.engine is None:
+            raise ValueError(
+                f"{self.cache.folder} held every label when the run began and lacks those of step {batch.step} now: "
+                f"type the same command again, and the teacher is loaded for them"
+            )
+        labels = self.engine(batch.images)
+        self.cache.add(batch.step, positions, labels)
+        return labels
+
+    def __enter__(self) -> TeacherLabels:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.flush()
+
+    def flush(self) -> None:
+        """Put what was learnt since on disk."""
+        if self.cache is not None:
+            self.cache.flush()
+
+    def scores(
+        self, evaluate: Callable[[nn.Module], dict[str, float]], evaluation: dict[str, Any], main: bool
+    ) -> dict[str, float] | None:
+        """The teacher's own scores: of the live one, or those that the cache keeps; None where it keeps none.
+
+        Args:
+            evaluate: scores a classifier; called on every rank or on none.
+            evaluation: what it is scored on, JSON values.
+            main: whether this process writes them into the cache.
+        """
+        if self.engine is None:
+            return self.cache.scores(evaluation)
+        scores = evaluate(self.engine.module)
+        if self.cache is not None and main:
+            self.cache.keep_scores(evaluation, scores)
+        return scores
+
+    def _on_device(self, labels: Labels) -> Tensor | TopK:
+        classes = to_device(torch.from_numpy(labels.classes.astype(np.int64)), self._device)
+        if labels.probs is None:
+            return classes
+        return TopK(classes, to_device(torch.from_numpy(labels.probs.astype(np.float32)), self._device), self._tau)
+
+
+def teacher_labels(
+    config: Config, spec: str, train_set: Dataset, policy: Policy, normalisation: Normalisation, steps: range,
+    ranks: Ranks, reporter: Reporter,
+) -> TeacherLabels:  # fmt: skip
+    """The teacher that a configuration names, and its label cache.
+
+    Args:
+        spec: the teacher, see `teacher.load_teacher`.
+        policy: of the training images.
+        normalisation: (mean, std) of the images that arrive.
+        steps: that will be asked for.
+
+    Raises:
+        ValueError: as `load_teacher` and `LabelCache.open`; a cache of other weights.
+    """
+    dtype = _dtype(config, ranks.device)
+    top_k = None if config.distill == "hard" else config.teacher_top_k
+    tau = config.tau or 1.0
+    cache = None
+    if config.teacher_cache:
+        settings = cache_settings(config, spec, dtype, train_set, policy, ranks.world_size)
+        classes, folder = len(train_set.classes), Path(config.teacher_cache)
+
+        def opened() -> LabelCache:
+            options = {"classes": classes, "top_k": top_k, "tau": tau, "say": _warn, "repair": ranks.main}
+            return LabelCache.open(folder, settings, rows_of(config, train_set, ranks), **options)
+
+        cache = ranks.main_first(opened)
+        missing = len(cache.missing(steps, range(config.batch_size)))
+        reporter.decide("labels", config.teacher_cache, f"{len(steps) - missing:,} of {len(steps):,} steps are there")
+        if not missing:
+            reporter.decide("teacher", "not loaded", f"every label of {spec} is in the cache")
+            return TeacherLabels(None, cache, ranks.device, tau)
+
+    teacher = ranks.main_first(lambda: load_teacher(config, spec, train_set.classes, normalisation))
+    reporter.decide("teacher", spec, f"{config.distill} labels, learnt by the {config.distill_on} head")
+    if cache is not None:
+        digest = _digest_of(value for _, value in sorted(teacher.model.state_dict().items()))
+        ranks.main_first(lambda: cache.check_weights(digest))
+    compiled = config.compile == "on" or (config.compile == "auto" and ranks.device.type == "cuda")
+    engine = TeacherEngine(
+        teacher, image_size=config.image_size, device=ranks.device, dtype=dtype, compiled=compiled, top_k=top_k,
+        tau=tau, layout=config.teacher_layout,
+    )  # fmt: skip
+    for what, reason in engine.decisions:
+        reporter.decide("", what, reason)
+    return TeacherLabels(engine, cache, ranks.device, tau)
+
+
+def rows_of(config: Config, train_set: Dataset, ranks: Ranks) -> range:
+    """The positions of this rank in every global batch."""
+    rows = samples(
+        0, data_seed=config.data_seed, images=len(train_set), batch_size=config.batch_size, repeats=config.repeats,
+        order=config.order, rank=ranks.rank, world_size=ranks.world_size,
+    ).position  # fmt: skip
+    stride = int(rows[1] - rows[0]) if len(rows) > 1 else 1
+    return range(int(rows[0]), int(rows[-1]) + 1, stride)
+
+
+def evaluation_settings(policy: Policy, data: dict[str, Any]) -> dict[str, Any]:
+    """What a teacher's scores depend on, JSON values; `data` as `run_folder.describe` gives it."""
+    return {"policy": dataclasses.asdict(policy), "images": data["val"], "labels": data["labels"]}
+
+
+def cache_settings(
+    config: Config, spec: str, dtype: torch.dtype, train_set: Dataset, policy: Policy, world_size: int
+) -> dict[str, Any]:
+    """Everything that a stored label depends on, JSON values."""
+    probes = (_read(train_set, index) for index in np.linspace(0, len(train_set) - 1, _PROBES).astype(int).tolist())
+    settings = {
+        "labels": "hard" if config.distill == "hard" else f"top {config.teacher_top_k} at tau {config.tau:g}",
+        "teacher": _identity(config, spec),
+        "teacher_precision": str(dtype).removeprefix("torch."),
+        "data": {
+            "classes": _digest_of(name.encode() for name in train_set.classes),
+            "labels": _digest_of([train_set.labels]),
+            "images": _digest_of(probes),
+        },
+        "policy": dataclasses.asdict(policy),
+    }
+    fields = ("data_seed", "batch_size", "repeats", "order", "exif_orientation", "image_size")
+    settings |= {name: getattr(config, name) for name in fields}
+    if config.order == "official":
+        settings["processes"] = world_size
+    return settings
+
+
+def _identity(config: Config, spec: str) -> str:
+    """The teacher by its content, without loading it."""
+    path = Path(spec)
+    if path.is_dir() and (newest := checkpoint.newest(path)) is not None:
+        files = [newest / name for name in ("model.safetensors", "ema.safetensors") if (newest / name).exists()]
+        return f"a run, {_digest_of(file.read_bytes() for file in files)}"
+    if path.is_file():
+        return f"{config.teacher_model}, {_digest_of([path.read_bytes()])}"
+    module, colon, _ = spec.partition(":")
+    if colon and not spec.startswith(("hf_hub:", "hf-hub:")):
+        found = importlib.util.find_spec(module)
+        if found is not None and found.origin is not None:
+            return f"{spec}, {_digest_of([Path(found.origin).read_bytes()])}"
+    return spec
+
+
+def _warn(sentence: str) -> None:
+    """Whatever the rank: each writes its own part of the cache."""
+    print(sentence, file=sys.stderr)
+
+
+def _read(dataset: Dataset, index: int) -> bytes | NDArray[np.uint8]:
+    try:
+        return dataset.read(index)
+    except OSError:  # the loader will name it
+        return b""
+
+
+def _digest_of(parts: Any) -> str:
+    """16 hexadecimal digits of bytes, arrays and tensors."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            part = part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        digest.update(np.ascontiguousarray(part) if isinstance(part, np.ndarray) else part)
+    return digest.hexdigest()[:16]
+
+
+def _dtype(config: Config, device: torch.device) -> torch.dtype:
+    if config.teacher_precision == "auto":
+        pays = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if pays else torch.float32
+    return torch.bfloat16 if config.teacher_precision == "bf16" else torch.float32
