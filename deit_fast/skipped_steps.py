@@ -11,8 +11,35 @@ mean that the numbers do not come back, and `--skip-limit` ends the run.
 
 from __future__ import annotations
 
+import math
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+
+def gradient_of(loss: Tensor) -> Tensor:
+    """What `backward` starts with: 1, or NaN where the loss is no number.
+
+    So a bad loss makes the gradients bad, which ranks share: all of them see it without asking each other.
+    """
+    return torch.where(loss.detach().isfinite(), 1.0, math.nan)
+
+
+class Statistics:
+    """A model's buffers: batch norm's, which a forward pass changes before its numbers are known to be any."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._buffers = list(model.buffers())
+        self._before: list[Tensor] = []
+
+    def remember(self) -> None:
+        """As they are before a step."""
+        self._before = [buffer.clone() for buffer in self._buffers]
+
+    def restore_unless(self, finite: Tensor) -> None:
+        """Put them back where the flag, a bool scalar on the device, is false."""
+        for buffer, before in zip(self._buffers, self._before, strict=True):
+            buffer.copy_(torch.where(finite, buffer, before))
 
 
 class SkippedSteps:

@@ -15,7 +15,6 @@ moments, average and batch-norm statistics stay as they are.
 from __future__ import annotations
 
 import gc
-import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -35,6 +34,7 @@ from .distributed import Ranks
 from .model import VisionTransformer, drop_path_scales
 from .optimizer import MovingAverage, parameter_groups
 from .report import Reporter
+from .skipped_steps import Statistics, gradient_of
 from .timing import Stopwatch
 
 _SEED_BITS = 0x7FFFFFFFFFFFFFFF
@@ -122,8 +122,7 @@ class TrainingStep:
         self._student = _parallel(student, ranks)
         self.teacher_watch = Stopwatch(ranks.device)
         self._steps = 0
-        # Batch-norm's, which a forward pass changes before anybody knows whether its numbers are any.
-        self._statistics = list(model.buffers())
+        self._statistics = Statistics(model)
 
     @contextmanager
     def steady(self) -> Iterator[None]:
@@ -148,18 +147,14 @@ class TrainingStep:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         counted = self._counted(batch)
-        before = [statistic.clone() for statistic in self._statistics]
+        self._statistics.remember()
         while (losses := self._gradients(batch, counted)) is None:
             self._halve()
         with record_function("optimiser"):
-            return self._update(losses, before)
+            return self._update(losses)
 
-    def _update(self, losses: Losses, statistics: list[Tensor]) -> StepResult:
-        """Move weights and average along the gradients, which are gone afterwards, or nothing where one is no number.
-
-        Args:
-            statistics: the model's buffers before the step.
-        """
+    def _update(self, losses: Losses) -> StepResult:
+        """Move weights and average along the gradients, which are gone afterwards; nothing where one is no number."""
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
@@ -172,8 +167,7 @@ class TrainingStep:
             self.optimizer.found_inf = finite.logical_not().float()  # the fused kernel reads it on the device
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        for statistic, before in zip(self._statistics, statistics, strict=True):
-            statistic.copy_(torch.where(finite, statistic, before))
+        self._statistics.restore_unless(finite)
         if self.ema:
             self.ema.update(finite)
         return StepResult(losses, grad_norm, finite)
@@ -215,9 +209,7 @@ class TrainingStep:
         with record_function("loss"):
             losses = self._losses(outputs, taught, batch.target, counted)
         with record_function("backward"):
-            # A loss that is no number makes the gradients none, which all ranks share and so all see.
-            poison = torch.where(losses.loss.detach().isfinite(), 1.0, math.nan)
-            (self.scaler.scale(losses.loss) if self.scaler else losses.loss).backward(poison)
+            (self.scaler.scale(losses.loss) if self.scaler else losses.loss).backward(gradient_of(losses.loss))
         return losses._replace(loss=losses.loss.detach())
 
     def _forward(self, batch: Batch) -> Tensor | tuple[Tensor, Tensor]:
