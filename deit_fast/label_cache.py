@@ -35,7 +35,7 @@ from torch import Tensor
 
 from deit_kernels import TopK
 
-from . import checkpoint
+from . import durable
 
 FORMAT = "deit_fast labels 1"
 PIECE_STEPS = 256  # no piece crosses a multiple of it
@@ -113,12 +113,12 @@ class LabelCache:
             if not known.exists():
                 if any(not path.name.startswith(".") for path in folder.iterdir()):
                     raise ValueError(f"{folder} holds something else than labels: type another --teacher-cache")
-                checkpoint.write_json(known, {"format": FORMAT, **settings})
+                durable.write_json(known, {"format": FORMAT, **settings})
         except OSError as error:
             raise ValueError(
                 f"{folder} cannot be written to ({error.strerror}): type another --teacher-cache"
             ) from error
-        changes = _changes(checkpoint.read_json(known), json.loads(json.dumps({"format": FORMAT, **settings})))
+        changes = _changes(durable.read_json(known), json.loads(json.dumps({"format": FORMAT, **settings})))
         if changes:
             raise ValueError(
                 f"{folder} holds labels of other settings: {', '.join(changes)}. Type the old values or another "
@@ -230,11 +230,11 @@ class LabelCache:
 
     def _teacher(self) -> dict[str, Any]:
         path = self.folder / _TEACHER
-        return checkpoint.read_json(path) if path.exists() else {}
+        return durable.read_json(path) if path.exists() else {}
 
     def _keep(self, **facts: Any) -> None:
         try:
-            checkpoint.write_json(self.folder / _TEACHER, {**self._teacher(), **facts})
+            durable.write_json(self.folder / _TEACHER, {**self._teacher(), **facts})
         except OSError as error:
             self._say(f"{self.folder / _TEACHER} could not be written ({error.strerror}): the run goes on")
 
@@ -310,7 +310,7 @@ def _write(folder: Path, steps: range, rows: range, labels: Labels) -> Piece:
     tensors = {name: torch.from_numpy(part) for name, part in labels._asdict().items() if part is not None}
     path = folder / _name(steps, rows)
     metadata = {"checksum": str(_checksum(labels))}
-    checkpoint.write_file(path, lambda temporary: save_file(tensors, temporary, metadata))
+    durable.write_file(path, lambda temporary: save_file(tensors, temporary, metadata))
     return Piece(path, steps, rows)
 
 

@@ -1,6 +1,6 @@
 """The paper's Tables 3 and 2 at a scale that runs anywhere: four trainings, and two kinds of teacher, on small data.
 
-    python -m deit_fast.replicate                               photographs, five seeds: hours on two cores
+    python -m deit_fast.replicate                               photographs, five seeds: hours on two cores (estimate)
     python -m deit_fast.replicate --data digits --epochs 15     handwritten digits: half an hour, see below
     python -m deit_fast.replicate --data /flowers --seeds 3     your own images, with the photographs' models
 
@@ -13,8 +13,10 @@ Every training is a run folder below --out: the same command continues where it 
 results.png lie there, and one sentence says in which comparisons the paper's order holds, whatever they are. Numbers at
 this scale are about this scale: they neither confirm nor refute the paper's.
 
-Measured: the digits' 27 trainings took 31 minutes on one of two busy cores of an AMD EPYC (torch 2.14.1, 2026-11-24);
-their result is benchmarks/results/replicate-digits.json: one comparison of five holds, four are undecided.
+Measured on digits with half the recipe's epochs, eight seeds (benchmarks/results/replicate-digits.json): one of five
+comparisons is reversed, four are undecided. After five seeds it was one that held and four undecided; three were added
+to narrow the intervals. The 27 trainings of five seeds took 31 minutes on one of two busy cores of an AMD EPYC (torch
+2.14.1, 2026-11-24).
 """
 
 from __future__ import annotations

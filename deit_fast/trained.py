@@ -30,7 +30,6 @@ from torch import Tensor, nn
 from deit_kernels.augment import ImageBatch, Policy, apply, sample_plan
 from deit_kernels.augment.policy import FILTERS
 
-from .checkpoint import newest
 from .classifiers import classifier, normalisation, timm_model
 from .config import Config
 from .data import BadImage, decode
@@ -38,10 +37,8 @@ from .data.folder import read_file
 from .durable import read_json
 from .model import CONFIGS, VisionTransformer, ViTConfig
 from .policies import evaluation_policy
-from .pretrained import RELEASES, load_pretrained, read_weights
-from .run_folder import read_summary
-
-SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
+from .pretrained import RELEASES, SUFFIXES, load_pretrained, read_weights
+from .run_folder import chosen_weights, read_summary
 
 
 class Prediction(NamedTuple):
@@ -132,9 +129,9 @@ def load(source: str | Path, *, architecture: str = "", **sizes: Any) -> Trained
     if path.is_dir():
         return _folder(path)
     if path.is_file():
-        run = path.resolve().parents[2] if path.parent.parent.name == "checkpoints" else None
-        if run is not None and (run / "config.json").is_file():
-            return run_model(run, weights=path)
+        for run in path.resolve().parents[1:3]:  # checkpoints/best_….safetensors, checkpoints/step_…/ema.safetensors
+            if (run / "checkpoints").is_dir() and (run / "config.json").is_file():
+                return run_model(run, weights=path)
         if path.suffix not in SUFFIXES:
             raise ValueError(f"{path} is no weights file: its name ends in {', '.join(SUFFIXES)}, or it is a folder")
         return _file(path, architecture, sizes)
@@ -169,24 +166,19 @@ def run_model(run: Path, *, weights: Path | None = None, image_size: int = 0) ->
     config, data = Config.from_json(run / "config.json"), read_json(run / "data.json")
     config = dataclasses.replace(config, weights="", image_size=image_size or config.image_size)
     summary = read_summary(run) if (run / "summary.json").is_file() else None
-    if weights is None:
-        checkpoint = newest(run)
-        if checkpoint is None:
-            raise ValueError(f"{run} holds no checkpoint yet: wait for the first, or train it again with --fresh")
-        student, average = (
-            scores["fused" if "fused" in scores else "cls"]["top1"] if scores else -1.0
-            for scores in map((summary or {}).get, ("student", "ema"))
-        )
-        weights = checkpoint / ("ema.safetensors" if average > student else "model.safetensors")
+    weights = weights or chosen_weights(run)
     model = classifier(config, len(data["classes"]))
     load_pretrained(model, weights)
-    which = "moving average" if weights.name.startswith("ema") else "last weights"
+    kinds = {"ema": "moving average", "model": "last weights", "best": "best weights"}
+    which = kinds.get(weights.name.split(".")[0].split("_")[0], weights.name)
+    step = re.search(r"\d+", weights.stem) or re.search(r"\d+", weights.parent.name)
+    when = f" at step {int(step[0]):,}" if step else ""
     unfinished = "" if summary else ", of an unfinished run"
     return Trained(
         model.eval(),
         data["classes"],
         evaluation_policy(config, normalisation(model)),
-        f"{run}, {which} at step {read_json(weights.parent / 'state.json')['step']:,}{unfinished}",
+        f"{run}, {which}{when}{unfinished}",
         config,
         summary,
         data,

@@ -270,6 +270,13 @@ def test_a_weights_file_of_another_architecture_is_refused(images: Path, tmp_pat
     assert "these weights do not fit the model" in error
 
 
+def test_a_size_that_the_patches_of_a_timm_model_do_not_divide_is_refused(images: Path, tmp_path: Path, capsys) -> None:
+    save_file(timm.create_model("test_vit", num_classes=3).state_dict(), tmp_path / "weights.safetensors")
+    command = [tmp_path / "weights.safetensors", "--architecture", "test_vit", "--data", images]
+    assert "should be divisible by patch size (16)" in refused(capsys, *command, "--image-size", "100")
+    assert main([*map(str, command), "--image-size", "64"]) == 0
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from deit_fast import checkpoint
+from deit_fast import durable
 from deit_fast.label_cache import PIECE_STEPS, LabelCache, runs
 from deit_kernels import TopK
 
@@ -177,7 +177,7 @@ def test_on_a_full_disk_the_run_goes_on_and_what_was_written_stays(tmp_path: Pat
     def full(path: Path, write) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "write_file", full)
+    monkeypatch.setattr(durable, "write_file", full)
     fill(cache, range(2, 5), range(BATCH))
     fill(cache, range(5, 7), range(BATCH))
     assert len(said) == 1 and "steps 2 to 4" in said[0] and "No space left" in said[0] and "goes on" in said[0]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from deit_fast import checkpoint, teacher_labels
+from deit_fast import durable, teacher_labels
 from deit_fast.classifiers import IMAGENET_NORMALISATION
 from deit_fast.config import Config
 from deit_fast.data import open_dataset
@@ -153,7 +153,7 @@ def test_damaged_labels_are_computed_again_and_the_training_is_the_same(cached: 
 
 def test_a_full_disk_ends_the_caching_and_not_the_training(cached: Config, tmp_path: Path, monkeypatch, capsys) -> None:
     config = dataclasses.replace(cached, save_every=2)
-    write_file, written = checkpoint.write_file, []
+    write_file, written = durable.write_file, []
 
     def full_from_the_second(path: Path, write) -> None:
         if path.parent == Path(cached.teacher_cache) and path.suffix == ".safetensors":
@@ -162,7 +162,7 @@ def test_a_full_disk_ends_the_caching_and_not_the_training(cached: Config, tmp_p
                 raise OSError(errno.ENOSPC, "No space left on device")
         write_file(path, write)
 
-    monkeypatch.setattr(checkpoint, "write_file", full_from_the_second)
+    monkeypatch.setattr(durable, "write_file", full_from_the_second)
     train(config)
     assert "No space left on device): the run goes on without writing more" in capsys.readouterr().err
     assert len(written) == 2 and len(labels_of(cached.teacher_cache)) == 1

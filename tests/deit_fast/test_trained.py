@@ -55,6 +55,14 @@ def test_a_checkpoint_file_of_a_run_knows_its_run(finished_run: Path) -> None:
     assert torch.equal(loaded.model.norm.weight, load_file(file)["norm.weight"])
 
 
+def test_the_best_weights_of_a_run_know_it_too(finished_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    (file,) = run.glob("checkpoints/*6/model.safetensors")
+    best = shutil.copy(file, run / "checkpoints" / "best_00000006.safetensors")
+    assert load(best).classes == ["class0", "class1", "class2"]
+    assert load(best).source.endswith("run, best weights at step 6")
+
+
 def test_an_unfinished_run_is_used_and_said_to_be_one(finished_run: Path, tmp_path: Path) -> None:
     shutil.copytree(finished_run, tmp_path / "run")
     (tmp_path / "run" / "summary.json").unlink()

@@ -1,0 +1,228 @@
+"""A training step against timm's token-distillation task and the official loop's form: same model, loss, data, one run.
+
+    pytest benchmarks/bench_train.py -s
+    pytest benchmarks/bench_train.py --benchmark-json=benchmarks/results/train-cpu.json
+    DEIT_FAST_BENCH_COMPILED=1 pytest benchmarks/bench_train.py         # compiled contenders on a CPU too: minutes
+
+A step is what a batch does to the weights: teacher, forward, loss, backward, AdamW, moving average. All take the same
+images and labels, the same initial weights, the same precision (float32 on a CPU, bfloat16 autocast on a card), hard
+distillation with weights ½ and ½, and no drop-path. The number is images/s.
+
+    student only     no teacher: the class token's cross-entropy; timm's model in the official loop's form beside it
+    live teacher     timm's TokenDistillationTask, AdamW and ModelEmaV3, and the official loop's form, against
+                     ours
+    cached labels    ours looks the teacher's labels up; the peers cannot, and pay for the teacher
+
+The official form is its loop as published: criterion and DistillationLoss in plain PyTorch, loss.item() and a
+synchronisation every step, timm's old-style moving average of every tensor of the state dict. On a CPU one thread works
+and processor time counts, which others on the machine disturb least; on a card the clock is the wall with the device
+synchronised at the end of a turn. Not yet measured on a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from pytest_benchmark.fixture import BenchmarkFixture
+from timm.loss import LabelSmoothingCrossEntropy
+from timm.optim import create_optimizer_v2
+from timm.task import TokenDistillationTask
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from benchmarks.device_timing import DEVICE, ON_CARD, environment
+from benchmarks.interleaved import alternate, record
+from deit_fast.classifiers import IMAGENET_NORMALISATION
+from deit_fast.config import Config
+from deit_fast.data import Batch
+from deit_fast.distributed import Ranks
+from deit_fast.model import create_model
+from deit_fast.report import Reporter
+from deit_fast.step import TrainingStep
+from deit_fast.teacher import Teacher
+from deit_fast.teacher_engine import TeacherEngine
+
+CLASSES, SIZE, STEPS, DECAY, LR = 1000, 224, 2, 0.99996, 1e-3
+ROWS = 256 if ON_CARD else 4
+TEACHER = "regnety_160" if ON_CARD else "regnety_008"
+SIZES = ("tiny", "small", "base") if ON_CARD else ("tiny", "small")
+COMPILES = ON_CARD or os.environ.get("DEIT_FAST_BENCH_COMPILED") == "1"
+Step = Callable[[Tensor, Tensor], object]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """On a CPU: processor time of one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads if ON_CARD else 1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def autocast() -> AbstractContextManager:
+    return torch.autocast("cuda", torch.bfloat16) if ON_CARD else nullcontext()
+
+
+def name_of(size: str) -> str:
+    return f"deit_{size}_distilled_patch16_224"
+
+
+def ours(size: str, teacher: nn.Module | None, *, cached: bool = False, compiled: bool = False) -> Step:
+    distill = "hard" if teacher is not None else "none"
+    config = Config(
+        model=name_of(size), batch_size=ROWS, lr=LR, ema_decay=DECAY, compile="on" if compiled else "off",
+        distill=distill, teacher="x" if distill == "hard" else "",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = create_model(name_of(size), classes=CLASSES).to(DEVICE).train()
+    taught = None
+    if cached:
+        labels = torch.zeros(ROWS, dtype=torch.int64, device=DEVICE)
+        taught = lambda batch: labels  # noqa: E731
+    elif teacher is not None:
+        dtype = torch.bfloat16 if ON_CARD else torch.float32
+        own = Teacher(teacher, IMAGENET_NORMALISATION)
+        engine = TeacherEngine(own, image_size=SIZE, device=DEVICE, dtype=dtype, compiled=compiled)
+        taught = lambda batch: engine(batch.images)  # noqa: E731
+    step = TrainingStep(config, model, taught, Ranks(0, 1, DEVICE), autocast(), Reporter(False))
+    rows = torch.arange(ROWS)
+    return lambda images, labels: step(Batch(0, images, labels, rows, rows, labels), LR)
+
+
+def peer_parts(size: str) -> tuple[nn.Module, torch.optim.Optimizer, ModelEmaV3]:
+    torch.manual_seed(0)
+    model = timm.create_model(name_of(size), num_classes=CLASSES).to(DEVICE).train()
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=LR, weight_decay=0.05)
+    return model, optimizer, ModelEmaV3(model, decay=DECAY)
+
+
+def with_timm(size: str, teacher: nn.Module, *, compiled: bool = False) -> Step:
+    """timm's train.py with --kd-distill-type token --kd-token-distill-type hard --task-loss-weight 0.5."""
+    model, optimizer, average = peer_parts(size)
+    task = TokenDistillationTask(
+        model, teacher, LabelSmoothingCrossEntropy(0.1), distill_type="hard", task_loss_weight=0.5, device=DEVICE,
+        verbose=False,
+    )  # fmt: skip
+    task.to(DEVICE).train()
+    if compiled:
+        task.compile()
+
+    def step(images: Tensor, labels: Tensor) -> None:
+        with autocast():
+            loss = task(images, labels)["loss"]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        average.update(model)
+
+    return step
+
+
+def timm_student(size: str, *, compiled: bool = False) -> Step:
+    """timm's train.py without a teacher."""
+    model, optimizer, average = peer_parts(size)
+    criterion = LabelSmoothingCrossEntropy(0.1)
+    forward = torch.compile(model) if compiled else model
+
+    def step(images: Tensor, labels: Tensor) -> None:
+        with autocast():
+            loss = criterion(forward(images), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        average.update(model)
+
+    return step
+
+
+def official(size: str, teacher: nn.Module) -> Step:
+    """The official engine.py and losses.py, in their form: eager, a read and a synchronisation every step."""
+    model, _, average = peer_parts(size)
+    model.set_distilled_training(True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.05)
+    criterion = LabelSmoothingCrossEntropy(0.1)
+
+    def step(images: Tensor, labels: Tensor) -> None:
+        with autocast():
+            outputs, outputs_kd = model(images)
+            base = criterion(outputs, labels)
+            with torch.no_grad():
+                teacher_outputs = teacher(images)
+            loss = base * 0.5 + F.cross_entropy(outputs_kd, teacher_outputs.argmax(dim=1)) * 0.5
+        if not np.isfinite(loss.item()):
+            raise ArithmeticError("the loss is no number")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if ON_CARD:
+            torch.cuda.synchronize()
+        with torch.no_grad():  # timm 0.3.2's ModelEma: tensor by tensor
+            for mine, theirs in zip(average.module.state_dict().values(), model.state_dict().values(), strict=True):
+                mine.copy_(mine * DECAY + (1 - DECAY) * theirs)
+
+    return step
+
+
+def fresh_teacher() -> nn.Module:
+    torch.manual_seed(1)
+    return timm.create_model(TEACHER, num_classes=CLASSES).eval().requires_grad_(False)
+
+
+def turns(steps: dict[str, Step]) -> dict[str, Callable[[], object]]:
+    """Each contender takes `STEPS` steps a turn, on the same batch."""
+    generator = torch.Generator().manual_seed(2)
+    images = torch.randn(ROWS, 3, SIZE, SIZE, generator=generator).to(DEVICE)
+    labels = torch.randint(CLASSES, (ROWS,), generator=generator).to(DEVICE)
+
+    def turn(step: Step) -> Callable[[], object]:
+        def run() -> None:
+            for _ in range(STEPS):
+                step(images, labels)
+            if ON_CARD:
+                torch.cuda.synchronize()
+
+        return run
+
+    return {name: turn(step) for name, step in steps.items()}
+
+
+def compare(benchmark: BenchmarkFixture, steps: dict[str, Step], size: str) -> None:
+    clock, named = (time.perf_counter, "wall clock") if ON_CARD else (time.process_time, "processor time")
+    seconds = alternate(turns(steps), rounds=20 if ON_CARD else 5, clock=clock, warmup=3 if ON_CARD else 1)
+    details = {"model": name_of(size), "teacher": TEACHER, "batch": ROWS, "image_size": SIZE, **environment()}
+    record(benchmark, seconds, work=ROWS * STEPS, unit="images/s", clock=named, **details)
+    info = benchmark.extra_info
+    print(f"\n{benchmark.name}: {info['rate']} images/s, {named}")
+
+
+def and_compiled(make: Callable[..., Step], name: str, *args: object, **options: object) -> dict[str, Step]:
+    steps = {name: make(*args, **options)}
+    if COMPILES:
+        steps[f"{name}, compiled"] = make(*args, compiled=True, **options)
+    return steps
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_student_only(benchmark: BenchmarkFixture, size: str) -> None:
+    compare(benchmark, and_compiled(ours, "deit_fast", size, None) | and_compiled(timm_student, "timm", size), size)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_live_teacher(benchmark: BenchmarkFixture, size: str) -> None:
+    peers = and_compiled(with_timm, "timm", size, fresh_teacher().to(DEVICE))
+    peers["official"] = official(size, fresh_teacher().to(DEVICE))
+    compare(benchmark, and_compiled(ours, "deit_fast", size, fresh_teacher()) | peers, size)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_cached_labels(benchmark: BenchmarkFixture, size: str) -> None:
+    peers = and_compiled(with_timm, "timm", size, fresh_teacher().to(DEVICE))
+    compare(benchmark, and_compiled(ours, "deit_fast", size, fresh_teacher(), cached=True) | peers, size)
