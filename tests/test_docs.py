@@ -39,7 +39,7 @@ def small(config: Config) -> Config:
 
 def read(name: str, arguments: list[str]) -> None:
     """Let the parser of a command judge its arguments."""
-    if name == "train":
+    if name in ("train", "teacher"):  # they take the same flags
         parse(arguments, "").check()
         return
     module = importlib.import_module(f"deit_fast.{name}" + (".__main__" if name == "data" else ""))
