@@ -1,7 +1,7 @@
 # make setup   install into .venv, or into the active environment when that has a supported torch; re-runnable
 # make train   setup, then the demo: a teacher fine-tuned and a small DeiT distilled on the CPU; ARGS="--help" for more
 # make test    setup, then everything CI runs; make test-all adds the slow sweeps
-# make bench   setup, then the benchmarks against peers at sizes for this machine
+# make bench   setup, then every comparison with peers at sizes for this machine: a table, a results file, a picture
 # make wheel   dist/*.whl
 
 SHELL := /bin/bash
@@ -56,7 +56,8 @@ lint: setup
 	$(PY) -m ruff format --check .
 
 bench: setup
-	$(PY) -m pytest benchmarks $(ARGS)
+	$(PY) -m pip install -q -c $(PINS) --no-build-isolation -e '.[test,bench]'
+	$(PY) -m benchmarks $(ARGS)
 
 wheel: setup
 	$(PY) -m pip wheel -q --no-deps --no-build-isolation -w dist .

@@ -4,44 +4,47 @@
     pytest benchmarks/bench_attention.py -m "slow or not slow"      # B × heads × N × dtype in full
     pytest benchmarks/bench_attention.py --benchmark-json=out.json
 
-What stands between the two projections counts for everybody: permutes, copies, stacked gradients. Each number is one
-call: forward, backward alone, or both. `extra_info` holds microseconds, TFLOP/s, GB/s and the percentage of the byte
-floor, below which no algorithm can go: q, k, v in and the output out; backward q, k, v and a gradient in, three out.
-Without a card the same code runs at N = 17, where the times mean nothing.
+What stands between the two projections counts for everybody: permutes, copies, stacked gradients. A row is one call:
+forward, backward alone, or both. On a card its limit is the byte floor, below which no algorithm can go: q, k, v in and
+the output out; backward q, k, v and a gradient in, three out. Without a card our kernels do not run: `ours` is then
+the fallback of the same function, PyTorch's SDPA, and the rows show what our call costs above it.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
 import torch
+from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.device_timing import (
-    CLOCK,
+    CLOCK_NAME,
     DEVICE,
     ON_CARD,
-    bytes_per_second,
+    arithmetic_limit,
     copies,
     environment,
     host_microseconds,
     kernels_launched,
-    on_stream,
-    prepare,
+    memory_limit,
+    time_calls,
 )
+from benchmarks.interleaved import record
 from deit_kernels import attention_qkvpacked
 
-pytestmark = pytest.mark.benchmark(timer=CLOCK, group="attention")
+pytestmark = pytest.mark.benchmark(group="attention")
 
 FEATURES = 64
-DIRECTIONS = ("forward", "backward", "both")
+DIRECTIONS = ("forward", "backward", "both") if ON_CARD else ("forward", "both")
 
 
 @dataclass(frozen=True)
@@ -105,14 +108,19 @@ Attend = Callable[[Tensor], Tensor]
 
 @functools.cache
 def provider(name: str) -> Attend:
-    """Skips the test where the provider is not installed or has no implementation for this machine."""
+    """The function to time.
+
+    Raises:
+        ImportError: it is not installed, or has no implementation for this machine.
+    """
     if name in ("flash_attn", "xformers") and not (ON_CARD and importlib.util.find_spec(name)):
-        pytest.skip(f"{name} is not installed, or there is no card for it")
+        raise ImportError(f"{name} is not installed, or there is no card for it")
     if name in ("compiled", "flex"):
+        if not ON_CARD:
+            raise ImportError(f"{name} is timed on a card")
         # One graph a shape and direction: past the limit Dynamo would time eager code under the name of compiled.
         torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 10_000
-        function = {"compiled": plain, "flex": flex}[name]
-        return torch.compile(function, dynamic=False) if ON_CARD else function
+        return torch.compile({"compiled": plain, "flex": flex}[name], dynamic=False)
     return PROVIDERS[name]
 
 
@@ -130,9 +138,12 @@ PROVIDERS: dict[str, Attend] = {
 
 
 def shapes() -> list:
-    """DeiT's heads at batch 256, long sequences and small batches quickly; the product is slow. No card: one size."""
+    """DeiT's heads at batch 256, long sequences and small batches quickly; the product is slow. No card: small ones."""
     if not ON_CARD:
-        return [Shape(2, 17, 2, torch.float32)]
+        return [
+            Shape(batch, tokens, heads, torch.float32)
+            for batch, tokens, heads in ((1, 198, 3), (8, 198, 6), (2, 578, 6))
+        ]
     quick = {(256, 198, 3), (256, 198, 6), (256, 198, 12), (256, 578, 6), (64, 198, 6), (32, 197, 3), (1, 198, 6)}
     wanted = []
     for dtype in (torch.bfloat16, torch.float16):
@@ -169,26 +180,20 @@ def calls_of(attend: Attend, shape: Shape, direction: str) -> list[Callable[[], 
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("name", PROVIDERS)
-@pytest.mark.parametrize("shape", shapes(), ids=lambda s: f"B{s.batch}-N{s.tokens}-H{s.heads}-{s.dtype}")
-def test_attention(benchmark, shape: Shape, name: str, direction: str) -> None:
-    attend = provider(name)
-    try:
-        with on_stream():
-            calls = calls_of(attend, shape, direction)
-            calls[0]()
-    except (RuntimeError, NotImplementedError) as error:
-        if name == "ours":
-            raise
-        pytest.skip(f"{name} does not run here: {str(error).splitlines()[0]}")
-    run, captured = prepare(calls)
-    benchmark.pedantic(run, rounds=10 if ON_CARD else 3, warmup_rounds=2 if ON_CARD else 1)
-    seconds, rate, floor = benchmark.stats.stats.median, bytes_per_second(), shape.floor_bytes(direction)
-    benchmark.extra_info.update(
-        environment(), provider=name, direction=direction, **{**vars(shape), "dtype": str(shape.dtype)},
-        in_a_graph=captured, kernels=kernels_launched(calls[0]), host_us=host_microseconds(calls[0]),
-        us=seconds * 1e6, tflops=shape.flops(direction) / seconds / 1e12, gb_per_s=floor / seconds / 1e9,
-        floor_bytes=floor, percent_of_floor=100 * floor / rate / seconds if rate else None,
+@pytest.mark.parametrize("shape", shapes(), ids=lambda s: f"B{s.batch}-N{s.tokens}-H{s.heads}-{str(s.dtype)[6:]}")
+def test_attention(benchmark: BenchmarkFixture, one_thread: None, shape: Shape, direction: str) -> None:
+    makers = {name: (lambda name=name: calls_of(provider(name), shape, direction)) for name in PROVIDERS}
+    seconds, left_out = time_calls(makers, rounds=10)
+    floor = shape.floor_bytes(direction)
+    call = calls_of(ours, shape, direction)[0]
+    record(
+        benchmark, seconds, clock=CLOCK_NAME,
+        limit=memory_limit(floor) if ON_CARD else arithmetic_limit(shape.flops(direction)),
+        left_out=left_out, direction=direction, **{**vars(shape), "dtype": str(shape.dtype)},
+        versions={name: torch.__version__ for name in seconds if name.startswith(("sdpa", "flex", "compiled"))},
+        kernels=kernels_launched(call), host_us=host_microseconds(call), floor_bytes=floor,
+        tflops={name: shape.flops(direction) / statistics.median(times) / 1e12 for name, times in seconds.items()},
+        **environment(),
     )  # fmt: skip
 
 
@@ -196,9 +201,9 @@ def test_attention(benchmark, shape: Shape, name: str, direction: str) -> None:
 def test_providers_agree(name: str) -> None:
     """What is compared computes the same."""
     dtype = torch.bfloat16 if ON_CARD else torch.float32
-    attend, qkv = provider(name), torch.randn(2, 198, 3, 2, FEATURES, device=DEVICE, dtype=dtype)
+    qkv = torch.randn(2, 198, 3, 2, FEATURES, device=DEVICE, dtype=dtype)
     try:
-        out = attend(qkv)
-    except (RuntimeError, NotImplementedError) as error:
+        out = provider(name)(qkv)
+    except (RuntimeError, NotImplementedError, ImportError) as error:
         pytest.skip(f"{name} does not run here: {str(error).splitlines()[0]}")
     torch.testing.assert_close(out, ours(qkv), rtol=2e-2, atol=2e-2)

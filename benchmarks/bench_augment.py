@@ -1,11 +1,9 @@
 """Augmentation against its peers, on the same decoded 500 × 375 photographs, in one run.
 
-    pytest benchmarks/bench_augment.py -s                     # prints a table for each comparison
-    pytest benchmarks/bench_augment.py --benchmark-json=benchmarks/results/augment-cpu.json
+    pytest benchmarks/bench_augment.py
 
-All contenders of a comparison alternate, each with new random numbers every round, and a number is the median over the
-rounds. One thread works and processor time counts, which others on the machine disturb least. The JSON's extra_info
-holds images/s and the ratio to each peer. With a card the whole recipe is compared there too.
+The contenders of a row take turns, each with new random numbers every round. One thread works and processor time
+counts, which others on the machine disturb least. With a card the whole recipe is compared there too.
 
 Ours and timm's pixels are the same. Not so: torchvision v2 rounds its resize otherwise and draws each op once a call,
 here once an image; albumentations' crop is not antialiased and its RandAugment is our list of its ops; Kornia works on
@@ -16,9 +14,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -31,6 +28,7 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
+from benchmarks.interleaved import alternate, record
 from deit_kernels import _extension
 from deit_kernels.augment import (
     OPS,
@@ -50,6 +48,7 @@ DEIT, PLAIN = Policy.deit(), Policy.crop_and_flip()
 TIMM_STRING = "rand-m9-mstd0.5-inc1"
 NUMBERS = DEIT.mean, DEIT.std
 
+pytestmark = [pytest.mark.benchmark(group="augment"), pytest.mark.usefixtures("one_thread")]
 needs_extension = pytest.mark.skipif(_extension.cpu_missing is not None, reason=f"{_extension.cpu_missing}")
 Contender = Callable[[], object]
 
@@ -63,36 +62,17 @@ def photos() -> list[np.ndarray]:
     return [sources[i % 2][y : y + 375, x : x + 500].copy() for i, (y, x) in enumerate(corners)]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def compare(
     benchmark: BenchmarkFixture,
     contenders: dict[str, Contender],
     count: int = IMAGES,
     clock: Callable[[], float] = time.process_time,
+    variants: bool = False,
 ) -> None:
-    """Alternate the contenders, the first of which is ours; extra_info and a table say how fast each was."""
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(ROUNDS + 1):
-        for name, run in contenders.items():
-            began = clock()
-            run()
-            seconds[name].append(clock() - began)
-    benchmark.pedantic(next(iter(contenders.values())), rounds=3)
-    rate = {name: count / statistics.median(times[1:]) for name, times in seconds.items()}
-    own, *peers = rate
-    print(f"\n{benchmark.name}")
-    for name, value in rate.items():
-        benchmark.extra_info[f"{name}, images/s"] = round(value)
-        print(f"  {name:32}{value:9.0f} images/s   ours is {rate[own] / value:5.2f} x")
-    for name in peers:
-        benchmark.extra_info[f"ratio_to_{name}"] = round(rate[own] / rate[name], 2)
+    """A row of the contenders, the first of which is ours."""
+    name = "processor time" if clock is time.process_time else "wall clock"
+    seconds = alternate(contenders, rounds=ROUNDS, clock=clock)
+    record(benchmark, seconds, work=count, unit="images/s", clock=name, variants=variants)
 
 
 class Ours:
@@ -252,7 +232,7 @@ def test_stages(benchmark: BenchmarkFixture, photos: list[np.ndarray]) -> None:
         "and RandAugment": Ours(photos, replace(PLAIN, rand_augment=DEIT.rand_augment)),
         "and erasing": Ours(photos, replace(PLAIN, erase=Erase())),
     }
-    compare(benchmark, variants)
+    compare(benchmark, variants, variants=True)
 
 
 @needs_extension
@@ -263,7 +243,7 @@ def test_every_op(benchmark: BenchmarkFixture, photos: list[np.ndarray]) -> None
     drawn = {name: float(calls["arg"][calls["op"] == OPS.index(name)][0]) for name in OPS[1:]}
     runs: dict[str, Contender] = {"copy": images.clone}
     runs |= {name: (lambda name=name, arg=arg: apply_op(images, name, arg)) for name, arg in drawn.items()}
-    compare(benchmark, runs)
+    compare(benchmark, runs, variants=True)
 
 
 @needs_extension
@@ -279,7 +259,8 @@ def test_all_threads(benchmark: BenchmarkFixture, photos: list[np.ndarray]) -> N
         return run
 
     cores = len(os.sched_getaffinity(0))
-    compare(benchmark, {f"{cores} threads": with_threads(cores), "1 thread": with_threads(1)}, clock=time.perf_counter)
+    runs = {f"{cores} threads": with_threads(cores), "1 thread": with_threads(1)}
+    compare(benchmark, runs, clock=time.perf_counter, variants=True)
 
 
 @needs_extension
@@ -291,7 +272,7 @@ def test_plans(benchmark: BenchmarkFixture) -> None:
         return lambda: sample_plan(policy, seed=0, epoch=0, sample=sample, copy=0, height=375, width=500)
 
     runs = {"deit": draw(DEIT), "crop and flip": draw(PLAIN), "eval": draw(Policy.eval())}
-    compare(benchmark, runs, count=len(sample))
+    compare(benchmark, runs, count=len(sample), variants=True)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")

@@ -1,39 +1,42 @@
-"""The time of one call on the card alone, as pytest-benchmark takes it; without a card, the time on the CPU.
+"""The time of one call on the card alone; without a card, the processor time of one thread.
 
-    pytestmark = pytest.mark.benchmark(timer=CLOCK)
-
-    def test_something(benchmark):
-        run, captured = prepare([call_on_inputs_0, call_on_inputs_1, …])
-        benchmark.pedantic(run, rounds=20, warmup_rounds=2)
+    seconds = time_calls({"ours": make_calls, "timm": make_timms_calls})
+    record(benchmark, seconds, clock=CLOCK_NAME)
 
 On a card `prepare` captures all the calls in one CUDA graph and times a replay with events, so neither Python nor the
-launches count; give it at least 20 calls, whose inputs together exceed the L2 cache (`copies`).
+launches count; give it at least 20 calls, whose inputs together exceed the L2 cache (`copies`). There the providers
+come one after the other, because their inputs and graphs would not fit side by side; without a card they take turns.
+
+`arithmetic_limit` and `memory_limit` are what a call could take at best.
 """
 
 from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.interleaved import Limit, Seconds, alternate
+
 ON_CARD = torch.cuda.is_available()
+CLOCK_NAME = "device time" if ON_CARD else "processor time"
 DEVICE = torch.device("cuda" if ON_CARD else "cpu")
 
 Call = Callable[[], object]
 
 
 class Clock:
-    """Seconds: the machine's on the CPU; on a card only those that `add` was told, so that nothing else is counted."""
+    """Seconds: the process's on the CPU; on a card only those that `add` was told, so that nothing else is counted."""
 
     def __init__(self) -> None:
         self._told = 0.0
 
     def __call__(self) -> float:
-        return self._told if ON_CARD else time.perf_counter()
+        return self._told if ON_CARD else time.process_time()
 
     def add(self, seconds: float) -> None:
         self._told += seconds
@@ -103,6 +106,68 @@ def prepare(calls: list[Call], capture: bool = True) -> tuple[Call, bool]:
         CLOCK.add(start.elapsed_time(end) / 1e3 / len(calls))
 
     return run, capture
+
+
+def time_calls(
+    providers: Mapping[str, Callable[[], list[Call]]], rounds: int, waits: tuple[str, ...] = ()
+) -> tuple[Seconds, dict[str, str]]:
+    """Seconds of one call of each provider, and why others are left out: a provider that raises does not run here.
+
+    Args:
+        providers: make the calls; the first is ours, and has to run.
+        waits: providers that wait for the device, which no graph can hold; their launches count too.
+    """
+    own = next(iter(providers))
+    runs: dict[str, Call] = {}
+    seconds: Seconds = {}
+    left_out: dict[str, str] = {}
+    for name, make in providers.items():
+        try:
+            with on_stream():
+                calls = make()
+                calls[0]()
+        except (RuntimeError, NotImplementedError, ImportError) as error:
+            if name == own:
+                raise
+            left_out[name] = str(error).splitlines()[0]
+            continue
+        run, _ = prepare(calls, name not in waits)
+        if ON_CARD:
+            seconds |= alternate({name: run}, rounds=rounds, clock=CLOCK, warmup=2)
+            del calls, run
+            torch.cuda.empty_cache()
+        else:
+            runs[name] = run
+    return seconds or alternate(runs, rounds=rounds, clock=CLOCK), left_out
+
+
+@functools.cache
+def _arithmetic_rate() -> float:
+    """Floating-point operations a second of the largest product of matrices that the CPU's one thread is given."""
+    side = 1024
+    left, right = torch.randn(2, side, side)
+    times = alternate({"product": lambda: left @ right}, rounds=5)["product"]
+    return 2 * side**3 / min(times)
+
+
+@functools.cache
+def _copy_rate() -> float:
+    """Bytes a second that one thread of the CPU reads and writes in a copy larger than its caches."""
+    source, target = torch.ones(2, 1 << 26)
+    times = alternate({"copy": lambda: target.copy_(source)}, rounds=5)["copy"]
+    return 2 * 4 * len(source) / min(times)
+
+
+def arithmetic_limit(operations: float) -> Limit | None:
+    """Calls a second at the arithmetic of the CPU; None on a card, whose peak no call tells."""
+    return None if ON_CARD else Limit(_arithmetic_rate() / operations, "a float32 matrix product of 1024, one thread")
+
+
+def memory_limit(bytes_of_a_call: int) -> Limit:
+    """Calls a second at the memory's rate: by clock and width of a card, of a copy on the CPU."""
+    if rate := bytes_per_second():
+        return Limit(rate / bytes_of_a_call, "each tensor moved once at the memory's peak rate")
+    return Limit(_copy_rate() / bytes_of_a_call, "each tensor moved once at the rate of a copy, one thread")
 
 
 def host_microseconds(call: Call, calls: int = 50) -> float:

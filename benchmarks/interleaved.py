@@ -15,6 +15,8 @@ tells noise from change. A row in a results file is the `extra_info` that `recor
     versions                 {peer: version}
     percent_of_limit, limit  our rate over the most that the machine allows, where that is known, and what limits it
     smallest, largest        the range of the ratio to the best peer over the rounds
+
+A row of variants compares forms of ours among themselves and has no ratios.
 """
 
 from __future__ import annotations
@@ -75,6 +77,7 @@ def record(
     clock: str,
     limit: Limit | None = None,
     versions: Mapping[str, str] | None = None,
+    variants: bool = False,
     **more: object,
 ) -> None:
     """Fill the row of a test.
@@ -85,9 +88,11 @@ def record(
         clock: "processor time", "wall clock" or "device time".
         limit: of our rate.
         versions: of peers that are no distribution of their own name.
+        variants: the other contenders are forms of ours, not peers: they get no ratio.
         more: whatever else belongs into the row.
     """
-    own, *peers = seconds
+    own, *others = seconds
+    peers = [] if variants else others
     benchmark.pedantic(lambda: None, rounds=1)  # the row's own numbers are the seconds
     each = {name: [spent / work for spent in times] for name, times in seconds.items()}
     rate = {name: 1 / statistics.median(times) for name, times in each.items()}

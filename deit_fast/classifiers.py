@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .config import Config
 from .model import CONFIGS, VisionTransformer, create_model
-from .pretrained import load_pretrained
+from .pretrained import SUFFIXES, load_pretrained
+from .run_folder import chosen_weights
 
 # (mean, std) of the channels red, green, blue, for pixels in [0, 1].
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
@@ -30,8 +31,9 @@ def classifier(config: Config, classes: int) -> nn.Module:
     sizes = {name: getattr(config, name) for name in ("patch_size", "width", "depth", "heads") if getattr(config, name)}
     base, _, tag = config.model.partition(".")
     if config.model in CONFIGS:
-        changes = {**sizes, "image_size": config.image_size, "drop_path_rate": config.drop_path}
-        model: nn.Module = create_model(config.model, classes=classes, **changes)
+        changes = {**sizes, "image_size": config.image_size, "classes": classes}
+        drops = {"drop_path_rate": config.drop_path, "dropout": config.dropout}
+        model: nn.Module = create_model(config.model, fusion=config.fusion, **changes, **drops)
     elif base in CONFIGS:
         raise ValueError(f"{config.model} is ours under its name without .{tag}: type --model {base} --weights timm")
     elif sizes and timm.is_model(config.model):
@@ -41,16 +43,34 @@ def classifier(config: Config, classes: int) -> nn.Module:
         options: dict[str, Any] = {"num_classes": classes}
         if timm.is_model(base) and timm.models.get_pretrained_cfg_value(base, "fixed_input_size"):
             options["img_size"] = config.image_size  # transformers of timm are built for one size
+        if config.dropout:
+            options["drop_rate"] = config.dropout
         model = timm_model(config.model, drop_path_rate=config.drop_path, **options)
-    if config.weights == "timm":
-        pretrained = timm_model(config.model, pretrained=True)
-        load_pretrained(model, pretrained.state_dict())
-    elif config.weights and Path(config.weights).suffix in (".pth", ".pt", ".bin", ".safetensors"):
-        load_pretrained(model, config.weights)
-    elif config.weights:
-        load_pretrained(model, named_function(config.weights, "--weights")())
+    if config.weights:
+        load_pretrained(model, _weights(config), config.pos_embed_resize)
     check_forward(model, config.model, config.image_size, classes)
     return model
+
+
+def _weights(config: Config) -> str | Path | Mapping[str, Tensor]:
+    """What --weights names: timm's weights of the model, a file, a run, a folder with a file, or a function's result.
+
+    Raises:
+        ValueError: none of these.
+    """
+    path = Path(config.weights)
+    if config.weights == "timm":
+        return timm_model(config.model, pretrained=True).state_dict()
+    if path.suffix in SUFFIXES:
+        return path
+    if (path / "data.json").is_file():
+        return chosen_weights(path)
+    if path.is_dir():
+        files = [file for suffix in SUFFIXES for file in sorted(path.glob(f"*{suffix}"))]
+        if not files:
+            raise ValueError(f"--weights {path} holds neither a run nor a weights file: type a file's path")
+        return files[0]
+    return named_function(config.weights, "--weights")()
 
 
 def check_forward(model: nn.Module, name: str, image_size: int, classes: int | None = None) -> int:

@@ -46,12 +46,16 @@ class Config:
 
     # Model
     model: str = "deit_small_distilled_patch16_224"  # one of the eight DeiT names, or any timm classifier
-    weights: str = ""  # start from: "" random, "timm" its pretrained weights, a file, or module:function
+    weights: str = ""  # start from: "" random, "timm" its pretrained ones, a file, a run folder, module:function
+    pos_embed_resize: Literal["official", "timm"] = "official"  # to another resolution; timm: antialiased
     patch_size: int = 0  # change of the model's patch side, pixels; 0: as named
     width: int = 0  # change of the model's channels; 0: as named
     depth: int = 0  # change of the model's number of blocks; 0: as named
     heads: int = 0  # change of the model's attention heads; 0: as named
     drop_path: float = 0.0  # stochastic depth of the last block; rises linearly from 0
+    dropout: float = 0.0  # after the position embedding, attention's projection and both layers of the MLP
+    fusion: Literal["logits", "softmax", "cls", "dist"] = "logits"  # of two heads; paper: softmax
+    train_mode: Literal["train", "eval"] = "train"  # eval: the official fine-tuning, on the fused logits
 
     # Distillation
     distill: Literal["none", "soft", "hard"] = "none"  # learn nothing, the teacher's distribution, or its label
@@ -71,11 +75,14 @@ class Config:
     epochs: int = 300  # passes; an epoch is (images // batch size) steps
     batch_size: int = 1024  # global batch: all processes together
     micro_batch: int = 0  # most images a process takes at once, when memory is short; 0: all of its share
+    optimizer: Literal["adamw", "sgd"] = "adamw"  # sgd: with Nesterov momentum 0.9
     lr: float = 5e-4  # peak learning rate for a batch of 512; scaled by batch size / 512
     warmup_epochs: float = 5.0  # linear warm-up
     warmup_lr: float = 1e-6  # learning rate of the first step, not scaled
     min_lr: float = 1e-5  # learning rate at the end of the cosine, not scaled
-    weight_decay: float = 0.05  # AdamW's decay of matrices and of the distillation token
+    schedule: Literal["step", "official"] = "step"  # official: once an epoch, and one epoch late
+    weight_decay: float = 0.05  # of matrices and of the distillation token
+    decay_dist_token: bool = True  # the official code decays it, today's timm does not
     ema_decay: float = 0.99996  # moving average of the weights; 0: none
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 autocast on a GPU that has it, else fp32
     compile: Literal["auto", "on", "off"] = "auto"  # torch.compile of the model; auto: on a GPU
@@ -135,7 +142,8 @@ class Config:
             ("weight_decay", 0, 100), ("flip", 0, 1), ("erase", 0, 1), ("crop_ratio", 0.05, 1),
             ("mix_prob", 0, 1), ("mix_switch_prob", 0, 1),
             ("label_smoothing", 0, 0.999),
-            ("drop_path", 0, 0.999), ("ema_decay", 0, 0.9999999), ("seed", 0, 2**63 - 1), ("data_seed", 0, 2**63 - 1),
+            ("drop_path", 0, 0.999), ("dropout", 0, 0.999),
+            ("ema_decay", 0, 0.9999999), ("seed", 0, 2**63 - 1), ("data_seed", 0, 2**63 - 1),
         ]  # fmt: skip
         for name, low, high in ranges:
             value = getattr(self, name)
@@ -158,6 +166,16 @@ class Config:
                 f"--warmup-epochs {self.warmup_epochs:g} leaves nothing of --epochs {self.epochs}: "
                 f"try --warmup-epochs {self.epochs / 10:g}"
             )
+        if self.train_mode == "eval":
+            if self.drop_path or self.dropout:
+                raise ValueError(
+                    "--train-mode eval drops nothing: add --drop-path 0 --dropout 0, or type --train-mode train"
+                )
+            if self.distill != "none":
+                raise ValueError(
+                    "--train-mode eval gives one fused prediction, from which nothing can be distilled (the official "
+                    "code raises NotImplementedError): type --train-mode train, or --distill none"
+                )
         if not self.data:
             raise ValueError("no data: type --data FOLDER, or --data photos for the built-in photographs")
         if self.distill == "none" and self.teacher:

@@ -32,9 +32,12 @@ FUSIONS: tuple[Fusion, ...] = ("logits", "softmax", "cls", "dist")
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """Sizes of one model; lengths in pixels, `width` and `heads` in channels and attention heads of every block."""
+    """Sizes of one model; lengths in pixels, `width` and `heads` in channels and attention heads of every block.
 
-    image_size: int = 224
+    An image that is not square has an `image_size` of (height, width).
+    """
+
+    image_size: int | tuple[int, int] = 224
     patch_size: int = 16
     width: int = 192
     depth: int = 12
@@ -43,24 +46,40 @@ class ViTConfig:
     distilled: bool = False
     mlp_ratio: float = 4.0
     drop_path_rate: float = 0.0
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.image_size % self.patch_size:
-            raise ValueError(
-                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}: "
-                f"use {self.image_size // self.patch_size * self.patch_size or self.patch_size}"
-            )
+        for side in self._sides:
+            if side % self.patch_size:
+                raise ValueError(
+                    f"image_size {side} is not a multiple of patch_size {self.patch_size}: "
+                    f"use {side // self.patch_size * self.patch_size or self.patch_size}"
+                )
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"drop_path_rate is a probability in [0, 1), got {self.drop_path_rate}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is a probability in [0, 1), got {self.dropout}")
         if min(self.width, self.depth, self.classes) < 1:
             raise ValueError(f"width, depth and classes are at least 1, got {self.width}, {self.depth}, {self.classes}")
 
     @property
+    def _sides(self) -> tuple[int, int]:
+        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else tuple(self.image_size)
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        height, width = self._sides
+        return height // self.patch_size, width // self.patch_size
+
+    @property
     def grid(self) -> int:
-        """Patches along one side."""
-        return self.image_size // self.patch_size
+        """Patches along one side of a square image."""
+        rows, columns = self.grid_size
+        assert rows == columns
+        return rows
 
     @property
     def prefix_tokens(self) -> int:
@@ -96,7 +115,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, config.width, config.patch_size, config.patch_size)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) images or (B, N, 3·P·P) patches, channel-major inside a patch -> (B, N, width)."""
+        """(B, 3, H, W) images or (B, N, 3·P·P) patches, channel-major inside a patch -> (B, N, width)."""
         if images.dim() == 4:
             batch, channels, height, width = images.shape
             side = self.proj.kernel_size[0]
@@ -111,10 +130,11 @@ class Attention(nn.Module):
         self.heads = config.heads
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.proj = nn.Linear(config.width, config.width)
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         packed = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # (B, N, 3, H, D)
-        return self.proj(attention_qkvpacked(packed).flatten(2))
+        return self.dropout(self.proj(attention_qkvpacked(packed).flatten(2)))
 
 
 class Mlp(nn.Module):
@@ -123,9 +143,10 @@ class Mlp(nn.Module):
         hidden = int(config.width * config.mlp_ratio)
         self.fc1 = nn.Linear(config.width, hidden)
         self.fc2 = nn.Linear(hidden, config.width)
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(x)))))
 
 
 class Block(nn.Module):
@@ -161,12 +182,13 @@ class VisionTransformer(nn.Module):
             raise ValueError('fusion="dist" needs a distilled model: this one has no distillation token')
         self.config = config
         self.fusion = fusion
-        tokens = config.grid**2 + config.prefix_tokens
+        tokens = math.prod(config.grid_size) + config.prefix_tokens
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, tokens, config.width))
         if config.distilled:
             self.dist_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.patch_embed = PatchEmbed(config)
+        self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
         self.head = nn.Linear(config.width, config.classes)
@@ -204,7 +226,7 @@ class VisionTransformer(nn.Module):
         prefix = [self.cls_token.expand(batch, -1, -1)]
         if self.config.distilled:
             prefix.append(self.dist_token.expand(batch, -1, -1))
-        x = torch.cat([*prefix, x], dim=1) + self.pos_embed
+        x = self.dropout(torch.cat([*prefix, x], dim=1) + self.pos_embed)
         if drop_path is None and self.training and self.config.drop_path_rate > 0:
             drop_path = _random_scales(self.drop_path_rates(), batch, x.device)
         scales: Sequence[Tensor | None] = [None] * len(self.blocks) if drop_path is None else drop_path[..., None, None]
@@ -280,7 +302,7 @@ def create_model(name: str, *, fusion: Fusion = "logits", **changes: Any) -> Vis
     Args:
         name: "deit_{tiny,small,base}[_distilled]_patch16_224" or "deit_base[_distilled]_patch16_384".
         fusion: what evaluation returns, see `fuse`.
-        changes: fields of `ViTConfig`, e.g. classes=10, image_size=96, patch_size=8, width=128, heads=2, depth=6.
+        changes: fields of `ViTConfig`, e.g. classes=10, image_size=(64, 128), patch_size=8, width=128, heads=2.
 
     Raises:
         ValueError: unknown name (the nearest are offered), unknown or impossible size.

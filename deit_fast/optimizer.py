@@ -1,20 +1,24 @@
-"""Parameter groups, learning rate and moving average, as the official DeiT trainer has them unless said otherwise."""
+"""Parameter groups, optimizer and moving average, as the official DeiT trainer has them unless said otherwise."""
 
 from __future__ import annotations
 
 import copy
-import math
 
 import torch
 from torch import Tensor, nn
 
+from .config import Config
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+
+def parameter_groups(model: nn.Module, weight_decay: float, decay_dist_token: bool = True) -> list[dict]:
     """Decayed and undecayed parameters: no decay for vectors, biases, and what `model.no_weight_decay()` names.
 
-    Source: timm 0.3.2 `add_weight_decay`, as facebookresearch/deit calls it.
+    Source: timm 0.3.2 `add_weight_decay`, as facebookresearch/deit calls it. It decays the distillation token, which
+    timm's model has exempted since; `decay_dist_token=False` does too.
     """
     skipped = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()
+    if not decay_dist_token:
+        skipped = skipped | {"dist_token"}
     decayed, undecayed = [], []
     for name, parameter in model.named_parameters():
         plain = parameter.ndim <= 1 or name.endswith(".bias") or name in skipped
@@ -22,15 +26,12 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     return [{"params": undecayed, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
 
 
-def learning_rate(step: int, *, total: int, warmup: int, peak: float, start: float, floor: float) -> float:
-    """Linear warm-up from `start` to `peak`, then a cosine to `floor`, for steps 0 … total − 1.
-
-    The cosine is a function of step / total, not of the steps after warm-up, as the official schedule
-    (`warmup_prefix=False`). Unlike it, the rate changes every step and is not one epoch late.
-    """
-    if step < warmup:
-        return start + (peak - start) * step / warmup
-    return floor + (peak - floor) * (1 + math.cos(math.pi * step / total)) / 2
+def create_optimizer(config: Config, model: nn.Module, lr: float) -> torch.optim.Optimizer:
+    """AdamW (betas 0.9 and 0.999, eps 1e-8), or SGD with Nesterov momentum 0.9, as timm 0.3.2 makes them by default."""
+    groups = parameter_groups(model, config.weight_decay, config.decay_dist_token)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True, fused=True)
+    return torch.optim.AdamW(groups, lr=lr, fused=True)
 
 
 class MovingAverage:

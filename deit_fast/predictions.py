@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from .data.batch import Batch
 from .distributed import Ranks
-from .model import FUSIONS, VisionTransformer, fuse
+from .model import FUSIONS, Fusion, VisionTransformer, fuse
 from .teacher import Teacher
 
 Score = dict[str, float]
@@ -47,6 +47,11 @@ def head_logits(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
             return {NAMES[fusion]: fuse(cls_logits, dist_logits, fusion) for fusion in FUSIONS}
         return {"cls": cls_logits}
     return {"cls": model(images)}
+
+
+def headline(scores: Mapping[str, Score], fusion: Fusion) -> str:
+    """The name of the prediction that --fusion makes the model's own."""
+    return NAMES[fusion] if NAMES[fusion] in scores else "cls"
 
 
 @dataclass(frozen=True)

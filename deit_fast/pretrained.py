@@ -15,7 +15,7 @@ import math
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -24,38 +24,51 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .huggingface import from_huggingface, is_huggingface
+from .model import CONFIGS, VisionTransformer
 
 logger = logging.getLogger(__name__)
 
 ResizeMethod = Literal["official", "timm"]
+Grid = tuple[int, int]  # rows and columns of patches
+SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 
 
-def resize_pos_embed(pos_embed: Tensor, grid: int, prefix_tokens: int, method: ResizeMethod = "official") -> Tensor:
+def resize_pos_embed(
+    pos_embed: Tensor,
+    grid: int | Grid,
+    prefix_tokens: int,
+    method: ResizeMethod = "official",
+    old_grid: Grid | None = None,
+) -> Tensor:
     """Position embeddings for another image size; the rows of the class and distillation token stay.
 
     Args:
-        pos_embed: (1, prefix + n², width).
-        grid: patches along a side of the new image.
+        pos_embed: (1, prefix + patches, width), the patches row by row.
+        grid: rows and columns of patches of the new image, or a number for both.
         prefix_tokens: 1, or 2 for a distilled model.
         method: "official" is bicubic interpolation (a = −0.75) as facebookresearch/deit `main.py`; "timm" adds
             antialiasing (a = −0.5) as timm 1.0.31 `resample_abs_pos_embed`. They differ even when enlarging.
+        old_grid: of pos_embed; None: it is square.
 
     Returns:
-        (1, prefix + grid², width) in the input's type.
+        (1, prefix + rows · columns, width) in the input's type.
 
     Raises:
-        ValueError: the old grid is not square, or the method is unknown.
+        ValueError: the old grid is not square and not given, or does not fit, or the method is unknown.
     """
     if method not in ("official", "timm"):
         raise ValueError(f'the position embedding is resized by "official" or "timm", got {method!r}')
+    new = (grid, grid) if isinstance(grid, int) else tuple(grid)
     prefix, patches = pos_embed[:, :prefix_tokens], pos_embed[:, prefix_tokens:]
-    old = math.isqrt(patches.shape[1])
-    if old * old != patches.shape[1]:
-        raise ValueError(f"pos_embed holds {patches.shape[1]} patch positions, which is not a square grid")
-    if old == grid:
+    side = math.isqrt(patches.shape[1])
+    old = old_grid or (side, side)
+    if math.prod(old) != patches.shape[1]:
+        is_no = "which is not a square grid: give old_grid" if old_grid is None else f"which is no grid of {old}"
+        raise ValueError(f"pos_embed holds {patches.shape[1]} patch positions, {is_no}")
+    if old == new:
         return pos_embed
-    patches = patches.float().unflatten(1, (old, old)).permute(0, 3, 1, 2)
-    patches = F.interpolate(patches, (grid, grid), mode="bicubic", align_corners=False, antialias=method == "timm")
+    patches = patches.float().unflatten(1, old).permute(0, 3, 1, 2)
+    patches = F.interpolate(patches, new, mode="bicubic", align_corners=False, antialias=method == "timm")
     return torch.cat([prefix, patches.flatten(2).transpose(1, 2).to(pos_embed.dtype)], dim=1)
 
 
@@ -107,7 +120,10 @@ def _read_file(path: Path) -> Mapping[str, Tensor]:
 
 
 def load_pretrained(
-    model: nn.Module, source: str | Path | Mapping[str, Tensor], resize: ResizeMethod = "official"
+    model: nn.Module,
+    source: str | Path | Mapping[str, Tensor],
+    resize: ResizeMethod = "official",
+    old_grid: Grid | None = None,
 ) -> list[str]:
     """Load weights into a model; resize its position embeddings, start its heads anew when the classes differ.
 
@@ -115,20 +131,24 @@ def load_pretrained(
         model: ours or timm's.
         source: path of a `.pth` or `.safetensors` file, or a state dict.
         resize: see `resize_pos_embed`.
+        old_grid: patches of the images that the weights are for, where those were not square and the model is for
+            others.
 
     Returns:
         What was changed on the way, one sentence each; also logged as warnings.
 
     Raises:
-        ValueError: unreadable file, or keys that are missing, unexpected or of another shape (listed); the model is
-            then as it was.
+        ValueError: unreadable file, weights of another architecture (both are described), or keys that are missing,
+            unexpected or of another shape (listed); the model is then as it was.
     """
     weights, own, notes = read_weights(source), model.state_dict(), []
-    if "pos_embed" in weights and "pos_embed" in own and weights["pos_embed"].shape != own["pos_embed"].shape:
-        prefix_tokens = 2 if "dist_token" in weights else 1
-        grid = math.isqrt(own["pos_embed"].shape[1] - (2 if "dist_token" in own else 1))
+    theirs, ours = _architecture(weights), _architecture(own)
+    if theirs and ours and theirs != ours:
+        _refuse_architecture(theirs, ours)
+    if ours and "pos_embed" in weights and (old_grid or weights["pos_embed"].shape != own["pos_embed"].shape):
         old = weights["pos_embed"].shape[1]
-        weights["pos_embed"] = resize_pos_embed(weights["pos_embed"], grid, prefix_tokens, resize)
+        grid, prefix_tokens = _grid(model, own), 2 if "dist_token" in weights else 1
+        weights["pos_embed"] = resize_pos_embed(weights["pos_embed"], grid, prefix_tokens, resize, old_grid)
         notes.append(f"position embeddings resized from {old} to {weights['pos_embed'].shape[1]} tokens ({resize})")
     for head in _heads_of_other_classes(model, weights, own):
         notes.append(
@@ -148,12 +168,63 @@ def load_pretrained(
         ],
     }
     if any(problems.values()):
-        listed = "; ".join(f"{what}: {', '.join(keys)}" for what, keys in problems.items() if keys)
+        listed = "; ".join(f"{what}: {_some(keys)}" for what, keys in problems.items() if keys)
         raise ValueError(f"these weights do not fit the model. {listed}")
     model.load_state_dict(weights)
     for note in notes:
         logger.warning(note)
     return notes
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
+
+
+class _Architecture(NamedTuple):
+    """What position embeddings and classes do not change."""
+
+    width: int
+    depth: int
+    patch: int
+    distilled: bool
+
+    def __str__(self) -> str:
+        token = "a distillation token" if self.distilled else "no distillation token"
+        return f"{self.width} channels, {self.depth} blocks, patches of {self.patch} pixels and {token}"
+
+
+def _architecture(weights: Mapping[str, Tensor]) -> _Architecture | None:
+    """Of a DeiT or ViT; None for other models."""
+    patches = weights.get("patch_embed.proj.weight")
+    if patches is None or patches.ndim != 4 or "pos_embed" not in weights or "blocks.0.attn.qkv.weight" not in weights:
+        return None
+    depth = sum(key.startswith("blocks.") and key.endswith(".attn.qkv.weight") for key in weights)
+    return _Architecture(patches.shape[0], depth, patches.shape[2], "dist_token" in weights)
+
+
+def _refuse_architecture(theirs: _Architecture, ours: _Architecture) -> NoReturn:
+    fits = [
+        name
+        for name, config in CONFIGS.items()
+        if theirs == (config.width, config.depth, config.patch_size, config.distilled)
+    ]
+    flags = {"width": "--width", "depth": "--depth", "patch": "--patch-size"}
+    differing = [
+        f"{flags[name]} {getattr(theirs, name)}" for name in flags if getattr(theirs, name) != getattr(ours, name)
+    ]
+    if theirs.distilled != ours.distilled:
+        differing.append(f"a --model {'with' if theirs.distilled else 'without'} _distilled in its name")
+    way = f"--model {fits[0]}" if fits else " and ".join(differing)
+    raise ValueError(f"these weights do not fit the model: they have {theirs}, the model has {ours}: type {way}")
+
+
+def _grid(model: nn.Module, own: Mapping[str, Tensor]) -> Grid:
+    """Rows and columns of a model's patches."""
+    if isinstance(model, VisionTransformer):
+        return model.config.grid_size
+    grid = getattr(model.patch_embed, "grid_size", None)  # timm's
+    side = math.isqrt(own["pos_embed"].shape[1] - (2 if "dist_token" in own else 1))
+    return tuple(grid) if grid else (side, side)
 
 
 def _heads_of_other_classes(model: nn.Module, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:

@@ -1,5 +1,7 @@
 """Named recipes: each a function whose docstring is the command, the time and the number to expect.
 
+Here are those for your own and the built-in data; those of the paper are in `paper_recipes.py`.
+
 `python -m deit_fast.train --recipe NAME` starts from its defaults; every flag overrides one.
 """
 
@@ -12,26 +14,7 @@ from collections.abc import Callable, Sequence
 
 from . import command_help
 from .config import Config
-
-
-def deit() -> Config:
-    """DeiT-S distilled on ImageNet from RegNetY-16GF, hard labels on the distillation token (paper Table 3, row 6).
-
-    python -m deit_fast.train --data /imagenet
-
-    Top-1 81.2 (paper, Table 5, 300 epochs). The recipe is the paper's (Table 9). Not yet measured on a GPU.
-    """
-    return Config(
-        recipe="deit",
-        rand_augment="rand-m9-mstd0.5-inc1",
-        erase=0.25,
-        mixup=0.8,
-        cutmix=1.0,
-        repeats=3,
-        drop_path=0.1,
-        distill="hard",
-        teacher="regnety_160.deit_in1k",
-    )
+from .paper_recipes import PAPER_RECIPES, SOFT
 
 
 def teacher() -> Config:
@@ -150,7 +133,7 @@ def digits() -> Config:
 RECIPES: dict[str, Callable[[], Config]] = {
     "demo": demo,
     "digits": digits,
-    "deit": deit,
+    **PAPER_RECIPES,
     "teacher": teacher,
     "demo-teacher": demo_teacher,
     "digits-teacher": digits_teacher,
@@ -175,6 +158,7 @@ def parse(arguments: Sequence[str], description: str) -> Config:
 
     Without --recipe it is the built-in data's own, `deit` for other data, and `demo` for a command without either.
     What a typed flag makes pointless gives way: the recipe's teacher to --distill none, its warm-up to fewer --epochs.
+    --distill soft takes its settings from the recipes `paper` and `official`, which stand for one of them each.
 
     Raises:
         ValueError: unknown recipe, or one that needs data.
@@ -196,6 +180,9 @@ def parse(arguments: Sequence[str], description: str) -> Config:
     changes: dict[str, object] = {}
     if config.distill == "none" and config.teacher == defaults.teacher:
         changes["teacher"] = ""
+    if config.distill == "soft" and defaults.distill != "soft":
+        given = {name: getattr(config, name) for name in ("alpha", "tau", "kl_normalizer")}
+        changes |= {key: value for key, value in SOFT.get(name, {}).items() if given[key] is None}
     if config.warmup_epochs >= config.epochs and config.warmup_epochs == defaults.warmup_epochs:
         changes["warmup_epochs"] = config.epochs / 10
     return dataclasses.replace(config, **changes)

@@ -93,9 +93,8 @@ def numbers_line(row: dict[str, Any]) -> str:
     return " · ".join([*parts, f"{row['memory'] / 2**30:.1f} GiB"])
 
 
-def epoch_line(epoch: int, epochs: int, row: dict[str, Any], student: dict, ema: dict | None) -> str:
-    """One line for an evaluated epoch."""
-    head = "fused" if "fused" in student else "cls"
+def epoch_line(epoch: int, epochs: int, row: dict[str, Any], student: dict, ema: dict | None, head: str) -> str:
+    """One line for an evaluated epoch, with the accuracy of one prediction."""
     average = f" · ema {ema[head]['top1']:5.1f} %" if ema else ""
     return (
         f"epoch {epoch:>3}/{epochs} · loss {row['loss']:.3f} · {head} {student[head]['top1']:5.1f} %{average} · "

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from . import run_lock
+from .checkpoint import newest
 from .config import Config, difference
 from .data import Dataset
 from .durable import read_json, remove_parts, write_json
@@ -95,6 +96,23 @@ def read_summary(run: Path) -> dict[str, Any]:
     if not isinstance(summary, dict) or not summary.keys() >= {"teacher", "student", "ema"}:
         raise ValueError(f"{run / 'summary.json'} is damaged: remove it, and the same command writes it again")
     return summary
+
+
+def chosen_weights(run: Path) -> Path:
+    """A file of the newest checkpoint: the moving average where that scored better, else the last weights.
+
+    Raises:
+        ValueError: the folder holds no checkpoint.
+    """
+    checkpoint = newest(run)
+    if checkpoint is None:
+        raise ValueError(f"{run} holds no checkpoint yet: wait for the first, or train it again with --fresh")
+    summary = read_summary(run) if (run / "summary.json").is_file() else {}
+    student, average = (
+        scores["fused" if "fused" in scores else "cls"]["top1"] if scores else -1.0
+        for scores in map(summary.get, ("student", "ema"))
+    )
+    return checkpoint / ("ema.safetensors" if average > student else "model.safetensors")
 
 
 def describe(train_set: Dataset, val_set: Dataset) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from .data import IGNORE, Batch, Target
 from .data.memory import to_device
 from .distributed import Ranks
 from .model import VisionTransformer, drop_path_scales
-from .optimizer import MovingAverage, parameter_groups
+from .optimizer import MovingAverage, create_optimizer
 from .report import Reporter
 from .timing import Stopwatch
 
@@ -80,7 +80,7 @@ class TrainingStep:
 
     Attributes:
         model: the student itself: neither wrapped in DDP nor compiled.
-        optimizer: AdamW over its parameters.
+        optimizer: over its parameters.
         ema: its moving average, or None.
         scaler: of the loss, for fp16; None in other precisions.
         peak_lr: the learning rate after warm-up.
@@ -95,9 +95,8 @@ class TrainingStep:
         self.model, self.teacher = model, teacher
         self.peak_lr = config.lr * config.batch_size / 512
         reporter.decide("lr", f"{self.peak_lr:.2e}", f"--lr {config.lr:g} x batch {config.batch_size} / 512")
-        groups = parameter_groups(model, config.weight_decay)
         # Fused: one pass over the weights, no wait for the step counter, and a flag on the device can skip the update.
-        self.optimizer = torch.optim.AdamW(groups, lr=self.peak_lr, fused=True)
+        self.optimizer = create_optimizer(config, model, self.peak_lr)
         self.ema = MovingAverage(model, config.ema_decay) if config.ema_decay else None
         self.scaler = torch.amp.GradScaler(ranks.device.type) if config.precision == "fp16" else None
         self._config, self._ranks, self._autocast, self._reporter = config, ranks, autocast, reporter
@@ -205,9 +204,11 @@ class TrainingStep:
 
     def _forward(self, batch: Batch) -> Tensor | tuple[Tensor, Tensor]:
         config, ranks = self._config, self._ranks
-        if not self._ours:  # dropout and its like in timm's models: a function of seed and place in the stream as well
+        # Dropout, and its like in timm's models, is a function of seed and place in the stream as well.
+        if config.dropout or not self._ours:
             number = batch.step * config.batch_size + batch.positions.numpy()[0].item() + 1
             torch.manual_seed(config.seed + _GOLDEN * number & _SEED_BITS)
+        if not self._ours:
             return self._student(batch.images)
         drop_path = None
         if config.drop_path:

@@ -19,7 +19,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +42,15 @@ from .launch import LAUNCHED, launch
 from .logs import TensorBoard
 from .meter import Meter, Scale
 from .model import VisionTransformer
-from .optimizer import all_finite, learning_rate
+from .optimizer import all_finite
 from .policies import evaluation_policy, training_policy
+from .predictions import headline
 from .preemption import Preempted, Preemption
 from .profiling import StepProfile
 from .recipes import parse
 from .record import Record, Start, restore
 from .run_lock import RunLock
+from .schedule import learning_rates
 from .step import TrainingStep, precision
 from .teacher import recipe_config
 from .teacher_labels import evaluation_settings, teacher_labels
@@ -152,10 +153,7 @@ def _train(
         )
     step = TrainingStep(config, model, teacher, ranks, autocast, reporter)
     ema = step.ema
-    schedule = partial(
-        learning_rate, total=total_steps, warmup=round(config.warmup_epochs * epoch_steps),
-        peak=step.peak_lr, start=config.warmup_lr, floor=config.min_lr,
-    )  # fmt: skip
+    schedule = learning_rates(config, epoch_steps, step.peak_lr)
 
     loading = {
         "threads": config.threads or ranks.cores, "bad_images": config.bad_images, "in_memory": config.in_memory,
@@ -189,7 +187,8 @@ def _train(
         record.log({"step": done, "student": scores[0], "ema": scores[1]})
         record.keep_if_best(done, *scores)
         if line := record.last_line():
-            reporter.say(report.epoch_line(done // epoch_steps, config.epochs, line, *scores))
+            head = headline(scores[0], config.fusion)
+            reporter.say(report.epoch_line(done // epoch_steps, config.epochs, line, *scores, head))
         return scores
 
     teacher_scores = None
@@ -202,7 +201,7 @@ def _train(
     meter = Meter(step, batches, ranks, Scale.of(config, total_steps, step, ranks, autocast))
     meter.load(start.meter)
     record = Record(config, run, ranks, step, start)
-    model.train()
+    model.train(config.train_mode == "train")
     with (
         record,
         reporter.progress(config.recipe, start.step, total_steps) as advance,
@@ -290,7 +289,7 @@ def _check_heads(config: Config, distilled: bool) -> None:
             f"{config.model} has no distillation token to learn from the teacher: type --distill-on class, "
             f"--distill none, or a model with _distilled in its name"
         )
-    if distilled and not on_token:
+    if distilled and not on_token and config.train_mode == "train":
         plain = config.model.replace("_distilled", "")
         raise ValueError(
             f"the distillation token of {config.model} would never be trained with --distill {config.distill}"

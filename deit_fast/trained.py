@@ -30,7 +30,6 @@ from torch import Tensor, nn
 from deit_kernels.augment import ImageBatch, Policy, apply, sample_plan
 from deit_kernels.augment.policy import FILTERS
 
-from .checkpoint import newest
 from .classifiers import classifier, normalisation, timm_model
 from .config import Config
 from .data import BadImage, decode
@@ -38,10 +37,9 @@ from .data.folder import read_file
 from .durable import read_json
 from .model import CONFIGS, VisionTransformer, ViTConfig
 from .policies import evaluation_policy
-from .pretrained import load_pretrained, read_weights
-from .run_folder import read_summary
+from .pretrained import SUFFIXES, load_pretrained, read_weights
+from .run_folder import chosen_weights, read_summary
 
-SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 # sha256 prefixes in the names of the released files (facebookresearch/deit, README and hubconf).
 RELEASES = {
     "deit_tiny_patch16_224": "a1311bcf",
@@ -180,15 +178,7 @@ def run_model(run: Path, *, weights: Path | None = None, image_size: int = 0) ->
     config, data = Config.from_json(run / "config.json"), read_json(run / "data.json")
     config = dataclasses.replace(config, weights="", image_size=image_size or config.image_size)
     summary = read_summary(run) if (run / "summary.json").is_file() else None
-    if weights is None:
-        checkpoint = newest(run)
-        if checkpoint is None:
-            raise ValueError(f"{run} holds no checkpoint yet: wait for the first, or train it again with --fresh")
-        student, average = (
-            scores["fused" if "fused" in scores else "cls"]["top1"] if scores else -1.0
-            for scores in map((summary or {}).get, ("student", "ema"))
-        )
-        weights = checkpoint / ("ema.safetensors" if average > student else "model.safetensors")
+    weights = weights or chosen_weights(run)
     model = classifier(config, len(data["classes"]))
     load_pretrained(model, weights)
     kinds = {"ema": "moving average", "model": "last weights", "best": "best weights"}

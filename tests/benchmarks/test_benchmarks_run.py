@@ -1,32 +1,44 @@
-"""The benchmarks run here at small sizes, with the code that a card runs, so that they cannot rot."""
+"""The benchmarks run here, some rows of every group, with the code that measures, so that they cannot rot."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks.__main__ import groups
 from tests.benchmarks.alone import alone
 
 ROOT = Path(__file__).parents[2]
+CHOSEN = "agree or (B1 and forward) or (soft-dense and forward) or call_ or tiny-1"
+ROW = {"ours", "unit", "clock", "rate", "versions", "seconds"}
 
 
-def test_the_attention_benchmark_reports_every_number(tmp_path: Path) -> None:
+def test_rows_name_peers_ratios_versions_and_limits(tmp_path: Path) -> None:
     results = tmp_path / "results.json"
-    command = [sys.executable, "-m", "pytest", "benchmarks/bench_attention.py", "-q", "-p", "no:cacheprovider"]
-    command.append(f"--benchmark-json={results}")
-    run = subprocess.run(command, cwd=ROOT, env=alone(), capture_output=True, text=True)
+    files = [f"benchmarks/bench_{group}.py" for group in ("attention", "loss", "overhead", "inference")]
+    command = [sys.executable, "-m", "pytest", *files, "-q", "-p", "no:cacheprovider", "-k", CHOSEN]
+    run = subprocess.run(
+        [*command, f"--benchmark-json={results}"], cwd=ROOT, env=alone(), capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stdout
-    reported = [timing["extra_info"] for timing in json.loads(results.read_text())["benchmarks"]]
-    timed = {(numbers["provider"], numbers["direction"]): numbers for numbers in reported}
-    for name in ("ours", "sdpa_math", "compiled"):
-        for direction in ("forward", "backward", "both"):
-            numbers = timed[name, direction]
-            assert {"card", "torch", "us", "tflops", "gb_per_s", "host_us", "percent_of_floor"} <= set(numbers)
-            assert numbers["us"] > 0
+    rows = {entry["name"]: entry for entry in json.loads(results.read_text())["benchmarks"]}
+    assert {entry["group"] for entry in rows.values()} == {"attention", "loss", "overhead", "inference"}
+    for entry in rows.values():
+        numbers = entry["extra_info"]
+        own, *peers = numbers["seconds"]
+        assert ROW <= set(numbers) and own == numbers["ours"] and peers
+        assert len({len(seconds) for seconds in numbers["seconds"].values()}) == 1, "as many rounds for everybody"
+        assert all(numbers[f"ratio_to_{peer}"] > 0 for peer in peers)
+        if entry["group"] in ("attention", "loss", "inference"):
+            assert numbers["percent_of_limit"] > 0 and numbers["limit"]
+    assert rows["test_inference[tiny-1]"]["extra_info"]["versions"].keys() >= {"timm", "hugging face"}
+    summary = run.stdout[run.stdout.index("group ") :]
+    assert all(name.removeprefix("test_") in summary for name in rows), "one table at the end holds every row"
 
 
 def test_pytest_collects_the_benchmarks_of_the_folder_once() -> None:
     command = [sys.executable, "-m", "pytest", "benchmarks", "--collect-only", "-q", "-p", "no:cacheprovider"]
     run = subprocess.run(command, cwd=ROOT, env=alone(), capture_output=True, text=True)
-    names = [line for line in run.stdout.splitlines() if line.startswith("benchmarks/bench_attention.py::")]
-    assert names and len(names) == len(set(names))
+    names = [line for line in run.stdout.splitlines() if line.startswith("benchmarks/bench_")]
+    assert len(names) == len(set(names))
+    assert {name.split("::")[0] for name in names} == {f"benchmarks/bench_{group}.py" for group in groups()}

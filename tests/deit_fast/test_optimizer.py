@@ -1,15 +1,13 @@
 """Groups, schedule and average against the official code's definitions."""
 
-import math
-
 import pytest
 import timm
 import torch
+from timm.optim import create_optimizer_v2
 
 from deit_fast import create_model
-from deit_fast.optimizer import MovingAverage, learning_rate, parameter_groups
-
-SCHEDULE = {"total": 100, "warmup": 10, "peak": 1e-3, "start": 1e-6, "floor": 1e-5}
+from deit_fast.config import Config
+from deit_fast.optimizer import MovingAverage, create_optimizer, parameter_groups
 
 
 def test_the_official_parameter_groups() -> None:
@@ -25,18 +23,28 @@ def test_the_official_parameter_groups() -> None:
     assert len(undecayed["params"]) + len(decayed["params"]) == len(names)
 
 
+def test_the_distillation_token_is_exempt_when_asked_as_in_todays_timm() -> None:
+    model = create_model("deit_tiny_distilled_patch16_224")
+    _, decayed = parameter_groups(model, 0.05, decay_dist_token=False)
+    assert len(decayed["params"]) == 51
+    assert not any(parameter is model.dist_token for parameter in decayed["params"])
+
+
+def test_the_optimizers_are_timms_by_default() -> None:
+    model = torch.nn.Linear(3, 2)
+    adamw, sgd = (create_optimizer(Config(optimizer=name, weight_decay=0.1), model, 1e-3) for name in ("adamw", "sgd"))
+    for ours, name in ((adamw, "adamw"), (sgd, "sgd")):
+        theirs = create_optimizer_v2(model, name, lr=1e-3, weight_decay=0.1)
+        assert type(ours) is type(theirs)
+        for key in {"betas", "eps", "momentum", "nesterov", "dampening"} & theirs.defaults.keys():
+            assert ours.defaults[key] == theirs.defaults[key], key
+        assert [group["weight_decay"] for group in ours.param_groups] == [0.0, 0.1]
+
+
 def test_a_foreign_model_without_exemptions_has_groups_too() -> None:
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
     undecayed, decayed = parameter_groups(model, 0.1)
     assert len(decayed["params"]) == 1 and len(undecayed["params"]) == 3
-
-
-def test_warm_up_is_linear_and_the_cosine_ignores_it() -> None:
-    assert learning_rate(0, **SCHEDULE) == 1e-6
-    assert learning_rate(5, **SCHEDULE) == pytest.approx((1e-6 + 1e-3) / 2)
-    for step in (10, 50, 99):
-        cosine = 1e-5 + (1e-3 - 1e-5) * (1 + math.cos(math.pi * step / 100)) / 2
-        assert learning_rate(step, **SCHEDULE) == pytest.approx(cosine)
 
 
 def test_the_moving_average_follows_parameters_and_batch_norm() -> None:

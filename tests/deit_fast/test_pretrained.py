@@ -100,15 +100,72 @@ def test_missing_and_unexpected_keys_are_listed_and_nothing_is_loaded(source) ->
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-def test_another_width_lists_the_shapes(source) -> None:
-    with pytest.raises(ValueError, match=r"norm\.weight \(64,\) instead of \(32,\)"):
-        load_pretrained(fresh(width=32), source.state_dict())
+def test_another_shape_is_listed(source) -> None:
+    with pytest.raises(
+        ValueError, match=r"of another shape: .*blocks\.0\.mlp\.fc1\.weight \(256, 64\) instead of \(128, 64\)"
+    ):
+        load_pretrained(fresh(mlp_ratio=2.0), source.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("change", "way"),
+    [
+        ({"width": 32}, "type --width 64$"),
+        ({"patch_size": 16, "depth": 1}, "type --depth 2 and --patch-size 8$"),
+    ],
+)
+def test_another_architecture_is_described_with_the_flags_that_fit(source, change: dict, way: str) -> None:
+    with pytest.raises(ValueError, match=f"they have 64 channels, 2 blocks, patches of 8 pixels and a dist.*{way}"):
+        load_pretrained(fresh(**change), source.state_dict())
+
+
+def test_an_official_model_in_anothers_place_is_named() -> None:
+    with pytest.raises(ValueError, match=r"they have 192 channels, 12 blocks.*: type --model deit_tiny_patch16_224$"):
+        load_pretrained(create_model("deit_small_patch16_224"), create_model("deit_tiny_patch16_224").state_dict())
 
 
 def test_a_plain_checkpoint_does_not_silently_fill_a_distilled_model() -> None:
     plain = create_model("deit_tiny_patch16_224", **SMALL)
-    with pytest.raises(ValueError, match=r"missing: dist_token, head_dist\.bias, head_dist\.weight"):
+    with pytest.raises(ValueError, match=r"and no distillation token, .*: type a --model without _distilled in its"):
         load_pretrained(fresh(), plain.state_dict())
+
+
+@pytest.mark.parametrize("method", ["official", "timm"])
+@pytest.mark.parametrize(("old", "new"), [((14, 14), (24, 10)), ((7, 28), (14, 14)), ((6, 4), (3, 9))])
+def test_position_embeddings_go_to_and_from_grids_that_are_not_square(method: str, old, new) -> None:
+    pos_embed = torch.randn(1, 2 + old[0] * old[1], 8)
+    ours = resize_pos_embed(pos_embed, new, prefix_tokens=2, method=method, old_grid=old)
+    if method == "timm":
+        theirs = resample_abs_pos_embed(pos_embed, list(new), list(old), num_prefix_tokens=2)
+    else:
+        patches = pos_embed[:, 2:].reshape(1, *old, 8).permute(0, 3, 1, 2)
+        patches = torch.nn.functional.interpolate(patches, new, mode="bicubic", align_corners=False)
+        theirs = torch.cat([pos_embed[:, :2], patches.flatten(2).transpose(1, 2)], 1)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_a_grid_that_cannot_be_told_must_be_given() -> None:
+    with pytest.raises(ValueError, match="24 patch positions, which is not a square grid: give old_grid"):
+        resize_pos_embed(torch.zeros(1, 25, 8), 5, prefix_tokens=1)
+    with pytest.raises(ValueError, match=r"24 patch positions, which is no grid of \(5, 5\)"):
+        resize_pos_embed(torch.zeros(1, 25, 8), 5, prefix_tokens=1, old_grid=(5, 5))
+
+
+@pytest.mark.parametrize("method", ["official", "timm"])
+def test_a_model_for_images_that_are_not_square_takes_square_weights_as_timms_does(source, method: str) -> None:
+    ours = fresh(image_size=(64, 32)).eval()
+    assert load_pretrained(ours, source.state_dict(), method) == [
+        f"position embeddings resized from 18 to 34 tokens ({method})"
+    ]
+    assert ours.config.grid_size == (8, 4)
+    sizes = {"patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2, "num_classes": 7}
+    theirs = timm.create_model(NAME, img_size=(64, 32), **sizes).eval()
+    load_pretrained(theirs, source.state_dict(), method)
+    images = torch.randn(2, 3, 64, 32)
+    torch.testing.assert_close(ours(images), theirs(images), rtol=1e-5, atol=1e-5)
+    back = fresh().eval()
+    load_pretrained(back, ours.state_dict(), method, old_grid=(8, 4))
+    assert back(torch.randn(2, 3, 32, 32)).shape == (2, 7)
 
 
 class Bomb:

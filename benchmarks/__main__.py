@@ -1,0 +1,74 @@
+"""Every comparison of this machine in one run: one table, one results file, one picture.
+
+    python -m benchmarks                          # all groups; make bench does the same after its set-up
+    python -m benchmarks augment loader           # only these groups
+    python -m benchmarks --out my-results.json
+
+The file is benchmarks/results/<machine>-<date>.json, the picture lies beside it. Exit code 1 when a benchmark failed:
+the others are still written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks.machine import commit, kind, versions
+from benchmarks.table import draw, rows_of
+
+FOLDER = Path(__file__).parent
+
+
+def groups() -> dict[str, Path]:
+    """The benchmark files by what they compare."""
+    return {path.stem.removeprefix("bench_"): path for path in sorted(FOLDER.glob("bench_*.py"))}
+
+
+def main() -> int:
+    known = groups()
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.split("\n")[0])
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=", ".join(known))
+    parser.add_argument("--out", type=Path, help="the results file")
+    parser.add_argument("-k", metavar="WORDS", default="", help="only rows whose name matches, as pytest's -k")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.groups) - set(known):
+        parser.error(f"no group {', '.join(sorted(unknown))}: there are {', '.join(known)}")
+    out = arguments.out or FOLDER / "results" / f"{kind()}-{time.strftime('%Y-%m-%d')}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+
+    files = [str(known[name]) for name in arguments.groups or known]
+    began, load = time.monotonic(), os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as folder:
+        partial = Path(folder) / "pytest-benchmark.json"
+        status = pytest.main(["-q", "-p", "no:cacheprovider", "-k", arguments.k, f"--benchmark-json={partial}", *files])
+        entries = json.loads(partial.read_text())["benchmarks"] if partial.exists() else []
+    if not entries:
+        print("nothing was measured", file=sys.stderr)
+        return 1
+    content = {
+        "machine": kind(),
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": commit(),
+        "command": " ".join(["python -m benchmarks", *arguments.groups, *(["-k", arguments.k] if arguments.k else [])]),
+        "minutes": round((time.monotonic() - began) / 60, 1),
+        "load when it began": round(load, 2),
+        "versions": versions(),
+        "rows": [{key: entry[key] for key in ("group", "name", "extra_info")} for entry in entries],
+    }
+    out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    print(f"{content['minutes']} minutes; {out}")
+    if importlib.util.find_spec("matplotlib"):
+        draw(rows_of(content["rows"]), out.with_suffix(".png"), f"{content['machine']}, {content['date']}")
+    return int(status)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""What continuing an interrupted training costs: its place in the data, and its checkpoint.
+
+    pytest benchmarks/bench_resume.py
+
+**Data**: from a fresh loader to the first batch in the middle of an epoch. Our loader computes which images and which
+augmentations belong to a step. PyTorch's loader has no such place: what is usual (accelerate's `skip_first_batches`)
+is to load the batches again and throw them away, which is what the peer does here; skipping its indices alone would
+be quick, but gives other augmentations than the uninterrupted run. Here the step is the seventh of eight, of 64
+images; the peer's time grows with the step and ours does not.
+
+**Checkpoint** of DeiT-Ti, its average and AdamW's moments, 91 MB: found, verified and loaded, against torch.load of the
+same tensors in one file. Ours also reads every byte for its SHA-256, which torch's file does not have.
+"""
+
+from __future__ import annotations
+
+import time
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+from timm.data import ImageDataset, create_transform
+from torch.utils.data import DataLoader
+
+from benchmarks.interleaved import alternate, record
+from benchmarks.photographs import IMAGES
+from deit_fast import checkpoint, create_model
+from deit_fast.data import TrainLoader
+from deit_fast.data.folder import ImageFolder
+from deit_kernels.augment import Policy
+
+pytestmark = [pytest.mark.benchmark(group="resume"), pytest.mark.usefixtures("one_thread")]
+
+BATCH, STEP = 64, 6
+
+
+def test_resume_data(benchmark: BenchmarkFixture, photographs: Path) -> None:
+    transform = create_transform(
+        224, is_training=True, interpolation="bicubic", auto_augment="rand-m9-mstd0.5-inc1", re_prob=0.25
+    )
+
+    def ours() -> None:
+        dataset = ImageFolder(photographs, "photographs")
+        loader = TrainLoader(
+            dataset, Policy.deit(), data_seed=0, batch_size=BATCH, total_steps=IMAGES // BATCH, start_step=STEP
+        )
+        next(iter(loader))
+
+    def torchs() -> None:
+        loader = DataLoader(ImageDataset(str(photographs), transform=transform), BATCH, shuffle=True)
+        next(islice(loader, STEP, None))
+
+    seconds = alternate({"ours": ours, "torch": torchs}, rounds=3, clock=time.perf_counter)
+    record(benchmark, seconds, unit="resumes/s", clock="wall clock", versions={"torch": torch.__version__})
+
+
+def test_resume_checkpoint(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
+    model, average = (create_model("deit_tiny_distilled_patch16_224") for _ in range(2))
+    optimizer = torch.optim.AdamW(model.parameters())
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    checkpoint.save(tmp_path, 1, checkpoint.tensors_of(model, average, optimizer), {}, keep=1)
+    file = tmp_path / "torch.pth"
+    torch.save([model.state_dict(), average.state_dict(), optimizer.state_dict()], file)
+
+    def ours() -> None:
+        checkpoint.load(checkpoint.newest(tmp_path), model, average, optimizer)
+
+    def torchs() -> None:
+        for part, state in zip((model, average, optimizer), torch.load(file, weights_only=True), strict=True):
+            part.load_state_dict(state)
+
+    seconds = alternate({"ours": ours, "torch": torchs}, rounds=9)
+    record(benchmark, seconds, unit="loads/s", clock="processor time", versions={"torch": torch.__version__})

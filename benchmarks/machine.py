@@ -1,0 +1,42 @@
+"""What a number depends on: the kind of machine, the versions, the commit."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("torch", "torchvision", "timm", "transformers", "numpy", "pillow", "simplejpeg", "triton", "kornia")
+
+
+def kind() -> str:
+    """`NVIDIA-H100-80GB-HBM3`, or `2-core-amd-epyc` where there is no card."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name().replace(" ", "-")
+    found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    name = found[1] if found else platform.machine()
+    words = re.sub(r"\(.*?\)|@.*|\bCPU\b|\bProcessor\b", " ", name).lower().split()
+    return "-".join([f"{len(os.sched_getaffinity(0))}-core", *words])
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of what is compared, as far as it is installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str:
+    """The commit that is measured, with a plus sign where files differ from it; "unknown" outside a clone."""
+    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
+    run = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    return run.stdout.strip() or "unknown"
