@@ -113,6 +113,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return launch(arguments, processes, Path(config.teacher_cache) / "logs", "deit_fast.teacher")
         fill(config)
         return 0
+    except torch.OutOfMemoryError:
+        most = config.micro_batch or config.batch_size
+        print(
+            f"error: the teacher ran out of memory with up to {most} images at once: type --micro-batch "
+            f"{most // 2 or 1}, here and in the training",
+            file=sys.stderr,
+        )
+        return 2
     except (ValueError, OSError) as error:
         if os.environ.get("DEIT_FAST_TRACEBACK"):
             raise

@@ -163,7 +163,8 @@ def load_teacher(config: Config, spec: str, classes: list[str], student_normalis
         model = from_run(path, classes, config.image_size)
     elif path.suffix in (".pth", ".pt", ".bin", ".safetensors"):
         weights = read_weights(path)
-        model = timm_model(config.teacher_model, num_classes=rows_of_last_matrix(path, weights))
+        sized = _built_for(config.teacher_model, config.image_size)
+        model = timm_model(config.teacher_model, num_classes=rows_of_last_matrix(path, weights), **sized)
         load_pretrained(model, weights)
     elif ":" in spec and not spec.startswith(("hf_hub:", "hf-hub:")):
         model = _called(named_function(spec, "--teacher"), spec)
@@ -172,12 +173,27 @@ def load_teacher(config: Config, spec: str, classes: list[str], student_normalis
             near = difflib.get_close_matches(spec.split(".")[0], timm.list_models(), n=3, cutoff=0.5)
             offer = f", did you mean {' or '.join(near)}?" if near else ""
             raise ValueError(f"unknown teacher {spec!r}: neither a path here nor a timm model{offer}")
-        model = timm_model(spec, pretrained=True)
+        model = timm_model(spec, pretrained=True, **_built_for(spec, config.image_size))
     teacher = Teacher(model, student_normalisation)
     known = check_forward(teacher, f"the teacher {spec}", config.image_size)
     if known != len(classes):
         raise ValueError(f"the teacher {spec} knows {known} classes, the data has {len(classes)}: {_ADVICE}")
     return teacher
+
+
+def own_image_size(spec: str, model: nn.Module) -> int | None:
+    """The side of the images that a teacher was trained on, pixels; None where nothing says it."""
+    if (Path(spec) / "config.json").is_file():
+        return Config.from_json(Path(spec) / "config.json").image_size
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    return cfg["input_size"][-1] if cfg.get("input_size") else None
+
+
+def _built_for(name: str, image_size: int) -> dict[str, int]:
+    """timm's option for transformers, which are built for one size: their position embeddings are resized."""
+    base = name.split(".")[0]
+    fixed = timm.is_model(base) and timm.models.get_pretrained_cfg_value(base, "fixed_input_size")
+    return {"img_size": image_size} if fixed else {}
 
 
 def _called(function: Callable[[], Any], spec: str) -> nn.Module:

@@ -35,7 +35,7 @@ from .data.order import samples
 from .distributed import Ranks
 from .label_cache import LabelCache, Labels
 from .report import Reporter
-from .teacher import Teacher, load_teacher
+from .teacher import Teacher, load_teacher, own_image_size
 from .teacher_engine import TeacherEngine
 
 _PROBES = 16  # images of the data set whose bytes are part of the settings
@@ -156,6 +156,9 @@ def teacher_labels(
 
     teacher = ranks.main_first(lambda: load(config, spec, train_set.classes, normalisation))
     reporter.decide("teacher", spec, f"{config.distill} labels, learnt by the {config.distill_on} head")
+    own_size = own_image_size(spec, teacher.model)
+    if own_size not in (None, config.image_size):
+        reporter.decide("", f"sees {config.image_size} x {config.image_size} pixels", f"it was trained on {own_size}")
     if cache is not None:
         digest = _digest_of(value for _, value in sorted(teacher.model.state_dict().items()))
         ranks.main_first(lambda: cache.check_weights(digest))

@@ -12,7 +12,7 @@ from deit_fast import checkpoint
 from deit_fast.classifiers import IMAGENET_NORMALISATION, classifier, normalisation, timm_model
 from deit_fast.config import Config
 from deit_fast.pretrained import load_pretrained
-from deit_fast.teacher import Teacher, efficientnet_lite0_weights, load_teacher, recipe_config
+from deit_fast.teacher import Teacher, efficientnet_lite0_weights, load_teacher, own_image_size, recipe_config
 
 HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 CLASSES = list("abcd")
@@ -155,6 +155,16 @@ def test_a_run_of_another_image_size_is_resized(tmp_path) -> None:
     config = dataclasses.replace(CONFIG, image_size=64)
     teacher = load_teacher(config, str(tmp_path / "run"), CLASSES, IMAGENET_NORMALISATION)
     assert teacher.model.pos_embed.shape[1] != model.pos_embed.shape[1]
+
+
+def test_a_transformer_from_a_file_is_resized_to_the_images(tmp_path) -> None:
+    model = timm.create_model("test_vit", num_classes=4)  # of 160 x 160 pixels
+    save_file(model.state_dict(), tmp_path / "teacher.safetensors")
+    config = dataclasses.replace(CONFIG, teacher_model="test_vit")
+    spec = str(tmp_path / "teacher.safetensors")
+    teacher = load_teacher(config, spec, CLASSES, IMAGENET_NORMALISATION)
+    assert teacher.model.pos_embed.shape[1] == 5 < model.pos_embed.shape[1]
+    assert own_image_size(spec, teacher.model) == 160
 
 
 @pytest.mark.parametrize("name", ["summary.json", "data.json", "config.json"])
