@@ -1,6 +1,7 @@
 # make setup   install into .venv, or into the active environment when that has a supported torch; re-runnable
 # make train   setup, then the demo: a teacher fine-tuned and a small DeiT distilled on the CPU; ARGS="--help" for more
 # make test    setup, then everything CI runs; make test-all adds the slow sweeps
+# make chaos   setup, then kills, signals, bad numbers and full disks by the dozen, and 20 000 damaged files: hours
 # make bench   setup, then every comparison with peers at sizes for this machine: a table, a results file, a picture
 # make wheel   dist/*.whl
 
@@ -25,7 +26,7 @@ SOURCES := pyproject.toml constraints.txt setup.py $(shell find csrc -type f)
 PYTEST := $(PY) -m pytest -n 2 --dist worksteal
 ARGS ?=
 
-.PHONY: setup train test test-all bench wheel lint clean
+.PHONY: setup train test test-all chaos bench wheel lint clean
 
 setup: $(STAMP)
 
@@ -50,6 +51,9 @@ test: setup lint
 
 test-all: setup lint
 	$(PYTEST) $(ARGS)
+
+chaos: setup
+	$(PY) -m pytest tests/chaos $(ARGS)
 
 lint: setup
 	$(PY) -m ruff check .

@@ -14,7 +14,7 @@ from deit_kernels.augment import Mix, RandAugment
 # What may change between two runs of one configuration: nothing here changes a weight by more than rounding.
 NOT_IDENTITY = (
     "out", "fresh", "gpus", "threads", "in_memory", "log_every", "eval_every", "save_every", "keep", "micro_batch",
-    "teacher_cache", "teacher_layout", "profile",
+    "teacher_cache", "teacher_layout", "profile", "skip_limit",
 )  # fmt: skip
 
 
@@ -96,6 +96,7 @@ class Config:
     profile: bool = False  # trace steps 10 to 19, and say where their time goes, in the run folder's profile/
     log_every: int = 20  # steps between lines of metrics.jsonl
     eval_every: int = 1  # epochs between evaluations; the last epoch is always evaluated
+    skip_limit: int = 20  # steps in a row whose loss or gradient is no number, after which the run ends
     save_every: int = 0  # steps between checkpoints; 0: an epoch
     keep: int = 2  # checkpoints kept, the newest ones
 
@@ -123,7 +124,7 @@ class Config:
         try:
             fields = json.loads(path.read_text())
             return Config(**{**fields, "crop_scale": tuple(fields["crop_scale"])})
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{path} is not a configuration of this version of deit_fast ({error})") from error
 
     def check(self) -> None:
@@ -136,7 +137,8 @@ class Config:
             ("image_size", 1, 4096), ("repeats", 1, 64), ("threads", 0, 1024), ("epochs", 1, 10**6),
             ("batch_size", 1, 10**6), ("micro_batch", 0, 10**6), ("teacher_top_k", 0, 10**5), ("gpus", 0, 1024),
             ("log_every", 1, 10**9), ("eval_every", 1, 10**9),
-            ("save_every", 0, 10**9), ("keep", 1, 10**6), ("lr", 0, 100), ("warmup_epochs", 0, 10**6),
+            ("save_every", 0, 10**9), ("keep", 1, 10**6), ("skip_limit", 1, 10**9),
+            ("lr", 0, 100), ("warmup_epochs", 0, 10**6),
             ("warmup_lr", 0, 100), ("min_lr", 0, 100), ("alpha", 0, 1), ("tau", 1e-3, 1e3), ("patch_size", 0, 4096),
             ("width", 0, 10**5), ("depth", 0, 10**4), ("heads", 0, 10**4),
             ("weight_decay", 0, 100), ("flip", 0, 1), ("erase", 0, 1), ("crop_ratio", 0.05, 1),

@@ -14,6 +14,7 @@ from .config import Config
 from .data import TrainLoader
 from .distributed import Ranks
 from .flops import peak_flops, training_flops
+from .skipped_steps import SkippedSteps
 from .step import StepResult, TrainingStep
 
 _NAMED = 0.05  # a rank that waits this much longer for data than the average is named
@@ -52,18 +53,23 @@ class Scale:
 
 
 class Meter:
-    """Sums losses on the device; `row` reads them, once an interval.
+    """Sums losses on the device, those of steps that were left out excepted; `row` reads them, once an interval.
 
     Args:
         step: whose teacher is timed.
         batches: whose waiting time is reported.
         ranks: the losses are means over all of them.
         scale: of the run.
+
+    Attributes:
+        skipped_in_a_row: the most steps in a row that were left out, as of the last row.
     """
 
     def __init__(self, step: TrainingStep, batches: TrainLoader, ranks: Ranks, scale: Scale) -> None:
         self._step, self._batches, self._ranks, self._scale = step, batches, ranks, scale
         self._sums = torch.zeros(len(SUMS), dtype=torch.float64, device=ranks.device)
+        self._skipped = SkippedSteps(ranks.device)
+        self.skipped_in_a_row = 0
         self._restart()
 
     def _restart(self) -> None:
@@ -76,16 +82,15 @@ class Meter:
     def add(self, result: StepResult) -> None:
         """One step's loss, its two terms and its accuracy; nothing is read here."""
         loss, label, distillation, top1 = result.losses
-        self._sums += torch.stack(
-            [loss, label, torch.zeros_like(label) if distillation is None else distillation, top1]
-        )
+        terms = torch.stack([loss, label, torch.zeros_like(label) if distillation is None else distillation, top1])
+        self._sums += torch.where(result.finite, terms, 0.0)
+        self._skipped.add(result.finite)
         self._steps += 1
 
-    def state(self) -> dict[str, Any] | None:
-        """What was added up since the last row, over all ranks, as JSON values; None when that is nothing."""
-        if not self._steps:
-            return None
-        return {"sums": self._ranks.total(self._sums.clone()).tolist(), "steps": self._steps}
+    def state(self) -> dict[str, Any]:
+        """What was added up since the last row, over all ranks, as JSON values."""
+        sums = self._ranks.total(self._sums.clone()).tolist()
+        return {"sums": sums, "steps": self._steps, "skipped": self._skipped.state()}
 
     def load(self, state: dict[str, Any] | None) -> None:
         """Go on from another meter's `state`, also with another number of ranks."""
@@ -93,6 +98,7 @@ class Meter:
             if self._ranks.main:  # the sums are those of all ranks, and are added up again
                 self._sums += torch.tensor(state["sums"], dtype=torch.float64, device=self._sums.device)
             self._steps = self._not_timed = state["steps"]
+            self._skipped.load(state["skipped"])
 
     def pause(self) -> None:
         """What follows (an evaluation, a checkpoint) is not training time."""
@@ -119,7 +125,9 @@ class Meter:
         if not labelled:
             path, reason = next(iter(self._batches.bad_images.items()))
             raise ValueError(f"no image of the steps up to {step} is readable; the first is {path}: {reason}")
-        mean = {name: value / (self._steps * ranks.world_size) for name, value in zip(SUMS, sums, strict=True)}
+        skipped, self.skipped_in_a_row = self._skipped.read()
+        count = (self._steps - skipped) * ranks.world_size
+        mean = {name: value / count if count else None for name, value in zip(SUMS, sums, strict=True)}
         seconds = max(time.perf_counter() - self._began - self._excluded, 1e-9)
         shares = [min(wait / seconds, 1.0) for wait in waits]
         speed = max(self._steps - self._not_timed, 1) * scale.batch_size / seconds
@@ -130,7 +138,8 @@ class Meter:
             "loss": mean["loss"],
             "label": mean["label"],
             "distillation": mean["distillation"] if self._step.teacher else None,
-            "top1": 100 * mean["top1"],
+            "top1": 100 * mean["top1"] if count else None,
+            "skipped": skipped,
             "lr": lr,
             "images_per_second": speed,
             "data_wait": sum(shares) / len(shares),

@@ -53,10 +53,20 @@ class MovingAverage:
         ]
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Move towards the model's present weights: a few fused launches however many tensors there are."""
+    def update(self, finite: Tensor | None = None) -> None:
+        """Move towards the model's present weights: a few fused launches however many tensors there are.
+
+        Args:
+            finite: bool scalar on the device; where it is false the average stays as it is.
+        """
         averages, values = self._pairs
-        torch._foreach_lerp_(averages, values, 1 - self.decay)
+        if finite is None:
+            torch._foreach_lerp_(averages, values, 1 - self.decay)
+        else:
+            # By a factor on the device, which lerp does not take for a list; the memory is what the gradients had.
+            distances = torch._foreach_sub(values, averages)
+            torch._foreach_mul_(distances, finite * (1 - self.decay))
+            torch._foreach_add_(averages, distances)
         for average, value in self._counts:  # batch-norm step counters
             average.copy_(value)
 

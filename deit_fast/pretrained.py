@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from .durable import sha256_of
 from .huggingface import from_huggingface, is_huggingface
 from .model import CONFIGS, VisionTransformer
 
@@ -31,6 +32,19 @@ logger = logging.getLogger(__name__)
 ResizeMethod = Literal["official", "timm"]
 Grid = tuple[int, int]  # rows and columns of patches
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
+
+# SHA-256 prefixes in the names of the released files (facebookresearch/deit, README and hubconf).
+RELEASES = {
+    "deit_tiny_patch16_224": "a1311bcf",
+    "deit_small_patch16_224": "cd65a155",
+    "deit_base_patch16_224": "b5f2ef4d",
+    "deit_tiny_distilled_patch16_224": "b40b3cf7",
+    "deit_small_distilled_patch16_224": "649709d9",
+    "deit_base_distilled_patch16_224": "df68dfff",
+    "deit_base_patch16_384": "8de9b5d1",
+    "deit_base_distilled_patch16_384": "d0272ac0",
+}
+TEACHERS = {"regnety_160": "a5fe301d"}  # likewise
 
 
 def resize_pos_embed(
@@ -94,6 +108,7 @@ def read_weights(source: str | Path | Mapping[str, Tensor]) -> dict[str, Tensor]
 def _read_file(path: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"no weights file at {path}: type the path of a .pth or .safetensors file")
+    _check_release(path)
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
@@ -111,12 +126,29 @@ def _read_file(path: Path) -> Mapping[str, Tensor]:
             f"{path} holds pickled Python objects beside tensors, which could run any code, so it was not loaded: "
             f"save the tensors alone, safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
         ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:
+        # The readers of zip and pickle let through whatever the damage made them meet: RuntimeError, EOFError,
+        # struct.error, KeyError, UnicodeDecodeError, OverflowError, …
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path} is not a whole PyTorch weights file ({reason}): copy or download it again") from error
     if not isinstance(weights, Mapping):
         raise ValueError(f"{path} holds a {type(weights).__name__}, not weights by name")
     return weights
+
+
+def _check_release(path: Path) -> None:
+    """A file that bears the name of a released one has its content.
+
+    Raises:
+        ValueError: it has another.
+    """
+    if path.name in {f"{name}-{prefix}.pth" for name, prefix in (RELEASES | TEACHERS).items()}:
+        digest = sha256_of(path)
+        if not digest.startswith(path.stem.rpartition("-")[2]):
+            raise ValueError(
+                f"{path} is not the released file of that name (its SHA-256 begins with {digest[:8]}): download it "
+                f"again, or rename it if the weights are your own"
+            )
 
 
 def load_pretrained(

@@ -79,7 +79,8 @@ def step_line(row: dict[str, Any], total: int) -> str:
 
 def numbers_line(row: dict[str, Any]) -> str:
     """What a line of metrics.jsonl has: a share that is unknown here is left out."""
-    parts = [f"loss {row['loss']:.3f}", f"top-1 {row['top1']:.1f} %", f"{row['images_per_second']:,.0f} images/s"]
+    parts = [f"loss {row['loss']:.3f}", f"top-1 {row['top1']:.1f} %"] if row["loss"] is not None else ["no loss"]
+    parts.append(f"{row['images_per_second']:,.0f} images/s")
     data = f"data {row['data_wait']:.0%}"
     if "slowest_rank" in row:
         data += f", {row['slowest_wait']:.0%} at rank {row['slowest_rank']}"
@@ -87,17 +88,18 @@ def numbers_line(row: dict[str, Any]) -> str:
         ("mfu {:.0%}", "mfu"),
         (data, "data_wait"),
         ("teacher {:.0%}", "teacher_share"),
-        ("skipped {}", "skipped"),
     ]
     parts += [text.format(row[key]) for text, key in optional if row.get(key) is not None]
+    parts += [f"skipped {row['skipped']}"] if row.get("skipped") else []
     return " · ".join([*parts, f"{row['memory'] / 2**30:.1f} GiB"])
 
 
 def epoch_line(epoch: int, epochs: int, row: dict[str, Any], student: dict, ema: dict | None, head: str) -> str:
     """One line for an evaluated epoch, with the accuracy of one prediction."""
+    loss = "none" if row["loss"] is None else f"{row['loss']:.3f}"
     average = f" · ema {ema[head]['top1']:5.1f} %" if ema else ""
     return (
-        f"epoch {epoch:>3}/{epochs} · loss {row['loss']:.3f} · {head} {student[head]['top1']:5.1f} %{average} · "
+        f"epoch {epoch:>3}/{epochs} · loss {loss} · {head} {student[head]['top1']:5.1f} %{average} · "
         f"lr {row['lr']:.2e} · {row['images_per_second']:,.0f} images/s · data {row['data_wait']:.0%}"
     )
 

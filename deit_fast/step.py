@@ -7,6 +7,9 @@
 
 A process's rows go through the model `--micro-batch` at a time: the gradient is that of all of them together, whatever
 the size. Where memory does not suffice it is halved, and the step repeated.
+
+A step whose loss or gradient is no number on any rank is left out on every rank, by a flag on the device: weights,
+moments, average and batch-norm statistics stay as they are.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from .distributed import Ranks
 from .model import VisionTransformer, drop_path_scales
 from .optimizer import MovingAverage, create_optimizer
 from .report import Reporter
+from .skipped_steps import Statistics, gradient_of
 from .timing import Stopwatch
 
 _SEED_BITS = 0x7FFFFFFFFFFFFFFF
@@ -62,7 +66,7 @@ class StepResult(NamedTuple):
     Attributes:
         losses: detached. Their mean over ranks is the loss of the global batch, however its rows that count are spread.
         grad_norm: float32 scalar, the Euclidean norm of the gradient of all parameters; the same on every rank.
-        finite: bool scalar, whether it is a number; the same on every rank.
+        finite: bool scalar, whether it is a number; the same on every rank. Where it is not, the step was left out.
     """
 
     losses: Losses
@@ -117,6 +121,7 @@ class TrainingStep:
         self._student = _parallel(student, ranks)
         self.teacher_watch = Stopwatch(ranks.device)
         self._steps = 0
+        self._statistics = Statistics(model)
 
     @contextmanager
     def steady(self) -> Iterator[None]:
@@ -141,26 +146,30 @@ class TrainingStep:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         counted = self._counted(batch)
+        self._statistics.remember()
         while (losses := self._gradients(batch, counted)) is None:
             self._halve()
         with record_function("optimiser"):
             return self._update(losses)
 
     def _update(self, losses: Losses) -> StepResult:
-        """Move weights and average along the gradients, which are gone afterwards."""
+        """Move weights and average along the gradients, which are gone afterwards; nothing where one is no number."""
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         grad_norm = torch.nn.utils.get_total_norm(gradients)
+        finite = grad_norm.isfinite()
         if self.scaler:
             self.scaler.step(self.optimizer)
             self.scaler.update()
         else:
+            self.optimizer.found_inf = finite.logical_not().float()  # the fused kernel reads it on the device
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self._statistics.restore_unless(finite)
         if self.ema:
-            self.ema.update()
-        return StepResult(losses, grad_norm, grad_norm.isfinite())
+            self.ema.update(finite)
+        return StepResult(losses, grad_norm, finite)
 
     def _counted(self, batch: Batch) -> Tensor:
         """The rows of the global batch that have a label, divided by the ranks; at least 1 in all.
@@ -199,7 +208,7 @@ class TrainingStep:
         with record_function("loss"):
             losses = self._losses(outputs, taught, batch.target, counted)
         with record_function("backward"):
-            (self.scaler.scale(losses.loss) if self.scaler else losses.loss).backward()
+            (self.scaler.scale(losses.loss) if self.scaler else losses.loss).backward(gradient_of(losses.loss))
         return losses._replace(loss=losses.loss.detach())
 
     def _forward(self, batch: Batch) -> Tensor | tuple[Tensor, Tensor]:

@@ -13,7 +13,6 @@ one. Exit codes: 0 done, 2 a mistake in the command or the data, 3 diverged, 4 a
 from __future__ import annotations
 
 import logging
-import math
 import os
 import sys
 from collections.abc import Sequence
@@ -58,8 +57,8 @@ from .teacher_labels import evaluation_settings, teacher_labels
 logger = logging.getLogger(__name__)
 
 
-class Diverged(RuntimeError):
-    """The loss is no longer a finite number."""
+class Diverged(ArithmeticError):
+    """Too many steps in a row had a loss or gradient that is no number, or a weight is none."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def train(config: Config) -> Summary:
 
     Raises:
         ValueError: a mistake in the configuration or the data, in one sentence that says what to type instead.
-        Diverged: the loss became infinite or NaN.
+        Diverged: loss, gradient or weights are no longer numbers.
         RankLost: another process of this run has ended.
         Preempted: a signal asked for the end; the run is saved.
     """
@@ -226,15 +225,19 @@ def _train(
                 row = meter.row(done, done / epoch_steps, lr)
                 record.log(row)
                 reporter.step(row, total_steps)
-                if not math.isfinite(row["loss"]):
-                    raise _diverged(config, f"the loss is {row['loss']} at step {done}", record)
+                if row["skipped"]:
+                    logger.warning(
+                        f"{row['skipped']} steps up to step {done} were left out: their loss or gradient is no number"
+                    )
+                if (bad := meter.skipped_in_a_row) >= config.skip_limit:
+                    raise _diverged(config, f"the loss or gradient of {bad} steps in a row is no number", done, record)
                 named = _name_bad_images(batches.bad_images, named)
             advance(done, row)
             meter.pause()
             if save_now or stopped_by:
                 heartbeat.at("checkpoint")
                 if not all_finite(model):
-                    raise _diverged(config, f"a weight is no number at step {done}", record)
+                    raise _diverged(config, "a weight is no number", done, record)
                 if teacher:
                     teacher.flush()
                 record.save(done, meter.state())
@@ -269,9 +272,13 @@ def _evaluates(config: Config, done: int, epoch_steps: int) -> bool:
     return done > 0 and into_epoch == 0 and (epoch % config.eval_every == 0 or epoch == config.epochs)
 
 
-def _diverged(config: Config, what: str, record: Record) -> Diverged:
-    advice = f"try half the rate, --lr {config.lr / 2:g}, or a longer warm-up, with --fresh"
-    return Diverged(f"{what}: {advice}; {record.saved}")
+def _diverged(config: Config, what: str, done: int, record: Record) -> Diverged:
+    range_of_fp16 = ", or --precision bf16, whose numbers reach further" if config.precision == "fp16" else ""
+    return Diverged(
+        f"{what} at step {done}: most likely the learning rate is too high, try half of it, --lr {config.lr / 2:g}, or "
+        f"a longer warm-up{range_of_fp16}, with --fresh; or the weights it started from, or the teacher, give no "
+        f"numbers; {record.saved}"
+    )
 
 
 def _name_bad_images(bad_images: dict[str, str], named: int) -> int:

@@ -37,20 +37,8 @@ from .data.folder import read_file
 from .durable import read_json
 from .model import CONFIGS, VisionTransformer, ViTConfig
 from .policies import evaluation_policy
-from .pretrained import SUFFIXES, load_pretrained, read_weights
+from .pretrained import RELEASES, SUFFIXES, load_pretrained, read_weights
 from .run_folder import chosen_weights, read_summary
-
-# sha256 prefixes in the names of the released files (facebookresearch/deit, README and hubconf).
-RELEASES = {
-    "deit_tiny_patch16_224": "a1311bcf",
-    "deit_small_patch16_224": "cd65a155",
-    "deit_base_patch16_224": "b5f2ef4d",
-    "deit_tiny_distilled_patch16_224": "b40b3cf7",
-    "deit_small_distilled_patch16_224": "649709d9",
-    "deit_base_distilled_patch16_224": "df68dfff",
-    "deit_base_patch16_384": "8de9b5d1",
-    "deit_base_distilled_patch16_384": "d0272ac0",
-}
 
 
 class Prediction(NamedTuple):

@@ -35,7 +35,7 @@ def meter(ranks: Ranks, **scale: float) -> tuple[Meter, SimpleNamespace, SimpleN
 def add(of: Meter, batches: SimpleNamespace, *losses: float) -> None:
     for loss in losses:
         values = [torch.tensor(value) for value in (loss, loss / 2, loss / 4, 0.25)]
-        of.add(SimpleNamespace(losses=Losses(*values)))
+        of.add(SimpleNamespace(losses=Losses(*values), finite=torch.tensor(True)))
         batches.labelled += 8
 
 

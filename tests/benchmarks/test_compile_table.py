@@ -1,0 +1,54 @@
+"""docs/compile-report.md is what the committed budget says, with every kernel of every architecture."""
+
+import copy
+import json
+
+import pytest
+
+from benchmarks import compile_table
+from benchmarks.compile_report import BUDGET
+from benchmarks.compile_table import PAGE, budget_of, page, picture, times_of
+
+NOW = json.loads(BUDGET.read_text())
+
+
+def row(text: str, target: str, kernel: str) -> list[str]:
+    section = text[text.index(f"## {target}\n") :]
+    return [cell.strip() for cell in section[section.index(f"| {kernel} |") :].splitlines()[0].split("|")[1:-1]]
+
+
+def test_the_page_of_the_repository_holds_the_committed_budget() -> None:
+    written = PAGE.read_text()
+    for target, kernels in NOW["kernels"].items():
+        assert picture(target).exists()
+        for kernel, numbers in kernels.items():
+            cells = row(written, target, kernel)
+            assert cells[1:3] == [str(numbers["registers"]), str(numbers["spills"])], "run benchmarks.compile_table"
+            assert cells[9] == str(numbers["instructions"])
+
+
+def test_a_row_tells_occupancy_traffic_and_drift() -> None:
+    before = copy.deepcopy(NOW)
+    name = "attention_forward_resident n198 d64"
+    before["kernels"]["sm_90"][name]["registers"] -= 3
+    del before["kernels"]["sm_80"][name]
+    text = page(NOW, before, "abc1234")
+    cells = row(text, "sm_90", name)
+    assert cells[5] == f"{100 * NOW['kernels']['sm_90'][name]['warps'] / 64:.0f} %"
+    assert cells[10] == "1.00" and cells[11] == "+3 registers" and cells[12] == "–"
+    assert row(text, "sm_80", name)[11] == "new"
+    assert row(text, "sm_120", name)[11] == "none"
+
+
+def test_a_time_stands_beside_the_kernel_it_is_of() -> None:
+    times = {"attention[B256-N198-H6-bfloat16-forward]": 70.4, "attention[B256-N198-H6-bfloat16-backward]": 150.0}
+    assert times_of("attention_forward_resident n198 d64", times) == "70 µs"
+    assert times_of("attention_forward_resident n197 d64", times) == "–"
+
+
+def test_a_commit_without_a_budget_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    assert budget_of("0000000") is None
+    monkeypatch.setattr("sys.argv", ["compile_table", "--against", "0000000"])
+    with pytest.raises(SystemExit):
+        compile_table.main()
+    assert "0000000 holds no compile_budget.json" in capsys.readouterr().err

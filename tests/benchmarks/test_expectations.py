@@ -1,0 +1,32 @@
+"""docs/agreement.md says what is so: every line is computed again, and a wrong op would be seen."""
+
+import pytest
+import torch
+
+from benchmarks import expectations
+from benchmarks.expectations import PAGE, lines
+from deit_kernels import integrations
+
+
+def test_every_line_of_the_page_is_so() -> None:
+    written = [line.split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| ")][1:]
+    found = lines()
+    assert [(line.library, line.what, line.agrees) for line in found] == [
+        (cells[0].removeprefix("| "), cells[1], cells[2]) for cells in written
+    ]
+    assert not [line for line in found if line.agrees == "no"]
+    assert all(line.why for line in found if line.agrees != "yes")
+
+
+def test_a_wrong_attention_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = integrations.attention_qkvpacked
+    monkeypatch.setattr(integrations, "attention_qkvpacked", lambda qkv, **options: right(qkv, **options) * 1.01)
+    answers = {line.what.split(":")[0]: line.agrees for line in expectations.attention_in_timm()}
+    assert answers["deit_tiny_distilled_patch16_224"] == "no"
+
+
+def test_a_wrong_augmentation_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = expectations.apply_op
+    monkeypatch.setattr(expectations, "apply_op", lambda *arguments: right(*arguments) ^ torch.tensor(16).byte())
+    answers = [line.agrees for line in expectations.augmentation() if line.what.startswith("invert")]
+    assert answers == ["no", "no"]

@@ -1,0 +1,54 @@
+"""SIGTERM, SIGUSR1 and Ctrl-C: one checkpoint, the documented exit code, and the same bits after all."""
+
+import dataclasses
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from deit_fast import exit_codes
+from deit_fast.config import Config
+from tests.chaos.runs import assert_same_run, finished, start, until_it_speaks
+
+
+def stopped_again_and_again(config: Config, ranks: int, folder: Path, number: int, moments: list[float]) -> int:
+    """Send a signal to every rank, so many seconds after the start of each attempt; returns how many it ended."""
+    ended = 0
+    for attempt, moment in enumerate(moments):
+        with start(config, ranks, folder / f"attempt_{attempt}") as running:
+            until_it_speaks(running)
+            time.sleep(moment)
+            for process in running.processes:
+                if process.is_alive():
+                    os.kill(process.pid, number)
+            codes = running.wait(60)
+        if codes == [0] * ranks:
+            break
+        expected = exit_codes.INTERRUPTED if number == signal.SIGINT else exit_codes.PREEMPTED
+        assert codes == [expected] * ranks, [running.printed(rank) for rank in range(ranks)]
+        ended += 1
+    finished(config, ranks, folder / "last")
+    return ended
+
+
+@pytest.mark.parametrize(("ranks", "number"), [(1, signal.SIGTERM), (1, signal.SIGINT), (2, signal.SIGUSR1)])
+def test_stopped_runs_end_with_the_same_bits(small: Config, tmp_path: Path, ranks: int, number: int) -> None:
+    rarely = dataclasses.replace(small, save_every=0, log_every=7)  # the signal's own checkpoint is what counts
+    whole = dataclasses.replace(rarely, out=str(tmp_path / "whole"))
+    finished(whole, ranks, tmp_path / "output")
+    assert stopped_again_and_again(rarely, ranks, tmp_path / "stopped", number, [0.0, 0.25, 0.4, 0.3]) >= 3
+    assert_same_run(rarely.out, whole.out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_sigterm_at_twenty_moments(small: Config, tmp_path: Path, ranks: int) -> None:
+    config = dataclasses.replace(small, epochs=200, save_every=0, log_every=7, eval_every=5)
+    whole = dataclasses.replace(config, out=str(tmp_path / "whole"))
+    finished(whole, ranks, tmp_path / "output")
+    moments = [random.Random(ranks).uniform(0, 1.2) for _ in range(20)]
+    assert stopped_again_and_again(config, ranks, tmp_path / "stopped", signal.SIGTERM, moments) == 20
+    assert_same_run(config.out, whole.out)

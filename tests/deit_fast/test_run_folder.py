@@ -1,0 +1,114 @@
+"""What may be written into a run folder: by one process at a time, and by no other version or half a copy."""
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deit_fast import checkpoint
+from deit_fast.config import Config
+from deit_fast.run_lock import RunLock
+from deit_fast.train import main, train
+from tests.deit_fast.command import command_line
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file, to the byte."""
+    return {
+        str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "lock"
+    }
+
+
+def refused(config: Config, capsys: pytest.CaptureFixture) -> str:
+    """The sentence of a command that ends with code 2 and touches nothing."""
+    before = content(Path(config.out))
+    assert main(command_line(config)) == 2
+    assert content(Path(config.out)) == before
+    return capsys.readouterr().err
+
+
+@pytest.fixture
+def half_way(tiny: Config) -> Config:
+    """A run that was killed before its end."""
+    config = dataclasses.replace(tiny, save_every=2, keep=5)
+    train(config)
+    (Path(tiny.out) / "summary.json").unlink()
+    (Path(tiny.out) / "checkpoints" / "newest").write_text("step_00000002\n")
+    return config
+
+
+def test_a_second_process_is_refused_at_once_and_the_first_is_named(half_way: Config, capsys) -> None:
+    program = (
+        "import sys; from pathlib import Path; from deit_fast.run_lock import RunLock\n"
+        f"with RunLock(Path({half_way.out!r})) as lock:\n"
+        "    lock.acquire(); print('held', flush=True); sys.stdin.read()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout.readline() == "held\n"
+            assert f"is being trained by process {other.pid} on " in refused(half_way, capsys)
+            assert "is being trained by" in refused(dataclasses.replace(half_way, fresh=True), capsys)
+        finally:
+            other.kill()
+    assert train(half_way).scores  # the kernel has taken the lock back, however the holder ended
+
+
+def test_a_folder_that_appears_while_a_run_sets_up_is_locked_before_it_is_written_to(tmp_path) -> None:
+    with RunLock(tmp_path) as first, RunLock(tmp_path) as second:
+        first.acquire()
+        first.acquire()  # has it already
+        with pytest.raises(ValueError, match=f"is being trained by process {os.getpid()}"):
+            second.acquire()
+    with RunLock(tmp_path) as third:
+        third.acquire()
+
+
+def test_a_refused_command_leaves_a_folder_that_the_next_one_takes(tiny: Config, capsys) -> None:
+    Path(tiny.out).mkdir()
+    wrong = dataclasses.replace(tiny, teacher="regnety_16")
+    assert main(command_line(wrong)) == 2
+    assert main(command_line(tiny)) == 0
+
+
+def test_another_version_of_the_checkpoint(half_way: Config, capsys) -> None:
+    state = Path(half_way.out) / "checkpoints" / "step_00000002" / "state.json"
+    state.write_text(state.read_text().replace(checkpoint.FORMAT, "deit_fast checkpoint 99"))
+    assert "written by another version of deit_fast (deit_fast checkpoint 99; this one reads" in refused(
+        half_way, capsys
+    )
+
+
+def test_a_configuration_of_another_version(half_way: Config, capsys) -> None:
+    (Path(half_way.out) / "config.json").write_text('{"recipe": "deit", "a_flag_of_the_future": 1}')
+    assert "is not a configuration of this version of deit_fast" in refused(half_way, capsys)
+
+
+@pytest.mark.parametrize("name", ["data.json", "metrics.jsonl"])
+def test_half_a_copy(half_way: Config, capsys, name: str) -> None:
+    (Path(half_way.out) / name).unlink()
+    assert f"holds checkpoints but no {name}, as if it had been copied only in part" in refused(half_way, capsys)
+
+
+def test_a_copy_whose_checkpoints_are_all_cut_off(half_way: Config, capsys) -> None:
+    for file in (Path(half_way.out) / "checkpoints").rglob("optimizer.safetensors"):
+        file.write_bytes(file.read_bytes()[:100])
+    assert "holds no whole checkpoint of this version" in refused(half_way, capsys)
+
+
+def test_a_configuration_that_changed_since(half_way: Config, capsys) -> None:
+    assert "--lr 0.02 -> 0.5" in refused(dataclasses.replace(half_way, lr=0.5), capsys)
+
+
+def test_temporary_files_of_killed_writers_are_taken_away(half_way: Config) -> None:
+    run = Path(half_way.out)
+    for stray in (run / ".summary.json.123.part", run / "checkpoints" / ".newest.123.part"):
+        stray.write_text("half")
+    shutil.copytree(run / "checkpoints" / "step_00000002", run / "checkpoints" / ".step_00000006.part")
+    train(half_way)
+    assert not list(run.rglob(".*.part"))
