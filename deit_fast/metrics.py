@@ -61,9 +61,9 @@ class Metrics:
         """
         return next(row for row in reversed(self._rows) if key in row)
 
-    def lacks(self, key: str, step: int) -> bool:
-        """Whether no line of `step` has `key`."""
-        return not any(row["step"] == step and key in row for row in reversed(self._rows))
+    def find(self, key: str, step: int) -> dict[str, Any] | None:
+        """The newest line of `step` that has `key`; None where none has."""
+        return next((row for row in reversed(self._rows) if row["step"] == step and key in row), None)
 
     def sync(self) -> None:
         """Until every line is on disk.

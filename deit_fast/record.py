@@ -80,6 +80,10 @@ class Record:
             self._snapshots = Snapshots(run, config.keep, ranks.device, start.step or None, self._metrics.sync)
 
     def __enter__(self) -> Record:
+        # A kill between the line of an evaluation and the file of the best weights: here they are once more.
+        line = self._metrics.find("student", self._start.step) if self._metrics else None
+        if line:
+            self.keep_if_best(self._start.step, line["student"], line.get("ema"))
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -108,7 +112,7 @@ class Record:
 
     def lacks_evaluation(self) -> bool:
         """Whether no evaluation was logged where the run continues; the same on every rank."""
-        missing = self._metrics is not None and self._metrics.lacks("student", self._start.step)
+        missing = self._metrics is not None and not self._metrics.find("student", self._start.step)
         return self._ranks.gather(missing)[0]
 
     def save(self, done: int, meter: dict[str, Any] | None) -> None:

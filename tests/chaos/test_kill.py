@@ -7,21 +7,29 @@ import pytest
 
 from deit_fast.config import Config
 from tests.chaos.runs import assert_same_run, finished, killed_again_and_again
+from tests.deit_fast.test_teacher_labels import table
+
+
+def killed_and_whole(config: Config, folder: Path, ranks: int, kills: int, seconds: float) -> None:
+    """Kill one run so many times and leave another alone, each with a label cache of its own; compare what is left."""
+    whole, killed = (
+        dataclasses.replace(config, out=str(folder / name), teacher_cache=str(folder / f"{name}_labels"))
+        for name in ("whole", "killed")
+    )
+    finished(whole, ranks, folder / "output")
+    assert killed_again_and_again(killed, ranks, folder / "attempts", kills, seconds, seed=ranks) == kills
+    assert_same_run(killed.out, whole.out)
+    steps = 3 * config.epochs
+    assert table(killed.teacher_cache, steps) == table(whole.teacher_cache, steps)
 
 
 @pytest.mark.parametrize(("ranks", "kills"), [(1, 5), (2, 4)])
 def test_killed_runs_end_with_the_same_bits(small: Config, tmp_path: Path, ranks: int, kills: int) -> None:
-    whole = dataclasses.replace(small, out=str(tmp_path / "whole"))
-    finished(whole, ranks, tmp_path / "output")
-    assert killed_again_and_again(small, ranks, tmp_path / "killed", kills, seconds=0.6, seed=ranks) == kills
-    assert_same_run(small.out, whole.out)
+    killed_and_whole(small, tmp_path, ranks, kills, seconds=0.6)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "kills"), [(1, 30), (2, 30)])
 def test_sixty_kills(small: Config, tmp_path: Path, ranks: int, kills: int) -> None:
     longer = dataclasses.replace(small, epochs=150, save_every=1, eval_every=5)
-    whole = dataclasses.replace(longer, out=str(tmp_path / "whole"))
-    finished(whole, ranks, tmp_path / "output")
-    assert killed_again_and_again(longer, ranks, tmp_path / "killed", kills, seconds=1.5, seed=10 + ranks) == kills
-    assert_same_run(longer.out, whole.out)
+    killed_and_whole(longer, tmp_path, ranks, kills, seconds=1.5)

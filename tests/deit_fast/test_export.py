@@ -151,6 +151,21 @@ def test_a_convnet_goes_to_timm_but_not_to_hugging_face(tmp_path: Path, capsys) 
     assert same_weights(load(tmp_path / "out").model, net)
 
 
+class Wavering(nn.Module):
+    """A model whose path depends on what it sees."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        means = images.mean((2, 3))
+        return means if means.sum() > 0 else -means
+
+
+def test_a_model_that_onnx_cannot_hold_is_a_sentence(official: Path, tmp_path: Path) -> None:
+    wavering = dataclasses.replace(load(official), model=Wavering().eval())
+    with pytest.raises(ValueError, match=r"torch\.onnx cannot export a Wavering \(.*\)"):
+        export.export(wavering, "onnx", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == [official]
+
+
 def test_a_wrong_export_is_noticed_and_not_handed_over(official: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     def rounded(weights: dict[str, Tensor], folder: Path) -> None:
         write({key: value.half().float() for key, value in weights.items()}, folder)

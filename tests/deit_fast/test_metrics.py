@@ -19,7 +19,7 @@ def test_lines_after_the_checkpoint_and_one_cut_off_by_a_kill_are_removed(tmp_pa
     metrics = Metrics(path, start=2)
     metrics.append({"step": 3, "loss": 0.5})
     assert lines(path) == [{"step": 1}, {"step": 2}, {"step": 3, "loss": 0.5}]
-    assert metrics.lacks("student", 2) and not metrics.lacks("loss", 3)
+    assert metrics.find("student", 2) is None and metrics.find("loss", 3) == {"step": 3, "loss": 0.5}
     assert metrics.last("loss")["step"] == 3
 
 

@@ -112,3 +112,14 @@ def test_temporary_files_of_killed_writers_are_taken_away(half_way: Config) -> N
     shutil.copytree(run / "checkpoints" / "step_00000002", run / "checkpoints" / ".step_00000006.part")
     train(half_way)
     assert not list(run.rglob(".*.part"))
+
+
+def test_a_kill_between_an_evaluations_line_and_the_best_weights_loses_neither(half_way: Config) -> None:
+    run = Path(half_way.out)
+    (run / "checkpoints" / "newest").write_text("step_00000006\n")
+    best = checkpoint.best(run)[1]
+    for file in (run / "checkpoints").glob("best*"):
+        file.unlink()
+    train(half_way)
+    again = checkpoint.best(run)[1]
+    assert again["step"] == 6 and again["top1"] <= best["top1"]
