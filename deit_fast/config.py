@@ -14,7 +14,7 @@ from deit_kernels.augment import Mix, RandAugment
 # What may change between two runs of one configuration: nothing here changes a weight by more than rounding.
 NOT_IDENTITY = (
     "out", "fresh", "gpus", "threads", "in_memory", "log_every", "eval_every", "save_every", "keep", "micro_batch",
-    "teacher_cache", "teacher_layout", "profile", "skip_limit",
+    "teacher_cache", "teacher_layout", "profile", "skip_limit", "dry_run",
 )  # fmt: skip
 
 
@@ -92,6 +92,7 @@ class Config:
     # Run
     out: str = ""  # run folder; empty: runs/<recipe>-<model>-<hash of the configuration>
     fresh: bool = False  # discard what the run folder holds and start anew
+    dry_run: bool = False  # set everything up, take a few steps, print the plan of the run; nothing is written
     gpus: int = 0  # processes, one a GPU; 0: every visible GPU
     profile: bool = False  # trace steps 10 to 19, and say where their time goes, in the run folder's profile/
     log_every: int = 20  # steps between lines of metrics.jsonl

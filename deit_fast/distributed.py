@@ -214,6 +214,11 @@ def _store(rank: int, world_size: int) -> dist.Store:
         if "EADDRINUSE" in str(error):
             raise ValueError(f"the port of {where} is in use on this machine: set MASTER_PORT to another") from error
         raise ValueError(f"rank {rank} does not reach rank 0 at {where}: check MASTER_ADDR, MASTER_PORT") from error
+    except dist.DistStoreError as error:
+        raise ValueError(
+            f"not all of the {world_size} ranks came to {where} within {_MEETING.seconds} s: see what the others "
+            f"printed, or start fewer processes"
+        ) from error
     return store
 
 
@@ -235,8 +240,8 @@ def _meet(store: dist.Store, rank: int, world_size: int, own: Introduction) -> l
         except dist.DistStoreError:
             everyone, absent = [], [name for name in names if not store.check([name])]
             finding = (
-                f"rank {', '.join(absent)} of {world_size} did not come within {_MEETING.seconds // 60} minutes: see "
-                f"what it printed, or start fewer processes"
+                f"rank {', '.join(absent)} of {world_size} did not come within {_MEETING.seconds} s: see what it "
+                f"printed, or start fewer processes"
             )
         present = [name for name in names[1:] if store.check([name])]
         store.set("finding", json.dumps([finding, [asdict(other) for other in everyone]]))

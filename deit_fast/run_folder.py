@@ -17,6 +17,7 @@ import dataclasses
 import hashlib
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,22 @@ def begin(config: Config, run: Path, data: dict[str, Any], lock: run_lock.RunLoc
         write_json(run / "data.json", data)
     except OSError as error:
         raise ValueError(f"{run} cannot be written to ({error.strerror}): type another --out") from error
+
+
+def wait_for(run: Path, seconds: float = 70.0) -> None:
+    """On another rank: until the folder that rank 0 has begun is seen here as well.
+
+    Args:
+        seconds: longer than the minute for which NFS may remember that a file was not there.
+
+    Raises:
+        ValueError: it is not seen.
+    """
+    deadline = time.monotonic() + seconds
+    while not (run / "config.json").is_file():
+        if time.monotonic() > deadline:
+            raise ValueError(f"{run} of rank 0 is not seen here: type an --out on storage that all machines share")
+        time.sleep(0.5)
 
 
 def _discard(run: Path) -> None:

@@ -35,7 +35,7 @@ from .data.order import samples
 from .distributed import Ranks
 from .label_cache import LabelCache, Labels
 from .report import Reporter
-from .teacher import load_teacher, own_image_size
+from .teacher import Teacher, load_teacher, own_image_size
 from .teacher_engine import TeacherEngine
 
 _PROBES = 16  # images of the data set whose bytes are part of the settings
@@ -121,7 +121,7 @@ class TeacherLabels:
 
 def teacher_labels(
     config: Config, spec: str, train_set: Dataset, policy: Policy, normalisation: Normalisation, steps: range,
-    ranks: Ranks, reporter: Reporter,
+    ranks: Ranks, reporter: Reporter, load: Callable[..., Teacher] = load_teacher,
 ) -> TeacherLabels:  # fmt: skip
     """The teacher that a configuration names, and its label cache.
 
@@ -130,6 +130,7 @@ def teacher_labels(
         policy: of the training images.
         normalisation: (mean, std) of the images that arrive.
         steps: that will be asked for.
+        load: makes the teacher; another for a rehearsal.
 
     Raises:
         ValueError: as `load_teacher` and `LabelCache.open`; a cache of other weights.
@@ -153,7 +154,7 @@ def teacher_labels(
             reporter.decide("teacher", "not loaded", f"every label of {spec} is in the cache")
             return TeacherLabels(None, cache, ranks.device, tau)
 
-    teacher = ranks.main_first(lambda: load_teacher(config, spec, train_set.classes, normalisation))
+    teacher = ranks.main_first(lambda: load(config, spec, train_set.classes, normalisation))
     reporter.decide("teacher", spec, f"{config.distill} labels, learnt by the {config.distill_on} head")
     own_size = own_image_size(spec, teacher.model)
     if own_size not in (None, config.image_size):

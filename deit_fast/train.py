@@ -17,14 +17,15 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from . import distributed, exit_codes, report
+from . import distributed, dry_run, exit_codes, report
 from . import run_folder as folder
 from .agreement import data_digest
 from .classifiers import classifier, normalisation
@@ -51,7 +52,7 @@ from .record import Record, Start, restore
 from .run_lock import RunLock
 from .schedule import learning_rates
 from .step import TrainingStep, precision
-from .teacher import recipe_config
+from .teacher import load_teacher, recipe_config
 from .teacher_labels import evaluation_settings, teacher_labels
 
 logger = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ def _run(config: Config, ranks: Ranks, heartbeat: Heartbeat, preemption: Preempt
         reporter.console.print(report.summary_table(finished))
         return Summary(run, finished)
     with RunLock(run) as lock:
-        ranks.main_first(lambda: folder.refuse_a_second(run, lock) if ranks.main else None)
+        ranks.main_first(lambda: folder.refuse_a_second(run, lock) if ranks.main and not config.dry_run else None)
         return _train(config, run, lock, ranks, reporter, heartbeat, preemption)
 
 
@@ -142,13 +143,17 @@ def _train(
     if (mixing := Mixing.of_rank(policy, **rows)) is not None:
         reporter.decide("mixing", *mixing.decision)
     teacher, teacher_spec = None, config.teacher
-    if (teacher_config := recipe_config(config)) is not None:
+    labels_config, load = config, load_teacher
+    if (teacher_config := recipe_config(config)) is not None and config.dry_run:
+        reporter.say(f"the teacher of the recipe {teacher_config.recipe} stays untrained: it is as fast")
+        labels_config, load = replace(config, teacher_cache=""), partial(dry_run.stand_in, teacher_config)
+    elif teacher_config is not None:
         reporter.say(f"its teacher first, by the recipe {teacher_config.recipe}")
         teacher_spec = str(_run(teacher_config, ranks, heartbeat, preemption).run)
         reporter.say(f"{config.recipe} goes on")
     if config.distill != "none":
         teacher = teacher_labels(
-            config, teacher_spec, train_set, policy, normalised, range(total_steps), ranks, reporter
+            labels_config, teacher_spec, train_set, policy, normalised, range(total_steps), ranks, reporter, load
         )
     step = TrainingStep(config, model, teacher, ranks, autocast, reporter)
     ema = step.ema
@@ -165,11 +170,13 @@ def _train(
     start = Start() if config.fresh else restore(run, ranks, step)
     if start.folder:
         reporter.decide("continue", f"from step {start.step:,}", str(start.folder))
-    ranks.agree("step", start.step, f"{run} must lie on storage that all machines share")
     if ours and (teacher is None or not teacher.live):  # nobody but the student looks at the images
         loading |= {"layout": "patches", "patch": model.config.patch_size}
     batches = TrainLoader(train_set, policy, total_steps=total_steps, start_step=start.step, **rows, **loading)
-    ranks.main_first(lambda: folder.begin(config, run, data, lock) if ranks.main else None)
+    if config.dry_run:
+        plan = dry_run.rehearse(config, run, step, batches, ranks, reporter, schedule, total_steps)
+        return Summary(run, {"plan": asdict(plan)})
+    ranks.main_first(lambda: folder.begin(config, run, data, lock) if ranks.main else folder.wait_for(run))
     ranks.training_begins()
     heartbeat.begin(run / "logs")
     reporter.decide("tensorboard", "off" if TensorBoard.missing() else run / "tensorboard", TensorBoard.missing())

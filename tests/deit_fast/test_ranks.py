@@ -3,21 +3,32 @@
 import dataclasses
 import hashlib
 import json
+import os
+import re
+import signal
+import socket
+import subprocess
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
-from deit_fast import checkpoint
+import deit_fast.train
+from deit_fast import checkpoint, distributed, heartbeat, launch, run_folder
 from deit_fast.config import Config
+from deit_fast.exit_codes import LOST, PREEMPTED
 from deit_fast.step import TrainingStep
 from deit_fast.train import main
 from tests.deit_fast.command import command_line
 from tests.deit_fast.conftest import write_images
-from tests.deit_fast.world import world
+from tests.deit_fast.world import free_port, world
 
 BATCH = 48  # rows of a step: 1, 2, 3, 4 and 8 ranks share them, in whole pairs to mix
 
@@ -50,8 +61,13 @@ class Run:
     rows: list[dict]
     seen: list
     summary: dict
-    weights: dict[str, torch.Tensor]
+    weights: dict[str, dict[str, torch.Tensor]]
     printed: list[str]
+
+
+def saved(run: str) -> dict[str, dict[str, torch.Tensor]]:
+    newest = checkpoint.newest(Path(run))
+    return {which: load_file(newest / f"{which}.safetensors") for which in ("model", "ema")}
 
 
 def train_with(ranks: int, config: Config, folder: Path) -> Run:
@@ -63,8 +79,7 @@ def train_with(ranks: int, config: Config, folder: Path) -> Run:
     run = Path(config.out)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     seen = sorted(row for rank in range(ranks) for row in json.loads((run / f"seen_{rank}.json").read_text()))
-    weights = {which: load_file(checkpoint.newest(run) / f"{which}.safetensors") for which in ("model", "ema")}
-    return Run(rows, seen, json.loads((run / "summary.json").read_text()), weights, printed)
+    return Run(rows, seen, json.loads((run / "summary.json").read_text()), saved(config.out), printed)
 
 
 @pytest.fixture(scope="module")
@@ -73,33 +88,33 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def config(folder: Path, teachers: Path) -> Config:
+def config(folder: Path, teachers: Path) -> Iterator[Config]:
     """Two epochs of two steps over 96 images, of which three are unreadable; all stages of augmentation."""
     data = write_images(folder / "data", train=32)
     for name in ("class0/3.png", "class0/11.png", "class2/5.png"):
         (data / "train" / name).write_bytes(b"no image")
     (data / "val" / "class1" / "2.png").write_bytes(b"no image")
-    return Config(
+    sys.path.insert(0, str(teachers))  # the ranks get this path
+    yield Config(
         recipe="deit", data=str(data), image_size=16, model="deit_tiny_distilled_patch16_224", patch_size=8, width=32,
         depth=2, heads=2, drop_path=0.3, rand_augment="rand-m9-mstd0.5-inc1", erase=0.5, mixup=0.8, cutmix=1.0,
         distill="soft", alpha=0.5, tau=2.0, kl_normalizer="batch", teacher="tiny_teachers:three_classes",
         epochs=2, warmup_epochs=0.5, batch_size=BATCH, lr=0.02, ema_decay=0.9, log_every=1, threads=1,
     )  # fmt: skip
+    sys.path.remove(str(teachers))
 
 
 @pytest.fixture(scope="module")
-def runs(config: Config, folder: Path, teachers: Path) -> Callable[[int], Run]:
+def runs(config: Config, folder: Path) -> Callable[[int], Run]:
     """The run of so many ranks, made once."""
     done: dict[int, Run] = {}
-    sys.path.insert(0, str(teachers))  # the ranks get this path
 
     def run(ranks: int) -> Run:
         if ranks not in done:
             done[ranks] = train_with(ranks, config, folder)
         return done[ranks]
 
-    yield run
-    sys.path.remove(str(teachers))
+    return run
 
 
 WORLDS = [2, 3, 4, 8]
@@ -146,3 +161,216 @@ def test_rank_0_prints_and_each_bad_image_is_named_by_who_met_it(runs) -> None:
     named = [line for text in printed for line in text.splitlines() if line.startswith("warning: skipped")]
     # A training image that two ranks show in different epochs is named by both.
     assert {line.rpartition("/")[2].partition(":")[0] for line in named} == {"3.png", "11.png", "5.png", "2.png"}
+
+
+@pytest.fixture
+def endless(config: Config, tmp_path: Path) -> Config:
+    """A run that lasts until something ends it."""
+    return dataclasses.replace(config, epochs=4000, eval_every=4000, save_every=10, out=str(tmp_path / "run"))
+
+
+def seen(run: str, rank: int, step: int, ranks: int) -> heartbeat.Sign:
+    """The rank's sign of life once it has come to `step`."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        for sign in heartbeat.read(Path(run) / "logs", ranks):
+            if sign.rank == rank and sign.step >= step:
+                return sign
+        time.sleep(0.05)
+    raise AssertionError(f"rank {rank} never came to step {step}")
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_killing_a_rank_ends_all_with_one_code_and_names_it(endless: Config, tmp_path: Path, victim: int) -> None:
+    with world(3, tmp_path / "printed", commanded, endless) as running:
+        sign = seen(endless.out, victim, 2, 3)
+        os.kill(sign.pid, signal.SIGKILL)
+        codes = running.wait(30)
+        printed = [running.printed(rank) for rank in range(3)]
+    assert codes == [-signal.SIGKILL if rank == victim else LOST for rank in range(3)], printed
+    (said,) = [line for text in printed for line in text.splitlines() if line.startswith("error:")]
+    assert said.startswith(f"error: rank {victim} (process {sign.pid} on {socket.gethostname()}) is gone")
+    assert re.search(r"in the stage (data|step|checkpoint) of step \d+. The same command continues", said)
+    assert said in printed[1 if victim == 0 else 0]
+    assert "Traceback" in (Path(endless.out) / "logs" / "rank_2.log").read_text()
+
+
+def test_what_one_rank_alone_meets_ends_all_with_its_code(config: Config, tmp_path: Path) -> None:
+    config = dataclasses.replace(config, bad_images="fail", out=str(tmp_path / "run"))
+    with world(4, tmp_path / "printed", commanded, config) as running:
+        assert running.wait(30) == [2] * 4
+        printed = "".join(running.printed(rank) for rank in range(4))
+    said = [line for line in printed.splitlines() if "error:" in line]
+    assert said and all("repair or remove it, or type --bad-images skip" in line for line in said)
+    assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"lr": 0.5}, "rank 1 on {host} has --lr 0.5, rank 0 0.02: type the same command on all machines"),
+        ({"flip": 3.0}, "--flip lies between 0 and 1, got 3.0 (rank 1 on {host})"),
+        ({"data": "{other}"}, "rank 1 on {host} has --data '{other}', rank 0 '{data}': type the same command"),
+    ],
+)
+def test_ranks_with_different_commands_do_not_begin(config: Config, tmp_path: Path, changes: dict, says: str) -> None:
+    names = {"host": socket.gethostname(), "other": str(tmp_path / "other"), "data": config.data}
+    changes = {name: value.format(**names) if isinstance(value, str) else value for name, value in changes.items()}
+    config = dataclasses.replace(config, out=str(tmp_path / "run"))
+    with world(2, tmp_path / "printed", commanded, config, dataclasses.replace(config, **changes)) as running:
+        assert running.wait(60) == [2, 2]
+        assert "error: " + says.format(**names) in running.printed(0)
+        assert running.printed(1) == ""
+    assert not Path(config.out).exists()
+
+
+def with_other_data(rank: int, config: Config) -> int:
+    """Rank 1's machine has fewer images under the same path."""
+    if rank == 1:
+        opened = deit_fast.train.open_dataset
+
+        def shorter(name: str):
+            train, val = opened(name)
+            train.labels = train.labels[:-1]
+            return train, val
+
+        deit_fast.train.open_dataset = shorter
+    return main(command_line(config))
+
+
+def elsewhere(rank: int, config: Config, folder: Path) -> int:
+    """Rank 1's machine has another disk under the path of --out."""
+    (folder / str(rank)).mkdir()
+    os.chdir(folder / str(rank))
+    run_folder.wait_for.__defaults__ = (1.0,)
+    return main(command_line(config))
+
+
+def impatient(rank: int, config: Config) -> int:
+    distributed._MEETING = timedelta(seconds=2)
+    return main(command_line(config))
+
+
+def test_ranks_with_different_data_do_not_begin(config: Config, tmp_path: Path) -> None:
+    config = dataclasses.replace(config, out=str(tmp_path / "run"))
+    with world(2, tmp_path / "printed", with_other_data, config) as running:
+        assert running.wait(60) == [2, 2]
+        assert "has data" in running.printed(0) and "give every machine the same files" in running.printed(0)
+        assert running.printed(1) == ""
+    assert not Path(config.out).exists()
+
+
+def test_a_run_folder_that_not_all_see_is_refused(config: Config, tmp_path: Path) -> None:
+    config = dataclasses.replace(config, out="run")
+    with world(2, tmp_path / "printed", elsewhere, config, tmp_path) as running:
+        assert running.wait(60) == [2, 2]
+        said = "error: run of rank 0 is not seen here: type an --out on storage that all machines share (rank 1 on"
+        assert said in running.printed(0)
+        assert running.printed(1) == ""
+
+
+def test_a_rank_that_does_not_come_is_no_hang(config: Config, tmp_path: Path) -> None:
+    config = dataclasses.replace(config, out=str(tmp_path / "run"))
+    with world(1, tmp_path / "printed", impatient, config, WORLD_SIZE="2") as running:
+        assert running.wait(60) == [2]
+        assert "error: not all of the 2 ranks came to localhost:" in running.printed(0)
+        assert "within 2 s: see what the others printed, or start fewer processes" in running.printed(0)
+
+
+def test_a_port_in_use_is_named(config: Config, tmp_path: Path) -> None:
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        with world(1, tmp_path / "printed", impatient, config, WORLD_SIZE="2", MASTER_PORT=str(port)) as running:
+            assert running.wait(60) == [2]
+            expected = f"error: the port of localhost:{port} is in use on this machine: set MASTER_PORT to another"
+            assert expected in running.printed(0)
+
+
+def test_a_rank_without_its_gpu_and_a_torch_without_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, value in {"WORLD_SIZE": "4", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(dist, "is_nccl_available", lambda: True)
+    assert distributed._device() == (torch.device("cuda", 1), None)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    assert "process 2 of this machine has no GPU of its own, 2 are visible" in distributed._device()[1]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert "type --nproc-per-node 1" in distributed._device()[1]
+    monkeypatch.setenv("SLURM_STEP_ID", "0")  # --gpus-per-task=1
+    assert distributed._device() == (torch.device("cuda", 0), None)
+    monkeypatch.setattr(dist, "is_nccl_available", lambda: False)
+    assert "has no NCCL" in distributed._device()[1]
+
+
+def torchrun(config: Config, *options: str) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "deit_fast.train", *command_line(config)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def assert_same_weights(mine: dict, theirs: dict) -> None:
+    for which, tensors in theirs.items():
+        assert mine[which].keys() == tensors.keys()
+        for name, value in tensors.items():
+            assert torch.equal(mine[which][name], value), (which, name)
+
+
+def test_two_machines_with_one_process_are_one_with_two(runs, config: Config, tmp_path: Path) -> None:
+    config = dataclasses.replace(config, out=str(tmp_path / "run"))
+    where = ("--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{free_port()}", "--rdzv-id", "deit")
+    agents = [
+        torchrun(config, "--nnodes", "2", "--nproc-per-node", "1", *where, "--local-addr", "localhost")
+        for _ in range(2)
+    ]
+    printed = [agent.communicate(timeout=240)[0] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], printed
+    assert_same_weights(saved(config.out), runs(2).weights)
+
+
+def test_torchrun_restarts_and_the_run_continues_by_itself(config: Config, tmp_path: Path) -> None:
+    config = dataclasses.replace(config, epochs=50, eval_every=50, save_every=10, out=str(tmp_path / "run"))
+    whole = dataclasses.replace(config, out=str(tmp_path / "whole"))
+    with world(2, tmp_path / "printed", commanded, whole) as running:
+        assert running.wait() == [0, 0]
+    agent = torchrun(config, "--standalone", "--nproc-per-node", "2", "--max-restarts", "1")
+    os.kill(seen(config.out, 1, 20, 2).pid, signal.SIGKILL)
+    printed, _ = agent.communicate(timeout=240)
+    assert agent.returncode == 0, printed
+    assert "continue   from step" in printed
+    assert_same_weights(saved(config.out), saved(whole.out))
+
+
+def failed(codes: dict[int, int], folder: Path, capsys) -> tuple[int, str]:
+    code = launch._exit_code(codes, folder, 3)
+    return code, capsys.readouterr().err
+
+
+def test_the_launcher_names_what_was_killed_and_gives_an_error_s_own_code(tmp_path: Path, capsys) -> None:
+    terminated = -signal.SIGTERM
+    assert failed({1: 2, 0: LOST, 2: terminated}, tmp_path, capsys) == (2, "")
+    assert failed({0: PREEMPTED, 1: 3, 2: PREEMPTED}, tmp_path, capsys) == (3, "")
+    assert failed({0: PREEMPTED, 1: PREEMPTED, 2: terminated}, tmp_path, capsys) == (PREEMPTED, "")
+    sign = heartbeat.Sign(1, "here", 7, "step", 57)
+    heartbeat.path(tmp_path, 1).write_text(json.dumps(dataclasses.asdict(sign)))
+    code, said = failed({0: LOST, 1: -signal.SIGKILL, 2: PREEMPTED}, tmp_path, capsys)
+    assert code == LOST
+    assert said.startswith("error: rank 1 was killed by SIGKILL in the stage step of step 57: out of memory?; the same")
+    _, said = failed({2: -signal.SIGSEGV}, tmp_path, capsys)
+    assert said.startswith("error: rank 2 was killed by SIGSEGV while setting up; the same command continues")
+
+
+@pytest.mark.slow
+def test_our_own_launcher_ends_all_when_one_is_killed(endless: Config, monkeypatch, capfd) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    logs = Path(endless.out) / "logs"
+    killer = threading.Thread(target=lambda: os.kill(seen(endless.out, 1, 2, 2).pid, signal.SIGKILL))
+    killer.start()
+    assert launch.launch(command_line(endless), 2, logs) == LOST
+    killer.join()
+    assert time.time() - heartbeat.read(logs, 2)[1].written < 30
+    err = capfd.readouterr().err
+    assert "error: rank 1 was killed by SIGKILL in the stage" in err and err.count("error: rank") == 1
