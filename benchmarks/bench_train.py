@@ -50,6 +50,8 @@ from deit_fast.step import TrainingStep
 from deit_fast.teacher import Teacher
 from deit_fast.teacher_engine import TeacherEngine
 
+pytestmark = pytest.mark.benchmark(group="train")
+
 CLASSES, SIZE, STEPS, DECAY, LR = 1000, 224, 2, 0.99996, 1e-3
 ROWS = 256 if ON_CARD else 4
 TEACHER = "regnety_160" if ON_CARD else "regnety_008"

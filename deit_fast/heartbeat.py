@@ -16,8 +16,10 @@ import json
 import logging
 import os
 import socket
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -199,11 +201,22 @@ class Heartbeat:
             if os.getppid() != parent and "TORCHELASTIC_RUN_ID" in os.environ:
                 logger.error("the launcher of this process is gone, so it ends too")
                 os._exit(1)
-            if self._sign.rank == 0 and self._world_size > 1:
-                slow = waited_for(read(self._folder, self._world_size), time.time())
+            if self._sign.rank == 0:
+                # Alone, it needs no file: the disk may be what hangs.
+                signs = read(self._folder, self._world_size) if self._world_size > 1 else [self._sign]
+                slow = waited_for(signs, time.time(), WAITED_FOR)
                 if slow and slow[0].progress != said:
                     said = slow[0].progress
                     logger.warning(sentence(slow, time.time(), self._world_size))
+                    if self._sign in slow:
+                        logger.info("where its threads are:\n%s", threads())
+
+
+def threads() -> str:
+    """The stack of every thread of this process, the newest call last."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    frames = sys._current_frames().items()
+    return "\n".join(f"{names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}" for ident, frame in frames)
 
 
 def waited_for(signs: Sequence[Sign], now: float, limit: float = WAITED_FOR) -> list[Sign]:
@@ -222,7 +235,8 @@ def sentence(slow: list[Sign], now: float, world_size: int) -> str:
     first = slow[0]
     seconds = f"for {now - first.since:.0f} s"
     if len(slow) == world_size:
-        return f"every rank has been in the stage {first.stage} of step {first.step} {seconds}"
+        who = "every rank" if world_size > 1 else "the training"
+        return f"{who} has been in the stage {first.stage} of step {first.step} {seconds}"
     silent = " and gives no sign of life" if now - first.written > 10 * SECONDS else ""
     others = f", and {len(slow) - 1} more," if len(slow) > 1 else ""
     return f"{first}{others} has been in the stage {first.stage} of step {first.step} {seconds}{silent}; others wait"

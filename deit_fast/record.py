@@ -69,7 +69,7 @@ class Record:
 
     def __init__(self, config: Config, run: Path, ranks: Ranks, step: TrainingStep, start: Start) -> None:
         self._config, self._ranks, self._step, self._start = config, ranks, step, start
-        self._began = time.perf_counter()
+        self._began, self._last = time.perf_counter(), start.step or None  # the step whose checkpoint is due
         self._metrics: Metrics | None = None
         self._curves: TensorBoard | None = None
         self._snapshots: Snapshots | None = None
@@ -117,6 +117,7 @@ class Record:
 
     def save(self, done: int, meter: dict[str, Any] | None) -> None:
         """The checkpoint after `done` steps; weights may change as soon as this returns."""
+        self._last = done
         if self._snapshots:
             step = self._step
             average = step.ema.module if step.ema else None
@@ -136,11 +137,17 @@ class Record:
         return self._metrics.last("loss") if self._metrics else {}
 
     def finish(self) -> None:
-        """Until everything is on disk.
+        """Until everything is on disk, the last weights above all.
 
         Raises:
             OSError: the disk refuses.
         """
         if self._metrics and self._snapshots:
             self._snapshots.wait()
+            if self._snapshots.saved != self._last:
+                before = "the start" if self._snapshots.saved is None else f"step {self._snapshots.saved}"
+                raise OSError(
+                    f"the weights of step {self._last} are not on disk ({self._snapshots.failures[-1]}): make room, "
+                    f"and the same command goes on from {before}"
+                )
             self._metrics.sync()

@@ -3,19 +3,25 @@
 import dataclasses
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from deit_fast.classifiers import IMAGENET_NORMALISATION
 from deit_fast.config import Config
 from deit_fast.data import IGNORE, Batch
 from deit_fast.distributed import Ranks
+from deit_fast.label_cache import LabelCache
 from deit_fast.meter import Meter, Scale
 from deit_fast.model import create_model
 from deit_fast.report import Reporter
 from deit_fast.step import TrainingStep, precision, slices
+from deit_fast.teacher import Teacher
+from deit_fast.teacher_engine import TeacherEngine
+from deit_fast.teacher_labels import TeacherLabels
 from deit_kernels import MixedTarget
 
 ROWS, CLASSES = 12, 5
@@ -185,6 +191,47 @@ def test_a_steady_step_never_waits_for_the_device(changes: dict, mixed: bool, mi
         with NoWaiting():
             meter.add(step(batch(4, mixed), 0.02))
     assert meter.row(5, 0.5, 0.02)["loss"] > 0
+
+
+@pytest.mark.parametrize("replayed", [False, True], ids=["filling a cache", "from a cache"])
+def test_neither_the_teacher_nor_its_cache_waits_for_the_device(tmp_path: Path, replayed: bool) -> None:
+    engine = TeacherEngine(Teacher(teacher(), IMAGENET_NORMALISATION), image_size=16, device=ALONE.device)
+    options = {"classes": CLASSES, "top_k": None, "tau": 1.0, "say": print, "repair": True}
+    cache = LabelCache.open(tmp_path, {}, range(ROWS), **options)
+    with TeacherLabels(engine, cache, ALONE.device) as labels:
+        expected = [labels(batch(number)) for number in range(3)]
+    if replayed:
+        labels = TeacherLabels(None, LabelCache.open(tmp_path, {}, range(ROWS), **options), ALONE.device)
+        assert torch.equal(labels(batch(0)), expected[0])
+    step = TrainingStep(CONFIG, student(), labels, ALONE, nullcontext(), Reporter(False))
+    step(batch(1), 0.01)
+    with NoWaiting():
+        step(batch(2), 0.01)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", ["off", "on"])
+def test_on_a_card_a_steady_step_never_waits(compiled: str) -> None:
+    device = torch.device("cuda", torch.cuda.current_device())
+    ranks = dataclasses.replace(ALONE, device=device)
+    own = Teacher(teacher(), IMAGENET_NORMALISATION)
+    engine = TeacherEngine(own, image_size=16, device=device, compiled=compiled == "on")
+    config = dataclasses.replace(CONFIG, compile=compiled)
+    autocast = torch.autocast("cuda", torch.bfloat16)
+    step = TrainingStep(
+        config, student().to(device), TeacherLabels(engine, None, device), ranks, autocast, Reporter(False)
+    )
+    batches = [batch(number) for number in range(6)]
+    batches = [each._replace(images=each.images.to(device), labels=each.labels.to(device)) for each in batches]
+    batches = [each._replace(target=each.labels) for each in batches]
+    with step.steady():
+        for each in batches[:5]:
+            step(each, 0.01)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            step(batches[5], 0.02)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 def test_the_guard_sees_what_waits() -> None:
