@@ -191,7 +191,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tiny: Config, capsys, tmp_path: 
     diverging = dataclasses.replace(
         config, distill="none", teacher="", model="deit_tiny_patch16_224", weight_decay=99.0
     )
-    with pytest.raises(Diverged, match="try half the rate, --lr 50"):
+    with pytest.raises(Diverged, match="try half of it, --lr 50"):
         train(diverging)
     assert main(command_line(dataclasses.replace(diverging, out=str(tmp_path / "again")))) == 3
     assert re.search(
