@@ -141,8 +141,7 @@ class TrainingStep:
         if self._steps == 1 and self._ranks.world_size > 1:
             self._fit(batch)
         elif self._steps == _WARM_UP_STEPS:
-            gc.collect()
-            gc.freeze()
+            gc.freeze()  # without a collection before it, which hung with compiled models among ranks (torch 2.14)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         counted = self._counted(batch)
