@@ -141,14 +141,14 @@ class TrainingStep:
         if self._steps == 1 and self._ranks.world_size > 1:
             self._fit(batch)
         elif self._steps == _WARM_UP_STEPS:
-            gc.collect()
-            gc.freeze()
+            gc.freeze()  # without a collection before it, which hung with compiled models among ranks (torch 2.14)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         counted = self._counted(batch)
         self._statistics.remember()
         while (losses := self._gradients(batch, counted)) is None:
             self._halve()
+            self._statistics.restore_unless(torch.zeros((), dtype=torch.bool, device=self._ranks.device))
         with record_function("optimiser"):
             return self._update(losses)
 

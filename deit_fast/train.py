@@ -17,43 +17,32 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from . import distributed, dry_run, exit_codes, report
 from . import run_folder as folder
-from .agreement import data_digest
-from .classifiers import classifier, normalisation
 from .cluster import adopt_slurm
 from .config import Config
-from .data import BadImage, EvalLoader, TrainLoader, open_dataset
-from .data.mixing import Mixing
-from .data.order import steps_per_epoch
+from .data import BadImage
 from .distributed import Ranks
 from .durable import write_file, write_json
-from .evaluate import Scores, evaluate
+from .evaluate import Scores
 from .heartbeat import Heartbeat, RankLost
 from .launch import LAUNCHED, launch
 from .logs import TensorBoard
 from .meter import Meter, Scale
-from .model import VisionTransformer
 from .optimizer import all_finite
-from .policies import evaluation_policy, training_policy
 from .predictions import headline
 from .preemption import Preempted, Preemption
+from .preparation import prepare
 from .profiling import StepProfile
 from .recipes import parse
-from .record import Record, Start, restore
+from .record import Record
 from .run_lock import RunLock
-from .schedule import learning_rates
-from .step import TrainingStep, precision
-from .teacher import load_teacher, recipe_config
-from .teacher_labels import evaluation_settings, teacher_labels
 
 logger = logging.getLogger(__name__)
 
@@ -106,90 +95,23 @@ def _train(
     config: Config, run: Path, lock: RunLock, ranks: Ranks, reporter: report.Reporter, heartbeat: Heartbeat,
     preemption: Preemption,
 ) -> Summary:  # fmt: skip
-    # Everything that can be wrong with the command or the data is found before anything long or lasting.
-    reporter.say(f"{config.recipe}: {config.model} on {config.data}, in {run}")
-    for decision in ranks.decisions():
-        reporter.decide(*decision)
-    autocast = precision(config, ranks.device, reporter)
-    train_set, val_set = ranks.main_first(lambda: open_dataset(config.data))
-    data = folder.describe(train_set, val_set)
-    ranks.agree("data", data_digest(data, train_set, val_set), "give every machine the same files")
-    if not config.fresh:
-        ranks.main_first(lambda: folder.check_data(run, data))
-    epoch_steps = steps_per_epoch(
-        len(train_set), config.batch_size, order=config.order, repeats=config.repeats, world_size=ranks.world_size
-    )
-    total_steps = config.epochs * epoch_steps
-    classes = train_set.classes
-    counts = f"{len(train_set):,} training and {len(val_set):,} validation images, {len(classes)} classes"
-    reporter.decide("data", counts)
-    reporter.decide("steps", f"{total_steps:,}", f"{config.epochs} epochs of {len(train_set):,} // {config.batch_size}")
-    if config.order == "official":
-        reporter.decide("order", "official", f"its lists for {ranks.world_size} processes; for others they differ")
-    torch.manual_seed(config.seed)
-    model = ranks.main_first(lambda: classifier(config, len(classes)))
-    ours = isinstance(model, VisionTransformer)
-    _check_heads(config, ours and model.config.distilled)
-    model.to(ranks.device)
-    if ranks.device.type == "cpu" and any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
-        model.to(memory_format=torch.channels_last)
-        reporter.decide("layout", "channels_last", "ConvNets train faster so on a CPU")
-    normalised = normalisation(model)
-    policy, eval_policy = training_policy(config, normalised), evaluation_policy(config, normalised)
-    rows = {
-        "data_seed": config.data_seed, "batch_size": config.batch_size, "repeats": config.repeats,
-        "order": config.order, "rank": ranks.rank, "world_size": ranks.world_size,
-    }  # fmt: skip
-    if (mixing := Mixing.of_rank(policy, **rows)) is not None:
-        reporter.decide("mixing", *mixing.decision)
-    teacher, teacher_spec = None, config.teacher
-    labels_config, load = config, load_teacher
-    if (teacher_config := recipe_config(config)) is not None and config.dry_run:
-        reporter.say(f"the teacher of the recipe {teacher_config.recipe} stays untrained: it is as fast")
-        labels_config, load = replace(config, teacher_cache=""), partial(dry_run.stand_in, teacher_config)
-    elif teacher_config is not None:
-        reporter.say(f"its teacher first, by the recipe {teacher_config.recipe}")
-        teacher_spec = str(_run(teacher_config, ranks, heartbeat, preemption).run)
-        reporter.say(f"{config.recipe} goes on")
-    if config.distill != "none":
-        teacher = teacher_labels(
-            labels_config, teacher_spec, train_set, policy, normalised, range(total_steps), ranks, reporter, load
-        )
-    step = TrainingStep(config, model, teacher, ranks, autocast, reporter)
-    ema = step.ema
-    schedule = learning_rates(config, epoch_steps, step.peak_lr)
+    def train_first(teacher_config: Config) -> Path:
+        return _run(teacher_config, ranks, heartbeat, preemption).run
 
-    loading = {
-        "threads": config.threads or ranks.cores, "bad_images": config.bad_images, "in_memory": config.in_memory,
-        "exif_orientation": config.exif_orientation, "device": ranks.device,
-    }  # fmt: skip
-    eval_batches = EvalLoader(
-        val_set, eval_policy, batch_size=min(256, config.batch_size), rank=ranks.rank, world_size=ranks.world_size,
-        **loading,
-    )  # fmt: skip
-    start = Start() if config.fresh else restore(run, ranks, step)
-    if start.folder:
-        reporter.decide("continue", f"from step {start.step:,}", str(start.folder))
-    if ours and (teacher is None or not teacher.live):  # nobody but the student looks at the images
-        loading |= {"layout": "patches", "patch": model.config.patch_size}
-    batches = TrainLoader(train_set, policy, total_steps=total_steps, start_step=start.step, **rows, **loading)
+    prepared = prepare(config, run, ranks, reporter, train_first)
+    step, teacher, batches, schedule = prepared.step, prepared.teacher, prepared.batches, prepared.schedule
+    epoch_steps, total_steps, start = prepared.epoch_steps, prepared.total_steps, prepared.start
     if config.dry_run:
         plan = dry_run.rehearse(config, run, step, batches, ranks, reporter, schedule, total_steps)
         return Summary(run, {"plan": asdict(plan)})
-    ranks.main_first(lambda: folder.begin(config, run, data, lock) if ranks.main else folder.wait_for(run))
+    ranks.main_first(lambda: folder.begin(config, run, prepared.data, lock) if ranks.main else folder.wait_for(run))
     ranks.training_begins()
     heartbeat.begin(run / "logs")
     reporter.decide("tensorboard", "off" if TensorBoard.missing() else run / "tensorboard", TensorBoard.missing())
 
-    def evaluated() -> tuple[Scores, Scores | None]:
-        for module in (model, ema.module) if ema else (model,):
-            ranks.same_buffers(module)
-        average = evaluate(ema.module, eval_batches, ranks, autocast) if ema else None
-        return evaluate(model, eval_batches, ranks, autocast), average
-
     def end_epoch(done: int) -> tuple[Scores, Scores | None]:
         heartbeat.at("evaluation")
-        scores = evaluated()
+        scores = prepared.evaluate()
         record.log({"step": done, "student": scores[0], "ema": scores[1]})
         record.keep_if_best(done, *scores)
         if line := record.last_line():
@@ -197,17 +119,14 @@ def _train(
             reporter.say(report.epoch_line(done // epoch_steps, config.epochs, line, *scores, head))
         return scores
 
-    teacher_scores = None
-    if teacher:
-        settings = evaluation_settings(eval_policy, data)
-        teacher_scores = teacher.scores(lambda own: evaluate(own, eval_batches, ranks)["cls"], settings, ranks.main)
+    teacher_scores = prepared.evaluate_teacher()
     scores: tuple[Scores, Scores | None] | None = None
     row: dict[str, Any] = {}
     named = 0  # unreadable images named so far
-    meter = Meter(step, batches, ranks, Scale.of(config, total_steps, step, ranks, autocast))
+    meter = Meter(step, batches, ranks, Scale.of(config, total_steps, step, ranks, prepared.autocast))
     meter.load(start.meter)
     record = Record(config, run, ranks, step, start)
-    model.train(config.train_mode == "train")
+    step.model.train(config.train_mode == "train")
     with (
         record,
         reporter.progress(config.recipe, start.step, total_steps) as advance,
@@ -243,12 +162,13 @@ def _train(
             meter.pause()
             if save_now or stopped_by:
                 heartbeat.at("checkpoint")
-                if not all_finite(model):
+                if not all_finite(step.model):
                     raise _diverged(config, "a weight is no number", done, record)
                 if teacher:
                     teacher.flush()
                 record.save(done, meter.state())
             if stopped_by:
+                record.finish()
                 raise Preempted(stopped_by, done)
             if _evaluates(config, done, epoch_steps):
                 scores = end_epoch(done)
@@ -256,10 +176,11 @@ def _train(
             heartbeat.at("data", done)
 
     # A run that was killed between its last checkpoint and its summary has nothing left to train.
-    student_scores, ema_scores = scores or evaluated()
+    student_scores, ema_scores = scores or prepared.evaluate()
     result = {"teacher": teacher_scores, "student": student_scores, "ema": ema_scores}
-    _name_bad_images(eval_batches.bad_images, 0)
-    skipped = {path for paths in ranks.gather([*batches.bad_images, *eval_batches.bad_images]) for path in paths}
+    _name_bad_images(prepared.eval_batches.bad_images, 0)
+    bad_images = [*batches.bad_images, *prepared.eval_batches.bad_images]
+    skipped = {path for paths in ranks.gather(bad_images) for path in paths}
     if skipped:
         reporter.say(f"{len(skipped)} unreadable images were skipped; they are named above")
     reporter.say(f"loader: {batches.seconds}")
@@ -293,22 +214,6 @@ def _name_bad_images(bad_images: dict[str, str], named: int) -> int:
     for path, reason in [*bad_images.items()][named:]:
         logger.warning(f"skipped an unreadable image: {path}: {reason}")
     return len(bad_images)
-
-
-def _check_heads(config: Config, distilled: bool) -> None:
-    """The model has the heads that the configuration trains, and no other."""
-    on_token = config.distill != "none" and config.distill_on == "token"
-    if on_token and not distilled:
-        raise ValueError(
-            f"{config.model} has no distillation token to learn from the teacher: type --distill-on class, "
-            f"--distill none, or a model with _distilled in its name"
-        )
-    if distilled and not on_token and config.train_mode == "train":
-        plain = config.model.replace("_distilled", "")
-        raise ValueError(
-            f"the distillation token of {config.model} would never be trained with --distill {config.distill}"
-            f"{'' if config.distill == 'none' else ' --distill-on class'}: type --model {plain}"
-        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

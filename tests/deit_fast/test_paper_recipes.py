@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import deit_fast.train
+import deit_fast.preparation
 from deit_fast import create_model, report
 from deit_fast.checkpoint import newest
 from deit_fast.config import Config
@@ -205,7 +205,7 @@ def test_official_the_logits_are_averaged_and_in_the_paper_the_softmaxes(tiny: C
     for name in ("official", "paper"):
         config = small(name, tiny, pretrained)
         torch.manual_seed(0)
-        model = deit_fast.train.classifier(config, 3).eval()
+        model = deit_fast.preparation.classifier(config, 3).eval()
         assert isinstance(model, VisionTransformer)
         cls_logits, dist_logits = (2 * head for head in model.heads(images))
         mean = (cls_logits + dist_logits) / 4 if name == "official" else None

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-import deit_fast.train
+import deit_fast.preparation
 from deit_fast import checkpoint, distributed, heartbeat, launch, run_folder
 from deit_fast.config import Config
 from deit_fast.exit_codes import LOST, PREEMPTED
@@ -227,14 +227,14 @@ def test_ranks_with_different_commands_do_not_begin(config: Config, tmp_path: Pa
 def with_other_data(rank: int, config: Config) -> int:
     """Rank 1's machine has fewer images under the same path."""
     if rank == 1:
-        opened = deit_fast.train.open_dataset
+        opened = deit_fast.preparation.open_dataset
 
         def shorter(name: str):
             train, val = opened(name)
             train.labels = train.labels[:-1]
             return train, val
 
-        deit_fast.train.open_dataset = shorter
+        deit_fast.preparation.open_dataset = shorter
     return main(command_line(config))
 
 

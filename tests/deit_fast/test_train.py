@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import deit_fast.train
+import deit_fast.preparation
 from deit_fast import checkpoint
 from deit_fast.classifiers import normalisation
 from deit_fast.config import Config
@@ -210,13 +210,13 @@ def test_the_seed_alone_decides_the_initialisation(tiny: Config, tmp_path: Path)
 def test_the_loaders_get_the_models_normalisation_and_the_flags(tiny: Config, monkeypatch) -> None:
     policies = []
     for name in ("TrainLoader", "EvalLoader"):
-        loader = getattr(deit_fast.train, name)
+        loader = getattr(deit_fast.preparation, name)
 
         def recorded(dataset, policy, *, loader=loader, **options):
             policies.append(policy)
             return loader(dataset, policy, **options)
 
-        monkeypatch.setattr(deit_fast.train, name, recorded)
+        monkeypatch.setattr(deit_fast.preparation, name, recorded)
     half = (0.5, 0.5, 0.5)
     config = dataclasses.replace(
         tiny, model="test_resnet", distill="none", teacher="", patch_size=0, width=0, depth=0, heads=0,
