@@ -11,7 +11,8 @@ them. Top-1 on ImageNet, ReaL and ImageNet-V2 and the V100's images/s are the pa
 marked so; a run's accuracy is its own, on its own data. On a machine that others use too even ratios are rough: the
 file holds the slowest round beside the fastest.
 The same command measures a GPU; none has been measured yet. benchmarks/results/tradeoff-cpu.json took 17 minutes on one
-thread of a busy AMD EPYC (torch 2.14.1, timm 1.0.31, 2026-11-24).
+thread of a busy AMD EPYC (torch 2.14.1, timm 1.0.31, 2026-11-24); how busy shows in DeiT-Ti, which came out a third
+slower than DeiT-Ti⚗, the same network with one token more.
 """
 
 from __future__ import annotations
@@ -222,15 +223,14 @@ def _row(label: str, measured: Measured, network: Network, own: dict[str, Any] |
 
 
 def _own(trained: Any) -> dict[str, Any] | None:
-    """The accuracy of a finished run, and on what."""
-    if trained.summary is None or trained.config is None:
+    """The accuracy of a finished run's weights, and on what."""
+    if not trained.scores or trained.config is None:
         return None
-    best = max(
-        scores["fused" if "fused" in scores else "cls"]["top1"]
-        for scores in (trained.summary["student"], trained.summary["ema"])
-        if scores
-    )
-    return {"top1": best, "data": trained.config.data, "classes": len(trained.classes)}
+    return {
+        "top1": trained.scores["fused" if "fused" in trained.scores else "cls"]["top1"],
+        "data": trained.config.data,
+        "classes": len(trained.classes),
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

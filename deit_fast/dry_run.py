@@ -120,7 +120,7 @@ def rehearse(
     Raises:
         ValueError: the loss of the first steps is no number.
     """
-    step.model.train()
+    step.model.train(config.train_mode == "train")
     batches.seek(0)  # the speed of any steps: a run that is almost done has few left
     stream = _endless(batches)
     for batch in islice(stream, 2):

@@ -153,6 +153,8 @@ def _open(settings: Settings) -> tuple[Subjects, list[tuple[Dataset, NDArray[np.
     for target in filter(None, (settings.json, settings.confusion)):
         if not Path(target).absolute().parent.is_dir():
             raise ValueError(f"{target} cannot be written: there is no folder {Path(target).absolute().parent}")
+        if Path(target).is_dir():
+            raise ValueError(f"{target} is a folder: type the name of a file in it, such as {Path(target) / 'scores'}")
     subjects = open_subjects(settings.models, settings.architecture, settings.image_size, settings.crop_ratio)
     specs = [part for spec in settings.data or (subjects.data,) if spec for part in variants(spec)]
     if not specs:
@@ -174,6 +176,11 @@ def _open(settings: Settings) -> tuple[Subjects, list[tuple[Dataset, NDArray[np.
         except ValueError as error:
             hint = "" if settings.teacher else "; type --teacher - to evaluate without it"
             raise ValueError(f"{error}{hint}") from error
+        if "teacher" in subjects.models:
+            raise ValueError(
+                f"one of {' '.join(settings.models)} is called teacher, as is {spec}, from which {settings.models[0]} "
+                f"learned: type --teacher - to leave that one out"
+            )
         subjects.models["teacher"], subjects.sources["teacher"] = teacher, spec
     return subjects, list(zip(sets, real, strict=True))
 

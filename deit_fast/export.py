@@ -78,6 +78,15 @@ def export(trained: Trained, to: str, out: Path) -> float:
         raise ValueError(f"--out {out} is a folder of several files: type --out {out.with_suffix('')}")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ValueError(f"{out} is there already: type another --out, or remove it")
+    parent = next(folder for folder in out.absolute().parents if folder.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK)):
+        raise ValueError(f"{out} cannot be written: {parent} is no folder that you may write to, type another --out")
+    model = trained.model
+    if to != "onnx" and isinstance(model, VisionTransformer) and model.config.distilled and model.fusion != "logits":
+        raise ValueError(
+            f"{form.library} averages the logits of both tokens, and this run has --fusion {model.fusion}: "
+            f"type --to onnx, which keeps that"
+        )
     require(form.packages, f"--to {to}")
     partial = out.absolute().with_name(f".{out.name}.{os.getpid()}.part")
     partial.mkdir(parents=True)

@@ -48,6 +48,8 @@ def fill(config: Config) -> int:
     config.check()
     if not config.teacher_cache:
         raise ValueError("where to? Type --teacher-cache FOLDER")
+    if config.dry_run:
+        raise ValueError("--dry-run writes nothing, so it fills no cache: type it after python -m deit_fast.train")
     with ranks(config) as group:
         return _fill(config, group, Reporter(group.main))
 

@@ -179,7 +179,8 @@ class Heartbeat:
     def _end(self, code: int | None) -> None:
         if self._folder is not None:
             self._ended.set()
-            self._thread.join()
+            if self._thread.ident is not None:  # a signal may come before it is started
+                self._thread.join()
             self._sign.code = code
             self._write()
 

@@ -72,7 +72,7 @@ class LabelCache:
 
     Attributes:
         folder: where it lies.
-        writes: False after the disk refused a piece.
+        writes: False after the disk refused a piece, and while a run is only rehearsed: nothing is written then.
     """
 
     def __init__(
@@ -193,12 +193,12 @@ class LabelCache:
             stacked = Labels(*(None if parts[0] is None else np.stack(parts) for parts in zip(*rows, strict=True)))
             try:
                 piece = _write(self.folder, steps, self._rows, stacked)
-            except OSError as error:
+            except (OSError, SafetensorError) as error:
                 self.writes = False
                 self._pending.clear()
                 self._say(
                     f"the labels of steps {steps.start} to {steps.stop - 1} could not be written to {self.folder} "
-                    f"({error.strerror}): the run goes on without writing more; what was written stays"
+                    f"({error}): the run goes on without writing more; what was written stays"
                 )
                 return
             self._pieces[steps.start // PIECE_STEPS].append(piece)
@@ -233,6 +233,8 @@ class LabelCache:
         return durable.read_json(path) if path.exists() else {}
 
     def _keep(self, **facts: Any) -> None:
+        if not self.writes:
+            return
         try:
             durable.write_json(self.folder / _TEACHER, {**self._teacher(), **facts})
         except OSError as error:

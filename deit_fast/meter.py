@@ -90,13 +90,14 @@ class Meter:
     def state(self) -> dict[str, Any]:
         """What was added up since the last row, over all ranks, as JSON values."""
         sums = self._ranks.total(self._sums.clone()).tolist()
-        return {"sums": sums, "steps": self._steps, "skipped": self._skipped.state()}
+        return {"sums": sums, "ranks": self._ranks.world_size, "steps": self._steps, "skipped": self._skipped.state()}
 
     def load(self, state: dict[str, Any] | None) -> None:
         """Go on from another meter's `state`, also with another number of ranks."""
         if state is not None:
             if self._ranks.main:  # the sums are those of all ranks, and are added up again
-                self._sums += torch.tensor(state["sums"], dtype=torch.float64, device=self._sums.device)
+                sums = torch.tensor(state["sums"], dtype=torch.float64, device=self._sums.device)
+                self._sums += sums * (self._ranks.world_size / state["ranks"])  # of each rank's losses the mean counts
             self._steps = self._not_timed = state["steps"]
             self._skipped.load(state["skipped"])
 

@@ -33,6 +33,12 @@ _HEADS = {
     "fused": "mean of both",
     "softmax": "mean of both softmaxes",
 }
+_FUSED = {
+    "logits": "whose logits are averaged",
+    "softmax": "whose softmaxes are averaged",
+    "cls": "of which the class token answers",
+    "dist": "of which the distillation token answers",
+}
 _PATHS = ("data", "teacher", "weights")  # of which only the name is told, not the folders above it
 _NAMED_CLASSES = 20  # more are counted, not listed
 
@@ -145,7 +151,7 @@ def _model(trained: Trained) -> str:
     if not isinstance(model, VisionTransformer):
         return f"A {type(model).__name__} of timm: {about}"
     sizes = model.config
-    kind = "with a class token and a distillation token, whose logits are averaged" if sizes.distilled else "plain"
+    kind = f"with a class token and a distillation token, {_FUSED[model.fusion]}" if sizes.distilled else "plain"
     return (
         f"A DeiT ([arXiv 2012.12877](https://arxiv.org/abs/2012.12877)), {kind}: {about} {sizes.depth} blocks, width "
         f"{sizes.width}, {sizes.heads} heads, patches of {sizes.patch_size} pixels."
@@ -193,10 +199,9 @@ def _metrics(trained: Trained) -> str:
             f"Top-1 {top1} %, top-5 {top5} % on ImageNet's 50,000 validation images, as facebookresearch/deit's README "
             f"reports it for this file, which it is by its sha256. Not measured again here."
         )
-    if trained.summary is None:
+    scores = trained.scores
+    if trained.summary is None or not scores:
         return "None is known for these weights."
-    which = "ema" if "moving average" in trained.source else "student"
-    scores: dict[str, Any] = trained.summary[which]
     lines = ["| head | top-1 | top-5 | cross-entropy |", "|---|---|---|---|"]
     for key, label in _HEADS.items():
         if key in scores:

@@ -27,11 +27,24 @@ def parameter_groups(model: nn.Module, weight_decay: float, decay_dist_token: bo
 
 
 def create_optimizer(config: Config, model: nn.Module, lr: float) -> torch.optim.Optimizer:
-    """AdamW (betas 0.9 and 0.999, eps 1e-8), or SGD with Nesterov momentum 0.9, as timm 0.3.2 makes them by default."""
+    """AdamW (betas 0.9 and 0.999, eps 1e-8), or SGD with Nesterov momentum 0.9, as timm 0.3.2 makes them by default.
+
+    Moments are there, and 0, from the start. torch makes them in the first step: later than memory is tried out, and
+    SGD's of whatever fresh memory holds where that step is left out. The bits of every step are torch's.
+    """
     groups = parameter_groups(model, config.weight_decay, config.decay_dist_token)
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True, fused=True)
-    return torch.optim.AdamW(groups, lr=lr, fused=True)
+        optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True, fused=True)
+    else:
+        optimizer = torch.optim.AdamW(groups, lr=lr, fused=True)
+    for parameter in model.parameters():
+        if config.optimizer == "sgd":
+            moments = {"momentum_buffer": torch.zeros_like(parameter)}
+        else:
+            moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+            moments["step"] = torch.zeros((), device=parameter.device)
+        optimizer.state[parameter].update(moments)
+    return optimizer
 
 
 class MovingAverage:

@@ -122,6 +122,10 @@ def run(given: argparse.Namespace) -> int:
     for name, value in (("--top", given.top), ("--batch-size", given.batch_size)):
         if value < 1:
             raise ValueError(f"{name} is 1 or more, got {value}")
+    if given.attention and (Path(given.attention).is_dir() or not Path(given.attention).absolute().parent.is_dir()):
+        raise ValueError(
+            f"--attention {given.attention} cannot be written: type the name of a PNG in a folder that exists"
+        )
     paths = image_paths(given.images)  # before the model, which takes longer to load
     trained = load(given.model, architecture=given.architecture, **({"heads": given.heads} if given.heads else {}))
     print(f"model: {trained.source}", file=sys.stderr)

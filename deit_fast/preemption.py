@@ -34,6 +34,7 @@ import torch.distributed as dist
 
 from . import exit_codes
 from .distributed import Ranks
+from .heartbeat import RankLost
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 AGREE_EVERY = 2.0  # seconds: schedulers kill about 30 s after the signal
@@ -70,9 +71,15 @@ class Preemption:
             self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
         return self
 
-    def __exit__(self, *_error: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        """
+        Raises:
+            Preempted: this rank was signalled in its training and another, still setting up, has ended by the signal.
+        """
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._number and isinstance(error, RankLost):
+            raise Preempted(self._number) from error
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self._ranks is None:

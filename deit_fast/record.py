@@ -137,7 +137,8 @@ class Record:
         return self._metrics.last("loss") if self._metrics else {}
 
     def finish(self) -> None:
-        """Until everything is on disk, the last weights above all.
+        """Until everything is on disk, the last weights above all; on every rank, since launchers stop the others
+        soon after the first that leaves.
 
         Raises:
             OSError: the disk refuses.
@@ -151,3 +152,4 @@ class Record:
                     f"and the same command goes on from {before}"
                 )
             self._metrics.sync()
+        self._ranks.wait()

@@ -61,6 +61,7 @@ class Settings:
     data: str = "photos"
     seeds: int = 5
     epochs: int = 0
+    batch_size: int = 0
     out: str = ""
     threads: int = 0
 
@@ -73,6 +74,10 @@ class Settings:
             raise ValueError(f"--seeds {self.seeds} trains nothing: type --seeds 5, or at least 1")
         if self.epochs < 0:
             raise ValueError(f"--epochs {self.epochs}: type the number of passes, or leave it out for the recipe's")
+        if self.batch_size < 0:
+            raise ValueError(
+                f"--batch-size {self.batch_size}: type a number of images, or leave it out for the recipe's"
+            )
 
 
 @dataclass(frozen=True)
@@ -162,7 +167,7 @@ def _run(settings: Settings, config: Config, name: str) -> Config:
     """A configuration with its place, on this data, evaluated at its end only."""
     return dataclasses.replace(
         config, data=settings.data, threads=settings.threads, eval_every=config.epochs, save_every=0, keep=1,
-        out=str(settings.folder() / name),
+        batch_size=settings.batch_size or config.batch_size, out=str(settings.folder() / name),
     )  # fmt: skip
 
 
@@ -182,6 +187,9 @@ def parser() -> argparse.ArgumentParser:
     much = parser.add_argument_group("how much of it")
     much.add_argument("--seeds", type=int, default=5, help="trainings of each kind (default 5; one decides nothing)")
     much.add_argument("--epochs", type=int, default=0, help="of each student (default: as the data's recipe)")
+    much.add_argument(
+        "--batch-size", type=int, default=0, help="of every training, for small data (default: as the data's recipe)"
+    )
     where = parser.add_argument_group("where and how")
     where.add_argument(
         "--out", default="", metavar="FOLDER", help="of the runs and the results (default: runs/replicate-DATA)"

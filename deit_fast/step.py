@@ -148,6 +148,7 @@ class TrainingStep:
         self._statistics.remember()
         while (losses := self._gradients(batch, counted)) is None:
             self._halve()
+            self._statistics.restore_unless(torch.zeros((), dtype=torch.bool, device=self._ranks.device))
         with record_function("optimiser"):
             return self._update(losses)
 

@@ -139,7 +139,8 @@ def teacher_labels(
     top_k = None if config.distill == "hard" else config.teacher_top_k
     tau = config.tau or 1.0
     cache = None
-    if config.teacher_cache:
+    # A rehearsal writes nothing, so it begins no cache.
+    if config.teacher_cache and (not config.dry_run or Path(config.teacher_cache, "settings.json").exists()):
         settings = cache_settings(config, spec, dtype, train_set, policy, ranks.world_size)
         classes, folder = len(train_set.classes), Path(config.teacher_cache)
 
@@ -148,7 +149,9 @@ def teacher_labels(
             return LabelCache.open(folder, settings, rows_of(config, train_set, ranks), **options)
 
         cache = ranks.main_first(opened)
-        missing = len(cache.missing(steps, range(config.batch_size)))
+        cache.writes = not config.dry_run
+        # Of other machines' files a rank may learn later than the rest, and all load the teacher or none.
+        missing = max(ranks.gather(len(cache.missing(steps, range(config.batch_size)))))
         reporter.decide("labels", config.teacher_cache, f"{len(steps) - missing:,} of {len(steps):,} steps are there")
         if not missing:
             reporter.decide("teacher", "not loaded", f"every label of {spec} is in the cache")

@@ -168,6 +168,7 @@ def _train(
                     teacher.flush()
                 record.save(done, meter.state())
             if stopped_by:
+                record.finish()
                 raise Preempted(stopped_by, done)
             if _evaluates(config, done, epoch_steps):
                 scores = end_epoch(done)

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from deit_kernels.augment import ImageBatch, Policy, apply, sample_plan
 from deit_kernels.augment.policy import FILTERS
 
+from .checkpoint import newest
 from .classifiers import classifier, normalisation, timm_model
 from .config import Config
 from .data import BadImage, decode
@@ -63,6 +64,7 @@ class Trained:
         policy: how an image is resized, cropped and normalised.
         source: where it comes from, in words.
         config, summary, data: of the run it comes from (`config.json`, `summary.json`, `data.json`), else None.
+        scores: of these very weights, by head, as the run measured them; None for a run's earlier checkpoints.
         release: the official model whose released file this is, by its sha256, else "".
     """
 
@@ -73,6 +75,7 @@ class Trained:
     config: Config | None = None
     summary: dict[str, Any] | None = None
     data: dict[str, Any] | None = None
+    scores: dict[str, Any] | None = None
     release: str = ""
 
     def prepare(self, images: list[NDArray[np.uint8]]) -> Tensor:
@@ -174,6 +177,9 @@ def run_model(run: Path, *, weights: Path | None = None, image_size: int = 0) ->
     step = re.search(r"\d+", weights.stem) or re.search(r"\d+", weights.parent.name)
     when = f" at step {int(step[0]):,}" if step else ""
     unfinished = "" if summary else ", of an unfinished run"
+    # The summary is about the end of the run: an earlier step or the best one has scores of its own, not kept there.
+    last, part = newest(run), {"model": "student", "ema": "ema"}.get(weights.stem, "")
+    measured = summary is not None and last is not None and weights.resolve().parent == last.resolve()
     return Trained(
         model.eval(),
         data["classes"],
@@ -182,6 +188,7 @@ def run_model(run: Path, *, weights: Path | None = None, image_size: int = 0) ->
         config,
         summary,
         data,
+        (summary or {}).get(part) if measured else None,
     )
 
 
@@ -249,6 +256,7 @@ def _huggingface(path: Path, file: Path, config: dict[str, Any]) -> Trained:
         trained.policy,
         mean=tuple(settings.get("image_mean", trained.policy.mean)),
         std=tuple(settings.get("image_std", trained.policy.std)),
+        interpolation={2: "bilinear", 3: "bicubic"}.get(settings.get("resample", 3), "bicubic"),  # Pillow's numbers
         crop_ratio=_crop_ratio(settings, model.config.image_size),
     )
     return dataclasses.replace(trained, policy=policy)
@@ -301,7 +309,10 @@ def _name(name: str) -> Trained:
         return Trained(model.eval(), class_names(model.num_classes), _timm_policy(model), source)
     if "/" in name or Path(name).suffix in SUFFIXES:
         raise ValueError(f"there is no file or folder {name}: check the path, or type a model's name")
-    near = difflib.get_close_matches(name, [*CONFIGS, *timm.list_models()], n=3, cutoff=0.5) or list(CONFIGS)[:3]
+    near = (
+        difflib.get_close_matches(name, dict.fromkeys([*CONFIGS, *timm.list_models()]), n=3, cutoff=0.5)
+        or list(CONFIGS)[:3]
+    )
     raise ValueError(f"unknown model {name!r}, neither a path here nor a name: did you mean {' or '.join(near)}?")
 
 

@@ -42,7 +42,7 @@ class Fault:
 
 def training(rank: int, config: Config, fault: Fault, digests: str) -> int:
     """The body of a process: `python -m deit_fast.train`, with a fault; returns its exit code."""
-    from deit_fast import train
+    from deit_fast import preparation, train
     from deit_fast.data.loader import TrainLoader
 
     if fault.disk_call:
@@ -56,8 +56,8 @@ def training(rank: int, config: Config, fault: Fault, digests: str) -> int:
             yield batch
 
     TrainLoader.__iter__ = spoiled
-    steps, build = [], train.TrainingStep
-    train.TrainingStep = lambda *arguments, **options: steps.append(build(*arguments, **options)) or steps[-1]
+    steps, build = [], preparation.TrainingStep
+    preparation.TrainingStep = lambda *arguments, **options: steps.append(build(*arguments, **options)) or steps[-1]
     code = train.main(command_line(config))
     if digests and steps:
         states = [steps[-1].model.state_dict(), steps[-1].ema.module.state_dict()]

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from deit_fast import exit_codes
+from deit_fast import checkpoint, exit_codes, train
 from deit_fast.config import Config
+from deit_fast.data.loader import TrainLoader
 from tests.chaos.runs import assert_same_run, finished, start, until_it_speaks
+from tests.deit_fast.command import command_line
+from tests.deit_fast.world import world
 
 
 def stopped_again_and_again(config: Config, ranks: int, folder: Path, number: int, moments: list[float]) -> int:
@@ -52,3 +55,29 @@ def test_sigterm_at_twenty_moments(small: Config, tmp_path: Path, ranks: int) ->
     moments = [random.Random(ranks).uniform(0, 1.2) for _ in range(20)]
     assert stopped_again_and_again(config, ranks, tmp_path / "stopped", signal.SIGTERM, moments) == 20
     assert_same_run(config.out, whole.out)
+
+
+def leaves_when_it_is_written(rank: int, config: Config) -> int:
+    """The exit code of a run that is told to stop while the disk is slow; 99 where it left before the checkpoint."""
+    save, batches = checkpoint.save, TrainLoader.__iter__
+
+    def slow(*arguments):
+        time.sleep(1.0)
+        return save(*arguments)
+
+    def stopped(loader):
+        for batch in batches(loader):
+            if batch.step == 1:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            yield batch
+
+    checkpoint.save, TrainLoader.__iter__ = slow, stopped
+    code = train.main(command_line(config))
+    return code if (Path(config.out) / "checkpoints" / "newest").exists() else 99
+
+
+def test_no_rank_leaves_before_the_checkpoint_is_on_disk(small: Config, tmp_path: Path) -> None:
+    """srun --kill-on-bad-exit and torchrun stop the others within seconds of the first that ends."""
+    config = dataclasses.replace(small, save_every=0)
+    with world(2, tmp_path / "output", leaves_when_it_is_written, config) as running:
+        assert running.wait(60) == [exit_codes.PREEMPTED] * 2, running.printed(0)

@@ -68,7 +68,18 @@ def test_a_teacher_by_recipe_is_not_trained(tiny: Config, tmp_path: Path, brief,
 def test_a_label_cache_is_not_begun(tiny: Config, tmp_path: Path, brief) -> None:
     config = dataclasses.replace(tiny, teacher_cache=str(tmp_path / "labels"))
     assert main([*command_line(config), "--dry-run"]) == 0
-    assert not [path for path in (tmp_path / "labels").rglob("*") if path.suffix not in (".json", "")]
+    assert not (tmp_path / "labels").exists()
+
+
+def test_a_label_cache_is_read_and_left_as_it_is(tiny: Config, tmp_path: Path, brief) -> None:
+    config = dataclasses.replace(tiny, teacher_cache=str(tmp_path / "labels"))
+    assert main(command_line(config)) == 0
+    next((tmp_path / "labels").glob("*.safetensors")).unlink()  # so the teacher is asked
+    before = files(tmp_path)
+    assert main([*command_line(config), "--fresh", "--dry-run"]) == 0
+    assert files(tmp_path) == before
+    (tmp_path / "labels" / "settings.json").write_text("{}")
+    assert main([*command_line(config), "--fresh", "--dry-run"]) == 2
 
 
 def test_several_ranks_measure_together(tiny: Config, tmp_path: Path) -> None:
@@ -78,6 +89,14 @@ def test_several_ranks_measure_together(tiny: Config, tmp_path: Path) -> None:
         assert "48 images / (2 x " in running.printed(0)
         assert running.printed(1) == ""
     assert not Path(tiny.out).exists()
+
+
+def test_fine_tuning_in_evaluation_mode_is_rehearsed_so(tiny: Config, tmp_path: Path) -> None:
+    """In training mode a distillation head would get no gradient, for which DDP waits."""
+    changes = {"train_mode": "eval", "distill": "none", "teacher": "", "drop_path": 0.0, "dry_run": True}
+    config = dataclasses.replace(tiny, **changes)
+    with world(2, tmp_path / "printed", rehearsed, config) as running:
+        assert running.wait() == [0, 0], running.printed(0)
 
 
 def test_hours_are_images_over_what_all_gpus_do() -> None:

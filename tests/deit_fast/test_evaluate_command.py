@@ -195,6 +195,13 @@ def test_models_beside_each_other_see_the_same_images(finished_run: Path, tmp_pa
     assert result["scores"]["run ema"] == result["scores"]["other ema"]
 
 
+def test_a_run_called_teacher_is_not_replaced_by_the_teacher(finished_run: Path, tmp_path: Path, capsys) -> None:
+    shutil.copytree(finished_run, tmp_path / "teacher")
+    both = [str(finished_run), str(tmp_path / "teacher")]
+    assert "is called teacher" in refused(capsys, *both)
+    assert main([*both, "--teacher", "-"]) == 0
+
+
 def test_our_files_and_any_model_of_timm_are_evaluated_alike(images: Path, tmp_path: Path) -> None:
     """A weights file, timm's and ours; the crop ratio is official, timm's or a number."""
     torch.manual_seed(0)
@@ -258,6 +265,7 @@ def test_what_cannot_be_evaluated_says_so(imagenet: Path, finished_run: Path, tm
     assert "no crop ratio" in refused(capsys, nearest, "--data", imagenet, "--crop-ratio", "timm")
     assert "--batch-size 0" in refused(capsys, nearest, "--data", imagenet, "--batch-size", "0")
     assert "there is no folder" in refused(capsys, nearest, "--data", imagenet, "--json", tmp_path / "no" / "a.json")
+    assert "is a folder: type the name of a file" in refused(capsys, nearest, "--data", imagenet, "--json", tmp_path)
     assert "is not a multiple of patch_size 8: use 16" in refused(capsys, finished_run, "--image-size", "20")
     assert "know different classes" in refused(capsys, nearest, "grey_models:thousand", "--data", imagenet)
     assert "one by one" in refused(capsys, finished_run, nearest)

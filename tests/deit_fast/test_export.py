@@ -166,6 +166,17 @@ def test_a_model_that_onnx_cannot_hold_is_a_sentence(official: Path, tmp_path: P
     assert list(tmp_path.iterdir()) == [official]
 
 
+@pytest.mark.parametrize("fusion", ["softmax", "cls"])
+def test_a_fusion_that_others_do_not_know_goes_to_onnx_only(official: Path, tmp_path: Path, fusion: str) -> None:
+    trained = load(official)
+    trained.model.fusion = fusion
+    for to in ("timm", "hf"):
+        with pytest.raises(ValueError, match=f"--fusion {fusion}: type --to onnx"):
+            export.export(trained, to, tmp_path / to)
+    assert export.export(trained, "onnx", tmp_path / "onnx") < 1e-4
+    assert "logits are averaged" not in (tmp_path / "onnx" / "README.md").read_text()
+
+
 def test_a_wrong_export_is_noticed_and_not_handed_over(official: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     def rounded(weights: dict[str, Tensor], folder: Path) -> None:
         write({key: value.half().float() for key, value in weights.items()}, folder)
@@ -196,6 +207,7 @@ def test_a_mistake_is_a_sentence_and_loses_nothing(official: Path, tmp_path: Pat
     for arguments, says in [
         ([str(official), "--to", "timm", "--out", str(tmp_path / "taken")], "is there already: type another --out"),
         ([str(official), "--to", "onnx", "--out", str(tmp_path / "a.onnx")], "type --out "),
+        ([str(official), "--to", "timm", "--out", str(tmp_path / "taken" / "notes.txt" / "x")], "is no folder that"),
         (["deit_tny_patch16_224", "--to", "timm", "--out", "out"], "did you mean deit_tiny_patch16_224"),
     ]:
         assert main(arguments) == 2

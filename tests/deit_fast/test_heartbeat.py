@@ -57,6 +57,18 @@ def test_an_interruption_is_no_error_of_its_own(tmp_path: Path) -> None:
     assert read(tmp_path, 1)[0].code is None
 
 
+def test_a_signal_before_the_thread_is_started_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: Heartbeat) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), Heartbeat(0, 1) as beat:
+        monkeypatch.setattr(Heartbeat, "_write", interrupted)
+        try:
+            beat.begin(tmp_path)
+        finally:
+            monkeypatch.undo()
+
+
 def broken_collective(folder: Path) -> RankLost:
     with pytest.raises(RankLost) as raised, Heartbeat(0, 3) as beat:
         beat.begin(folder)

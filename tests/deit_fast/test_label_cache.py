@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 
-from deit_fast import durable
+from deit_fast import durable, label_cache
 from deit_fast.label_cache import PIECE_STEPS, LabelCache, runs
 from deit_kernels import TopK
 
@@ -196,3 +197,16 @@ def test_runs_of_consecutive_steps() -> None:
     assert list(runs([0, 1, 2, 5, 6, 9], 4)) == [range(0, 3), range(5, 7), range(9, 10)]
     assert list(runs(range(2, 9), 4)) == [range(2, 4), range(4, 8), range(8, 9)]
     assert list(runs([], 4)) == []
+
+
+def test_a_disk_that_is_full_within_the_tensors_is_a_sentence_too(tmp_path: Path, said, monkeypatch) -> None:
+    """safetensors writes in Rust, whose error is no OSError."""
+
+    def full(*_: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    cache = opened(tmp_path, said)
+    monkeypatch.setattr(label_cache, "save_file", full)
+    fill(cache, range(2), range(BATCH))
+    assert len(said) == 1 and "No space left on device" in said[0] and "goes on" in said[0]
+    assert not list(tmp_path.glob("*.safetensors"))

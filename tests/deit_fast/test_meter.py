@@ -104,3 +104,23 @@ def test_the_line_that_people_read() -> None:
     assert step_line(row, 200) == expected
     row |= {"mfu": 0.44, "teacher_share": 0.3, "skipped": 2}
     assert "58,900 images/s · mfu 44% · data 1% · teacher 30% · skipped 2 · 1.5 GiB" in step_line(row, 200)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_an_interval_that_another_number_of_ranks_began_has_the_mean_of_all_its_steps(ranks: int) -> None:
+    class Alike(Ranks):
+        """Rank 0 of several that have all seen the same."""
+
+        def total(self, counts: torch.Tensor) -> torch.Tensor:
+            return counts * self.world_size
+
+    before, _, seen = meter(Alike(0, 2, CPU))
+    add(before, seen, 1.0, 1.0)
+    state = before.state()
+    ours, _, batches = meter(Alike(0, ranks, CPU))
+    ours.load(state)
+    loaded = ours._sums.clone()
+    ours._sums /= ranks  # this test's ranks are alike, those of a run load nothing but rank 0
+    add(ours, batches, 4.0)
+    assert ours.row(3, 0.3, 0.5)["loss"] == 2.0
+    assert ranks != 2 or loaded.tolist() == state["sums"]  # the same ranks: the same bits

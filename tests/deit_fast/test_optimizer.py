@@ -75,3 +75,40 @@ def test_timm_names_the_same_undecayed_tokens_but_for_the_distillation_token() -
     theirs = timm.create_model("deit_tiny_distilled_patch16_224").no_weight_decay()
     ours = create_model("deit_tiny_distilled_patch16_224").no_weight_decay()
     assert theirs - ours == {"dist_token", "reg_token"} and not ours - theirs  # DeiT has no reg_token
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_a_first_step_that_is_left_out_leaves_no_trace(name: str) -> None:
+    def trained(gradients: list[float]) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(3, 2)
+        dirt = [torch.full((2, 3), torch.nan) for _ in range(100)]  # what fresh memory may hold
+        del dirt
+        optimizer = create_optimizer(Config(optimizer=name), model, 0.1)
+        for value in gradients:
+            for parameter in model.parameters():
+                parameter.grad = torch.full_like(parameter, value)
+            optimizer.found_inf = torch.tensor(float(value != value))
+            optimizer.step()
+        return [parameter.detach() for parameter in model.parameters()]
+
+    for left_out, never_there in zip(trained([torch.nan, 1.0, 2.0]), trained([1.0, 2.0]), strict=True):
+        assert torch.equal(left_out, never_there)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_the_moments_take_their_memory_before_the_first_step_and_are_those_of_torch(name: str) -> None:
+    models = [torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2)) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    ours = create_optimizer(Config(optimizer=name, weight_decay=0.1), models[0], 0.1)
+    assert all(parameter in ours.state for parameter in models[0].parameters())
+    options = {"momentum": 0.9, "nesterov": True} if name == "sgd" else {}
+    theirs = type(ours)(parameter_groups(models[1], 0.1), lr=0.1, fused=True, **options)
+    for _ in range(3):
+        for model, optimizer in zip(models, (ours, theirs), strict=True):
+            optimizer.zero_grad()
+            model(torch.ones(2, 3)).square().sum().backward()
+            optimizer.step()
+    for mine, wanted in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(mine, wanted)
+        assert ours.state[mine].keys() == theirs.state[wanted].keys()

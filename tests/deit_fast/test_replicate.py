@@ -88,6 +88,13 @@ def test_fewer_epochs_shorten_the_warm_up_as_well() -> None:
     assert half.warmup_epochs == whole.warmup_epochs / 2
 
 
+def test_a_batch_size_for_small_data_holds_for_every_training() -> None:
+    settings = Settings(data="/flowers", batch_size=8)
+    every = [*teachers(settings).values(), *(training for *_, training in students(settings))]
+    assert {training.config.batch_size for training in every} == {8}
+    assert {training.config.batch_size for training in teachers(Settings(data="/flowers")).values()} != {8}
+
+
 def heads(cls: float, dist: float = 0.0, softmax: float = 0.0) -> dict:
     return {name: {"top1": value} for name, value in (("cls", cls), ("dist", dist), ("softmax", softmax))}
 
@@ -158,6 +165,7 @@ def test_the_committed_replication_is_what_its_numbers_say() -> None:
     [
         (["--seeds", "0"], "--seeds 0 trains nothing: type --seeds 5"),
         (["--epochs", "-1"], "--epochs -1"),
+        (["--batch-size", "-1"], "--batch-size -1"),
         (["--data", "digit"], "did you mean digits?"),
     ],
 )

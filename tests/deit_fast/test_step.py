@@ -133,6 +133,24 @@ def test_short_of_memory_the_micro_batch_is_halved_and_the_global_batch_kept(cap
     assert "out of memory with 6 images at once: 3 from now on" in said
 
 
+def test_short_of_memory_batch_norm_counts_a_step_once() -> None:
+    class Normed(Cramped):
+        def __init__(self, most: int) -> None:
+            super().__init__(most)
+            self.norm = nn.BatchNorm2d(3)
+
+        def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+            return super().forward(self.norm(images))
+
+    config = dataclasses.replace(CONFIG, drop_path=0.0)
+    roomy, cramped = step_of(dataclasses.replace(config, micro_batch=3), Normed(99)), step_of(config, Normed(most=4))
+    for step in (roomy, cramped):
+        step(batch(), 0.01)
+    assert (roomy.slices, cramped.slices) == (4, 4)
+    for mine, expected in zip(cramped.model.buffers(), roomy.model.buffers(), strict=True):
+        torch.testing.assert_close(mine, expected)
+
+
 def test_short_of_memory_for_one_image_the_run_ends_with_a_sentence() -> None:
     step = step_of(CONFIG, Cramped(most=0))
     with pytest.raises(ValueError, match=r"not even one image at a time of 16 x 16 pixels fits .* --image-size"):

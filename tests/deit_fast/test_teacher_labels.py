@@ -15,9 +15,11 @@ from deit_fast import durable, teacher_labels
 from deit_fast.classifiers import IMAGENET_NORMALISATION
 from deit_fast.config import Config
 from deit_fast.data import open_dataset
+from deit_fast.distributed import Ranks
 from deit_fast.fill_cache import fill, main
 from deit_fast.label_cache import LabelCache
 from deit_fast.policies import training_policy
+from deit_fast.report import Reporter
 from deit_fast.run_folder import read_summary
 from deit_fast.teacher_engine import TeacherEngine
 from deit_fast.teacher_labels import cache_settings
@@ -212,6 +214,32 @@ def test_other_images_under_the_same_labels_are_another_data_set(cached: Config,
 def test_flags_that_do_not_fit(cached: Config, changes: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         dataclasses.replace(cached, **changes).check()
+
+
+def test_ranks_that_see_different_pieces_load_the_teacher_together(cached: Config) -> None:
+    """Another machine may see a piece a minute later: a rank alone in loading the teacher would wait for the rest."""
+
+    class Complete(Ranks):
+        """Rank 0 of two; the other rank lacks the labels of a step."""
+
+        def gather(self, value):
+            return [value, 1] if isinstance(value, int) else [value, value]
+
+        def main_first(self, body):
+            return body()
+
+    train(cached)
+    train_set, _ = open_dataset(cached.data)
+    policy = training_policy(cached, IMAGENET_NORMALISATION)
+    arguments = (cached, cached.teacher, train_set, policy, IMAGENET_NORMALISATION, range(6))
+    for ranks, live in ((Ranks(0, 1, torch.device("cpu")), False), (Complete(0, 2, torch.device("cpu")), True)):
+        assert teacher_labels.teacher_labels(*arguments, ranks, Reporter(False)).live == live
+
+
+def test_a_rehearsal_of_filling_is_refused(cached: Config, capsys) -> None:
+    assert main([*command_line(cached), "--dry-run"]) == 2
+    assert "--dry-run" in capsys.readouterr().err
+    assert not Path(cached.teacher_cache).exists()
 
 
 def test_filling_needs_a_folder(tiny: Config, capsys) -> None:

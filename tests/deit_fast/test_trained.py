@@ -18,6 +18,7 @@ from deit_fast.config import Config
 from deit_fast.data import EvalLoader, open_dataset
 from deit_fast.evaluate import evaluate
 from deit_fast.huggingface import huggingface_config, to_huggingface
+from deit_fast.model_card import model_card
 from deit_fast.policies import evaluation_policy
 
 NAME = "deit_tiny_distilled_patch16_224"
@@ -52,6 +53,7 @@ def test_a_checkpoint_file_of_a_run_knows_its_run(finished_run: Path) -> None:
     loaded = load(file)
     assert loaded.classes == ["class0", "class1", "class2"]
     assert "moving average at step 6" in loaded.source
+    assert loaded.scores == loaded.summary["ema"]
     assert torch.equal(loaded.model.norm.weight, load_file(file)["norm.weight"])
 
 
@@ -61,6 +63,16 @@ def test_the_best_weights_of_a_run_know_it_too(finished_run: Path, tmp_path: Pat
     best = shutil.copy(file, run / "checkpoints" / "best_00000006.safetensors")
     assert load(best).classes == ["class0", "class1", "class2"]
     assert load(best).source.endswith("run, best weights at step 6")
+    assert load(best).scores is None
+
+
+def test_the_scores_of_the_end_are_not_those_of_an_earlier_checkpoint(finished_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    (last,) = run.glob("checkpoints/*6")
+    earlier = last.with_name("step_00000003")
+    assert load(last / "model.safetensors").scores == load(run).summary["student"]
+    assert load(earlier / "model.safetensors").scores is None
+    assert "None is known for these weights" in model_card(load(earlier / "model.safetensors"), "timm", "timm", 0.0)
 
 
 def test_an_unfinished_run_is_used_and_said_to_be_one(finished_run: Path, tmp_path: Path) -> None:
@@ -121,11 +133,13 @@ def test_a_folder_of_transformers(model, tmp_path: Path) -> None:
         "image_std": [0.25] * 3,
         "size": {"shortest_edge": 40},
         "do_center_crop": True,
+        "resample": 2,
     }
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
     loaded = load(tmp_path)
     assert same_weights(loaded.model, model) and loaded.classes == CLASSES
     assert (loaded.policy.mean, loaded.policy.std, loaded.policy.crop_ratio) == ((0.5,) * 3, (0.25,) * 3, 0.8)
+    assert loaded.policy.interpolation == "bilinear"
 
 
 @pytest.mark.parametrize("name", [NAME, "test_efficientnet"])
@@ -175,7 +189,7 @@ def test_what_is_no_model_says_so(tmp_path: Path, finished_run: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "photo.jpg").write_bytes(b"")
     for source, says in [
-        ("deit_tiny_distiled_patch16_224", "did you mean deit_tiny_distilled_patch16_224"),
+        ("deit_tiny_distiled_patch16_224", "did you mean deit_tiny_distilled_patch16_224 or deit_[^t]"),
         ("regnety_16", "did you mean regnety_"),
         (tmp_path / "nothing.pth", "there is no file or folder"),
         (tmp_path / "empty", "holds no model: expected a run"),
