@@ -38,28 +38,28 @@ class Blocks:
 
     def __init__(self, pinned: bool = False):
         self._pinned = pinned
-        self._free: list[Tensor] = []
+        self._blocks: list[tuple[weakref.ref[NDArray[np.uint8]], Tensor]] = []
+        self._lock = threading.Lock()
 
     def take(self, size: int) -> Tensor:
         """uint8 (size,), with whatever content."""
-        block = self._fitting(size)
-        # The array is what storage and views of the tensor keep alive.
-        lease = block.numpy()[:size]
-        weakref.finalize(lease, self._free.append, block).atexit = False
+        with self._lock:
+            block = self._fitting(size)
+            # The array is what storage and views of the tensor keep alive. It is looked at when the next block is
+            # wanted and calls nothing when it goes: a Ctrl-C that arrives in such a call is lost.
+            lease = block.numpy()[:size]
+            self._blocks.append((weakref.ref(lease), block))
         return torch.from_numpy(lease)
 
     def _fitting(self, size: int) -> Tensor:
-        tried = []
-        try:
-            while True:
-                block = self._free.pop()
-                if block.numel() >= size:
-                    self._free += tried
-                    return block
-                tried.append(block)
-        except IndexError:  # none is large enough: one that is too small makes way
-            self._free += tried[1:]
-            return torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned)
+        """A free block of at least `size` bytes, taken out of the list; where there is none, it is a new one."""
+        free = [place for place, (lease, _) in enumerate(self._blocks) if lease() is None]
+        for place in reversed(free):  # the one used last may still be in the cache
+            if self._blocks[place][1].numel() >= size:
+                return self._blocks.pop(place)[1]
+        if free:  # one that is too small makes way
+            del self._blocks[free[0]]
+        return torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned)
 
 
 class Arena:
