@@ -28,6 +28,7 @@ from deit_kernels.philox import Stream, philox, uniform
 
 Fusion = Literal["logits", "softmax", "cls", "dist"]
 FUSIONS: tuple[Fusion, ...] = ("logits", "softmax", "cls", "dist")
+SCORE_NAMES = {"logits": "fused", "softmax": "softmax", "cls": "cls", "dist": "dist"}  # theirs in summary.json
 
 
 @dataclass(frozen=True)

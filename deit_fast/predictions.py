@@ -23,12 +23,10 @@ from torch import Tensor, nn
 
 from .data.batch import Batch
 from .distributed import Ranks
-from .model import FUSIONS, Fusion, VisionTransformer, fuse
+from .model import FUSIONS, SCORE_NAMES, VisionTransformer, fuse
 from .teacher import Teacher
 
 Score = dict[str, float]
-# The summary's name for each fusion of two heads (design: cls, dist, fused, softmax).
-NAMES = {"logits": "fused", "softmax": "softmax", "cls": "cls", "dist": "dist"}
 TRUTH = "truth"  # the labels, as a line of the disagreement matrix
 TOP = 5
 
@@ -44,14 +42,9 @@ def head_logits(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     if isinstance(model, VisionTransformer):
         cls_logits, dist_logits = model.heads(images)
         if dist_logits is not None:
-            return {NAMES[fusion]: fuse(cls_logits, dist_logits, fusion) for fusion in FUSIONS}
+            return {SCORE_NAMES[fusion]: fuse(cls_logits, dist_logits, fusion) for fusion in FUSIONS}
         return {"cls": cls_logits}
     return {"cls": model(images)}
-
-
-def headline(scores: Mapping[str, Score], fusion: Fusion) -> str:
-    """The name of the prediction that --fusion makes the model's own."""
-    return NAMES[fusion] if NAMES[fusion] in scores else "cls"
 
 
 @dataclass(frozen=True)

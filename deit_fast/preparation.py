@@ -145,6 +145,7 @@ def prepare(config: Config, run: Path, ranks: Ranks, reporter: Reporter, train_f
     start = Start() if config.fresh else restore(run, ranks, step)
     if start.folder:
         reporter.decide("continue", f"from step {start.step:,}", str(start.folder))
+        _check_processes(config, start, ranks)
     if isinstance(model, VisionTransformer) and (teacher is None or not teacher.live):
         # Nobody but the student looks at the images.
         loading |= {"layout": "patches", "patch": model.config.patch_size}
@@ -164,6 +165,15 @@ def prepare(config: Config, run: Path, ranks: Ranks, reporter: Reporter, train_f
         start,
         autocast,
     )
+
+
+def _check_processes(config: Config, start: Start, ranks: Ranks) -> None:
+    """The official order's lists and mixing depend on the number of processes, so a run keeps it."""
+    if config.order == "official" and start.world_size != ranks.world_size:
+        raise ValueError(
+            f"{start.folder} was trained by {start.world_size} processes; --order official shows {ranks.world_size} "
+            f"others: start {start.world_size} again, or type --order grouped in a new --out"
+        )
 
 
 def _open_data(config: Config, run: Path, ranks: Ranks) -> tuple[Dataset, Dataset, dict[str, Any]]:

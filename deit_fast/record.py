@@ -31,12 +31,14 @@ class Start(NamedTuple):
         seconds: of training so far.
         meter: what was added up since the last line of metrics.jsonl.
         folder: the checkpoint.
+        world_size: processes that had trained it; 0 for a new run.
     """
 
     step: int = 0
     seconds: float = 0.0
     meter: dict[str, Any] | None = None
     folder: Path | None = None
+    world_size: int = 0
 
 
 def restore(run: Path, ranks: Ranks, step: TrainingStep) -> Start:
@@ -54,7 +56,7 @@ def restore(run: Path, ranks: Ranks, step: TrainingStep) -> Start:
     state = ranks.main_first(lambda: checkpoint.load(newest, step.model, average, step.optimizer))
     if step.scaler and state["scaler"]:
         step.scaler.load_state_dict(state["scaler"])
-    return Start(state["step"], state["seconds"], state["meter"], newest)
+    return Start(state["step"], state["seconds"], state["meter"], newest, state["world_size"])
 
 
 class Record:

@@ -18,6 +18,7 @@ import hashlib
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from .checkpoint import newest
 from .config import Config, difference
 from .data import Dataset
 from .durable import read_json, remove_parts, write_json
+from .model import SCORE_NAMES, Fusion
 
 # Everything of ours, in the order in which --fresh discards it: the marks of a finished and of a resumable run first.
 OURS = (
@@ -102,6 +104,8 @@ def read_summary(run: Path) -> dict[str, Any]:
 def chosen_weights(run: Path) -> Path:
     """A file of the newest checkpoint: the moving average where that scored better, else the last weights.
 
+    Compared is the prediction that the run's --fusion makes its own.
+
     Raises:
         ValueError: the folder holds no checkpoint.
     """
@@ -109,11 +113,16 @@ def chosen_weights(run: Path) -> Path:
     if checkpoint is None:
         raise ValueError(f"{run} holds no checkpoint yet: wait for the first, or train it again with --fresh")
     summary = read_summary(run) if (run / "summary.json").is_file() else {}
+    fusion = Config.from_json(run / "config.json").fusion
     student, average = (
-        scores["fused" if "fused" in scores else "cls"]["top1"] if scores else -1.0
-        for scores in map(summary.get, ("student", "ema"))
+        scores[headline(scores, fusion)]["top1"] if scores else -1.0 for scores in map(summary.get, ("student", "ema"))
     )
     return checkpoint / ("ema.safetensors" if average > student else "model.safetensors")
+
+
+def headline(scores: Mapping[str, Any], fusion: Fusion) -> str:
+    """The name of the score that --fusion makes the model's own."""
+    return SCORE_NAMES[fusion] if SCORE_NAMES[fusion] in scores else "cls"
 
 
 def describe(train_set: Dataset, val_set: Dataset) -> dict[str, Any]:

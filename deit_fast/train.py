@@ -36,7 +36,6 @@ from .launch import LAUNCHED, launch
 from .logs import TensorBoard
 from .meter import Meter, Scale
 from .optimizer import all_finite
-from .predictions import headline
 from .preemption import Preempted, Preemption
 from .preparation import prepare
 from .profiling import StepProfile
@@ -115,7 +114,7 @@ def _train(
         record.log({"step": done, "student": scores[0], "ema": scores[1]})
         record.keep_if_best(done, *scores)
         if line := record.last_line():
-            head = headline(scores[0], config.fusion)
+            head = folder.headline(scores[0], config.fusion)
             reporter.say(report.epoch_line(done // epoch_steps, config.epochs, line, *scores, head))
         return scores
 

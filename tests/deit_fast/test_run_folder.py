@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from deit_fast import checkpoint
+from deit_fast import checkpoint, run_folder
 from deit_fast.config import Config
+from deit_fast.durable import read_json, write_json
+from deit_fast.record import Start
 from deit_fast.run_lock import RunLock
 from deit_fast.train import main, train
 from tests.deit_fast.command import command_line
@@ -123,3 +125,24 @@ def test_a_kill_between_an_evaluations_line_and_the_best_weights_loses_neither(h
     train(half_way)
     again = checkpoint.best(run)[1]
     assert again["step"] == 6 and again["top1"] <= best["top1"]
+
+
+def test_the_weights_chosen_are_those_that_score_better_in_the_runs_own_prediction(tiny: Config) -> None:
+    run = Path(tiny.out)
+    train(tiny)
+    summary = read_json(run / "summary.json")
+    for head, last, average in (("fused", 60.0, 50.0), ("softmax", 50.0, 60.0)):
+        summary["student"][head]["top1"], summary["ema"][head]["top1"] = last, average
+    write_json(run / "summary.json", summary)
+    for fusion, name in (("logits", "model.safetensors"), ("softmax", "ema.safetensors")):
+        write_json(run / "config.json", {**read_json(run / "config.json"), "fusion": fusion})
+        assert run_folder.chosen_weights(run).name == name
+
+
+def test_the_official_order_keeps_its_number_of_processes(half_way: Config, capsys, monkeypatch) -> None:
+    config = dataclasses.replace(half_way, order="official", out=half_way.out + "-official")
+    train(config)
+    (Path(config.out) / "summary.json").unlink()
+    by_two = Start(step=2, folder=Path(config.out) / "checkpoints" / "step_00000002", world_size=2)
+    monkeypatch.setattr("deit_fast.preparation.restore", lambda *_: by_two)
+    assert "start 2 again, or type --order grouped in a new --out" in refused(config, capsys)
