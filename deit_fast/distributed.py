@@ -10,6 +10,8 @@ import itertools
 import json
 import os
 import socket
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -161,7 +163,7 @@ def ranks(config: Config) -> Iterator[Ranks]:
         yield Ranks(0, 1, device, share_of_cores(own.cores, [own.cores]), binding)
         return
     ours = not dist.is_initialized()
-    store = _store(rank, world_size) if ours else dist.distributed_c10d._get_default_store()
+    store = _fresh(_store(rank, world_size), rank, world_size) if ours else dist.distributed_c10d._get_default_store()
     everyone = _meet(store, rank, world_size, own)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -220,6 +222,36 @@ def _store(rank: int, world_size: int) -> dist.Store:
             f"printed, or start fewer processes"
         ) from error
     return store
+
+
+def _fresh(store: dist.Store, rank: int, world_size: int) -> dist.Store:
+    """The part of the store that only the ranks of this start know.
+
+    After a restart by torchrun the store still holds the addresses of processes that are gone, and a rank that reads
+    one waits for it. So rank 0 offers a name that nobody used before, together with the number that each other rank has
+    drawn, until all have found their own in it: what an earlier start left has other numbers. (torchrun's count of
+    restarts is no such name: among several agents it differs.)
+    """
+    number = uuid.uuid4().hex
+    if rank == 0:
+        others = [str(other) for other in range(1, world_size)]
+        deadline = time.monotonic() + _MEETING.total_seconds()
+        while time.monotonic() < deadline and not all(store.check([f"deit_fast/{number}/{other}"]) for other in others):
+            came = [other for other in others if store.check([f"deit_fast/number/{other}"])]
+            drawn = {other: store.get(f"deit_fast/number/{other}").decode() for other in came}
+            store.set("deit_fast/start", json.dumps([number, drawn]))
+            time.sleep(0.02)
+        return dist.PrefixStore(number, store)  # who is still missing, the meeting finds out
+    store.set(f"deit_fast/number/{rank}", number)
+    deadline = time.monotonic() + 2 * _MEETING.total_seconds()  # rank 0's own wait may have begun later
+    while time.monotonic() < deadline:
+        if store.check(["deit_fast/start"]):
+            name, drawn = json.loads(store.get("deit_fast/start"))
+            if drawn.get(str(rank)) == number:
+                store.set(f"deit_fast/{name}/{rank}", "")
+                return dist.PrefixStore(name, store)
+        time.sleep(0.02)
+    raise ValueError(f"rank 0 of {world_size} did not come: see what it printed, or start it")
 
 
 def _meet(store: dist.Store, rank: int, world_size: int, own: Introduction) -> list[Introduction]:

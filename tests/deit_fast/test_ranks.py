@@ -330,6 +330,26 @@ def test_two_machines_with_one_process_are_one_with_two(runs, config: Config, tm
     assert_same_weights(saved(config.out), runs(2).weights)
 
 
+def test_what_an_earlier_start_left_in_the_store_is_nobodys(tmp_path: Path) -> None:
+    """A restarted rank that reads the address of a process that is gone would wait for it."""
+    store = dist.FileStore(str(tmp_path / "store"), 2)
+    store.set("deit_fast/number/1", "drawn by a process that is gone")
+    store.set("deit_fast/start", json.dumps(["old", {"1": "drawn by a process that is gone"}]))
+    dist.PrefixStore("old", store).set("address", "of a process that is gone")
+    found: dict[int, dist.Store] = {}
+
+    def start(rank: int) -> None:
+        found[rank] = distributed._fresh(dist.FileStore(str(tmp_path / "store"), 2), rank, 2)
+
+    late = threading.Timer(0.2, start, (1,))
+    late.start()
+    start(0)
+    late.join()
+    found[1].set("key", "value")
+    assert found[0].get("key") == b"value"
+    assert not found[0].check(["address"])
+
+
 def test_torchrun_restarts_and_the_run_continues_by_itself(config: Config, tmp_path: Path) -> None:
     config = dataclasses.replace(config, epochs=50, eval_every=50, save_every=10, out=str(tmp_path / "run"))
     whole = dataclasses.replace(config, out=str(tmp_path / "whole"))
