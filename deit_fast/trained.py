@@ -243,6 +243,8 @@ def _huggingface(path: Path, file: Path, config: dict[str, Any]) -> Trained:
     weights = read_weights(file)
     if "head.weight" not in weights:
         raise ValueError(f"{path} holds a {config['model_type']} without a classifier: it is a start for training only")
+    if (activation := config.get("hidden_act", "gelu")) != "gelu":
+        raise ValueError(f"{path} computes with {activation}, ours with gelu: use it by transformers")
     model = VisionTransformer(_sizes(file, weights, "", {"heads": config["num_attention_heads"]}))
     load_pretrained(model, weights)
     names = {int(label): name for label, name in config.get("id2label", {}).items()}

@@ -141,6 +141,10 @@ def test_a_folder_of_transformers(model, tmp_path: Path) -> None:
     assert (loaded.policy.mean, loaded.policy.std, loaded.policy.crop_ratio) == ((0.5,) * 3, (0.25,) * 3, 0.8)
     assert loaded.policy.interpolation == "bilinear"
 
+    (tmp_path / "config.json").write_text(json.dumps({**huggingface_config(model, CLASSES), "hidden_act": "relu"}))
+    with pytest.raises(ValueError, match="computes with relu, ours with gelu"):
+        load(tmp_path)
+
 
 @pytest.mark.parametrize("name", [NAME, "test_efficientnet"])
 def test_a_folder_of_timm(name: str, tmp_path: Path) -> None:
