@@ -282,7 +282,8 @@ def test_an_exception_of_the_consumer_ends_the_threads(dataset):
 
 
 PROGRAM = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has it ignored
 sys.path.insert(0, {folder!r})
 from memory_dataset import MemoryDataset
 from deit_kernels.augment import Policy
