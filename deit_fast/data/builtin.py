@@ -27,6 +27,8 @@ from PIL import Image
 
 from deit_kernels.philox import Stream, philox, uniform
 
+from ..durable import sync_file, sync_folder
+
 # Raise the number when the recipe of a set changes: the set gets a new folder and old runs keep theirs.
 BUILTIN = {"photos": "photos-1", "digits": "digits-1"}
 
@@ -81,7 +83,7 @@ def write_builtin(name: str, cache_dir: Path | None = None) -> Path:
         except OSError:
             if not folder.is_dir():  # else another process was faster, with the same files
                 raise
-        _sync(folder.parent)
+        sync_folder(folder.parent)
     except OSError as error:
         raise ValueError(
             f"cannot write the images of {name} to {folder} ({error.strerror}): "
@@ -172,12 +174,4 @@ def _write(files: Iterator[tuple[str, Image.Image]], folder: Path) -> None:
         written |= {path, *path.parents[: len(Path(name).parents)]}
     # Flushes that wait together share one commit of the file system's journal: 0.2 s for the photos instead of 2 to 6.
     with ThreadPoolExecutor(16) as pool:
-        list(pool.map(_sync, written))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        list(pool.map(sync_file, written))

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..durable import sync_folder
 from .builtin import default_cache_dir
 
 CACHED_FROM = 10_000  # entries; listing fewer takes less time than to think about it
@@ -103,12 +104,3 @@ def cache_arrays(path: Path, arrays: Arrays) -> None:
             "set DEIT_FAST_CACHE to a folder that you may write to",
             stacklevel=2,
         )
-
-
-def sync_folder(folder: Path) -> None:
-    """Force the names in a folder to disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -30,10 +30,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..durable import sync_folder
 from .dataset import Dataset
 from .decode import BadImage, decode
 from .folder import SUFFIXES
-from .index import save_arrays, sync_folder
+from .index import save_arrays
 from .shards import CLASSES_FILE, fingerprint, scan
 
 PACK_FILE = "pack.json"

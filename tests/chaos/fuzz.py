@@ -30,6 +30,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from deit_fast.data import Dataset
+
 CASE_SECONDS = 60
 MOST_GROWTH = 400 << 20  # bytes of resident memory between a fifth of the cases and the end
 NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0x7FFFFFFFFFFFFFFF, 0xFFFFFFFFFFFFFFFF)
@@ -121,7 +123,6 @@ def images(_folder: Path) -> Case:
 
 def tars(folder: Path) -> Case:
     """Open a shard, read and decode every image of it."""
-    from deit_fast.data import BadImage, decode
     from deit_fast.data.shards import TarShards
 
     files = image_files()
@@ -145,16 +146,23 @@ def tars(folder: Path) -> Case:
             )
         path.write_bytes(data)
         dataset = TarShards([path], "fuzz")
-        outcome = "read"
-        for index in range(len(dataset)):
-            try:
-                decode(dataset.read(index))
-            except (BadImage, OSError) as error:
-                assert str(error)
-                outcome = "bad image"
-        return outcome
+        return read_all(dataset)
 
     return case
+
+
+def read_all(dataset: Dataset) -> str:
+    """Read and decode every image; what came of it."""
+    from deit_fast.data import BadImage, decode
+
+    outcome = "read"
+    for index in range(len(dataset)):
+        try:
+            decode(dataset.read(index))
+        except (BadImage, OSError) as error:
+            assert str(error)
+            outcome = "bad image"
+    return outcome
 
 
 def parquets(folder: Path) -> Case:
@@ -162,7 +170,6 @@ def parquets(folder: Path) -> Case:
     import pyarrow as pa
     from pyarrow import parquet
 
-    from deit_fast.data import BadImage, decode
     from deit_fast.data.parquet import ParquetRows
 
     files, path = image_files()[:6], folder / "rows.parquet"
@@ -173,14 +180,7 @@ def parquets(folder: Path) -> Case:
     def case(draw: random.Random) -> str:
         path.write_bytes(mutated(whole, draw, whole))
         dataset = ParquetRows([path], "fuzz")
-        outcome = "read"
-        for index in range(len(dataset)):
-            try:
-                decode(dataset.read(index))
-            except (BadImage, OSError) as error:
-                assert str(error)
-                outcome = "bad image"
-        return outcome
+        return read_all(dataset)
 
     return case
 
