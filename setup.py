@@ -8,6 +8,10 @@ Two binaries, each serving every CPython with a GIL and every torch from 2.11 on
     deit_kernels/_C.abi3.so               augmentation on the CPU; needs g++ or clang++ with C++20
     deit_kernels/_C_cuda.cu<N>.abi3.so    on NVIDIA GPUs; needs nvcc of the CUDA version N that torch was built for
 
+and a third without torch:
+
+    deit_fast/data/_jpeg_part.abi3.so     decodes parts of JPEG files; needs libjpeg-turbo and its jpeglib.h
+
 Building needs no GPU and takes under a minute. What cannot be built is named with what to type, and left out: the
 package then works without it. torch is no build requirement, since pip would download it a second time, and is not
 imported. pip shows what is printed here with -v.
@@ -117,6 +121,8 @@ def compiler() -> list[str]:
 CONSEQUENCE = {
     "deit_kernels._C": "Augmentation runs in NumPy instead: exact, but many times slower.",
     "deit_kernels._C_cuda": "Augmentation runs on the CPU only.",
+    "deit_fast.data._jpeg_part": "The whole of every JPEG file is decoded, also where a crop of it would do. It needs "
+    "libjpeg-turbo with its header (Debian: apt install libjpeg62-turbo-dev, Ubuntu: apt install libjpeg-turbo8-dev).",
 }
 
 
@@ -142,17 +148,22 @@ class BuildExtensions(build_ext):
             raise CompileError(str(error)) from error
 
     def compile(self, ext: Extension) -> None:
-        torch = find_torch()
-        toolkit = find_matching_toolkit(torch) if ext.name.endswith("_cuda") else None
-        # No path of this machine ends up in the binary, not even in an error message of torch's headers.
-        maps = [f"-ffile-prefix-map={torch.folder}=torch", f"-ffile-prefix-map={Path.cwd()}=."]
-        cxx = [*compiler(), *CXX_FLAGS, *maps, STABLE_ABI, "-isystem", f"{torch.folder}/include"]
-        libraries = [f"-L{torch.folder}/lib", "-ltorch_cpu"]
-        if toolkit:
+        # No path of this machine ends up in a binary, not even in an error message of torch's headers.
+        maps = [f"-ffile-prefix-map={Path.cwd()}=."]
+        cxx = [*compiler(), *CXX_FLAGS]
+        libraries = [f"-l{name}" for name in ext.libraries]
+        if ext.name.startswith("deit_kernels."):
+            torch = find_torch()
+            maps += [f"-ffile-prefix-map={torch.folder}=torch"]
+            cxx += [STABLE_ABI, "-isystem", f"{torch.folder}/include"]
+            libraries += [f"-L{torch.folder}/lib", "-ltorch_cpu"]
+        if ext.name.endswith("_cuda"):
+            toolkit = find_matching_toolkit(torch)
             cxx += ["-DDEIT_CUDA", "-DUSE_CUDA"]  # USE_CUDA opens the CUDA part of torch's C interface
             nvcc = [f"{toolkit.home}/bin/nvcc", "-ccbin", compiler()[0], *NVCC_FLAGS, *toolkit.architectures]
             nvcc += [f"-Xcompiler={flag}" for flag in ("-fPIC", "-fvisibility=hidden", EXACT, *maps)]
             libraries += ["-ltorch_cuda", f"-L{toolkit.home}/lib64", f"-L{toolkit.home}/lib", "-lcudart"]
+        cxx += maps
 
         folder, target = Path(self.build_temp) / ext.name, Path(self.get_ext_fullpath(ext.name))
         for place in (folder, target.parent):
@@ -183,6 +194,9 @@ setup(
     ext_modules=[
         Extension("deit_kernels._C", ["csrc/ops.cpp", *CPU_SOURCES], depends=HEADERS, optional=True),
         Extension("deit_kernels._C_cuda", ["csrc/ops.cpp", "csrc/augment_cuda.cu"], depends=HEADERS, optional=True),
+        Extension(
+            "deit_fast.data._jpeg_part", ["csrc/jpeg_part.cpp"], libraries=["jpeg"], depends=HEADERS, optional=True
+        ),
     ],
     cmdclass={"build_ext": BuildExtensions},
     # The limited-API tag does not exist for a CPython without a GIL.

@@ -19,7 +19,8 @@ process and its workers together, is beside them: on a machine that others use t
     test_host_cost_repeated    what is left to the host when a GPU augments: read, decode, plan, pack
     test_cpu_crop_and_flip     the first without RandAugment and erasing, where decoding is most of the work
 
-The limit of a row is the decoder alone on all cores: every image decoded once, for all of its copies.
+The limit of a row is the decoder alone on all cores: every image decoded once and whole, for all of its copies. Ours
+decodes no more of an image than its crops need, so it can pass that limit; the peers decode whole images.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -47,10 +49,10 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import InterpolationMode, v2
 
 from benchmarks.interleaved import Limit, record
-from benchmarks.photographs import IMAGES
+from benchmarks.photographs import HEIGHT, IMAGES, WIDTH
 from deit_fast.data import TrainLoader
 from deit_fast.data import folder as folder_module
-from deit_fast.data.decode import decode
+from deit_fast.data.decode import decode, new_array
 from deit_kernels.augment import Policy
 
 pytestmark = [
@@ -153,15 +155,23 @@ def world_of_one() -> Iterator[None]:
 
 
 def decoding(root: Path, repeats: int) -> Limit:
-    """Images/s of reading and decoding alone, on every core."""
+    """Images/s of reading and decoding whole images alone, on every core, into memory used before."""
     files = sorted(root.rglob("*.jpg"))
+    memory = threading.local()
+
+    def read(file: Path) -> None:
+        if not hasattr(memory, "pixels"):
+            memory.pixels = new_array(HEIGHT, WIDTH)
+        decode(file.read_bytes(), reserve=lambda height, width: memory.pixels)
+
     seconds = []
     with ThreadPoolExecutor(CORES) as pool:
         for _ in range(3):
             began = time.perf_counter()
-            list(pool.map(lambda file: decode(file.read_bytes()), files))
+            list(pool.map(read, files))
             seconds.append(time.perf_counter() - began)
-    return Limit(len(files) * repeats / min(seconds), f"decoding alone on {CORES} cores, an image for {repeats} copies")
+    whole = f"decoding whole images alone on {CORES} cores, each for {repeats} copies"
+    return Limit(len(files) * repeats / min(seconds), whole)
 
 
 @lru_cache

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "augment/mix.h"
 #include "augment/normalise.h"
@@ -40,10 +41,13 @@ void check_calls(const OpBatch& batch);
 void resize(const Batch& batch, int64_t begin, int64_t end, uint8_t* images);
 void run_ops(const OpBatch& batch, int64_t begin, int64_t end);
 
-// Without mixing an image is made in one go. With it, `stage` must have made all of [0, count) before `mix` runs.
 void apply(const Batch& batch, int64_t begin, int64_t end, const Finish& finish, void* output);
-void stage(const Batch& batch, int64_t begin, int64_t end, uint8_t* images);
-void mix(const Batch& batch, int64_t begin, int64_t end, const uint8_t* images, const Finish& finish, void* output);
+
+// The parts of a mixed batch that need nothing of each other: its rows, but for those that a row before them is mixed
+// with in both directions and brings along.
+std::vector<int64_t> mixed_parts(const Batch& batch);
+void apply_mixed(const Batch& batch, const int64_t* parts, int64_t begin, int64_t end, const Finish& finish,
+                 void* output);
 
 }  // namespace cpu
 

@@ -42,6 +42,37 @@ const char* describe(MixProblem problem) {
 
 int64_t image_bytes(const Batch& batch) { return channels * batch.size * batch.size; }
 
+void* place_in(void* output, const Batch& batch, int64_t index, const Finish& finish) {
+  return static_cast<uint8_t*>(output) + index * image_bytes(batch) * bytes_of(finish.type);
+}
+
+// A batch that will have left the near caches before anyone reads it.
+bool is_large(const Batch& batch, const Finish& finish) {
+  constexpr int64_t near_caches = 4 << 20;
+  return batch.count * image_bytes(batch) * bytes_of(finish.type) > near_caches;
+}
+
+// The row itself where nothing is mixed.
+int64_t partner_of(const Batch& batch, int64_t index) {
+  const MixRow mix = read(batch.mix, index);
+  return mix.mode == Mode::none ? index : mix.partner;
+}
+
+// An image before its last stage, in memory that is used again for the next.
+struct Stage {
+  std::vector<uint8_t> pixels;
+  Tables tables;
+  PlanRow row;
+
+  Staged make(const Batch& batch, int64_t index) {
+    row = read(batch.rows, index);
+    uint8_t* image = at_least(pixels, image_bytes(batch));
+    resize_image(batch.data, row, batch.size, image);
+    run_ops(image, batch.size, batch.size, row.ops, layers, tables);
+    return {image, &tables, &row};
+  }
+};
+
 }  // namespace
 
 void check_rows(const Batch& batch) {
@@ -90,41 +121,42 @@ void run_ops(const OpBatch& batch, int64_t begin, int64_t end) {
 }
 
 void apply(const Batch& batch, int64_t begin, int64_t end, const Finish& finish, void* output) {
-  thread_local std::vector<uint8_t> memory;
-  uint8_t* image = at_least(memory, image_bytes(batch));
+  thread_local Stage stage;
   const LevelValues values = level_values(finish);
+  const bool past_caches = is_large(batch, finish);
   for (int64_t index = begin; index < end; ++index) {
-    const PlanRow row = read(batch.rows, index);
-    Tables tables;
-    resize_image(batch.data, row, batch.size, image);
-    run_ops(image, batch.size, batch.size, row.ops, layers, tables);
-    auto* to = static_cast<uint8_t*>(output) + index * image_bytes(batch) * bytes_of(finish.type);
-    finish_image({image, &tables, &row}, nullptr, nullptr, batch.size, values, finish, to);
+    const Staged own = stage.make(batch, index);
+    finish_image(own, nullptr, nullptr, batch.size, values, finish, past_caches,
+                 place_in(output, batch, index, finish));
   }
+  if (past_caches) finish_past_caches();
 }
 
-void stage(const Batch& batch, int64_t begin, int64_t end, uint8_t* images) {
-  for (int64_t index = begin; index < end; ++index) {
-    const PlanRow row = read(batch.rows, index);
-    uint8_t* image = images + index * image_bytes(batch);
-    Tables tables;
-    resize_image(batch.data, row, batch.size, image);
-    run_ops(image, batch.size, batch.size, row.ops, layers, tables);
-    apply_tables(image, int64_t{batch.size} * batch.size, tables);
+std::vector<int64_t> mixed_parts(const Batch& batch) {
+  std::vector<int64_t> parts;
+  for (int64_t index = 0; index < batch.count; ++index) {
+    const int64_t partner = partner_of(batch, index);
+    if (partner >= index || partner_of(batch, partner) != index) parts.push_back(index);
   }
+  return parts;
 }
 
-void mix(const Batch& batch, int64_t begin, int64_t end, const uint8_t* images, const Finish& finish, void* output) {
+void apply_mixed(const Batch& batch, const int64_t* parts, int64_t begin, int64_t end, const Finish& finish,
+                 void* output) {
+  thread_local Stage stages[2];
   const LevelValues values = level_values(finish);
-  const Tables& done = identity_tables();
-  for (int64_t index = begin; index < end; ++index) {
+  const bool past_caches = is_large(batch, finish);
+  for (const int64_t* part = parts + begin; part < parts + end; ++part) {
+    const int64_t index = *part, other = partner_of(batch, index);
+    const Staged own = stages[0].make(batch, index);
+    const Staged partner = other == index ? own : stages[1].make(batch, other);
     const MixRow mix = read(batch.mix, index);
-    const PlanRow row = read(batch.rows, index), partner_row = read(batch.rows, mix.partner);
-    const Staged own{images + index * image_bytes(batch), &done, &row};
-    const Staged partner{images + mix.partner * image_bytes(batch), &done, &partner_row};
-    auto* to = static_cast<uint8_t*>(output) + index * image_bytes(batch) * bytes_of(finish.type);
-    finish_image(own, &partner, &mix, batch.size, values, finish, to);
+    finish_image(own, &partner, &mix, batch.size, values, finish, past_caches, place_in(output, batch, index, finish));
+    if (other == index || partner_of(batch, other) != index) continue;
+    const MixRow back = read(batch.mix, other);
+    finish_image(partner, &own, &back, batch.size, values, finish, past_caches, place_in(output, batch, other, finish));
   }
+  if (past_caches) finish_past_caches();
 }
 
 }  // namespace deit::cpu

@@ -8,6 +8,7 @@
 
 #include "augment/affine.h"
 #include "cpu_stages.h"
+#include "cpu_transpose.h"
 
 namespace deit::cpu {
 namespace {
@@ -46,11 +47,11 @@ struct Line {
 
   void resize(int32_t width) {
     for (auto* integers : {&inside, &row, &column}) integers->resize(width);
-    place.resize(width);
+    place.resize(width + 3);
     for (auto* reals : {&dy, &dx}) reals->resize(width);
     for (auto* reals : {&weight_y, &weight_x, &across[0], &across[1], &across[2], &across[3]})
       reals->resize(channels * width);
-    for (auto& bytes : gathered) bytes.resize(channels * width + 4);
+    for (auto& bytes : gathered) bytes.resize(channels * (width + 3) + 4);
   }
 };
 
@@ -89,6 +90,17 @@ INTO_CLONE bool is_in_step(const int32_t* row, const int32_t* column, int32_t co
 
 INTO_CLONE void gather(const uint8_t* from, const int64_t* place, int32_t count, uint8_t* to) {
   for (int32_t i = 0; i < count; ++i) std::memcpy(to + channels * i, from + place[i], 4);
+}
+
+// The four pixels from each place on, into a tap line each; `place` has room for 3 places more.
+INTO_CLONE void gather_four(const uint8_t* from, int64_t* place, int32_t count, std::vector<uint8_t> (&to)[4]) {
+  for (int i = 0; i < 3; ++i) place[count + i] = place[count - 1];
+  uint8_t* line[4] = {to[0].data(), to[1].data(), to[2].data(), to[3].data()};
+  for (int32_t i = 0; i < count; i += 4, place += 4) {
+    transpose_pixels({from + place[0], from + place[1], from + place[2], from + place[3]},
+                     {line[0], line[1], line[2], line[3]});
+    for (uint8_t*& at : line) at += 4 * channels;
+  }
 }
 
 template <typename Real>
@@ -142,7 +154,13 @@ INTO_CLONE void interpolate_line(const Padded& source, Line<Real>& line, int32_t
   }
   const Real* across[4] = {};
   for (int below = 0; below < taps; ++below) {
-    for (int tap = 0; tap < taps; ++tap) bytes[tap] = tap_line(first_tap + below, first_tap + tap, tap);
+    if (taps == 4 && !in_step) {
+      gather_four(source.origin + (first_tap + below) * source.stride + first_tap * channels, place, pixels,
+                  line.gathered);
+      for (int tap = 0; tap < taps; ++tap) bytes[tap] = line.gathered[tap].data();
+    } else {
+      for (int tap = 0; tap < taps; ++tap) bytes[tap] = tap_line(first_tap + below, first_tap + tap, tap);
+    }
     interpolate_run<filter>(bytes, line.weight_x.data(), count, line.across[below].data());
     across[below] = line.across[below].data();
   }

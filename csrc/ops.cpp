@@ -116,16 +116,15 @@ void run_ops_in(const Tensor&, const OpBatch& batch) {
   in_parallel(batch.count, [&](int64_t begin, int64_t end) { cpu::run_ops(batch, begin, end); });
 }
 
-void apply_into(const Tensor& data, const Batch& batch, const Finish& finish, void* output) {
+void apply_into(const Tensor&, const Batch& batch, const Finish& finish, void* output) {
   cpu::check_rows(batch);
   if (!batch.mix)
     return in_parallel(batch.count,
                        [&](int64_t begin, int64_t end) { cpu::apply(batch, begin, end, finish, output); });
-  const Tensor staging = new_tensor({batch.count, batch.size, batch.size, 3}, ScalarType::Byte, data);
-  auto* images = static_cast<uint8_t*>(staging.mutable_data_ptr());
-  in_parallel(batch.count, [&](int64_t begin, int64_t end) { cpu::stage(batch, begin, end, images); });
-  in_parallel(batch.count,
-              [&](int64_t begin, int64_t end) { cpu::mix(batch, begin, end, images, finish, output); });
+  const std::vector<int64_t> parts = cpu::mixed_parts(batch);
+  in_parallel(static_cast<int64_t>(parts.size()), [&](int64_t begin, int64_t end) {
+    cpu::apply_mixed(batch, parts.data(), begin, end, finish, output);
+  });
 }
 
 Tensor sample_plan(const Tensor& keys, const Tensor& numbers) {

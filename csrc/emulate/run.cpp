@@ -50,9 +50,9 @@ void run_cpu(const deit::Batch& batch, const deit::Finish& finish, uint8_t* imag
   in_threads(batch.count, [&](int64_t i) { deit::cpu::resize(batch, i, i + 1, images); });
   if (!batch.mix)
     return in_threads(batch.count, [&](int64_t i) { deit::cpu::apply(batch, i, i + 1, finish, output); });
-  std::vector<uint8_t> staged(3 * batch.count * batch.size * batch.size);
-  in_threads(batch.count, [&](int64_t i) { deit::cpu::stage(batch, i, i + 1, staged.data()); });
-  in_threads(batch.count, [&](int64_t i) { deit::cpu::mix(batch, i, i + 1, staged.data(), finish, output); });
+  const std::vector<int64_t> parts = deit::cpu::mixed_parts(batch);
+  in_threads(static_cast<int64_t>(parts.size()),
+             [&](int64_t i) { deit::cpu::apply_mixed(batch, parts.data(), i, i + 1, finish, output); });
 }
 
 template <deit::Type type>

@@ -1,11 +1,13 @@
 """One batch: read and decode its images, plan their augmentation, put them on the device.
 
 A batch is a pure function of (data set, policy, data seed, rows); `order.py` gives the rows. One decode serves all
-copies of an image in the batch: its pixels lie in memory once, and the rows of the plan point at them.
+copies of an image in the batch: its pixels lie in memory once, and the rows of the plan point at them. Random crops are
+drawn as soon as an image's sides are known, so of a JPEG file only the part around them is decoded (`jpeg_part.py`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from functools import partial
@@ -19,10 +21,11 @@ from torch import Tensor
 
 from deit_kernels.augment import AugmentPlan, ImageBatch, Policy, sample_plan
 
-from .dataset import Dataset, ReadImage, read_images
-from .decode import BadImage
+from .dataset import Dataset, ReadImage, read_image
+from .decode import BadImage, Part
 from .device import CpuAugment, CudaAugment, Finished, Gathered, Target, tail_bytes
 from .in_memory import InMemory
+from .jpeg_part import RandomCrops
 from .memory import Arena
 from .mixing import Mixing
 from .order import Samples
@@ -140,7 +143,7 @@ class BatchBuilder:
         self._bad_images, self._exif_orientation = bad_images, exif_orientation
         self._augment, self._mixing = augment, mixing
         self._expected = 0
-        self._plan(Samples(0, *np.zeros((3, 0), np.int64)), ImageBatch.from_images([]))  # checks the seed
+        self._plan(Samples(0, *np.zeros((3, 0), np.int64)), *np.zeros((2, 0), np.int32))  # checks the seed
 
     def keep_in_memory(self, threads: int) -> None:
         """Decode the whole data set now; batches then point at its pixels.
@@ -153,23 +156,38 @@ class BatchBuilder:
             in_memory.to(self._augment.device)
         self._dataset = in_memory
 
-    def start(self, step: int, rows: Samples, decoders: Executor) -> Started:
+    def start(self, step: int, rows: Samples, submit: Callable[..., Future[list[ReadImage]]]) -> Started:
         """Begin to decode the images of a step.
 
         Args:
             step: what the batch is called.
             rows: b samples.
-            decoders: runs the reading and decoding, RUN images a task.
+            submit: `Executor.submit` of what runs the reading and decoding, RUN images a task.
         """
         distinct, image_of_row = np.unique(rows.sample, return_inverse=True)
         arena = Arena(self._augment.pixels, self._expected)
         decoding = []
         if not isinstance(self._dataset, InMemory):
-            read = partial(read_images, exif_orientation=self._exif_orientation, reserve=arena.reserve)
-            indices = distinct.tolist()
-            runs = [indices[first : first + RUN] for first in range(0, len(indices), RUN)]
-            decoding = [decoders.submit(read, self._dataset, run) for run in runs]
+            crops = self._crops(rows, image_of_row)
+            numbered = list(enumerate(distinct.tolist()))
+            runs = [numbered[first : first + RUN] for first in range(0, len(numbered), RUN)]
+            decoding = [submit(self._read, run, crops, arena) for run in runs]
         return Started(step, rows, distinct, image_of_row, arena, decoding)
+
+    def _crops(self, rows: Samples, image_of_row: NDArray[np.int64]) -> RandomCrops | None:
+        """What the rows show of their images, where that is known before the images are."""
+        if self._policy.crop != "random_resized":
+            return None
+        counters = np.stack(np.broadcast_arrays(rows.epoch, rows.sample, rows.copy), axis=-1)
+        return RandomCrops(self._policy.numbers(self._data_seed), counters, image_of_row)
+
+    def _read(self, run: list[tuple[int, int]], crops: RandomCrops | None, arena: Arena) -> list[ReadImage]:
+        """Read and decode images of a batch: (number in the batch, number in the data set)."""
+        options = dict(exif_orientation=self._exif_orientation, reserve=arena.reserve)
+        return [
+            read_image(self._dataset, index, wanted=crops and partial(crops.box, image), **options)
+            for image, index in run
+        ]
 
     def finish(self, started: Started, executor: Executor) -> Built:
         """The batch.
@@ -199,13 +217,18 @@ class BatchBuilder:
             bad = {index: self._dataset.bad[index] for index in started.distinct.tolist() if index in self._dataset.bad}
             images = self._dataset.rows(torch.from_numpy(rows.sample))
             block, _, end = arena.gather([], tail)
+            plan = self._plan(rows, images.height.numpy(), images.width.numpy())
         else:
-            bad, decoded = self._decoded(started)
-            block, offset, end = arena.gather(decoded, tail)
+            bad, parts = self._decoded(started)
+            block, offset, end = arena.gather([part.pixels for part in parts], tail)
             self._expected = max(self._expected, end + tail)
-            sizes = np.array([image.shape[:2] for image in decoded], np.int32).reshape(-1, 2)
-            tables = (offset, sizes[:, 0], sizes[:, 1])
-            images = ImageBatch(block[:end], *(torch.from_numpy(table[started.image_of_row]) for table in tables))
+            # Of every row: the sides of what was decoded, then where that lies in which image.
+            sides = [(*part.pixels.shape[:2], *part[1:]) for part in parts]
+            height, width, *place = np.array(sides, np.int32).reshape(-1, 6)[started.image_of_row].T.copy()
+            tables = (offset[started.image_of_row], height, width)
+            images = ImageBatch(block[:end], *map(torch.from_numpy, tables))
+            top, left, *whole = place
+            plan = self._plan(rows, *whole).within(top, left, height, width)
         reasons = {self._dataset.path(index): str(reason) for index, reason in bad.items()}
         if reasons and self._bad_images == "fail":
             path, reason = next(iter(reasons.items()))
@@ -218,11 +241,10 @@ class BatchBuilder:
             if mix is not None:
                 blank |= blank[mix.partner_row]
             labels[blank] = IGNORE
-        plan = self._plan(rows, images).place(images)
-        return Gathered(images, plan, mix, labels, blank, block, end), reasons
+        return Gathered(images, plan.place(images), mix, labels, blank, block, end), reasons
 
-    def _decoded(self, started: Started) -> tuple[dict[int, BadImage], list[NDArray[np.uint8]]]:
-        """The bad images by index, and the pixels of all distinct images.
+    def _decoded(self, started: Started) -> tuple[dict[int, BadImage], list[Part]]:
+        """The bad images by index, and what was decoded of all distinct images.
 
         A bad image goes through the augmentation as one black pixel: every other row keeps its place and its pixels.
         """
@@ -231,21 +253,21 @@ class BatchBuilder:
         images = chain.from_iterable(future.result() for future in started.decoding)
         for index, image in zip(started.distinct.tolist(), images, strict=True):
             self.seconds.add(read=image.read, decode=image.decode)
-            pixels = image.pixels
-            if isinstance(pixels, BadImage):
-                bad[index] = pixels
-                pixels = started.arena.reserve(1, 1)
-                pixels[:] = 0
-            decoded.append(pixels)
+            part = image.part
+            if isinstance(part, BadImage):
+                bad[index] = part
+                part = Part.whole(started.arena.reserve(1, 1))
+                part.pixels[:] = 0
+            decoded.append(part)
         return bad, decoded
 
-    def _plan(self, rows: Samples, images: ImageBatch) -> AugmentPlan:
+    def _plan(self, rows: Samples, height: NDArray[np.int32], width: NDArray[np.int32]) -> AugmentPlan:
         return sample_plan(
             self._policy,
             seed=self._data_seed,
             epoch=rows.epoch,
             sample=rows.sample,
             copy=rows.copy,
-            height=images.height.numpy(),
-            width=images.width.numpy(),
+            height=height,
+            width=width,
         )

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .decode import BadImage, Reserve, copied, decode, new_array
+from .decode import BadImage, Part, Reserve, Wanted, copied, decode, decode_wanted, new_array
 from .folder import counted
 
 
@@ -46,41 +45,42 @@ class ReadImage(NamedTuple):
     """One image and what it took.
 
     Attributes:
-        pixels: uint8 (H, W, 3), or what is wrong with the image.
+        part: the pixels that are wanted, or what is wrong with the image.
         read, decode: seconds.
     """
 
-    pixels: NDArray[np.uint8] | BadImage
+    part: Part | BadImage
     read: float
     decode: float
 
 
 def read_image(
-    dataset: Dataset, index: int, *, exif_orientation: bool = False, reserve: Reserve = new_array
+    dataset: Dataset,
+    index: int,
+    *,
+    wanted: Wanted | None = None,
+    exif_orientation: bool = False,
+    reserve: Reserve = new_array,
 ) -> ReadImage:
-    """Read and decode an image; the arguments after the index are those of `decode`. What is wrong is not raised."""
+    """Read and decode an image, or a part of it that holds what is wanted. What is wrong is not raised."""
     began = time.perf_counter()
     try:
         data = dataset.read(index)
     except OSError as error:
         return ReadImage(BadImage(f"it cannot be read ({error.strerror or error})"), time.perf_counter() - began, 0.0)
     read = time.perf_counter()
-    pixels: NDArray[np.uint8] | BadImage
+    options = dict(exif_orientation=exif_orientation, reserve=reserve)
+    part: Part | BadImage
     try:
-        if isinstance(data, bytes):
-            pixels = decode(data, exif_orientation=exif_orientation, reserve=reserve)
+        if not isinstance(data, bytes):
+            part = Part.whole(copied(data, reserve))
+        elif wanted is None:
+            part = Part.whole(decode(data, **options))
         else:
-            pixels = copied(data, reserve)
+            part = decode_wanted(data, wanted, **options)
     except BadImage as error:
-        pixels = error
-    return ReadImage(pixels, read - began, time.perf_counter() - read)
-
-
-def read_images(
-    dataset: Dataset, indices: Sequence[int], *, exif_orientation: bool = False, reserve: Reserve = new_array
-) -> list[ReadImage]:
-    """`read_image` for several, one after the other."""
-    return [read_image(dataset, index, exif_orientation=exif_orientation, reserve=reserve) for index in indices]
+        part = error
+    return ReadImage(part, read - began, time.perf_counter() - read)
 
 
 def check_labels(dataset: Dataset) -> None:

@@ -10,6 +10,9 @@ The format is found by content, never by file name (ImageNet holds a PNG named .
 JPEG goes through simplejpeg: libjpeg-turbo with Pillow's settings (exact DCT, smooth chroma), so equal pixels in half
 the time, written straight into the reserved memory without the interpreter's lock. Whatever it has a doubt about
 (CMYK, a warning of the library, damage) and every other format is Pillow's to judge.
+
+`decode_wanted` decodes a box of a JPEG file only. A file that does not end as it should is decoded whole, so a
+truncated one is found; damage behind the box that hides from that is not looked for.
 """
 
 from __future__ import annotations
@@ -17,14 +20,20 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
+from .jpeg_part import Box, decodable, decode_part
+
 # Pillow's own limit against decompression bombs, 1/4 GiB of RGB; above it `Image.open` only warns.
 MAX_PIXELS = 1024**3 // 4 // 3
+
+START_OF_IMAGE, END_OF_IMAGE = b"\xff\xd8", b"\xff\xd9"  # of JPEG
+LARGE_PART = 0.8  # share of an image from which on all of it is decoded as fast
 
 # How the stored pixels are turned for each value of the EXIF orientation, as Pillow's ImageOps.exif_transpose does.
 TURNS: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
@@ -42,6 +51,30 @@ TURNS: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 Reserve = Callable[[int, int], NDArray[np.uint8]]
+
+
+# Called with (height, width) of an image; says which box of it is wanted, None for all of it.
+Wanted = Callable[[int, int], Box | None]
+
+
+class Part(NamedTuple):
+    """Pixels of an image, or of a box around what is wanted of it.
+
+    Attributes:
+        pixels: uint8 (h, w, 3).
+        top, left: where in the image they begin.
+        height, width: of the whole image.
+    """
+
+    pixels: NDArray[np.uint8]
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @classmethod
+    def whole(cls, pixels: NDArray[np.uint8]) -> Part:
+        return cls(pixels, 0, 0, *pixels.shape[:2])
 
 
 class BadImage(ValueError):
@@ -79,6 +112,35 @@ def decode(
     return copied(_decode_with_pillow(data, max_pixels), reserve) if pixels is None else pixels
 
 
+def decode_wanted(data: bytes, wanted: Wanted, *, exif_orientation: bool = False, reserve: Reserve = new_array) -> Part:
+    """`decode` of the box that is wanted, or of more where that is not faster or the file is odd.
+
+    Raises:
+        BadImage: as `decode`, as far as the box shows it.
+    """
+    turned = exif_orientation and _orientation(data) in TURNS
+    part = None if turned else _decode_jpeg_part(data, wanted, reserve)
+    return part or Part.whole(decode(data, exif_orientation=exif_orientation, reserve=reserve))
+
+
+def _decode_jpeg_part(data: bytes, wanted: Wanted, reserve: Reserve) -> Part | None:
+    """What is wanted of a JPEG file that is beyond doubt; None for any other, and where a box is no gain."""
+    if not (data.startswith(START_OF_IMAGE) and data.endswith(END_OF_IMAGE)):
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    if colours in ("CMYK", "YCCK") or not 0 < height * width <= MAX_PIXELS:
+        return None
+    box = wanted(height, width)
+    if box is None or box.height * box.width > LARGE_PART * height * width:
+        return None
+    box = decodable(box, width)
+    pixels = reserve(box.height, box.width)
+    return Part(pixels, box.top, box.left, height, width) if decode_part(data, box, pixels) else None
+
+
 def copied(pixels: NDArray[np.uint8], reserve: Reserve) -> NDArray[np.uint8]:
     """Pixels (H, W, 3) in memory that `reserve` gives."""
     place = reserve(*pixels.shape[:2])
@@ -88,7 +150,7 @@ def copied(pixels: NDArray[np.uint8], reserve: Reserve) -> NDArray[np.uint8]:
 
 def decode_jpeg(data: bytes, max_pixels: int = MAX_PIXELS, reserve: Reserve = new_array) -> NDArray[np.uint8] | None:
     """`decode` for a JPEG file that is beyond doubt; None for any other."""
-    if not data.startswith(b"\xff\xd8"):
+    if not data.startswith(START_OF_IMAGE):
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)

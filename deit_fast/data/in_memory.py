@@ -16,7 +16,7 @@ from torch import Tensor
 from deit_kernels.augment import ImageBatch
 
 from .dataset import Dataset, read_image
-from .decode import BadImage
+from .decode import BadImage, Part
 
 MAX_BYTES = 16 * 2**30
 
@@ -46,10 +46,11 @@ class InMemory:
         with ThreadPoolExecutor(threads, "deit_fast-decode") as pool:
             try:
                 read = partial(read_image, dataset, exif_orientation=exif_orientation)
-                for index, (image, *_) in enumerate(pool.map(read, range(len(dataset)))):
-                    if isinstance(image, BadImage):
-                        self.bad[index] = image
-                        image = np.zeros((1, 1, 3), np.uint8)
+                for index, (part, *_) in enumerate(pool.map(read, range(len(dataset)))):
+                    if isinstance(part, BadImage):
+                        self.bad[index] = part
+                        part = Part.whole(np.zeros((1, 1, 3), np.uint8))
+                    image = part.pixels
                     total += image.size
                     if total > MAX_BYTES:
                         raise ValueError(

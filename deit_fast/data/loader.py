@@ -17,11 +17,13 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,6 +53,28 @@ class Options(TypedDict, total=False):
     dtype: torch.dtype  # of the images; float32 unless given
     layout: Layout  # of the images, as `deit_kernels.augment.apply` takes it
     patch: int  # as above
+
+
+class _FewWaiting:
+    """Hands decoding tasks to an executor, few at a time.
+
+    The augmentation of a batch runs in the same threads and must not wait until the next batches are decoded: its
+    images would have left the caches, and when it is done there would be nothing to do.
+    """
+
+    def __init__(self, executor: Executor, threads: int):
+        self._executor, self._free = executor, threading.Semaphore(2 * threads)
+
+    def submit(self, task: Callable[..., Any], *arguments: object) -> Future[Any]:
+        """As `Executor.submit`; waits until few tasks do."""
+        self._free.acquire()
+        try:
+            future = self._executor.submit(task, *arguments)
+        except RuntimeError:  # shut down
+            self._free.release()
+            raise
+        future.add_done_callback(lambda _: self._free.release())  # also when it is cancelled
+        return future
 
 
 class _Loader:
@@ -122,13 +146,14 @@ class _Loader:
         alone = without_torch_threads, (torch.get_num_threads(),)
         decoders = ThreadPoolExecutor(self._threads, "deit_fast-decode", *alone)
         assembler = ThreadPoolExecutor(1, "deit_fast-assemble", *start)
+        decoding = _FewWaiting(decoders, self._threads)
         steps = iter(self._steps)
 
         def submit(count: int) -> Iterator[Future[Built]]:
             """Begin the next steps, each when the device is done with the batches that the consumer has given back."""
             given_back = self._augment.used()
             for step in islice(steps, count):
-                yield assembler.submit(self._finish, feeder.submit(self._start, step, given_back, decoders), decoders)
+                yield assembler.submit(self._finish, feeder.submit(self._start, step, given_back, decoding), decoders)
 
         try:
             ahead = deque(submit(self._prefetch))
@@ -150,10 +175,10 @@ class _Loader:
             for executor in (decoders, feeder, assembler):
                 executor.shutdown(cancel_futures=True)
 
-    def _start(self, step: int, given_back: torch.cuda.Event | None, decoders: Executor) -> Started:
+    def _start(self, step: int, given_back: torch.cuda.Event | None, decoding: _FewWaiting) -> Started:
         if given_back is not None:
             given_back.synchronize()  # in this thread: the consumer goes on
-        return self._builder.start(step, self._rows(step), decoders)
+        return self._builder.start(step, self._rows(step), decoding.submit)
 
     def _finish(self, started: Future[Started], decoders: Executor) -> Built:
         return self._builder.finish(started.result(), decoders)

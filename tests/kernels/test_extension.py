@@ -18,6 +18,8 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = Path(_extension.__file__).parent
 BINARIES = sorted(PACKAGE.glob("_C*.so"))
 
+PART_DECODER = sorted((ROOT / "deit_fast" / "data").glob("_jpeg_part*.so"))
+
 each_binary = pytest.mark.parametrize("binary", BINARIES or [None], ids=lambda binary: binary and binary.name)
 
 
@@ -47,10 +49,8 @@ def test_only_the_libraries_of_the_design_are_linked_and_no_search_path_is_kept(
     assert libraries == ({"torch_cpu", "torch_cuda", "cudart"} if "_cuda" in binary.name else {"torch_cpu"})
 
 
-@each_binary
-def test_no_path_of_the_build_is_left(binary: Path | None) -> None:
-    if binary is None:
-        pytest.skip(f"{_extension.cpu_missing}")
+@pytest.mark.parametrize("binary", BINARIES + PART_DECODER, ids=lambda binary: binary.name)
+def test_no_path_of_the_build_is_left(binary: Path) -> None:
     content = binary.read_bytes()
     for path in (ROOT, Path(torch.__file__).parents[1], Path.home(), Path(sys.prefix)):
         assert str(path).encode() not in content
@@ -100,7 +100,17 @@ def test_a_failing_compiler_does_not_fail_the_install(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "deit_kernels._C is not built: the command printed above failed, false" in done.stderr
     assert "Augmentation runs in NumPy instead: exact, but many times slower." in done.stderr
+    assert "deit_fast.data._jpeg_part is not built: the command printed above failed, false" in done.stderr
+    assert "The whole of every JPEG file is decoded, also where a crop of it would do." in done.stderr
     assert not list(tmp_path.rglob("*.so"))
+
+
+@pytest.mark.parametrize("binary", PART_DECODER, ids=lambda binary: binary.name)
+def test_the_part_decoder_needs_libjpeg_and_shows_two_functions(binary: Path) -> None:
+    dynamic = read_elf(binary, "readelf", "-d")
+    assert set(re.findall(r"NEEDED.*\[lib(\w+)\.so", dynamic)) <= {"jpeg", "c", "m", "stdc++", "gcc_s"}
+    defined = read_elf(binary, "nm", "-D", "--defined-only").splitlines()
+    assert {line.split()[-1] for line in defined} == {"deit_random_box", "deit_decode_jpeg_part"}
 
 
 def test_an_install_without_a_compiler_says_what_to_type(tmp_path: Path) -> None:

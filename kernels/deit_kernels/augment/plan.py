@@ -143,6 +143,22 @@ class AugmentPlan(NamedTuple):
         )
         return self._replace(rows=rows)
 
+    def within(self, top: ArrayLike, left: ArrayLike, height: ArrayLike, width: ArrayLike) -> AugmentPlan:
+        """The plan for images of which only a box is at hand: every row does to its box what it did to its image.
+
+        Args:
+            top, left, height, width: int (B,), the box of each row's image. It holds the row's own box.
+
+        Returns:
+            AugmentPlan, not placed; `place` checks that no row's box leaves its image.
+        """
+        plan = self._replace(rows=self.rows.clone())
+        table = plan.table
+        table["box"][:, 0] -= top
+        table["box"][:, 1] -= left
+        table["height"], table["width"], table["offset"] = height, width, -1
+        return plan
+
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> AugmentPlan:
         """The plan on `device`. Place it first: on a device an unplaced row gives an image of NaN."""
         return self._replace(rows=self.rows.to(device, non_blocking=non_blocking))

@@ -1,0 +1,99 @@
+"""Decode only what the crops of an image need of a JPEG file, where the optional binary for it is built.
+
+    crops = RandomCrops(policy.numbers(seed), counters, image_of_row)   # of a batch
+    box = crops.box(image, height, width)                               # (top, left, height, width)
+    box = decodable(box, width)
+    decode_part(data, box, pixels)
+
+A random resized crop keeps half of an image on average. libjpeg-turbo leaves out most of the work beside and above it
+and all work below it. The pixels are those of the whole image.
+
+Without the binary (`missing` says why) whole images are decoded: the same batches, a little later.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+BLOCK = 32  # columns: a multiple of the blocks of every chroma subsampling
+
+
+class Box(NamedTuple):
+    """Part of an image, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    hint = "to build it, type: pip install -e .  (needs a C++20 compiler and libjpeg-turbo's jpeglib.h)"
+    found = sorted(Path(__file__).parent.glob("_jpeg_part.*so"))
+    if not found:
+        return None, f"the binary is not built; {hint}"
+    try:
+        library = ctypes.CDLL(str(found[0]))
+    except OSError as error:
+        return None, f"{found[0].name} does not load ({error}); {hint}"
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    library.deit_random_box.argtypes = [pointer, pointer, number, number, number, pointer]
+    library.deit_decode_jpeg_part.argtypes = [ctypes.c_char_p, number, pointer, pointer]
+    for function in (library.deit_random_box, library.deit_decode_jpeg_part):
+        function.restype = ctypes.c_bool
+    return library, ""
+
+
+_library, missing = _load()
+_Four = ctypes.c_int32 * 4
+
+
+class RandomCrops:
+    """The random resized crops of a batch.
+
+    Args:
+        numbers: of the policy, with the seed (`Policy.numbers`).
+        counters: int64 (b, 3), epoch, sample and copy of each row.
+        image_of_row: int64 (b,), which of the batch's n images a row shows; each is shown.
+    """
+
+    def __init__(self, numbers: NDArray[np.void], counters: NDArray[np.int64], image_of_row: NDArray[np.int64]):
+        self._numbers = numbers
+        self._counters = np.ascontiguousarray(counters[np.argsort(image_of_row, kind="stable")], np.int64)
+        self._ends = np.cumsum(np.bincount(image_of_row)).tolist()
+        self._addresses = numbers.ctypes.data, self._counters.ctypes.data
+
+    def box(self, image: int, height: int, width: int) -> Box | None:
+        """The smallest box that holds all crops of an image of this size; None where that is not known."""
+        if _library is None:
+            return None
+        first, end, box = self._ends[image - 1] if image else 0, self._ends[image], _Four()
+        numbers, counters = self._addresses
+        place = counters + first * self._counters.strides[0]
+        return Box(*box) if _library.deit_random_box(numbers, place, end - first, height, width, box) else None
+
+
+def decodable(box: Box, width: int) -> Box:
+    """The box around another, in an image of some width, in which `decode_part` gives the pixels of the other.
+
+    Not narrower than BLOCK: the chroma of less than six columns is not smoothed.
+    """
+    left = max(min(box.left - 1, width - BLOCK), 0) // BLOCK * BLOCK
+    right = min(max(box.left + box.width + 1, left + BLOCK), width)
+    return Box(box.top, left, box.height, right - left)
+
+
+def decode_part(data: bytes, box: Box, pixels: NDArray[np.uint8]) -> bool:
+    """Decode a box of a JPEG file into contiguous uint8 (height, width, 3). From any thread, without Python's lock.
+
+    Its left edge is a multiple of BLOCK. First and last column are not the whole image's where they are not its edges.
+
+    Returns:
+        whether that went without the slightest doubt; if not, the pixels are undefined.
+    """
+    return _library is not None and _library.deit_decode_jpeg_part(data, len(data), _Four(*box), pixels.ctypes.data)
