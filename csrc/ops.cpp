@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "augment.h"
+#include "augment/sample_mix.h"
 
 namespace deit {
 namespace {
@@ -148,6 +149,29 @@ Tensor sample_plan(const Tensor& keys, const Tensor& numbers) {
   return rows;
 }
 
+Tensor sample_mix(const Tensor& numbers, int64_t count) {
+  require(numbers.scalar_type() == ScalarType::Byte && numbers.is_contiguous() &&
+              numbers.numel() == static_cast<int64_t>(sizeof(MixPolicy)),
+          "the numbers of a mix are contiguous uint8 (" + std::to_string(sizeof(MixPolicy)) +
+              ",); if they come from sample_mix, the extension is older than the Python code: pip install -e .");
+  MixPolicy policy;
+  std::memcpy(&policy, numbers.const_data_ptr(), sizeof policy);
+  require(is_good(policy), "a number of the mix is outside its range");
+  const int64_t group = policy.group, first = policy.start / group;
+  require(count >= 0 && count % group == 0, "count is a multiple of the mix group");
+  const Tensor rows = new_tensor({count, static_cast<int64_t>(sizeof(MixRow))}, ScalarType::Byte, numbers);
+  auto* to = static_cast<uint8_t*>(rows.mutable_data_ptr());
+  for (int64_t begin = 0; begin < count; begin += group) {
+    MixRow row = sample_mix_group(policy, static_cast<uint32_t>(first + begin / group));
+    for (int64_t i = 0; i < group; ++i, to += sizeof row) {
+      const int64_t other = row.mode == Mode::none ? i : (i + group / 2) % group;
+      row.partner = static_cast<int32_t>(begin + other);
+      std::memcpy(to, &row, sizeof row);
+    }
+  }
+  return rows;
+}
+
 Tensor check_mix(const Tensor& mix, int64_t size) {
   const int64_t count = mix.dim() == 2 ? mix.size(0) : 0;
   cpu::check_mix(require_table<MixRow>(mix, count, mix, "the rows of mix"), count, require_size(size));
@@ -269,6 +293,7 @@ void apply_out(const Tensor& data, const Tensor& rows, const std::optional<Tenso
 #ifndef DEIT_CUDA
 STABLE_TORCH_LIBRARY_IMPL(deit_kernels, CPU, library) {
   library.impl("_augment_sample_plan", TORCH_BOX(&deit::sample_plan));
+  library.impl("_augment_sample_mix", TORCH_BOX(&deit::sample_mix));
   library.impl("_augment_place", TORCH_BOX(&deit::place));
   library.impl("_augment_check_mix", TORCH_BOX(&deit::check_mix));
 #else

@@ -5,13 +5,11 @@
     loss = distillation_loss(cls, dist, teacher, mix.target(labels))
 
 A group is `group` consecutive positions of the global batch; the partner of position p in it is (p + group / 2) mod
-group, so that an image never meets its own copies, which lie side by side. One λ, mode and box serve a group. Drawn in
-NumPy alone: a batch has few groups, and the functions of `exact_math` give the same bits everywhere.
+group, so that an image never meets its own copies, which lie side by side. One λ, mode and box serve a group.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -20,13 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..distill_loss import MixedTarget
-from ..philox import Stream, philox, uniform
-from .exact_math import exp, log, normals
-from .policy import Mix, Policy
+from .policy import Policy
 from .rand_augment import require
 
 MODES = ("none", "mixup", "cutmix")  # a row stores the index
-GAMMA_TRIES = 16  # of which each is accepted with a chance above 0.95
 
 # One row of a mix: struct MixRow of csrc/augment/mix.h.
 MIX = np.dtype(
@@ -38,13 +33,16 @@ MIX = np.dtype(
     ]
 )
 
-
-class Draw:
-    """The fourth counter word of a group's draws."""
-
-    KIND = 0  # whether to mix, which kind, boosts of the two gammas
-    BOX = 1  # centre of the box: row, column
-    GAMMAS = (16, 32)  # try t of each uses GAMMAS + t: two for a normal number, one for its test
+# What the rows of a step are drawn from: struct MixPolicy of csrc/augment/sample_mix.h.
+MIX_NUMBERS = np.dtype(
+    [
+        *((name, np.uint64) for name in ("seed", "step")),
+        *((name, np.int64) for name in ("start", "group")),
+        *((name, np.float64) for name in ("mixup_alpha", "cutmix_alpha", "probability", "switch_probability")),
+        ("size", np.int32),
+        ("round_up", np.int32),  # whether a CutMix box of odd side keeps its last pixel
+    ]
+)
 
 
 class MixPlan(NamedTuple):
@@ -99,78 +97,17 @@ def sample_mix(policy: Policy, *, seed: int, step: int, start: int, count: int, 
     require(group >= 2 and group % 2 == 0, f"a mix group is an even number of rows, 2 or more, got {group}")
     require(start >= 0 and start % group == 0, f"start is a multiple of the mix group {group}, got {start}")
     require(count >= 0 and count % group == 0, f"count is a multiple of the mix group {group}, got {count}")
-    rows = np.zeros(count, MIX)
-    row = np.arange(count)
-    rows["partner"], rows["lam"] = row, 1.0
-    if policy.mix is not None and count:
-        groups = start // group + np.arange(count // group)
-        mode, lam, box = draw_groups(policy.mix, policy.size, seed, step, groups)
-        group_row = np.repeat(np.arange(len(groups)), group)
-        rows["mode"], rows["lam"], rows["box"] = mode[group_row], lam[group_row], box[group_row]
-        partner = row // group * group + (row + group // 2) % group
-        rows["partner"] = np.where(rows["mode"] > 0, partner, row)
+    if policy.mix is None or not count:
+        rows = np.zeros(count, MIX)
+        rows["partner"], rows["lam"] = np.arange(count), 1.0
+        rows = torch.from_numpy(rows.view(np.uint8).reshape(count, MIX.itemsize))
+    else:
+        mix = policy.mix
+        alphas = mix.mixup_alpha, mix.cutmix_alpha, mix.probability, mix.switch_probability
+        record = (seed, step, start, group, *alphas, policy.size, mix.box_rounding == "timm")
+        numbers = torch.from_numpy(np.array([record], MIX_NUMBERS).view(np.uint8))
+        rows = torch.ops.deit_kernels._augment_sample_mix(numbers, count)
+    table = rows.numpy().view(MIX)[:, 0]
     return MixPlan(
-        torch.from_numpy(rows.view(np.uint8).reshape(count, MIX.itemsize)),
-        torch.from_numpy(rows["partner"].astype(np.int64)),
-        torch.from_numpy(rows["lam"].astype(np.float32)),
+        rows, torch.from_numpy(table["partner"].astype(np.int64)), torch.from_numpy(table["lam"].astype(np.float32))
     )
-
-
-def draw_groups(
-    mix: Mix, size: int, seed: int, step: int, groups: NDArray[np.int64]
-) -> tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.int64]]:
-    """Mode (G,), lam (G,) and box (G, 4) of each group."""
-
-    def words(draw: int) -> NDArray[np.uint32]:
-        return philox(seed, Stream.MIX, step & 0xFFFFFFFF, step >> 32, groups, draw)
-
-    first = words(Draw.KIND)
-    unit = uniform(first)
-    cut = np.full(len(groups), mix.cutmix_alpha > 0)
-    if mix.cutmix_alpha > 0 and mix.mixup_alpha > 0:
-        cut = unit[:, 1] < mix.switch_probability
-    alpha = np.where(cut, mix.cutmix_alpha, mix.mixup_alpha)
-    gammas = [
-        gamma(alpha, (first[:, 2 + which] + 1.0) * 2.0**-32, lambda attempt, start=start: words(start + attempt))
-        for which, start in enumerate(Draw.GAMMAS)
-    ]
-    lam = gammas[0] / (gammas[0] + gammas[1])
-
-    box = cut_boxes(lam, words(Draw.BOX), size, mix.box_rounding)
-    lam = np.where(cut, 1.0 - (box[:, 2] * box[:, 3]) / float(size * size), lam)
-    mixes = (unit[:, 0] < mix.probability) & (lam < 1.0)
-    mode = np.where(mixes, np.where(cut, MODES.index("cutmix"), MODES.index("mixup")), 0).astype(np.int32)
-    return mode, np.where(mixes, lam, 1.0), np.where((mixes & cut)[:, None], box, 0)
-
-
-def gamma(
-    alpha: NDArray[np.float64], boost: NDArray[np.float64], words: Callable[[int], NDArray[np.uint32]]
-) -> NDArray[np.float64]:
-    """Gamma(alpha) numbers: Marsaglia and Tsang for alpha + 1, then times boost ** (1 / alpha) for boost in (0, 1]."""
-    d = alpha + 1.0 - 1.0 / 3.0
-    c = 1.0 / np.sqrt(9.0 * d)
-    result, pending = d.copy(), np.ones(len(alpha), bool)
-    for attempt in range(GAMMA_TRIES):
-        bits = words(attempt)
-        x = normals(bits[:, 0], bits[:, 1])[0]
-        v = 1.0 + c * x
-        v = v * v * v
-        positive = v > 0
-        log_v = log(np.where(positive, v, 1.0))
-        log_u = log((bits[:, 2] + 1.0) * 2.0**-32)
-        accepted = pending & positive & (log_u < 0.5 * x * x + d - d * v + d * log_v)
-        result = np.where(accepted, d * v, result)
-        pending &= ~accepted
-        if not pending.any():
-            break
-    # The smallest alpha, 0.01, would underflow: e**-690 is as good as 0.
-    return result * exp(np.maximum(log(boost) / alpha, -690.0))
-
-
-def cut_boxes(lam: NDArray[np.float64], bits: NDArray[np.uint32], size: int, rounding: str) -> NDArray[np.int64]:
-    """Boxes (G, 4) of share 1 − lam round a random centre, clipped to the image: timm's rand_bbox."""
-    cut = (size * np.sqrt(1.0 - lam)).astype(np.int64)[:, None]
-    centre = ((bits[:, :2].astype(np.uint64) * np.uint64(size)) >> np.uint64(32)).astype(np.int64)
-    low = np.clip(centre - cut // 2, 0, size)
-    high = np.clip(centre + (cut + (rounding == "timm")) // 2, 0, size)
-    return np.concatenate([low, high - low], axis=1)

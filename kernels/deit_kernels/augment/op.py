@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import _extension
-from . import reference, reference_finish, reference_ops, reference_sample
+from . import reference, reference_finish, reference_mix, reference_ops, reference_sample
 from .mix import MIX, MixPlan
 from .plan import MAX_SIDE, ROW, AugmentPlan, ImageBatch
 from .policy import FILTERS, MAX_OUTPUT, Policy
@@ -30,6 +30,7 @@ _AFTER_FILTER = (ROW.itemsize - ROW.fields["flip"][1]) // 4  # int32 words of a 
 _NAMESPACE = "deit_kernels"
 _SCHEMAS = {
     "_augment_sample_plan": "(Tensor keys, Tensor policy) -> Tensor",
+    "_augment_sample_mix": "(Tensor numbers, SymInt count) -> Tensor",
     "_augment_place": "(Tensor rows, Tensor offset, Tensor height, Tensor width, SymInt data_bytes, int size)"
     " -> Tensor",
     "_augment_check_mix": "(Tensor mix, int size) -> Tensor",
@@ -55,6 +56,11 @@ def _output(rows: Tensor, size: int, dtype: torch.dtype, device: torch.device, l
 @torch.library.register_fake(f"{_NAMESPACE}::_augment_sample_plan")
 def _(keys: Tensor, policy: Tensor) -> Tensor:
     return keys.new_empty(keys.shape[0], ROW.itemsize, dtype=torch.uint8)
+
+
+@torch.library.register_fake(f"{_NAMESPACE}::_augment_sample_mix")
+def _(numbers: Tensor, count: int) -> Tensor:
+    return numbers.new_empty(count, MIX.itemsize)
 
 
 @torch.library.register_fake(f"{_NAMESPACE}::_augment_place")
@@ -132,6 +138,7 @@ def _apply_out_reference(
 
 _REFERENCES = {
     "_augment_sample_plan": reference_sample.sample_rows,
+    "_augment_sample_mix": reference_mix.sample_rows,
     "_augment_op": reference_ops.run_ops,
     "_augment_place": reference.place_rows,
     "_augment_check_mix": reference_finish.checked_mix,

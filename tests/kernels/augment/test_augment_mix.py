@@ -19,7 +19,8 @@ from deit_kernels.augment import (
     reference_finish,
     sample_mix,
 )
-from deit_kernels.augment.mix import MIX, cut_boxes
+from deit_kernels.augment.mix import MIX, MIX_NUMBERS
+from deit_kernels.augment.reference_mix import cut_boxes, sample_rows
 
 POLICY = Policy.deit(32)
 
@@ -100,6 +101,39 @@ def test_seed_step_and_group_each_change_the_draw() -> None:
     assert len(set(lam)) == 5
 
 
+@pytest.mark.parametrize(
+    "mix",
+    [
+        Mix(),
+        Mix(0.01, 0.0),
+        Mix(0.0, 100.0),
+        Mix(0.2, 0.3, probability=0.6, switch_probability=0.9, box_rounding="timm"),
+    ],
+)
+@pytest.mark.parametrize(("size", "group"), [(224, 2), (33, 6), (1, 4), (1024, 8)])
+def test_the_extension_draws_what_numpy_draws(mix: Mix, size: int, group: int) -> None:
+    for seed, step, start in [(0, 0, 0), (2**64 - 1, 2**64 - 1, 5 * group), (12345678901, 2**33 + 7, 10**6 * group)]:
+        alphas = mix.mixup_alpha, mix.cutmix_alpha, mix.probability, mix.switch_probability
+        record = (seed, step, start, group, *alphas, size, mix.box_rounding == "timm")
+        numbers = torch.from_numpy(np.array([record], MIX_NUMBERS).view(np.uint8))
+        policy = Policy(size=size, mix=mix)
+        ours = sample_mix(policy, seed=seed, step=step, start=start, count=300 * group, group=group)
+        assert (ours.table == sample_rows(numbers, 300 * group).numpy().view(MIX)[:, 0]).all()
+
+
+def test_numbers_out_of_range_are_refused_before_a_draw() -> None:
+    record = np.array([(0, 0, 0, 2, 0.8, 1.0, 1.0, 0.5, 32, 0)], MIX_NUMBERS)
+    for name, value in [("group", 3), ("start", -1), ("mixup_alpha", np.nan), ("cutmix_alpha", 1e9), ("size", 2000)]:
+        wrong = record.copy()
+        wrong[name] = value
+        with pytest.raises(ValueError, match="a number of the mix is outside its range"):
+            torch.ops.deit_kernels._augment_sample_mix(torch.from_numpy(wrong.view(np.uint8)), 4)
+    with pytest.raises(ValueError, match="count is a multiple of the mix group"):
+        torch.ops.deit_kernels._augment_sample_mix(torch.from_numpy(record.view(np.uint8)), 3)
+    with pytest.raises(ValueError, match="the extension is older than the Python code"):
+        torch.ops.deit_kernels._augment_sample_mix(torch.zeros(8, dtype=torch.uint8), 2)
+
+
 def test_a_mix_never_changes_between_versions() -> None:
     table = sample_mix(Policy.deit(), seed=7, step=3, start=0, count=6, group=2).table[::2]
     assert table["mode"].tolist() == [1, 2, 1]
@@ -134,8 +168,8 @@ def test_boxes_are_distributed_as_those_of_timm(rounding: str) -> None:
 
 def test_odd_boxes_lose_a_pixel_only_in_the_official_rounding() -> None:
     lam, centre = np.array([1 - (33 / 224) ** 2 - 1e-9]), np.full((1, 4), 2**31, np.uint32)
-    assert cut_boxes(lam, centre, 224, "official").tolist() == [[96, 96, 32, 32]]
-    assert cut_boxes(lam, centre, 224, "timm").tolist() == [[96, 96, 33, 33]]
+    assert cut_boxes(lam, centre, 224, round_up=False).tolist() == [[96, 96, 32, 32]]
+    assert cut_boxes(lam, centre, 224, round_up=True).tolist() == [[96, 96, 33, 33]]
 
 
 @pytest.mark.parametrize("prob", [1.0, 0.3])
