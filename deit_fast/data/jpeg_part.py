@@ -32,19 +32,26 @@ class Box(NamedTuple):
     width: int
 
 
-def _load() -> tuple[ctypes.CDLL | None, str]:
+class _Library(NamedTuple):
+    """Two views of the binary: for calls of microseconds, which keep Python's lock, and for those that leave it."""
+
+    brief: ctypes.PyDLL
+    long: ctypes.CDLL
+
+
+def _load() -> tuple[_Library | None, str]:
     hint = "to build it, type: pip install -e .  (needs a C++20 compiler and libjpeg-turbo's jpeglib.h)"
     found = sorted(Path(__file__).parent.glob("_jpeg_part.*so"))
     if not found:
         return None, f"the binary is not built; {hint}"
     try:
-        library = ctypes.CDLL(str(found[0]))
+        library = _Library(ctypes.PyDLL(str(found[0])), ctypes.CDLL(str(found[0])))
     except OSError as error:
         return None, f"{found[0].name} does not load ({error}); {hint}"
     pointer, number = ctypes.c_void_p, ctypes.c_int64
-    library.deit_random_box.argtypes = [pointer, pointer, number, number, number, pointer]
-    library.deit_decode_jpeg_part.argtypes = [ctypes.c_char_p, number, pointer, pointer]
-    for function in (library.deit_random_box, library.deit_decode_jpeg_part):
+    library.brief.deit_random_box.argtypes = [pointer, pointer, number, number, number, pointer]
+    library.long.deit_decode_jpeg_part.argtypes = [ctypes.c_char_p, number, pointer, pointer]
+    for function in (library.brief.deit_random_box, library.long.deit_decode_jpeg_part):
         function.restype = ctypes.c_bool
     return library, ""
 
@@ -75,7 +82,8 @@ class RandomCrops:
         first, end, box = self._ends[image - 1] if image else 0, self._ends[image], _Four()
         numbers, counters = self._addresses
         place = counters + first * self._counters.strides[0]
-        return Box(*box) if _library.deit_random_box(numbers, place, end - first, height, width, box) else None
+        known = _library.brief.deit_random_box(numbers, place, end - first, height, width, box)
+        return Box(*box) if known else None
 
 
 def decodable(box: Box, width: int) -> Box:
@@ -96,4 +104,6 @@ def decode_part(data: bytes, box: Box, pixels: NDArray[np.uint8]) -> bool:
     Returns:
         whether that went without the slightest doubt; if not, the pixels are undefined.
     """
-    return _library is not None and _library.deit_decode_jpeg_part(data, len(data), _Four(*box), pixels.ctypes.data)
+    if _library is None:
+        return False
+    return _library.long.deit_decode_jpeg_part(data, len(data), _Four(*box), pixels.ctypes.data)
