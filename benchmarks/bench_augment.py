@@ -7,7 +7,8 @@ counts, which others on the machine disturb least. With a card the whole recipe 
 
 Ours and timm's pixels are the same. Not so: torchvision v2 rounds its resize otherwise and draws each op once a call,
 here once an image; albumentations' crop is not antialiased and its RandAugment is our list of its ops; Kornia works on
-floats and picks the ops of RandAugment once for a batch.
+floats and picks the ops of RandAugment once for a batch. The limit is a copy of as many bytes as the crops and the
+output have.
 """
 
 from __future__ import annotations
@@ -28,10 +29,12 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
-from benchmarks.interleaved import alternate, record
+from benchmarks.device_timing import memory_limit
+from benchmarks.interleaved import Limit, alternate, record
 from deit_kernels import _extension
 from deit_kernels.augment import (
     OPS,
+    AugmentPlan,
     Erase,
     ImageBatch,
     MixPlan,
@@ -70,9 +73,11 @@ def compare(
     variants: bool = False,
 ) -> None:
     """A row of the contenders, the first of which is ours."""
+    own = next(iter(contenders.values()))
+    limit = own.limit() if isinstance(own, Ours) and not variants else None
     name = "processor time" if clock is time.process_time else "wall clock"
     seconds = alternate(contenders, rounds=ROUNDS, clock=clock)
-    record(benchmark, seconds, work=count, unit="images/s", clock=name, variants=variants)
+    record(benchmark, seconds, work=count, unit="images/s", clock=name, limit=limit, variants=variants)
 
 
 class Ours:
@@ -92,9 +97,14 @@ class Ours:
         like = apply(ImageBatch.from_images(photos), self.plan(), dtype=dtype, layout=layout)
         self.out = torch.empty_like(like, device=device)
 
-    def plan(self) -> object:
+    def plan(self) -> AugmentPlan:
         sample = np.arange(IMAGES)
         return sample_plan(self.policy, seed=0, epoch=self.epoch, sample=sample, copy=0, height=375, width=500)
+
+    def limit(self) -> Limit:
+        box = self.plan().table["box"]
+        crop = 3 * (box[:, 2] * box[:, 3]).mean()
+        return memory_limit(int(crop + self.out.nbytes / IMAGES))
 
     def draw_mix(self) -> MixPlan | None:
         if not self.mix:

@@ -62,7 +62,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:The image decoding and encoding"),
 ]
 
-BATCH, ROUNDS = 64, 4
+BATCH, ROUNDS = 64, 5
 CORES = len(os.sched_getaffinity(0))
 WORKERS = (0, 1, 2, 4)
 Form = partial["Contender"]  # of a peer: (root, policy, repeats) -> Contender

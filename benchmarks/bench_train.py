@@ -16,7 +16,8 @@ distillation with weights ½ and ½, and no drop-path. The number is images/s.
 The official form is its loop as published: criterion and DistillationLoss in plain PyTorch, loss.item() and a
 synchronisation every step, timm's old-style moving average of every tensor of the state dict. On a CPU one thread works
 and processor time counts, which others on the machine disturb least; on a card the clock is the wall with the device
-synchronised at the end of a turn. Not yet measured on a GPU.
+synchronised at the end of a turn. The limit is the step's own arithmetic (with cached labels: without the teacher's) at
+the rate of one large product of matrices. Not yet measured on a GPU.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ from timm.optim import create_optimizer_v2
 from timm.task import TokenDistillationTask
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.device_timing import DEVICE, ON_CARD, environment
+from benchmarks.device_timing import DEVICE, ON_CARD, arithmetic_limit, environment
 from benchmarks.interleaved import alternate, record
 from deit_fast.classifiers import IMAGENET_NORMALISATION
 from deit_fast.config import Config
@@ -196,11 +198,22 @@ def turns(steps: dict[str, Step]) -> dict[str, Callable[[], object]]:
     return {name: turn(step) for name, step in steps.items()}
 
 
-def compare(benchmark: BenchmarkFixture, steps: dict[str, Step], size: str) -> None:
+def operations(size: str, teacher: bool) -> float:
+    """Arithmetic of an image: two operations a multiplication, the student forward and backward, the teacher forward."""
+    images, labels = torch.randn(1, 3, SIZE, SIZE, device=DEVICE), torch.zeros(1, dtype=torch.int64, device=DEVICE)
+    with FlopCounterMode(display=False) as counter:
+        timm_student(size)(images, labels)
+        if teacher:
+            fresh_teacher().to(DEVICE)(images)
+    return counter.get_total_flops()
+
+
+def compare(benchmark: BenchmarkFixture, steps: dict[str, Step], size: str, teacher: bool) -> None:
     clock, named = (time.perf_counter, "wall clock") if ON_CARD else (time.process_time, "processor time")
     seconds = alternate(turns(steps), rounds=20 if ON_CARD else 5, clock=clock, warmup=3 if ON_CARD else 1)
     details = {"model": name_of(size), "teacher": TEACHER, "batch": ROWS, "image_size": SIZE, **environment()}
-    record(benchmark, seconds, work=ROWS * STEPS, unit="images/s", clock=named, **details)
+    limit = arithmetic_limit(operations(size, teacher))
+    record(benchmark, seconds, work=ROWS * STEPS, unit="images/s", clock=named, limit=limit, **details)
     info = benchmark.extra_info
     print(f"\n{benchmark.name}: {info['rate']} images/s, {named}")
 
@@ -214,17 +227,19 @@ def and_compiled(make: Callable[..., Step], name: str, *args: object, **options:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_student_only(benchmark: BenchmarkFixture, size: str) -> None:
-    compare(benchmark, and_compiled(ours, "deit_fast", size, None) | and_compiled(timm_student, "timm", size), size)
+    compare(
+        benchmark, and_compiled(ours, "deit_fast", size, None) | and_compiled(timm_student, "timm", size), size, False
+    )
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_live_teacher(benchmark: BenchmarkFixture, size: str) -> None:
     peers = and_compiled(with_timm, "timm", size, fresh_teacher().to(DEVICE))
     peers["official"] = official(size, fresh_teacher().to(DEVICE))
-    compare(benchmark, and_compiled(ours, "deit_fast", size, fresh_teacher()) | peers, size)
+    compare(benchmark, and_compiled(ours, "deit_fast", size, fresh_teacher()) | peers, size, True)
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_cached_labels(benchmark: BenchmarkFixture, size: str) -> None:
     peers = and_compiled(with_timm, "timm", size, fresh_teacher().to(DEVICE))
-    compare(benchmark, and_compiled(ours, "deit_fast", size, fresh_teacher(), cached=True) | peers, size)
+    compare(benchmark, and_compiled(ours, "deit_fast", size, fresh_teacher(), cached=True) | peers, size, False)
