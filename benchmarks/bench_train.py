@@ -199,7 +199,7 @@ def turns(steps: dict[str, Step]) -> dict[str, Callable[[], object]]:
 
 
 def operations(size: str, teacher: bool) -> float:
-    """Arithmetic of an image: two operations a multiplication, the student forward and backward, the teacher forward."""
+    """Of an image, two a multiplication: the student forward and backward, the teacher forward."""
     images, labels = torch.randn(1, 3, SIZE, SIZE, device=DEVICE), torch.zeros(1, dtype=torch.int64, device=DEVICE)
     with FlopCounterMode(display=False) as counter:
         timm_student(size)(images, labels)
@@ -227,19 +227,18 @@ def and_compiled(make: Callable[..., Step], name: str, *args: object, **options:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_student_only(benchmark: BenchmarkFixture, size: str) -> None:
-    compare(
-        benchmark, and_compiled(ours, "deit_fast", size, None) | and_compiled(timm_student, "timm", size), size, False
-    )
+    steps = and_compiled(ours, "deit_fast", size, None) | and_compiled(timm_student, "timm", size)
+    compare(benchmark, steps, size, teacher=False)
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_live_teacher(benchmark: BenchmarkFixture, size: str) -> None:
     peers = and_compiled(with_timm, "timm", size, fresh_teacher().to(DEVICE))
     peers["official"] = official(size, fresh_teacher().to(DEVICE))
-    compare(benchmark, and_compiled(ours, "deit_fast", size, fresh_teacher()) | peers, size, True)
+    compare(benchmark, and_compiled(ours, "deit_fast", size, fresh_teacher()) | peers, size, teacher=True)
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_cached_labels(benchmark: BenchmarkFixture, size: str) -> None:
     peers = and_compiled(with_timm, "timm", size, fresh_teacher().to(DEVICE))
-    compare(benchmark, and_compiled(ours, "deit_fast", size, fresh_teacher(), cached=True) | peers, size, False)
+    compare(benchmark, and_compiled(ours, "deit_fast", size, fresh_teacher(), cached=True) | peers, size, teacher=False)
