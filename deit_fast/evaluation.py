@@ -155,6 +155,8 @@ def _open(settings: Settings) -> tuple[Subjects, list[tuple[Dataset, NDArray[np.
             raise ValueError(f"{target} cannot be written: there is no folder {Path(target).absolute().parent}")
         if Path(target).is_dir():
             raise ValueError(f"{target} is a folder: type the name of a file in it, such as {Path(target) / 'scores'}")
+    if settings.confusion and Path(settings.confusion).suffix.lower() != ".png":
+        raise ValueError(f"--confusion {settings.confusion}: the picture is a PNG, type {settings.confusion}.png")
     subjects = open_subjects(settings.models, settings.architecture, settings.image_size, settings.crop_ratio)
     specs = [part for spec in settings.data or (subjects.data,) if spec for part in variants(spec)]
     if not specs:

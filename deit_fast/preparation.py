@@ -26,7 +26,7 @@ from . import run_folder as folder
 from .agreement import data_digest
 from .classifiers import classifier, normalisation
 from .config import Config
-from .data import Dataset, EvalLoader, TrainLoader, open_dataset
+from .data import Dataset, EvalLoader, TrainLoader, jpeg_part, open_dataset
 from .data.mixing import Mixing
 from .data.order import steps_per_epoch
 from .distributed import Ranks
@@ -126,6 +126,8 @@ def prepare(config: Config, run: Path, ranks: Ranks, reporter: Reporter, train_f
     }  # fmt: skip
     if (mixing := Mixing.of_rank(policy, **rows)) is not None:
         reporter.decide("mixing", *mixing.decision)
+    if jpeg_part.missing and policy.crop == "random_resized":
+        reporter.decide("JPEG files", "decoded whole, not only what the crops need", jpeg_part.missing)
     teacher = None
     if config.distill != "none":
         labels_config, spec, load = _teacher(config, reporter, train_first)

@@ -23,7 +23,7 @@ from .model import VisionTransformer
 from .predictions import Renormalised
 from .pretrained import load_pretrained
 from .teacher import load_teacher, recipe_config
-from .trained import Trained, load, rows_of_last_matrix, run_model
+from .trained import Trained, load, rows_of_last_matrix, run_model, run_of
 
 OFFICIAL_CROP_RATIO = 0.875  # of the official code, at 384 pixels too
 
@@ -146,7 +146,9 @@ def _open(spec: str, architecture: str, image_size: int, crop_ratio: str) -> Sub
             name: run_model(run, weights=file, image_size=image_size) for name, file in files.items() if file.is_file()
         }
     else:
-        parts = {"model": _resized(_called(spec, architecture) or load(spec, architecture=architecture), image_size)}
+        # Of several models, the architecture is that of the weights files, which do not say it themselves.
+        named = architecture if run.is_file() and run_of(run) is None else ""
+        parts = {"model": _resized(_called(spec, architecture) or load(spec, architecture=named), image_size)}
     trained = parts["model"]
     size = image_size or trained.policy.size
     policy = dataclasses.replace(trained.policy, size=size, crop_ratio=_crop_ratio(crop_ratio, trained))

@@ -126,19 +126,30 @@ def load(source: str | Path, *, architecture: str = "", **sizes: Any) -> Trained
         sizes: what the tensors of a weights file do not tell, such as heads=2.
 
     Raises:
-        ValueError: there is no such file, folder or name (the nearest are offered), or its contents do not fit.
+        ValueError: there is no such file, folder or name (the nearest are offered), its contents do not fit, or what it
+            is was given for something that says so itself.
     """
     path = Path(source).expanduser()
-    if path.is_dir():
-        return _folder(path)
-    if path.is_file():
-        for run in path.resolve().parents[1:3]:  # checkpoints/best_….safetensors, checkpoints/step_…/ema.safetensors
-            if (run / "checkpoints").is_dir() and (run / "config.json").is_file():
-                return run_model(run, weights=path)
+    run = run_of(path) if path.is_file() else None
+    if path.is_file() and run is None:
         if path.suffix not in SUFFIXES:
             raise ValueError(f"{path} is no weights file: its name ends in {', '.join(SUFFIXES)}, or it is a folder")
         return _file(path, architecture, sizes)
-    return _name(str(source))
+    if architecture or sizes:
+        names = [*(["architecture"] if architecture else []), *sizes]
+        given = ", ".join(f"--{name.replace('_', '-')}" for name in names)
+        raise ValueError(f"{source} says itself what it holds: leave out {given}, which is for a weights file alone")
+    if run is not None:
+        return run_model(run, weights=path)
+    return _folder(path) if path.is_dir() else _name(str(source))
+
+
+def run_of(weights: Path) -> Path | None:
+    """The run that a file is a checkpoint's of: checkpoints/best_….safetensors, checkpoints/step_…/ema.safetensors."""
+    for run in weights.resolve().parents[1:3]:
+        if (run / "checkpoints").is_dir() and (run / "config.json").is_file():
+            return run
+    return None
 
 
 def _folder(path: Path) -> Trained:

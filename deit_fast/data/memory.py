@@ -28,7 +28,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def in_large_pages(size: int) -> NDArray[np.uint8]:
-    """uint8 (size,) of 0, in pages of 2 MiB where the kernel gives them to those who ask: a batch is written all over."""
+    """uint8 (size,) of 0, in pages of 2 MiB where the kernel gives them to those who ask."""
     memory = mmap.mmap(-1, max(size, 1))
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)

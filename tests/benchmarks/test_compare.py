@@ -31,6 +31,32 @@ def test_a_row_that_became_a_fifth_slower_is_caught() -> None:
     assert missed <= 5, f"{missed} of 100 injected regressions were missed"
 
 
+def test_a_row_counts_only_when_it_is_slower_in_every_later_file(tmp_path: Path) -> None:
+    before, quiet = measured(0), measured(2)
+    slow, slow_again = measured(1, factor=1.3), measured(3, factor=1.25)
+    slow_again["rows"] = slow_again["rows"][:5]
+    assert "slower" not in [change.verdict for change in compare(before, slow, quiet)[0]]
+    both = {change.name: change for change in compare(before, slow, slow_again)[0]}
+    assert {change.verdict for change in both.values()} == {"slower"}
+    assert 0.76 < both["made up: 3"].factor < 0.84  # the smaller change of the two
+    faster = measured(4, factor=0.7)
+    assert {change.verdict for change in compare(before, slow, faster)[0]} == {"same"}
+
+
+def test_a_row_without_a_peer_is_shown_and_never_counts(tmp_path: Path) -> None:
+    files = []
+    for name, content in (("before", measured(0, rows=2)), ("after", measured(1, rows=2, factor=3.0))):
+        for row in content["rows"]:
+            del row["extra_info"]["ratio_to_peer"]
+        files.append(tmp_path / f"{name}.json")
+        files[-1].write_text(json.dumps(content))
+    command = [sys.executable, "-m", "benchmarks.compare", *map(str, files)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stdout.count("no peer: the code or the machine") == 2
+    assert done.stdout.endswith("2 rows, 0 slower, 0 faster\n")
+
+
 def test_what_became_faster_is_told_apart() -> None:
     assert set(verdicts(measured(0), measured(1, factor=0.7)).values()) == {"faster"}
 
@@ -70,5 +96,6 @@ def test_the_command_prints_what_is_slower_and_fails(tmp_path: Path) -> None:
 
     slower = run("before", "after")
     assert slower.returncode == 1 and slower.stdout.count("slower ") >= 38
+    assert "python -m benchmarks 'made up' -k " in slower.stdout and "--out again.json && " in slower.stdout
     quiet = run("before", "again")
     assert quiet.returncode == 0 and quiet.stdout == "40 rows, 0 slower, 0 faster\n"

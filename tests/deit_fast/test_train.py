@@ -18,7 +18,7 @@ import deit_fast.preparation
 from deit_fast import checkpoint
 from deit_fast.classifiers import normalisation
 from deit_fast.config import Config
-from deit_fast.data import EvalLoader, open_dataset
+from deit_fast.data import EvalLoader, jpeg_part, open_dataset
 from deit_fast.evaluate import evaluate
 from deit_fast.teacher import from_run
 from deit_fast.train import main, train
@@ -64,6 +64,18 @@ def test_a_run_leaves_its_files_and_a_table(tiny: Config, capsys) -> None:
     for line in ("teacher", "student, class token", "student, distillation token", "student, fused, mean logits"):
         assert line in out
     assert not list(run.rglob("*.part*"))
+
+
+def test_a_run_says_when_whole_jpeg_files_are_decoded(tiny: Config, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(jpeg_part, "missing", "")
+    train(tiny)
+    assert "JPEG files" not in capsys.readouterr().out
+    monkeypatch.setattr(jpeg_part, "missing", "the binary is not built; to build it, type: …")
+    train(dataclasses.replace(tiny, fresh=True))
+    out = " ".join(capsys.readouterr().out.split())
+    assert (
+        "JPEG files decoded whole, not only what the crops need (the binary is not built; to build it, type: …)" in out
+    )
 
 
 def test_equal_seeds_give_equal_weights_and_others_do_not(tiny: Config, tmp_path: Path) -> None:

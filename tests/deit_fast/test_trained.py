@@ -125,6 +125,17 @@ def test_a_timm_file_by_its_architecture(tmp_path: Path) -> None:
     assert (loaded.policy.size, loaded.policy.crop_ratio) == (160, 0.95)
 
 
+def test_what_says_itself_what_it_holds_is_not_told(finished_run: Path) -> None:
+    file = sorted((finished_run / "checkpoints").rglob("*.safetensors"))[0]
+    for source, options, names in [
+        (finished_run, {"architecture": "resnet18"}, "--architecture"),
+        (file, {"heads": 2}, "--heads"),
+        ("deit_tiny_patch16_224", {"architecture": "resnet18", "heads": 2}, "--architecture, --heads"),
+    ]:
+        with pytest.raises(ValueError, match=f"says itself what it holds: leave out {names}, which is for a weights"):
+            load(source, **options)
+
+
 def test_a_folder_of_transformers(model, tmp_path: Path) -> None:
     save_file(to_huggingface(model.state_dict()), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(huggingface_config(model, CLASSES)))
