@@ -1,6 +1,6 @@
 """Rows of a results file as a table and as a picture.
 
-python -m benchmarks.table benchmarks/results/2-core-amd-epyc-2026-11-24.json
+python -m benchmarks.table benchmarks/results/2-core-intel-xeon-2026-11-25.json
 """
 
 from __future__ import annotations
@@ -93,12 +93,13 @@ def draw(rows: list[Row], path: str | Path, title: str) -> None:
     groups = sorted({row.group for row in with_peers})
     for position, row in enumerate(reversed(with_peers)):
         peer = min(row.ratios, key=row.ratios.__getitem__)
-        axes.barh(position, row.worst, color=f"C{groups.index(row.group)}")
-        axes.text(row.worst * 1.03, position, f"{row.worst:.2f} × {peer}", va="center", fontsize=7)
+        axes.barh(position, row.worst - 1, left=1, color=f"C{groups.index(row.group)}")
+        axes.text(max(row.worst, 1) * 1.03, position, f"{row.worst:.2f} × {peer}", va="center", fontsize=7)
     names = [f"{row.group}: {row.name}" for row in reversed(with_peers)]
     axes.set_yticks(range(len(with_peers)), names, fontsize=7)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xscale("log")
+    axes.set_ylim(-1, len(with_peers))
     axes.set_xlim(min(0.4, *(row.worst / 1.2 for row in with_peers)), 3 * max(row.worst for row in with_peers))
     axes.set_xlabel("ours ÷ best peer (right of the line, ours is faster)")
     axes.set_title(title, fontsize=9)
