@@ -10,7 +10,8 @@ Two binaries, each serving every CPython with a GIL and every torch from 2.11 on
 
 and a third without torch:
 
-    deit_fast/data/_jpeg_part.abi3.so     decodes parts of JPEG files; needs libjpeg-turbo and its jpeglib.h
+    deit_fast/data/_jpeg_part.abi3.so     decodes parts of JPEG files; needs libjpeg-turbo and its jpeglib.h, and at run
+                                          time the same libjpeg.so, without which whole files are decoded
 
 Building needs no GPU and takes under a minute. What cannot be built is named with what to type, and left out: the
 package then works without it. torch is no build requirement, since pip would download it a second time, and is not

@@ -14,8 +14,8 @@
 
 #include "augment/sample.h"
 
-#if !defined(LIBJPEG_TURBO_VERSION_NUMBER) || LIBJPEG_TURBO_VERSION_NUMBER < 2000000
-#error "libjpeg-turbo 2.0 or later is needed"
+#if !defined(LIBJPEG_TURBO_VERSION_NUMBER) || LIBJPEG_TURBO_VERSION_NUMBER < 2001005
+#error "libjpeg-turbo 2.1.5 or later is needed: the oldest whose parts were compared with whole images"
 #endif
 
 namespace {
@@ -37,6 +37,16 @@ struct Decoder {
   Errors errors;
 };
 
+// Whether every coefficient is there to its last bit. Where scans of a progressive file are missing, libjpeg smooths
+// blocks by their neighbours, which a part does not have.
+bool is_complete(const jpeg_decompress_struct& info) {
+  if (!info.coef_bits) return true;
+  for (int component = 0; component < info.num_components; ++component)
+    for (int k = 0; k < DCTSIZE2; ++k)
+      if (info.coef_bits[component][k] != 0) return false;
+  return true;
+}
+
 // Nothing with a destructor may live in here: errors jump out of it.
 bool decode(Decoder& decoder, const uint8_t* data, size_t size, const deit::Box& box, uint8_t* pixels) {
   jpeg_decompress_struct& info = decoder.info;
@@ -51,6 +61,7 @@ bool decode(Decoder& decoder, const uint8_t* data, size_t size, const deit::Box&
   info.dct_method = JDCT_ISLOW;
   info.do_fancy_upsampling = TRUE;
   jpeg_start_decompress(&info);
+  if (!is_complete(info)) return false;
   const auto height = static_cast<int64_t>(info.output_height), width = static_cast<int64_t>(info.output_width);
   if (info.output_components != channels || box.top < 0 || box.left < 0 || box.height < 1 || box.width < 1 ||
       box.top + int64_t{box.height} > height || box.left + int64_t{box.width} > width)
@@ -72,10 +83,11 @@ bool decode(Decoder& decoder, const uint8_t* data, size_t size, const deit::Box&
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 // box[4] (top, left, height, width): the smallest that holds the random crops of `count` copies of an image. False: the
-// policy crops otherwise, or a number of it is outside its range.
-EXPORT bool deit_random_box(const void* numbers, const int64_t* counters, int64_t count, int64_t height, int64_t width,
-                            int32_t* box) {
+// policy is of another version of this code or crops otherwise, or a number of it is outside its range.
+EXPORT bool deit_random_box(const void* numbers, int64_t bytes, const int64_t* counters, int64_t count, int64_t height,
+                            int64_t width, int32_t* box) {
   deit::Policy policy;
+  if (bytes != static_cast<int64_t>(sizeof policy)) return false;
   std::memcpy(&policy, numbers, sizeof policy);
   if (!is_good(policy) || policy.crop != deit::Crop::random_resized || count < 1 || height < 1 || width < 1 ||
       height > deit::max_side || width > deit::max_side)

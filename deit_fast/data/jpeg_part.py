@@ -8,7 +8,9 @@
 A random resized crop keeps half of an image on average. libjpeg-turbo leaves out most of the work beside and above it
 and all work below it. The pixels are those of the whole image.
 
-Without the binary (`missing` says why) whole images are decoded: the same batches, a little later.
+Without the binary (`missing` says why) whole images are decoded: of sound files the same batches, a little later. A
+file that is damaged behind the part, and ends as it should all the same, is only found by decoding all of it: whether
+it counts as bad can then depend on which crops were drawn.
 """
 
 from __future__ import annotations
@@ -44,15 +46,15 @@ def _load() -> tuple[_Library | None, str]:
     found = sorted(Path(__file__).parent.glob("_jpeg_part.*so"))
     if not found:
         return None, f"the binary is not built; {hint}"
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
     try:
         library = _Library(ctypes.PyDLL(str(found[0])), ctypes.CDLL(str(found[0])))
-    except OSError as error:
+        library.brief.deit_random_box.argtypes = [pointer, number, pointer, number, number, number, pointer]
+        library.long.deit_decode_jpeg_part.argtypes = [ctypes.c_char_p, number, pointer, pointer]
+        for function in (library.brief.deit_random_box, library.long.deit_decode_jpeg_part):
+            function.restype = ctypes.c_bool
+    except (OSError, AttributeError) as error:
         return None, f"{found[0].name} does not load ({error}); {hint}"
-    pointer, number = ctypes.c_void_p, ctypes.c_int64
-    library.brief.deit_random_box.argtypes = [pointer, pointer, number, number, number, pointer]
-    library.long.deit_decode_jpeg_part.argtypes = [ctypes.c_char_p, number, pointer, pointer]
-    for function in (library.brief.deit_random_box, library.long.deit_decode_jpeg_part):
-        function.restype = ctypes.c_bool
     return library, ""
 
 
@@ -82,7 +84,8 @@ class RandomCrops:
         first, end, box = self._ends[image - 1] if image else 0, self._ends[image], _Four()
         numbers, counters = self._addresses
         place = counters + first * self._counters.strides[0]
-        known = _library.brief.deit_random_box(numbers, place, end - first, height, width, box)
+        size = self._numbers.nbytes
+        known = _library.brief.deit_random_box(numbers, size, place, end - first, height, width, box)
         return Box(*box) if known else None
 
 

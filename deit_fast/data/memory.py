@@ -6,6 +6,7 @@ Measured on a virtual machine, augmenting into fresh memory took four times as l
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import threading
 import weakref
@@ -29,8 +30,8 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 def in_large_pages(size: int) -> NDArray[np.uint8]:
     """uint8 (size,) of 0, in pages of 2 MiB where the kernel gives them to those who ask."""
-    memory = mmap.mmap(-1, max(size, 1))
-    if hasattr(mmap, "MADV_HUGEPAGE"):
+    memory = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without them
         memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, np.uint8, size)
 

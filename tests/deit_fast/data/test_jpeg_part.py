@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import simplejpeg
 import torch
 from memory_dataset import MemoryDataset
 from PIL import Image
@@ -22,6 +23,7 @@ VARIANTS = {
     "4:4:4": dict(subsampling=0),
     "4:2:2": dict(subsampling=1),
     "4:2:0": dict(subsampling=2),
+    "4:4:0": dict(subsampling="440"),  # which Pillow reads and does not write
     "4:1:1": dict(subsampling="4:1:1"),
     "progressive": dict(progressive=True),
     "restart markers": dict(restart_marker_blocks=3),
@@ -43,6 +45,8 @@ def photograph(height: int, width: int) -> Image.Image:
 
 
 def jpeg(height: int, width: int, **options) -> bytes:
+    if options.get("subsampling") == "440":
+        return simplejpeg.encode_jpeg(np.asarray(photograph(height, width)), colorsubsampling="440")
     file = io.BytesIO()
     photograph(height, width).save(file, "JPEG", **options)
     return file.getvalue()
@@ -82,6 +86,25 @@ def test_a_part_has_the_pixels_of_the_whole(variant, grey):
             assert jpeg_part.decode_part(data, outer, pixels)
             inner = Box(0, box.left - outer.left, box.height, box.width)
             assert np.array_equal(cut(pixels, inner), cut(whole, box)), (box, outer)
+
+
+@pytest.mark.parametrize("subsampling", [0, 2])
+def test_a_progressive_file_that_lacks_scans_is_decoded_whole(subsampling):
+    """What is missing is smoothed over by neighbours that a part does not have."""
+    data = jpeg(64, 96, subsampling=subsampling, progressive=True)
+    scans = [place for place in range(len(data)) if data[place : place + 2] == b"\xff\xda"]
+    assert len(scans) > 5
+    for place in scans[1:]:
+        cut_short = data[:place] + b"\xff\xd9"
+        whole = decode(cut_short)
+        assert np.array_equal(whole, np.asarray(Image.open(io.BytesIO(cut_short)).convert("RGB")))
+        got = decode_wanted(cut_short, lambda height, width: Box(10, 40, 20, 30))
+        assert np.array_equal(got.pixels, whole)
+
+
+def test_numbers_of_another_version_have_no_box():
+    numbers = np.zeros(1, np.dtype([("seed", np.uint64)]))
+    assert RandomCrops(numbers, np.zeros((1, 3), np.int64), np.zeros(1, np.int64)).box(0, 100, 100) is None
 
 
 def test_a_box_that_is_not_in_the_image_or_begins_inside_a_block_is_refused():
