@@ -21,6 +21,7 @@ from torch import Tensor
 
 from deit_kernels.augment import AugmentPlan, ImageBatch, Policy, sample_plan
 
+from . import jpeg_part
 from .dataset import Dataset, ReadImage, read_image
 from .decode import BadImage, Part
 from .device import CpuAugment, CudaAugment, Finished, Gathered, Target, tail_bytes
@@ -175,8 +176,8 @@ class BatchBuilder:
         return Started(step, rows, distinct, image_of_row, arena, decoding)
 
     def _crops(self, rows: Samples, image_of_row: NDArray[np.int64]) -> RandomCrops | None:
-        """What the rows show of their images, where that is known before the images are."""
-        if self._policy.crop != "random_resized":
+        """What the rows show of their images, where that is known before the images are and of use."""
+        if self._policy.crop != "random_resized" or jpeg_part.missing:
             return None
         counters = np.stack(np.broadcast_arrays(rows.epoch, rows.sample, rows.copy), axis=-1)
         return RandomCrops(self._policy.numbers(self._data_seed), counters, image_of_row)

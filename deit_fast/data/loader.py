@@ -7,8 +7,8 @@
 
 A batch has equal bits for any number of threads, any prefetch and any start step, and the batches of n ranks, one after
 the other, are the batch of one rank (in the order "grouped"); a damaged file may be noticed in one of them and not in
-another (`jpeg_part.py`). Any batch is addressable: `loader.seek(epoch, step)`
-costs nothing. Threads are enough because decoders and augmentation release the interpreter's lock.
+another (`jpeg_part.py`). Any batch is addressable: `loader.seek(epoch, step)` costs nothing. Threads are enough because
+decoders and augmentation release the interpreter's lock.
 
 Each `iter(loader)` owns its threads and starts again at the first step. The threads end with the iterator: exhausted,
 closed, dropped, or ended by an exception. An exception in a thread is raised as itself, at the batch it belongs to.

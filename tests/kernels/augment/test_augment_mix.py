@@ -56,6 +56,25 @@ def test_every_kind_of_group_is_mixed_as_timm_mixes() -> None:
     assert kinds == {1, 2}
 
 
+def test_partners_need_not_be_each_others() -> None:
+    """Cycles, one-way partners, a row with itself, and rows that mix nothing but name a partner."""
+    batch = noise_batch(SIZES)
+    plan, count, random = plan_for(batch, POLICY), len(SIZES), np.random.default_rng(0)
+    plain = apply(batch, plan)
+    for _ in range(6):
+        table = np.zeros(count, MIX)
+        table["partner"], table["mode"] = random.integers(0, count, count), random.integers(0, 2, count)
+        table["lam"] = random.random(count)
+        partner = torch.from_numpy(table["partner"].astype(np.int64))
+        rows = torch.from_numpy(table.view(np.uint8).reshape(count, MIX.itemsize))
+        ours = apply(batch, plan, MixPlan(rows, partner, torch.from_numpy(table["lam"].astype(np.float32))))
+        for index, row in enumerate(table):
+            lam, expected = float(row["lam"]), plain[index].clone()
+            if row["mode"] == 1:
+                expected.mul_(lam).add_(plain[row["partner"]] * (1.0 - lam))
+            assert torch.equal(ours[index], expected)
+
+
 def test_the_target_is_timms() -> None:
     _, _, mix = mixed_batch(1)
     labels = torch.arange(len(SIZES))
