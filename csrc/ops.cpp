@@ -128,16 +128,23 @@ void apply_into(const Tensor&, const Batch& batch, const Finish& finish, void* o
   });
 }
 
+// What rows are drawn from: Policy or MixPolicy, which the function `origin` of Python makes.
+template <typename Numbers>
+Numbers read_numbers(const Tensor& bytes, const std::string& what, const std::string& origin) {
+  Numbers numbers;
+  require(bytes.scalar_type() == ScalarType::Byte && bytes.is_contiguous() &&
+              bytes.numel() == static_cast<int64_t>(sizeof numbers),
+          "a " + what + " is contiguous uint8 (" + std::to_string(sizeof numbers) + ",); if it comes from " + origin +
+              ", the extension is older than the Python code: pip install -e .");
+  std::memcpy(&numbers, bytes.const_data_ptr(), sizeof numbers);
+  require(is_good(numbers), "a number of the " + what + " is outside its range");
+  return numbers;
+}
+
 Tensor sample_plan(const Tensor& keys, const Tensor& numbers) {
   require(keys.scalar_type() == ScalarType::Long && keys.dim() == 2 && keys.size(1) == 5 && keys.is_contiguous(),
           "keys are contiguous int64 (B, 5): epoch, sample, copy, height, width");
-  require(numbers.scalar_type() == ScalarType::Byte && numbers.is_contiguous() &&
-              numbers.numel() == static_cast<int64_t>(sizeof(Policy)),
-          "a policy is contiguous uint8 (" + std::to_string(sizeof(Policy)) +
-              ",); if it comes from sample_plan, the extension is older than the Python code: pip install -e .");
-  Policy policy;
-  std::memcpy(&policy, numbers.const_data_ptr(), sizeof policy);
-  require(is_good(policy), "a number of the policy is outside its range");
+  const auto policy = read_numbers<Policy>(numbers, "policy", "sample_plan");
   const int64_t count = keys.size(0);
   const Tensor rows = new_tensor({count, static_cast<int64_t>(sizeof(PlanRow))}, ScalarType::Byte, keys);
   const auto* key = static_cast<const ImageKey*>(keys.const_data_ptr());
@@ -150,13 +157,7 @@ Tensor sample_plan(const Tensor& keys, const Tensor& numbers) {
 }
 
 Tensor sample_mix(const Tensor& numbers, int64_t count) {
-  require(numbers.scalar_type() == ScalarType::Byte && numbers.is_contiguous() &&
-              numbers.numel() == static_cast<int64_t>(sizeof(MixPolicy)),
-          "the numbers of a mix are contiguous uint8 (" + std::to_string(sizeof(MixPolicy)) +
-              ",); if they come from sample_mix, the extension is older than the Python code: pip install -e .");
-  MixPolicy policy;
-  std::memcpy(&policy, numbers.const_data_ptr(), sizeof policy);
-  require(is_good(policy), "a number of the mix is outside its range");
+  const auto policy = read_numbers<MixPolicy>(numbers, "mix", "sample_mix");
   const int64_t group = policy.group, first = policy.start / group;
   require(count >= 0 && count % group == 0, "count is a multiple of the mix group");
   const Tensor rows = new_tensor({count, static_cast<int64_t>(sizeof(MixRow))}, ScalarType::Byte, numbers);
