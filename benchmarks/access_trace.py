@@ -1,15 +1,19 @@
-"""Record every load and store of a kernel under Triton's interpreter, and judge them: no GPU needed.
+"""Record what a kernel loads, stores and computes under Triton's interpreter, and judge it: no GPU needed.
 
     TRITON_INTERPRET=1 python -m benchmarks.access_trace        # JSON on standard output
 
 For each `trace_cases()` of an op's launch.py (`deit_kernels.compile_case` defines them):
 
     traffic                 bytes loaded and stored by all programs, over the bytes of all inputs and outputs once
+    products                operations of all matrix products, padding and repeats included, over those that are needed
+    exponentials            the same of exponentials; neither is there where nothing is needed
     outside                 accesses to an address in no argument (after masking)
     stored_twice, missing   output elements stored more than once, and never
     foreign_loads           loads from an address that another program of the same launch stores: a race on a GPU
 
 The traffic counts what programs ask for. Of what one program asks, and others too, a GPU may serve a part from its L2.
+A GPU executes one matrix instruction for a fixed number of operations, and every block is a multiple of its shape: so
+products is also the matrix instructions executed over their minimum.
 """
 
 from __future__ import annotations
@@ -39,25 +43,27 @@ class Access:
 
 @dataclass
 class Recorder:
-    """Every access since `recording` began; `launch` counts the kernels started."""
+    """Everything since `recording` began; `launch` counts the kernels started, `products` operations."""
 
     launch: int = 0
+    products: int = 0
+    exponentials: int = 0
     loads: list[Access] = field(default_factory=list)
     stores: list[Access] = field(default_factory=list)
 
 
 @contextlib.contextmanager
 def recording() -> Iterator[Recorder]:
-    """Wrap the interpreter's masked load and store, through which every pointer access goes.
+    """Wrap the interpreter's masked load and store, through which every pointer access goes, its dot and exponentials.
 
     Raises:
-        RuntimeError: a kernel used an atomic or a descriptor, which this trace does not record.
+        RuntimeError: a kernel used an atomic, a descriptor or a scaled product, which this trace does not record.
     """
     from triton.runtime import interpreter
 
     builder, executor = interpreter.interpreter_builder, interpreter.GridExecutor
     recorder = Recorder()
-    names = ("create_masked_load", "create_masked_store")
+    names = ("create_masked_load", "create_masked_store", "create_dot", "create_exp", "create_exp2")
     originals = {name: getattr(builder, name) for name in names}
     launch = executor.__call__
 
@@ -74,16 +80,29 @@ def recording() -> Iterator[Recorder]:
         record(recorder.stores, pointers, mask)
         return originals["create_masked_store"](pointers, value, mask, *rest)
 
+    def dot(a, b, *rest):
+        recorder.products += 2 * a.data.size * b.data.shape[-1]
+        return originals["create_dot"](a, b, *rest)
+
+    def exponential(name):
+        def run(value):
+            recorder.exponentials += value.data.size
+            return originals[name](value)
+
+        return run
+
     def refuse(*_):
-        raise RuntimeError("the access trace does not record atomics and descriptors")
+        raise RuntimeError("the access trace does not record atomics, descriptors and scaled products")
 
     def call(self, *arguments, **options):
         recorder.launch += 1
         return launch(self, *arguments, **options)
 
     refused = [name for name in dir(builder) if "atomic" in name or name.startswith("create_descriptor")]
+    refused.append("create_dot_scaled")
     try:
-        builder.create_masked_load, builder.create_masked_store = load, store
+        builder.create_masked_load, builder.create_masked_store, builder.create_dot = load, store, dot
+        builder.create_exp, builder.create_exp2 = exponential("create_exp"), exponential("create_exp2")
         for name in refused:
             setattr(builder, name, refuse)
         executor.__call__ = call
@@ -104,8 +123,14 @@ def judge(recorder: Recorder, call: TracedCall) -> dict[str, float]:
     stored_outputs, counts = np.unique(stored[~np.isin(stored, np.concatenate([*scratch, _NONE]))], return_counts=True)
     moved = sum(len(access.addresses) * access.itemsize for access in recorder.loads + recorder.stores)
     minimum = sum(t.numel() * t.element_size() for t in (*call.inputs.values(), *call.outputs.values()))
+    arithmetic = {
+        "products": (recorder.products, call.products),
+        "exponentials": (recorder.exponentials, call.exponentials),
+    }
+    assert all(needed or not done for done, needed in arithmetic.values()), "the call does not say what it needs"
     return {
         "traffic": round(moved / minimum, 4),
+        **{name: round(done / needed, 4) for name, (done, needed) in arithmetic.items() if needed},
         "outside": _outside(recorder.loads + recorder.stores, spans),
         "stored_twice": int((counts > 1).sum()),
         "missing": int((~np.isin(expected, stored_outputs)).sum()),
@@ -145,14 +170,24 @@ def _outside(accesses: list[Access], spans: list[tuple[int, int]]) -> int:
 
 def _foreign_loads(recorder: Recorder) -> int:
     """Loads from an address that another program of the launch stores, before or after: programs have no order."""
-    owner = {
-        (access.launch, address): access.program for access in recorder.stores for address in access.addresses.tolist()
-    }
-    return sum(
-        owner.get((access.launch, address), access.program) != access.program
-        for access in recorder.loads
-        for address in access.addresses.tolist()
-    )
+    found = 0
+    for launch in {access.launch for access in recorder.stores}:
+        stores = [access for access in recorder.stores if access.launch == launch]
+        loads = [access for access in recorder.loads if access.launch == launch]
+        programs = {access.program: number for number, access in enumerate(stores + loads)}
+        stored, loaded = _addresses(stores), _addresses(loads)
+        order = np.argsort(stored, kind="stable")
+        place = np.searchsorted(stored, loaded, "right", sorter=order) - 1  # the last that stores the address, if any
+        stored_before = place >= 0
+        owner, loader = order[place[stored_before]], _owners(loads, programs)[stored_before]
+        same = stored[owner] == loaded[stored_before]
+        found += int((same & (_owners(stores, programs)[owner] != loader)).sum())
+    return found
+
+
+def _owners(accesses: list[Access], programs: dict[tuple[int, int, int], int]) -> np.ndarray:
+    numbers = np.array([programs[access.program] for access in accesses], np.int64)
+    return np.repeat(numbers, np.array([len(access.addresses) for access in accesses], np.int64))
 
 
 def trace(case: TraceCase) -> dict[str, float]:

@@ -1,14 +1,14 @@
 """What every kernel of the package takes on every target, compiled ahead of time: no GPU needed.
 
-    python -m benchmarks.compile_report                     # all kernels, all targets, and the traffic trace
+    python -m benchmarks.compile_report                     # all kernels, all targets, and the traces
     python -m benchmarks.compile_report --select "n198 d64" --capability 90
     python -m benchmarks.compile_report --check             # exit 1 when a kernel leaves the committed budget
     python -m benchmarks.compile_report --update            # write the numbers of this Triton as the budget
 
 Columns: registers a thread, bytes of stack and spill instructions, shared memory and columns of tensor memory a block,
 warps resident on a multiprocessor, matrix instructions, 16-byte global loads / smaller ones, the same for stores. Then,
-from a trace of the interpreter's loads and stores: bytes moved over the minimum, and the four counts that must be 0
-(access_trace.py).
+from a trace of the interpreter: bytes moved, operations of matrix products and exponentials over the minimum, and the
+four counts that must be 0 (access_trace.py).
 
 The budget (compile_budget.json) gates the Triton it was written with, on sm_80, sm_89 and sm_90; sm_100, sm_120 and
 every other Triton are reported. A number here is a property of a binary, not a time.
@@ -30,6 +30,7 @@ from deit_kernels.compile_case import CompileCase
 BUDGET = Path(__file__).with_name("compile_budget.json")
 OPS = ("attention", "distill_loss")
 GATED = (80, 89, 90)
+RATIOS = ("traffic", "products", "exponentials")  # of a trace, to the minimum; all else that it counts must be 0
 
 
 def launch_modules() -> list[ModuleType]:
@@ -73,8 +74,8 @@ def row(name: str, target: int, numbers: dict) -> str:
     )
 
 
-def traffic() -> dict[str, dict[str, float]]:
-    """The access trace, taken in a process of its own: the interpreter is chosen when triton is imported."""
+def traces() -> dict[str, dict[str, float]]:
+    """The access traces, taken in a process of its own: the interpreter is chosen when triton is imported."""
     command = [sys.executable, "-m", "benchmarks.access_trace"]
     output = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, stdout=subprocess.PIPE, check=True)
     return json.loads(output.stdout)
@@ -119,17 +120,31 @@ def _worse(numbers: dict, allowed: dict) -> list[str]:
     return worse + [f"no {kind} instruction any more" for kind in lost]
 
 
-def traffic_violations(traced: dict[str, dict[str, float]], budget: dict[str, dict[str, float]]) -> list[str]:
-    """Every trace that moves more than its budget, or stores, misses or reads what it must not."""
+def trace_violations(traced: dict[str, dict[str, float]], budget: dict[str, dict[str, float]]) -> list[str]:
+    """Every trace that moves or computes more than its budget, or stores, misses or reads what it must not."""
     found = []
     for name, numbers in traced.items():
         allowed = budget.get(name)
         if allowed is None:
             found.append(f"{name}: not in the budget; run with --update and look at the difference")
-        elif numbers["traffic"] > allowed["traffic"]:
-            found.append(f"{name}: traffic {numbers['traffic']}, budget {allowed['traffic']}")
-        found += [f"{name}: {count} {kind}" for kind, count in numbers.items() if kind != "traffic" and count]
+        else:
+            more = [kind for kind in RATIOS if numbers.get(kind, 0) > allowed.get(kind, 0)]
+            found += [f"{name}: {kind} {numbers[kind]}, budget {allowed.get(kind, 0)}" for kind in more]
+        found += [f"{name}: {count} {kind}" for kind, count in numbers.items() if kind not in RATIOS and count]
     return found
+
+
+def updated(report: dict[str, dict[str, dict]], traced: dict[str, dict[str, float]], partial: bool) -> dict:
+    """The budget with these numbers; `partial`: what was not selected keeps its own."""
+    import triton
+
+    budget = json.loads(BUDGET.read_text()) if partial else {"kernels": {}, "traces": {}}
+    kernels = {target: budget["kernels"].get(target, {}) | numbers for target, numbers in report.items()}
+    return {
+        "triton": triton.__version__,
+        "kernels": budget["kernels"] | kernels,
+        "traces": budget["traces"] | traced,
+    }
 
 
 def as_lines(value: object, depth: int = 0) -> str:
@@ -150,19 +165,22 @@ def main() -> None:
 
     import triton
 
+    partial = bool(arguments.select) or arguments.capability is not None
+    if arguments.update and partial and triton.__version__ != json.loads(BUDGET.read_text())["triton"]:
+        parser.error("the budget is of another Triton: type --update without --select and --capability")
     print(f"Triton {triton.__version__}")
     cases = [case for module in launch_modules() for case in module.compile_cases()]
     report = compile_all(selected(cases, arguments.select, arguments.capability))
-    traced = {name: numbers for name, numbers in traffic().items() if arguments.select in name}
+    traced = {name: numbers for name, numbers in traces().items() if arguments.select in name}
     for name, numbers in traced.items():
-        counts = ", ".join(f"{count} {kind}" for kind, count in numbers.items() if kind != "traffic")
-        print(f"{name:<44} {numbers['traffic']:.3f} x the minimum traffic; {counts}")
+        ratios = ", ".join(f"{numbers[kind]:.3f} {kind}" for kind in RATIOS if kind in numbers)
+        counts = ", ".join(f"{count} {kind}" for kind, count in numbers.items() if kind not in RATIOS)
+        print(f"{name:<52} x the minimum: {ratios}; {counts}")
     if arguments.update:
-        budget = {"triton": triton.__version__, "kernels": report, "traffic": traced}
-        BUDGET.write_text(as_lines(budget) + "\n")
+        BUDGET.write_text(as_lines(updated(report, traced, partial)) + "\n")
     if arguments.check:
         budget = json.loads(BUDGET.read_text())
-        found = unusable(report) + traffic_violations(traced, budget["traffic"])
+        found = unusable(report) + trace_violations(traced, budget["traffic"])
         if triton.__version__ == budget["triton"]:
             found += violations(report, budget["kernels"])
         else:

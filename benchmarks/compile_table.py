@@ -3,10 +3,12 @@
     python -m benchmarks.compile_table                       # writes docs/compile-report.md and its pictures
     python -m benchmarks.compile_table --against v0.1.0      # drift against the budget of another commit
 
-A row is one kernel in one configuration. Warps are those resident on a multiprocessor, of the most it can hold;
-traffic is bytes moved over the bytes that any algorithm must move, from the trace of the interpreter (benchmarks/
-access_trace.py), where that configuration is traced. Drift is in registers and instructions. A time stands beside a
-kernel where benchmarks/results holds a file of that architecture's card.
+A row is one kernel in one configuration. Warps are those resident on a multiprocessor, of the most it can hold. Before
+"× minimum" stands what a trace of the whole pass in the same blocks counted (benchmarks/access_trace.py), over what any
+algorithm needs: bytes moved; operations of matrix products, and with them the matrix instructions executed (padding to
+blocks and logits computed twice are more than needed); exponentials. Instructions: lines of machine code, loops once.
+Drift is in registers and instructions. A time stands beside a kernel where benchmarks/results holds a file of that
+architecture's card.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import json
 import subprocess
 from pathlib import Path
 
-from benchmarks.compile_report import BUDGET
+from benchmarks.compile_report import BUDGET, RATIOS, launch_modules
 from benchmarks.table import read, rows_of
 
 ROOT = Path(__file__).parents[1]
@@ -26,7 +28,8 @@ RESULTS = Path(__file__).with_name("results")
 CARDS = {"sm_80": "A100", "sm_89": "L40S", "sm_90": "H100", "sm_100": "B200", "sm_120": "RTX-5090"}
 MOST_WARPS = {"sm_80": 64, "sm_89": 48, "sm_90": 64, "sm_100": 64, "sm_120": 48}
 HEADER = "kernel|registers|spills|shared KB|warps|occupancy|matrix instructions|loads 16 B / less|stores 16 B / less"
-COLUMNS = [*HEADER.split("|"), "instructions", "traffic × minimum", "drift", "measured"]
+MINIMA = {kind: f"{kind} × minimum" for kind in RATIOS}
+COLUMNS = [*HEADER.split("|"), "instructions", *MINIMA.values(), "drift", "measured"]
 
 
 def budget_of(commit: str) -> dict | None:
@@ -65,24 +68,30 @@ def drift(now: dict, before: dict | None) -> str:
     return ", ".join(f"{change:+} {key}" for key, change in moved.items()) or "none"
 
 
-def traffic_of(kernel: str, traced: dict[str, dict]) -> str:
-    """Of the trace of the same op, direction, tokens and features: "attention_forward_resident n198 d64"."""
-    name, *sizes = kernel.split()
-    for form in ("_resident", "_tiled"):
-        name = name.removesuffix(form)
-    numbers = traced.get(" ".join([name, *sizes]))
-    return f"{numbers['traffic']:.2f}" if numbers else "–"
+def traced_of(budget: dict) -> dict[str, dict[str, dict[str, float]]]:
+    """What the trace in a kernel's own blocks counted, {target: {kernel: ratios and counts}}; {} where none ran it."""
+    cases = [case for module in launch_modules() for case in module.compile_cases()]
+    names = {(case.name, case.capability and f"sm_{case.capability}"): case.trace for case in cases}
+    return {
+        target: {
+            kernel: budget["traces"].get(names.get((kernel, target)) or names.get((kernel, None), ""), {})
+            for kernel in kernels
+        }
+        for target, kernels in budget["kernels"].items()
+    }
 
 
-def cells(kernel: str, target: str, numbers: dict, budget: dict, before: dict | None, times: dict) -> list[str]:
+def cells(
+    kernel: str, target: str, numbers: dict, traced: dict[str, float], before: dict | None, times: dict
+) -> list[str]:
     matrix = " ".join(f"{count} {kind}" for kind, count in numbers["matrix"].items()) or "–"
     old = None if before is None else before["kernels"].get(target, {}).get(kernel)
     return [
         kernel, str(numbers["registers"]), str(numbers["spills"]), f"{numbers['shared_bytes'] / 1024:.1f}",
         str(numbers["warps"]), f"{100 * numbers['warps'] / MOST_WARPS[target]:.0f} %", matrix,
         f"{numbers['loads_128']} / {numbers['loads_narrow']}", f"{numbers['stores_128']} / {numbers['stores_narrow']}",
-        str(numbers["instructions"]), traffic_of(kernel, budget["traffic"]), drift(numbers, old),
-        times_of(kernel, times),
+        str(numbers["instructions"]), *(f"{traced[kind]:.2f}" if kind in traced else "–" for kind in MINIMA),
+        drift(numbers, old), times_of(kernel, times),
     ]  # fmt: skip
 
 
@@ -95,13 +104,16 @@ def page(budget: dict, before: dict | None, against: str) -> str:
         "[compile_budget.json](../benchmarks/compile_budget.json); columns are explained in "
         f"[compile_table.py](../benchmarks/compile_table.py). {compared} These are properties of binaries, not times.",
     ]  # fmt: skip
+    traced = traced_of(budget)
     for target, kernels in sorted(budget["kernels"].items(), key=lambda item: int(item[0][3:])):
         times = measured(target)
         seen = "" if times else f" No results file of this card ({CARDS[target]}) exists: not measured."
-        lines += ["", f"## {target}", "", f"{len(kernels)} kernels.{seen}", "", f"![warps]({picture(target).name})", ""]
+        drawn = f"![occupancy, and work over the minimum]({picture(target).name})"
+        lines += ["", f"## {target}", "", f"{len(kernels)} kernels.{seen}", "", drawn, ""]
         lines += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
         for kernel, numbers in sorted(kernels.items()):
-            lines.append("| " + " | ".join(cells(kernel, target, numbers, budget, before, times)) + " |")
+            row = cells(kernel, target, numbers, traced[target][kernel], before, times)
+            lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -109,21 +121,33 @@ def picture(target: str) -> Path:
     return PAGE.with_name(f"compile-report-{target}.png")
 
 
-def draw(target: str, kernels: dict[str, dict]) -> None:
-    """Occupancy of every kernel; kernels that spill are marked."""
+def draw(target: str, kernels: dict[str, dict], traced: dict[str, dict[str, float]]) -> None:
+    """Occupancy of every kernel, those that spill marked, and beside it what it moves and computes over the minimum.
+
+    Args:
+        traced: of each kernel, what its trace counted; {} where none ran it.
+    """
     from matplotlib.figure import Figure
 
     names = sorted(kernels, reverse=True)
-    figure = Figure(figsize=(7, 0.8 + 0.13 * len(names)), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(12, 0.8 + 0.13 * len(names)), layout="constrained")
+    first, *others = figure.subplots(1, 1 + len(MINIMA), sharey=True)
     shares = [100 * kernels[name]["warps"] / MOST_WARPS[target] for name in names]
-    axes.barh(range(len(names)), shares, color=["C3" if kernels[name]["spills"] else "C0" for name in names])
-    axes.set_yticks(range(len(names)), names, fontsize=5)
-    axes.set_ylim(-1, len(names))
-    axes.set_xlabel("resident warps, % of the most that fit; red: the kernel spills registers", fontsize=7)
-    axes.set_title(target, fontsize=8)
-    axes.tick_params(axis="x", labelsize=6)
-    figure.savefig(picture(target), dpi=80)
+    first.barh(range(len(names)), shares, color=["C3" if kernels[name]["spills"] else "C0" for name in names])
+    first.set_yticks(range(len(names)), names, fontsize=5)
+    first.set_ylim(-1, len(names))
+    first.set_xlabel("resident warps, % of the most that fit; red: spills", fontsize=7)
+    for axes, (kind, title) in zip(others, MINIMA.items(), strict=True):
+        over = [max(traced[name].get(kind, 1) - 1, 0) for name in names]
+        axes.barh(range(len(names)), over, left=1, color="C1")
+        axes.axvline(1, color="C1", linewidth=0.8)
+        axes.set_xlim(0.9, 5)
+        axes.set_xlabel(f"{title}, from 1; cut at 5", fontsize=7)
+    for axes in (first, *others):
+        axes.tick_params(axis="x", labelsize=6)
+        axes.grid(axis="x", alpha=0.3)
+    figure.suptitle(target, fontsize=8)
+    figure.savefig(picture(target), dpi=100)
 
 
 def main() -> None:
@@ -135,8 +159,9 @@ def main() -> None:
     if arguments.against and before is None:
         parser.error(f"{arguments.against} holds no {BUDGET.name}: name a commit that does, as git log lists them")
     PAGE.write_text(page(budget, before, arguments.against))
+    traced = traced_of(budget)
     for target, kernels in budget["kernels"].items():
-        draw(target, kernels)
+        draw(target, kernels, traced[target])
     print(f"{PAGE.relative_to(ROOT)} and {len(budget['kernels'])} pictures")
 
 

@@ -36,8 +36,16 @@ def show(results: dict[str, Any]) -> None:
     console.print(table)
 
 
+def size_of(label: str) -> str:
+    """What a label says beside its family: B↑384 of DeiT-B⚗↑384/1000 epochs, 16GF of RegNetY-16GF."""
+    return label.removesuffix("/1000 epochs").replace("⚗", "").split("-", 1)[-1]
+
+
 def draw(results: dict[str, Any], target: Path) -> None:
-    """Figure 1: ImageNet top-1 (paper) over images/s, here and on the paper's V100; runs on 1000 classes beside."""
+    """Figure 1: ImageNet top-1 (paper) over images/s, here and on the paper's V100; runs on 1000 classes beside.
+
+    A point bears its size, the legend its family; families alternate the side that the sizes stand on.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -55,8 +63,10 @@ def draw(results: dict[str, Any], target: Path) -> None:
         if rows[0]["paper"]:
             there.plot([row["paper"]["images_per_second"] for row in rows], accuracy, **style)
         for row, height in zip(rows, accuracy, strict=True):
-            place, offset = (row["images_per_second"], height), (4, -9)
-            here.annotate(row["label"], place, textcoords="offset points", xytext=offset, fontsize=7)
+            place = row["images_per_second"], height
+            side = {"xytext": (4, 4)} if number % 2 else {"xytext": (-4, -4), "ha": "right", "va": "top"}
+            text = {"textcoords": "offset points", "fontsize": 7, "color": f"C{number}"}
+            here.annotate(size_of(row["label"]) if row["paper"] else row["label"], place, **side, **text)
     here.set(title=f"measured: {results['machine']}, {results['precision']}", ylabel="ImageNet top-1 (paper), per cent")
     there.set(title="paper: one V100, 16 GB, fp32")
     for axes in (here, there):

@@ -3,8 +3,8 @@
 Every op's `launch.py` exposes two functions that `benchmarks/compile_report.py` calls:
 
     compile_cases() -> list[CompileCase]    each kernel as the JIT would specialise it; compiled ahead of time
-    trace_cases() -> list[TraceCase]        one call of the op on CPU tensors; its loads and stores are recorded
-                                            (called with TRITON_INTERPRET=1)
+    trace_cases() -> list[TraceCase]        one call of the op on CPU tensors; its loads, stores, products and
+                                            exponentials are recorded (called with TRITON_INTERPRET=1)
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class CompileCase:
             one out gives 2-byte loads and a wrong picture of the registers.
         num_warps, num_stages: launch options.
         capability: the only target this case is for, as 90; None: every target.
+        trace: name of the TraceCase that runs this kernel in these blocks; "": none does.
     """
 
     name: str
@@ -39,6 +40,7 @@ class CompileCase:
     num_warps: int
     num_stages: int
     capability: int | None = None
+    trace: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,16 +51,20 @@ class TracedCall:
         inputs: what the op reads; the minimum traffic counts each of their elements once.
         outputs: what the op returns, uninitialised before the call; each element must be stored exactly once.
         scratch: what one kernel of the call stores and a later one loads; not counted in the minimum.
+        products: operations of the matrix products that any algorithm needs, multiplications and additions; 0: none.
+        exponentials: how many any algorithm needs that keeps none of them in memory; 0: none.
     """
 
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
     scratch: dict[str, Tensor] = field(default_factory=dict)
+    products: int = 0
+    exponentials: int = 0
 
 
 @dataclass(frozen=True)
 class TraceCase:
-    """One call of an op, whose loads and stores are recorded under the interpreter.
+    """One call of an op, whose loads, stores and arithmetic are recorded under the interpreter.
 
     Attributes:
         name: unique in the package; the key of the budget file.

@@ -34,6 +34,27 @@ def double(source, target, FAULT: tl.constexpr, BLOCK: tl.constexpr):
         tl.load(source + rows)
 
 
+@triton.jit
+def multiply(source, target, TIMES: tl.constexpr, BLOCK: tl.constexpr):
+    place = tl.arange(0, BLOCK)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    block = tl.load(source + place)
+    for _ in tl.static_range(TIMES):
+        result = tl.dot(block, tl.exp(block))
+    tl.store(target + place, result)
+
+
+def arithmetic(times: int) -> TraceCase:
+    """A product and its exponentials, of which one each is needed."""
+
+    def run() -> TracedCall:
+        source, target = torch.zeros(2, BLOCK, BLOCK)
+        multiply[(1,)](source, target, times, BLOCK)
+        needed = {"products": 2 * BLOCK**3, "exponentials": BLOCK**2}
+        return TracedCall({"source": source}, {"target": target}, **needed)
+
+    return TraceCase(f"computed {times}", run)
+
+
 def case(fault: str) -> TraceCase:
     def run() -> TracedCall:
         # The room behind each window keeps an access outside of it inside the process's own memory.
@@ -46,4 +67,5 @@ def case(fault: str) -> TraceCase:
 
 if __name__ == "__main__":
     faults = ("none", "missing", "outside", "stored twice", "foreign load", "read twice")
-    json.dump({fault: trace(case(fault)) for fault in faults}, sys.stdout)
+    cases = [*(case(fault) for fault in faults), arithmetic(1), arithmetic(3)]
+    json.dump({case.name: trace(case) for case in cases}, sys.stdout)

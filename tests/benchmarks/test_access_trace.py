@@ -30,6 +30,8 @@ def traced() -> dict[str, dict]:
         ("stored twice", {"stored_twice": 64, "traffic": 2.0}),
         ("foreign load", {"foreign_loads": 64}),
         ("read twice", {"traffic": 1.5}),
+        ("computed 1", {"products": 1.0, "exponentials": 1.0}),
+        ("computed 3", {"products": 3.0, "exponentials": 3.0}),
     ],
 )
 def test_each_planted_fault_is_found(traced: dict[str, dict], fault: str, found: dict) -> None:

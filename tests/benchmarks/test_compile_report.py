@@ -7,7 +7,7 @@ import triton
 
 from benchmarks import compile_report
 from benchmarks.ahead_of_time import compile_resources, resident_warps
-from benchmarks.compile_report import BUDGET, as_lines, launch_modules, traffic_violations, unusable, violations
+from benchmarks.compile_report import BUDGET, as_lines, launch_modules, trace_violations, unusable, violations
 from deit_kernels.attention import launch
 
 PINNED = json.loads(BUDGET.read_text())
@@ -53,18 +53,34 @@ def test_on_an_a100_the_kernels_keep_to_their_budget(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def traced() -> dict[str, dict[str, float]]:
-    return compile_report.traffic()
+    return compile_report.traces()
 
 
-def test_the_traffic_keeps_to_its_budget(traced: dict[str, dict[str, float]]) -> None:
-    assert len(traced) >= len(launch.trace_cases())
-    assert traffic_violations(traced, PINNED["traffic"]) == []
+def test_traffic_and_arithmetic_keep_to_their_budget(traced: dict[str, dict[str, float]]) -> None:
+    assert trace_violations(traced, PINNED["traces"]) == []
 
 
 @pytest.mark.parametrize("direction", ("forward", "backward"))
-@pytest.mark.parametrize("length", (64, 198, 208))
+@pytest.mark.parametrize("length", (64, 192, 198))
 def test_up_to_208_tokens_every_byte_moves_once(traced: dict, length: int, direction: str) -> None:
-    assert traced[f"attention_{direction} n{length} d64"]["traffic"] <= 1.05
+    case = CASES[f"attention_{direction}_resident n{length} d64", 90]
+    assert traced[case.trace]["traffic"] <= 1.05
+
+
+def test_every_kernel_but_delta_is_traced_in_its_own_blocks(traced: dict[str, dict[str, float]]) -> None:
+    cases = [case for module in launch_modules() for case in module.compile_cases()]
+    assert {case.trace for case in cases} - {""} == set(traced)
+    assert all(case.trace or "attention_delta" in case.name for case in cases)
+
+
+def test_arithmetic_over_the_minimum_is_what_the_blocks_pad(traced: dict[str, dict[str, float]]) -> None:
+    forward = traced[CASES["attention_forward_resident n198 d64", 90].trace]  # rows of 64, keys of 128 + 64 + 16
+    assert forward["products"] == pytest.approx(256 * 208 / 198**2, abs=1e-4)
+    assert forward["exponentials"] == forward["products"]
+    tiled = traced[CASES["attention_backward_tiled n576 d64", 90].trace]  # 5, and 2 for a second time
+    assert tiled["products"] == pytest.approx(7 / 5 * 640 / 576, abs=1e-4)
+    assert tiled["exponentials"] == pytest.approx(2 * 640 / 576, abs=1e-4)
+    assert "products" not in traced["loss_forward hard mixed c1000"]
 
 
 @pytest.mark.slow
@@ -95,12 +111,15 @@ def test_a_kernel_that_cannot_run_is_named_on_every_card() -> None:
     ]
 
 
-def test_traffic_that_is_worse_is_named() -> None:
+def test_traffic_and_arithmetic_that_are_worse_are_named() -> None:
     clean = {"traffic": 1.0, "outside": 0, "stored_twice": 0, "missing": 0, "foreign_loads": 0}
-    assert traffic_violations({"a": clean}, {"a": clean}) == []
-    assert traffic_violations({"a": clean | {"traffic": 1.1, "missing": 2}}, {"a": clean}) == [
+    assert trace_violations({"a": clean}, {"a": clean}) == []
+    assert trace_violations({"a": clean | {"traffic": 1.1, "missing": 2}}, {"a": clean}) == [
         "a: traffic 1.1, budget 1.0",
         "a: 2 missing",
+    ]
+    assert trace_violations({"a": clean | {"products": 1.5}}, {"a": clean | {"products": 1.4}}) == [
+        "a: products 1.5, budget 1.4"
     ]
 
 
@@ -129,3 +148,12 @@ def test_a_signature_that_is_not_the_kernels_is_refused() -> None:
 def test_the_budget_is_written_one_kernel_a_line() -> None:
     assert json.loads(as_lines(PINNED)) == PINNED
     assert as_lines(PINNED) + "\n" == BUDGET.read_text()
+
+
+def test_a_part_of_the_budget_is_written_into_the_whole() -> None:
+    kernel = {"new kernel": PINNED["kernels"]["sm_90"]["attention_delta d64"]}
+    budget = compile_report.updated({"sm_90": kernel}, {"new trace": {"traffic": 1.0}}, partial=True)
+    assert budget["kernels"]["sm_90"] == PINNED["kernels"]["sm_90"] | kernel
+    assert budget["kernels"]["sm_80"] == PINNED["kernels"]["sm_80"]
+    assert budget["traces"] == PINNED["traces"] | {"new trace": {"traffic": 1.0}}
+    assert compile_report.updated({"sm_90": kernel}, {}, partial=False)["kernels"] == {"sm_90": kernel}

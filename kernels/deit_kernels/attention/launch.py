@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
+from typing import get_args
 
 import torch
 import triton
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from ..compile_case import CompileCase, TraceCase, TracedCall
 from . import kernels
-from .configuration import Config, choose, family, key_pieces, splits
+from .configuration import Config, Direction, choose, family, key_pieces, splits
 
 _LOG2_E = 1 / math.log(2)
 _DELTA_ROWS = 64
@@ -147,20 +149,31 @@ def compile_cases() -> list[CompileCase]:
     """Every kernel as it is specialised for a large batch of the reported shapes, for each card's own table rows."""
     cases = []
     for capability, card in _CARDS.items():
-        for features, lengths in _REPORTED.items():
+        for features in _REPORTED:
             cases.append(_case(kernels.attention_delta, f"d{features}", delta_constexprs(features), capability))
-            for length in lengths:
-                shape = f"n{length} d{features}"
-                config = choose("forward", card, length, features, _MANY, 1)
-                kernel = getattr(kernels, f"attention_forward_{config.form}")
-                cases.append(_case(kernel, shape, forward_constexprs(config, length, features), capability))
-                config = choose("backward", card, length, features, _MANY, 1)
-                kernel = getattr(kernels, f"attention_backward_{config.form}")
-                cases.append(_case(kernel, shape, backward_constexprs(config, length, features), capability))
+        for direction, length, features, config in _reported(card):
+            kernel = getattr(kernels, f"attention_{direction}_{config.form}")
+            constexprs = forward_constexprs if direction == "forward" else backward_constexprs
+            settings, trace = constexprs(config, length, features), _trace_name(direction, length, features, config)
+            cases.append(_case(kernel, f"n{length} d{features}", settings, capability, trace))
     return cases
 
 
-def _case(kernel: triton.JITFunction, shape: str, settings: dict[str, int], capability: int) -> CompileCase:
+def _reported(card: int) -> Iterator[tuple[Direction, int, int, Config]]:
+    for features, lengths in _REPORTED.items():
+        for length in lengths:
+            for direction in get_args(Direction):
+                yield direction, length, features, choose(direction, card, length, features, _MANY, 1)
+
+
+def _trace_name(direction: Direction, length: int, features: int, config: Config) -> str:
+    blocks = f"m{config.block_m}" + f" n{config.block_n}" * (config.form == "tiled")
+    return f"attention_{direction}_{config.form} n{length} d{features} in {blocks}"
+
+
+def _case(
+    kernel: triton.JITFunction, shape: str, settings: dict[str, int], capability: int, trace: str = ""
+) -> CompileCase:
     types = {"scale": "fp32", "scale_log2": "fp32", "lse": "*fp32", "delta": "*fp32"}
     types |= dict.fromkeys(("grad", "query", "key", "value", "out", "grads"), "*bf16")
     constexprs = {name: value for name, value in settings.items() if name in kernel.arg_names}
@@ -174,17 +187,19 @@ def _case(kernel: triton.JITFunction, shape: str, settings: dict[str, int], capa
         num_warps=settings["num_warps"],
         num_stages=settings["num_stages"],
         capability=capability,
+        trace=trace,
     )
 
 
 def trace_cases() -> list[TraceCase]:
-    """Both passes on a packed fp16 qkv of one image and two heads, in both forms and with a padded head dim."""
-    shapes = [(64, 64), (198, 64), (208, 64), (198, 80), (578, 64)]
-    return [
-        TraceCase(f"attention_{direction} n{length} d{features}", functools.partial(run, length, features))
-        for length, features in shapes
-        for direction, run in (("forward", _trace_forward), ("backward", _trace_backward))
-    ]
+    """Both passes on a packed fp16 qkv of one image and two heads, in the blocks of every compile case."""
+    cases = {}
+    for card in sorted(set(_CARDS.values())):
+        for direction, length, features, config in _reported(card):
+            run = _trace_forward if direction == "forward" else _trace_backward
+            name = _trace_name(direction, length, features, config)
+            cases[name] = TraceCase(name, functools.partial(run, length, features, config))
+    return list(cases.values())
 
 
 def _trace_inputs(length: int, features: int) -> dict[str, Tensor]:
@@ -192,19 +207,22 @@ def _trace_inputs(length: int, features: int) -> dict[str, Tensor]:
     return dict(zip(("query", "key", "value"), qkv.unbind(2), strict=True))
 
 
-def _trace_forward(length: int, features: int) -> TracedCall:
+def _trace_forward(length: int, features: int, config: Config) -> TracedCall:
     inputs = _trace_inputs(length, features)
-    out, lse = forward(**inputs, scale=features**-0.5)
-    return TracedCall(inputs, {"out": out, "lse": lse})
+    out, lse = forward(**inputs, scale=features**-0.5, config=config)
+    logits = 2 * length**2
+    return TracedCall(inputs, {"out": out, "lse": lse}, products=2 * 2 * logits * features, exponentials=logits)
 
 
-def _trace_backward(length: int, features: int) -> TracedCall:
+def _trace_backward(length: int, features: int, config: Config) -> TracedCall:
     from .reference import forward_reference  # a forward kernel here would be traced too
 
     inputs = _trace_inputs(length, features)
     out, lse = forward_reference(**inputs, scale=features**-0.5)
     inputs |= {"grad": torch.randn_like(out), "lse": lse}
-    grads, delta = backward(**inputs, out=out, scale=features**-0.5)
+    grads, delta = backward(**inputs, out=out, scale=features**-0.5, config=config)
+    logits = 2 * length**2
+    needed = {"products": 5 * 2 * logits * features, "exponentials": logits}
     if delta is None:
-        return TracedCall(inputs, {"grads": grads})
-    return TracedCall(inputs | {"out": out}, {"grads": grads}, {"delta": delta})
+        return TracedCall(inputs, {"grads": grads}, **needed)
+    return TracedCall(inputs | {"out": out}, {"grads": grads}, {"delta": delta}, **needed)

@@ -21,16 +21,16 @@ _FORMS = {
     "topk": ("labels", "topk", 2),
     "cross entropy": ("labels", "none", 1),
 }
-_MAIN_FORMS = ("hard mixed", "soft dense")
+# Every form at 1000 classes (ImageNet-1k), the two main ones at the longest single tile and ImageNet-21k too.
+_SIZES = [(form, 1000) for form in _FORMS]
+_SIZES += [(form, classes) for form in ("hard mixed", "soft dense") for classes in (4096, 21840, 21841)]
 _TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int64: "i64"}
 
 
 def compile_cases() -> list[CompileCase]:
-    """Every form at 1000 classes (ImageNet-1k), the two main ones at the longest single tile and ImageNet-21k too."""
-    sizes = [(form, 1000) for form in _FORMS]
-    sizes += [(form, classes) for form in _MAIN_FORMS for classes in (4096, 21840, 21841)]
+    """Every form and number of classes that is reported."""
     cases = []
-    for form, classes in sizes:
+    for form, classes in _SIZES:
         for direction, (arguments, options) in example_arguments(example(form, classes, torch.bfloat16)).items():
             kernel = getattr(kernels, f"{direction}_kernel")
             cases.append(_case(f"loss_{direction} {form} c{classes}", kernel, arguments, options))
@@ -40,10 +40,9 @@ def compile_cases() -> list[CompileCase]:
 
 
 def trace_cases() -> list[TraceCase]:
-    """Both passes of every form with a row in one tile; the two main ones also in several tiles and with an edge."""
-    sizes = [(form, 1000) for form in _FORMS] + [("hard mixed", 21841), ("soft dense", 21840), ("soft dense", 21841)]
+    """Both passes of the same: a row in one tile, in several, and with an edge."""
     cases = [TraceCase("loss_mean", _trace_mean)]
-    for form, classes in sizes:
+    for form, classes in _SIZES:
         for direction, run in (("forward", _trace_forward), ("backward", _trace_backward)):
             cases.append(TraceCase(f"loss_{direction} {form} c{classes}", functools.partial(run, form, classes)))
     return cases
@@ -101,6 +100,7 @@ def _case(name: str, kernel: triton.JITFunction, arguments: tuple, options: dict
         divisible_by_16=frozenset(pointers) - set(kernels.UNSPECIALISED),
         num_warps=options["num_warps"],
         num_stages=options["num_stages"],
+        trace=name,
     )
 
 
@@ -111,7 +111,14 @@ def _trace_forward(form: str, classes: int) -> TracedCall:
     arguments, options = forward_arguments(call, None, base, distill, statistics)
     kernels.forward_kernel[(rows,)](*arguments, **options)
     inputs = {name: value for name, value in call._asdict().items() if isinstance(value, Tensor)}
-    return TracedCall(inputs, {"base": base, "distill": distill, "statistics": statistics})
+    outputs = {"base": base, "distill": distill, "statistics": statistics}
+    return TracedCall(inputs, outputs, exponentials=_exponentials(call))
+
+
+def _exponentials(call: LossCall) -> int:
+    """One a logit of each head and of a soft teacher; a TopK's probabilities are given."""
+    distributions = (1 if call.dist is None else 2) + (call.soft and call.teacher_probs is None)
+    return distributions * call.logits.numel()
 
 
 def _trace_mean() -> TracedCall:
@@ -136,4 +143,5 @@ def _trace_backward(form: str, classes: int) -> TracedCall:
     kernels.backward_kernel[(len(statistics), -(-classes // options["BLOCK"]))](*arguments, **options)
     read = backward_operands(call, True, distill).pointers
     inputs = {f"{tensor.data_ptr()}": tensor for tensor in read if tensor is not None}  # one head is listed twice
-    return TracedCall(inputs | {"grad": grad, "statistics": statistics, "count": count}, gradients)
+    inputs |= {"grad": grad, "statistics": statistics, "count": count}
+    return TracedCall(inputs, gradients, exponentials=_exponentials(call))
