@@ -22,6 +22,17 @@ TOKENS = ("class token", "distillation token")
 MOST_IMAGES = 16  # rows of one picture
 
 
+def require_deit(model: nn.Module) -> VisionTransformer:
+    """The model, which has tokens that look somewhere.
+
+    Raises:
+        ValueError: the model is none of ours.
+    """
+    if not isinstance(model, VisionTransformer):
+        raise ValueError(f"a {type(model).__name__} has no class and distillation token: maps are drawn for a DeiT")
+    return model
+
+
 @torch.no_grad()
 def attention_maps(model: nn.Module, images: Tensor, block: int = -1) -> Tensor:
     """Attention weights of the class token and, if distilled, the distillation token, in one block.
@@ -38,8 +49,7 @@ def attention_maps(model: nn.Module, images: Tensor, block: int = -1) -> Tensor:
     Raises:
         ValueError: the model is none of ours.
     """
-    if not isinstance(model, VisionTransformer):
-        raise ValueError(f"a {type(model).__name__} has no class and distillation token: maps are drawn for a DeiT")
+    model = require_deit(model)
     attention, prefix, grid = model.blocks[block].attn, model.config.prefix_tokens, model.config.grid
     kept: list[Tensor] = []
     hook = attention.qkv.register_forward_hook(lambda module, inputs, output: kept.append(output))

@@ -6,13 +6,15 @@
 Takes the flags of `python -m deit_fast.train`: those that decide what the teacher sees (data, augmentation, mixing,
 batch size, epochs, data seed) as the training will have them; the student's do not matter. Every process asks the
 teacher for the rows it would train on, so the work is shared, and training may use another number of processes.
-Exit codes: 0 done, 2 a mistake in the command or the data, 130 interrupted.
+Exit codes: 0 done, 2 a mistake in the command or the data, 75 preempted (SIGTERM, SIGUSR1), 130 interrupted; the labels
+made until then are kept.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +33,7 @@ from .label_cache import runs
 from .launch import launch
 from .model import CONFIGS
 from .policies import evaluation_policy, training_policy
+from .preemption import Preempted, Preemption
 from .recipes import parse
 from .report import Reporter
 from .run_folder import describe
@@ -113,8 +116,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             processes = config.gpus or torch.cuda.device_count()
             if processes > 1:
                 return launch(arguments, processes, Path(config.teacher_cache) / "logs", "deit_fast.teacher")
-        fill(config)
+        with Preemption():
+            fill(config)
         return 0
+    except Preempted as stop:
+        if os.environ.get("RANK", "0") == "0":
+            name = signal.Signals(stop.number).name
+            print(f"stopped by {name}: the same command goes on with what is missing", file=sys.stderr)
+        return stop.code
     except torch.OutOfMemoryError:
         most = config.micro_batch or config.batch_size
         print(
@@ -129,6 +138,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on with what is missing", file=sys.stderr)
-        return 130

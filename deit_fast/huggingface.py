@@ -62,7 +62,8 @@ def from_huggingface(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     The pooler, which no classifier uses, is left out; a name that is unknown here stays as it is.
 
     Raises:
-        ValueError: a block has some, but not all, of query, key and value.
+        ValueError: a block has some, but not all, of query, key and value; or a distillation token is there and of the
+            two classifiers only one, as in `DeiTForImageClassification`.
     """
     ours, parts = {}, {}
     outside = {theirs: name for name, theirs in _OUTSIDE.items()}
@@ -87,6 +88,11 @@ def from_huggingface(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if missing := [part.rpartition(".")[2] for part in _PARTS if part not in found]:
             raise ValueError(f"these Hugging Face weights lack the {' and '.join(missing)} of {name}: copy them again")
         ours[name] = torch.cat([found[part] for part in _PARTS])
+    if "dist_token" in ours and "head.weight" in ours and "head_dist.weight" not in ours:
+        raise ValueError(
+            "these weights have a distillation token and no distillation classifier, as Hugging Face's "
+            "DeiTForImageClassification: load the file of a DeiTForImageClassificationWithTeacher instead"
+        )
     return ours
 
 

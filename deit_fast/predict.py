@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from .attention_maps import MOST_IMAGES, draw_attention
+from .attention_maps import MOST_IMAGES, draw_attention, require_deit
 from .data import decode
 from .data.folder import SUFFIXES, read_file
 from .trained import Prediction, Trained, load
@@ -128,6 +128,8 @@ def run(given: argparse.Namespace) -> int:
         )
     paths = image_paths(given.images)  # before the model, which takes longer to load
     trained = load(given.model, architecture=given.architecture, **({"heads": given.heads} if given.heads else {}))
+    if given.attention:
+        require_deit(trained.model)
     print(f"model: {trained.source}", file=sys.stderr)
     trained.model.to(_device(given.device))
     rows: list[Prediction] = []

@@ -143,20 +143,24 @@ def predict(
         autocast: context of the forward passes.
 
     Returns:
-        The predictions for the images of all ranks, on every rank.
+        The predictions for the images of all ranks, on every rank. A batch that does not fit into the device's memory
+        is halved, and so are those after it.
+
+    Raises:
+        ValueError: not even one image fits.
     """
     training = {name: model.training for name, model in models.items()}
     for model in models.values():
         model.eval()
     columns: dict[str, list[Tensor]] = {}
     sample: list[Tensor] = []
-    classes = 0
+    classes = most = 0
     for batch in data:
         sample.append(batch.samples)
         columns.setdefault("label", []).append(batch.labels)
         for name, model in models.items():
             with autocast or nullcontext():
-                outputs = head_logits(model, batch.images)
+                outputs, most = _in_parts(model, batch.images, most or len(batch.images))
             for head, logits in outputs.items():
                 logits, classes = logits.float(), logits.shape[1]
                 top = logits.topk(min(TOP, classes)).indices.int()
@@ -170,6 +174,28 @@ def predict(
     if sample:  # a rank without an image has nothing, not even names
         own |= {"sample": torch.cat(sample).numpy(), "classes": classes}
     return _together([part for part in (ranks.gather(own) if ranks else [own]) if part])
+
+
+def _in_parts(model: nn.Module, images: Tensor, most: int) -> tuple[dict[str, Tensor], int]:
+    """`head_logits` of up to `most` images at once, and how many it was in the end."""
+    while (outputs := _logits(model, images, most)) is None:  # what the failed pass held is free again here
+        if most == 1:
+            raise ValueError(
+                f"not even one image of {images.shape[-2]} x {images.shape[-1]} pixels fits into the memory of "
+                f"{images.device}: type a smaller --image-size, or use a device of more memory"
+            )
+        if images.is_cuda:
+            torch.cuda.empty_cache()
+        most //= 2
+    return outputs, most
+
+
+def _logits(model: nn.Module, images: Tensor, most: int) -> dict[str, Tensor] | None:
+    try:
+        parts = [head_logits(model, part) for part in images.split(most)]
+    except torch.OutOfMemoryError:
+        return None
+    return {head: torch.cat([part[head] for part in parts]) for head in parts[0]} if len(parts) > 1 else parts[0]
 
 
 def _together(parts: list[dict[str, Any]]) -> Predictions:

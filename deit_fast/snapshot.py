@@ -82,13 +82,14 @@ class Snapshots:
         self._submit(f"the checkpoint of step {step}", tensors, write)
 
     def offer(self, step: int, tensors: Mapping[str, Tensor], top1: float) -> None:
-        """Keep these weights when they score better than the best so far."""
+        """Keep these weights when they score better than the best that is on the disk."""
+        self.wait()
         if self._best is not None and top1 <= self._best:
             return
-        self._best = top1
 
         def write(copies: checkpoint.Tensors) -> None:
             checkpoint.save_best(self._run, step, copies["best"], {"top1": top1})
+            self._best = top1
 
         self._submit(f"the best weights, of step {step},", {"best": dict(tensors)}, write)
 

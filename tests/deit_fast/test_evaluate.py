@@ -75,6 +75,28 @@ def test_nothing_depends_on_the_batch_size(logits: Tensor, labels: list[int]) ->
         assert scored(result, "abcdefg", None) == scored(results[0], "abcdefg", None)
 
 
+class Small(Table):
+    """A device on which `fits` images fit at once."""
+
+    def __init__(self, fits: int) -> None:
+        super().__init__()
+        self.fits, self.rows = fits, []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.rows.append(len(images))
+        if len(images) > self.fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().forward(images)
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_the_next_ones_are_too(logits: Tensor, labels: list[int]) -> None:
+    small = Small(fits=3)
+    assert evaluate(small, batches(logits, labels, 10)) == evaluate(Table(), batches(logits, labels, 10))
+    assert small.rows == [10, 5, *[2] * 10, 2, 1]
+    with pytest.raises(ValueError, match="not even one image of 1 x 7 pixels fits into the memory of cpu"):
+        evaluate(Small(fits=0), batches(logits, labels, 10))
+
+
 def test_images_that_could_not_be_read_do_not_count(logits: Tensor, labels: list[int]) -> None:
     holes = [IGNORE if index in (0, 7, 22) else label for index, label in enumerate(labels)]
     kept = [index for index in range(23) if index not in (0, 7, 22)]

@@ -78,5 +78,9 @@ def test_weights_that_are_not_whole_or_not_a_deits_are_refused() -> None:
     del weights["deit.encoder.layer.1.attention.attention.key.weight"]
     with pytest.raises(ValueError, match=r"lack the key of blocks\.1\.attn\.qkv\.weight"):
         from_huggingface(weights)
+    model = ours(NAMES[0])
+    one_head = transformers.DeiTForImageClassification(transformers.DeiTConfig(**huggingface_config(model, CLASSES)))
+    with pytest.raises(ValueError, match="load the file of a DeiTForImageClassificationWithTeacher"):
+        from_huggingface(one_head.state_dict())
     with pytest.raises(ValueError, match=r"blocks\.0\.ls1\.gamma has no counterpart"):
         to_huggingface({"blocks.0.ls1.gamma": torch.zeros(1)})

@@ -94,6 +94,22 @@ def test_the_best_is_what_scored_best_also_after_a_restart(tmp_path) -> None:
     assert load_file(file)["weight"] == 6.0
 
 
+def test_after_best_weights_that_the_disk_refused_the_next_best_are_kept(tmp_path, monkeypatch) -> None:
+    save_best = checkpoint.save_best
+
+    def refuse_step_6(run, step, *rest):
+        if step == 6:
+            raise OSError(28, "No space left on device")
+        save_best(run, step, *rest)
+
+    monkeypatch.setattr(checkpoint, "save_best", refuse_step_6)
+    with Snapshots(tmp_path, 2, CPU, saved=None) as snapshots:
+        for score, step in ((40.0, 3), (70.0, 6), (60.0, 9)):
+            snapshots.offer(step, {"weight": torch.tensor(float(step))}, score)
+    assert checkpoint.best(tmp_path)[1]["step"] == 9
+    assert len(snapshots.failures) == 1 and "best weights, of step 6" in snapshots.failures[0]
+
+
 def test_what_must_be_durable_before_a_checkpoint_is(tmp_path, monkeypatch) -> None:
     events, save = [], checkpoint.save
     monkeypatch.setattr(checkpoint, "save", lambda *arguments: (events.append("checkpoint"), save(*arguments)))

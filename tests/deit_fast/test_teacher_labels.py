@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -90,13 +91,13 @@ def test_five_seeds_and_another_student_share_one_cache(cached: Config, tmp_path
 
 
 class Interrupted(TeacherEngine):
-    """Ctrl-C in the middle of a batch, after so many."""
+    """A signal in the middle of a batch, after so many."""
 
-    left = 0
+    left, number = 0, signal.SIGINT
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         if type(self).left == 0:
-            raise KeyboardInterrupt
+            signal.raise_signal(type(self).number)
         type(self).left -= 1
         return super().__call__(images)
 
@@ -113,12 +114,13 @@ def test_a_cache_filled_in_one_go_in_pieces_and_by_two_ranks_trains_the_same_bit
     assert main(command_line(whole)) == 0
 
     monkeypatch.setattr(teacher_labels, "TeacherEngine", Interrupted)
-    for batches, code in ((3, 130), (6, 130), (99, 0)):
-        Interrupted.left = batches
+    for batches, number, code in ((3, signal.SIGINT, 130), (6, signal.SIGTERM, 75), (99, signal.SIGTERM, 0)):
+        Interrupted.left, Interrupted.number = batches, number
         assert main(command_line(pieces)) == code
     monkeypatch.undo()
     assert len(labels_of(pieces.teacher_cache)) == 3
-    assert "the same command goes on with what is missing" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.count("the same command goes on with what is missing") == 2 and "stopped by SIGTERM" in said
 
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(teachers), *sys.path]), "OMP_NUM_THREADS": "1"}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

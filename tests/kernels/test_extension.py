@@ -154,3 +154,13 @@ def test_a_build_from_scratch_gives_working_binaries(tmp_path: Path) -> None:
     assert fresh.returncode == 0, fresh.stderr
     assert fresh.stdout == here.stdout
     assert "UserWarning" not in fresh.stderr
+
+
+@pytest.mark.skipif(_extension.cpu_missing is not None, reason=f"{_extension.cpu_missing}")
+def test_an_extension_older_than_the_python_code_is_named_at_import(tmp_path: Path) -> None:
+    shutil.copytree(PACKAGE, tmp_path / "deit_kernels", ignore=shutil.ignore_patterns("__pycache__"))
+    op = tmp_path / "deit_kernels" / "augment" / "op.py"
+    op.write_text(op.read_text().replace("_augment_sample_mix", "_augment_sample_mixes"))
+    run = run_python("import deit_kernels", tmp_path)
+    assert run.returncode == 1
+    assert "has no deit_kernels::_augment_sample_mixes for CPU; to build it anew, type: pip install -e ." in run.stderr

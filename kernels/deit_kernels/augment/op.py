@@ -9,6 +9,7 @@ CUDA extension. `torch.compile` keeps a full graph through every function here.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import numpy as np
@@ -146,10 +147,21 @@ _REFERENCES = {
     "_augment_apply": _apply_reference,
     "_augment_apply_out": _apply_out_reference,
 }
+_ON_CUDA = ("_augment_op", "_augment_resize", "_augment_apply", "_augment_apply_out")
 
 
 def _no_cuda(*arguments: Any) -> None:
     raise RuntimeError(f"augmenting on CUDA: {_extension.cuda_missing}. Until then call apply on CPU tensors")
+
+
+def _require_built(names: Iterable[str], device: str) -> None:
+    ops = [f"{_NAMESPACE}::{name}" for name in names]
+    lacking = [op for op in ops if not torch._C._dispatch_has_kernel_for_dispatch_key(op, device)]
+    if lacking:
+        raise ImportError(
+            f"the extension of deit_kernels is older than its Python code, it has no {', '.join(lacking)} for {device};"
+            " to build it anew, type: pip install -e ."
+        )
 
 
 if _extension.cpu_missing:
@@ -160,8 +172,10 @@ if _extension.cpu_missing:
     for _name, _function in _REFERENCES.items():
         torch.library.impl(f"{_NAMESPACE}::{_name}", "CPU", _function)
 if _extension.cuda_missing:
-    for _name in ("_augment_op", "_augment_resize", "_augment_apply", "_augment_apply_out"):
+    for _name in _ON_CUDA:
         torch.library.impl(f"{_NAMESPACE}::{_name}", "CUDA", _no_cuda)
+_require_built(_REFERENCES, "CPU")
+_require_built(_ON_CUDA, "CUDA")
 
 
 def _placed_rows(batch: ImageBatch, plan: AugmentPlan) -> Tensor:
