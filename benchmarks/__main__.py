@@ -42,6 +42,8 @@ def main() -> int:
     if unknown := set(arguments.groups) - set(known):
         parser.error(f"no group {', '.join(sorted(unknown))}: there are {', '.join(known)}")
     out = arguments.out or FOLDER / "results" / f"{kind()}-{time.strftime('%Y-%m-%d')}.json"
+    if out.is_dir():
+        parser.error(f"{out} is a folder: type --out {out / 'results.json'}")
     out.parent.mkdir(parents=True, exist_ok=True)
 
     files = [str(known[name]) for name in arguments.groups or known]

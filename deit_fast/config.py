@@ -53,7 +53,7 @@ class Config:
     depth: int = 0  # change of the model's number of blocks; 0: as named
     heads: int = 0  # change of the model's attention heads; 0: as named
     drop_path: float = 0.0  # stochastic depth of the last block; rises linearly from 0
-    dropout: float = 0.0  # after the position embedding, attention's projection and both layers of the MLP
+    dropout: float = 0.0  # after position embedding, projections and MLP layers; masks follow --micro-batch and ranks
     fusion: Literal["logits", "softmax", "cls", "dist"] = "logits"  # of two heads; paper: softmax
     train_mode: Literal["train", "eval"] = "train"  # eval: the official fine-tuning, on the fused logits
 

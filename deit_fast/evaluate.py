@@ -21,7 +21,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 from torch import nn
@@ -29,7 +29,7 @@ from torch import nn
 from .data import BadImage
 from .data.batch import Batch
 from .distributed import Ranks
-from .evaluation import Settings, evaluate_all
+from .evaluation import Settings, evaluate_all, nested
 from .predictions import Score, predict
 
 Scores = dict[str, Score]
@@ -57,11 +57,21 @@ def evaluate(
     Raises:
         ValueError: among several ranks, none has a readable image.
     """
-    said = predict({"": model}, data, ranks, autocast)
-    scores = {name.removeprefix("/"): said.scores(name) for name in said.top}
+    return evaluate_models({"": model}, data, ranks, autocast)[""]
+
+
+def evaluate_models(
+    models: Mapping[str, nn.Module],
+    data: Iterable[Batch],
+    ranks: Ranks | None = None,
+    autocast: AbstractContextManager | None = None,
+) -> dict[str, Scores]:
+    """`evaluate` of several models by name, in one pass over the images: each is decoded once."""
+    said = predict(models, data, ranks, autocast)
+    scores = {name: said.scores(name) for name in said.top}
     if ranks and ranks.world_size > 1 and not all(score["n"] for score in scores.values()):
         raise ValueError("none of the validation images is readable: python -m deit_fast.data check says why")
-    return scores
+    return {name: {} for name in models} | nested(scores)
 
 
 def parser() -> argparse.ArgumentParser:

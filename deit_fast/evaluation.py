@@ -114,9 +114,9 @@ def scored(said: Predictions, classes: Sequence[str], real: NDArray[np.int64] | 
         real: reassessed labels as `real_labels` gives them, or None.
     """
     names = list(said.top)
-    result: dict[str, Any] = {"scores": _nested({name: said.scores(name) for name in names})}
+    result: dict[str, Any] = {"scores": nested({name: said.scores(name) for name in names})}
     if real is not None:
-        result["real"] = _nested({name: said.real_scores(name, real) for name in names})
+        result["real"] = nested({name: said.real_scores(name, real) for name in names})
     lines = [TRUTH, *sorted(names, key=lambda name: not name.startswith("teacher/"))]
     result["disagreement"] = {"names": lines, "share": said.disagreement(lines).tolist()}
     per_class = {name: said.per_class(name) for name in names}
@@ -134,7 +134,7 @@ def scored(said: Predictions, classes: Sequence[str], real: NDArray[np.int64] | 
     return result
 
 
-def _nested(scores: dict[str, Score]) -> dict[str, dict[str, Score]]:
+def nested(scores: dict[str, Score]) -> dict[str, dict[str, Score]]:
     """{"model": {"cls": …}} of {"model/cls": …}."""
     nested: dict[str, dict[str, Score]] = {}
     for name, score in scores.items():

@@ -30,7 +30,7 @@ from .data import Dataset, EvalLoader, TrainLoader, jpeg_part, open_dataset
 from .data.mixing import Mixing
 from .data.order import steps_per_epoch
 from .distributed import Ranks
-from .evaluate import Scores, evaluate
+from .evaluate import Scores, evaluate, evaluate_models
 from .model import VisionTransformer
 from .policies import evaluation_policy, training_policy
 from .record import Start, restore
@@ -74,11 +74,11 @@ class Prepared:
 
     def evaluate(self) -> tuple[Scores, Scores | None]:
         """Scores of the student and of its moving average."""
-        model, average = self.step.model, self.step.ema and self.step.ema.module
-        for module in filter(None, (model, average)):
+        models = {"student": self.step.model} | ({"ema": self.step.ema.module} if self.step.ema else {})
+        for module in models.values():
             self.ranks.same_buffers(module)
-        of_average = evaluate(average, self.eval_batches, self.ranks, self.autocast) if average else None
-        return evaluate(model, self.eval_batches, self.ranks, self.autocast), of_average
+        scores = evaluate_models(models, self.eval_batches, self.ranks, self.autocast)
+        return scores["student"], scores.get("ema")
 
     def evaluate_teacher(self) -> dict[str, float] | None:
         """The teacher's score; None without one, or where only its labels are known."""

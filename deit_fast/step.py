@@ -135,7 +135,8 @@ class TrainingStep:
         """Learn one batch at the learning rate `lr`.
 
         Raises:
-            ValueError: one image at a time is too much for the device's memory.
+            ValueError: one image at a time is too much for the device's memory; among ranks, the first step fitted and
+                this one does not.
         """
         self._steps += 1
         if self._steps == 1 and self._ranks.world_size > 1:
@@ -186,6 +187,9 @@ class TrainingStep:
         Args:
             counted: what the sum over this rank's rows is divided by.
             alone: leave the other ranks' gradients out.
+
+        Raises:
+            ValueError: it does not suffice, and the other ranks already wait for these gradients.
         """
         total: Losses | None = None
         try:
@@ -196,8 +200,14 @@ class TrainingStep:
                     losses = self._learn(part, counted)
                 total = losses if total is None else Losses(*map(_sum, total, losses))
             return total
-        except torch.OutOfMemoryError:
+        except torch.OutOfMemoryError as error:
             self.optimizer.zero_grad(set_to_none=True)
+            if self._ranks.world_size > 1 and not alone:
+                rows = self._rows // self.slices
+                raise ValueError(
+                    f"rank {self._ranks.rank} ran out of memory with {rows} images at once, which fitted before: add "
+                    f"--micro-batch {max(rows // 2, 1)} to the command, and it continues from the last checkpoint"
+                ) from error
         return None
 
     def _learn(self, batch: Batch, counted: Tensor) -> Losses:

@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.__main__ import groups
+import pytest
+
+from benchmarks.__main__ import groups, main
 from tests.benchmarks.alone import alone
 
 ROOT = Path(__file__).parents[2]
@@ -42,3 +44,16 @@ def test_pytest_collects_the_benchmarks_of_the_folder_once() -> None:
     names = [line for line in run.stdout.splitlines() if line.startswith("benchmarks/bench_")]
     assert len(names) == len(set(names))
     assert {name.split("::")[0] for name in names} == {f"benchmarks/bench_{group}.py" for group in groups()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [(["lodaer"], "no group lodaer: there are attention"), (["--out", "."], "--out results.json")],
+)
+def test_a_mistake_is_named_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, arguments: list[str], says: str
+) -> None:
+    monkeypatch.setattr("sys.argv", ["benchmarks", *arguments])
+    with pytest.raises(SystemExit):
+        main()
+    assert says in capsys.readouterr().err

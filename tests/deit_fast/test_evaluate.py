@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from deit_fast.classifiers import IMAGENET_NORMALISATION
 from deit_fast.data import IGNORE, Batch
 from deit_fast.distributed import Ranks
-from deit_fast.evaluate import evaluate
+from deit_fast.evaluate import evaluate, evaluate_models
 from deit_fast.evaluation import scored
 from deit_fast.model import create_model, fuse
 from deit_fast.predictions import TRUTH, Predictions, Renormalised, predict
@@ -73,6 +73,24 @@ def test_nothing_depends_on_the_batch_size(logits: Tensor, labels: list[int]) ->
     results = [predict({"a": Table()}, batches(logits, labels, size)) for size in (1, 4, 23)]
     for result in results[1:]:
         assert scored(result, "abcdefg", None) == scored(results[0], "abcdefg", None)
+
+
+def test_several_models_see_every_image_in_one_pass(logits: Tensor, labels: list[int]) -> None:
+    class Shifted(Table):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images).roll(1, 1)
+
+    seen = []
+
+    def once() -> Iterator[Batch]:
+        for part in batches(logits, labels, 10):
+            seen.append(part.step)
+            yield part
+
+    scores = evaluate_models({"student": Table(), "ema": Shifted()}, once())
+    assert seen == [0, 1, 2]
+    assert scores["student"] == evaluate(Table(), batches(logits, labels, 10))
+    assert scores["ema"] == evaluate(Shifted(), batches(logits, labels, 10)) != scores["student"]
 
 
 class Small(Table):
