@@ -3,9 +3,11 @@
     python -m benchmarks                          # all groups; make bench does the same after its set-up
     python -m benchmarks augment loader           # only these groups
     python -m benchmarks --out my-results.json
+    python -m benchmarks --out my-results.json --continue    # only the rows that the file does not hold yet
 
 The file is benchmarks/results/<machine>-<date>.json, the picture lies beside it. Exit code 1 when a benchmark failed:
-the others are still written.
+the others are still written. Rows of every size, which take hours on a card, are asked for by pytest's own -m:
+pytest benchmarks/bench_loss.py -m "slow or not slow" --benchmark-json=loss.json
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.machine import commit, kind, versions
-from benchmarks.table import draw, rows_of
+from benchmarks.table import draw, read, rows_of
 
 FOLDER = Path(__file__).parent
 
@@ -32,12 +34,27 @@ def groups() -> dict[str, Path]:
     return {path.stem.removeprefix("bench_"): path for path in sorted(FOLDER.glob("bench_*.py"))}
 
 
+class Others:
+    """A plugin of pytest: the rows whose names are known are left out, and tests that are no rows with them."""
+
+    def __init__(self, known: set[str]) -> None:
+        self._known = known
+
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        if not self._known:
+            return
+        left_out = [item for item in items if item.name in self._known or "benchmark" not in item.fixturenames]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 def main() -> int:
     known = groups()
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.split("\n")[0])
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=", ".join(known))
     parser.add_argument("--out", type=Path, help="the results file")
     parser.add_argument("-k", metavar="WORDS", default="", help="only rows whose name matches, as pytest's -k")
+    parser.add_argument("--continue", action="store_true", dest="go_on", help="keep the rows of the file, add others")
     arguments = parser.parse_args()
     if unknown := set(arguments.groups) - set(known):
         parser.error(f"no group {', '.join(sorted(unknown))}: there are {', '.join(known)}")
@@ -48,22 +65,32 @@ def main() -> int:
 
     files = [str(known[name]) for name in arguments.groups or known]
     began, load = time.monotonic(), os.getloadavg()[0]
+    kept = read(out) if arguments.go_on and out.exists() else {"rows": [], "minutes": 0.0, "commit": commit()}
+    if kept["commit"] != commit():
+        parser.error(f"{out} is of {kept['commit']}, this is {commit()}: leave --continue out, or name another file")
     with tempfile.TemporaryDirectory() as folder:
         partial = Path(folder) / "pytest-benchmark.json"
-        status = pytest.main(["-q", "-p", "no:cacheprovider", "-k", arguments.k, f"--benchmark-json={partial}", *files])
+        status = pytest.main(
+            ["-q", "-p", "no:cacheprovider", "-k", arguments.k, f"--benchmark-json={partial}", *files],
+            plugins=[Others({row["name"] for row in kept["rows"]})],
+        )
         entries = json.loads(partial.read_text())["benchmarks"] if partial.exists() else []
     if not entries:
+        if kept["rows"] and status in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+            print(f"{out} holds every row that runs here")
+            return 0
         print("nothing was measured", file=sys.stderr)
-        return 1
+        return int(status) or 1
+    rows = [*kept["rows"], *({key: entry[key] for key in ("group", "name", "extra_info")} for entry in entries)]
     content = {
         "machine": kind(),
         "date": time.strftime("%Y-%m-%d"),
         "commit": commit(),
         "command": " ".join(["python -m benchmarks", *arguments.groups, *(["-k", arguments.k] if arguments.k else [])]),
-        "minutes": round((time.monotonic() - began) / 60, 1),
+        "minutes": round(kept["minutes"] + (time.monotonic() - began) / 60, 1),
         "load when it began": round(load, 2),
         "versions": versions(),
-        "rows": [{key: entry[key] for key in ("group", "name", "extra_info")} for entry in entries],
+        "rows": rows,
     }
     out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     print(f"{content['minutes']} minutes; {out}")

@@ -208,8 +208,8 @@ def shapes() -> list:
         forms = (("hard", "int"), ("hard", "mixed"), ("soft", "mixed"), ("soft", "dense"))
         return [Shape(mode, target, 256, 1000) for mode, target in forms]
     wanted = []
-    for rows in (64, 256, 1024):
-        for classes in (100, 1000, 21841):
+    for rows in (256, 1024, 64):
+        for classes in (1000, 21841, 100):
             for mode in ("hard", "soft"):
                 for target in ("int", "mixed", "dense"):
                     quick = (rows, classes) == (256, 1000) or ((rows, classes) == (1024, 21841) and target == "mixed")

@@ -2,7 +2,8 @@
 
     python -m benchmarks.card_results benchmarks/results/NVIDIA-H100.parts --out benchmarks/results/NVIDIA-H100.json
 
-The parts are the results files of single groups and `tune.json`. What the numbers depend on goes beside them: card,
+The parts are the results files of single groups, `tune.json`, and `left_out`: a line for each that is not there, or not
+whole, and why. What the numbers depend on goes beside them: card,
 driver, clocks, power limit, versions. The ten rows with the smallest ratio to their best peer are printed.
 """
 
@@ -44,6 +45,8 @@ def merge(parts: Path) -> dict:
     tuned = parts / "tune.json"
     if tuned.exists():
         merged["tuned"] = json.loads(tuned.read_text())
+    left_out = parts / "left_out"
+    merged["left out"] = left_out.read_text().splitlines() if left_out.exists() else []
     merged["rows"] = [row for content in contents for row in content["rows"]]
     return merged
 

@@ -180,7 +180,7 @@ def main() -> None:
         BUDGET.write_text(as_lines(updated(report, traced, partial)) + "\n")
     if arguments.check:
         budget = json.loads(BUDGET.read_text())
-        found = unusable(report) + trace_violations(traced, budget["traffic"])
+        found = unusable(report) + trace_violations(traced, budget["traces"])
         if triton.__version__ == budget["triton"]:
             found += violations(report, budget["kernels"])
         else:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -39,6 +40,12 @@ def budget_of(commit: str) -> dict | None:
     return json.loads(run.stdout) if run.returncode == 0 else None
 
 
+def commit_of(name: str) -> str:
+    """The short hash of a commit by any name: HEAD moves on, a page does not; "" for ""."""
+    command = ["git", "rev-parse", "--short", f"{name}^{{commit}}"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip() if name else ""
+
+
 def previous_commit() -> str:
     """The commit before the budget's last change; "" where it never changed, or outside a clone."""
     command = ["git", "log", "-2", "--format=%h", "--", str(BUDGET.relative_to(ROOT))]
@@ -54,11 +61,19 @@ def measured(target: str) -> dict[str, float]:
 
 
 def times_of(kernel: str, times: dict[str, float]) -> str:
-    """The times of the rows that call a kernel: same direction, tokens; "–" where none was measured."""
-    direction = next((word for word in ("forward", "backward") if word in kernel), "")
-    tokens = next((word[1:] for word in kernel.split() if word[0] == "n" and word[1:].isdigit()), "")
-    fitting = [f"{us:.0f} µs" for name, us in times.items() if tokens and f"-N{tokens}-" in name and direction in name]
-    return ", ".join(fitting) or "–"
+    """The times of the rows that call a kernel: same direction, tokens or form and classes; "–" where there is none.
+
+    Attention is timed at 64 features a head, and a call of the loss is its forward and mean kernels.
+    """
+    name, *sizes = kernel.split()
+    direction = next((word for word in ("forward", "backward") if word in name), "")
+    if name.startswith("attention_") and sizes[-1] == "d64" and direction:
+        row = re.compile(rf"attention\[B\d+-N{sizes[0][1:]}-.*-{direction}\]")
+    elif name.startswith("loss_") and sizes[:-1] in (["hard", "mixed"], ["soft", "dense"]):
+        row = re.compile(rf"loss\[{'-'.join(sizes[:-1])}-B\d+-C{sizes[-1][1:]}-{direction}\]")
+    else:
+        return "–"
+    return ", ".join(f"{us:.0f} µs" for called, us in times.items() if row.fullmatch(called)) or "–"
 
 
 def drift(now: dict, before: dict | None) -> str:
@@ -158,7 +173,7 @@ def main() -> None:
     before = budget_of(arguments.against) if arguments.against else None
     if arguments.against and before is None:
         parser.error(f"{arguments.against} holds no {BUDGET.name}: name a commit that does, as git log lists them")
-    PAGE.write_text(page(budget, before, arguments.against))
+    PAGE.write_text(page(budget, before, commit_of(arguments.against)))
     traced = traced_of(budget)
     for target, kernels in budget["kernels"].items():
         draw(target, kernels, traced[target])

@@ -8,6 +8,17 @@ import torch
 
 from benchmarks.table import rows_of, text_table
 
+FOLDER = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without a -m of the user's, the slow rows of this folder are left out: they are every size, and take hours."""
+    if config.option.markexpr:
+        return
+    slow = [item for item in items if item.path.parent == FOLDER and item.get_closest_marker("slow")]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [item for item in items if item not in slow]
+
 
 def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config.option, "benchmark_quiet"):

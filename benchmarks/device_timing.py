@@ -5,7 +5,8 @@
 
 On a card `prepare` captures all the calls in one CUDA graph and times a replay with events, so neither Python nor the
 launches count; give it at least 20 calls, whose inputs together exceed the L2 cache (`copies`). There the providers
-come one after the other, because their inputs and graphs would not fit side by side; without a card they take turns.
+come one after the other, because their inputs and graphs would not fit side by side, and ours comes before and after
+them, half its rounds each: a card whose clock falls meanwhile shows in our spread. Without a card they take turns.
 
 `arithmetic_limit` and `memory_limit` are what a call could take at best.
 """
@@ -117,36 +118,42 @@ def time_calls(
         providers: make the calls; the first is ours, and has to run.
         waits: providers that wait for the device, which no graph can hold; their launches count too.
     """
-    own = next(iter(providers))
+    own, *others = providers
     runs: dict[str, Call] = {}
-    seconds: Seconds = {}
+    seconds: Seconds = {name: [] for name in providers}
     left_out: dict[str, str] = {}
-    for name, make in providers.items():
+    for name in (own, *others, own) if ON_CARD else providers:
+        calls = run = None  # what the provider before held is free
         try:
             with on_stream():
-                calls = make()
+                calls = providers[name]()
                 calls[0]()
+            run, _ = prepare(calls, name not in waits)
         except (RuntimeError, NotImplementedError, ImportError) as error:
             if name == own:
                 raise
             left_out[name] = str(error).splitlines()[0]
             continue
-        run, _ = prepare(calls, name not in waits)
         if ON_CARD:
-            seconds |= alternate({name: run}, rounds=rounds, clock=CLOCK, warmup=2)
+            half = rounds // 2 if not seconds[own] else rounds - rounds // 2
+            count = half if name == own else rounds
+            seconds[name] += alternate({name: run}, rounds=count, clock=CLOCK, warmup=2)[name]
             del calls, run
             torch.cuda.empty_cache()
         else:
             runs[name] = run
-    return seconds or alternate(runs, rounds=rounds, clock=CLOCK), left_out
+    if not ON_CARD:
+        return alternate(runs, rounds=rounds, clock=CLOCK), left_out
+    return {name: times for name, times in seconds.items() if times}, left_out
 
 
 @functools.cache
 def _arithmetic_rate() -> float:
-    """Floating-point operations a second of the largest product of matrices that the CPU's one thread is given."""
-    side = 1024
-    left, right = torch.randn(2, side, side)
-    times = alternate({"product": lambda: left @ right}, rounds=5)["product"]
+    """Operations a second of one large product of matrices: float32 by one thread of the CPU, bfloat16 on a card."""
+    side, dtype = (8192, torch.bfloat16) if ON_CARD else (1024, torch.float32)
+    left, right = torch.randn(2, side, side, device=DEVICE, dtype=dtype)
+    run, _ = prepare([lambda: left @ right] * 20)
+    times = alternate({"product": run}, rounds=5, clock=CLOCK)["product"]
     return 2 * side**3 / min(times)
 
 
@@ -158,9 +165,10 @@ def _copy_rate() -> float:
     return 2 * 4 * len(source) / min(times)
 
 
-def arithmetic_limit(operations: float) -> Limit | None:
-    """Calls a second at the arithmetic of the CPU; None on a card, whose peak no call tells."""
-    return None if ON_CARD else Limit(_arithmetic_rate() / operations, "a float32 matrix product of 1024, one thread")
+def arithmetic_limit(operations: float) -> Limit:
+    """Calls a second at the arithmetic of one large product of matrices, measured in the same process."""
+    name = "a bfloat16 matrix product of 8192" if ON_CARD else "a float32 matrix product of 1024, one thread"
+    return Limit(_arithmetic_rate() / operations, name)
 
 
 def memory_limit(bytes_of_a_call: int) -> Limit:

@@ -24,7 +24,7 @@ from __future__ import annotations
 import importlib.metadata
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 from pytest_benchmark.fixture import BenchmarkFixture
@@ -78,6 +78,7 @@ def record(
     limit: Limit | None = None,
     versions: Mapping[str, str] | None = None,
     variants: bool = False,
+    forms: Collection[str] = (),
     **more: object,
 ) -> None:
     """Fill the row of a test.
@@ -89,10 +90,11 @@ def record(
         limit: of our rate.
         versions: of peers that are no distribution of their own name.
         variants: the other contenders are forms of ours, not peers: they get no ratio.
+        forms: those of the contenders that are forms of ours, where others are peers.
         more: whatever else belongs into the row.
     """
     own, *others = seconds
-    peers = [] if variants else others
+    peers = [] if variants else [name for name in others if name not in forms]
     benchmark.pedantic(lambda: None, rounds=1)  # the row's own numbers are the seconds
     each = {name: [spent / work for spent in times] for name, times in seconds.items()}
     rate = {name: 1 / statistics.median(times) for name, times in each.items()}

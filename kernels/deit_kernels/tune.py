@@ -1,18 +1,25 @@
 """Measure the attention kernels' configurations on this machine's card and write the fastest as a table.
 
-    python -m deit_kernels.tune --out h100.json                  # about two minutes; needs a CUDA card
+    python -m deit_kernels.tune --out h100.json                  # needs a CUDA card; minutes, most of them compilation
+    python -m deit_kernels.tune --out h100.json --seconds 60     # as far as it comes; the same command goes on
     DEIT_KERNELS_TABLE=h100.json python -m deit_fast.train …     # its rows go before the shipped ones
 
 The ops themselves never tune: a training run starts at once and takes the same kernels every time. A configuration that
-does not fit the card, or whose result differs from the shipped one's, is left out and named.
+does not fit the card, or whose result differs from the shipped one's, is left out and named. The table is written anew
+after every row, DeiT's own lengths first; a row that it holds for the same card, shape and versions is not measured
+again. Not yet run on a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,7 +29,7 @@ from torch import Tensor
 from .attention.configuration import Config, Direction
 
 # Longest sequence of a row -> the length that is measured for it: what vision transformers have, not the easiest.
-LENGTHS = {64: 50, 128: 128, 208: 198, 256: 256, 272: 257, 640: 578, 1040: 1025}
+LENGTHS = {208: 198, 640: 578, 272: 257, 256: 256, 64: 50, 128: 128, 1040: 1025}
 RESIDENT_LIMIT = {"forward": 272, "backward": 256}
 TOLERANCE = 2e-2  # two bf16 roundings of values near 1
 
@@ -60,17 +67,37 @@ def make_call(direction: Direction, qkv: Tensor, scale: float) -> Callable[[Conf
     return lambda config: backward(grad, query, key, value, out, lse, scale, config)[0]
 
 
-def fastest(call: Callable[[Config | None], Tensor], configs: list[Config], measure: Measure) -> tuple[Config, float]:
-    """The configuration of least time, and the time; those that do not run, or disagree, are named."""
-    from triton.runtime.errors import OutOfResources
+def failures() -> tuple[type[Exception], ...]:
+    """What a configuration that a card or a compiler cannot take raises."""
+    from triton.errors import TritonError
 
+    return TritonError, RuntimeError, AssertionError
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """New memory holds NaN: a kernel that stores nothing must not find the result of the one before it there."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def fastest(
+    call: Callable[[Config | None], Tensor], configs: Iterable[Config], measure: Measure
+) -> tuple[Config, float]:
+    """The configuration of least time, and the time; those that do not run, or disagree, are named."""
     expected = call(None)
     times: dict[Config, float] = {}
     for config in configs:
         try:
-            torch.testing.assert_close(call(config), expected, rtol=TOLERANCE, atol=TOLERANCE)
+            with poisoned():
+                result = call(config)
+            torch.testing.assert_close(result, expected, rtol=TOLERANCE, atol=TOLERANCE)
             times[config] = measure(lambda config=config: call(config))
-        except (OutOfResources, RuntimeError, AssertionError) as error:
+        except failures() as error:
             print(f"  left out {config}: {str(error).splitlines()[0]}")
     if not times:
         raise RuntimeError("no configuration ran on this card")
@@ -78,21 +105,63 @@ def fastest(call: Callable[[Config | None], Tensor], configs: list[Config], meas
     return best, times[best]
 
 
+def compile_ahead(direction: Direction, length: int, heads: int, features: int, configs: list[Config]) -> None:
+    """Compile the configurations by as many processes as there are cores, into Triton's cache on disk.
+
+    No size but these two is compiled into a kernel, so a batch of one finds what the measured batch needs.
+    """
+    workers = min(len(os.sched_getaffinity(0)), 16)
+    arguments = [(direction, length, heads, features, configs[start::workers]) for start in range(workers)]
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(_compile, arguments))
+
+
+def _compile(arguments: tuple[Direction, int, int, int, list[Config]]) -> None:
+    direction, length, heads, features, configs = arguments
+    qkv = torch.randn(1, length, 3, heads, features, device="cuda", dtype=torch.float16)
+    call = make_call(direction, qkv, features**-0.5)
+    for config in configs:
+        try:
+            call(config)
+        except failures():  # the measuring process meets it again, and says so
+            continue
+
+
 def tune(
-    card: int, device: torch.device, measure: Measure, *, batch: int, heads: int, features: int, lengths: dict[int, int]
-) -> list[dict]:
-    """Table rows, as `configuration.py` reads them."""
-    rows = []
+    card: int, device: torch.device, measure: Measure, *, batch: int, heads: int, features: int,
+    lengths: dict[int, int], known: list[dict] = (), ahead: Callable[..., None] = compile_ahead,
+) -> Iterator[dict]:  # fmt: skip
+    """Table rows, as `configuration.py` reads them, one after the other.
+
+    Args:
+        known: rows that are there already; they are not measured again.
+        ahead: compiles configurations before they are measured.
+    """
+    there = {(row["direction"], row["max_length"]) for row in known}
     for longest, length in lengths.items():
         for direction in ("forward", "backward"):
+            if (direction, longest) in there:
+                continue
+            configs = candidates(direction, length)
+            ahead(direction, length, heads, features, configs)
             qkv = torch.randn(batch, length, 3, heads, features, device=device, dtype=torch.float16)
-            config, milliseconds = fastest(
-                make_call(direction, qkv, features**-0.5), candidates(direction, length), measure
-            )
-            print(f"{direction} N = {length}: {config}, {milliseconds * 1e3:.1f} µs")
-            row = {"direction": direction, "card": card, "max_length": longest, "max_features": features}
-            rows.append(row | {"config": asdict(config), "microseconds": milliseconds * 1e3})
-    return rows
+            config, milliseconds = fastest(make_call(direction, qkv, features**-0.5), configs, measure)
+            print(f"{direction} N = {length}: {config}, {milliseconds * 1e3:.1f} µs", flush=True)
+            shortest = 1 + max((other for other in LENGTHS if other < longest), default=0)
+            row = {"direction": direction, "card": card, "min_length": shortest, "max_length": longest}
+            row["max_features"] = features
+            yield row | {"config": asdict(config), "microseconds": milliseconds * 1e3}
+
+
+def rows_of(path: Path, measured: dict[str, object]) -> list[dict]:
+    """The rows of a table that was measured on the same card, shape and versions; none of any other file."""
+    if not path.exists():
+        return []
+    table = json.loads(path.read_text())
+    if table.get("measured") != measured:
+        print(f"{path} was measured on {table.get('measured')}: it is written anew")
+        return []
+    return table["attention"]
 
 
 def write_table(path: Path, rows: list[dict], measured: dict[str, object]) -> None:
@@ -111,6 +180,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256, help="images")
     parser.add_argument("--heads", type=int, default=6)
     parser.add_argument("--features", type=int, default=64, help="of a head")
+    parser.add_argument("--seconds", type=float, default=0, help="begin no row after so many; code 1 if any is left")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("python -m deit_kernels.tune measures on a CUDA card, and torch finds none here")
@@ -121,13 +191,22 @@ def main() -> None:
 
     device = torch.device("cuda", torch.cuda.current_device())
     shape = {"batch": arguments.batch, "heads": arguments.heads, "features": arguments.features}
-    rows = tune(
-        card_of(device)[0], device, lambda run: triton.testing.do_bench(run, return_mode="median"),
-        **shape, lengths=LENGTHS,
-    )  # fmt: skip
     where = {"device": torch.cuda.get_device_name(device), "torch": torch.__version__, "triton": triton.__version__}
-    write_table(arguments.out, rows, where | shape)
+    rows = rows_of(arguments.out, where | shape)
+    new = tune(
+        card_of(device)[0], device, lambda run: triton.testing.do_bench(run, warmup=10, rep=40, return_mode="median"),
+        **shape, lengths=LENGTHS, known=rows,
+    )  # fmt: skip
+    began = time.monotonic()
+    for row in new:
+        rows.append(row)
+        write_table(arguments.out, rows, where | shape)
+        if arguments.seconds and time.monotonic() - began > arguments.seconds:
+            break
+    left = 2 * len(LENGTHS) - len(rows)
     print(f"to use it: DEIT_KERNELS_TABLE={arguments.out}")
+    if left:
+        raise SystemExit(f"{left} rows are left: the same command goes on")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ def test_rows_name_peers_ratios_versions_and_limits(tmp_path: Path) -> None:
         own, *peers = numbers["seconds"]
         assert ROW <= set(numbers) and own == numbers["ours"] and peers
         assert len({len(seconds) for seconds in numbers["seconds"].values()}) == 1, "as many rounds for everybody"
-        assert all(numbers[f"ratio_to_{peer}"] > 0 for peer in peers)
+        assert all(numbers[f"ratio_to_{peer}"] > 0 for peer in peers if peer != "timm with our attention")
+        assert "ratio_to_timm with our attention" not in numbers, "a form of ours is no peer"
         if entry["group"] in ("attention", "loss", "inference"):
             assert numbers["percent_of_limit"] > 0 and numbers["limit"]
     assert rows["test_inference[tiny-1]"]["extra_info"]["versions"].keys() >= {"timm", "hugging face"}
@@ -57,3 +58,58 @@ def test_a_mistake_is_named_before_anything_is_measured(
     with pytest.raises(SystemExit):
         main()
     assert says in capsys.readouterr().err
+
+
+def test_an_interrupted_run_keeps_its_rows_and_goes_on(tmp_path: Path) -> None:
+    out = tmp_path / "results.json"
+
+    def benchmarks(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "benchmarks", "overhead", "--out", str(out), *words]
+        return subprocess.run(command, cwd=ROOT, env=alone(), capture_output=True, text=True)
+
+    assert benchmarks("-k", "call_attention").returncode == 0
+    first = json.loads(out.read_text())["rows"]
+    done = benchmarks("-k", "call_", "--continue")
+    assert done.returncode == 0, done.stdout
+    rows = json.loads(out.read_text())["rows"]
+    assert rows[:1] == first and len(rows) == 3, "what was measured stays as it was"
+    assert "holds every row that runs here" in benchmarks("-k", "call_", "--continue").stdout
+    out.write_text(json.dumps(json.loads(out.read_text()) | {"commit": "1234567"}))
+    refused = benchmarks("-k", "call_", "--continue")
+    assert refused.returncode == 2 and "is of 1234567, this is" in refused.stderr
+
+
+def test_without_marks_asked_for_the_rows_of_every_size_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they are collected on a card."""
+    from benchmarks import bench_attention, bench_loss, conftest
+
+    for module in (bench_attention, bench_loss):
+        monkeypatch.setattr(module, "ON_CARD", True)
+        marks = [getattr(shape, "marks", ()) for shape in module.shapes()]
+        quick = [shape.values[0] for shape in module.shapes() if not shape.marks]
+        assert len(quick) < 10 < len(marks) and quick[0].__dict__.get("batch", quick[0].__dict__.get("rows")) == 256
+
+    class Item:
+        def __init__(self, path: Path, slow: bool) -> None:
+            self.path, self._slow = path, slow
+
+        def get_closest_marker(self, name: str) -> bool:
+            return name == "slow" and self._slow
+
+    class Config:
+        class option:
+            markexpr = ""
+
+        class hook:
+            pytest_deselected = staticmethod(lambda items: deselected.extend(items))
+
+    deselected: list[Item] = []
+    folder = ROOT / "benchmarks"
+    slow, quick, elsewhere = Item(folder / "a.py", True), Item(folder / "a.py", False), Item(ROOT / "tests/a.py", True)
+    items = [slow, quick, elsewhere]
+    conftest.pytest_collection_modifyitems(Config, items)
+    assert items == [quick, elsewhere] and deselected == [slow]
+    Config.option.markexpr = "slow or not slow"
+    items = [slow, quick]
+    conftest.pytest_collection_modifyitems(Config, items)
+    assert items == [slow, quick]

@@ -145,6 +145,19 @@ def test_a_signature_that_is_not_the_kernels_is_refused() -> None:
         compile_resources(broken, 90)
 
 
+def test_the_command_checks_a_kernel_and_its_trace(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    name = "loss_mean"
+    monkeypatch.setattr(compile_report, "traces", lambda: PINNED["traces"])
+    monkeypatch.setattr("sys.argv", ["compile_report", "--select", name, "--capability", "90", "--check"])
+    with pytest.raises(SystemExit) as ended:
+        compile_report.main()
+    assert ended.value.code == 0 and "within the budget" in capsys.readouterr().out
+    monkeypatch.setattr(compile_report, "traces", lambda: {name: PINNED["traces"][name] | {"missing": 1}})
+    with pytest.raises(SystemExit) as ended:
+        compile_report.main()
+    assert ended.value.code == 1 and "loss_mean: 1 missing" in capsys.readouterr().out
+
+
 def test_the_budget_is_written_one_kernel_a_line() -> None:
     assert json.loads(as_lines(PINNED)) == PINNED
     assert as_lines(PINNED) + "\n" == BUDGET.read_text()

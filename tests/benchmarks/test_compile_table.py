@@ -2,12 +2,13 @@
 
 import copy
 import json
+import re
 
 import pytest
 
 from benchmarks import compile_table
 from benchmarks.compile_report import BUDGET
-from benchmarks.compile_table import PAGE, budget_of, page, picture, times_of
+from benchmarks.compile_table import PAGE, budget_of, commit_of, page, picture, times_of
 
 NOW = json.loads(BUDGET.read_text())
 
@@ -46,7 +47,21 @@ def test_a_row_tells_occupancy_traffic_and_drift() -> None:
 def test_a_time_stands_beside_the_kernel_it_is_of() -> None:
     times = {"attention[B256-N198-H6-bfloat16-forward]": 70.4, "attention[B256-N198-H6-bfloat16-backward]": 150.0}
     assert times_of("attention_forward_resident n198 d64", times) == "70 µs"
-    assert times_of("attention_forward_resident n197 d64", times) == "–"
+    for other in ("attention_forward_resident n197 d64", "attention_forward_resident n198 d8", "attention_delta d64"):
+        assert times_of(other, times) == "–"
+    times = {"loss[hard-mixed-B256-C1000-forward]": 9.6, "loss[hard-mixed-B256-C1000-both]": 30.0}
+    assert times_of("loss_forward hard mixed c1000", times) == "10 µs"
+    for other in ("loss_backward hard mixed c1000", "loss_forward soft dense c1000", "loss_mean"):
+        assert times_of(other, times) == "–"
+
+
+def test_the_page_names_a_commit_that_stays_and_tells_drift_from_it() -> None:
+    against = re.search(r"Drift is against the budget of (\w+)\.", PAGE.read_text()).group(1)
+    assert re.fullmatch(r"[0-9a-f]{7,}", against)
+    assert commit_of("") == ""
+    changed = copy.deepcopy(NOW)
+    changed["kernels"]["sm_90"]["attention_delta d64"]["instructions"] += 8
+    assert row(page(changed, NOW, "abc1234"), "sm_90", "attention_delta d64")[13] == "+8 instructions"
 
 
 def test_a_commit_without_a_budget_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

@@ -46,11 +46,12 @@ class Config:
 
 @dataclass(frozen=True)
 class Row:
-    """A table row: `config` serves up to max_length tokens and max_features features of a head."""
+    """A table row: `config` serves min_length to max_length tokens and up to max_features features of a head."""
 
     max_length: int
     max_features: int
     config: Config
+    min_length: int = 0  # a measured row speaks for its own range only: the table may hold no other yet
 
 
 def _rows(*rows: tuple[int, int, str, int, int, int, int]) -> list[Row]:
@@ -155,7 +156,7 @@ def choose(direction: Direction, card: int, length: int, features: int, pairs: i
             and the tiled one takes its place; a resident forward is split over queries instead (`splits`).
     """
     rows = [*_rows_on_request(direction, card), *TABLE[direction, card]]
-    fits = [row.config for row in rows if length <= row.max_length and features <= row.max_features]
+    fits = [row.config for row in rows if row.min_length <= length <= row.max_length and features <= row.max_features]
     if direction == "backward" and 2 * pairs < multiprocessors:
         fits = [config for config in fits if config.form == "tiled"]
     return fits[0]
@@ -174,7 +175,7 @@ def _rows_on_request(direction: Direction, card: int) -> list[Row]:
     try:
         table = json.loads(Path(path).read_text())["attention"]
         return [
-            Row(row["max_length"], row["max_features"], Config(**row["config"]))
+            Row(row["max_length"], row["max_features"], Config(**row["config"]), row.get("min_length", 0))
             for row in table
             if row["direction"] == direction and row["card"] == card
         ]
