@@ -25,6 +25,12 @@ def test_a_wrong_attention_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> Non
     assert answers["deit_tiny_distilled_patch16_224"] == "no"
 
 
+def test_a_wrong_recipe_or_mix_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = expectations.apply
+    monkeypatch.setattr(expectations, "apply", lambda *arguments: right(*arguments) + 1e-6 * len(arguments))
+    assert [line.agrees for line in expectations.recipe()] == ["no", "no", "does not apply"]
+
+
 def test_a_wrong_augmentation_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     right = expectations.apply_op
     monkeypatch.setattr(expectations, "apply_op", lambda *arguments: right(*arguments) ^ torch.tensor(16).byte())
