@@ -16,7 +16,9 @@ process and its workers together, is beside them: on a machine that others use t
 
     test_cpu_full              everything on the CPU
     test_cpu_repeated          the same with every image three times in a batch (DeiT's repeated augmentation)
-    test_host_cost_repeated    what is left to the host when a GPU augments: read, decode, plan, pack
+    test_host_cost_repeated    what is left to the host when a GPU augments: ours read, decode, plan, pack; beside it
+                               timm's whole loader, and timm's host share: its prefetcher moves to the GPU what
+                               normalises, erases and mixes, and leaves crop and RandAugment to the host
     test_cpu_crop_and_flip     the first without RandAugment and erasing, where decoding is most of the work
 
 The limit of a row is the decoder alone on all cores: every image decoded once and whole, for all of its copies. Ours
@@ -112,17 +114,21 @@ def ours(root: Path, policy: Policy, repeats: int, device: str = "cpu") -> Conte
     return Contender("deit_fast", lambda: ((batch.images, batch.labels) for batch in loader))
 
 
-def timm_loader(root: Path, policy: Policy, repeats: int, workers: int, prefetcher: bool) -> Contender:
+def timm_loader(
+    root: Path, policy: Policy, repeats: int, workers: int, prefetcher: bool, device: str = "cpu"
+) -> Contender:
+    """timm's loader. On the device "meta" its prefetcher normalises and erases nothing, and nobody mixes."""
     recipe = {"auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.25, "re_mode": "pixel"}
     loader = create_loader(
         ImageDataset(str(root)), 224, BATCH, is_training=True, interpolation="bicubic", num_workers=workers,
-        use_prefetcher=prefetcher, device=torch.device("cpu"), distributed=repeats > 1,
+        use_prefetcher=prefetcher, device=torch.device(device), distributed=repeats > 1,
         num_aug_repeats=repeats if repeats > 1 else 0, persistent_workers=workers > 0,
         **(recipe if policy is DEIT else {"color_jitter": None}),
     )  # fmt: skip
     form = ", prefetcher" if prefetcher else ""
     mixup = Mixup(0.8, 1.0, label_smoothing=0.1, num_classes=1000)
-    return Contender(f"timm, {workers} workers{form}", lambda: starmap(mixup, loader) if policy is DEIT else loader)
+    mixes = policy is DEIT and device == "cpu"
+    return Contender(f"timm, {workers} workers{form}", lambda: starmap(mixup, loader) if mixes else loader)
 
 
 def torchvision_loader(root: Path, policy: Policy, repeats: int, workers: int) -> Contender:
@@ -198,6 +204,11 @@ def compare(benchmark: BenchmarkFixture, root: Path, policy: Policy, repeats: in
     own = ours(root, policy, repeats, device)
     forms, first = best_forms(root)
     chosen = {peer: [form(root, policy, repeats) for form in group] for peer, group in forms.items()}
+    if device != "cpu":
+        workers = {form.keywords["workers"] for form in forms["timm"]}
+        chosen["timm's host share"] = [
+            timm_loader(root, policy, repeats, count, prefetcher=True, device=device) for count in sorted(workers)
+        ]
     everyone = [own, *(contender for best in chosen.values() for contender in best)]
     # Ours last: the workers that a peer's first epoch forks share our memory, and each page costs a copy once.
     for contender in reversed(everyone):

@@ -276,7 +276,9 @@ def page(found: list[Line]) -> str:
         f"Written by `python -m benchmarks.expectations` on a CPU with {versions}: each line was computed there, and "
         f"[test_expectations.py](../tests/benchmarks/test_expectations.py) computes it again. {counts}. On a CPU our "
         "attention is PyTorch's SDPA, so those lines show that the models are patched rightly; the kernels' own "
-        "numbers are tested by [Triton's interpreter](../tests/kernels/attention/interpreter). Not yet measured on a GPU.", "",
+        "numbers are tested by [Triton's interpreter](../tests/kernels/attention/interpreter). "
+        "Not yet measured on a GPU.",
+        "",
         "| library | what was tried | agrees | largest difference | why not |", "|---|---|---|---|---|",
     ]  # fmt: skip
     return "\n".join([*head, *("| " + " | ".join(line) + " |" for line in found)]) + "\n"

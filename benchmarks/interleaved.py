@@ -34,6 +34,7 @@ Seconds = dict[str, list[float]]
 # The distribution that a peer's version is that of, where its name is another.
 DISTRIBUTIONS = {
     "torchvision v2": "torchvision",
+    "timm's host share": "timm",
     "hugging face": "transformers",
     "liger": "liger-kernel",
     "flash_attn": "flash-attn",
