@@ -28,8 +28,12 @@ from .dataset import check_labels, checked_names
 from .folder import SUFFIXES, is_image
 from .index import CACHED_FROM, Arrays, Names, cache_arrays, index_path, load_arrays, pack_names, unpack_names
 
-VERSION = 1
+VERSION = 2  # of the kept index; 1 held shards that ended too early
 CLASSES_FILE = "classes.txt"
+BLOCK = 512  # bytes; tar's unit
+# A tar file ends in two zero blocks, filled up to a record. A record has 20 blocks unless `tar -b` says otherwise, and
+# 63 at most by POSIX. More zeros are what a download leaves that took its space first: there should be members.
+MOST_ZEROS = (2 + 63 - 1) * BLOCK
 COLUMNS = ("shard", "offset", "size", "labels")
 
 
@@ -60,8 +64,8 @@ class TarShards:
         index_file: an index that `pack` wrote.
 
     Raises:
-        ValueError: a shard is unreadable, no tar file or compressed, a sample lacks image or label, a label is outside
-            the classes, a class name occurs twice, or the index is of other shards.
+        ValueError: a shard is unreadable, no tar file, cut off, damaged or compressed, a sample lacks image or label, a
+            label is outside the classes, a class name occurs twice, or the index is of other shards.
     """
 
     def __init__(
@@ -179,11 +183,33 @@ def _samples(shard: str) -> Iterator[tuple[int, int, int, str]]:
                     image = (member.offset_data, member.size, member.name)
                 elif suffix in ("cls", "json"):
                     label = _label(shard, member.name, suffix, tar.extractfile(member).read(), label)
+            _check_end(tar)
             if key:
                 yield _complete(shard, key, image, label)
     except (tarfile.TarError, OSError) as error:
         hint = "it is compressed: unpack it" if _is_gzip(shard) else "copy or download it again"
         raise ValueError(f"{shard} is no readable tar file ({error}): {hint}") from error
+
+
+def _check_end(tar: tarfile.TarFile) -> None:
+    """The members of an archive, all read by now, ended where it ends.
+
+    `tarfile` takes any header but the first that it cannot read for the end.
+
+    Raises:
+        tarfile.ReadError: they ended at damage, or the archive is cut off.
+    """
+    size = os.fstat(tar.fileobj.fileno()).st_size
+    if size - tar.offset < BLOCK:
+        raise tarfile.ReadError(f"unexpected end of data at byte {size}")
+    tar.fileobj.seek(tar.offset)
+    if any(tar.fileobj.read(BLOCK)):
+        raise tarfile.ReadError(f"damaged header at byte {tar.offset}")
+    if size - tar.offset > MOST_ZEROS or any(tar.fileobj.read()):
+        raise tarfile.ReadError(
+            f"its members end at byte {tar.offset} of {size}: part of it is zeros, or it is joined with another, or of "
+            "a tar -b above 63"
+        )
 
 
 def _complete(shard: str, key: str, image: tuple[int, int, str] | None, label: int | None) -> tuple[int, int, int, str]:

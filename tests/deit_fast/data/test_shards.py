@@ -124,6 +124,64 @@ def test_a_truncated_shard_is_named(shard_folder):
     assert text.startswith(f"{shard} is no readable tar file (unexpected end of data)")
 
 
+def headers(shard) -> list[int]:
+    """Where each member begins, and where the last one ends."""
+    with tarfile.open(shard) as tar:
+        return [member.offset for member in tar] + [tar.offset]
+
+
+def flipped(data: bytes, place: int) -> bytes:
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+@pytest.mark.parametrize("member", range(1, 7))
+def test_a_shard_that_is_cut_off_at_or_in_a_header_is_not_taken_for_a_smaller_one(shard_folder, member):
+    """The last place is that of the mark of the end."""
+    shard = shard_folder / "set-train-0001.tar"
+    data, start = shard.read_bytes(), headers(shard)[member]
+    for end in (start, start + 1, start + 511):
+        shard.write_bytes(data[:end])
+        assert f"{shard} is no readable tar file (unexpected end of data at byte {end})" in refused(shard_folder)
+
+
+@pytest.mark.parametrize("member", range(1, 6))
+def test_a_shard_with_a_damaged_header_is_not_taken_for_a_smaller_one(shard_folder, member):
+    shard = shard_folder / "set-train-0001.tar"
+    start = headers(shard)[member]
+    shard.write_bytes(flipped(shard.read_bytes(), start + 3))
+    assert refused(shard_folder).startswith(f"{shard} is no readable tar file (damaged header at byte {start})")
+
+
+def test_a_shard_that_is_zeros_from_some_member_on_is_not_taken_for_a_smaller_one(shard_folder):
+    """As a download that takes its space first leaves it."""
+    shard = write_tar(shard_folder / "set-train-0001.tar", samples(range(100)))
+    data, end = shard.read_bytes(), headers(shard)[20]
+    shard.write_bytes(data[:end].ljust(len(data), b"\0"))
+    assert f"its members end at byte {end} of {len(data)}: part of it is zeros" in refused(shard_folder)
+
+
+def test_two_archives_in_one_file_are_not_taken_for_the_first(shard_folder):
+    shard = shard_folder / "set-train-0001.tar"
+    shard.write_bytes(shard.read_bytes() * 2)
+    assert "or it is joined with another" in refused(shard_folder)
+
+
+@pytest.mark.parametrize("zeros", [512, 1024, 10_240, 64 * 512])
+def test_whatever_a_writer_of_tars_fills_its_last_record_with_is_an_end(tmp_path, zeros):
+    """One block, the two of Go and Rust, tar's own record of 20 blocks, the largest of POSIX (63)."""
+    shard = write_tar(tmp_path / "train-0.tar", samples([0, 1]))
+    shard.write_bytes(shard.read_bytes()[: headers(shard)[-1]] + bytes(zeros))
+    assert len(TarShards([shard], "set")) == 2
+
+
+def test_a_shard_of_webdatasets_writer_is_whole(tmp_path):
+    webdataset = pytest.importorskip("webdataset")
+    with webdataset.TarWriter(str(tmp_path / "train-0.tar")) as writer:
+        for number in range(30):
+            writer.write({"__key__": f"{number:03}", "jpg": encoded_image(number, "JPEG"), "cls": number})
+    assert TarShards([tmp_path / "train-0.tar"], "set").labels.tolist() == list(range(30))
+
+
 def test_what_is_no_tar_or_compressed_is_named(shard_folder):
     (shard_folder / "set-train-0001.tar").write_bytes(b"not a tar file" * 100)
     assert "set-train-0001.tar is no readable tar file" in refused(shard_folder)
