@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from .decode import BadImage, Part, Reserve, Wanted, copied, decode, decode_wanted, new_array
 from .folder import counted
 
+MOST_NUMBERED = 10**6  # classes without a name: a head for more has a billion weights at the width of ViT-B
+
 
 class Dataset(Protocol):
     """One split of a data set: N images with labels. `read` and `path` may be called from any thread.
@@ -81,6 +83,24 @@ def read_image(
     except BadImage as error:
         part = error
     return ReadImage(part, read - began, time.perf_counter() - read)
+
+
+def numbered(dataset: Dataset, advice: str) -> list[str]:
+    """Class names where nothing names them: the numbers up to the largest label.
+
+    Args:
+        advice: what to do about a number that is no label.
+
+    Raises:
+        ValueError: the first label that is too large to be one, by name.
+    """
+    wrong = np.flatnonzero(dataset.labels >= MOST_NUMBERED)
+    if len(wrong):
+        raise ValueError(
+            f"{dataset.path(int(wrong[0]))} has label {dataset.labels[wrong[0]]}, but classes without names are "
+            f"numbers below {MOST_NUMBERED:,}; {len(wrong)} of {len(dataset.labels)} labels are not: {advice}"
+        )
+    return [str(number) for number in range(int(dataset.labels.max(initial=-1)) + 1)]
 
 
 def check_labels(dataset: Dataset) -> None:

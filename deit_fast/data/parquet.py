@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .dataset import check_labels, checked_names
+from .dataset import check_labels, checked_names, numbered
 
 if TYPE_CHECKING:
     import pyarrow
@@ -39,7 +39,7 @@ class ParquetRows:
 
     Raises:
         ValueError: pyarrow is not installed, a file is unreadable or no parquet file, a column cannot be told, a label
-            is missing or outside the classes.
+            is missing, outside the classes or too large for one.
     """
 
     def __init__(
@@ -66,8 +66,8 @@ class ParquetRows:
         self.labels = _labels(self.files, self.label)
         if classes is None:
             named = features.get(self.label, {}).get("names")
-            largest = int(self.labels.max(initial=-1))
-            classes = [str(number) for number in range(largest + 1)] if named is None else list(named)
+            advice = "name the column of labels, --data 'FOLDER?label=COLUMN'"
+            classes = numbered(self, advice) if named is None else list(named)
         self.classes = checked_names(classes, self.files[0])
         check_labels(self)
         self._kept: dict[int, Any] = {}
@@ -167,5 +167,7 @@ def _labels(files: Sequence[str], column: str) -> np.ndarray:
         numbers = values.to_numpy()
         if numbers.dtype.kind not in "iu":
             raise ValueError(f"{file}: the labels in {column!r} are integers, got {values.type}")
+        if len(numbers) and numbers.max() > np.iinfo(np.int64).max:
+            raise ValueError(f"{file}[{numbers.argmax()}] has label {numbers.max()}: labels have 64 bits, with a sign")
         parts.append(numbers.astype(np.int64))
     return np.concatenate(parts)

@@ -19,12 +19,12 @@ import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .dataset import check_labels, checked_names
+from .dataset import check_labels, checked_names, numbered
 from .folder import SUFFIXES, is_image
 from .index import CACHED_FROM, Arrays, Names, cache_arrays, index_path, load_arrays, pack_names, unpack_names
 
@@ -65,7 +65,7 @@ class TarShards:
 
     Raises:
         ValueError: a shard is unreadable, no tar file, cut off, damaged or compressed, a sample lacks image or label, a
-            label is outside the classes, a class name occurs twice, or the index is of other shards.
+            label is outside the classes or too large for one, a class name occurs twice, or the index is of others.
     """
 
     def __init__(
@@ -79,9 +79,7 @@ class TarShards:
             raise ValueError(f"{self._shards[0]} holds no sample")
         if classes is None:
             classes = class_names(shards[0].parent / CLASSES_FILE)
-        if classes is None:
-            classes = [str(label) for label in range(self.labels.max() + 1)]
-        self.classes = classes
+        self.classes = numbered(self, "mend or remove the sample") if classes is None else classes
         check_labels(self)
 
     def __len__(self) -> int:
@@ -224,11 +222,18 @@ def _label(shard: str, member: str, suffix: str, content: bytes, known: int | No
     """The label in a member; what `.cls` says goes before what `.json` says."""
     try:
         if suffix == "cls":
-            return int(content)
+            return _int64(content)
         found = json.loads(content).get("label")
-        return known if known is not None or found is None else int(found)
-    except (ValueError, AttributeError, TypeError) as error:
+        return known if known is not None or found is None else _int64(found)
+    except (ValueError, AttributeError, TypeError, OverflowError) as error:
         raise ValueError(f"{shard}/{member} holds no label ({error})") from error
+
+
+def _int64(value: Any) -> int:
+    number = int(value)
+    if number.bit_length() > 63:
+        raise ValueError("the number has more than 64 bits")
+    return number
 
 
 def _is_gzip(path: str) -> bool:

@@ -106,6 +106,16 @@ def test_labels_outside_the_classes_or_missing_are_refused(folder):
     assert "names 1 class (ant) more than once" in refused(folder)
 
 
+def test_a_column_of_numbers_that_are_no_labels_is_refused_before_its_classes_are_counted_out(tmp_path):
+    for split in ("train", "test"):
+        write(tmp_path / f"{split}.parquet", [0, 1], label="taken", labels=[5, 1_700_000_000], features=False)
+    text = refused(tmp_path)
+    assert text.startswith(f"{tmp_path}/train.parquet[1] has label 1700000000, but classes without names are numbers")
+    assert text.endswith("1 of 2 labels are not: name the column of labels, --data 'FOLDER?label=COLUMN'")
+    write(tmp_path / "train.parquet", [0, 1], labels=pyarrow.array([1, 2**63], pyarrow.uint64()))
+    assert refused(tmp_path).startswith(f"{tmp_path}/train.parquet[1] has label {2**63}: labels have 64 bits")
+
+
 def test_a_broken_file_is_named(folder):
     train = folder / "data/train-00001-of-00002.parquet"
     train.write_bytes(train.read_bytes()[:-100])

@@ -203,6 +203,8 @@ def test_compressed_archives_alone_say_to_unpack_them(tmp_path):
         ([("a.jpg", b"x"), ("a.cls", b"cat")], "train-0.tar/a.cls holds no label"),
         ([("a.jpg", b"x"), ("a.json", b"[1]")], "train-0.tar/a.json holds no label"),
         ([("a.jpg", b"x"), ("a.cls", b"-1")], "train-0.tar/a.jpg has label -1, outside 0 …"),
+        ([("a.jpg", b"x"), ("a.cls", b"9" * 19)], "a.cls holds no label (the number has more than 64 bits)"),
+        ([("a.jpg", b"x"), ("a.json", b'{"label": 1e400}')], "train-0.tar/a.json holds no label"),
         ([], "holds no sample"),
     ],
 )
@@ -215,6 +217,15 @@ def test_a_sample_that_is_none_is_named(shard_folder, tmp_path, members, message
 def test_a_label_that_training_lacks_is_refused(shard_folder):
     write_tar(shard_folder / "set-validation-00.tar", samples([6], label=lambda number: 7))
     assert refused(shard_folder).endswith("has label 7, outside 0 … 1 of the 2 classes; 1 of 1 labels are")
+
+
+@pytest.mark.parametrize("label", [10**6, 2 * 10**9, 2**63 - 1])
+def test_a_number_that_is_no_label_is_refused_before_its_classes_are_counted_out(shard_folder, label):
+    shard = write_tar(shard_folder / "set-train-0001.tar", samples([3, 4], label=lambda number: label))
+    assert refused(shard_folder) == (
+        f"{shard}/000003.jpg has label {label}, but classes without names are numbers below 1,000,000; "
+        "2 of 5 labels are not: mend or remove the sample"
+    )
 
 
 def test_class_names_that_occur_twice_are_refused(shard_folder):
