@@ -38,8 +38,8 @@ class ParquetRows:
         classes: class names; None: those of the label's feature, else the numbers up to the largest label.
 
     Raises:
-        ValueError: pyarrow is not installed, a file is unreadable or no parquet file, a column cannot be told, a label
-            is missing, outside the classes or too large for one.
+        ValueError: pyarrow is not installed, a file is unreadable or no parquet file, a column cannot be told or is
+            not in every file, a label is missing, outside the classes or too large for one.
     """
 
     def __init__(
@@ -57,9 +57,8 @@ class ParquetRows:
         features = _features(schema)
         self.image = image or _only(_images(schema, features), "image", schema, self.files[0])
         self.label = label or _only(_label_columns(schema, features), "label", schema, self.files[0])
-        for column in (self.image, self.label):
-            if column not in schema.names:
-                raise ValueError(f"{self.files[0]} has no column {column!r}, only {', '.join(schema.names)}")
+        for file, table in zip(self.files, tables, strict=True):
+            _check_columns(file, table.schema_arrow, (self.image, self.label))
         groups = [(file, group) for file, table in enumerate(tables) for group in range(table.num_row_groups)]
         sizes = [tables[file].metadata.row_group(group).num_rows for file, group in groups]
         self._groups, self._ends = groups, np.cumsum(sizes, dtype=np.int64)
@@ -99,9 +98,9 @@ class ParquetRows:
                 file, number = self._groups[group]
                 try:
                     table = _opened(self.files[file]).read_row_group(number, columns=[self.image])
-                except (OSError, ValueError) as error:  # pyarrow's errors are both
+                    self._kept[group] = table.column(self.image).combine_chunks()
+                except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are the first two
                     raise OSError(f"row group {number} is damaged ({error})") from error
-                self._kept[group] = table.column(self.image).combine_chunks()
             return self._kept[group]
 
 
@@ -153,15 +152,20 @@ def _only(columns: list[str], what: str, schema: pyarrow.Schema, file: str) -> s
     raise ValueError(f"{file}: {found} the {what}: name it, --data 'FOLDER?{what}={example}'")
 
 
+def _check_columns(file: str, schema: pyarrow.Schema, columns: Sequence[str]) -> None:
+    for column in columns:
+        if column not in schema.names:
+            raise ValueError(f"{file} has no column {column!r}, only {', '.join(schema.names)}")
+
+
 def _labels(files: Sequence[str], column: str) -> np.ndarray:
     """int64 (N,)."""
     parts = []
     for file in files:
         try:
-            table = _opened(file).read(columns=[column])
+            values = _opened(file).read(columns=[column]).column(column)
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(f"{file} has no readable column {column!r} ({error})") from error
-        values = table.column(column)
         if values.null_count:
             raise ValueError(f"{file} has {values.null_count} rows without a value of {column!r}")
         numbers = values.to_numpy()

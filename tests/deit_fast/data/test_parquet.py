@@ -116,6 +116,28 @@ def test_a_column_of_numbers_that_are_no_labels_is_refused_before_its_classes_ar
     assert refused(tmp_path).startswith(f"{tmp_path}/train.parquet[1] has label {2**63}: labels have 64 bits")
 
 
+@pytest.mark.parametrize("column", ["image", "label"])
+def test_a_later_file_without_a_column_is_named(folder, column):
+    train = folder / "data/train-00001-of-00002.parquet"
+    write(train, [3, 4], **{column: "other"})
+    assert refused(folder).startswith(f"{train} has no column {column!r}, only ")
+
+
+def test_a_column_that_a_file_has_twice_is_named(folder):
+    train = folder / "data/train-00001-of-00002.parquet"
+    table = parquet.read_table(write(train, [3, 4]))
+    parquet.write_table(table.append_column("label", table.column("label")), train)
+    assert f"{train} has no readable column 'label'" in refused(folder)
+
+
+def test_a_file_that_loses_its_column_later_is_a_read_error_of_its_images(folder):
+    train = folder / "data/train-00000-of-00002.parquet"
+    rows = ParquetRows([train], "set")
+    write(train, [0, 1, 2], image="other")
+    with pytest.raises(OSError, match="row group 0 is damaged"):
+        rows.read(0)
+
+
 def test_a_broken_file_is_named(folder):
     train = folder / "data/train-00001-of-00002.parquet"
     train.write_bytes(train.read_bytes()[:-100])
