@@ -27,7 +27,7 @@ from ..recipes import recipe
 from .check import check
 from .pack import Settings, pack
 from .preview import preview
-from .sources import open_dataset, open_unpacked
+from .sources import SPLITS, open_dataset, open_unpacked
 
 CORES = len(os.sched_getaffinity(0))
 
@@ -57,7 +57,8 @@ def run_pack(arguments: argparse.Namespace) -> int:
     splits = open_unpacked(arguments.source)
     with progress("packing", sum(map(len, splits.values()))) as advance:
         pack(splits, Path(arguments.folder), settings, advance)
-    print(f"packed: type --data {arguments.folder}")
+    lacking = " and ".join(split for split in SPLITS if split not in splits)
+    print(f"packed: {arguments.folder} without {lacking}" if lacking else f"packed: type --data {arguments.folder}")
     return 0
 
 

@@ -21,11 +21,12 @@ import re
 import tarfile
 import uuid
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -124,12 +125,17 @@ def is_begun(folder: Path, splits: dict[str, Dataset], settings: Settings, versi
     return _read_description(folder) == _describe(splits, settings, version)
 
 
-def is_complete(folder: Path, splits: Iterable[str]) -> bool:
-    """Whether `pack` has written all of these splits."""
-    return all(index_file(folder, split).is_file() for split in splits)
+def is_complete(folder: Path) -> bool:
+    """Whether `pack` was called here and has written all splits that it was given.
+
+    Raises:
+        ValueError: its description is damaged.
+    """
+    found = _read_description(folder)
+    return found is not None and all(index_file(folder, split).is_file() for split in found["source"])
 
 
-def _describe(splits: dict[str, Dataset], settings: Settings, version: str) -> dict[str, object]:
+def _describe(splits: dict[str, Dataset], settings: Settings, version: str) -> dict[str, Any]:
     return {
         "source": {split: f"{dataset.name}: {len(dataset)} images" for split, dataset in splits.items()},
         "max_side": settings.max_side,
@@ -139,16 +145,19 @@ def _describe(splits: dict[str, Dataset], settings: Settings, version: str) -> d
     }
 
 
-def _read_description(folder: Path) -> object:
+def _read_description(folder: Path) -> dict[str, Any] | None:
     try:
-        return json.loads((folder / PACK_FILE).read_text())
+        found = json.loads((folder / PACK_FILE).read_text())
+        if not isinstance(found, dict) or not isinstance(found.get("source"), dict):
+            raise ValueError("it names no source")
+        return found
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder / PACK_FILE} cannot be read ({error}): remove {folder} and pack again") from error
 
 
-def _begin(folder: Path, description: dict[str, object]) -> None:
+def _begin(folder: Path, description: dict[str, Any]) -> None:
     """Leave pack.json in an empty folder, or find the same there."""
     found = _read_description(folder)
     if found is not None and found != description:

@@ -132,7 +132,7 @@ def _open_files(root: Path, spec: str, columns: dict[str, str], unpack: bool = T
             return {split: cifar.Cifar(folder, split, spec) for split in SPLITS}
     if _has_class_folders(root):
         return {}
-    if (root / PACK_FILE).is_file() and not is_complete(root, SPLITS):
+    if (root / PACK_FILE).is_file() and not is_complete(root):
         raise ValueError(f"{root} is not packed to its end: run the same deit_fast.data pack command again")
     if shards := _split_files(root, (".tar",)):
         return _open_shards(shards, spec)
@@ -193,7 +193,7 @@ def _unpacked(root: Path, rows: dict[str, ParquetRows]) -> dict[str, Dataset]:
     settings = Settings()
     if cache.exists() and not is_begun(cache, rows, settings, version):
         shutil.rmtree(cache)  # of files that have changed
-    if not is_complete(cache, rows):
+    if not is_complete(cache):
         need = sum(Path(file).stat().st_size for file in files)
         cache.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(cache).free + sum(file.stat().st_size for file in cache.iterdir())

@@ -129,6 +129,15 @@ def test_pack_then_check_as_a_console_script(image_folder, tmp_path, capsys):
     assert "12 images: 0 broken" in result.stdout
 
 
+def test_pack_of_one_split_offers_nothing_that_cannot_be_typed(image_folder, tmp_path, capsys):
+    assert main(["pack", str(image_folder), str(tmp_path / "packed")]) == 0
+    for file in (tmp_path / "packed").glob("[!t]*"):  # all but the training shards
+        file.unlink()
+    (tmp_path / "packed/train.index.npz").unlink()
+    assert main(["pack", str(tmp_path / "packed"), str(tmp_path / "again")]) == 0
+    assert capsys.readouterr().out.endswith(f"packed: {tmp_path}/again without val\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

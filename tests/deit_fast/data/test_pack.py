@@ -125,6 +125,21 @@ def test_an_interrupted_run_is_continued_and_never_leaves_half_a_shard(image_fol
             assert (folder / file.name).read_bytes() == file.read_bytes()
 
 
+@pytest.mark.parametrize(("split", "says"), [("train", "training"), ("val", "validation")])
+def test_a_folder_packed_from_one_split_is_complete_and_says_what_training_lacks(image_folder, tmp_path, split, says):
+    whole, source = packed(image_folder, tmp_path / "whole"), tmp_path / "source"
+    source.mkdir()
+    for shard in whole.glob(f"{split}-*.tar"):
+        shard.rename(source / shard.name)
+    folder = packed(source, tmp_path / "packed")
+    assert list(open_unpacked(str(folder))) == [split]
+    with pytest.raises(ValueError, match=f"{folder} has {says} images only: add files with"):
+        open_dataset(str(folder))
+    (folder / f"{split}.index.npz").unlink()
+    with pytest.raises(ValueError, match="is not packed to its end"):
+        open_dataset(str(folder))
+
+
 def test_another_source_or_other_settings_are_refused(image_folder, tmp_path):
     folder = packed(image_folder, tmp_path / "packed")
     with pytest.raises(ValueError, match="was packed from another source or with other settings"):
@@ -157,10 +172,13 @@ def test_a_shard_that_reads_back_differently_is_not_kept(image_folder, tmp_path,
     assert sorted(os.listdir(tmp_path / "packed")) == ["classes.txt", "pack.json"]
 
 
-def test_a_damaged_description_is_named(image_folder, tmp_path):
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_a_damaged_description_is_named(image_folder, tmp_path, text):
     folder = packed(image_folder, tmp_path / "packed")
     json.loads((folder / "pack.json").read_text())
-    (folder / "pack.json").write_text("{")
+    (folder / "pack.json").write_text(text)
+    with pytest.raises(ValueError, match=r"pack\.json cannot be read"):
+        open_dataset(str(folder))
     with pytest.raises(ValueError, match=r"pack\.json cannot be read"):
         packed(image_folder, folder)
 
