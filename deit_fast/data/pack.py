@@ -14,6 +14,7 @@ read back and compared; so an interrupted run is continued by the same command.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -90,12 +91,12 @@ def pack(
         folder: where to; created where it is missing.
         settings: how.
         advance: called with the number of images done since the last call, those of shards found complete included.
-        version: of the source; a folder begun from another version is refused.
+        version: of the source; a folder begun from another version is refused. "": a digest of the images' names.
 
     Raises:
-        ValueError: the folder holds something else, or was begun from another source or with other settings, or cannot
-            be written.
-        BadImage: an image cannot be read, or not be re-encoded, or is not what was written when read back.
+        ValueError: the folder holds something else, or was begun from another source or list of images or with other
+            settings, or cannot be written.
+        BadImage: an image cannot be read, or not be re-encoded.
     """
     description = _describe(splits, settings, version)
     try:
@@ -110,6 +111,11 @@ def pack(
                     raise ValueError(f"the images of {dataset.name} have changed since {folder} was begun: remove it")
                 valid_for = fingerprint(shards, stamps=False)
                 save_arrays(index_file(folder, split), {**index.arrays(), "valid_for": valid_for})
+    except BadImage as error:
+        raise BadImage(
+            f"{error}: repair it and run the same command again, or remove it and {folder}, which was begun with it "
+            "(deit_fast.data check lists all)"
+        ) from error
     except OSError as error:
         raise ValueError(
             f"cannot write to {folder} ({error.strerror or error}): check its space and permissions"
@@ -141,8 +147,17 @@ def _describe(splits: dict[str, Dataset], settings: Settings, version: str) -> d
         "max_side": settings.max_side,
         "quality": settings.quality if settings.max_side else None,
         "shard_images": settings.shard_images,
-        "version": version,
+        "version": version or _digest(splits),
     }
+
+
+def _digest(splits: dict[str, Dataset]) -> str:
+    """Of the names of all images in their order: shards k·n … are only continued with the list they were cut from."""
+    digest = hashlib.sha256()
+    for split, dataset in splits.items():
+        for index in range(len(dataset)):
+            digest.update(os.fsencode(f"{split} {dataset.path(index)}\n"))
+    return digest.hexdigest()[:16]
 
 
 def _read_description(folder: Path) -> dict[str, Any] | None:
@@ -162,8 +177,8 @@ def _begin(folder: Path, description: dict[str, Any]) -> None:
     found = _read_description(folder)
     if found is not None and found != description:
         raise ValueError(
-            f"{folder} was packed from another source or with other settings ({json.dumps(found)}, now "
-            f"{json.dumps(description)}): choose another folder or remove it"
+            f"{folder} was packed from another source or list of images, or with other settings ({json.dumps(found)}, "
+            f"now {json.dumps(description)}): choose another folder or remove it"
         )
     if found is None:
         if strangers := sorted(os.listdir(folder)):
@@ -253,9 +268,7 @@ def _prepare(dataset: Dataset, index: int, settings: Settings) -> bytes:
         image.thumbnail((settings.max_side, settings.max_side), Image.Resampling.BICUBIC, reducing_gap=None)
         return _saved(image, "JPEG", quality=settings.quality)
     except (BadImage, OSError) as error:
-        raise BadImage(
-            f"{dataset.path(index)}: {error}: repair or remove it (deit_fast.data check lists all)"
-        ) from error
+        raise BadImage(f"{dataset.path(index)}: {error}") from error
 
 
 def _saved(image: Image.Image, format: str, **options: int) -> bytes:

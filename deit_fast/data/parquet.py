@@ -62,6 +62,7 @@ class ParquetRows:
         groups = [(file, group) for file, table in enumerate(tables) for group in range(table.num_row_groups)]
         sizes = [tables[file].metadata.row_group(group).num_rows for file, group in groups]
         self._groups, self._ends = groups, np.cumsum(sizes, dtype=np.int64)
+        self._file_ends = np.cumsum([table.metadata.num_rows for table in tables], dtype=np.int64)
         self.labels = _labels(self.files, self.label)
         if classes is None:
             named = features.get(self.label, {}).get("names")
@@ -85,10 +86,8 @@ class ParquetRows:
         return data
 
     def path(self, index: int) -> str:
-        group = int(np.searchsorted(self._ends, index, side="right"))
-        file = self._groups[group][0]
-        first = next(place for place, (of, _) in enumerate(self._groups) if of == file)
-        return f"{self.files[file]}[{index - (int(self._ends[first - 1]) if first else 0)}]"
+        file = int(np.searchsorted(self._file_ends, index, side="right"))
+        return f"{self.files[file]}[{index - (int(self._file_ends[file - 1]) if file else 0)}]"
 
     def _group(self, group: int) -> Any:
         with self._lock:
