@@ -166,7 +166,7 @@ def _read_description(folder: Path) -> dict[str, Any] | None:
         if not isinstance(found, dict) or not isinstance(found.get("source"), dict):
             raise ValueError("it names no source")
         return found
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder / PACK_FILE} cannot be read ({error}): remove {folder} and pack again") from error

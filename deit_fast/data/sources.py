@@ -24,6 +24,7 @@ from urllib.parse import parse_qsl
 
 from . import cifar, imagenet
 from .builtin import BUILTIN, default_cache_dir, write_builtin
+from .cache_lock import locked
 from .dataset import Dataset
 from .folder import ImageFolder, counted, is_image, listing
 from .pack import PACK_FILE, Settings, index_file, is_begun, is_complete, pack
@@ -141,10 +142,11 @@ def _open_files(root: Path, spec: str, columns: dict[str, str], unpack: bool = T
             f"--data {spec} holds compressed shards, which cannot be read in any order: unpack them (gunzip)"
         )
     if files := _split_files(root, (".parquet",)):
+        name = str(root.absolute()) if unpack else spec  # unpacked once, however the folder is spelled
         rows: dict[str, Dataset] = {}
         for split, paths in files.items():
-            rows[split] = ParquetRows(paths, spec, **columns, classes=rows["train"].classes if rows else None)
-        return _unpacked(root, rows) if unpack else rows
+            rows[split] = ParquetRows(paths, name, **columns, classes=rows["train"].classes if rows else None)
+        return _unpacked(root, spec, rows) if unpack else rows
     return {}
 
 
@@ -183,29 +185,39 @@ def _open_shards(shards: dict[str, list[Path]], spec: str) -> dict[str, Dataset]
     return opened
 
 
-def _unpacked(root: Path, rows: dict[str, ParquetRows]) -> dict[str, Dataset]:
+def _unpacked(root: Path, spec: str, rows: dict[str, ParquetRows]) -> dict[str, Dataset]:
     """Shards in the cache folder with the bytes of parquet files, written on the first call."""
     files = [file for each in rows.values() for file in each.files]
     version = hashlib.sha256("\n".join(fingerprint(files, stamps=True)).encode()).hexdigest()[:16]
     columns = next(iter(rows.values()))
     name = hashlib.sha256(f"{root.absolute()} {columns.image} {columns.label}".encode()).hexdigest()[:16]
     cache = default_cache_dir() / f"parquet-{name}"
-    settings = Settings()
-    if cache.exists() and not is_begun(cache, rows, settings, version):
-        shutil.rmtree(cache)  # of files that have changed
-    if not is_complete(cache):
-        need = sum(Path(file).stat().st_size for file in files)
-        cache.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(cache).free + sum(file.stat().st_size for file in cache.iterdir())
-        if free < need * 1.05:
-            raise ValueError(
-                f"parquet files are unpacked once, which takes {need / 1e9:.0f} GB, but the disk of {cache} has "
-                f"{free / 1e9:.0f} GB: set DEIT_FAST_CACHE to a folder on another disk"
-            )
-        print(f"unpacking {root} once, {need / 1e9:.1f} GB, to {cache}", file=sys.stderr)
-        pack(rows, cache, settings, version=version)
+    if not _is_unpacked(cache, rows, version):
+        with locked(cache.with_name(f"{cache.name}.lock"), f"unpacks {root}"):
+            if not _is_unpacked(cache, rows, version):
+                _unpack(root, rows, cache, version)
     shards = {split: sorted(cache.glob(f"{split}-*.tar")) for split in rows}
-    return _open_shards(shards, columns.name)
+    return _open_shards(shards, spec)
+
+
+def _is_unpacked(cache: Path, rows: dict[str, ParquetRows], version: str) -> bool:
+    return is_begun(cache, rows, Settings(), version) and is_complete(cache)
+
+
+def _unpack(root: Path, rows: dict[str, ParquetRows], cache: Path, version: str) -> None:
+    """Write the shards, or those that are missing."""
+    if cache.exists() and not is_begun(cache, rows, Settings(), version):
+        shutil.rmtree(cache)  # of files that have changed
+    need = sum(Path(file).stat().st_size for each in rows.values() for file in each.files)
+    cache.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(cache).free + sum(file.stat().st_size for file in cache.iterdir())
+    if free < need * 1.05:
+        raise ValueError(
+            f"parquet files are unpacked once, which takes {need / 1e9:.0f} GB, but the disk of {cache} has "
+            f"{free / 1e9:.0f} GB: set DEIT_FAST_CACHE to a folder on another disk"
+        )
+    print(f"unpacking {root} once, {need / 1e9:.1f} GB, to {cache}", file=sys.stderr)
+    pack(rows, cache, Settings(), version=version)
 
 
 def _class_folders(folder: Path, spec: str, classes: list[str]) -> Dataset:
