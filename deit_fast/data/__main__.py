@@ -25,6 +25,7 @@ from ..classifiers import IMAGENET_NORMALISATION
 from ..policies import training_policy
 from ..recipes import recipe
 from .check import check
+from .dataset import Broken
 from .pack import Settings, pack
 from .preview import preview
 from .sources import SPLITS, open_dataset, open_unpacked
@@ -45,9 +46,11 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def run_check(arguments: argparse.Namespace) -> int:
-    splits = open_unpacked(arguments.source)
+    broken: Broken = []
+    splits = open_unpacked(arguments.source, broken)
     with progress("checking", sum(map(len, splits.values()))) as advance:
         report = check(splits, arguments.threads, advance)
+    report.broken[:0] = broken
     print("\n".join(report.lines()))
     return 1 if report.broken else 0
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .dataset import check_labels, checked_names, numbered
+from .dataset import Broken, check_labels, checked_names, note, numbered
 
 if TYPE_CHECKING:
     import pyarrow
@@ -36,6 +36,7 @@ class ParquetRows:
         name: what the user called the data set.
         image, label: columns; None: found as described above.
         classes: class names; None: those of the label's feature, else the numbers up to the largest label.
+        broken: takes the files without readable columns and the labels outside the classes, which are then not raised.
 
     Raises:
         ValueError: pyarrow is not installed, a file is unreadable or no parquet file, a column cannot be told or is
@@ -49,27 +50,29 @@ class ParquetRows:
         image: str | None = None,
         label: str | None = None,
         classes: list[str] | None = None,
+        broken: Broken | None = None,
     ):
         self.name = name
-        self.files = [str(file) for file in files]
-        tables = [_opened(file) for file in self.files]
-        schema = tables[0].schema_arrow
+        tables = {str(file): _opened(str(file)) for file in files}
+        first, schema = str(files[0]), tables[str(files[0])].schema_arrow
         features = _features(schema)
-        self.image = image or _only(_images(schema, features), "image", schema, self.files[0])
-        self.label = label or _only(_label_columns(schema, features), "label", schema, self.files[0])
-        for file, table in zip(self.files, tables, strict=True):
-            _check_columns(file, table.schema_arrow, (self.image, self.label))
-        groups = [(file, group) for file, table in enumerate(tables) for group in range(table.num_row_groups)]
-        sizes = [tables[file].metadata.row_group(group).num_rows for file, group in groups]
-        self._groups, self._ends = groups, np.cumsum(sizes, dtype=np.int64)
-        self._file_ends = np.cumsum([table.metadata.num_rows for table in tables], dtype=np.int64)
-        self.labels = _labels(self.files, self.label)
+        self.image = image or _only(_images(schema, features), "image", schema, first)
+        self.label = label or _only(_label_columns(schema, features), "label", schema, first)
+        _check_columns(first, schema, (self.image, self.label))  # the spec may name one that no file has
+        labels = _labels(tables, self.image, self.label, broken)
+        self.files = list(labels)
+        self.labels = np.concatenate([np.empty(0, np.int64), *labels.values()])
+        self._file_ends = np.cumsum([len(each) for each in labels.values()], dtype=np.int64)
+        metadata = [tables[file].metadata for file in self.files]
+        self._groups = [(file, group) for file, each in enumerate(metadata) for group in range(each.num_row_groups)]
+        sizes = [metadata[file].row_group(group).num_rows for file, group in self._groups]
+        self._ends = np.cumsum(sizes, dtype=np.int64)
         if classes is None:
             named = features.get(self.label, {}).get("names")
             advice = "name the column of labels, --data 'FOLDER?label=COLUMN'"
-            classes = numbered(self, advice) if named is None else list(named)
-        self.classes = checked_names(classes, self.files[0])
-        check_labels(self)
+            classes = numbered(self, advice, broken) if named is None else list(named)
+        self.classes = checked_names(classes, first)
+        check_labels(self, broken)
         self._kept: dict[int, Any] = {}
         self._lock = threading.Lock()
 
@@ -103,14 +106,35 @@ class ParquetRows:
             return self._kept[group]
 
 
-def _opened(file: str) -> pyarrow.parquet.ParquetFile:
+def readable(files: Sequence[Path], broken: Broken) -> list[Path]:
+    """The parquet files among these; what is wrong with the others is taken down.
+
+    Raises:
+        ValueError: pyarrow is not installed.
+    """
+    _pyarrow()
+    found = []
+    for file in files:
+        try:
+            _opened(str(file))
+            found.append(file)
+        except ValueError as error:
+            note(broken, str(file), error)
+    return found
+
+
+def _pyarrow() -> Any:
     try:
-        import pyarrow
-        from pyarrow import parquet
+        import pyarrow.parquet
     except ImportError as error:
         raise ValueError("parquet files need pyarrow: type pip install 'deit-fast[parquet]'") from error
+    return pyarrow
+
+
+def _opened(file: str) -> pyarrow.parquet.ParquetFile:
+    pyarrow = _pyarrow()
     try:
-        return parquet.ParquetFile(file)
+        return pyarrow.parquet.ParquetFile(file)
     except (OSError, pyarrow.ArrowException) as error:
         raise ValueError(f"{file} is no readable parquet file ({error}): copy or download it again") from error
 
@@ -157,20 +181,31 @@ def _check_columns(file: str, schema: pyarrow.Schema, columns: Sequence[str]) ->
             raise ValueError(f"{file} has no column {column!r}, only {', '.join(schema.names)}")
 
 
-def _labels(files: Sequence[str], column: str) -> np.ndarray:
-    """int64 (N,)."""
-    parts = []
-    for file in files:
+def _labels(
+    tables: dict[str, pyarrow.parquet.ParquetFile], image: str, label: str, broken: Broken | None
+) -> dict[str, np.ndarray]:
+    """int64 (N,) of each file that has both columns."""
+    labels = {}
+    for file, table in tables.items():
         try:
-            values = _opened(file).read(columns=[column]).column(column)
-        except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"{file} has no readable column {column!r} ({error})") from error
-        if values.null_count:
-            raise ValueError(f"{file} has {values.null_count} rows without a value of {column!r}")
-        numbers = values.to_numpy()
-        if numbers.dtype.kind not in "iu":
-            raise ValueError(f"{file}: the labels in {column!r} are integers, got {values.type}")
-        if len(numbers) and numbers.max() > np.iinfo(np.int64).max:
-            raise ValueError(f"{file}[{numbers.argmax()}] has label {numbers.max()}: labels have 64 bits, with a sign")
-        parts.append(numbers.astype(np.int64))
-    return np.concatenate(parts)
+            _check_columns(file, table.schema_arrow, (image, label))
+            labels[file] = _integers(file, table, label)
+        except ValueError as error:
+            note(broken, file, error)
+    return labels
+
+
+def _integers(file: str, table: pyarrow.parquet.ParquetFile, column: str) -> np.ndarray:
+    """int64 (N,)."""
+    try:
+        values = table.read(columns=[column]).column(column)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{file} has no readable column {column!r} ({error})") from error
+    if values.null_count:
+        raise ValueError(f"{file} has {values.null_count} rows without a value of {column!r}")
+    numbers = values.to_numpy()
+    if numbers.dtype.kind not in "iu":
+        raise ValueError(f"{file}: the labels in {column!r} are integers, got {values.type}")
+    if len(numbers) and numbers.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"{file}[{numbers.argmax()}] has label {numbers.max()}: labels have 64 bits, with a sign")
+    return numbers.astype(np.int64)

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .dataset import check_labels, checked_names, numbered
+from .dataset import Broken, check_labels, checked_names, note, numbered
 from .folder import SUFFIXES, is_image
 from .index import CACHED_FROM, Arrays, Names, cache_arrays, index_path, load_arrays, pack_names, unpack_names
 
@@ -62,6 +62,8 @@ class TarShards:
         name: what the user called the data set.
         classes: class names; None: the lines of classes.txt beside the first shard, else the numbers up to the largest.
         index_file: an index that `pack` wrote.
+        broken: takes the shards that cannot be read and the labels outside the classes, which are then not raised;
+            headers are read anew.
 
     Raises:
         ValueError: a shard is unreadable, no tar file, cut off, damaged or compressed, a sample lacks image or label, a
@@ -69,18 +71,23 @@ class TarShards:
     """
 
     def __init__(
-        self, shards: Sequence[Path], name: str, classes: list[str] | None = None, index_file: Path | None = None
+        self,
+        shards: Sequence[Path],
+        name: str,
+        classes: list[str] | None = None,
+        index_file: Path | None = None,
+        broken: Broken | None = None,
     ):
         self.name = name
         self._shards = [str(shard) for shard in shards]
-        self._index = _opened(self._shards, index_file)
+        self._index = _opened(self._shards, index_file, broken)
         self.labels = self._index.labels
-        if not len(self.labels):
-            raise ValueError(f"{self._shards[0]} holds no sample")
+        if not len(self.labels) and self._shards[0] not in dict(broken or ()):
+            note(broken, self._shards[0], ValueError(f"{self._shards[0]} holds no sample"))
         if classes is None:
             classes = class_names(shards[0].parent / CLASSES_FILE)
-        self.classes = numbered(self, "mend or remove the sample") if classes is None else classes
-        check_labels(self)
+        self.classes = numbered(self, "mend or remove the sample", broken) if classes is None else classes
+        check_labels(self, broken)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -126,15 +133,23 @@ def fingerprint(shards: Sequence[str], *, stamps: bool) -> NDArray[np.str_]:
     )
 
 
-def scan(shards: Sequence[str]) -> ShardIndex:
+def scan(shards: Sequence[str], broken: Broken | None = None) -> ShardIndex:
     """The index of a list of shards, from their headers.
+
+    Args:
+        broken: takes the shards that cannot be read, which are then left out.
 
     Raises:
         ValueError: as `TarShards`.
     """
     columns: tuple[list, ...] = ([], [], [], [], [])
     for number, shard in enumerate(shards):
-        for row in _samples(shard):
+        try:
+            rows = list(_samples(shard))
+        except ValueError as error:
+            note(broken, shard, error)
+            continue
+        for row in rows:
             for column, value in zip(columns, (number, *row), strict=True):
                 column.append(value)
     types = (np.int32, np.int64, np.int64, np.int64)
@@ -142,15 +157,14 @@ def scan(shards: Sequence[str]) -> ShardIndex:
     return ShardIndex(*numbers, names=Names.of(columns[4]))
 
 
-def _opened(shards: list[str], index_file: Path | None) -> ShardIndex:
+def _opened(shards: list[str], index_file: Path | None, broken: Broken | None) -> ShardIndex:
     if index_file is not None:
-        arrays = load_arrays(index_file)
-        if arrays is None or not np.array_equal(arrays["valid_for"], fingerprint(shards, stamps=False)):
-            raise ValueError(
-                f"the shards beside {index_file} are not those it was written for: restore what is missing, or remove "
-                "the index to take what is there"
-            )
-        return ShardIndex.of(arrays)
+        try:
+            return _packed(shards, index_file)
+        except ValueError as error:
+            note(broken, str(index_file), error)
+    if broken is not None:
+        return scan(shards, broken)
     kept, valid_for = index_path("shards", VERSION, shards), fingerprint(shards, stamps=True)
     arrays = load_arrays(kept)
     if arrays is not None and np.array_equal(arrays["valid_for"], valid_for):
@@ -159,6 +173,16 @@ def _opened(shards: list[str], index_file: Path | None) -> ShardIndex:
     if len(index.labels) >= CACHED_FROM:
         cache_arrays(kept, {**index.arrays(), "valid_for": valid_for})
     return index
+
+
+def _packed(shards: list[str], index_file: Path) -> ShardIndex:
+    arrays = load_arrays(index_file)
+    if arrays is None or not np.array_equal(arrays["valid_for"], fingerprint(shards, stamps=False)):
+        raise ValueError(
+            f"the shards beside {index_file} are not those it was written for: restore what is missing, or remove "
+            "the index to take what is there"
+        )
+    return ShardIndex.of(arrays)
 
 
 def _samples(shard: str) -> Iterator[tuple[int, int, int, str]]:

@@ -25,10 +25,10 @@ from urllib.parse import parse_qsl
 from . import cifar, imagenet
 from .builtin import BUILTIN, default_cache_dir, write_builtin
 from .cache_lock import locked
-from .dataset import Dataset
+from .dataset import Broken, Dataset
 from .folder import ImageFolder, counted, is_image, listing
 from .pack import PACK_FILE, Settings, index_file, is_begun, is_complete, pack
-from .parquet import ParquetRows
+from .parquet import ParquetRows, readable
 from .shards import TarShards, fingerprint
 
 LAYOUT = "a folder with train/ and val/, each with one sub-folder per class"
@@ -73,16 +73,22 @@ def open_dataset(spec: str, cache_dir: Path | None = None) -> tuple[Dataset, Dat
     return train, _class_folders(root / "val", spec, train.classes)
 
 
-def open_unpacked(spec: str) -> dict[str, Dataset]:
-    """The splits as they are stored, "train" and "val" or one of them, parquet files unpacked: to be read in order.
+def open_unpacked(spec: str, broken: Broken | None = None) -> dict[str, Dataset]:
+    """The splits as they are stored, "train" and "val" or one of them, parquet files as they are: to be read in order.
+
+    Args:
+        broken: takes the shards and parquet files that cannot be read, and labels outside the classes; the splits are
+            then of the others.
 
     Raises:
         ValueError: as `open_dataset`.
     """
     if spec not in BUILTIN:
         root, columns = _root(spec)
-        if opened := _open_files(root, spec, columns, unpack=False):
+        if opened := _open_files(root, spec, columns, unpack=False, broken=broken):
             return opened
+        if broken:
+            return {}
     train, val = open_dataset(spec)
     return {"train": train, "val": val}
 
@@ -126,7 +132,9 @@ def _root(spec: str) -> tuple[Path, dict[str, str]]:
     return root, columns
 
 
-def _open_files(root: Path, spec: str, columns: dict[str, str], unpack: bool = True) -> dict[str, Dataset]:
+def _open_files(
+    root: Path, spec: str, columns: dict[str, str], unpack: bool = True, broken: Broken | None = None
+) -> dict[str, Dataset]:
     """The splits of a folder of CIFAR, shards or parquet files; empty where it is none of them."""
     for folder in (root, *(root / name for name in cifar.LAYOUTS)):
         if folder.name in cifar.LAYOUTS and folder.is_dir():
@@ -136,7 +144,7 @@ def _open_files(root: Path, spec: str, columns: dict[str, str], unpack: bool = T
     if (root / PACK_FILE).is_file() and not is_complete(root):
         raise ValueError(f"{root} is not packed to its end: run the same deit_fast.data pack command again")
     if shards := _split_files(root, (".tar",)):
-        return _open_shards(shards, spec)
+        return _open_shards(shards, spec, broken)
     if any(_split_files(root, (".tar.gz", ".tgz")).values()):
         raise ValueError(
             f"--data {spec} holds compressed shards, which cannot be read in any order: unpack them (gunzip)"
@@ -145,7 +153,9 @@ def _open_files(root: Path, spec: str, columns: dict[str, str], unpack: bool = T
         name = str(root.absolute()) if unpack else spec  # unpacked once, however the folder is spelled
         rows: dict[str, Dataset] = {}
         for split, paths in files.items():
-            rows[split] = ParquetRows(paths, name, **columns, classes=rows["train"].classes if rows else None)
+            classes = rows["train"].classes if rows and not broken else None  # else some may have no file left
+            if paths := paths if broken is None else readable(paths, broken):
+                rows[split] = ParquetRows(paths, name, **columns, classes=classes, broken=broken)
         return _unpacked(root, spec, rows) if unpack else rows
     return {}
 
@@ -176,12 +186,12 @@ def _split_files(root: Path, suffixes: tuple[str, ...]) -> dict[str, list[Path]]
     }
 
 
-def _open_shards(shards: dict[str, list[Path]], spec: str) -> dict[str, Dataset]:
+def _open_shards(shards: dict[str, list[Path]], spec: str, broken: Broken | None = None) -> dict[str, Dataset]:
     opened: dict[str, Dataset] = {}
     for split, paths in shards.items():
         index = index_file(paths[0].parent, split)
-        classes = opened["train"].classes if opened else None
-        opened[split] = TarShards(paths, spec, classes, index if index.is_file() else None)
+        classes = opened["train"].classes if opened and not broken else None  # else some may have no shard left
+        opened[split] = TarShards(paths, spec, classes, index if index.is_file() else None, broken)
     return opened
 
 
