@@ -25,9 +25,10 @@ from ..classifiers import IMAGENET_NORMALISATION
 from ..policies import training_policy
 from ..recipes import recipe
 from .check import check
+from .dataset import Broken
 from .pack import Settings, pack
 from .preview import preview
-from .sources import open_dataset, open_unpacked
+from .sources import SPLITS, open_dataset, open_unpacked
 
 CORES = len(os.sched_getaffinity(0))
 
@@ -45,9 +46,11 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def run_check(arguments: argparse.Namespace) -> int:
-    splits = open_unpacked(arguments.source)
+    broken: Broken = []
+    splits = open_unpacked(arguments.source, broken)
     with progress("checking", sum(map(len, splits.values()))) as advance:
         report = check(splits, arguments.threads, advance)
+    report.broken[:0] = broken
     print("\n".join(report.lines()))
     return 1 if report.broken else 0
 
@@ -57,7 +60,8 @@ def run_pack(arguments: argparse.Namespace) -> int:
     splits = open_unpacked(arguments.source)
     with progress("packing", sum(map(len, splits.values()))) as advance:
         pack(splits, Path(arguments.folder), settings, advance)
-    print(f"packed: type --data {arguments.folder}")
+    lacking = " and ".join(split for split in SPLITS if split not in splits)
+    print(f"packed: {arguments.folder} without {lacking}" if lacking else f"packed: type --data {arguments.folder}")
     return 0
 
 

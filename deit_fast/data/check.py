@@ -1,6 +1,7 @@
 """Read every image of a data set and tell, by name, what is broken, odd or there twice.
 
-broken: not readable as an image; training would skip it or stop (`--bad-images`).
+broken: not readable as an image; training would skip it or stop (`--bad-images`). Also a shard or parquet file that is
+not readable, and a label outside the classes; training would not begin.
 odd: readable, but not what its name says or not plain RGB or grey: another format, CMYK, a palette, alpha, 16 bits,
 more than one frame, an EXIF orientation (which training ignores unless told), damage that a decoder can live with.
 duplicate: the same bytes twice; worth a look where the labels differ or a training image is a validation image too.
@@ -30,11 +31,11 @@ MODES = {"CMYK": "CMYK", "P": "a palette", "PA": "a palette with alpha", "RGBA":
 
 @dataclass
 class Report:
-    """What was found; every image by its name.
+    """What was found; every image, shard or parquet file by its name.
 
     Attributes:
         images: how many were read.
-        broken: (name, reason).
+        broken: (name, reason); the files that `open_unpacked` took down belong here too.
         odd: (name, what is odd, more than one joined by commas).
         duplicates: groups of names with the same bytes, each with a remark or "".
     """
@@ -134,6 +135,8 @@ def _oddities(data: bytes, path: str, sound: bool) -> list[str]:
 
 
 def _duplicates(splits: dict[str, Dataset], digests: dict[str, np.ndarray]) -> list[tuple[list[str], str]]:
+    if not any(map(len, splits.values())):
+        return []
     where = [(split, index) for split, dataset in splits.items() for index in range(len(dataset))]
     every = np.concatenate(list(digests.values())).view(f"V{DIGEST_BYTES}")[:, 0]
     _, group, count = np.unique(every, return_inverse=True, return_counts=True)

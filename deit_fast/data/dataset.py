@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from .decode import BadImage, Part, Reserve, Wanted, copied, decode, decode_wanted, new_array
 from .folder import counted
 
+Broken = list[tuple[str, str]]  # (name of a file or an image, what is wrong with it)
+MOST_NUMBERED = 10**6  # classes without a name: a head for more has a billion weights at the width of ViT-B
+
 
 class Dataset(Protocol):
     """One split of a data set: N images with labels. `read` and `path` may be called from any thread.
@@ -83,18 +86,51 @@ def read_image(
     return ReadImage(part, read - began, time.perf_counter() - read)
 
 
-def check_labels(dataset: Dataset) -> None:
+def note(broken: Broken | None, name: str, error: ValueError) -> None:
+    """Take down what is wrong with a file, to go on without it; where nothing is taken down, raise it."""
+    if broken is None:
+        raise error
+    broken.append((name, str(error).removeprefix(name).lstrip(": /")))
+
+
+def numbered(dataset: Dataset, advice: str, broken: Broken | None = None) -> list[str]:
+    """Class names where nothing names them: the numbers up to the largest label.
+
+    Args:
+        advice: what to do about a number that is no label.
+        broken: where given, numbers that are no label are left to `check_labels`, unless all of them are none.
+
+    Raises:
+        ValueError: the first label that is too large to be one, by name.
+    """
+    wrong = np.flatnonzero(dataset.labels >= MOST_NUMBERED)
+    if len(wrong) and (broken is None or len(wrong) == len(dataset.labels)):
+        raise ValueError(
+            f"{dataset.path(int(wrong[0]))} has label {dataset.labels[wrong[0]]}, but classes without names are "
+            f"numbers below {MOST_NUMBERED:,}; {len(wrong)} of {len(dataset.labels)} labels are not: {advice}"
+        )
+    largest = dataset.labels[dataset.labels < MOST_NUMBERED].max(initial=-1)
+    return [str(number) for number in range(int(largest) + 1)]
+
+
+def check_labels(dataset: Dataset, broken: Broken | None = None) -> None:
     """Every label of a data set has a class.
+
+    Args:
+        broken: takes those that have none, which are then not raised.
 
     Raises:
         ValueError: the first that has none, by name.
     """
     classes = len(dataset.classes)
     wrong = np.flatnonzero((dataset.labels < 0) | (dataset.labels >= classes))
-    if len(wrong):
+    outside = f"outside 0 … {classes - 1} of the {classes} classes"
+    if broken is not None:
+        broken += [(dataset.path(index), f"label {dataset.labels[index]}, {outside}") for index in wrong.tolist()]
+    elif len(wrong):
         raise ValueError(
-            f"{dataset.path(int(wrong[0]))} has label {dataset.labels[wrong[0]]}, outside 0 … {classes - 1} of the "
-            f"{classes} classes; {len(wrong)} of {len(dataset.labels)} labels are"
+            f"{dataset.path(int(wrong[0]))} has label {dataset.labels[wrong[0]]}, {outside}; "
+            f"{len(wrong)} of {len(dataset.labels)} labels are"
         )
 
 

@@ -128,7 +128,7 @@ def listing(folder: Path) -> tuple[list[str], list[str]]:
     """Sorted names of the folders and of the files in a folder, without those that start with a dot.
 
     Raises:
-        ValueError: the folder cannot be read.
+        ValueError: the folder cannot be read, or a link in it leads nowhere that could be seen and may be a folder.
     """
     folders: list[str] = []
     files: list[str] = []
@@ -136,10 +136,20 @@ def listing(folder: Path) -> tuple[list[str], list[str]]:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if not entry.name.startswith("."):
-                    (folders if entry.is_dir() else files).append(entry.name)
+                    (folders if _is_folder(entry) else files).append(entry.name)
     except OSError as error:
         raise _unreadable(folder, error) from error
     return sorted(folders), sorted(files)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """An image that links to itself or into a forbidden folder is one bad file; a class must not go missing so."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if is_image(entry.name):
+            return False
+        raise ValueError(f"cannot follow the link {entry.path} ({error.strerror}): mend or remove it") from error
 
 
 def _status(folder: Path) -> os.stat_result:

@@ -14,6 +14,7 @@ read back and compared; so an interrupted run is continued by the same command.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -21,11 +22,12 @@ import re
 import tarfile
 import uuid
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -89,12 +91,12 @@ def pack(
         folder: where to; created where it is missing.
         settings: how.
         advance: called with the number of images done since the last call, those of shards found complete included.
-        version: of the source; a folder begun from another version is refused.
+        version: of the source; a folder begun from another version is refused. "": a digest of the images' names.
 
     Raises:
-        ValueError: the folder holds something else, or was begun from another source or with other settings, or cannot
-            be written.
-        BadImage: an image cannot be read, or not be re-encoded, or is not what was written when read back.
+        ValueError: the folder holds something else, or was begun from another source or list of images or with other
+            settings, or cannot be written.
+        BadImage: an image cannot be read, or not be re-encoded.
     """
     description = _describe(splits, settings, version)
     try:
@@ -109,6 +111,11 @@ def pack(
                     raise ValueError(f"the images of {dataset.name} have changed since {folder} was begun: remove it")
                 valid_for = fingerprint(shards, stamps=False)
                 save_arrays(index_file(folder, split), {**index.arrays(), "valid_for": valid_for})
+    except BadImage as error:
+        raise BadImage(
+            f"{error}: repair it and run the same command again, or remove it and {folder}, which was begun with it "
+            "(deit_fast.data check lists all)"
+        ) from error
     except OSError as error:
         raise ValueError(
             f"cannot write to {folder} ({error.strerror or error}): check its space and permissions"
@@ -124,37 +131,54 @@ def is_begun(folder: Path, splits: dict[str, Dataset], settings: Settings, versi
     return _read_description(folder) == _describe(splits, settings, version)
 
 
-def is_complete(folder: Path, splits: Iterable[str]) -> bool:
-    """Whether `pack` has written all of these splits."""
-    return all(index_file(folder, split).is_file() for split in splits)
+def is_complete(folder: Path) -> bool:
+    """Whether `pack` was called here and has written all splits that it was given.
+
+    Raises:
+        ValueError: its description is damaged.
+    """
+    found = _read_description(folder)
+    return found is not None and all(index_file(folder, split).is_file() for split in found["source"])
 
 
-def _describe(splits: dict[str, Dataset], settings: Settings, version: str) -> dict[str, object]:
+def _describe(splits: dict[str, Dataset], settings: Settings, version: str) -> dict[str, Any]:
     return {
         "source": {split: f"{dataset.name}: {len(dataset)} images" for split, dataset in splits.items()},
         "max_side": settings.max_side,
         "quality": settings.quality if settings.max_side else None,
         "shard_images": settings.shard_images,
-        "version": version,
+        "version": version or _digest(splits),
     }
 
 
-def _read_description(folder: Path) -> object:
+def _digest(splits: dict[str, Dataset]) -> str:
+    """Of the names of all images in their order: shards k·n … are only continued with the list they were cut from."""
+    digest = hashlib.sha256()
+    for split, dataset in splits.items():
+        for index in range(len(dataset)):
+            digest.update(os.fsencode(f"{split} {dataset.path(index)}\n"))
+    return digest.hexdigest()[:16]
+
+
+def _read_description(folder: Path) -> dict[str, Any] | None:
     try:
-        return json.loads((folder / PACK_FILE).read_text())
-    except FileNotFoundError:
+        found = json.loads((folder / PACK_FILE).read_text())
+        if not isinstance(found, dict) or not isinstance(found.get("source"), dict):
+            raise ValueError("it names no source")
+        return found
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder / PACK_FILE} cannot be read ({error}): remove {folder} and pack again") from error
 
 
-def _begin(folder: Path, description: dict[str, object]) -> None:
+def _begin(folder: Path, description: dict[str, Any]) -> None:
     """Leave pack.json in an empty folder, or find the same there."""
     found = _read_description(folder)
     if found is not None and found != description:
         raise ValueError(
-            f"{folder} was packed from another source or with other settings ({json.dumps(found)}, now "
-            f"{json.dumps(description)}): choose another folder or remove it"
+            f"{folder} was packed from another source or list of images, or with other settings ({json.dumps(found)}, "
+            f"now {json.dumps(description)}): choose another folder or remove it"
         )
     if found is None:
         if strangers := sorted(os.listdir(folder)):
@@ -244,9 +268,7 @@ def _prepare(dataset: Dataset, index: int, settings: Settings) -> bytes:
         image.thumbnail((settings.max_side, settings.max_side), Image.Resampling.BICUBIC, reducing_gap=None)
         return _saved(image, "JPEG", quality=settings.quality)
     except (BadImage, OSError) as error:
-        raise BadImage(
-            f"{dataset.path(index)}: {error}: repair or remove it (deit_fast.data check lists all)"
-        ) from error
+        raise BadImage(f"{dataset.path(index)}: {error}") from error
 
 
 def _saved(image: Image.Image, format: str, **options: int) -> bytes:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .dataset import check_labels, checked_names
+from .dataset import Broken, check_labels, checked_names, note, numbered
 
 if TYPE_CHECKING:
     import pyarrow
@@ -36,10 +36,11 @@ class ParquetRows:
         name: what the user called the data set.
         image, label: columns; None: found as described above.
         classes: class names; None: those of the label's feature, else the numbers up to the largest label.
+        broken: takes the files without readable columns and the labels outside the classes, which are then not raised.
 
     Raises:
-        ValueError: pyarrow is not installed, a file is unreadable or no parquet file, a column cannot be told, a label
-            is missing or outside the classes.
+        ValueError: pyarrow is not installed, a file is unreadable or no parquet file, a column cannot be told or is
+            not in every file, a label is missing, outside the classes or too large for one.
     """
 
     def __init__(
@@ -49,27 +50,29 @@ class ParquetRows:
         image: str | None = None,
         label: str | None = None,
         classes: list[str] | None = None,
+        broken: Broken | None = None,
     ):
         self.name = name
-        self.files = [str(file) for file in files]
-        tables = [_opened(file) for file in self.files]
-        schema = tables[0].schema_arrow
+        tables = {str(file): _opened(str(file)) for file in files}
+        first, schema = str(files[0]), tables[str(files[0])].schema_arrow
         features = _features(schema)
-        self.image = image or _only(_images(schema, features), "image", schema, self.files[0])
-        self.label = label or _only(_label_columns(schema, features), "label", schema, self.files[0])
-        for column in (self.image, self.label):
-            if column not in schema.names:
-                raise ValueError(f"{self.files[0]} has no column {column!r}, only {', '.join(schema.names)}")
-        groups = [(file, group) for file, table in enumerate(tables) for group in range(table.num_row_groups)]
-        sizes = [tables[file].metadata.row_group(group).num_rows for file, group in groups]
-        self._groups, self._ends = groups, np.cumsum(sizes, dtype=np.int64)
-        self.labels = _labels(self.files, self.label)
+        self.image = image or _only(_images(schema, features), "image", schema, first)
+        self.label = label or _only(_label_columns(schema, features), "label", schema, first)
+        _check_columns(first, schema, (self.image, self.label))  # the spec may name one that no file has
+        labels = _labels(tables, self.image, self.label, broken)
+        self.files = list(labels)
+        self.labels = np.concatenate([np.empty(0, np.int64), *labels.values()])
+        self._file_ends = np.cumsum([len(each) for each in labels.values()], dtype=np.int64)
+        metadata = [tables[file].metadata for file in self.files]
+        self._groups = [(file, group) for file, each in enumerate(metadata) for group in range(each.num_row_groups)]
+        sizes = [metadata[file].row_group(group).num_rows for file, group in self._groups]
+        self._ends = np.cumsum(sizes, dtype=np.int64)
         if classes is None:
             named = features.get(self.label, {}).get("names")
-            largest = int(self.labels.max(initial=-1))
-            classes = [str(number) for number in range(largest + 1)] if named is None else list(named)
-        self.classes = checked_names(classes, self.files[0])
-        check_labels(self)
+            advice = "name the column of labels, --data 'FOLDER?label=COLUMN'"
+            classes = numbered(self, advice, broken) if named is None else list(named)
+        self.classes = checked_names(classes, first)
+        check_labels(self, broken)
         self._kept: dict[int, Any] = {}
         self._lock = threading.Lock()
 
@@ -86,10 +89,8 @@ class ParquetRows:
         return data
 
     def path(self, index: int) -> str:
-        group = int(np.searchsorted(self._ends, index, side="right"))
-        file = self._groups[group][0]
-        first = next(place for place, (of, _) in enumerate(self._groups) if of == file)
-        return f"{self.files[file]}[{index - (int(self._ends[first - 1]) if first else 0)}]"
+        file = int(np.searchsorted(self._file_ends, index, side="right"))
+        return f"{self.files[file]}[{index - (int(self._file_ends[file - 1]) if file else 0)}]"
 
     def _group(self, group: int) -> Any:
         with self._lock:
@@ -99,20 +100,41 @@ class ParquetRows:
                 file, number = self._groups[group]
                 try:
                     table = _opened(self.files[file]).read_row_group(number, columns=[self.image])
-                except (OSError, ValueError) as error:  # pyarrow's errors are both
+                    self._kept[group] = table.column(self.image).combine_chunks()
+                except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are the first two
                     raise OSError(f"row group {number} is damaged ({error})") from error
-                self._kept[group] = table.column(self.image).combine_chunks()
             return self._kept[group]
 
 
-def _opened(file: str) -> pyarrow.parquet.ParquetFile:
+def readable(files: Sequence[Path], broken: Broken) -> list[Path]:
+    """The parquet files among these; what is wrong with the others is taken down.
+
+    Raises:
+        ValueError: pyarrow is not installed.
+    """
+    _pyarrow()
+    found = []
+    for file in files:
+        try:
+            _opened(str(file))
+            found.append(file)
+        except ValueError as error:
+            note(broken, str(file), error)
+    return found
+
+
+def _pyarrow() -> Any:
     try:
-        import pyarrow
-        from pyarrow import parquet
+        import pyarrow.parquet
     except ImportError as error:
         raise ValueError("parquet files need pyarrow: type pip install 'deit-fast[parquet]'") from error
+    return pyarrow
+
+
+def _opened(file: str) -> pyarrow.parquet.ParquetFile:
+    pyarrow = _pyarrow()
     try:
-        return parquet.ParquetFile(file)
+        return pyarrow.parquet.ParquetFile(file)
     except (OSError, pyarrow.ArrowException) as error:
         raise ValueError(f"{file} is no readable parquet file ({error}): copy or download it again") from error
 
@@ -153,19 +175,37 @@ def _only(columns: list[str], what: str, schema: pyarrow.Schema, file: str) -> s
     raise ValueError(f"{file}: {found} the {what}: name it, --data 'FOLDER?{what}={example}'")
 
 
-def _labels(files: Sequence[str], column: str) -> np.ndarray:
-    """int64 (N,)."""
-    parts = []
-    for file in files:
+def _check_columns(file: str, schema: pyarrow.Schema, columns: Sequence[str]) -> None:
+    for column in columns:
+        if column not in schema.names:
+            raise ValueError(f"{file} has no column {column!r}, only {', '.join(schema.names)}")
+
+
+def _labels(
+    tables: dict[str, pyarrow.parquet.ParquetFile], image: str, label: str, broken: Broken | None
+) -> dict[str, np.ndarray]:
+    """int64 (N,) of each file that has both columns."""
+    labels = {}
+    for file, table in tables.items():
         try:
-            table = _opened(file).read(columns=[column])
-        except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"{file} has no readable column {column!r} ({error})") from error
-        values = table.column(column)
-        if values.null_count:
-            raise ValueError(f"{file} has {values.null_count} rows without a value of {column!r}")
-        numbers = values.to_numpy()
-        if numbers.dtype.kind not in "iu":
-            raise ValueError(f"{file}: the labels in {column!r} are integers, got {values.type}")
-        parts.append(numbers.astype(np.int64))
-    return np.concatenate(parts)
+            _check_columns(file, table.schema_arrow, (image, label))
+            labels[file] = _integers(file, table, label)
+        except ValueError as error:
+            note(broken, file, error)
+    return labels
+
+
+def _integers(file: str, table: pyarrow.parquet.ParquetFile, column: str) -> np.ndarray:
+    """int64 (N,)."""
+    try:
+        values = table.read(columns=[column]).column(column)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{file} has no readable column {column!r} ({error})") from error
+    if values.null_count:
+        raise ValueError(f"{file} has {values.null_count} rows without a value of {column!r}")
+    numbers = values.to_numpy()
+    if numbers.dtype.kind not in "iu":
+        raise ValueError(f"{file}: the labels in {column!r} are integers, got {values.type}")
+    if len(numbers) and numbers.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"{file}[{numbers.argmax()}] has label {numbers.max()}: labels have 64 bits, with a sign")
+    return numbers.astype(np.int64)

@@ -19,17 +19,21 @@ import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .dataset import check_labels, checked_names
+from .dataset import Broken, check_labels, checked_names, note, numbered
 from .folder import SUFFIXES, is_image
 from .index import CACHED_FROM, Arrays, Names, cache_arrays, index_path, load_arrays, pack_names, unpack_names
 
-VERSION = 1
+VERSION = 2  # of the kept index; 1 held shards that ended too early
 CLASSES_FILE = "classes.txt"
+BLOCK = 512  # bytes; tar's unit
+# A tar file ends in two zero blocks, filled up to a record. A record has 20 blocks unless `tar -b` says otherwise, and
+# 63 at most by POSIX. More zeros are what a download leaves that took its space first: there should be members.
+MOST_ZEROS = (2 + 63 - 1) * BLOCK
 COLUMNS = ("shard", "offset", "size", "labels")
 
 
@@ -58,27 +62,32 @@ class TarShards:
         name: what the user called the data set.
         classes: class names; None: the lines of classes.txt beside the first shard, else the numbers up to the largest.
         index_file: an index that `pack` wrote.
+        broken: takes the shards that cannot be read and the labels outside the classes, which are then not raised;
+            headers are read anew.
 
     Raises:
-        ValueError: a shard is unreadable, no tar file or compressed, a sample lacks image or label, a label is outside
-            the classes, a class name occurs twice, or the index is of other shards.
+        ValueError: a shard is unreadable, no tar file, cut off, damaged or compressed, a sample lacks image or label, a
+            label is outside the classes or too large for one, a class name occurs twice, or the index is of others.
     """
 
     def __init__(
-        self, shards: Sequence[Path], name: str, classes: list[str] | None = None, index_file: Path | None = None
+        self,
+        shards: Sequence[Path],
+        name: str,
+        classes: list[str] | None = None,
+        index_file: Path | None = None,
+        broken: Broken | None = None,
     ):
         self.name = name
         self._shards = [str(shard) for shard in shards]
-        self._index = _opened(self._shards, index_file)
+        self._index = _opened(self._shards, index_file, broken)
         self.labels = self._index.labels
-        if not len(self.labels):
-            raise ValueError(f"{self._shards[0]} holds no sample")
+        if not len(self.labels) and self._shards[0] not in dict(broken or ()):
+            note(broken, self._shards[0], ValueError(f"{self._shards[0]} holds no sample"))
         if classes is None:
             classes = class_names(shards[0].parent / CLASSES_FILE)
-        if classes is None:
-            classes = [str(label) for label in range(self.labels.max() + 1)]
-        self.classes = classes
-        check_labels(self)
+        self.classes = numbered(self, "mend or remove the sample", broken) if classes is None else classes
+        check_labels(self, broken)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -124,15 +133,23 @@ def fingerprint(shards: Sequence[str], *, stamps: bool) -> NDArray[np.str_]:
     )
 
 
-def scan(shards: Sequence[str]) -> ShardIndex:
+def scan(shards: Sequence[str], broken: Broken | None = None) -> ShardIndex:
     """The index of a list of shards, from their headers.
+
+    Args:
+        broken: takes the shards that cannot be read, which are then left out.
 
     Raises:
         ValueError: as `TarShards`.
     """
     columns: tuple[list, ...] = ([], [], [], [], [])
     for number, shard in enumerate(shards):
-        for row in _samples(shard):
+        try:
+            rows = list(_samples(shard))
+        except ValueError as error:
+            note(broken, shard, error)
+            continue
+        for row in rows:
             for column, value in zip(columns, (number, *row), strict=True):
                 column.append(value)
     types = (np.int32, np.int64, np.int64, np.int64)
@@ -140,15 +157,14 @@ def scan(shards: Sequence[str]) -> ShardIndex:
     return ShardIndex(*numbers, names=Names.of(columns[4]))
 
 
-def _opened(shards: list[str], index_file: Path | None) -> ShardIndex:
+def _opened(shards: list[str], index_file: Path | None, broken: Broken | None) -> ShardIndex:
     if index_file is not None:
-        arrays = load_arrays(index_file)
-        if arrays is None or not np.array_equal(arrays["valid_for"], fingerprint(shards, stamps=False)):
-            raise ValueError(
-                f"the shards beside {index_file} are not those it was written for: restore what is missing, or remove "
-                "the index to take what is there"
-            )
-        return ShardIndex.of(arrays)
+        try:
+            return _packed(shards, index_file)
+        except ValueError as error:
+            note(broken, str(index_file), error)
+    if broken is not None:
+        return scan(shards, broken)
     kept, valid_for = index_path("shards", VERSION, shards), fingerprint(shards, stamps=True)
     arrays = load_arrays(kept)
     if arrays is not None and np.array_equal(arrays["valid_for"], valid_for):
@@ -157,6 +173,16 @@ def _opened(shards: list[str], index_file: Path | None) -> ShardIndex:
     if len(index.labels) >= CACHED_FROM:
         cache_arrays(kept, {**index.arrays(), "valid_for": valid_for})
     return index
+
+
+def _packed(shards: list[str], index_file: Path) -> ShardIndex:
+    arrays = load_arrays(index_file)
+    if arrays is None or not np.array_equal(arrays["valid_for"], fingerprint(shards, stamps=False)):
+        raise ValueError(
+            f"the shards beside {index_file} are not those it was written for: restore what is missing, or remove "
+            "the index to take what is there"
+        )
+    return ShardIndex.of(arrays)
 
 
 def _samples(shard: str) -> Iterator[tuple[int, int, int, str]]:
@@ -179,11 +205,33 @@ def _samples(shard: str) -> Iterator[tuple[int, int, int, str]]:
                     image = (member.offset_data, member.size, member.name)
                 elif suffix in ("cls", "json"):
                     label = _label(shard, member.name, suffix, tar.extractfile(member).read(), label)
+            _check_end(tar)
             if key:
                 yield _complete(shard, key, image, label)
     except (tarfile.TarError, OSError) as error:
         hint = "it is compressed: unpack it" if _is_gzip(shard) else "copy or download it again"
         raise ValueError(f"{shard} is no readable tar file ({error}): {hint}") from error
+
+
+def _check_end(tar: tarfile.TarFile) -> None:
+    """The members of an archive, all read by now, ended where it ends.
+
+    `tarfile` takes any header but the first that it cannot read for the end.
+
+    Raises:
+        tarfile.ReadError: they ended at damage, or the archive is cut off.
+    """
+    size = os.fstat(tar.fileobj.fileno()).st_size
+    if size - tar.offset < BLOCK:
+        raise tarfile.ReadError(f"unexpected end of data at byte {size}")
+    tar.fileobj.seek(tar.offset)
+    if any(tar.fileobj.read(BLOCK)):
+        raise tarfile.ReadError(f"damaged header at byte {tar.offset}")
+    if size - tar.offset > MOST_ZEROS or any(tar.fileobj.read()):
+        raise tarfile.ReadError(
+            f"its members end at byte {tar.offset} of {size}: part of it is zeros, or it is joined with another, or of "
+            "a tar -b above 63"
+        )
 
 
 def _complete(shard: str, key: str, image: tuple[int, int, str] | None, label: int | None) -> tuple[int, int, int, str]:
@@ -198,11 +246,18 @@ def _label(shard: str, member: str, suffix: str, content: bytes, known: int | No
     """The label in a member; what `.cls` says goes before what `.json` says."""
     try:
         if suffix == "cls":
-            return int(content)
+            return _int64(content)
         found = json.loads(content).get("label")
-        return known if known is not None or found is None else int(found)
-    except (ValueError, AttributeError, TypeError) as error:
+        return known if known is not None or found is None else _int64(found)
+    except (ValueError, AttributeError, TypeError, OverflowError) as error:
         raise ValueError(f"{shard}/{member} holds no label ({error})") from error
+
+
+def _int64(value: Any) -> int:
+    number = int(value)
+    if number.bit_length() > 63:
+        raise ValueError("the number has more than 64 bits")
+    return number
 
 
 def _is_gzip(path: str) -> bool:

@@ -24,10 +24,11 @@ from urllib.parse import parse_qsl
 
 from . import cifar, imagenet
 from .builtin import BUILTIN, default_cache_dir, write_builtin
-from .dataset import Dataset
+from .cache_lock import locked
+from .dataset import Broken, Dataset
 from .folder import ImageFolder, counted, is_image, listing
 from .pack import PACK_FILE, Settings, index_file, is_begun, is_complete, pack
-from .parquet import ParquetRows
+from .parquet import ParquetRows, readable
 from .shards import TarShards, fingerprint
 
 LAYOUT = "a folder with train/ and val/, each with one sub-folder per class"
@@ -72,16 +73,22 @@ def open_dataset(spec: str, cache_dir: Path | None = None) -> tuple[Dataset, Dat
     return train, _class_folders(root / "val", spec, train.classes)
 
 
-def open_unpacked(spec: str) -> dict[str, Dataset]:
-    """The splits as they are stored, "train" and "val" or one of them, parquet files unpacked: to be read in order.
+def open_unpacked(spec: str, broken: Broken | None = None) -> dict[str, Dataset]:
+    """The splits as they are stored, "train" and "val" or one of them, parquet files as they are: to be read in order.
+
+    Args:
+        broken: takes the shards and parquet files that cannot be read, and labels outside the classes; the splits are
+            then of the others.
 
     Raises:
         ValueError: as `open_dataset`.
     """
     if spec not in BUILTIN:
         root, columns = _root(spec)
-        if opened := _open_files(root, spec, columns, unpack=False):
+        if opened := _open_files(root, spec, columns, unpack=False, broken=broken):
             return opened
+        if broken:
+            return {}
     train, val = open_dataset(spec)
     return {"train": train, "val": val}
 
@@ -125,26 +132,31 @@ def _root(spec: str) -> tuple[Path, dict[str, str]]:
     return root, columns
 
 
-def _open_files(root: Path, spec: str, columns: dict[str, str], unpack: bool = True) -> dict[str, Dataset]:
+def _open_files(
+    root: Path, spec: str, columns: dict[str, str], unpack: bool = True, broken: Broken | None = None
+) -> dict[str, Dataset]:
     """The splits of a folder of CIFAR, shards or parquet files; empty where it is none of them."""
     for folder in (root, *(root / name for name in cifar.LAYOUTS)):
         if folder.name in cifar.LAYOUTS and folder.is_dir():
             return {split: cifar.Cifar(folder, split, spec) for split in SPLITS}
     if _has_class_folders(root):
         return {}
-    if (root / PACK_FILE).is_file() and not is_complete(root, SPLITS):
+    if (root / PACK_FILE).is_file() and not is_complete(root):
         raise ValueError(f"{root} is not packed to its end: run the same deit_fast.data pack command again")
     if shards := _split_files(root, (".tar",)):
-        return _open_shards(shards, spec)
+        return _open_shards(shards, spec, broken)
     if any(_split_files(root, (".tar.gz", ".tgz")).values()):
         raise ValueError(
             f"--data {spec} holds compressed shards, which cannot be read in any order: unpack them (gunzip)"
         )
     if files := _split_files(root, (".parquet",)):
+        name = str(root.absolute()) if unpack else spec  # unpacked once, however the folder is spelled
         rows: dict[str, Dataset] = {}
         for split, paths in files.items():
-            rows[split] = ParquetRows(paths, spec, **columns, classes=rows["train"].classes if rows else None)
-        return _unpacked(root, rows) if unpack else rows
+            classes = rows["train"].classes if rows and not broken else None  # else some may have no file left
+            if paths := paths if broken is None else readable(paths, broken):
+                rows[split] = ParquetRows(paths, name, **columns, classes=classes, broken=broken)
+        return _unpacked(root, spec, rows) if unpack else rows
     return {}
 
 
@@ -174,38 +186,48 @@ def _split_files(root: Path, suffixes: tuple[str, ...]) -> dict[str, list[Path]]
     }
 
 
-def _open_shards(shards: dict[str, list[Path]], spec: str) -> dict[str, Dataset]:
+def _open_shards(shards: dict[str, list[Path]], spec: str, broken: Broken | None = None) -> dict[str, Dataset]:
     opened: dict[str, Dataset] = {}
     for split, paths in shards.items():
         index = index_file(paths[0].parent, split)
-        classes = opened["train"].classes if opened else None
-        opened[split] = TarShards(paths, spec, classes, index if index.is_file() else None)
+        classes = opened["train"].classes if opened and not broken else None  # else some may have no shard left
+        opened[split] = TarShards(paths, spec, classes, index if index.is_file() else None, broken)
     return opened
 
 
-def _unpacked(root: Path, rows: dict[str, ParquetRows]) -> dict[str, Dataset]:
+def _unpacked(root: Path, spec: str, rows: dict[str, ParquetRows]) -> dict[str, Dataset]:
     """Shards in the cache folder with the bytes of parquet files, written on the first call."""
     files = [file for each in rows.values() for file in each.files]
     version = hashlib.sha256("\n".join(fingerprint(files, stamps=True)).encode()).hexdigest()[:16]
     columns = next(iter(rows.values()))
     name = hashlib.sha256(f"{root.absolute()} {columns.image} {columns.label}".encode()).hexdigest()[:16]
     cache = default_cache_dir() / f"parquet-{name}"
-    settings = Settings()
-    if cache.exists() and not is_begun(cache, rows, settings, version):
-        shutil.rmtree(cache)  # of files that have changed
-    if not is_complete(cache, rows):
-        need = sum(Path(file).stat().st_size for file in files)
-        cache.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(cache).free + sum(file.stat().st_size for file in cache.iterdir())
-        if free < need * 1.05:
-            raise ValueError(
-                f"parquet files are unpacked once, which takes {need / 1e9:.0f} GB, but the disk of {cache} has "
-                f"{free / 1e9:.0f} GB: set DEIT_FAST_CACHE to a folder on another disk"
-            )
-        print(f"unpacking {root} once, {need / 1e9:.1f} GB, to {cache}", file=sys.stderr)
-        pack(rows, cache, settings, version=version)
+    if not _is_unpacked(cache, rows, version):
+        with locked(cache.with_name(f"{cache.name}.lock"), f"unpacks {root}"):
+            if not _is_unpacked(cache, rows, version):
+                _unpack(root, rows, cache, version)
     shards = {split: sorted(cache.glob(f"{split}-*.tar")) for split in rows}
-    return _open_shards(shards, columns.name)
+    return _open_shards(shards, spec)
+
+
+def _is_unpacked(cache: Path, rows: dict[str, ParquetRows], version: str) -> bool:
+    return is_begun(cache, rows, Settings(), version) and is_complete(cache)
+
+
+def _unpack(root: Path, rows: dict[str, ParquetRows], cache: Path, version: str) -> None:
+    """Write the shards, or those that are missing."""
+    if cache.exists() and not is_begun(cache, rows, Settings(), version):
+        shutil.rmtree(cache)  # of files that have changed
+    need = sum(Path(file).stat().st_size for each in rows.values() for file in each.files)
+    cache.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(cache).free + sum(file.stat().st_size for file in cache.iterdir())
+    if free < need * 1.05:
+        raise ValueError(
+            f"parquet files are unpacked once, which takes {need / 1e9:.0f} GB, but the disk of {cache} has "
+            f"{free / 1e9:.0f} GB: set DEIT_FAST_CACHE to a folder on another disk"
+        )
+    print(f"unpacking {root} once, {need / 1e9:.1f} GB, to {cache}", file=sys.stderr)
+    pack(rows, cache, Settings(), version=version)
 
 
 def _class_folders(folder: Path, spec: str, classes: list[str]) -> Dataset:

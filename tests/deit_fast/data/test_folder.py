@@ -1,10 +1,13 @@
 """Reading single files: whatever lies under an image's name, reading it ends."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 
 from deit_fast.data import folder, open_dataset
+from deit_fast.data.dataset import read_image
+from deit_fast.data.decode import BadImage
 from deit_fast.data.folder import read_file
 
 
@@ -33,3 +36,29 @@ def test_links_to_files_are_followed_and_dead_links_are_read_errors(image_folder
     assert train.read(5) == train.read(6)
     with pytest.raises(FileNotFoundError):
         train.read(4)
+
+
+def test_an_image_that_links_to_itself_is_one_bad_image(image_folder):
+    loop = image_folder / "train/ant/loop.jpg"
+    loop.symlink_to("loop.jpg")
+    train, _ = open_dataset(str(image_folder))
+    assert train.path(4) == str(loop)
+    bad = read_image(train, 4).part
+    assert isinstance(bad, BadImage)
+    assert str(bad).startswith("it cannot be read (Too many")
+    assert train.read(5)
+
+
+@pytest.mark.parametrize(("name", "refused"), [("far.jpg", False), ("cow", True), ("train-0.tar", True)])
+def test_what_links_into_a_forbidden_folder_is_a_bad_image_or_refused_by_its_own_name(name, refused):
+    """A class that cannot be seen is not left out."""
+
+    def is_dir():
+        raise PermissionError(13, "Permission denied")
+
+    entry = SimpleNamespace(name=name, path=f"/set/train/{name}", is_dir=is_dir)
+    if not refused:
+        assert folder._is_folder(entry) is False
+        return
+    with pytest.raises(ValueError, match=rf"cannot follow the link /set/train/{name} \(Permission denied\): mend or"):
+        folder._is_folder(entry)

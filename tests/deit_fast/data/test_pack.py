@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import tarfile
 
 import numpy as np
@@ -125,28 +126,74 @@ def test_an_interrupted_run_is_continued_and_never_leaves_half_a_shard(image_fol
             assert (folder / file.name).read_bytes() == file.read_bytes()
 
 
+@pytest.mark.parametrize(("split", "says"), [("train", "training"), ("val", "validation")])
+def test_a_folder_packed_from_one_split_is_complete_and_says_what_training_lacks(image_folder, tmp_path, split, says):
+    whole, source = packed(image_folder, tmp_path / "whole"), tmp_path / "source"
+    source.mkdir()
+    for shard in whole.glob(f"{split}-*.tar"):
+        shard.rename(source / shard.name)
+    folder = packed(source, tmp_path / "packed")
+    assert list(open_unpacked(str(folder))) == [split]
+    with pytest.raises(ValueError, match=f"{folder} has {says} images only: add files with"):
+        open_dataset(str(folder))
+    (folder / f"{split}.index.npz").unlink()
+    with pytest.raises(ValueError, match="is not packed to its end"):
+        open_dataset(str(folder))
+
+
 def test_another_source_or_other_settings_are_refused(image_folder, tmp_path):
     folder = packed(image_folder, tmp_path / "packed")
-    with pytest.raises(ValueError, match="was packed from another source or with other settings"):
+    with pytest.raises(ValueError, match="was packed from another source or list of images, or with other settings"):
         packed(image_folder, folder, max_side=32)
     with pytest.raises(ValueError, match=r"is not empty \(it holds train\)"):
         packed(image_folder, image_folder)
+
+
+@pytest.mark.parametrize("change", ["another name", "another class", "one for another"])
+def test_shards_are_not_continued_with_other_images_of_the_same_number(image_folder, tmp_path, change):
+    folder = packed(image_folder, tmp_path / "packed")
     (folder / "train.index.npz").unlink()
-    (image_folder / "train/ant/0.jpg").rename(image_folder / "train/bee/9.jpg")
-    with pytest.raises(ValueError, match="have changed since"):
+    first = image_folder / "train/ant/0.jpg"
+    if change == "one for another":
+        first.unlink()
+        (image_folder / "train/ant/9.jpg").write_bytes(encoded_image(9, "JPEG"))
+    else:
+        first.rename(image_folder / ("train/ant/9.jpg" if change == "another name" else "train/bee/9.jpg"))
+    with pytest.raises(ValueError, match="was packed from another source or list of images"):
         packed(image_folder, folder)
 
 
-def test_an_unreadable_image_stops_and_is_named(image_folder, tmp_path):
-    broken = image_folder / "train/bee/2.jpg"
+def test_shards_whose_labels_are_not_those_of_the_source_are_refused(image_folder, tmp_path):
+    folder, splits = packed(image_folder, tmp_path / "packed"), open_unpacked(str(image_folder))
+    splits["train"].labels = splits["train"].labels[::-1]
+    with pytest.raises(ValueError, match="have changed since"):
+        pack.pack(splits, folder, Settings(shard_images=3))
+
+
+def test_an_unreadable_image_stops_and_what_is_said_of_it_is_true(image_folder, tmp_path):
+    broken, folder = image_folder / "train/bee/2.jpg", tmp_path / "packed"
+    sound = broken.read_bytes()
     broken.unlink()
     broken.symlink_to(tmp_path / "nowhere")
-    with pytest.raises(BadImage, match=rf"{broken}: .*No such file.*deit_fast.data check lists all"):
-        packed(image_folder, tmp_path / "packed")
+    advice = f"repair it and run the same command again, or remove it and {folder}, which was begun with it"
+    with pytest.raises(BadImage, match=rf"{broken}: .*No such file.*{advice}.*deit_fast.data check lists all"):
+        packed(image_folder, folder)
+    assert (folder / "train-00001.tar").exists()
     broken.unlink()
+    broken.write_bytes(sound)
+    packed(image_folder, folder)
+    assert len(open_dataset(str(folder))[0]) == 8
+    shutil.rmtree(folder)
+    broken.unlink()
+    packed(image_folder, folder)
+    assert len(open_dataset(str(folder))[0]) == 7
+
+
+def test_an_image_that_cannot_be_re_encoded_stops_and_is_named(image_folder, tmp_path):
+    broken = image_folder / "train/bee/2.jpg"
     broken.write_bytes(b"text")
     with pytest.raises(BadImage, match=rf"{broken}: "):
-        packed(image_folder, tmp_path / "again", max_side=32)
+        packed(image_folder, tmp_path / "packed", max_side=32)
 
 
 def test_a_shard_that_reads_back_differently_is_not_kept(image_folder, tmp_path, monkeypatch):
@@ -157,10 +204,13 @@ def test_a_shard_that_reads_back_differently_is_not_kept(image_folder, tmp_path,
     assert sorted(os.listdir(tmp_path / "packed")) == ["classes.txt", "pack.json"]
 
 
-def test_a_damaged_description_is_named(image_folder, tmp_path):
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_a_damaged_description_is_named(image_folder, tmp_path, text):
     folder = packed(image_folder, tmp_path / "packed")
     json.loads((folder / "pack.json").read_text())
-    (folder / "pack.json").write_text("{")
+    (folder / "pack.json").write_text(text)
+    with pytest.raises(ValueError, match=r"pack\.json cannot be read"):
+        open_dataset(str(folder))
     with pytest.raises(ValueError, match=r"pack\.json cannot be read"):
         packed(image_folder, folder)
 

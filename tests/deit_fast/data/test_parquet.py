@@ -1,13 +1,17 @@
 """Parquet files: bytes and labels as Hugging Face stores them, packed once so that any order is fast."""
 
+import errno
+import fcntl
 import json
 import sys
+import threading
+from threading import Event, Thread
 from types import SimpleNamespace
 
 import pytest
 from memory_dataset import encoded_image
 
-from deit_fast.data import open_dataset
+from deit_fast.data import open_dataset, sources
 from deit_fast.data.parquet import ParquetRows
 
 pyarrow = pytest.importorskip("pyarrow")
@@ -66,6 +70,63 @@ def test_a_second_opening_unpacks_nothing_and_a_changed_file_everything(folder, 
     assert train.read(3) == encoded_image(9, "JPEG")
 
 
+def test_another_spelling_of_the_folder_unpacks_nothing(folder, monkeypatch, capsys):
+    """It would take the shards away from under a run."""
+    open_dataset(str(folder))
+    capsys.readouterr()
+    monkeypatch.chdir(folder.parent)
+    train, _ = open_dataset("set?label=label")
+    assert capsys.readouterr().err == ""
+    assert train.name == "set?label=label"
+
+
+def test_of_two_that_open_at_once_one_unpacks_and_the_other_waits(folder, monkeypatch, capsys):
+    waiting, opened, packed = Event(), [], []
+    second = Thread(target=lambda: opened.append(open_dataset(str(folder))))
+    flock, pack = fcntl.flock, sources.pack
+
+    def watched_flock(descriptor, operation):
+        if operation == fcntl.LOCK_EX:
+            waiting.set()
+        flock(descriptor, operation)
+
+    def watched_pack(*arguments, **options):
+        packed.append(threading.current_thread())
+        if len(packed) == 1:
+            second.start()
+            assert waiting.wait(30)
+        pack(*arguments, **options)
+
+    monkeypatch.setattr(fcntl, "flock", watched_flock)
+    monkeypatch.setattr(sources, "pack", watched_pack)
+    opened.append(open_dataset(str(folder)))
+    second.join()
+    assert packed == [threading.current_thread()]
+    assert [len(train) for train, _ in opened] == [6, 6]
+    assert f"another process unpacks {folder}: waiting for it" in capsys.readouterr().err
+
+
+def test_what_is_unpacked_opens_from_a_cache_that_cannot_be_written(folder, monkeypatch):
+    open_dataset(str(folder))
+    monkeypatch.setattr(sources, "locked", None)
+    assert len(open_dataset(str(folder))[0]) == 6
+
+
+def test_where_the_cache_is_not_writable_a_sentence_says_so(folder, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DEIT_FAST_CACHE", str(tmp_path / "file"))
+    assert refused(folder).endswith("set DEIT_FAST_CACHE to a folder that you may write to")
+
+
+def test_where_the_file_system_has_no_locks_a_warning_says_so_and_the_set_is_unpacked(folder, monkeypatch):
+    def no_locks(descriptor, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.warns(UserWarning, match="a file system without locks: start one process first"):
+        assert len(open_dataset(str(folder))[0]) == 6
+
+
 def test_rows_are_read_from_the_files_themselves_where_order_does_not_matter(folder):
     files = sorted((folder / "data").glob("train*"))
     rows = ParquetRows(files, "set")
@@ -104,6 +165,38 @@ def test_labels_outside_the_classes_or_missing_are_refused(folder):
     write(train, [3, 4], names=["ant", "ant"])
     write(folder / "data/train-00000-of-00002.parquet", [3, 4], names=["ant", "ant"])
     assert "names 1 class (ant) more than once" in refused(folder)
+
+
+def test_a_column_of_numbers_that_are_no_labels_is_refused_before_its_classes_are_counted_out(tmp_path):
+    for split in ("train", "test"):
+        write(tmp_path / f"{split}.parquet", [0, 1], label="taken", labels=[5, 1_700_000_000], features=False)
+    text = refused(tmp_path)
+    assert text.startswith(f"{tmp_path}/train.parquet[1] has label 1700000000, but classes without names are numbers")
+    assert text.endswith("1 of 2 labels are not: name the column of labels, --data 'FOLDER?label=COLUMN'")
+    write(tmp_path / "train.parquet", [0, 1], labels=pyarrow.array([1, 2**63], pyarrow.uint64()))
+    assert refused(tmp_path).startswith(f"{tmp_path}/train.parquet[1] has label {2**63}: labels have 64 bits")
+
+
+@pytest.mark.parametrize("column", ["image", "label"])
+def test_a_later_file_without_a_column_is_named(folder, column):
+    train = folder / "data/train-00001-of-00002.parquet"
+    write(train, [3, 4], **{column: "other"})
+    assert refused(folder).startswith(f"{train} has no column {column!r}, only ")
+
+
+def test_a_column_that_a_file_has_twice_is_named(folder):
+    train = folder / "data/train-00001-of-00002.parquet"
+    table = parquet.read_table(write(train, [3, 4]))
+    parquet.write_table(table.append_column("label", table.column("label")), train)
+    assert f"{train} has no readable column 'label'" in refused(folder)
+
+
+def test_a_file_that_loses_its_column_later_is_a_read_error_of_its_images(folder):
+    train = folder / "data/train-00000-of-00002.parquet"
+    rows = ParquetRows([train], "set")
+    write(train, [0, 1, 2], image="other")
+    with pytest.raises(OSError, match="row group 0 is damaged"):
+        rows.read(0)
 
 
 def test_a_broken_file_is_named(folder):

@@ -124,6 +124,64 @@ def test_a_truncated_shard_is_named(shard_folder):
     assert text.startswith(f"{shard} is no readable tar file (unexpected end of data)")
 
 
+def headers(shard) -> list[int]:
+    """Where each member begins, and where the last one ends."""
+    with tarfile.open(shard) as tar:
+        return [member.offset for member in tar] + [tar.offset]
+
+
+def flipped(data: bytes, place: int) -> bytes:
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+@pytest.mark.parametrize("member", range(1, 7))
+def test_a_shard_that_is_cut_off_at_or_in_a_header_is_not_taken_for_a_smaller_one(shard_folder, member):
+    """The last place is that of the mark of the end."""
+    shard = shard_folder / "set-train-0001.tar"
+    data, start = shard.read_bytes(), headers(shard)[member]
+    for end in (start, start + 1, start + 511):
+        shard.write_bytes(data[:end])
+        assert f"{shard} is no readable tar file (unexpected end of data at byte {end})" in refused(shard_folder)
+
+
+@pytest.mark.parametrize("member", range(1, 6))
+def test_a_shard_with_a_damaged_header_is_not_taken_for_a_smaller_one(shard_folder, member):
+    shard = shard_folder / "set-train-0001.tar"
+    start = headers(shard)[member]
+    shard.write_bytes(flipped(shard.read_bytes(), start + 3))
+    assert refused(shard_folder).startswith(f"{shard} is no readable tar file (damaged header at byte {start})")
+
+
+def test_a_shard_that_is_zeros_from_some_member_on_is_not_taken_for_a_smaller_one(shard_folder):
+    """As a download that takes its space first leaves it."""
+    shard = write_tar(shard_folder / "set-train-0001.tar", samples(range(100)))
+    data, end = shard.read_bytes(), headers(shard)[20]
+    shard.write_bytes(data[:end].ljust(len(data), b"\0"))
+    assert f"its members end at byte {end} of {len(data)}: part of it is zeros" in refused(shard_folder)
+
+
+def test_two_archives_in_one_file_are_not_taken_for_the_first(shard_folder):
+    shard = shard_folder / "set-train-0001.tar"
+    shard.write_bytes(shard.read_bytes() * 2)
+    assert "or it is joined with another" in refused(shard_folder)
+
+
+@pytest.mark.parametrize("zeros", [512, 1024, 10_240, 64 * 512])
+def test_whatever_a_writer_of_tars_fills_its_last_record_with_is_an_end(tmp_path, zeros):
+    """One block, the two of Go and Rust, tar's own record of 20 blocks, the largest of POSIX (63)."""
+    shard = write_tar(tmp_path / "train-0.tar", samples([0, 1]))
+    shard.write_bytes(shard.read_bytes()[: headers(shard)[-1]] + bytes(zeros))
+    assert len(TarShards([shard], "set")) == 2
+
+
+def test_a_shard_of_webdatasets_writer_is_whole(tmp_path):
+    webdataset = pytest.importorskip("webdataset")
+    with webdataset.TarWriter(str(tmp_path / "train-0.tar")) as writer:
+        for number in range(30):
+            writer.write({"__key__": f"{number:03}", "jpg": encoded_image(number, "JPEG"), "cls": number})
+    assert TarShards([tmp_path / "train-0.tar"], "set").labels.tolist() == list(range(30))
+
+
 def test_what_is_no_tar_or_compressed_is_named(shard_folder):
     (shard_folder / "set-train-0001.tar").write_bytes(b"not a tar file" * 100)
     assert "set-train-0001.tar is no readable tar file" in refused(shard_folder)
@@ -145,6 +203,8 @@ def test_compressed_archives_alone_say_to_unpack_them(tmp_path):
         ([("a.jpg", b"x"), ("a.cls", b"cat")], "train-0.tar/a.cls holds no label"),
         ([("a.jpg", b"x"), ("a.json", b"[1]")], "train-0.tar/a.json holds no label"),
         ([("a.jpg", b"x"), ("a.cls", b"-1")], "train-0.tar/a.jpg has label -1, outside 0 …"),
+        ([("a.jpg", b"x"), ("a.cls", b"9" * 19)], "a.cls holds no label (the number has more than 64 bits)"),
+        ([("a.jpg", b"x"), ("a.json", b'{"label": 1e400}')], "train-0.tar/a.json holds no label"),
         ([], "holds no sample"),
     ],
 )
@@ -159,6 +219,15 @@ def test_a_label_that_training_lacks_is_refused(shard_folder):
     assert refused(shard_folder).endswith("has label 7, outside 0 … 1 of the 2 classes; 1 of 1 labels are")
 
 
+@pytest.mark.parametrize("label", [10**6, 2 * 10**9, 2**63 - 1])
+def test_a_number_that_is_no_label_is_refused_before_its_classes_are_counted_out(shard_folder, label):
+    shard = write_tar(shard_folder / "set-train-0001.tar", samples([3, 4], label=lambda number: label))
+    assert refused(shard_folder) == (
+        f"{shard}/000003.jpg has label {label}, but classes without names are numbers below 1,000,000; "
+        "2 of 5 labels are not: mend or remove the sample"
+    )
+
+
 def test_class_names_that_occur_twice_are_refused(shard_folder):
     (shard_folder / "classes.txt").write_text("crane\ncrane\n")
     assert "classes.txt names 1 class (crane) more than once" in refused(shard_folder)
@@ -170,7 +239,13 @@ def test_one_split_alone_is_refused(shard_folder):
 
 
 def test_a_million_samples_take_arrays_and_not_objects(shard_folder):
+    """Of lists there is one of the shards and one of the classes; what is kept of a sample is numbers in arrays."""
     train, _ = open_dataset(str(shard_folder))
-    kinds = {type(value) for value in vars(train).values()} | {type(value) for value in train._index}
-    assert kinds <= {str, list, np.ndarray, shards.ShardIndex, shards.Names}
-    assert len(train._shards) == 2
+    held = vars(train)
+    assert {name for name, value in held.items() if isinstance(value, list)} == {"_shards", "classes"}
+    assert (len(train._shards), len(train.classes)) == (2, 2)
+    assert {type(value) for value in held.values()} == {str, list, np.ndarray, shards.ShardIndex}
+    arrays = [train.labels, *train._index[:-1], *vars(train._index.names).values()]
+    assert {type(value) for value in arrays} == {np.ndarray}
+    assert {value.dtype.kind for value in arrays} <= {"i", "u"}
+    assert type(train._index.names) is shards.Names
