@@ -241,11 +241,13 @@ class CudaAugment:
         self.pixels = Blocks(pinned=True)
         self._stream = torch.cuda.Stream(device)  # one for life: the allocator keeps memory apart for each stream
         self._copying: deque[tuple[torch.cuda.Event, Tensor]] = deque()
+        self._releasing = threading.Lock()  # two iterators of a loader have a thread each
         self._timed: deque[tuple[torch.cuda.Event, ...]] = deque()
 
     def __call__(self, gathered: Gathered, executor: Executor) -> Finished:
-        while self._copying and self._copying[0][0].query():
-            self._copying.popleft()
+        with self._releasing:
+            while self._copying and self._copying[0][0].query():
+                self._copying.popleft()
         began, copied, ready = (torch.cuda.Event(enable_timing=True) for _ in range(3))
         with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
             began.record()
