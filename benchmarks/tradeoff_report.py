@@ -72,6 +72,7 @@ def draw(results: dict[str, Any], target: Path) -> None:
     for axes in (here, there):
         axes.set(xscale="log", xlabel="images/s")
         axes.grid(alpha=0.3, which="both")
-        axes.legend(fontsize="small")
+        axes.margins(x=0.08)  # room for the sizes
+        axes.legend(fontsize="small", loc="lower left")
     figure.savefig(target, dpi=110, format="png")
     plt.close(figure)
