@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deit_kernels.augment import AugmentPlan, ImageBatch, Policy, sample_plan
+from deit_kernels.augment.plan import ratio_limit
 
 from . import jpeg_part
 from .dataset import Dataset, ReadImage, read_image
@@ -143,6 +144,7 @@ class BatchBuilder:
         self._dataset, self._policy, self._data_seed = dataset, policy, data_seed
         self._bad_images, self._exif_orientation = bad_images, exif_orientation
         self._augment, self._mixing = augment, mixing
+        self._ratio_limit = ratio_limit(policy)
         self._expected = 0
         self._plan(Samples(0, *np.zeros((3, 0), np.int64)), *np.zeros((2, 0), np.int32))  # checks the seed
 
@@ -152,7 +154,7 @@ class BatchBuilder:
         Raises:
             ValueError: it is too large.
         """
-        in_memory = InMemory(self._dataset, threads, self._exif_orientation)
+        in_memory = InMemory(self._dataset, threads, self._exif_orientation, self._ratio_limit)
         if self._augment.on_device:
             in_memory.to(self._augment.device)
         self._dataset = in_memory
@@ -184,7 +186,7 @@ class BatchBuilder:
 
     def _read(self, run: list[tuple[int, int]], crops: RandomCrops | None, arena: Arena) -> list[ReadImage]:
         """Read and decode images of a batch: (number in the batch, number in the data set)."""
-        options = dict(exif_orientation=self._exif_orientation, reserve=arena.reserve)
+        options = dict(exif_orientation=self._exif_orientation, reserve=arena.reserve, ratio_limit=self._ratio_limit)
         return [
             read_image(self._dataset, index, wanted=crops and partial(crops.box, image), **options)
             for image, index in run

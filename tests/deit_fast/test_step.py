@@ -161,7 +161,7 @@ def test_among_ranks_one_that_is_short_of_memory_later_ends_the_run_with_a_sente
     step = step_of(CONFIG, Cramped(most=12))
     step(batch(), 0.01)
     step.model.most, step._ranks = 4, Ranks(1, 2, torch.device("cpu"))
-    with pytest.raises(ValueError, match="rank 1 ran out of memory with 12 images at once.* add --micro-batch 6"):
+    with pytest.raises(ValueError, match=r"rank 1 ran out of memory with 12 images at once.* add --micro-batch 6"):
         step._gradients(batch(1), torch.ones(()))
     assert all(parameter.grad is None for parameter in step.model.parameters())
 
