@@ -7,6 +7,7 @@ drawn as soon as an image's sides are known, so of a JPEG file only the part aro
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from .decode import BadImage, Part
 from .device import CpuAugment, CudaAugment, Finished, Gathered, Target, tail_bytes
 from .in_memory import InMemory
 from .jpeg_part import RandomCrops
-from .memory import Arena
+from .memory import RECENT, Arena, usual
 from .mixing import Mixing
 from .order import Samples
 
@@ -145,6 +146,7 @@ class BatchBuilder:
         self._bad_images, self._exif_orientation = bad_images, exif_orientation
         self._augment, self._mixing = augment, mixing
         self._ratio_limit = ratio_limit(policy)
+        self._needed: deque[int] = deque(maxlen=RECENT)  # bytes of each of the last batches
         self._expected = 0
         self._plan(Samples(0, *np.zeros((3, 0), np.int64)), *np.zeros((2, 0), np.int32))  # checks the seed
 
@@ -224,7 +226,8 @@ class BatchBuilder:
         else:
             bad, parts = self._decoded(started)
             block, offset, end = arena.gather([part.pixels for part in parts], tail)
-            self._expected = max(self._expected, end + tail)
+            self._needed.append(end + tail)
+            self._expected = usual(self._needed)
             # Of every row: the sides of what was decoded, then where that lies in which image.
             sides = [(*part.pixels.shape[:2], *part[1:]) for part in parts]
             height, width, *place = np.array(sides, np.int32).reshape(-1, 6)[started.image_of_row].T.copy()
