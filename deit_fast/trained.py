@@ -109,7 +109,7 @@ class Trained:
                     yield Prediction(path, [(self.classes[label], label, value) for label, value in named])
 
 
-def _read(path: str | Path, longest: float) -> NDArray[np.uint8] | BadImage:
+def _read(path: str | Path, longest: float = math.inf) -> NDArray[np.uint8] | BadImage:
     try:
         pixels = decode(read_file(str(path)))
         Part.whole(pixels).refuse_elongated(longest)
