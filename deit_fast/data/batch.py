@@ -38,6 +38,11 @@ IGNORE = -100  # the label that losses and accuracies leave out
 OnBadImage = Literal["skip", "fail"]
 
 
+def bad_image(path: str, reason: str) -> BadImage:
+    """What ends a run under --bad-images fail."""
+    return BadImage(f"{path}: {reason}: repair or remove it, or type --bad-images skip")
+
+
 class Batch(NamedTuple):
     """b rows of a global batch of B.
 
@@ -237,8 +242,7 @@ class BatchBuilder:
             plan = self._plan(rows, *whole).within(top, left, height, width)
         reasons = {self._dataset.path(index): str(reason) for index, reason in bad.items()}
         if reasons and self._bad_images == "fail":
-            path, reason = next(iter(reasons.items()))
-            raise BadImage(f"{path}: {reason}: repair or remove it, or type --bad-images skip")
+            raise bad_image(*next(iter(reasons.items())))
 
         labels, blank = torch.from_numpy(self._dataset.labels[rows.sample]), None
         mix = None if self._mixing is None else self._mixing.plan(started.step)
