@@ -11,7 +11,7 @@ import simplejpeg
 from PIL import Image, ImageOps
 
 from deit_fast.data import BadImage, decode
-from deit_fast.data.decode import decode_wanted
+from deit_fast.data.decode import _has_one_scan, decode_wanted
 from deit_fast.data.jpeg_part import Box
 
 NOISE = np.random.default_rng(0).integers(0, 256, (23, 31, 4), dtype=np.uint8)
@@ -314,9 +314,35 @@ def test_bytes_that_look_like_scans_in_metadata_and_behind_the_end_are_no_reason
     assert np.array_equal(decode(data), np.asarray(image.convert("RGB")))
 
 
+def test_only_a_sequential_file_with_all_components_in_its_first_scan_is_sure_to_have_one():
+    """Progressive, arithmetic, one component a scan, or a header that two parsers could read differently: not sure."""
+    sound = FILES["jpeg 4:2:0"]
+    start = sound.index(b"\xff\xda")
+    unsure = {
+        "progressive": FILES["jpeg progressive"],
+        "arithmetic": ARITHMETIC,
+        "one component": sound[: start + 4] + b"\x01" + sound[start + 5 :],
+        "byte between segments": sound[:start] + b"\0" + sound[start:],
+        "filling": sound[:start] + b"\xff" + sound[start:],
+        "restart marker": sound[:start] + b"\xff\xd0" + sound[start:],
+        "no length": sound[:start] + b"\xff\xfe\0\0" + sound[start:],
+    }
+    assert {kind: _has_one_scan(data) for kind, data in unsure.items()} == dict.fromkeys(unsure, False)
+    assert not any(_has_one_scan(sound[:length]) for length in range(start + 5))
+    for kind in ("jpeg 4:2:0", "jpeg grey", "jpeg with orientation", "jpeg with restart markers", "jpeg cmyk"):
+        assert _has_one_scan(FILES[kind]), kind
+
+
+def test_a_second_scan_of_a_sequential_file_with_all_components_in_the_first_is_not_decoded():
+    data = FILES["jpeg 4:2:0"]
+    start = data.index(b"\xff\xda")
+    with pytest.raises(BadImage, match="truncated or corrupt"):
+        decode(data[:-2] + data[start:-2] + data[-2:])
+
+
 def test_photographs_are_not_searched_for_scans(monkeypatch):
     monkeypatch.setattr(np, "count_nonzero", None)
-    for height, width in ((375, 500), (480, 640)):
+    for height, width in ((375, 500), (768, 1024), (3000, 4000)):
         picture = np.random.default_rng(0).integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8)
         decode(encoded(Image.fromarray(picture).resize((width, height)), "JPEG", quality=80))
 
