@@ -26,7 +26,6 @@ from contextlib import AbstractContextManager
 
 from torch import nn
 
-from .data import BadImage
 from .data.batch import Batch
 from .distributed import Ranks
 from .evaluation import Settings, evaluate_all, nested
@@ -118,6 +117,10 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--precision", choices=("fp32", "bf16"), default="fp32", help="of forward passes (default fp32, as released)"
     )
+    how.add_argument(
+        "--bad-images", choices=("skip", "fail"), default="skip",
+        help="an unreadable image is named and left out, or ends the evaluation (default skip)",
+    )  # fmt: skip
     how.add_argument("--threads", type=int, default=0, help="that decode, in each process (default: one a core)")
     return parser
 
@@ -132,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if os.environ.get("DEIT_FAST_TRACEBACK"):
             raise
-        if os.environ.get("RANK", "0") == "0" or isinstance(error, BadImage):
+        if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

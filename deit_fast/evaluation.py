@@ -21,6 +21,7 @@ from . import distributed, evaluation_report
 from .checkpoint import write_file, write_json
 from .config import Config
 from .data import Dataset, EvalLoader, open_evaluation
+from .data.batch import OnBadImage, bad_image
 from .data.folder import listing
 from .data.imagenet import number_of, real_labels
 from .distributed import Ranks
@@ -44,6 +45,7 @@ class Settings:
     real_labels: str = ""
     batch_size: int = 64
     precision: str = "fp32"
+    bad_images: OnBadImage = "skip"
     threads: int = 0
     json: str = ""
     confusion: str = ""
@@ -61,7 +63,7 @@ def evaluate_all(settings: Settings, arguments: Sequence[str] = ()) -> dict[str,
 
     Raises:
         ValueError: a mistake in the command or the data, in one sentence.
-        BadImage: not one image is readable.
+        BadImage: not one image is readable, or one is not and --bad-images is "fail".
     """
     # Of a configuration the ranks compare what they are about to do; nothing else of it is used.
     agreed = Config(data=" ".join(settings.data or settings.models) or "nothing", model=" ".join(settings.models))
@@ -211,10 +213,17 @@ def _real(dataset: Dataset, file: str, count: int) -> NDArray[np.int64] | None:
 def _pass(
     settings: Settings, subjects: Subjects, dataset: Dataset, ranks: Ranks, reporter: Reporter
 ) -> tuple[Predictions, dict[str, Any]]:
-    """One pass over the images, and how fast it was."""
+    """One pass over the images, and how fast it was.
+
+    Raises:
+        BadImage: an image is unreadable and --bad-images is "fail"; the text names it.
+    """
+    # One of several ranks that left in the middle would let the others wait for it: they end together, after the pass.
+    alone = ranks.world_size == 1
     loader = EvalLoader(
         dataset, subjects.policy, batch_size=settings.batch_size, threads=settings.threads or ranks.cores,
         rank=ranks.rank, world_size=ranks.world_size, device=ranks.device,
+        bad_images=settings.bad_images if alone else "skip",
     )  # fmt: skip
     bf16 = settings.precision == "bf16"
     autocast = torch.autocast(ranks.device.type, torch.bfloat16) if bf16 else nullcontext()
@@ -224,7 +233,10 @@ def _pass(
     began = time.perf_counter()
     said = predict(subjects.models, batches, ranks, autocast)
     seconds = time.perf_counter() - began
-    unreadable = sorted(path for paths in ranks.gather([*loader.bad_images]) for path in paths)
+    reasons = {path: reason for bad in ranks.gather(loader.bad_images) for path, reason in bad.items()}
+    unreadable = sorted(reasons)
+    if unreadable and settings.bad_images == "fail":
+        raise bad_image(unreadable[0], reasons[unreadable[0]])
     for path in unreadable:
         reporter.say(f"skipped an unreadable image: {path}")
     rate = (len(said) + len(unreadable)) / seconds

@@ -10,6 +10,7 @@ with Record(config, run, ranks, step, start) as record:
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ class Start(NamedTuple):
         meter: what was added up since the last line of metrics.jsonl.
         folder: the checkpoint.
         world_size: processes that had trained it; 0 for a new run.
+        unreadable: images that were skipped so far.
     """
 
     step: int = 0
@@ -39,6 +41,7 @@ class Start(NamedTuple):
     meter: dict[str, Any] | None = None
     folder: Path | None = None
     world_size: int = 0
+    unreadable: Sequence[str] = ()
 
 
 def restore(run: Path, ranks: Ranks, step: TrainingStep) -> Start:
@@ -56,7 +59,8 @@ def restore(run: Path, ranks: Ranks, step: TrainingStep) -> Start:
     state = ranks.main_first(lambda: checkpoint.load(newest, step.model, average, step.optimizer))
     if step.scaler and state["scaler"]:
         step.scaler.load_state_dict(state["scaler"])
-    return Start(state["step"], state["seconds"], state["meter"], newest, state["world_size"])
+    known = state.get("unreadable", ())  # of a checkpoint from before this was kept: none
+    return Start(state["step"], state["seconds"], state["meter"], newest, state["world_size"], known)
 
 
 class Record:
@@ -117,8 +121,12 @@ class Record:
         missing = self._metrics is not None and not self._metrics.find("student", self._start.step)
         return self._ranks.gather(missing)[0]
 
-    def save(self, done: int, meter: dict[str, Any] | None) -> None:
-        """The checkpoint after `done` steps; weights may change as soon as this returns."""
+    def save(self, done: int, meter: dict[str, Any] | None, unreadable: Sequence[str] = ()) -> None:
+        """The checkpoint after `done` steps; weights may change as soon as this returns.
+
+        Args:
+            meter, unreadable: as `Start`.
+        """
         self._last = done
         if self._snapshots:
             step = self._step
@@ -126,7 +134,7 @@ class Record:
             tensors = checkpoint.tensors_of(step.model, average, step.optimizer)
             state = checkpoint.state_of(self._config, self._ranks.world_size, done, self.seconds)
             scaler = step.scaler.state_dict() if step.scaler else None
-            self._snapshots.take(done, tensors, {**state, "meter": meter, "scaler": scaler})
+            self._snapshots.take(done, tensors, {**state, "meter": meter, "scaler": scaler, "unreadable": unreadable})
 
     def keep_if_best(self, done: int, student: Scores, average: Scores | None) -> None:
         """Keep the moving average, or the weights where there is none, when it scored better than ever before."""

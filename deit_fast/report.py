@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -21,6 +21,7 @@ _ROWS = [
     ("fused", "fused, mean logits"),
     ("softmax", "fused, mean softmax"),
 ]
+_NAMED = 10  # images
 _SECONDS = 10.0  # between two lines of a console that is no terminal
 
 logger = logging.getLogger(__name__)
@@ -102,6 +103,13 @@ def epoch_line(epoch: int, epochs: int, row: dict[str, Any], student: dict, ema:
         f"epoch {epoch:>3}/{epochs} · loss {loss} · {head} {student[head]['top1']:5.1f} %{average} · "
         f"lr {row['lr']:.2e} · {row['images_per_second']:,.0f} images/s · data {row['data_wait']:.0%}"
     )
+
+
+def skipped_lines(paths: Sequence[str]) -> str:
+    """How many unreadable images were skipped, and the first of them."""
+    number = "1 unreadable image was" if len(paths) == 1 else f"{len(paths)} unreadable images were"
+    lines = [f"{number} skipped; summary.json lists all of them", *(f"  {path}" for path in paths[:_NAMED])]
+    return "\n".join(lines + [f"  and {len(paths) - _NAMED} more"] * (len(paths) > _NAMED))
 
 
 def summary_table(summary: dict[str, Any]) -> Table:

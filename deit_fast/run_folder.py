@@ -6,7 +6,8 @@ metrics.jsonl   a line every --log-every steps, and one for every evaluation; wr
 report.png      curves
 logs/           what each process had to say, and what it did last
 tensorboard/    the curves again, where tensorboard is installed
-summary.json    the scores of a finished run; while it is missing, the run is unfinished
+summary.json    the scores of a finished run; while it is missing, the run is unfinished. {"teacher": … or null,
+                "student": …, "ema": … or null}, and where images were skipped "bad_images": their paths, sorted
 checkpoints/    see checkpoint.py
 lock            see run_lock.py
 """

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from . import distributed, dry_run, exit_codes, report
 from . import run_folder as folder
 from .cluster import adopt_slurm
 from .config import Config
-from .data import BadImage
+from .data import BadImage, EvalLoader, TrainLoader
 from .distributed import Ranks
 from .durable import write_file, write_json
 from .evaluate import Scores
@@ -55,7 +55,8 @@ class Summary:
     """The result of a run: `summary.json` and where it lies."""
 
     run: Path
-    scores: dict[str, Any]  # {"teacher": {…} or None, "student": Scores, "ema": Scores or None}
+    # {"teacher": {…} or None, "student": Scores, "ema": Scores or None}, and "bad_images" where some were skipped.
+    scores: dict[str, Any]
 
 
 def train(config: Config) -> Summary:
@@ -165,7 +166,7 @@ def _train(
                     raise _diverged(config, "a weight is no number", done, record)
                 if teacher:
                     teacher.flush()
-                record.save(done, meter.state())
+                record.save(done, meter.state(), _unreadable(ranks, start.unreadable, batches))
             if stopped_by:
                 record.finish()
                 raise Preempted(stopped_by, done)
@@ -178,10 +179,9 @@ def _train(
     student_scores, ema_scores = scores or prepared.evaluate()
     result = {"teacher": teacher_scores, "student": student_scores, "ema": ema_scores}
     _name_bad_images(prepared.eval_batches.bad_images, 0)
-    bad_images = [*batches.bad_images, *prepared.eval_batches.bad_images]
-    skipped = {path for paths in ranks.gather(bad_images) for path in paths}
-    if skipped:
-        reporter.say(f"{len(skipped)} unreadable images were skipped; they are named above")
+    if skipped := _unreadable(ranks, start.unreadable, batches, prepared.eval_batches):
+        result["bad_images"] = skipped
+        reporter.say(report.skipped_lines(skipped))
     reporter.say(f"loader: {batches.seconds}")
     record.finish()
     if ranks.main:
@@ -213,6 +213,12 @@ def _name_bad_images(bad_images: dict[str, str], named: int) -> int:
     for path, reason in [*bad_images.items()][named:]:
         logger.warning(f"skipped an unreadable image: {path}: {reason}")
     return len(bad_images)
+
+
+def _unreadable(ranks: Ranks, before: Iterable[str], *loaders: TrainLoader | EvalLoader) -> list[str]:
+    """Paths of the images that any rank has skipped, those from before a restart too, sorted. All ranks call it."""
+    own = [path for loader in loaders for path in loader.bad_images]
+    return sorted({*before, *(path for paths in ranks.gather(own) for path in paths)})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -28,12 +28,14 @@ from timm.data import ImageNetInfo, resolve_model_data_config
 from torch import Tensor, nn
 
 from deit_kernels.augment import ImageBatch, Policy, apply, sample_plan
+from deit_kernels.augment.plan import ratio_limit
 from deit_kernels.augment.policy import FILTERS
 
 from .checkpoint import newest
 from .classifiers import classifier, normalisation, timm_model
 from .config import Config
 from .data import BadImage, decode
+from .data.decode import Part
 from .data.folder import read_file
 from .durable import read_json
 from .model import CONFIGS, VisionTransformer, ViTConfig
@@ -89,10 +91,10 @@ class Trained:
         self, paths: Iterable[str | Path], top: int = 5, batch_size: int = 32
     ) -> Iterator[Prediction | tuple[str, BadImage]]:
         """Predictions in the order of `paths`; a file that holds no image comes as (path, what is wrong with it)."""
-        device = next(self.model.parameters()).device
+        device, longest = next(self.model.parameters()).device, ratio_limit(self.policy)
         paths = list(paths)
         for start in range(0, len(paths), batch_size):
-            chunk = [(str(path), _read(path)) for path in paths[start : start + batch_size]]
+            chunk = [(str(path), _read(path, longest)) for path in paths[start : start + batch_size]]
             good = [image for _, image in chunk if not isinstance(image, BadImage)]
             if good:
                 with torch.inference_mode():
@@ -107,9 +109,11 @@ class Trained:
                     yield Prediction(path, [(self.classes[label], label, value) for label, value in named])
 
 
-def _read(path: str | Path) -> NDArray[np.uint8] | BadImage:
+def _read(path: str | Path, longest: float = math.inf) -> NDArray[np.uint8] | BadImage:
     try:
-        return decode(read_file(str(path)))
+        pixels = decode(read_file(str(path)))
+        Part.whole(pixels).refuse_elongated(longest)
+        return pixels
     except BadImage as error:
         return error
     except OSError as error:

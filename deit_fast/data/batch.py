@@ -7,6 +7,7 @@ drawn as soon as an image's sides are known, so of a JPEG file only the part aro
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deit_kernels.augment import AugmentPlan, ImageBatch, Policy, sample_plan
+from deit_kernels.augment.plan import ratio_limit
 
 from . import jpeg_part
 from .dataset import Dataset, ReadImage, read_image
@@ -27,13 +29,18 @@ from .decode import BadImage, Part
 from .device import CpuAugment, CudaAugment, Finished, Gathered, Target, tail_bytes
 from .in_memory import InMemory
 from .jpeg_part import RandomCrops
-from .memory import Arena
+from .memory import RECENT, Arena, usual
 from .mixing import Mixing
 from .order import Samples
 
 RUN = 4  # images a decoding task: handing over a task costs a twentieth of decoding an image
 IGNORE = -100  # the label that losses and accuracies leave out
 OnBadImage = Literal["skip", "fail"]
+
+
+def bad_image(path: str, reason: str) -> BadImage:
+    """What ends a run under --bad-images fail."""
+    return BadImage(f"{path}: {reason}: repair or remove it, or type --bad-images skip")
 
 
 class Batch(NamedTuple):
@@ -143,6 +150,8 @@ class BatchBuilder:
         self._dataset, self._policy, self._data_seed = dataset, policy, data_seed
         self._bad_images, self._exif_orientation = bad_images, exif_orientation
         self._augment, self._mixing = augment, mixing
+        self._ratio_limit = ratio_limit(policy)
+        self._needed: deque[int] = deque(maxlen=RECENT)  # bytes of each of the last batches
         self._expected = 0
         self._plan(Samples(0, *np.zeros((3, 0), np.int64)), *np.zeros((2, 0), np.int32))  # checks the seed
 
@@ -152,7 +161,7 @@ class BatchBuilder:
         Raises:
             ValueError: it is too large.
         """
-        in_memory = InMemory(self._dataset, threads, self._exif_orientation)
+        in_memory = InMemory(self._dataset, threads, self._exif_orientation, self._ratio_limit)
         if self._augment.on_device:
             in_memory.to(self._augment.device)
         self._dataset = in_memory
@@ -184,7 +193,7 @@ class BatchBuilder:
 
     def _read(self, run: list[tuple[int, int]], crops: RandomCrops | None, arena: Arena) -> list[ReadImage]:
         """Read and decode images of a batch: (number in the batch, number in the data set)."""
-        options = dict(exif_orientation=self._exif_orientation, reserve=arena.reserve)
+        options = dict(exif_orientation=self._exif_orientation, reserve=arena.reserve, ratio_limit=self._ratio_limit)
         return [
             read_image(self._dataset, index, wanted=crops and partial(crops.box, image), **options)
             for image, index in run
@@ -222,7 +231,8 @@ class BatchBuilder:
         else:
             bad, parts = self._decoded(started)
             block, offset, end = arena.gather([part.pixels for part in parts], tail)
-            self._expected = max(self._expected, end + tail)
+            self._needed.append(end + tail)
+            self._expected = usual(self._needed)
             # Of every row: the sides of what was decoded, then where that lies in which image.
             sides = [(*part.pixels.shape[:2], *part[1:]) for part in parts]
             height, width, *place = np.array(sides, np.int32).reshape(-1, 6)[started.image_of_row].T.copy()
@@ -232,8 +242,7 @@ class BatchBuilder:
             plan = self._plan(rows, *whole).within(top, left, height, width)
         reasons = {self._dataset.path(index): str(reason) for index, reason in bad.items()}
         if reasons and self._bad_images == "fail":
-            path, reason = next(iter(reasons.items()))
-            raise BadImage(f"{path}: {reason}: repair or remove it, or type --bad-images skip")
+            raise bad_image(*next(iter(reasons.items())))
 
         labels, blank = torch.from_numpy(self._dataset.labels[rows.sample]), None
         mix = None if self._mixing is None else self._mixing.plan(started.step)

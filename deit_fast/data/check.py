@@ -1,16 +1,17 @@
 """Read every image of a data set and tell, by name, what is broken, odd or there twice.
 
-broken: not readable as an image; training would skip it or stop (`--bad-images`). Also a shard or parquet file that is
-not readable, and a label outside the classes; training would not begin.
+broken: not readable as an image; training would skip it or stop (`--bad-images`). Also an animation damaged behind its
+first frame, which is all that training looks at; and a shard or parquet file that is not readable, or a label outside
+the classes, with which training would not begin.
 odd: readable, but not what its name says or not plain RGB or grey: another format, CMYK, a palette, alpha, 16 bits,
-more than one frame, an EXIF orientation (which training ignores unless told), damage that a decoder can live with.
+more than one frame, an EXIF orientation (which training ignores unless told), damage that a decoder can live with, or
+so elongated that some policies' crops refuse it.
 duplicate: the same bytes twice; worth a look where the labels differ or a training image is a validation image too.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 from collections import deque
 from collections.abc import Callable
@@ -21,10 +22,13 @@ from itertools import islice
 import numpy as np
 from PIL import ExifTags, Image
 
+from deit_kernels.augment.plan import MAX_SIDE
+
 from .dataset import Dataset
-from .decode import BadImage, decode, decode_jpeg
+from .decode import BadImage, decode, decode_jpeg, opened
 
 DIGEST_BYTES = 16
+ELONGATED = MAX_SIDE / 1024  # the longer side by the shorter; crops of up to 1024 pixels take any image below it
 PLAIN_MODES = {"RGB", "L"}
 MODES = {"CMYK": "CMYK", "P": "a palette", "PA": "a palette with alpha", "RGBA": "alpha", "LA": "grey with alpha"}
 
@@ -112,12 +116,14 @@ def _inspect(dataset: Dataset, index: int) -> tuple[bytes, str, str]:
 def _oddities(data: bytes, path: str, sound: bool) -> list[str]:
     """What is odd about a readable image; `sound`: a JPEG without a warning of the strict decoder."""
     odd = []
-    with Image.open(io.BytesIO(data)) as image:
+    with opened(data) as image:
         suffix = os.path.splitext(path)[1].lower()
         named = Image.registered_extensions().get(suffix)
         kind = "JPEG" if image.format == "MPO" else image.format
         if named is not None and named not in (kind, "JPEG2000" if kind == "JPEG" else kind):
             odd.append(f"{kind}, named {suffix}")
+        if max(image.size) >= ELONGATED * min(image.size):
+            odd.append(f"{image.width} × {image.height} pixels, which some crops refuse")
         if image.mode not in PLAIN_MODES:
             odd.append(MODES.get(image.mode, f"mode {image.mode}"))
         if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from math import inf
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -64,8 +65,14 @@ def read_image(
     wanted: Wanted | None = None,
     exif_orientation: bool = False,
     reserve: Reserve = new_array,
+    ratio_limit: float = inf,
 ) -> ReadImage:
-    """Read and decode an image, or a part of it that holds what is wanted. What is wrong is not raised."""
+    """Read and decode an image, or a part of it that holds what is wanted. What is wrong is not raised.
+
+    Args:
+        wanted, exif_orientation, reserve: as `decode_wanted`.
+        ratio_limit: of the policy; an image that is longer is bad.
+    """
     began = time.perf_counter()
     try:
         data = dataset.read(index)
@@ -81,6 +88,7 @@ def read_image(
             part = Part.whole(decode(data, **options))
         else:
             part = decode_wanted(data, wanted, **options)
+        part.refuse_elongated(ratio_limit)
     except BadImage as error:
         part = error
     return ReadImage(part, read - began, time.perf_counter() - read)

@@ -1,11 +1,11 @@
-"""From the bytes of an image file to RGB pixels: what Pillow reads, or one sentence that says why not.
+"""From the bytes of an image file to RGB pixels, as Pillow reads them, or one sentence that says why not.
 
     pixels = decode(path.read_bytes())                          # uint8 (H, W, 3)
     pixels = decode(path.read_bytes(), reserve=arena.reserve)   # the same, in memory of the caller's choice
 
-The format is found by content, never by file name (ImageNet holds a PNG named .JPEG). The pixels are those of
-`Image.open(file).convert("RGB")`, which is what torchvision's and timm's loaders give: EXIF orientation is ignored
-(but Pillow applies that of a TIFF), alpha is dropped, an animation gives its first frame.
+The format is one of FORMATS and found by content, never by file name (ImageNet holds a PNG named .JPEG). The pixels
+are those of `Image.open(file).convert("RGB")`, which is what torchvision's and timm's loaders give: EXIF orientation is
+ignored (but Pillow applies that of a TIFF), alpha is dropped, an animation gives its first frame.
 
 JPEG goes through simplejpeg: libjpeg-turbo with Pillow's settings (exact DCT, smooth chroma), so equal pixels in half
 the time, written straight into the reserved memory without the interpreter's lock. Whatever it has a doubt about
@@ -19,20 +19,37 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, features
+
+from deit_kernels.augment.plan import MAX_SIDE
 
 from .jpeg_part import Box, decodable, decode_part
 
 # Pillow's own limit against decompression bombs, 1/4 GiB of RGB; above it `Image.open` only warns.
 MAX_PIXELS = 1024**3 // 4 // 3
 
+# What data sets hold. Of the forty others that Pillow knows, EPS starts Ghostscript, some have no signature and take
+# other bytes for theirs (TGA), and all are parsers for a hostile file to choose from. JPEG stands for MPO too.
+FORMATS = ["JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000"]
+if "avif" in features.modules:  # from Pillow 11.3 on; `Image.open` takes no format that it does not know
+    FORMATS.append("AVIF")
+
+# Pixels times scans of a JPEG file: ten seconds of decoding. Progressive files have about ten scans, cjpeg and jpegtran
+# refuse to write more than 100, and 12 megapixels may have 1400 here.
+MOST_SCANNED = 2**34
+SCAN_BYTES = 10  # of the shortest scan
+
 START_OF_IMAGE, END_OF_IMAGE = b"\xff\xd8", b"\xff\xd9"  # of JPEG
+START_OF_SCAN = 0xDAFF  # its marker, as a number of two bytes
+SEQUENTIAL = {0xC0, 0xC1}  # markers of the start of a frame
+SEGMENTS = {0xC4, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE}  # tables, restart interval, application's blocks, comments
 LARGE_PART = 0.8  # share of an image from which on all of it is decoded as fast
 
 # How the stored pixels are turned for each value of the EXIF orientation, as Pillow's ImageOps.exif_transpose does.
@@ -76,6 +93,12 @@ class Part(NamedTuple):
     def whole(cls, pixels: NDArray[np.uint8]) -> Part:
         return cls(pixels, 0, 0, *pixels.shape[:2])
 
+    def refuse_elongated(self, limit: float) -> None:
+        """Raise BadImage when the image's longer side is not below `limit` times the shorter (`ratio_limit`)."""
+        if max(self.height, self.width) >= limit * min(self.height, self.width):
+            size = f"{self.width} × {self.height} pixels"
+            raise BadImage(f"its crop takes sides of less than {limit:,.0f} to 1, and it has {size}")
+
 
 class BadImage(ValueError):
     """A file that holds no readable image; the text is the reason, in one sentence."""
@@ -92,7 +115,7 @@ def decode(
     """RGB pixels of an encoded image.
 
     Args:
-        data: a whole file, in any format that Pillow reads.
+        data: a whole file, in one of FORMATS.
         max_pixels: largest accepted width · height, checked before any pixel is decoded.
         exif_orientation: turn the image as its EXIF orientation says. timm and torchvision do not.
         reserve: called with (height, width) once the header is read; gives the contiguous uint8 (H, W, 3) that the
@@ -102,7 +125,8 @@ def decode(
         the array that `reserve` gave last, filled.
 
     Raises:
-        BadImage: the data is empty, of no known format, truncated, corrupt or larger than max_pixels.
+        BadImage: the data is empty, of no known format, truncated, corrupt, larger than max_pixels, of a side above
+            MAX_SIDE, or a JPEG file of so many scans that decoding would not end.
     """
     if not data:
         raise BadImage("the file is empty")
@@ -127,12 +151,10 @@ def _decode_jpeg_part(data: bytes, wanted: Wanted, reserve: Reserve) -> Part | N
     """What is wanted of a JPEG file that is beyond doubt; None for any other, and where a box is no gain."""
     if not (data.startswith(START_OF_IMAGE) and data.endswith(END_OF_IMAGE)):
         return None
-    try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
+    size = _jpeg_size(data, MAX_PIXELS)
+    if size is None:
         return None
-    if colours in ("CMYK", "YCCK") or not 0 < height * width <= MAX_PIXELS:
-        return None
+    height, width = size
     box = wanted(height, width)
     if box is None or box.height * box.width > LARGE_PART * height * width:
         return None
@@ -150,44 +172,99 @@ def copied(pixels: NDArray[np.uint8], reserve: Reserve) -> NDArray[np.uint8]:
 
 def decode_jpeg(data: bytes, max_pixels: int = MAX_PIXELS, reserve: Reserve = new_array) -> NDArray[np.uint8] | None:
     """`decode` for a JPEG file that is beyond doubt; None for any other."""
-    if not data.startswith(START_OF_IMAGE):
+    if not data.startswith(START_OF_IMAGE) or (size := _jpeg_size(data, max_pixels)) is None:
         return None
+    pixels = reserve(*size)
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if colours in ("CMYK", "YCCK") or not 0 < height * width <= max_pixels:
-            return None
-        pixels = reserve(height, width)
         simplejpeg.decode_jpeg(data, buffer=pixels)
-        return pixels
     except ValueError:
         return None
+    return pixels
 
 
-def _decode_with_pillow(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
+def _jpeg_size(data: bytes, max_pixels: int) -> tuple[int, int] | None:
+    """(height, width) of a JPEG file whose header is beyond doubt; None for any other."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > max_pixels:
-                raise BadImage(f"{image.width} × {image.height} is more than the limit of {max_pixels} pixels")
-            pixels = np.asarray(image.convert("RGB"))
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    pixels = height * width
+    if colours in ("CMYK", "YCCK") or not 0 < pixels <= max_pixels or pixels * _scans(data, pixels) > MOST_SCANNED:
+        return None
+    return height, width
+
+
+def _scans(data: bytes, pixels: int) -> int:
+    """How many scans a JPEG file has at most; 1 where they cannot be too many, so that photographs take no time.
+
+    Counted are the markers, also those that are only bytes of metadata; in the pixels' data there are none.
+    """
+    if pixels * (len(data) // SCAN_BYTES) <= MOST_SCANNED or _has_one_scan(data):
+        return 1
+    # Pairs of bytes from even and from odd places: ten times as fast as bytes.count.
+    pairs = (np.frombuffer(data, "<u2", (len(data) - start) // 2, start) for start in (0, 1))
+    return sum(np.count_nonzero(each == START_OF_SCAN) for each in pairs)
+
+
+def _has_one_scan(data: bytes) -> bool:
+    """Whether a JPEG file is beyond doubt sequential with all its components in the first scan.
+
+    libjpeg refuses a second one then. Any doubt, such as bytes between two segments, is False.
+    """
+    at, components = len(START_OF_IMAGE), None
+    while at + 10 <= len(data) and data[at] == 0xFF:
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker == START_OF_SCAN >> 8:
+            return data[at + 4] == components
+        if marker in SEQUENTIAL:
+            components = data[at + 9]
+        elif marker not in SEGMENTS or length < 2:
+            return False
+        at += 2 + length
+    return False
+
+
+@contextmanager
+def opened(data: bytes) -> Iterator[Image.Image]:
+    """An encoded image for Pillow, its header read; closed at the end.
+
+    Raises:
+        BadImage: it is of none of FORMATS or a decompression bomb, or Pillow meets damage in it, now or in the body.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            yield image
     except (BadImage, MemoryError):
         raise
     except Image.UnidentifiedImageError:
-        raise BadImage("it is not an image of a format that Pillow reads") from None
+        raise BadImage(f"it is not an image of a format that is read here ({', '.join(FORMATS)})") from None
     except Image.DecompressionBombError as error:
         raise BadImage(f"it is a decompression bomb ({error})") from None
     except Exception as error:
         # The parsers of Pillow's plugins let through whatever the damage made them meet: OSError, SyntaxError,
         # struct.error, zlib.error, IndexError, OverflowError, …
         raise BadImage(f"it is truncated or corrupt ({error})") from error
+
+
+def _decode_with_pillow(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
+    with opened(data) as image:
+        size, count = f"{image.width} × {image.height}", image.width * image.height
+        if count > max_pixels:
+            raise BadImage(f"{size} is more than the limit of {max_pixels} pixels")
+        if max(image.size) > MAX_SIDE:
+            raise BadImage(f"{size} has a side above the limit of {MAX_SIDE} pixels")
+        if data.startswith(START_OF_IMAGE) and count * (scans := _scans(data, count)) > MOST_SCANNED:
+            raise BadImage(f"it has {scans} scans, too many to decode in {size} pixels")
+        pixels = np.asarray(image.convert("RGB"))
     if not pixels.size:
-        raise BadImage(f"it has no pixels ({pixels.shape[1]} × {pixels.shape[0]})")
+        raise BadImage(f"it has no pixels ({size})")
     return pixels
 
 
 def _orientation(data: bytes) -> int:
     """The EXIF orientation, 1 to 8; 1 (as stored) where there is none or its block is damaged."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with opened(data) as image:
             if image.format == "TIFF":  # Pillow has turned it by the time its pixels are loaded
                 return 1
             return image.getexif().get(ExifTags.Base.Orientation, 1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from math import inf
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ class InMemory:
     Args:
         dataset: to be read, all of it, now.
         threads: that decode.
-        exif_orientation: as `decode`.
+        exif_orientation, ratio_limit: as `read_image`.
 
     Attributes:
         pixels: N images in one buffer; an unreadable one is a black pixel.
@@ -37,7 +38,7 @@ class InMemory:
         ValueError: the pixels take more than MAX_BYTES.
     """
 
-    def __init__(self, dataset: Dataset, threads: int, exif_orientation: bool = False):
+    def __init__(self, dataset: Dataset, threads: int, exif_orientation: bool = False, ratio_limit: float = inf):
         self.name, self.classes, self.labels = dataset.name, dataset.classes, dataset.labels
         self.path, self.read = dataset.path, dataset.read
         self.bad: dict[int, BadImage] = {}
@@ -45,7 +46,7 @@ class InMemory:
         total = 0
         with ThreadPoolExecutor(threads, "deit_fast-decode") as pool:
             try:
-                read = partial(read_image, dataset, exif_orientation=exif_orientation)
+                read = partial(read_image, dataset, exif_orientation=exif_orientation, ratio_limit=ratio_limit)
                 for index, (part, *_) in enumerate(pool.map(read, range(len(dataset)))):
                     if isinstance(part, BadImage):
                         self.bad[index] = part

@@ -10,7 +10,8 @@ import contextlib
 import mmap
 import threading
 import weakref
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -18,7 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 ALIGNMENT = 16  # of what follows the pixels in a block: rows of plans and int64 labels
-HEADROOM = 1.25  # an arena is this much larger than the last batch needed
+HEADROOM = 1.25  # an arena is this much larger than batches need
+RECENT = 64  # batches and requests that tell what is usual
+OUTSIZED = 2  # times the usual: from here on memory is not kept, or one huge image would make every block huge for good
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -40,7 +43,8 @@ class Blocks:
     """Blocks of memory that come back by themselves when nothing refers to them any more.
 
     `take` gives a tensor over a block. Views of it, and whoever holds one (a batch that the consumer keeps), hold the
-    block; with the last of them it becomes free for the next `take`. From any thread.
+    block; with the last of them it becomes free for the next `take`. A free one that is far larger than what was taken
+    of late is given back to the system. From any thread.
 
     Args:
         pinned: page-locked memory, from which a GPU copies by itself.
@@ -49,17 +53,24 @@ class Blocks:
     def __init__(self, pinned: bool = False):
         self._pinned = pinned
         self._blocks: list[tuple[weakref.ref[NDArray[np.uint8]], Tensor]] = []
+        self._taken: deque[int] = deque(maxlen=RECENT)
         self._lock = threading.Lock()
 
     def take(self, size: int) -> Tensor:
         """uint8 (size,), with whatever content."""
         with self._lock:
+            self._taken.append(size)
+            self._drop_outsized()
             block = self._fitting(size)
             # The array is what storage and views of the tensor keep alive. It is looked at when the next block is
             # wanted and calls nothing when it goes: a Ctrl-C that arrives in such a call is lost.
             lease = block.numpy()[:size]
             self._blocks.append((weakref.ref(lease), block))
         return torch.from_numpy(lease)
+
+    def _drop_outsized(self) -> None:
+        most = OUTSIZED * max(self._taken)
+        self._blocks = [(lease, block) for lease, block in self._blocks if block.numel() <= most or lease() is not None]
 
     def _fitting(self, size: int) -> Tensor:
         """A free block of at least `size` bytes, taken out of the list; where there is none, it is a new one."""
@@ -78,11 +89,11 @@ class Arena:
     """Where the images of one batch are decoded to, in the order in which threads happen to come.
 
     An image that finds the arena full gets memory of its own, and `gather` brings all together in a larger block; so
-    only the first batches of a run are copied.
+    only the first batches of a run and outsized ones are copied. The block of an outsized one is not used again.
 
     Args:
         blocks: where the memory comes from.
-        expected: bytes that the last batch needed.
+        expected: bytes that batches need (`usual`).
     """
 
     def __init__(self, blocks: Blocks, expected: int):
@@ -121,11 +132,17 @@ class Arena:
         sizes = np.array([image.size for image in images], np.int64)
         offset = np.cumsum(sizes) - sizes
         end = aligned(int(sizes.sum()))
-        block = self._blocks.take(end + tail)
+        outsized = end + tail > OUTSIZED * len(self._bytes) > 0
+        block = torch.empty(end + tail, dtype=torch.uint8) if outsized else self._blocks.take(end + tail)
         memory = block.numpy()
         for image, start in zip(images, offset, strict=True):
             memory[start : start + image.size] = image.reshape(-1)
         return block, offset, end
+
+
+def usual(needed: Iterable[int]) -> int:
+    """The largest but one of the bytes that batches needed: one of huge images does not say what others need."""
+    return sorted(needed)[-2:][0]
 
 
 def aligned(size: int) -> int:

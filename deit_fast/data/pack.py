@@ -34,7 +34,7 @@ from PIL import Image
 
 from ..durable import sync_folder
 from .dataset import Dataset
-from .decode import BadImage, decode
+from .decode import BadImage, decode, opened
 from .folder import SUFFIXES
 from .index import save_arrays
 from .shards import CLASSES_FILE, fingerprint, scan
@@ -261,7 +261,7 @@ def _prepare(dataset: Dataset, index: int, settings: Settings) -> bytes:
             return _saved(Image.fromarray(data), "PNG")
         if not settings.max_side:
             return data
-        with Image.open(io.BytesIO(data)) as image:  # the header only
+        with opened(data) as image:  # the header only
             if max(image.size) <= settings.max_side:
                 return data
         image = Image.fromarray(decode(data))

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deit_kernels.augment import OPS, ImageBatch, Policy, apply, sample_plan
+from deit_kernels.augment.plan import ratio_limit
 
-from .dataset import Dataset
-from .decode import decode
+from .dataset import Dataset, read_image
+from .decode import BadImage
 
 COLUMN, LINE = 1.9, 2.45  # inches of a picture with its text
 
@@ -43,6 +44,13 @@ def pixels_of(images: Tensor, policy: Policy) -> NDArray[np.uint8]:
     return np.clip(np.rint(unit * 255), 0, 255).astype(np.uint8)
 
 
+def _original(dataset: Dataset, sample: int, policy: Policy) -> NDArray[np.uint8]:
+    part = read_image(dataset, sample, ratio_limit=ratio_limit(policy)).part
+    if isinstance(part, BadImage):
+        raise BadImage(f"{dataset.path(sample)}: {part}: repair or remove it (deit_fast.data check lists all)")
+    return part.pixels
+
+
 def preview(
     dataset: Dataset, policy: Policy, target: Path, *, data_seed: int, epoch: int, images: int, copies: int
 ) -> None:
@@ -54,7 +62,7 @@ def preview(
 
     Raises:
         ValueError: a number below 1, or more images than the data set has.
-        BadImage: one of the images is unreadable.
+        BadImage: one of the images is unreadable, or the policy's crop refuses it; the text names it.
     """
     if not 1 <= images <= len(dataset):
         raise ValueError(f"--images lies between 1 and {len(dataset)}, the images of the data set, got {images}")
@@ -66,7 +74,7 @@ def preview(
     import matplotlib.pyplot as plt
 
     samples = np.linspace(0, len(dataset) - 1, images).astype(np.int64)
-    originals = [decode(dataset.read(int(sample))) for sample in samples]
+    originals = [_original(dataset, int(sample), policy) for sample in samples]
     batch = ImageBatch.from_images(originals)
     batch = ImageBatch(batch.data, *(table.repeat_interleave(copies) for table in batch[1:]))
     plan = sample_plan(

@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from deit_fast import load
 from deit_fast.config import Config
+from deit_fast.durable import read_json
 from deit_fast.recipes import RECIPES, parse, recipe
+from deit_fast.report import skipped_lines
 from deit_fast.train import Diverged, main
 from tests.deit_fast.command import command_line
 
@@ -175,8 +178,34 @@ def test_bad_images_are_named_and_skipped(tiny: Config, tmp_path: Path, capsys) 
     out = captured.err + captured.out
     for path in [*spoiled, tmp_path / "data" / "val" / "class0" / "0.png"]:
         assert out.count(f"skipped an unreadable image: {path}") == 1
-    assert "3 unreadable images were skipped" in out
+    skipped = sorted(map(str, [*spoiled, tmp_path / "data" / "val" / "class0" / "0.png"]))
+    assert "".join(f"\n  {path}" for path in skipped) in out[out.index("3 unreadable images were skipped") :]
+    assert read_json(Path(config.out) / "summary.json")["bad_images"] == skipped
+    assert main(command_line(config)) == 0, "a summary with bad images is read like any other"
+    assert load(config.out).summary["bad_images"] == skipped
     assert "top-1 on 14 validation images" in out
+
+
+def test_images_skipped_before_a_restart_are_in_the_summary_too(tiny: Config, tmp_path: Path) -> None:
+    config, spoiled = spoil(tiny, tmp_path, 2)
+    assert main(command_line(config)) == 0
+    summary = Path(config.out) / "summary.json"
+    whole = summary.read_text()
+    summary.unlink()
+    assert main(command_line(config)) == 0, "nothing is left to train, so no image is met again"
+    assert summary.read_text() == whole
+    assert read_json(summary)["bad_images"] == sorted(map(str, spoiled))
+
+
+def test_a_summary_of_sound_images_has_no_list_of_bad_ones(finished_run: Path) -> None:
+    assert read_json(finished_run / "summary.json").keys() == {"teacher", "student", "ema"}
+
+
+def test_ten_skipped_images_are_named_and_the_others_counted() -> None:
+    assert skipped_lines(["a"]) == "1 unreadable image was skipped; summary.json lists all of them\n  a"
+    lines = skipped_lines([f"image {number}" for number in range(13)]).splitlines()
+    assert lines[0].startswith("13 unreadable images were skipped")
+    assert lines[1:] == [*(f"  image {number}" for number in range(10)), "  and 3 more"]
 
 
 def test_bad_images_end_the_run_when_asked(tiny: Config, tmp_path: Path, capsys) -> None:

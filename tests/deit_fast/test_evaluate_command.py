@@ -142,20 +142,29 @@ def test_a_thousand_classes_are_imagenets_without_its_training_images(imagenet: 
     assert score(some, "real")[2] == 1
 
 
-def test_two_processes_count_as_one(imagenet: Path, tmp_path: Path, models: Path) -> None:
-    arguments = ["grey_models:nearest", "--data", imagenet, imagenet / "v2", "--real-labels", imagenet / "real.json"]
-    alone = results(tmp_path, *arguments, "--batch-size", 3)
-    file = tmp_path / "two.json"
-    command = [sys.executable, "-m", "deit_fast.evaluate", *map(str, arguments), "--batch-size", "3"]
-    command += ["--image-size", "8", "--threads", "1", "--json", str(file)]
+def by_two(models: Path, *arguments: object) -> tuple[list[int], list[str]]:
+    """Exit codes and standard errors of two processes of one evaluation."""
+    command = [sys.executable, "-m", "deit_fast.evaluate", *map(str, arguments), "--image-size", "8", "--threads", "1"]
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
     paths = os.pathsep.join([str(models), *sys.path])
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
     environment |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
-    processes = [subprocess.Popen(command, env={**environment, "RANK": rank, "LOCAL_RANK": rank}) for rank in "01"]
-    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    options = dict(stderr=subprocess.PIPE, text=True)
+    processes = [
+        subprocess.Popen(command, env={**environment, "RANK": rank, "LOCAL_RANK": rank}, **options) for rank in "01"
+    ]
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    return [process.returncode for process in processes], errors
+
+
+def test_two_processes_count_as_one(imagenet: Path, tmp_path: Path, models: Path) -> None:
+    arguments = ["grey_models:nearest", "--data", imagenet, imagenet / "v2", "--real-labels", imagenet / "real.json"]
+    alone = results(tmp_path, *arguments, "--batch-size", 3)
+    file = tmp_path / "two.json"
+    codes, _ = by_two(models, *arguments, "--batch-size", "3", "--json", file)
+    assert codes == [0, 0]
     together = json.loads(file.read_text())
     assert (alone["processes"], together["processes"]) == (1, 2)
     for one, two in zip(alone["data"], together["data"], strict=True):
@@ -307,10 +316,33 @@ def test_real_labels_for_other_images_are_refused(imagenet: Path, capsys) -> Non
     assert "has none of them" in refused(capsys, *command)
 
 
-def test_unreadable_images_are_named_and_left_out(imagenet: Path, tmp_path: Path, capsys) -> None:
+@pytest.fixture
+def broken(imagenet: Path, tmp_path: Path) -> Path:
+    """The unreadable image in tmp_path/copy."""
     shutil.copytree(imagenet, tmp_path / "copy")
-    broken = tmp_path / "copy" / "val" / "ILSVRC2012_val_00000004.JPEG"
-    broken.write_bytes(b"no image")
-    (result,) = results(tmp_path, "grey_models:nearest", "--data", tmp_path / "copy")["data"]
+    file = tmp_path / "copy" / "val" / "ILSVRC2012_val_00000004.JPEG"
+    file.write_bytes(b"no image")
+    return file
+
+
+@pytest.mark.parametrize("options", [[], ["--bad-images", "skip"]])
+def test_unreadable_images_are_named_and_left_out(broken: Path, tmp_path: Path, capsys, options: list[str]) -> None:
+    (result,) = results(tmp_path, "grey_models:nearest", "--data", tmp_path / "copy", *options)["data"]
     assert result["unreadable"] == [str(broken)] and score(result) == (100 * 4 / 7, 100 * 6 / 7, 7)
     assert str(broken) in capsys.readouterr().out
+
+
+def test_an_unreadable_image_ends_the_evaluation_when_asked(broken: Path, tmp_path: Path, capsys) -> None:
+    file = tmp_path / "results.json"
+    command = ["grey_models:nearest", "--data", tmp_path / "copy", "--image-size", "8", "--json", file]
+    error = refused(capsys, *command, "--bad-images", "fail")
+    assert error.startswith(f"error: {broken}: it is not an image")
+    assert error.endswith("repair or remove it, or type --bad-images skip\n")
+    assert not file.exists()
+
+
+def test_an_unreadable_image_ends_both_processes_with_one_sentence(broken: Path, tmp_path: Path, models: Path) -> None:
+    codes, errors = by_two(models, "grey_models:nearest", "--data", tmp_path / "copy", "--bad-images", "fail")
+    assert codes == [2, 2], errors
+    (said,) = [line for error in errors for line in error.splitlines() if line.startswith("error:")]
+    assert said.startswith(f"error: {broken}: it is not an image") and "Traceback" not in "".join(errors)

@@ -71,9 +71,11 @@ def test_files_that_are_no_images_are_named_and_the_others_answered(
     assert main([str(tmp_path), "--model", str(finished_run), "--json"]) == 2
     out, err = capsys.readouterr()
     bad, answered = map(json.loads, out.splitlines())
-    assert bad == {"path": str(tmp_path / "bad.jpg"), "error": "it is not an image of a format that Pillow reads"}
+    reason = bad["error"]
+    assert reason.startswith("it is not an image of a format that is read here")
+    assert bad == {"path": str(tmp_path / "bad.jpg"), "error": reason}
     assert answered["path"] == str(good)
-    assert f"error: {tmp_path / 'bad.jpg'} holds no image: it is not an image of a format that Pillow reads" in err
+    assert f"error: {tmp_path / 'bad.jpg'} holds no image: {reason}" in err
 
 
 @pytest.mark.parametrize(
@@ -112,3 +114,14 @@ def test_a_bar_is_drawn_for_a_person_and_json_stays_clean(
     out, err = capsys.readouterr()
     assert "predicting" in err and "39/39" in err
     assert len([json.loads(line) for line in out.splitlines()]) == 39
+
+
+def test_an_image_that_the_crop_refuses_is_named_and_the_others_answered(
+    finished_run: Path, images: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr("deit_fast.trained.ratio_limit", lambda policy: 100)
+    good, long = str(images / "val" / "class0" / "0.png"), str(tmp_path / "long.png")
+    Image.new("RGB", (100, 1)).save(long)
+    answer, (path, reason) = load(finished_run).predict([good, long])
+    assert (answer.path, path) == (good, long)
+    assert str(reason) == "its crop takes sides of less than 100 to 1, and it has 100 × 1 pixels"

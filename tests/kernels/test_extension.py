@@ -12,6 +12,7 @@ import pytest
 import setuptools
 import torch
 
+from deit_fast.data import jpeg_part
 from deit_kernels import _extension
 
 ROOT = Path(__file__).parents[2]
@@ -103,6 +104,19 @@ def test_a_failing_compiler_does_not_fail_the_install(tmp_path: Path) -> None:
     assert "deit_fast.data._jpeg_part is not built: the command printed above failed, false" in done.stderr
     assert "The whole of every JPEG file is decoded, also where a crop of it would do." in done.stderr
     assert not list(tmp_path.rglob("*.so"))
+
+
+def test_the_part_decoder_is_there_wherever_it_can_be_built() -> None:
+    """Its own tests are skipped without it, and nobody would notice."""
+    named = (os.environ.get("CXX"), "g++", "clang++", "c++")  # in the order of setup.py
+    compiler = next((name.split() for name in named if name and shutil.which(name.split()[0])), None)
+    if compiler is None:
+        pytest.skip("needs a C++ compiler")
+    header = "#include <cstdio>\n#include <jpeglib.h>\nstatic_assert(LIBJPEG_TURBO_VERSION_NUMBER >= 2001005);\n"
+    command = [*compiler, "-std=c++20", "-fsyntax-only", "-x", "c++", "-"]
+    if subprocess.run(command, input=header, capture_output=True, text=True).returncode:
+        pytest.skip("needs jpeglib.h of libjpeg-turbo 2.1.5")
+    assert not jpeg_part.missing, jpeg_part.missing
 
 
 @pytest.mark.parametrize("binary", PART_DECODER, ids=lambda binary: binary.name)

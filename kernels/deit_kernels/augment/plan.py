@@ -14,6 +14,7 @@ tensor.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -198,13 +199,19 @@ def sample_plan(
     columns += [_integers(name, value, 1, MAX_SIDE) for name, value in (("height", height), ("width", width))]
     keys = np.stack(np.broadcast_arrays(*columns), axis=-1)
     require(keys.ndim == 2, f"epoch, sample, copy, height and width broadcast to (B,), got {keys.shape[:-1]}")
-    if policy.crop != "random_resized" and len(keys):
+    if (limit := ratio_limit(policy)) < inf and len(keys):
         longest = (keys[:, 3:].max(1) / keys[:, 3:].min(1)).max()
-        most = (2**31 - 1) / (policy.size / policy.crop_ratio) if policy.crop == "center" else MAX_SIDE / policy.size
-        require(longest < most, f"an image's longer side is below {most:.0f} times the shorter, got {longest:.0f}")
+        require(longest < limit, f"an image's longer side is below {limit:.0f} times the shorter, got {longest:.0f}")
     numbers = torch.from_numpy(policy.numbers(seed).view(np.uint8))
     rows = torch.ops.deit_kernels._augment_sample_plan(torch.from_numpy(keys), numbers)
     return AugmentPlan(rows, policy)
+
+
+def ratio_limit(policy: Policy) -> float:
+    """An image's longer side must be below this many times its shorter side: what is resized has sides of 31 bits."""
+    if policy.crop == "random_resized":
+        return inf
+    return (2**31 - 1) / (policy.size / policy.crop_ratio) if policy.crop == "center" else MAX_SIDE / policy.size
 
 
 def _integers(name: str, value: ArrayLike, low: int, high: int) -> NDArray[np.int64]:

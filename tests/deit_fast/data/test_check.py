@@ -14,6 +14,7 @@ from PIL import Image
 
 from deit_fast.data.__main__ import main
 from deit_fast.data.check import check
+from deit_fast.data.decode import decode
 from deit_fast.data.pack import Settings, pack
 from deit_fast.data.sources import open_unpacked
 
@@ -73,6 +74,35 @@ def test_everything_is_named_and_nothing_sound_is(odd_folder):
         "turned.jpg": "EXIF orientation 6",
         "scratched.jpg": "damaged in part",
     }
+
+
+def test_an_image_too_long_for_some_crops_is_odd_and_for_all_broken(image_folder):
+    ant = image_folder / "train/ant"
+    save(ant / "long.png", Image.new("1", (1, 80_000)).convert("L"), format="PNG")
+    save(ant / "short.png", Image.new("1", (1, 16_000)).convert("L"), format="PNG")
+    save(ant / "endless.png", Image.new("1", (17_000_000, 1)), format="PNG")
+    report = check(open_unpacked(str(image_folder)), threads=2)
+    assert by_file(report.odd) == {"long.png": "1 × 80000 pixels, which some crops refuse"}
+    assert by_file(report.broken) == {"endless.png": "17000000 × 1 has a side above the limit of 16777215 pixels"}
+
+
+def test_an_animation_damaged_behind_its_first_frame_is_broken_and_the_others_are_looked_at(image_folder):
+    """Whatever Pillow's parser raises: struct.error, IndexError, …"""
+    noise = np.random.default_rng(1).integers(0, 256, (20, 30), dtype=np.uint8)
+    file = io.BytesIO()
+    frames = [Image.fromarray(np.roll(noise, number)) for number in range(3)]
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
+    data = file.getvalue()
+    second = data.rindex(b"\x21\xf9\x04", 0, len(data) // 2)  # its control block
+    cuts = {"control.jpg": data[: second + 1], "size.gif.jpg": data[: second + 12], "flags.jpg": data[: second + 17]}
+    for name, content in cuts.items():
+        (image_folder / "train/ant" / name).write_bytes(content)
+        assert decode(content).shape == (20, 30, 3)
+    report = check(open_unpacked(str(image_folder)), threads=2)
+    broken = by_file(report.broken)
+    assert set(broken) == set(cuts)
+    assert all(reason.startswith("it is truncated or corrupt") for reason in broken.values())
+    assert report.images == 15
 
 
 def test_equal_files_are_grouped_with_what_is_wrong_about_it(tmp_path):

@@ -1,6 +1,7 @@
 """Batches are functions of (data set, policy, seed, step); threads come, go and fail without a trace in them."""
 
 import gc
+import io
 import itertools
 import os
 import signal
@@ -14,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from memory_dataset import MemoryDataset
+from PIL import Image
 
 from deit_fast.data import IGNORE, BadImage, EvalLoader, TrainLoader, decode, open_dataset
 from deit_fast.data import loader as loader_module
@@ -208,6 +210,59 @@ def test_good_batches_before_a_bad_one_are_given_first(damaged):
             given.append(batch)
     assert_equal(given, whole[: len(given)])
     assert {4, 9} & set(whole[len(given)].samples.tolist())
+
+
+@pytest.fixture
+def strip() -> bytes:
+    """A sound image of 80 000 × 1 pixels."""
+    return encoded_strip(80_000, 1)
+
+
+def encoded_strip(width: int, height: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("1", (width, height)).save(file, "PNG")
+    return file.getvalue()
+
+
+SIMPLE = Policy(size=224, crop="simple", pad=4)
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_an_image_that_the_crop_refuses_is_one_bad_image(dataset, strip, in_memory):
+    settings = dict(data_seed=7, batch_size=12, total_steps=3, threads=2, in_memory=in_memory)
+    sound = list(TrainLoader(dataset, SIMPLE, **settings))
+    dataset.files[4] = strip
+    loader = TrainLoader(dataset, SIMPLE, **settings)
+    for batch, whole in zip(loader, sound, strict=True):
+        bad = batch.samples == 4
+        assert torch.equal(batch.images, torch.where(bad[:, None, None, None], 0.0, whole.images))
+        assert torch.equal(batch.labels, torch.where(bad, IGNORE, whole.labels))
+    reason = "its crop takes sides of less than 74,898 to 1, and it has 80000 × 1 pixels"
+    assert loader.bad_images == {"image-4": reason}
+    with pytest.raises(BadImage, match=r"image-4: its crop takes .*: repair or remove it, or type --bad-images skip"):
+        list(TrainLoader(dataset, SIMPLE, **settings, bad_images="fail"))
+
+
+def test_an_image_that_another_policy_refuses_is_trained_on(dataset, strip):
+    dataset.files[4] = strip
+    loader = train_loader(dataset)
+    assert all((batch.labels != IGNORE).all() for batch in loader)
+    assert loader.bad_images == {}
+
+
+@pytest.mark.parametrize("policy", [POLICY, SIMPLE, EVAL])
+def test_an_image_with_a_side_that_no_plan_takes_is_one_bad_image(dataset, policy):
+    dataset.files[4] = encoded_strip(17_000_000, 1)
+    loader = EvalLoader(dataset, policy, batch_size=10)
+    assert [(batch.labels == IGNORE).sum().item() for batch in loader] == [1, 0, 0]
+    assert loader.bad_images == {"image-4": "17000000 × 1 has a side above the limit of 16777215 pixels"}
+
+
+def test_an_image_beyond_the_center_crop_is_one_bad_image(dataset):
+    dataset.files[4] = encoded_strip(9_000_000, 1)
+    loader = EvalLoader(dataset, Policy.eval(224), batch_size=10)
+    assert [(batch.labels == IGNORE).sum().item() for batch in loader] == [1, 0, 0]
+    assert loader.bad_images["image-4"].endswith("and it has 9000000 × 1 pixels")
 
 
 def test_a_step_without_a_readable_image_stops_the_training(dataset):

@@ -97,6 +97,18 @@ def test_bad_images_are_named_and_blank_in_memory_too(dataset):
         assert not batch.images[bad].any()
 
 
+def test_one_huge_image_leaves_no_huge_blocks_behind(dataset):
+    """Every batch after it decodes into memory of the usual size, and has its pixels."""
+    huge = io.BytesIO()
+    Image.new("RGB", (2000, 3000), (10, 200, 30)).save(huge, "JPEG")
+    dataset.files[14] = huge.getvalue()
+    loader = EvalLoader(dataset, EVAL, batch_size=4, threads=2)
+    batches = list(loader)
+    assert_equal(batches, list(EvalLoader(dataset, EVAL, batch_size=4, in_memory=True)))
+    assert max(block.numel() for _, block in loader._augment.pixels._blocks) < 100_000
+    assert loader._builder._expected < 100_000
+
+
 def test_a_set_too_large_for_memory_says_so(dataset, monkeypatch):
     monkeypatch.setattr("deit_fast.data.in_memory.MAX_BYTES", 10_000)
     with pytest.raises(ValueError, match=r"of 30 images of memory take .* GiB decoded: leave out --in-memory"):

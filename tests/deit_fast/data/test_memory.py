@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from deit_fast.data.memory import ALIGNMENT, Arena, Blocks
+from deit_fast.data.memory import ALIGNMENT, RECENT, Arena, Blocks, usual
 
 
 def test_a_block_is_used_again_when_the_last_view_is_gone():
@@ -80,6 +80,44 @@ def test_the_next_arena_has_room_and_copies_nothing():
     block, offset, _ = second.gather(images)
     assert np.shares_memory(block.numpy(), images[0])
     assert offset.tolist() == [0, 4500]
+
+
+def test_an_outsized_batch_has_a_block_of_its_own_that_is_not_used_again():
+    blocks, shapes = Blocks(), [(10, 10), (100, 100)]
+    arena = Arena(blocks, 1000)
+    block, offset, end = arena.gather(fill(arena, shapes), 40)
+    assert len(block) == end + 40 > 30_000
+    assert [(block[start : start + 300] == number + 1).all() for number, start in enumerate(offset)] == [True, True]
+    del arena, block
+    assert [kept.numel() for _, kept in blocks._blocks] == [1250]
+
+
+def test_a_block_far_larger_than_what_is_taken_of_late_is_given_back():
+    blocks = Blocks()
+    for size in [1000] * 3 + [100_000] * 2:
+        blocks.take(size)
+    assert [block.numel() for _, block in blocks._blocks] == [100_000]
+    for _ in range(RECENT - 1):
+        blocks.take(1000)
+        assert [block.numel() for _, block in blocks._blocks] == [100_000], "which may be what is usual"
+    blocks.take(1000)
+    assert [block.numel() for _, block in blocks._blocks] == [1000]
+
+
+def test_a_block_in_use_is_kept_however_large():
+    blocks = Blocks()
+    held = blocks.take(100_000)
+    for _ in range(2 * RECENT):
+        blocks.take(10)
+    held.fill_(7)
+    assert sorted(block.numel() for _, block in blocks._blocks) == [10, 100_000]
+
+
+def test_what_batches_need_is_not_said_by_one_of_them():
+    assert usual([50]) == 50
+    assert usual([50, 40]) == usual([40, 50]) == 40
+    assert usual([40, 900, 50, 45]) == 50
+    assert usual([40, 900, 50, 800]) == 800
 
 
 def test_threads_never_get_the_same_bytes():

@@ -196,6 +196,22 @@ def test_an_image_that_cannot_be_re_encoded_stops_and_is_named(image_folder, tmp
         packed(image_folder, tmp_path / "packed", max_side=32)
 
 
+def test_an_image_too_large_to_open_stops_and_is_named(image_folder, tmp_path):
+    bomb = image_folder / "train/bee/2.jpg"
+    Image.new("1", (30_000, 30_000)).save(bomb, "PNG")
+    reason = r"it is a decompression bomb .*repair or remove it \(deit_fast.data check lists all\)"
+    with pytest.raises(BadImage, match=f"{bomb}: {reason}"):
+        packed(image_folder, tmp_path / "packed", max_side=32)
+
+
+@pytest.mark.parametrize("start", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", b"GIF89a\1"])
+def test_what_no_image_format_reads_stops_the_re_encoding_and_is_named(image_folder, tmp_path, start):
+    broken = image_folder / "train/bee/2.jpg"
+    broken.write_bytes(start)
+    with pytest.raises(BadImage, match=f"{broken}: it is "):
+        packed(image_folder, tmp_path / "packed", max_side=8)
+
+
 def test_a_shard_that_reads_back_differently_is_not_kept(image_folder, tmp_path, monkeypatch):
     pread = os.pread
     monkeypatch.setattr(os, "pread", lambda *where: pread(*where)[:-1] + b"?")

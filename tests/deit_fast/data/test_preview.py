@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cifar_files import write_cifar10
 from PIL import Image
 
 from deit_fast.classifiers import IMAGENET_NORMALISATION
@@ -61,3 +62,17 @@ def test_every_line_of_the_text() -> None:
 def test_mistakes_are_sentences(arguments: list[str], text: str, capsys: pytest.CaptureFixture) -> None:
     assert main(["preview", *arguments]) == 2
     assert text in capsys.readouterr().err
+
+
+def test_an_image_that_cannot_be_drawn_is_named(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    broken = image_folder / "train/ant/0.jpg"
+    broken.write_bytes(b"<html>")
+    assert main(["preview", "--data", str(image_folder), "--images", "2", "--out", str(tmp_path / "seen.png")]) == 2
+    assert f"error: {broken}: it is not an image" in capsys.readouterr().err
+
+
+def test_a_decoded_set_is_drawn(tmp_path: Path) -> None:
+    write_cifar10(tmp_path)
+    assert main(["preview", "--data", str(tmp_path), "--images", "2", "--out", str(tmp_path / "seen.png")]) == 0
