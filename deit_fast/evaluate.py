@@ -29,6 +29,7 @@ from torch import nn
 from .data.batch import Batch
 from .distributed import Ranks
 from .evaluation import Settings, evaluate_all, nested
+from .exit_codes import leave
 from .predictions import Score, predict
 
 Scores = dict[str, Score]
@@ -144,4 +145,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

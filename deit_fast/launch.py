@@ -48,6 +48,8 @@ def launch(arguments: Sequence[str], processes: int, logs: Path, module: str = "
         return _exit_code({rank: failure.exitcode for rank, failure in error.failures.items()}, logs, processes)
     except SignalException as error:
         return INTERRUPTED if error.sigval == signal.SIGINT else PREEMPTED
+    finally:
+        del os.environ[LAUNCHED]
     return 0
 
 

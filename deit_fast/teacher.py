@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from .classifiers import Normalisation, check_forward, named_function, normalisation, timm_model
 from .config import Config, difference
 from .durable import read_json
+from .exit_codes import leave
 from .pretrained import load_pretrained, read_weights
 from .recipes import recipe
 from .trained import rows_of_last_matrix, run_model
@@ -214,4 +214,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -199,7 +199,7 @@ def test_an_image_that_cannot_be_re_encoded_stops_and_is_named(image_folder, tmp
 def test_an_image_too_large_to_open_stops_and_is_named(image_folder, tmp_path):
     bomb = image_folder / "train/bee/2.jpg"
     Image.new("1", (30_000, 30_000)).save(bomb, "PNG")
-    reason = r"it is a decompression bomb .*repair or remove it \(deit_fast.data check lists all\)"
+    reason = r"it is a decompression bomb .*repair it and run .* \(deit_fast.data check lists all\)"
     with pytest.raises(BadImage, match=f"{bomb}: {reason}"):
         packed(image_folder, tmp_path / "packed", max_side=32)
 

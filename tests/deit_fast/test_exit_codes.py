@@ -1,0 +1,19 @@
+"""How a process ends: a rank that has failed at once, with its own code whatever is left to tidy up."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = "import atexit; from deit_fast.exit_codes import leave; atexit.register(print, 'tidied up'); leave({})"
+
+
+@pytest.mark.parametrize(
+    ("rank", "code", "tidied"), [("1", 2, False), ("1", 0, True), (None, 2, True)], ids=["failed", "done", "alone"]
+)
+def test_a_rank_that_has_failed_does_not_tidy_up(rank: str | None, code: int, tidied: bool) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "RANK"}
+    environment |= {} if rank is None else {"RANK": rank}
+    run = subprocess.run([sys.executable, "-c", PROGRAM.format(code)], env=environment, capture_output=True, text=True)
+    assert run.returncode == code and ("tidied up" in run.stdout) == tidied
