@@ -10,9 +10,9 @@ precision, the same batch size and the same harness for all, ConvNets in the cha
 them. Top-1 on ImageNet, ReaL and ImageNet-V2 and the V100's images/s are the paper's (arXiv 2012.12877, Table 5) and
 marked so; a run's accuracy is its own, on its own data. On a machine that others use too even ratios are rough: the
 file holds the slowest round beside the fastest.
-The same command measures a GPU; none has been measured yet. benchmarks/results/tradeoff-cpu.json took five minutes on two
-cores of an AMD EPYC with nothing else on them (--rounds 5, torch 2.14.1, timm 1.0.31, 2026-11-25). How rough it is shows
-in pairs of one network with and without the distillation token: within 1 % for S and B, 13 % for Ti.
+The same command measures a GPU; none has been measured yet. benchmarks/results/tradeoff-cpu.json took five minutes on
+two cores of an AMD EPYC with nothing else on them (--rounds 5, torch 2.14.1, timm 1.0.31, 2026-11-25). How rough it is
+shows in pairs of one network with and without the distillation token: within 1 % for S and B, 13 % for Ti.
 """
 
 from __future__ import annotations
