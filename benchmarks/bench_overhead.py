@@ -36,7 +36,7 @@ IMPORT = "import time, torch; began = time.process_time(); import {}; print(time
 def test_import(benchmark: BenchmarkFixture) -> None:
     """The ops, against packages that offer parts of them."""
     seconds: dict[str, list[float]] = {name: [] for name in ("deit_kernels", "torchvision", "timm")}
-    for _ in range(4):
+    for _ in range(7):
         for name, times in seconds.items():
             command = [sys.executable, "-c", IMPORT.format(name)]
             times.append(float(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
