@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.machine import commit, kind, versions
+from benchmarks.machine import commit, kind, sources, versions
 from benchmarks.table import draw, read, rows_of
 
 FOLDER = Path(__file__).parent
@@ -65,9 +65,9 @@ def main() -> int:
 
     files = [str(known[name]) for name in arguments.groups or known]
     began, load = time.monotonic(), os.getloadavg()[0]
-    kept = read(out) if arguments.go_on and out.exists() else {"rows": [], "minutes": 0.0, "commit": commit()}
-    if kept["commit"] != commit():
-        parser.error(f"{out} is of {kept['commit']}, this is {commit()}: leave --continue out, or name another file")
+    kept = read(out) if arguments.go_on and out.exists() else {"rows": [], "minutes": 0.0, "sources": sources()}
+    if kept.get("sources") != sources():
+        parser.error(f"{out} is of other sources than these: leave --continue out, or name another file")
     with tempfile.TemporaryDirectory() as folder:
         partial = Path(folder) / "pytest-benchmark.json"
         status = pytest.main(
@@ -86,6 +86,7 @@ def main() -> int:
         "machine": kind(),
         "date": time.strftime("%Y-%m-%d"),
         "commit": commit(),
+        "sources": sources(),
         "command": " ".join(["python -m benchmarks", *arguments.groups, *(["-k", arguments.k] if arguments.k else [])]),
         "minutes": round(kept["minutes"] + (time.monotonic() - began) / 60, 1),
         "load when it began": round(load, 2),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+ROOT = Path(__file__).parents[1]
+SOURCES = (".py", ".cpp", ".h", ".cu", ".cuh", ".sh")
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "numpy", "pillow", "simplejpeg", "triton", "kornia")
 
 
@@ -33,6 +36,16 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def sources() -> str:
+    """A digest of all code that is measured or measures; unlike a commit it says nothing of texts and results."""
+    digest = hashlib.sha256()
+    for folder in ("csrc", "kernels", "deit_fast", "benchmarks"):
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in SOURCES:
+                digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:8]
 
 
 def commit() -> str:

@@ -12,8 +12,8 @@
 # network and no install. nvcc and setuptools >= 77 build the extensions; without them the augmentation is left out. So
 # is, with the reason, a group that needs more: augment torchvision, pillow and scikit-learn; inference transformers,
 # safetensors and pillow; overhead pillow; loader torchvision, simplejpeg and scikit-image; train and resume what
-# pyproject's extra [train] lists. Stops at the first wrong result: a time of a wrong kernel is worth nothing. Not run
-# on a card yet.
+# pyproject's extra [train] lists. Stops at the first wrong result, a time of a wrong kernel is worth nothing; and where
+# the tests do not end in time: what they have compiled is kept, and the same command goes on. Not run on a card yet.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python}
@@ -30,8 +30,7 @@ if not torch.cuda.is_available():
 PYTHON
 card=$($python -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "-"))')
 results=${1:-benchmarks/results/$card-$(date +%Y-%m-%d).json}
-sources=$(find csrc kernels deit_fast benchmarks setup.py -name '*.py' -o -name '*.cu*' -o -name '*.cpp' -o -name '*.h')
-digest=$(sort <<<"$sources" | xargs cat | sha256sum | cut -c1-8)
+digest=$($python -c 'from benchmarks.machine import sources; print(sources())')
 parts=${results%.json}-$digest.parts log=${results%.json}.log
 mkdir -p "$parts"
 rm -f "$parts/left_out"
@@ -66,7 +65,7 @@ if reason=$($python -c "$augments" 2>&1 >/dev/null); then
 else
     left_out "the augmentation's tests" "${reason##*$'\n'}"
 fi
-step tests 200 $python -m pytest -q -n 8 -m "gpu and not slow" "${tests[@]}"
+step tests 400 $python -m pytest -q -n 8 -m "gpu and not slow" "${tests[@]}"
 # What decides most comes first. A failure does not lose the rest.
 for limited in attention:120 loss:60 train:90 augment:40 inference:60 tune:60 overhead:30 resume:30 loader:180; do
     group=${limited%:*} seconds=${limited#*:}

@@ -12,7 +12,7 @@ marked so; a run's accuracy is its own, on its own data. On a machine that other
 file holds the slowest round beside the fastest.
 The same command measures a GPU; none has been measured yet. benchmarks/results/tradeoff-cpu.json took five minutes on
 two cores of an AMD EPYC with nothing else on them (--rounds 5, torch 2.14.1, timm 1.0.31, 2026-11-25). How rough it is
-shows in pairs of one network with and without the distillation token: within 1 % for S and B, 13 % for Ti.
+shows in pairs of one network with and without the distillation token: within 3 % for S and B, 13 % for Ti.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from torch import nn
 from .data.batch import Batch
 from .distributed import Ranks
 from .evaluation import Settings, evaluate_all, nested
-from .exit_codes import leave
+from .exit_codes import OfOneRank, leave
 from .predictions import Score, predict
 
 Scores = dict[str, Score]
@@ -136,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if os.environ.get("DEIT_FAST_TRACEBACK"):
             raise
-        if os.environ.get("RANK", "0") == "0":
+        if os.environ.get("RANK", "0") == "0" or isinstance(error, OfOneRank):
             print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

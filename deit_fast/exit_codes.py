@@ -17,6 +17,10 @@ PREEMPTED = 75  # SIGTERM or SIGUSR1, the run is saved: run the same command aga
 INTERRUPTED = 130  # Ctrl-C, as shells count it
 
 
+class OfOneRank(ValueError):
+    """A mistake that one rank may meet alone, so it says it itself; what all meet alike is said by rank 0."""
+
+
 def leave(code: int) -> NoReturn:
     """End this process with a code.
 

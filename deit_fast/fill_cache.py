@@ -29,6 +29,7 @@ from .data.mixing import Mixing
 from .data.order import steps_per_epoch
 from .distributed import Ranks, ranks
 from .evaluate import evaluate
+from .exit_codes import INTERRUPTED, OfOneRank
 from .label_cache import runs
 from .launch import launch
 from .model import CONFIGS
@@ -135,6 +136,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if os.environ.get("DEIT_FAST_TRACEBACK"):
             raise
-        if os.environ.get("RANK", "0") == "0":
+        if os.environ.get("RANK", "0") == "0" or isinstance(error, OfOneRank):
             print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # before anything was begun
+        print("interrupted: nothing was begun", file=sys.stderr)
+        return INTERRUPTED

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from .data.batch import Batch
 from .distributed import Ranks
+from .exit_codes import OfOneRank
 from .model import FUSIONS, SCORE_NAMES, VisionTransformer, fuse
 from .teacher import Teacher
 
@@ -147,7 +148,7 @@ def predict(
         is halved, and so are those after it.
 
     Raises:
-        ValueError: not even one image fits.
+        OfOneRank: not even one image fits.
     """
     training = {name: model.training for name, model in models.items()}
     for model in models.values():
@@ -180,7 +181,7 @@ def _in_parts(model: nn.Module, images: Tensor, most: int) -> tuple[dict[str, Te
     """`head_logits` of up to `most` images at once, and how many it was in the end."""
     while (outputs := _logits(model, images, most)) is None:  # what the failed pass held is free again here
         if most == 1:
-            raise ValueError(
+            raise OfOneRank(
                 f"not even one image of {images.shape[-2]} x {images.shape[-1]} pixels fits into the memory of "
                 f"{images.device}: type a smaller --image-size, or use a device of more memory"
             )

@@ -31,6 +31,7 @@ from .config import Config
 from .data import IGNORE, Batch, Target
 from .data.memory import to_device
 from .distributed import Ranks
+from .exit_codes import OfOneRank
 from .model import VisionTransformer, drop_path_scales
 from .optimizer import MovingAverage, create_optimizer
 from .report import Reporter
@@ -189,7 +190,7 @@ class TrainingStep:
             alone: leave the other ranks' gradients out.
 
         Raises:
-            ValueError: it does not suffice, and the other ranks already wait for these gradients.
+            OfOneRank: it does not suffice, and the other ranks already wait for these gradients.
         """
         total: Losses | None = None
         try:
@@ -204,9 +205,10 @@ class TrainingStep:
             self.optimizer.zero_grad(set_to_none=True)
             if self._ranks.world_size > 1 and not alone:
                 rows = self._rows // self.slices
-                raise ValueError(
-                    f"rank {self._ranks.rank} ran out of memory with {rows} images at once, which fitted before: add "
-                    f"--micro-batch {max(rows // 2, 1)} to the command, and it continues from the last checkpoint"
+                less = f"add --micro-batch {rows // 2} to" if rows > 1 else "give the GPU to this run alone and repeat"
+                raise OfOneRank(
+                    f"rank {self._ranks.rank} ran out of memory with {rows} images at once, which fitted before: "
+                    f"{less} the command, and it continues from the last checkpoint"
                 ) from error
         return None
 

@@ -243,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"error: {error}", file=sys.stderr)
             return error.code
         # What every rank finds alike is said once; what one rank alone met (an image of its share), by that rank.
-        if os.environ.get("RANK", "0") == "0" or isinstance(error, BadImage):
+        if os.environ.get("RANK", "0") == "0" or isinstance(error, (BadImage, exit_codes.OfOneRank)):
             print(f"error: {error}", file=sys.stderr)
         return exit_codes.DIVERGED if isinstance(error, Diverged) else exit_codes.USAGE
     except Preempted as stopped:

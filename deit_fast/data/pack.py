@@ -128,7 +128,12 @@ def index_file(folder: Path, split: str) -> Path:
 
 def is_begun(folder: Path, splits: dict[str, Dataset], settings: Settings, version: str) -> bool:
     """Whether `pack` was called here with these arguments."""
-    return _read_description(folder) == _describe(splits, settings, version)
+    return _same(_read_description(folder), _describe(splits, settings, version))
+
+
+def _same(found: dict[str, Any] | None, description: dict[str, Any]) -> bool:
+    """Whether a folder was begun so; one without a version was begun when none was written."""
+    return found is not None and {**found, "version": found.get("version") or description["version"]} == description
 
 
 def is_complete(folder: Path) -> bool:
@@ -175,7 +180,7 @@ def _read_description(folder: Path) -> dict[str, Any] | None:
 def _begin(folder: Path, description: dict[str, Any]) -> None:
     """Leave pack.json in an empty folder, or find the same there."""
     found = _read_description(folder)
-    if found is not None and found != description:
+    if found is not None and not _same(found, description):
         raise ValueError(
             f"{folder} was packed from another source or list of images, or with other settings ({json.dumps(found)}, "
             f"now {json.dumps(description)}): choose another folder or remove it"

@@ -54,11 +54,8 @@ class ParquetRows:
     ):
         self.name = name
         tables = {str(file): _opened(str(file)) for file in files}
-        first, schema = str(files[0]), tables[str(files[0])].schema_arrow
-        features = _features(schema)
-        self.image = image or _only(_images(schema, features), "image", schema, first)
-        self.label = label or _only(_label_columns(schema, features), "label", schema, first)
-        _check_columns(first, schema, (self.image, self.label))  # the spec may name one that no file has
+        first, self.image, self.label = _columns(tables, image, label, anywhere=broken is not None)
+        features = _features(tables[first].schema_arrow)
         labels = _labels(tables, self.image, self.label, broken)
         self.files = list(labels)
         self.labels = np.concatenate([np.empty(0, np.int64), *labels.values()])
@@ -173,6 +170,35 @@ def _only(columns: list[str], what: str, schema: pyarrow.Schema, file: str) -> s
     found = f"{len(columns)} columns ({', '.join(columns)}) could be" if columns else "no column looks like"
     example = (columns or schema.names)[0]
     raise ValueError(f"{file}: {found} the {what}: name it, --data 'FOLDER?{what}={example}'")
+
+
+def _columns(
+    tables: dict[str, pyarrow.parquet.ParquetFile], image: str | None, label: str | None, anywhere: bool
+) -> tuple[str, str, str]:
+    """The first file that tells, the column of images and that of labels.
+
+    Args:
+        anywhere: a later file may tell where the first does not.
+
+    Raises:
+        ValueError: none tells, or a column that was named is not there; as the first file has it.
+    """
+    errors = []
+    for file, table in tables.items():
+        schema = table.schema_arrow
+        features = _features(schema)
+        try:
+            found = (
+                image or _only(_images(schema, features), "image", schema, file),
+                label or _only(_label_columns(schema, features), "label", schema, file),
+            )
+            _check_columns(file, schema, found)  # the spec may name one that no file has
+            return file, *found
+        except ValueError as error:
+            errors.append(error)
+            if not anywhere:
+                break
+    raise errors[0]
 
 
 def _check_columns(file: str, schema: pyarrow.Schema, columns: Sequence[str]) -> None:

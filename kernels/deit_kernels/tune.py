@@ -19,6 +19,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -112,8 +113,11 @@ def compile_ahead(direction: Direction, length: int, heads: int, features: int, 
     """
     workers = min(len(os.sched_getaffinity(0)), 16)
     arguments = [(direction, length, heads, features, configs[start::workers]) for start in range(workers)]
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(_compile, arguments))
+    try:
+        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            list(pool.map(_compile, arguments))
+    except (BrokenProcessPool, RuntimeError) as error:  # no memory for as many processes, or a compiler that crashed
+        print(f"  not all is compiled ahead, so it takes longer: {error}")
 
 
 def _compile(arguments: tuple[Direction, int, int, int, list[Config]]) -> None:

@@ -75,8 +75,10 @@ def test_an_interrupted_run_keeps_its_rows_and_goes_on(tmp_path: Path) -> None:
     assert rows[:1] == first and len(rows) == 3, "what was measured stays as it was"
     assert "holds every row that runs here" in benchmarks("-k", "call_", "--continue").stdout
     out.write_text(json.dumps(json.loads(out.read_text()) | {"commit": "1234567"}))
+    assert benchmarks("-k", "call_", "--continue").returncode == 0, "a commit that changes no code changes no number"
+    out.write_text(json.dumps(json.loads(out.read_text()) | {"sources": "1234567"}))
     refused = benchmarks("-k", "call_", "--continue")
-    assert refused.returncode == 2 and "is of 1234567, this is" in refused.stderr
+    assert refused.returncode == 2 and "is of other sources than these" in refused.stderr
 
 
 def test_without_marks_asked_for_the_rows_of_every_size_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

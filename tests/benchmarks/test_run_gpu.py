@@ -29,6 +29,7 @@ STUB = """#!/usr/bin/env bash
 case "$*" in
     -) cat > /dev/null ;;
     *get_device_name*) echo A-Card ;;
+    *sources\\(\\)*) echo abc1234 ;;
     *commit\\(\\)*) echo abc1234 ;;
     "-m benchmarks.card_results"*) exec {python} "$@" ;;
     *)

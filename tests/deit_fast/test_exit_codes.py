@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from deit_fast import evaluate, exit_codes, fill_cache, train
+
 PROGRAM = "import atexit; from deit_fast.exit_codes import leave; atexit.register(print, 'tidied up'); leave({})"
 
 
@@ -17,3 +19,23 @@ def test_a_rank_that_has_failed_does_not_tidy_up(rank: str | None, code: int, ti
     environment |= {} if rank is None else {"RANK": rank}
     run = subprocess.run([sys.executable, "-c", PROGRAM.format(code)], env=environment, capture_output=True, text=True)
     assert run.returncode == code and ("tidied up" in run.stdout) == tidied
+
+
+@pytest.mark.parametrize(
+    ("module", "work", "arguments"),
+    [
+        (train, "train", ["--data", "digits"]),
+        (fill_cache, "fill", ["--data", "digits", "--teacher-cache", "x"]),
+        (evaluate, "evaluate_all", ["model"]),
+    ],
+    ids=["train", "teacher", "evaluate"],
+)
+@pytest.mark.parametrize("error", [exit_codes.OfOneRank("no memory here"), ValueError("all see this")], ids=str)
+def test_what_one_rank_alone_met_is_said_by_that_rank(monkeypatch, capsys, module, work, arguments, error) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(module, work, fail)
+    assert module.main(arguments) == 2
+    assert (str(error) in capsys.readouterr().err) == isinstance(error, exit_codes.OfOneRank)

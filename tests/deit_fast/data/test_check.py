@@ -229,6 +229,16 @@ def test_broken_parquet_files_are_all_named_and_the_others_are_read(parquet_fold
     assert images == 4
 
 
+def test_a_first_parquet_file_of_other_columns_is_named_and_the_others_are_read(parquet_folder):
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"age": [1.5]}), parquet_folder.path / "train-0.parquet")
+    broken, images = checked(parquet_folder.path)
+    assert set(broken) == {"train-0.parquet"} and "has no column" in broken["train-0.parquet"]
+    assert images == 6
+
+
 def test_parquet_files_of_which_none_can_be_read_are_all_named(parquet_folder):
     parquet_folder.write("test-0", [6, 7], label=[0, None])
     for file in parquet_folder.path.glob("train-*.parquet"):

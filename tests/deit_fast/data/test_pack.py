@@ -243,3 +243,14 @@ def test_a_damaged_description_is_named(image_folder, tmp_path, text):
 def test_wrong_settings_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         Settings(**wrong)
+
+
+def test_a_pack_that_was_begun_before_names_were_digested_goes_on(image_folder, tmp_path):
+    folder, splits = tmp_path / "packed", open_unpacked(str(image_folder))
+    pack.pack(splits, folder, Settings())
+    description = json.loads((folder / "pack.json").read_text())
+    (folder / "pack.json").write_text(json.dumps(description | {"version": ""}))
+    pack.pack(splits, folder, Settings())
+    (folder / "pack.json").write_text(json.dumps(description | {"version": "another"}))
+    with pytest.raises(ValueError, match="another source or list of images"):
+        pack.pack(splits, folder, Settings())
