@@ -65,7 +65,10 @@ def main() -> int:
 
     files = [str(known[name]) for name in arguments.groups or known]
     began, load = time.monotonic(), os.getloadavg()[0]
-    kept = read(out) if arguments.go_on and out.exists() else {"rows": [], "minutes": 0.0, "sources": sources()}
+    try:
+        kept = read(out) if arguments.go_on and out.exists() else {"rows": [], "minutes": 0.0, "sources": sources()}
+    except ValueError as error:
+        parser.error(str(error))
     if kept.get("sources") != sources():
         parser.error(f"{out} is of other sources than these: leave --continue out, or name another file")
     with tempfile.TemporaryDirectory() as folder:

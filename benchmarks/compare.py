@@ -149,7 +149,10 @@ def main() -> int:
     arguments = parser.parse_args()
     if not 0 < arguments.by < 1:
         parser.error(f"--by is a share between 0 and 1, as 0.1, not {arguments.by}")
-    before, *later = (read(path) for path in (arguments.before, arguments.after, *arguments.again))
+    try:
+        before, *later = (read(path) for path in (arguments.before, arguments.after, *arguments.again))
+    except ValueError as error:
+        parser.error(str(error))
     for other in {content["machine"] for content in later} - {before["machine"]}:
         print(f"different machines: {before['machine']}, {other}; only ratios to peers can be compared")
     changes, only = compare(before, *later, by=arguments.by)

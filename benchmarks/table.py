@@ -56,8 +56,18 @@ def rows_of(benchmarks: Iterable[dict]) -> list[Row]:
 
 
 def read(path: str | Path) -> dict:
-    """A results file: {"machine", "date", "command", "commit", "versions", "rows": entries}."""
-    return json.loads(Path(path).read_text())
+    """A results file: {"machine", "date", "command", "commit", "versions", "rows": entries}.
+
+    Raises:
+        ValueError: there is none of that name, or it is something else.
+    """
+    try:
+        content = json.loads(Path(path).read_text())
+        if "rows" not in content:
+            raise ValueError("it has no rows")
+        return content
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{path} is no results file ({error}): python -m benchmarks --out FILE writes one") from error
 
 
 def cells(row: Row) -> list[str]:
@@ -109,9 +119,12 @@ def draw(rows: list[Row], path: str | Path, title: str) -> None:
 
 
 def main() -> None:
-    if len(sys.argv) != 2:
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         raise SystemExit(__doc__)
-    print(text_table(rows_of(read(sys.argv[1])["rows"])))
+    try:
+        print(text_table(rows_of(read(sys.argv[1])["rows"])))
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def require_deit(model: nn.Module) -> VisionTransformer:
         ValueError: the model is none of ours.
     """
     if not isinstance(model, VisionTransformer):
-        raise ValueError(f"a {type(model).__name__} has no class and distillation token: maps are drawn for a DeiT")
+        raise ValueError(f"maps are drawn for a DeiT: {type(model).__name__} has no class and distillation token")
     return model
 
 

@@ -166,7 +166,8 @@ def _recipe(config: Config | None) -> str:
     for name, value in config.identity().items():
         if name != "recipe" and value != defaults[name]:
             command += _spelled(name, Path(value).name if name in _PATHS and value else value)
-    whole = json.dumps(dataclasses.asdict(config) | {"out": "", "data": Path(config.data).name}, indent=2)
+    names = {name: Path(getattr(config, name)).name for name in _PATHS}
+    whole = json.dumps(dataclasses.asdict(config) | {"out": ""} | names, indent=2)
     return (
         f"```\n{' '.join(command)}\n```\n\n<details><summary>The whole configuration</summary>\n\n"
         f"```json\n{whole}\n```\n\n</details>"

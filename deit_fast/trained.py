@@ -182,10 +182,10 @@ def run_model(run: Path, *, weights: Path | None = None, image_size: int = 0) ->
         ValueError: the folder holds no checkpoint.
     """
     config, data = Config.from_json(run / "config.json"), read_json(run / "data.json")
-    config = dataclasses.replace(config, weights="", image_size=image_size or config.image_size)
+    config = dataclasses.replace(config, image_size=image_size or config.image_size)
     summary = read_summary(run) if (run / "summary.json").is_file() else None
     weights = weights or chosen_weights(run)
-    model = classifier(config, len(data["classes"]))
+    model = classifier(dataclasses.replace(config, weights=""), len(data["classes"]))
     load_pretrained(model, weights)
     kinds = {"ema": "moving average", "model": "last weights", "best": "best weights"}
     which = kinds.get(weights.name.split(".")[0].split("_")[0], weights.name)

@@ -67,6 +67,8 @@ def run_pack(arguments: argparse.Namespace) -> int:
 
 def run_preview(arguments: argparse.Namespace) -> int:
     config = recipe(arguments.recipe)
+    if Path(arguments.out).is_dir():
+        raise ValueError(f"--out {arguments.out} is a folder: type --out {Path(arguments.out) / 'preview.png'}")
     if not (source := arguments.data or config.data):
         raise ValueError(f"recipe {arguments.recipe} needs data: type --data FOLDER")
     train, _ = open_dataset(source)

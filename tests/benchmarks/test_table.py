@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.interleaved import Limit, alternate, record
-from benchmarks.table import draw, rows_of, text_table
+from benchmarks.table import draw, read, rows_of, text_table
 from tests.benchmarks.results import measured
 
 
@@ -67,3 +67,16 @@ def test_a_group_that_does_not_exist_is_named_with_those_that_do(arguments: list
     run = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert run.returncode == 2
     assert f"no group {arguments[-1]}: there are attention, augment," in run.stderr
+
+
+@pytest.mark.parametrize(
+    "content", [None, "{", "[]", '{"top1": 80.0}'], ids=["missing", "cut off", "a list", "another"]
+)
+def test_what_is_no_results_file_is_named(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "results.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ValueError, match=r"results\.json is no results file .* --out FILE writes one"):
+        read(path)
+    run = subprocess.run([sys.executable, "-m", "benchmarks.compare", path, path], capture_output=True, text=True)
+    assert run.returncode == 2 and "is no results file" in run.stderr and "Traceback" not in run.stderr

@@ -57,7 +57,7 @@ def test_a_convnet_has_no_tokens_to_draw(images: Path, tmp_path: Path, capsys) -
     arguments = [image, "--model", str(tmp_path / "net.pth"), "--architecture", "test_efficientnet"]
     assert main([*arguments, "--attention", str(tmp_path / "a.png")]) == 2
     said = capsys.readouterr()
-    assert "a EfficientNet has no class and distillation token" in said.err
+    assert "maps are drawn for a DeiT: EfficientNet has no class and distillation token" in said.err
     assert not said.out, "it is said before anything is predicted"
     assert not (tmp_path / "a.png").exists()
 

@@ -218,3 +218,14 @@ def test_what_is_no_model_says_so(tmp_path: Path, finished_run: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "deit", "num_attention_heads": 3}))
     with pytest.raises(ValueError, match="a deit without a classifier"):
         load(tmp_path)
+
+
+def test_a_run_still_says_what_it_began_with(finished_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"weights": "/somewhere/begun-with.safetensors"}))
+    loaded = load(run)
+    assert loaded.config.weights == "/somewhere/begun-with.safetensors"
+    card = model_card(loaded, "timm", "timm", 0.0)
+    assert "--weights begun-with.safetensors" in card and "/somewhere" not in card

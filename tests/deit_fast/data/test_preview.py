@@ -56,6 +56,7 @@ def test_every_line_of_the_text() -> None:
         (["--recipe", "dei", "--data", "photos"], "did you mean --recipe deit"),
         (["--recipe", "deit"], "type --data FOLDER"),
         (["--data", "photos", "--images", "0"], "--images lies between 1 and"),
+        (["--data", "photos", "--out", "/tmp"], "--out /tmp is a folder: type --out /tmp/preview.png"),
         (["--data", "photos", "--copies", "65"], "--copies lies between 1 and 64, got 65"),
     ],
 )
