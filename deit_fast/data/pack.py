@@ -37,7 +37,7 @@ from .dataset import Dataset
 from .decode import BadImage, decode, opened
 from .folder import SUFFIXES
 from .index import save_arrays
-from .shards import CLASSES_FILE, fingerprint, scan
+from .shards import CLASSES_FILE, ShardIndex, fingerprint, scan
 
 PACK_FILE = "pack.json"
 FORMATS = {  # first bytes → suffix; a file of another format keeps its own suffix
@@ -106,7 +106,7 @@ def pack(
         with ThreadPoolExecutor(settings.threads, "deit_fast-pack") as pool:
             for split, dataset in splits.items():
                 shards = [str(shard) for shard in _write_shards(split, dataset, folder, settings, pool, advance)]
-                index = scan(shards)
+                index = _scanned(shards)
                 if not np.array_equal(index.labels, dataset.labels):
                     raise ValueError(f"the images of {dataset.name} have changed since {folder} was begun: remove it")
                 valid_for = fingerprint(shards, stamps=False)
@@ -120,6 +120,13 @@ def pack(
         raise ValueError(
             f"cannot write to {folder} ({error.strerror or error}): check its space and permissions"
         ) from error
+
+
+def _scanned(shards: list[str]) -> ShardIndex:
+    try:
+        return scan(shards)
+    except ValueError as error:
+        raise ValueError(f"{error}; or remove it, and the same command writes it anew") from error
 
 
 def index_file(folder: Path, split: str) -> Path:

@@ -179,8 +179,8 @@ def _packed(shards: list[str], index_file: Path) -> ShardIndex:
     arrays = load_arrays(index_file)
     if arrays is None or not np.array_equal(arrays["valid_for"], fingerprint(shards, stamps=False)):
         raise ValueError(
-            f"the shards beside {index_file} are not those it was written for: restore what is missing, or remove "
-            "the index to take what is there"
+            f"the shards beside {index_file} are not those it was written for: restore what is missing or "
+            "damaged (deit_fast.data check names it), or remove that and run the same deit_fast.data pack command again"
         )
     return ShardIndex.of(arrays)
 

@@ -254,3 +254,19 @@ def test_a_pack_that_was_begun_before_names_were_digested_goes_on(image_folder, 
     (folder / "pack.json").write_text(json.dumps(description | {"version": "another"}))
     with pytest.raises(ValueError, match="another source or list of images"):
         pack.pack(splits, folder, Settings())
+
+
+def test_a_shard_damaged_later_is_written_anew_when_it_is_removed(image_folder, tmp_path):
+    folder, splits = tmp_path / "packed", open_unpacked(str(image_folder))
+    pack.pack(splits, folder, Settings())
+    shard = folder / "train-00000.tar"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:3000])
+    with pytest.raises(ValueError, match=r"remove that and run the same deit_fast\.data pack command again"):
+        open_dataset(str(folder))
+    with pytest.raises(ValueError, match=r"train-00000\.tar .* or remove it, and the same command writes it anew"):
+        pack.pack(splits, folder, Settings())
+    shard.unlink()
+    pack.pack(splits, folder, Settings())
+    open_dataset(str(folder))
+    assert [member.name for member in tarfile.open(shard)]
