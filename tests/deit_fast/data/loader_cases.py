@@ -1,0 +1,37 @@
+"""What the tests of the loader share."""
+
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+
+from deit_fast.data import TrainLoader
+from deit_kernels.augment import Policy
+
+POLICY = replace(Policy.deit(16), mix=None)
+EVAL = Policy.eval(16)
+
+
+def train_loader(dataset, **changes) -> TrainLoader:
+    """12 rows a step, 2 steps an epoch, 5 steps."""
+    settings = dict(data_seed=7, batch_size=12, total_steps=5, threads=2)
+    return TrainLoader(dataset, POLICY, **settings | changes)
+
+
+def assert_equal(left, right):
+    assert len(left) == len(right)
+    for a, b in zip(left, right, strict=True):
+        assert a.step == b.step
+        for field in ("images", "labels", "samples", "positions"):
+            assert torch.equal(getattr(a, field), getattr(b, field)), field
+
+
+def our_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("deit_fast")]
+
+
+@pytest.fixture(autouse=True)
+def no_thread_survives_a_test():
+    yield
+    assert our_threads() == []
