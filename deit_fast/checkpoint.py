@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .config import Config
-from .durable import read_json, sha256_of, sync_folder, write_file, write_json
+from .files import read_json, sha256_of, sync_folder, write_file, write_json
 
 logger = logging.getLogger(__name__)
 

@@ -26,10 +26,10 @@ from contextlib import AbstractContextManager
 
 from torch import nn
 
+from .command import OfOneRank, leave
 from .data.batch import Batch
 from .distributed import Ranks
 from .evaluation import Settings, evaluate_all, nested
-from .exit_codes import OfOneRank, leave
 from .predictions import Score, predict
 
 Scores = dict[str, Score]

@@ -28,7 +28,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .durable import sync_folder, write_json
+from .files import sync_folder, write_json
 from .huggingface import huggingface_config, to_huggingface
 from .model import CONFIGS, VisionTransformer
 from .model_card import model_card

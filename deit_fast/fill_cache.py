@@ -23,13 +23,13 @@ import torch
 
 from .classifiers import IMAGENET_NORMALISATION, classifier, normalisation
 from .cluster import adopt_slurm
+from .command import INTERRUPTED, OfOneRank
 from .config import Config
 from .data import EvalLoader, TrainLoader, open_dataset
 from .data.mixing import Mixing
 from .data.order import steps_per_epoch
 from .distributed import Ranks, ranks
 from .evaluate import evaluate
-from .exit_codes import INTERRUPTED, OfOneRank
 from .label_cache import runs
 from .launch import launch
 from .model import CONFIGS

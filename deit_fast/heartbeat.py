@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-from .exit_codes import LOST, USAGE
+from .command import LOST, USAGE
 from .logs import RankLog
 
 logger = logging.getLogger(__name__)

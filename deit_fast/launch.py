@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import heartbeat
-from .exit_codes import INTERRUPTED, LOST, PREEMPTED
+from .command import INTERRUPTED, LOST, PREEMPTED
 
 LAUNCHED = "DEIT_FAST_LAUNCHED"  # in the environment of processes that `launch` started
 

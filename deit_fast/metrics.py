@@ -14,7 +14,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from .durable import write_file
+from .files import write_file
 
 logger = logging.getLogger(__name__)
 

@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from .command import OfOneRank
 from .data.batch import Batch
 from .distributed import Ranks
-from .exit_codes import OfOneRank
 from .model import FUSIONS, SCORE_NAMES, VisionTransformer, fuse
 from .teacher import Teacher
 

@@ -32,7 +32,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from . import exit_codes
+from . import command
 from .distributed import Ranks
 from .heartbeat import RankLost
 
@@ -50,7 +50,7 @@ class Preempted(SystemExit):
     """
 
     def __init__(self, number: int, step: int | None = None) -> None:
-        super().__init__(exit_codes.INTERRUPTED if number == signal.SIGINT else exit_codes.PREEMPTED)
+        super().__init__(command.INTERRUPTED if number == signal.SIGINT else command.PREEMPTED)
         self.number, self.step = number, step
 
     def __str__(self) -> str:

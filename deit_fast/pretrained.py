@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .durable import sha256_of
+from .files import sha256_of
 from .huggingface import from_huggingface, is_huggingface
 from .model import CONFIGS, VisionTransformer
 

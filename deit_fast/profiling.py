@@ -22,7 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from .data import TrainLoader
 from .distributed import Ranks
-from .durable import write_file
+from .files import write_file
 from .report import Reporter
 
 FIRST, STEPS = 10, 10

@@ -12,7 +12,7 @@ import dataclasses
 import difflib
 from collections.abc import Callable, Sequence
 
-from . import command_help
+from . import command as command_help
 from .config import Config
 from .paper_recipes import PAPER_RECIPES, SOFT
 

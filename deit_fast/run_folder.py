@@ -9,7 +9,7 @@ tensorboard/    the curves again, where tensorboard is installed
 summary.json    the scores of a finished run; while it is missing, the run is unfinished. {"teacher": … or null,
                 "student": …, "ema": … or null}, and where images were skipped "bad_images": their paths, sorted
 checkpoints/    see checkpoint.py
-lock            see run_lock.py
+lock            see files.py
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import run_lock
 from .checkpoint import newest
 from .config import Config, difference
 from .data import Dataset
-from .durable import read_json, remove_parts, write_json
+from .files import LOCK, RunLock, read_json, remove_parts, write_json
 from .model import SCORE_NAMES, Fusion
 
 # Everything of ours, in the order in which --fresh discards it: the marks of a finished and of a resumable run first.
@@ -75,7 +74,7 @@ def open_run(config: Config, run: Path) -> dict[str, Any] | None:
 
 def _is_empty(run: Path) -> bool:
     """Whether nothing is there but the lock that a process leaves which found something to refuse."""
-    return all(path.name == run_lock.NAME for path in run.iterdir())
+    return all(path.name == LOCK for path in run.iterdir())
 
 
 def _refuse_half_a_copy(run: Path) -> None:
@@ -150,7 +149,7 @@ def check_data(run: Path, data: dict[str, Any]) -> None:
             )
 
 
-def refuse_a_second(run: Path, lock: run_lock.RunLock) -> None:
+def refuse_a_second(run: Path, lock: RunLock) -> None:
     """Lock the folder if it is there already: a second process then ends before it has loaded anything.
 
     Raises:
@@ -163,7 +162,7 @@ def refuse_a_second(run: Path, lock: run_lock.RunLock) -> None:
             raise ValueError(f"{run} cannot be written to ({error.strerror}): type another --out") from error
 
 
-def begin(config: Config, run: Path, data: dict[str, Any], lock: run_lock.RunLock) -> None:
+def begin(config: Config, run: Path, data: dict[str, Any], lock: RunLock) -> None:
     """Create the folder and lock it; empty it of an old run by --fresh.
 
     Raises:

@@ -27,11 +27,11 @@ from torch.profiler import record_function
 
 from deit_kernels import MixedTarget, TopK, cross_entropy, distillation_loss
 
+from .command import OfOneRank
 from .config import Config
 from .data import IGNORE, Batch, Target
 from .data.memory import to_device
 from .distributed import Ranks
-from .exit_codes import OfOneRank
 from .model import VisionTransformer, drop_path_scales
 from .optimizer import MovingAverage, create_optimizer
 from .report import Reporter

@@ -23,14 +23,14 @@ from typing import Any
 
 import torch
 
-from . import distributed, dry_run, exit_codes, report
+from . import command, distributed, dry_run, report
 from . import run_folder as folder
 from .cluster import adopt_slurm
 from .config import Config
 from .data import BadImage, EvalLoader, TrainLoader
 from .distributed import Ranks
-from .durable import write_file, write_json
 from .evaluate import Scores
+from .files import RunLock, write_file, write_json
 from .heartbeat import Heartbeat, RankLost
 from .launch import LAUNCHED, launch
 from .logs import TensorBoard
@@ -41,7 +41,6 @@ from .preparation import prepare
 from .profiling import StepProfile
 from .recipes import parse
 from .record import Record
-from .run_lock import RunLock
 
 logger = logging.getLogger(__name__)
 
@@ -234,7 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if (processes := config.gpus or visible) > 1:
                 return launch(arguments, processes, config.run_folder() / "logs")
         train(config)
-        return exit_codes.DONE
+        return command.DONE
     except (ValueError, OSError, Diverged, RankLost) as error:
         if os.environ.get("DEIT_FAST_TRACEBACK"):
             raise
@@ -243,17 +242,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"error: {error}", file=sys.stderr)
             return error.code
         # What every rank finds alike is said once; what one rank alone met (an image of its share), by that rank.
-        if os.environ.get("RANK", "0") == "0" or isinstance(error, (BadImage, exit_codes.OfOneRank)):
+        if os.environ.get("RANK", "0") == "0" or isinstance(error, (BadImage, command.OfOneRank)):
             print(f"error: {error}", file=sys.stderr)
-        return exit_codes.DIVERGED if isinstance(error, Diverged) else exit_codes.USAGE
+        return command.DIVERGED if isinstance(error, Diverged) else command.USAGE
     except Preempted as stopped:
         if os.environ.get("RANK", "0") == "0":
             print(stopped, file=sys.stderr)
         return int(stopped.code)
     except KeyboardInterrupt:
         print("interrupted: the same command continues from the last checkpoint", file=sys.stderr)
-        return exit_codes.INTERRUPTED
+        return command.INTERRUPTED
 
 
 if __name__ == "__main__":
-    exit_codes.leave(main())
+    command.leave(main())

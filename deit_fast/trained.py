@@ -37,7 +37,7 @@ from .config import Config
 from .data import BadImage, decode
 from .data.decode import Part
 from .data.folder import read_file
-from .durable import read_json
+from .files import read_json
 from .model import CONFIGS, VisionTransformer, ViTConfig
 from .policies import evaluation_policy
 from .pretrained import RELEASES, SUFFIXES, load_pretrained, read_weights

@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..durable import sync_folder
+from ..files import sync_folder
 from .dataset import Dataset
 from .decode import BadImage, decode, opened
 from .folder import SUFFIXES

@@ -22,9 +22,9 @@ import sys
 from pathlib import Path
 from urllib.parse import parse_qsl
 
+from ..files import locked
 from . import cifar, imagenet
 from .builtin import BUILTIN, default_cache_dir, write_builtin
-from .cache_lock import locked
 from .dataset import Broken, Dataset
 from .folder import ImageFolder, counted, is_image, listing
 from .pack import PACK_FILE, Settings, index_file, is_begun, is_complete, pack

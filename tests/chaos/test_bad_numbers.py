@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from deit_fast import exit_codes
+from deit_fast import command
 from deit_fast.config import Config
 from tests.chaos.runs import Fault, assert_same_tensors, finished, lines, start
 
@@ -77,7 +77,7 @@ def test_twenty_in_a_row_stop_the_run_and_leave_the_last_good_checkpoint(
     with start(config, ranks, tmp_path / "output", Fault(bad_steps=range(15, 99), rank=ranks - 1)) as running:
         codes = running.wait(120)
     printed = running.printed(0)
-    assert codes == [exit_codes.DIVERGED] * ranks, printed
+    assert codes == [command.DIVERGED] * ranks, printed
     assert (
         "of 21 steps in a row is no number" in printed.replace("\n", " ")
         and "--lr 0.01" in printed

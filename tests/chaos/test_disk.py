@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deit_fast import checkpoint, exit_codes
+from deit_fast import checkpoint, command
 from deit_fast.config import Config
 from tests.chaos.runs import Fault, assert_same_run, finished, start, training, until_it_speaks
 from tests.deit_fast.world import world
@@ -34,7 +34,7 @@ def test_a_training_that_can_write_no_checkpoint_ends_with_the_way_to_go_on(whol
     with world(1, tmp_path / "full", with_small_files, config, 40_000) as running:
         codes = running.wait(120)
     printed = running.printed(0).replace("\n", " ")
-    assert codes == [exit_codes.USAGE], printed
+    assert codes == [command.USAGE], printed
     assert "the checkpoint of step 2 is not written" in printed and "the training goes on" in printed
     assert "the weights of step 12 are not on disk" in printed and "make room" in printed
     assert not (tmp_path / "run" / "summary.json").exists()
@@ -51,7 +51,7 @@ def test_a_tiny_full_file_system_never_holds_an_unreadable_run(whole: Config, tm
         config = dataclasses.replace(whole, out=str(disk / "run"))
         (disk / "ballast").write_bytes(bytes(2_500_000))
         with start(config, 1, tmp_path / "full") as running:
-            assert running.wait(120) == [exit_codes.USAGE], running.printed(0)
+            assert running.wait(120) == [command.USAGE], running.printed(0)
         checkpoint.newest(disk / "run")
         (disk / "ballast").unlink()
         finished(config, 1, tmp_path / "room")
@@ -71,5 +71,5 @@ def test_a_second_ctrl_c_ends_at_once_and_the_last_checkpoint_is_whole(small: Co
             os.kill(process.pid, signal.SIGINT)
             time.sleep(0.002)
         codes = running.wait(10)
-    assert codes in ([-signal.SIGINT], [exit_codes.INTERRUPTED]), running.printed(0)
+    assert codes in ([-signal.SIGINT], [command.INTERRUPTED]), running.printed(0)
     assert checkpoint.newest(Path(config.out)) is not None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deit_fast import checkpoint, exit_codes, train
+from deit_fast import checkpoint, command, train
 from deit_fast.config import Config
 from deit_fast.data.loader import TrainLoader
 from tests.chaos.runs import assert_same_run, finished, start, until_it_speaks
@@ -30,7 +30,7 @@ def stopped_again_and_again(config: Config, ranks: int, folder: Path, number: in
             codes = running.wait(60)
         if codes == [0] * ranks:
             break
-        expected = exit_codes.INTERRUPTED if number == signal.SIGINT else exit_codes.PREEMPTED
+        expected = command.INTERRUPTED if number == signal.SIGINT else command.PREEMPTED
         assert codes == [expected] * ranks, [running.printed(rank) for rank in range(ranks)]
         ended += 1
     finished(config, ranks, folder / "last")
@@ -80,4 +80,4 @@ def test_no_rank_leaves_before_the_checkpoint_is_on_disk(small: Config, tmp_path
     """srun --kill-on-bad-exit and torchrun stop the others within seconds of the first that ends."""
     config = dataclasses.replace(small, save_every=0)
     with world(2, tmp_path / "output", leaves_when_it_is_written, config) as running:
-        assert running.wait(60) == [exit_codes.PREEMPTED] * 2, running.printed(0)
+        assert running.wait(60) == [command.PREEMPTED] * 2, running.printed(0)

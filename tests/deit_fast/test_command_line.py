@@ -13,7 +13,7 @@ import torch
 
 from deit_fast import load
 from deit_fast.config import Config
-from deit_fast.durable import read_json
+from deit_fast.files import read_json
 from deit_fast.recipes import RECIPES, parse, recipe
 from deit_fast.report import skipped_lines
 from deit_fast.train import Diverged, main

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from deit_fast import heartbeat
-from deit_fast.exit_codes import LOST
+from deit_fast.command import LOST
 from deit_fast.heartbeat import Heartbeat, RankLost, Sign, read, sentence, waited_for
 
 HERE = socket.gethostname()

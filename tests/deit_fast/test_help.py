@@ -8,7 +8,7 @@ import pytest
 
 from deit_fast.__main__ import COMMANDS
 from deit_fast.__main__ import main as script
-from deit_fast.command_help import reasons
+from deit_fast.command import reasons
 from deit_fast.config import Config
 from deit_fast.recipes import RECIPES, recipe
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from deit_fast import durable, label_cache
+from deit_fast import files as durable
+from deit_fast import label_cache
 from deit_fast.label_cache import PIECE_STEPS, LabelCache, runs
 from deit_kernels import TopK
 

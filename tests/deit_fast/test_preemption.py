@@ -6,7 +6,7 @@ import signal
 import pytest
 import torch
 
-from deit_fast import exit_codes
+from deit_fast import command
 from deit_fast.distributed import Ranks
 from deit_fast.heartbeat import RankLost, Sign
 from deit_fast.preemption import Preempted, Preemption
@@ -19,4 +19,4 @@ def test_a_rank_that_was_told_to_stop_is_not_lost_with_one_that_stopped_first(si
             if signalled:
                 os.kill(os.getpid(), signal.SIGUSR1)
             raise RankLost(Sign(0, "node1", 7), 1)  # rank 0 was still setting up, where a signal ends it at once
-    assert ended.value.code == (exit_codes.PREEMPTED if signalled else exit_codes.LOST)
+    assert ended.value.code == (command.PREEMPTED if signalled else command.LOST)

@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 
 import deit_fast.preparation
 from deit_fast import checkpoint, distributed, heartbeat, launch, run_folder
+from deit_fast.command import LOST, PREEMPTED
 from deit_fast.config import Config
-from deit_fast.exit_codes import LOST, PREEMPTED
 from deit_fast.step import TrainingStep
 from deit_fast.train import main
 from tests.deit_fast.command import command_line

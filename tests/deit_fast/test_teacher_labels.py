@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from deit_fast import durable, teacher_labels
+from deit_fast import files as durable
+from deit_fast import teacher_labels
 from deit_fast.classifiers import IMAGENET_NORMALISATION
 from deit_fast.config import Config
 from deit_fast.data import open_dataset

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from deit_fast import evaluate, exit_codes, fill_cache, train
+from deit_fast import command, evaluate, fill_cache, train
 
-PROGRAM = "import atexit; from deit_fast.exit_codes import leave; atexit.register(print, 'tidied up'); leave({})"
+PROGRAM = "import atexit; from deit_fast.command import leave; atexit.register(print, 'tidied up'); leave({})"
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_a_rank_that_has_failed_does_not_tidy_up(rank: str | None, code: int, ti
     ],
     ids=["train", "teacher", "evaluate"],
 )
-@pytest.mark.parametrize("error", [exit_codes.OfOneRank("no memory here"), ValueError("all see this")], ids=str)
+@pytest.mark.parametrize("error", [command.OfOneRank("no memory here"), ValueError("all see this")], ids=str)
 def test_what_one_rank_alone_met_is_said_by_that_rank(monkeypatch, capsys, module, work, arguments, error) -> None:
     def fail(*_: object) -> None:
         raise error
@@ -38,4 +38,4 @@ def test_what_one_rank_alone_met_is_said_by_that_rank(monkeypatch, capsys, modul
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(module, work, fail)
     assert module.main(arguments) == 2
-    assert (str(error) in capsys.readouterr().err) == isinstance(error, exit_codes.OfOneRank)
+    assert (str(error) in capsys.readouterr().err) == isinstance(error, command.OfOneRank)

@@ -1,9 +1,14 @@
-"""A command line from a dataclass: tyro reads it, and --help shows its flags in groups, with default and reason.
+"""How a command begins and ends: a command line from a dataclass, and exit codes.
 
     config = parse(Config, sys.argv[1:], program="python -m deit_fast.train", description=__doc__)
 
-The help is the source of the dataclass itself: a comment on a line of its own names a group of the fields below it, the
-comment behind a field says what it is for.
+tyro reads the command line, and --help shows its flags in groups, with default and reason. The help is the source of
+the dataclass itself: a comment on a line of its own names a group of the fields below it, the comment behind a field
+says what it is for.
+
+What the exit codes mean to a script, a scheduler or a launcher:
+
+    until python -m deit_fast.train --data /imagenet; do [ $? -eq 75 ] || break; done     # go on after a preemption
 """
 
 from __future__ import annotations
@@ -11,10 +16,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
+import os
 import re
+import sys
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 
@@ -103,3 +110,28 @@ def _metavar(kind: object) -> str:
     if parts:  # tuple[float, float], float | None, Literal[…] | None
         return _metavar(parts[0])
     return {int: "N", float: "X", str: "TEXT"}.get(kind, "VALUE")
+
+
+DONE = 0  # trained, or finished before
+USAGE = 2  # a mistake in the command, the data, the run folder or its disk: one sentence says what to mend
+DIVERGED = 3  # the numbers went bad: the same command would do so again
+LOST = 4  # another process of the run was killed or cannot be reached: run the same command again
+PREEMPTED = 75  # SIGTERM or SIGUSR1, the run is saved: run the same command again (EX_TEMPFAIL of sysexits.h)
+INTERRUPTED = 130  # Ctrl-C, as shells count it
+
+
+class OfOneRank(ValueError):
+    """A mistake that one rank may meet alone, so it says it itself; what all meet alike is said by rank 0."""
+
+
+def leave(code: int) -> NoReturn:
+    """End this process with a code.
+
+    A rank that has failed ends without Python's and torch's tidying up. Threads of its process group, which nobody
+    joins then, abort the process there now and again (gloo, torch 2.14), and for its code a signal would be reported.
+    """
+    if code and "RANK" in os.environ:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
