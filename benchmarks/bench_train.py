@@ -43,11 +43,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.device_timing import DEVICE, ON_CARD, arithmetic_limit, environment
 from benchmarks.interleaved import alternate, record
-from deit_fast.classifiers import IMAGENET_NORMALISATION
 from deit_fast.config import Config
 from deit_fast.data import Batch
 from deit_fast.distributed import Ranks
-from deit_fast.model import create_model
+from deit_fast.model import IMAGENET_NORMALISATION, create_model
 from deit_fast.report import Reporter
 from deit_fast.step import TrainingStep
 from deit_fast.teacher import Teacher

@@ -13,13 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from .config import Config
-from .model import CONFIGS, VisionTransformer, create_model
+from .model import CONFIGS, IMAGENET_NORMALISATION, Normalisation, VisionTransformer, create_model
 from .pretrained import SUFFIXES, load_pretrained
 from .run_folder import chosen_weights
-
-# (mean, std) of the channels red, green, blue, for pixels in [0, 1].
-Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
-IMAGENET_NORMALISATION: Normalisation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def classifier(config: Config, classes: int) -> nn.Module:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from deit_kernels.augment import Mix, RandAugment
+from deit_kernels.augment import Erase, Mix, Policy, RandAugment
+
+from .model import Normalisation
 
 # What may change between two runs of one configuration: nothing here changes a weight by more than rounding.
 NOT_IDENTITY = (
@@ -114,6 +116,29 @@ class Config:
             return Path(self.out)
         digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]
         return Path("runs") / f"{self.recipe}-{self.model.replace('/', '_')}-{digest}"
+
+    def training_policy(self, normalisation: Normalisation) -> Policy:
+        """Random resized crop, flip, and the stages that the configuration names.
+
+        Raises:
+            ValueError: --rand-augment is not a string of timm's that is known here.
+        """
+        mixes = self.mixup > 0 or self.cutmix > 0
+        return Policy(
+            size=self.image_size,
+            scale=self.crop_scale,
+            flip=self.flip,
+            mean=normalisation[0],
+            std=normalisation[1],
+            rand_augment=RandAugment.parse(self.rand_augment) if self.rand_augment else None,
+            erase=Erase(self.erase) if self.erase else None,
+            mix=Mix(self.mixup, self.cutmix, self.mix_prob, self.mix_switch_prob) if mixes else None,
+        )
+
+    def evaluation_policy(self, normalisation: Normalisation) -> Policy:
+        """The shorter side resized, then the central crop."""
+        mean, std = normalisation
+        return replace(Policy.eval(self.image_size, self.crop_ratio), mean=mean, std=std)
 
     @staticmethod
     def from_json(path: Path) -> Config:

@@ -18,11 +18,12 @@ from pathlib import Path
 
 import torch
 
-from .classifiers import Normalisation, classifier
+from .classifiers import classifier
 from .config import Config
 from .data import Batch, TrainLoader
 from .distributed import Ranks
 from .meter import memory_used
+from .model import Normalisation
 from .report import Reporter
 from .step import TrainingStep
 from .teacher import Teacher

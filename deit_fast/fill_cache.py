@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from .classifiers import IMAGENET_NORMALISATION, classifier, normalisation
+from .classifiers import classifier, normalisation
 from .cluster import adopt_slurm
 from .command import INTERRUPTED, OfOneRank
 from .config import Config
@@ -32,8 +32,7 @@ from .distributed import Ranks, ranks
 from .evaluate import evaluate
 from .label_cache import runs
 from .launch import launch
-from .model import CONFIGS
-from .policies import evaluation_policy, training_policy
+from .model import CONFIGS, IMAGENET_NORMALISATION
 from .preemption import Preempted, Preemption
 from .recipes import parse
 from .report import Reporter
@@ -63,7 +62,7 @@ def _fill(config: Config, group: Ranks, reporter: Reporter) -> int:
     seen = IMAGENET_NORMALISATION
     if config.model not in CONFIGS:
         seen = normalisation(classifier(dataclasses.replace(config, weights=""), len(train_set.classes)))
-    policy, eval_policy = training_policy(config, seen), evaluation_policy(config, seen)
+    policy, eval_policy = config.training_policy(seen), config.evaluation_policy(seen)
     rows = {
         "data_seed": config.data_seed, "batch_size": config.batch_size, "repeats": config.repeats,
         "order": config.order, "rank": group.rank, "world_size": group.world_size,

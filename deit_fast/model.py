@@ -28,6 +28,9 @@ from deit_kernels.philox import Stream, philox, uniform
 
 Fusion = Literal["logits", "softmax", "cls", "dist"]
 FUSIONS: tuple[Fusion, ...] = ("logits", "softmax", "cls", "dist")
+# (mean, std) of the channels red, green, blue, for pixels in [0, 1].
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+IMAGENET_NORMALISATION: Normalisation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SCORE_NAMES = {"logits": "fused", "softmax": "softmax", "cls": "cls", "dist": "dist"}  # theirs in summary.json
 
 

@@ -32,7 +32,6 @@ from .data.order import steps_per_epoch
 from .distributed import Ranks
 from .evaluate import Scores, evaluate, evaluate_models
 from .model import VisionTransformer
-from .policies import evaluation_policy, training_policy
 from .record import Start, restore
 from .report import Reporter
 from .schedule import learning_rates
@@ -119,7 +118,7 @@ def prepare(config: Config, run: Path, ranks: Ranks, reporter: Reporter, train_f
 
     model = _student(config, len(train_set.classes), ranks, reporter)
     normalised = normalisation(model)
-    policy, eval_policy = training_policy(config, normalised), evaluation_policy(config, normalised)
+    policy, eval_policy = config.training_policy(normalised), config.evaluation_policy(normalised)
     rows = {
         "data_seed": config.data_seed, "batch_size": config.batch_size, "repeats": config.repeats,
         "order": config.order, "rank": ranks.rank, "world_size": ranks.world_size,

@@ -21,10 +21,11 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from .classifiers import Normalisation, check_forward, named_function, normalisation, timm_model
+from .classifiers import check_forward, named_function, normalisation, timm_model
 from .command import leave
 from .config import Config, difference
 from .files import read_json
+from .model import Normalisation
 from .pretrained import load_pretrained, read_weights
 from .recipes import recipe
 from .trained import rows_of_last_matrix, run_model

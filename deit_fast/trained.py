@@ -39,7 +39,6 @@ from .data.decode import Part
 from .data.folder import read_file
 from .files import read_json
 from .model import CONFIGS, VisionTransformer, ViTConfig
-from .policies import evaluation_policy
 from .pretrained import RELEASES, SUFFIXES, load_pretrained, read_weights
 from .run_folder import chosen_weights, read_summary
 
@@ -198,7 +197,7 @@ def run_model(run: Path, *, weights: Path | None = None, image_size: int = 0) ->
     return Trained(
         model.eval(),
         data["classes"],
-        evaluation_policy(config, normalisation(model)),
+        config.evaluation_policy(normalisation(model)),
         f"{run}, {which}{when}{unfinished}",
         config,
         summary,

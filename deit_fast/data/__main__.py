@@ -21,8 +21,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ..classifiers import IMAGENET_NORMALISATION
-from ..policies import training_policy
+from ..model import IMAGENET_NORMALISATION
 from ..recipes import recipe
 from .check import check
 from .dataset import Broken
@@ -73,7 +72,7 @@ def run_preview(arguments: argparse.Namespace) -> int:
         raise ValueError(f"recipe {arguments.recipe} needs data: type --data FOLDER")
     train, _ = open_dataset(source)
     numbers = {name: getattr(arguments, name) for name in ("epoch", "images", "copies")}
-    policy = training_policy(config, IMAGENET_NORMALISATION)
+    policy = config.training_policy(IMAGENET_NORMALISATION)
     preview(train, policy, Path(arguments.out), data_seed=config.data_seed, **numbers)
     print(f"drawn: {arguments.out}")
     return 0

@@ -18,7 +18,6 @@ from deit_fast.data import TrainLoader
 from deit_fast.model import VisionTransformer
 from deit_fast.optimizer import create_optimizer
 from deit_fast.paper_recipes import PAPER_RECIPES
-from deit_fast.policies import training_policy
 from deit_fast.recipes import parse, recipe
 from deit_fast.schedule import learning_rates
 from deit_fast.train import train
@@ -54,7 +53,7 @@ def test_a_docstring_says_what_to_type_and_to_expect(name: str) -> None:
 
 def test_the_policy_of_table_9_is_the_augmentations_own() -> None:
     mean_std = (augment.Policy().mean, augment.Policy().std)
-    assert training_policy(recipe("deit-base"), mean_std) == augment.Policy.deit()
+    assert recipe("deit-base").training_policy(mean_std) == augment.Policy.deit()
 
 
 # The page
@@ -227,7 +226,7 @@ def test_official_the_order_is_its_samplers_and_a_rank_is_mixed_with_its_mirror_
             return 1000
 
     loader = TrainLoader(
-        Thousand(), training_policy(config, mean_std), data_seed=0, batch_size=64, total_steps=4, order=config.order,
+        Thousand(), config.training_policy(mean_std), data_seed=0, batch_size=64, total_steps=4, order=config.order,
         repeats=config.repeats, rank=1, world_size=2,
     )  # fmt: skip
     assert loader.steps_per_epoch == 768 // 64

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from deit_fast.classifiers import IMAGENET_NORMALISATION
 from deit_fast.config import Config
 from deit_fast.data import IGNORE, Batch
 from deit_fast.distributed import Ranks
 from deit_fast.label_cache import LabelCache
 from deit_fast.meter import Meter, Scale
-from deit_fast.model import create_model
+from deit_fast.model import IMAGENET_NORMALISATION, create_model
 from deit_fast.report import Reporter
 from deit_fast.step import TrainingStep, precision, slices
 from deit_fast.teacher import Teacher

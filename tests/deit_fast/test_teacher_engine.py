@@ -9,9 +9,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from deit_fast.classifiers import IMAGENET_NORMALISATION
 from deit_fast.data import EvalLoader, open_dataset
-from deit_fast.policies import evaluation_policy
+from deit_fast.model import IMAGENET_NORMALISATION
 from deit_fast.recipes import recipe
 from deit_fast.teacher import Teacher, from_run
 from deit_fast.teacher_engine import TeacherEngine, fold
@@ -185,7 +184,7 @@ def test_folding_and_bf16_change_few_labels_of_the_photographs(tmp_path: Path) -
     engines = {dtype: TeacherEngine(teacher, dtype=dtype, **options) for dtype in (torch.float32, torch.bfloat16)}
     train_set, _ = open_dataset(config.data)
     different = dict.fromkeys(engines, 0)
-    for batch in EvalLoader(train_set, evaluation_policy(config, IMAGENET_NORMALISATION), batch_size=32):
+    for batch in EvalLoader(train_set, config.evaluation_policy(IMAGENET_NORMALISATION), batch_size=32):
         labels = teacher(batch.images).argmax(1)
         for dtype, engine in engines.items():
             different[dtype] += (engine(batch.images) != labels).sum().item()

@@ -14,13 +14,12 @@ import torch
 
 from deit_fast import files as durable
 from deit_fast import teacher_labels
-from deit_fast.classifiers import IMAGENET_NORMALISATION
 from deit_fast.config import Config
 from deit_fast.data import open_dataset
 from deit_fast.distributed import Ranks
 from deit_fast.fill_cache import fill, main
 from deit_fast.label_cache import LabelCache
-from deit_fast.policies import training_policy
+from deit_fast.model import IMAGENET_NORMALISATION
 from deit_fast.report import Reporter
 from deit_fast.run_folder import read_summary
 from deit_fast.teacher_engine import TeacherEngine
@@ -199,7 +198,7 @@ def test_whatever_decides_a_label_is_among_the_settings(cached: Config, changes:
 
 def test_other_images_under_the_same_labels_are_another_data_set(cached: Config, tmp_path: Path) -> None:
     train_set, _ = open_dataset(cached.data)
-    policy = training_policy(cached, IMAGENET_NORMALISATION)
+    policy = cached.training_policy(IMAGENET_NORMALISATION)
     settings = cache_settings(cached, cached.teacher, torch.float32, train_set, policy, 1)
     train_set.read = lambda index: b"other bytes"
     changed = cache_settings(cached, cached.teacher, torch.float32, train_set, policy, 1)
@@ -233,7 +232,7 @@ def test_ranks_that_see_different_pieces_load_the_teacher_together(cached: Confi
 
     train(cached)
     train_set, _ = open_dataset(cached.data)
-    policy = training_policy(cached, IMAGENET_NORMALISATION)
+    policy = cached.training_policy(IMAGENET_NORMALISATION)
     arguments = (cached, cached.teacher, train_set, policy, IMAGENET_NORMALISATION, range(6))
     for ranks, live in ((Ranks(0, 1, torch.device("cpu")), False), (Complete(0, 2, torch.device("cpu")), True)):
         assert teacher_labels.teacher_labels(*arguments, ranks, Reporter(False)).live == live

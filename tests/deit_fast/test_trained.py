@@ -19,7 +19,6 @@ from deit_fast.data import EvalLoader, open_dataset
 from deit_fast.evaluate import evaluate
 from deit_fast.huggingface import huggingface_config, to_huggingface
 from deit_fast.model_card import model_card
-from deit_fast.policies import evaluation_policy
 
 NAME = "deit_tiny_distilled_patch16_224"
 SMALL = {"image_size": 32, "patch_size": 8, "width": 192, "depth": 2, "heads": 3, "classes": 5}
@@ -40,7 +39,7 @@ def test_a_run_scores_what_its_summary_says(finished_run: Path) -> None:
     loaded = load(finished_run)
     assert loaded.classes == ["class0", "class1", "class2"]
     config = Config.from_json(finished_run / "config.json")
-    assert loaded.policy == evaluation_policy(config, normalisation(loaded.model))
+    assert loaded.policy == config.evaluation_policy(normalisation(loaded.model))
     scores = evaluate(loaded.model, EvalLoader(open_dataset(config.data)[1], loaded.policy, batch_size=15))
     which = "ema" if "moving average" in loaded.source else "student"
     assert scores["fused"]["loss"] == pytest.approx(loaded.summary[which]["fused"]["loss"], rel=1e-6)

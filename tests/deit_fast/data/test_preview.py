@@ -9,11 +9,10 @@ import torch
 from cifar_files import write_cifar10
 from PIL import Image
 
-from deit_fast.classifiers import IMAGENET_NORMALISATION
 from deit_fast.data import TrainLoader, open_dataset
 from deit_fast.data.__main__ import main
 from deit_fast.data.preview import named_ops, pixels_of
-from deit_fast.policies import training_policy
+from deit_fast.model import IMAGENET_NORMALISATION
 from deit_fast.recipes import recipe
 from deit_kernels.augment import Policy, sample_plan
 
@@ -30,7 +29,7 @@ def test_the_command_draws_a_grid(image_folder: Path, tmp_path: Path, capsys: py
 def test_what_is_drawn_is_what_the_loader_gives(image_folder: Path) -> None:
     train, _ = open_dataset(str(image_folder))
     config = recipe("deit")
-    policy = training_policy(config, IMAGENET_NORMALISATION)
+    policy = config.training_policy(IMAGENET_NORMALISATION)
     assert policy == Policy.deit()
     batch = next(iter(TrainLoader(train, replace(policy, mix=None), data_seed=0, batch_size=2, total_steps=1)))
     seen = pixels_of(batch.images, policy)
