@@ -28,7 +28,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from deit_fast import train as training
 from deit_fast.config import Config
-from deit_fast.recipes import demo
+from deit_fast.recipes.named import demo
 
 ROUNDS, EPOCHS = 3, 1
 

@@ -45,8 +45,8 @@ from benchmarks.device_timing import DEVICE, ON_CARD, arithmetic_limit, environm
 from benchmarks.interleaved import alternate, record
 from deit_fast.config import Config
 from deit_fast.data import Batch
-from deit_fast.distributed import Ranks
 from deit_fast.model import IMAGENET_NORMALISATION, create_model
+from deit_fast.ranks.group import Ranks
 from deit_fast.report import Reporter
 from deit_fast.step import TrainingStep
 from deit_fast.teacher import Teacher

@@ -21,9 +21,9 @@ import torch
 from .classifiers import classifier
 from .config import Config
 from .data import Batch, TrainLoader
-from .distributed import Ranks
 from .meter import memory_used
 from .model import Normalisation
+from .ranks.group import Ranks
 from .report import Reporter
 from .step import TrainingStep
 from .teacher import Teacher

@@ -28,9 +28,9 @@ from torch import nn
 
 from .command import OfOneRank, leave
 from .data.batch import Batch
-from .distributed import Ranks
 from .evaluation import Settings, evaluate_all, nested
 from .predictions import Score, predict
+from .ranks.group import Ranks
 
 Scores = dict[str, Score]
 

@@ -17,16 +17,16 @@ from numpy.typing import NDArray
 from rich.progress import track
 from timm.data import ImageNetInfo
 
-from . import distributed, evaluation_report
+from . import evaluation_report
 from .checkpoint import write_file, write_json
 from .config import Config
 from .data import Dataset, EvalLoader, open_evaluation
 from .data.batch import OnBadImage, bad_image
 from .data.folder import listing
 from .data.imagenet import number_of, real_labels
-from .distributed import Ranks
 from .predictions import TRUTH, Predictions, Score, predict
 from .provenance import provenance
+from .ranks.group import Ranks, join
 from .report import Reporter
 from .subjects import Subjects, classes_of_data, open_subjects, open_teacher, parameters, teacher_of_run
 
@@ -67,7 +67,7 @@ def evaluate_all(settings: Settings, arguments: Sequence[str] = ()) -> dict[str,
     """
     # Of a configuration the ranks compare what they are about to do; nothing else of it is used.
     agreed = Config(data=" ".join(settings.data or settings.models) or "nothing", model=" ".join(settings.models))
-    with distributed.ranks(agreed) as ranks:
+    with join(agreed) as ranks:
         reporter = Reporter(ranks.main)
         subjects, sets = ranks.main_first(lambda: _open(settings))
         for name, module in subjects.models.items():

@@ -22,19 +22,19 @@ from pathlib import Path
 import torch
 
 from .classifiers import classifier, normalisation
-from .cluster import adopt_slurm
 from .command import INTERRUPTED, OfOneRank
 from .config import Config
 from .data import EvalLoader, TrainLoader, open_dataset
 from .data.mixing import Mixing
 from .data.order import steps_per_epoch
-from .distributed import Ranks, ranks
 from .evaluate import evaluate
 from .label_cache import runs
-from .launch import launch
 from .model import CONFIGS, IMAGENET_NORMALISATION
-from .preemption import Preempted, Preemption
-from .recipes import parse
+from .ranks.group import Ranks, join
+from .ranks.launch import launch
+from .ranks.preemption import Preempted, Preemption
+from .ranks.slurm import adopt_slurm
+from .recipes.named import parse
 from .report import Reporter
 from .run_folder import describe
 from .step import parts
@@ -53,7 +53,7 @@ def fill(config: Config) -> int:
         raise ValueError("where to? Type --teacher-cache FOLDER")
     if config.dry_run:
         raise ValueError("--dry-run writes nothing, so it fills no cache: type it after python -m deit_fast.train")
-    with ranks(config) as group:
+    with join(config) as group:
         return _fill(config, group, Reporter(group.main))
 
 

@@ -12,8 +12,8 @@ import torch
 
 from .config import Config
 from .data import TrainLoader
-from .distributed import Ranks
 from .flops import peak_flops, training_flops
+from .ranks.group import Ranks
 from .skipped_steps import SkippedSteps
 from .step import StepResult, TrainingStep
 

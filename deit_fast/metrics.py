@@ -3,14 +3,19 @@
 metrics = Metrics(run / "metrics.jsonl", start)     # cut back to the checkpoint that the run continues from
 metrics.append({"step": 20, "loss": 6.9})
 metrics.sync()                                      # durable: before a checkpoint of the same step
+
+TensorBoard draws the same lines as curves, where its package is installed.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +103,49 @@ def _step(line: str) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return float("inf")
+
+
+class TensorBoard:
+    """The lines of metrics.jsonl as curves.
+
+    Args:
+        folder: of the event files.
+        start: the step that the run continues from; curves of later ones are discarded.
+    """
+
+    def __init__(self, folder: Path, start: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer: SummaryWriter | None = SummaryWriter(
+            str(folder), purge_step=start + 1 if start else None, flush_secs=10
+        )
+
+    @staticmethod
+    def missing() -> str:
+        """Why there are no curves; empty where there are."""
+        return "" if importlib.util.find_spec("tensorboard") else "pip install tensorboard, and there are curves"
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Add one line: its numbers under "train", those of an evaluation under "val"."""
+        step, group = line["step"], "val" if "student" in line else "train"
+        try:
+            for name, value in numbers(line):
+                if name != "step" and self._writer:
+                    self._writer.add_scalar(f"{group}/{name}", value, step)
+        except OSError as error:
+            logger.warning(f"TensorBoard's curves end at step {step}: {error.strerror}; metrics.jsonl has them")
+            self._writer = None
+
+    def close(self) -> None:
+        if self._writer:
+            with suppress(OSError):
+                self._writer.close()
+
+
+def numbers(line: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers in a line of metrics.jsonl, those of nested ones as "student/cls/top1"."""
+    for name, value in line.items():
+        if isinstance(value, dict):
+            yield from numbers(value, f"{prefix}{name}/")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield f"{prefix}{name}", value

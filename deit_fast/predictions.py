@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from .command import OfOneRank
 from .data.batch import Batch
-from .distributed import Ranks
 from .model import FUSIONS, SCORE_NAMES, VisionTransformer, fuse
+from .ranks.group import Ranks
 from .teacher import Teacher
 
 Score = dict[str, float]

@@ -23,17 +23,17 @@ from deit_kernels.augment import Policy
 
 from . import dry_run
 from . import run_folder as folder
-from .agreement import data_digest
 from .classifiers import classifier, normalisation
 from .config import Config
 from .data import Dataset, EvalLoader, TrainLoader, jpeg_part, open_dataset
 from .data.mixing import Mixing
 from .data.order import steps_per_epoch
-from .distributed import Ranks
 from .evaluate import Scores, evaluate, evaluate_models
 from .model import VisionTransformer
+from .ranks.group import Ranks
 from .record import Start, restore
 from .report import Reporter
+from .run_folder import data_digest
 from .schedule import learning_rates
 from .step import TrainingStep, precision
 from .teacher import load_teacher, recipe_config

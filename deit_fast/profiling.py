@@ -21,8 +21,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from .data import TrainLoader
-from .distributed import Ranks
 from .files import write_file
+from .ranks.group import Ranks
 from .report import Reporter
 
 FIRST, STEPS = 10, 10

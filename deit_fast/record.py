@@ -16,10 +16,9 @@ from typing import Any, NamedTuple
 
 from . import checkpoint
 from .config import Config
-from .distributed import Ranks
 from .evaluate import Scores
-from .logs import TensorBoard
-from .metrics import Metrics
+from .metrics import Metrics, TensorBoard
+from .ranks.group import Ranks
 from .snapshot import Snapshots
 from .step import TrainingStep
 

@@ -34,7 +34,7 @@ from . import replication_report as report
 from .checkpoint import write_file, write_json
 from .config import Config
 from .provenance import provenance
-from .recipes import recipe
+from .recipes.named import recipe
 from .train import Diverged, Summary, train
 
 PLAIN, DISTILLED = "deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"

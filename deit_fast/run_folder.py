@@ -131,6 +131,15 @@ def describe(train_set: Dataset, val_set: Dataset) -> dict[str, Any]:
     return {"classes": train_set.classes, "train": len(train_set), "val": len(val_set), "labels": labels}
 
 
+def data_digest(described: dict[str, Any], *sets: Dataset) -> str:
+    """A digest of a data set's classes, labels and the places of a thousand of its images."""
+    digest = hashlib.sha256(repr(sorted(described.items())).encode())
+    for dataset in sets:
+        for index in range(0, len(dataset), max(1, len(dataset) // 1000)):
+            digest.update(dataset.path(index).encode())
+    return digest.hexdigest()[:12]
+
+
 def check_data(run: Path, data: dict[str, Any]) -> None:
     """Refuse to continue a run on other data.
 

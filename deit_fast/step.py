@@ -31,9 +31,9 @@ from .command import OfOneRank
 from .config import Config
 from .data import IGNORE, Batch, Target
 from .data.memory import to_device
-from .distributed import Ranks
 from .model import VisionTransformer, drop_path_scales
 from .optimizer import MovingAverage, create_optimizer
+from .ranks.group import Ranks
 from .report import Reporter
 from .skipped_steps import Statistics, gradient_of
 from .timing import Stopwatch

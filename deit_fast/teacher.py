@@ -27,7 +27,7 @@ from .config import Config, difference
 from .files import read_json
 from .model import Normalisation
 from .pretrained import load_pretrained, read_weights
-from .recipes import recipe
+from .recipes.named import recipe
 from .trained import rows_of_last_matrix, run_model
 
 # What a teacher recipe takes over from the student's configuration: the same data, seen in the same way.

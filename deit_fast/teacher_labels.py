@@ -31,9 +31,9 @@ from .config import Config
 from .data import Batch, Dataset
 from .data.memory import to_device
 from .data.order import samples
-from .distributed import Ranks
 from .label_cache import LabelCache, Labels
 from .model import Normalisation
+from .ranks.group import Ranks
 from .report import Reporter
 from .teacher import Teacher, load_teacher, own_image_size
 from .teacher_engine import TeacherEngine

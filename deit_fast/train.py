@@ -23,23 +23,23 @@ from typing import Any
 
 import torch
 
-from . import command, distributed, dry_run, report
+from . import command, dry_run, report
 from . import run_folder as folder
-from .cluster import adopt_slurm
 from .config import Config
 from .data import BadImage, EvalLoader, TrainLoader
-from .distributed import Ranks
 from .evaluate import Scores
 from .files import RunLock, write_file, write_json
-from .heartbeat import Heartbeat, RankLost
-from .launch import LAUNCHED, launch
-from .logs import TensorBoard
 from .meter import Meter, Scale
+from .metrics import TensorBoard
 from .optimizer import all_finite
-from .preemption import Preempted, Preemption
 from .preparation import prepare
 from .profiling import StepProfile
-from .recipes import parse
+from .ranks.group import Ranks, join
+from .ranks.heartbeat import Heartbeat, RankLost
+from .ranks.launch import LAUNCHED, launch
+from .ranks.preemption import Preempted, Preemption
+from .ranks.slurm import adopt_slurm
+from .recipes.named import parse
 from .record import Record
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def train(config: Config) -> Summary:
     """
     with (
         Preemption() as preemption,
-        distributed.ranks(config) as ranks,
+        join(config) as ranks,
         Heartbeat(ranks.rank, ranks.world_size) as heartbeat,
     ):
         return _run(config, ranks, heartbeat, preemption)

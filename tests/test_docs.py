@@ -15,7 +15,7 @@ import pytest
 from deit_fast.__main__ import COMMANDS
 from deit_fast.config import Config
 from deit_fast.model import CONFIGS
-from deit_fast.recipes import parse
+from deit_fast.recipes.named import parse
 from deit_fast.train import train
 from tests.deit_fast.command import command_line
 from tests.small_data import write_flowers

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deit_fast.recipes import parse
+from deit_fast.recipes.named import parse
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ..model import IMAGENET_NORMALISATION
-from ..recipes import recipe
+from ..recipes.named import recipe
 from .check import check
 from .dataset import Broken
 from .pack import Settings, pack

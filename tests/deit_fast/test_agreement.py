@@ -6,22 +6,22 @@ import re
 import pytest
 import torch
 
-from deit_fast import agreement
-from deit_fast.agreement import Introduction
 from deit_fast.config import Config
+from deit_fast.ranks import meeting
+from deit_fast.ranks.meeting import Introduction
 
 
 @pytest.fixture
 def pair(tiny: Config) -> list[Introduction]:
     """Two ranks on two machines, each with a GPU."""
-    own = agreement.introduce(tiny, torch.device("cpu"), None)
+    own = meeting.introduce(tiny, torch.device("cpu"), None)
     gpu = {"gpu": "H100", "gpu_memory": 80 << 30}
     return [dataclasses.replace(own, host=f"node{rank}", gpu_id=f"GPU-{rank}", **gpu) for rank in range(2)]
 
 
 def test_equal_ranks_agree(pair: list[Introduction]) -> None:
-    assert agreement.finding(pair) is None
-    assert agreement.warnings(pair) == []
+    assert meeting.find_problem(pair) is None
+    assert meeting.warnings(pair) == []
 
 
 @pytest.mark.parametrize(
@@ -39,34 +39,34 @@ def test_a_difference_is_named(pair: list[Introduction], changes: dict, says: st
         changes = {"config": {**pair[1].config, **changes["config"]}}
         says = says.replace(".*--lr", "--lr").replace("; .*", ": ")
     pair[1] = dataclasses.replace(pair[1], **changes)
-    found = agreement.finding(pair)
+    found = meeting.find_problem(pair)
     assert found is not None and re.fullmatch(says + ".*", found), found
 
 
 def test_what_is_a_machines_own_affair_may_differ(tiny: Config, pair: list[Introduction]) -> None:
     other = dataclasses.replace(tiny, threads=7, in_memory=True)
-    pair[1].config = agreement.introduce(other, torch.device("cpu"), None).config
-    assert agreement.finding(pair) is None
+    pair[1].config = meeting.introduce(other, torch.device("cpu"), None).config
+    assert meeting.find_problem(pair) is None
 
 
 def test_unequal_gpus_and_machines_are_a_warning(pair: list[Introduction]) -> None:
     slower = dataclasses.replace(pair[1], gpu="A100", gpu_id="GPU-2")
-    (warning,) = agreement.warnings([pair[0], slower])
+    (warning,) = meeting.warnings([pair[0], slower])
     assert "1 x H100 (80 GiB), 1 x A100 (80 GiB); every step takes as long as the slowest" in warning
     third = dataclasses.replace(pair[1], gpu_id="GPU-2")
-    assert "different numbers of processes: {'node0': 1, 'node1': 2}" in agreement.warnings([*pair, third])[0]
+    assert "different numbers of processes: {'node0': 1, 'node1': 2}" in meeting.warnings([*pair, third])[0]
 
 
 def test_a_wrong_configuration_is_a_rank_s_problem(tiny: Config) -> None:
-    own = agreement.introduce(dataclasses.replace(tiny, flip=2.0), torch.device("cpu"), None)
+    own = meeting.introduce(dataclasses.replace(tiny, flip=2.0), torch.device("cpu"), None)
     assert own.problem == "--flip lies between 0 and 1, got 2.0"
 
 
 def test_other_files_are_other_data(tiny: Config) -> None:
     from deit_fast.data import open_dataset
-    from deit_fast.run_folder import describe
+    from deit_fast.run_folder import data_digest, describe
 
     train, val = open_dataset(tiny.data)
-    digest = agreement.data_digest(describe(train, val), train, val)
-    assert digest == agreement.data_digest(describe(train, val), train, val)
-    assert digest != agreement.data_digest(describe(val, train), val, train)
+    digest = data_digest(describe(train, val), train, val)
+    assert digest == data_digest(describe(train, val), train, val)
+    assert digest != data_digest(describe(val, train), val, train)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from deit_fast.cluster import adopt_slurm, first_host
+from deit_fast.ranks.slurm import adopt_slurm, first_host
 
 # As srun sets them for the sixth of eight tasks on two nodes.
 STEP = {

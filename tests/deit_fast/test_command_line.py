@@ -14,7 +14,7 @@ import torch
 from deit_fast import load
 from deit_fast.config import Config
 from deit_fast.files import read_json
-from deit_fast.recipes import RECIPES, parse, recipe
+from deit_fast.recipes.named import RECIPES, parse, recipe
 from deit_fast.report import skipped_lines
 from deit_fast.train import Diverged, main
 from tests.deit_fast.command import command_line
@@ -247,7 +247,7 @@ def test_several_gpus_become_several_processes(tiny: Config, monkeypatch) -> Non
 
 
 def test_the_launcher_starts_the_processes(tiny: Config, teachers: Path, monkeypatch) -> None:
-    from deit_fast.launch import launch
+    from deit_fast.ranks.launch import launch
 
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(teachers), *sys.path]))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -308,7 +308,7 @@ def test_a_line_that_was_cut_off_does_not_stop_a_run(tiny: Config) -> None:
 def test_a_mistake_among_several_processes_is_said_once_with_its_exit_code(
     tiny: Config, teachers, monkeypatch, capfd
 ) -> None:
-    from deit_fast.launch import launch
+    from deit_fast.ranks.launch import launch
 
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(teachers), *sys.path]))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -13,8 +13,8 @@ from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
 from torch._subclasses import FakeTensorMode
 
-from deit_fast.distributed import Ranks
 from deit_fast.model import IMAGENET_NORMALISATION
+from deit_fast.ranks.group import Ranks
 from deit_fast.report import Reporter
 from deit_fast.step import TrainingStep, losses_of
 from deit_fast.teacher import Teacher

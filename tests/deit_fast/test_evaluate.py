@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deit_fast.data import IGNORE, Batch
-from deit_fast.distributed import Ranks
 from deit_fast.evaluate import evaluate, evaluate_models
 from deit_fast.evaluation import scored
 from deit_fast.model import IMAGENET_NORMALISATION, create_model, fuse
 from deit_fast.predictions import TRUTH, Predictions, Renormalised, predict
+from deit_fast.ranks.group import Ranks
 
 CLASSES = 7
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from deit_fast import create_model, export, load, model_card, trained
 from deit_fast.export import FORMS, main
-from deit_fast.recipes import parse
+from deit_fast.recipes.named import parse
 
 ROOT = Path(__file__).parents[2]
 NAME = "deit_tiny_distilled_patch16_224"

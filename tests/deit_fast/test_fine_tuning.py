@@ -18,7 +18,7 @@ from deit_fast.checkpoint import newest
 from deit_fast.config import Config
 from deit_fast.huggingface import to_huggingface
 from deit_fast.pretrained import resize_pos_embed
-from deit_fast.recipes import recipe
+from deit_fast.recipes.named import recipe
 from deit_fast.train import main, train
 from tests.deit_fast.command import command_line
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from deit_fast import heartbeat
 from deit_fast.command import LOST
-from deit_fast.heartbeat import Heartbeat, RankLost, Sign, read, sentence, waited_for
+from deit_fast.ranks import heartbeat
+from deit_fast.ranks.heartbeat import Heartbeat, RankLost, Sign, read, sentence, waited_for
 
 HERE = socket.gethostname()
 

@@ -10,7 +10,7 @@ from deit_fast.__main__ import COMMANDS
 from deit_fast.__main__ import main as script
 from deit_fast.command import reasons
 from deit_fast.config import Config
-from deit_fast.recipes import RECIPES, recipe
+from deit_fast.recipes.named import RECIPES, recipe
 
 DATA_COMMANDS = ["check", "pack", "preview"]
 

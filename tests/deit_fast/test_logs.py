@@ -9,7 +9,8 @@ import pytest
 
 from deit_fast import report
 from deit_fast.config import Config
-from deit_fast.logs import RankLog, TensorBoard, numbers
+from deit_fast.metrics import TensorBoard, numbers
+from deit_fast.ranks.log import RankLog
 from deit_fast.train import train
 
 

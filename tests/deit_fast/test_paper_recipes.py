@@ -17,8 +17,8 @@ from deit_fast.config import Config
 from deit_fast.data import TrainLoader
 from deit_fast.model import VisionTransformer
 from deit_fast.optimizer import create_optimizer
-from deit_fast.paper_recipes import PAPER_RECIPES
-from deit_fast.recipes import parse, recipe
+from deit_fast.recipes.named import parse, recipe
+from deit_fast.recipes.paper import PAPER_RECIPES
 from deit_fast.schedule import learning_rates
 from deit_fast.train import train
 from deit_kernels import augment

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from deit_fast.placement import bind, parse_cores, share_of_cores
+from deit_fast.ranks.cores import bind, parse_cores, share_of_cores
 
 GPU = torch.device("cuda", 3)
 

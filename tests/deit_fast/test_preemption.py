@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from deit_fast import command
-from deit_fast.distributed import Ranks
-from deit_fast.heartbeat import RankLost, Sign
-from deit_fast.preemption import Preempted, Preemption
+from deit_fast.ranks.group import Ranks
+from deit_fast.ranks.heartbeat import RankLost, Sign
+from deit_fast.ranks.preemption import Preempted, Preemption
 
 
 @pytest.mark.parametrize("signalled", [True, False])

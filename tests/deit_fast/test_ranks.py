@@ -21,9 +21,10 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 import deit_fast.preparation
-from deit_fast import checkpoint, distributed, heartbeat, launch, run_folder
+from deit_fast import checkpoint, run_folder
 from deit_fast.command import LOST, PREEMPTED
 from deit_fast.config import Config
+from deit_fast.ranks import group, heartbeat, launch, meeting
 from deit_fast.step import TrainingStep
 from deit_fast.train import main
 from tests.deit_fast.command import command_line
@@ -247,7 +248,7 @@ def elsewhere(rank: int, config: Config, folder: Path) -> int:
 
 
 def impatient(rank: int, config: Config) -> int:
-    distributed._MEETING = timedelta(seconds=2)
+    meeting._MEETING = timedelta(seconds=2)
     return main(command_line(config))
 
 
@@ -294,15 +295,15 @@ def test_a_rank_without_its_gpu_and_a_torch_without_nccl(monkeypatch: pytest.Mon
     for name, value in {"WORLD_SIZE": "4", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(dist, "is_nccl_available", lambda: True)
-    assert distributed._device() == (torch.device("cuda", 1), None)
+    assert group._device() == (torch.device("cuda", 1), None)
     monkeypatch.setenv("LOCAL_RANK", "2")
-    assert "process 2 of this machine has no GPU of its own, 2 are visible" in distributed._device()[1]
+    assert "process 2 of this machine has no GPU of its own, 2 are visible" in group._device()[1]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert "type --nproc-per-node 1" in distributed._device()[1]
+    assert "type --nproc-per-node 1" in group._device()[1]
     monkeypatch.setenv("SLURM_STEP_ID", "0")  # --gpus-per-task=1
-    assert distributed._device() == (torch.device("cuda", 0), None)
+    assert group._device() == (torch.device("cuda", 0), None)
     monkeypatch.setattr(dist, "is_nccl_available", lambda: False)
-    assert "has no NCCL" in distributed._device()[1]
+    assert "has no NCCL" in group._device()[1]
 
 
 def torchrun(config: Config, *options: str) -> subprocess.Popen:
@@ -339,7 +340,7 @@ def test_what_an_earlier_start_left_in_the_store_is_nobodys(tmp_path: Path) -> N
     found: dict[int, dist.Store] = {}
 
     def start(rank: int) -> None:
-        found[rank] = distributed._fresh(dist.FileStore(str(tmp_path / "store"), 2), rank, 2)
+        found[rank] = meeting.fresh_part(dist.FileStore(str(tmp_path / "store"), 2), rank, 2)
 
     late = threading.Timer(0.2, start, (1,))
     late.start()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from deit_fast.recipes import recipe
+from deit_fast.recipes.named import recipe
 from deit_fast.train import train
 
 

@@ -44,7 +44,7 @@ def half_way(tiny: Config) -> Config:
 
 def test_a_second_process_is_refused_at_once_and_the_first_is_named(half_way: Config, capsys) -> None:
     program = (
-        "import sys; from pathlib import Path; from deit_fast.run_lock import RunLock\n"
+        "import sys; from pathlib import Path; from deit_fast.files import RunLock\n"
         f"with RunLock(Path({half_way.out!r})) as lock:\n"
         "    lock.acquire(); print('held', flush=True); sys.stdin.read()\n"
     )

@@ -12,10 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from deit_fast.config import Config
 from deit_fast.data import IGNORE, Batch
-from deit_fast.distributed import Ranks
 from deit_fast.label_cache import LabelCache
 from deit_fast.meter import Meter, Scale
 from deit_fast.model import IMAGENET_NORMALISATION, create_model
+from deit_fast.ranks.group import Ranks
 from deit_fast.report import Reporter
 from deit_fast.step import TrainingStep, precision, slices
 from deit_fast.teacher import Teacher

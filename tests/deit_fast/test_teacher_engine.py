@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from deit_fast.data import EvalLoader, open_dataset
 from deit_fast.model import IMAGENET_NORMALISATION
-from deit_fast.recipes import recipe
+from deit_fast.recipes.named import recipe
 from deit_fast.teacher import Teacher, from_run
 from deit_fast.teacher_engine import TeacherEngine, fold
 from deit_fast.train import train

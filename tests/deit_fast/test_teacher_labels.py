@@ -16,10 +16,10 @@ from deit_fast import files as durable
 from deit_fast import teacher_labels
 from deit_fast.config import Config
 from deit_fast.data import open_dataset
-from deit_fast.distributed import Ranks
 from deit_fast.fill_cache import fill, main
 from deit_fast.label_cache import LabelCache
 from deit_fast.model import IMAGENET_NORMALISATION
+from deit_fast.ranks.group import Ranks
 from deit_fast.report import Reporter
 from deit_fast.run_folder import read_summary
 from deit_fast.teacher_engine import TeacherEngine

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from deit_fast import heartbeat
-from deit_fast.heartbeat import Heartbeat
+from deit_fast.ranks import heartbeat
+from deit_fast.ranks.heartbeat import Heartbeat
 
 
 def hang_here(until: threading.Event) -> None:

@@ -13,7 +13,7 @@ from deit_fast.data import TrainLoader, open_dataset
 from deit_fast.data.__main__ import main
 from deit_fast.data.preview import named_ops, pixels_of
 from deit_fast.model import IMAGENET_NORMALISATION
-from deit_fast.recipes import recipe
+from deit_fast.recipes.named import recipe
 from deit_kernels.augment import Policy, sample_plan
 
 

@@ -12,9 +12,9 @@ import dataclasses
 import difflib
 from collections.abc import Callable, Sequence
 
-from . import command as command_help
-from .config import Config
-from .paper_recipes import PAPER_RECIPES, SOFT
+from .. import command as command_help
+from ..config import Config
+from .paper import PAPER_RECIPES, SOFT
 
 
 def teacher() -> Config:

@@ -1,24 +1,20 @@
-"""What a run says beside its console: a file for every rank, and curves for TensorBoard.
+"""A log file for every rank, beside the console.
 
-run/logs/rank_N.log     all that rank N has to say: decisions, its log lines, warnings, an error with its traceback
-run/tensorboard/        rank 0's curves, where the package tensorboard is installed
+run/logs/rank_N.log     decisions, log lines and warnings of rank N, and an error with its traceback
 
 Modules say things by `logging.getLogger(__name__)`; a warning is printed as well, by the rank that gives it.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
-from typing import Any
 
 logger = logging.getLogger(__name__)
-_PACKAGE = logging.getLogger(__package__)
+_PACKAGE = logging.getLogger("deit_fast")
 
 
 class _File(logging.FileHandler):
@@ -82,49 +78,3 @@ class RankLog:
     def _remove(self, handler: logging.Handler) -> None:
         _PACKAGE.removeHandler(handler)
         handler.close()
-
-
-class TensorBoard:
-    """The lines of metrics.jsonl as curves.
-
-    Args:
-        folder: of the event files.
-        start: the step that the run continues from; curves of later ones are discarded.
-    """
-
-    def __init__(self, folder: Path, start: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer: SummaryWriter | None = SummaryWriter(
-            str(folder), purge_step=start + 1 if start else None, flush_secs=10
-        )
-
-    @staticmethod
-    def missing() -> str:
-        """Why there are no curves; empty where there are."""
-        return "" if importlib.util.find_spec("tensorboard") else "pip install tensorboard, and there are curves"
-
-    def add(self, line: dict[str, Any]) -> None:
-        """Add one line: its numbers under "train", those of an evaluation under "val"."""
-        step, group = line["step"], "val" if "student" in line else "train"
-        try:
-            for name, value in numbers(line):
-                if name != "step" and self._writer:
-                    self._writer.add_scalar(f"{group}/{name}", value, step)
-        except OSError as error:
-            logger.warning(f"TensorBoard's curves end at step {step}: {error.strerror}; metrics.jsonl has them")
-            self._writer = None
-
-    def close(self) -> None:
-        if self._writer:
-            with suppress(OSError):
-                self._writer.close()
-
-
-def numbers(line: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """The numbers in a line of metrics.jsonl, those of nested ones as "student/cls/top1"."""
-    for name, value in line.items():
-        if isinstance(value, dict):
-            yield from numbers(value, f"{prefix}{name}/")
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            yield f"{prefix}{name}", value

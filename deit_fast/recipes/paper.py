@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from .config import Config
+from ..config import Config
 
 TEACHER = "regnety_160.deit_in1k"
 # --distill soft has no defaults, except for the two recipes that stand for one of its sources.

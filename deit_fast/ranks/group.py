@@ -1,20 +1,16 @@
 """Who this process is among the others, and that all of them are about to do the same work.
 
-with ranks(config) as group:        # torchrun's or Slurm's environment; alone without one
-    group.rank, group.world_size, group.device, group.cores
+with join(config) as ranks:         # torchrun's or Slurm's environment; alone without one
+    ranks.rank, ranks.world_size, ranks.device, ranks.cores
 """
 
 from __future__ import annotations
 
-import itertools
-import json
 import os
 import socket
-import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -22,18 +18,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from . import agreement
-from .agreement import Introduction
-from .cluster import adopt_slurm
-from .config import Config
-from .placement import bind, share_of_cores
+from ..config import Config
+from . import meeting
+from .cores import bind, share_of_cores
+from .slurm import adopt_slurm
 
 T = TypeVar("T")
 
-_MEETING = timedelta(minutes=5)  # between the first rank that comes and the last
 # The others wait while rank 0 fetches a teacher or writes a data set, later at most while it writes a checkpoint.
 _SETTING_UP, _TRAINING = timedelta(hours=1), timedelta(minutes=15)
-_meetings = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -138,7 +131,7 @@ class Ranks:
 
 
 @contextmanager
-def ranks(config: Config) -> Iterator[Ranks]:
+def join(config: Config) -> Iterator[Ranks]:
     """Join the group that the environment describes; alone without one.
 
     All ranks first meet at rank 0's store, before any device is touched, and go on only together: with equal
@@ -154,7 +147,7 @@ def ranks(config: Config) -> Iterator[Ranks]:
         rank, world_size = dist.get_rank(), dist.get_world_size()
     device, problem = _device()
     binding = "" if problem else bind(device)
-    own = agreement.introduce(config, device, problem)
+    own = meeting.introduce(config, device, problem)
     if world_size == 1:
         if own.problem:
             raise ValueError(own.problem)
@@ -163,8 +156,8 @@ def ranks(config: Config) -> Iterator[Ranks]:
         yield Ranks(0, 1, device, share_of_cores(own.cores, [own.cores]), binding)
         return
     ours = not dist.is_initialized()
-    store = _fresh(_store(rank, world_size), rank, world_size) if ours else dist.distributed_c10d._get_default_store()
-    everyone = _meet(store, rank, world_size, own)
+    store = meeting.open_store(rank, world_size) if ours else dist.distributed_c10d._get_default_store()
+    everyone = meeting.meet(store, rank, world_size, own)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if ours:
@@ -173,7 +166,7 @@ def ranks(config: Config) -> Iterator[Ranks]:
     here = [other.cores for other in everyone if other.host == own.host]
     cores = share_of_cores(own.cores, here)
     try:
-        yield Ranks(rank, world_size, device, cores, binding, tuple(agreement.warnings(everyone)))
+        yield Ranks(rank, world_size, device, cores, binding, tuple(meeting.warnings(everyone)))
     except BaseException:
         # NCCL would wait here for a rank that is gone; the process is about to end anyway.
         ours = ours and device.type == "cpu"
@@ -202,86 +195,3 @@ def _device() -> tuple[torch.device, str | None]:
         f"process {local_rank} of this machine has no GPU of its own, {visible} "
         f"{'is' if visible == 1 else 'are'} visible: type --nproc-per-node {visible}"
     )
-
-
-def _store(rank: int, world_size: int) -> dist.Store:
-    """The key-value store at MASTER_ADDR:MASTER_PORT: rank 0's, or torchrun's own."""
-    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
-    if missing:
-        raise ValueError(f"WORLD_SIZE is {world_size} but {' and '.join(missing)} is not set: start it by torchrun")
-    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    try:
-        store, _, _ = next(dist.rendezvous("env://", rank, world_size, timeout=_MEETING))
-    except dist.DistNetworkError as error:
-        if "EADDRINUSE" in str(error):
-            raise ValueError(f"the port of {where} is in use on this machine: set MASTER_PORT to another") from error
-        raise ValueError(f"rank {rank} does not reach rank 0 at {where}: check MASTER_ADDR, MASTER_PORT") from error
-    except dist.DistStoreError as error:
-        raise ValueError(
-            f"not all of the {world_size} ranks came to {where} within {_MEETING.seconds} s: see what the others "
-            f"printed, or start fewer processes"
-        ) from error
-    return store
-
-
-def _fresh(store: dist.Store, rank: int, world_size: int) -> dist.Store:
-    """The part of the store that only the ranks of this start know.
-
-    After a restart by torchrun the store still holds the addresses of processes that are gone, and a rank that reads
-    one waits for it. So rank 0 offers a name that nobody used before, together with the number that each other rank has
-    drawn, until all have found their own in it: what an earlier start left has other numbers. (torchrun's count of
-    restarts is no such name: among several agents it differs.)
-    """
-    number = uuid.uuid4().hex
-    if rank == 0:
-        others = [str(other) for other in range(1, world_size)]
-        deadline = time.monotonic() + _MEETING.total_seconds()
-        while time.monotonic() < deadline and not all(store.check([f"deit_fast/{number}/{other}"]) for other in others):
-            came = [other for other in others if store.check([f"deit_fast/number/{other}"])]
-            drawn = {other: store.get(f"deit_fast/number/{other}").decode() for other in came}
-            store.set("deit_fast/start", json.dumps([number, drawn]))
-            time.sleep(0.02)
-        return dist.PrefixStore(number, store)  # who is still missing, the meeting finds out
-    store.set(f"deit_fast/number/{rank}", number)
-    deadline = time.monotonic() + 2 * _MEETING.total_seconds()  # rank 0's own wait may have begun later
-    while time.monotonic() < deadline:
-        if store.check(["deit_fast/start"]):
-            name, drawn = json.loads(store.get("deit_fast/start"))
-            if drawn.get(str(rank)) == number:
-                store.set(f"deit_fast/{name}/{rank}", "")
-                return dist.PrefixStore(name, store)
-        time.sleep(0.02)
-    raise ValueError(f"rank 0 of {world_size} did not come: see what it printed, or start it")
-
-
-def _meet(store: dist.Store, rank: int, world_size: int, own: Introduction) -> list[Introduction]:
-    """Every rank's introduction, in their order, once rank 0 has found nothing wrong with them.
-
-    Raises:
-        ValueError: rank 0's finding, on every rank.
-    """
-    # A process may train more than once within a group that its caller has set up.
-    store = dist.PrefixStore(f"deit_fast/meeting/{next(_meetings)}", store)
-    names = [str(other) for other in range(world_size)]
-    store.set(names[rank], json.dumps(asdict(own)))
-    if rank == 0:
-        try:
-            store.wait(names, _MEETING)
-            everyone = [Introduction(**json.loads(store.get(name))) for name in names]
-            finding = agreement.finding(everyone)
-        except dist.DistStoreError:
-            everyone, absent = [], [name for name in names if not store.check([name])]
-            finding = (
-                f"rank {', '.join(absent)} of {world_size} did not come within {_MEETING.seconds} s: see what it "
-                f"printed, or start fewer processes"
-            )
-        present = [name for name in names[1:] if store.check([name])]
-        store.set("finding", json.dumps([finding, [asdict(other) for other in everyone]]))
-        store.wait([f"{name} has read" for name in present], _MEETING)  # the store may end with this process
-    else:
-        store.wait(["finding"], 2 * _MEETING)  # rank 0's own wait may have begun later
-    finding, described = json.loads(store.get("finding"))
-    store.set(f"{rank} has read", "")
-    if finding:
-        raise ValueError(finding)
-    return [Introduction(**other) for other in described]

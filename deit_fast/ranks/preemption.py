@@ -32,8 +32,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from . import command
-from .distributed import Ranks
+from .. import command
+from .group import Ranks
 from .heartbeat import RankLost
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..command import INTERRUPTED, LOST, PREEMPTED
 from . import heartbeat
-from .command import INTERRUPTED, LOST, PREEMPTED
 
 LAUNCHED = "DEIT_FAST_LAUNCHED"  # in the environment of processes that `launch` started
 

@@ -26,8 +26,8 @@ from pathlib import Path
 
 import torch
 
-from .command import LOST, USAGE
-from .logs import RankLog
+from ..command import LOST, USAGE
+from .log import RankLog
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,207 @@
+"""What the ranks of a run tell each other before they begin, and whether it fits together."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import socket
+import time
+import uuid
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+import deit_fast
+import deit_kernels
+
+from ..config import Config, flag
+
+_MEETING = timedelta(minutes=5)  # between the first rank that comes and the last
+_meetings = itertools.count()
+
+# A machine's own affair; everything else decides either the weights or which collectives are called when.
+MAY_DIFFER = ("threads", "in_memory", "gpus")
+
+
+@dataclass
+class Introduction:
+    """What one rank says of itself; JSON values only.
+
+    Attributes:
+        problem: why it cannot take part, or None.
+        gpu, gpu_id, gpu_memory: name, identity and bytes of its GPU; empty and 0 on a CPU.
+        cores: on which its threads may run.
+        code: of torch, deit_fast and deit_kernels.
+    """
+
+    host: str
+    problem: str | None
+    gpu: str
+    gpu_id: str
+    gpu_memory: int
+    cores: list[int]
+    code: str
+    config: dict[str, Any]
+
+
+def introduce(config: Config, device: torch.device, problem: str | None) -> Introduction:
+    """This rank's introduction, with what is wrong with its configuration."""
+    if problem is None:
+        try:
+            config.check()
+        except ValueError as error:
+            problem = str(error)
+    gpu, gpu_id, memory = "", "", 0
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        gpu, gpu_id, memory = properties.name, str(properties.uuid), properties.total_memory
+    fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in MAY_DIFFER}
+    cores = sorted(os.sched_getaffinity(0))
+    return Introduction(socket.gethostname(), problem, gpu, gpu_id, memory, cores, code_version(), fields)
+
+
+@lru_cache(maxsize=1)
+def code_version() -> str:
+    """Versions of torch and of every Python file of ours, such as "torch 2.14.1, deit_fast 3f9a01c2"."""
+    digest = hashlib.sha256()
+    for package in (Path(deit_fast.__file__).parent, Path(deit_kernels.__file__).parent):
+        for path in sorted(package.rglob("*.py")):
+            digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes())
+    return f"torch {torch.__version__}, deit_fast {digest.hexdigest()[:8]}"
+
+
+def find_problem(everyone: Sequence[Introduction]) -> str | None:
+    """The first thing that keeps these ranks from training together, in one sentence; None when nothing does."""
+    first = everyone[0]
+    for rank, other in enumerate(everyone):
+        who = f"rank {rank} on {other.host}"
+        if other.problem:
+            return other.problem if rank == 0 else f"{other.problem} ({who})"
+        if bool(other.gpu) != bool(first.gpu):
+            without, having = (who, "rank 0 has one") if first.gpu else (f"rank 0 on {first.host}", f"{who} has one")
+            return f"{without} has no GPU, {having}: start fewer processes, or hide all with CUDA_VISIBLE_DEVICES="
+        if other.code != first.code:
+            return f"{who} runs {other.code}, rank 0 {first.code}: install the same version on all machines"
+        changes = [
+            f"{flag(name)} {other.config.get(name)!r}, rank 0 {value!r}"
+            for name, value in first.config.items()
+            if other.config.get(name) != value
+        ]
+        if changes:
+            return f"{who} has {'; '.join(changes)}: type the same command on all machines"
+    shared = [gpu for gpu, count in Counter(other.gpu_id for other in everyone if other.gpu_id).items() if count > 1]
+    if shared:
+        who = [f"{rank} on {other.host}" for rank, other in enumerate(everyone) if other.gpu_id == shared[0]]
+        return f"ranks {' and '.join(who)} have the same GPU: start one process for each GPU, no more"
+    return None
+
+
+def warnings(everyone: Sequence[Introduction]) -> list[str]:
+    """What works, but not as fast as it could."""
+    said = []
+    kinds = Counter((other.gpu, other.gpu_memory >> 30) for other in everyone if other.gpu)
+    if len(kinds) > 1:
+        listed = ", ".join(f"{count} x {name} ({memory} GiB)" for (name, memory), count in kinds.most_common())
+        said.append(f"the GPUs differ: {listed}; every step takes as long as the slowest")
+    loads = Counter(other.host for other in everyone)
+    if len(set(loads.values())) > 1:
+        said.append(f"the machines run different numbers of processes: {dict(loads)}")
+    return said
+
+
+def open_store(rank: int, world_size: int) -> dist.Store:
+    """The part of rank 0's store that only the ranks of this start know."""
+    return fresh_part(_store(rank, world_size), rank, world_size)
+
+
+def _store(rank: int, world_size: int) -> dist.Store:
+    """The key-value store at MASTER_ADDR:MASTER_PORT: rank 0's, or torchrun's own."""
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing:
+        raise ValueError(f"WORLD_SIZE is {world_size} but {' and '.join(missing)} is not set: start it by torchrun")
+    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    try:
+        store, _, _ = next(dist.rendezvous("env://", rank, world_size, timeout=_MEETING))
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" in str(error):
+            raise ValueError(f"the port of {where} is in use on this machine: set MASTER_PORT to another") from error
+        raise ValueError(f"rank {rank} does not reach rank 0 at {where}: check MASTER_ADDR, MASTER_PORT") from error
+    except dist.DistStoreError as error:
+        raise ValueError(
+            f"not all of the {world_size} ranks came to {where} within {_MEETING.seconds} s: see what the others "
+            f"printed, or start fewer processes"
+        ) from error
+    return store
+
+
+def fresh_part(store: dist.Store, rank: int, world_size: int) -> dist.Store:
+    """The part of the store that only the ranks of this start know.
+
+    After a restart by torchrun the store still holds the addresses of processes that are gone, and a rank that reads
+    one waits for it. So rank 0 offers a name that nobody used before, together with the number that each other rank has
+    drawn, until all have found their own in it: what an earlier start left has other numbers. (torchrun's count of
+    restarts is no such name: among several agents it differs.)
+    """
+    number = uuid.uuid4().hex
+    if rank == 0:
+        others = [str(other) for other in range(1, world_size)]
+        deadline = time.monotonic() + _MEETING.total_seconds()
+        while time.monotonic() < deadline and not all(store.check([f"deit_fast/{number}/{other}"]) for other in others):
+            came = [other for other in others if store.check([f"deit_fast/number/{other}"])]
+            drawn = {other: store.get(f"deit_fast/number/{other}").decode() for other in came}
+            store.set("deit_fast/start", json.dumps([number, drawn]))
+            time.sleep(0.02)
+        return dist.PrefixStore(number, store)  # who is still missing, the meeting finds out
+    store.set(f"deit_fast/number/{rank}", number)
+    deadline = time.monotonic() + 2 * _MEETING.total_seconds()  # rank 0's own wait may have begun later
+    while time.monotonic() < deadline:
+        if store.check(["deit_fast/start"]):
+            name, drawn = json.loads(store.get("deit_fast/start"))
+            if drawn.get(str(rank)) == number:
+                store.set(f"deit_fast/{name}/{rank}", "")
+                return dist.PrefixStore(name, store)
+        time.sleep(0.02)
+    raise ValueError(f"rank 0 of {world_size} did not come: see what it printed, or start it")
+
+
+def meet(store: dist.Store, rank: int, world_size: int, own: Introduction) -> list[Introduction]:
+    """Every rank's introduction, in their order, once rank 0 has found nothing wrong with them.
+
+    Raises:
+        ValueError: rank 0's finding, on every rank.
+    """
+    # A process may train more than once within a group that its caller has set up.
+    store = dist.PrefixStore(f"deit_fast/meeting/{next(_meetings)}", store)
+    names = [str(other) for other in range(world_size)]
+    store.set(names[rank], json.dumps(asdict(own)))
+    if rank == 0:
+        try:
+            store.wait(names, _MEETING)
+            everyone = [Introduction(**json.loads(store.get(name))) for name in names]
+            finding = find_problem(everyone)
+        except dist.DistStoreError:
+            everyone, absent = [], [name for name in names if not store.check([name])]
+            finding = (
+                f"rank {', '.join(absent)} of {world_size} did not come within {_MEETING.seconds} s: see what it "
+                f"printed, or start fewer processes"
+            )
+        present = [name for name in names[1:] if store.check([name])]
+        store.set("finding", json.dumps([finding, [asdict(other) for other in everyone]]))
+        store.wait([f"{name} has read" for name in present], _MEETING)  # the store may end with this process
+    else:
+        store.wait(["finding"], 2 * _MEETING)  # rank 0's own wait may have begun later
+    finding, described = json.loads(store.get("finding"))
+    store.set(f"{rank} has read", "")
+    if finding:
+        raise ValueError(finding)
+    return [Introduction(**other) for other in described]
