@@ -53,8 +53,8 @@ from torchvision.transforms import InterpolationMode, v2
 from benchmarks.interleaved import Limit, record
 from benchmarks.photographs import HEIGHT, IMAGES, WIDTH
 from deit_fast.data import TrainLoader
-from deit_fast.data import folder as folder_module
 from deit_fast.data.decode import decode, new_array
+from deit_fast.data.sources import folder as folder_module
 from deit_kernels.augment import Policy
 
 pytestmark = [

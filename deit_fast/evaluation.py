@@ -22,8 +22,8 @@ from .checkpoint import write_file, write_json
 from .config import Config
 from .data import Dataset, EvalLoader, open_evaluation
 from .data.batch import OnBadImage, bad_image
-from .data.folder import listing
-from .data.imagenet import number_of, real_labels
+from .data.sources.folder import listing
+from .data.sources.imagenet import number_of, real_labels
 from .predictions import TRUTH, Predictions, Score, predict
 from .provenance import provenance
 from .ranks.group import Ranks, join

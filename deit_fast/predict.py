@@ -27,7 +27,7 @@ from rich.table import Table
 
 from .attention_maps import MOST_IMAGES, draw_attention, require_deit
 from .data import decode
-from .data.folder import SUFFIXES, read_file
+from .data.sources.folder import SUFFIXES, read_file
 from .trained import Prediction, Trained, load
 
 

@@ -16,9 +16,9 @@ from deit_kernels.augment import Policy
 from .checkpoint import newest
 from .classifiers import check_forward, named_function, normalisation, timm_model
 from .config import Config
-from .data.folder import is_image, listing
-from .data.imagenet import has_numbered_classes, is_flat
-from .data.sources import BUILTIN, open_dataset
+from .data.sources.folder import is_image, listing
+from .data.sources.imagenet import has_numbered_classes, is_flat
+from .data.sources.open import BUILTIN, open_dataset
 from .model import VisionTransformer
 from .predictions import Renormalised
 from .pretrained import load_pretrained

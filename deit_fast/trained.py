@@ -36,7 +36,7 @@ from .classifiers import classifier, normalisation, timm_model
 from .config import Config
 from .data import BadImage, decode
 from .data.decode import Part
-from .data.folder import read_file
+from .data.sources.folder import read_file
 from .files import read_json
 from .model import CONFIGS, VisionTransformer, ViTConfig
 from .pretrained import RELEASES, SUFFIXES, load_pretrained, read_weights

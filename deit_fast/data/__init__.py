@@ -5,12 +5,12 @@ for batch in TrainLoader(train, Policy.deit(224), data_seed=0, batch_size=64, to
 """
 
 from .batch import IGNORE, Batch
-from .dataset import Dataset
 from .decode import BadImage, decode
 from .device import Target
 from .loader import EvalLoader, TrainLoader
 from .order import steps_per_epoch
-from .sources import open_dataset, open_evaluation
+from .sources.dataset import Dataset
+from .sources.open import open_dataset, open_evaluation
 
 __all__ = [
     "IGNORE",

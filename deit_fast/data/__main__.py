@@ -24,10 +24,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..model import IMAGENET_NORMALISATION
 from ..recipes.named import recipe
 from .check import check
-from .dataset import Broken
-from .pack import Settings, pack
 from .preview import preview
-from .sources import SPLITS, open_dataset, open_unpacked
+from .sources.dataset import Broken
+from .sources.open import SPLITS, open_dataset, open_unpacked
+from .sources.pack import Settings, pack
 
 CORES = len(os.sched_getaffinity(0))
 

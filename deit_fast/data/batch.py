@@ -24,14 +24,14 @@ from deit_kernels.augment import AugmentPlan, ImageBatch, Policy, sample_plan
 from deit_kernels.augment.plan import ratio_limit
 
 from . import jpeg_part
-from .dataset import Dataset, ReadImage, read_image
 from .decode import BadImage, Part
 from .device import CpuAugment, CudaAugment, Finished, Gathered, Target, tail_bytes
-from .in_memory import InMemory
 from .jpeg_part import RandomCrops
 from .memory import RECENT, Arena, usual
 from .mixing import Mixing
 from .order import Samples
+from .sources.dataset import Dataset, ReadImage, read_image
+from .sources.in_memory import InMemory
 
 RUN = 4  # images a decoding task: handing over a task costs a twentieth of decoding an image
 IGNORE = -100  # the label that losses and accuracies leave out

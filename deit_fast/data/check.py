@@ -24,8 +24,8 @@ from PIL import ExifTags, Image
 
 from deit_kernels.augment.plan import MAX_SIDE
 
-from .dataset import Dataset
 from .decode import BadImage, decode, decode_jpeg, opened
+from .sources.dataset import Dataset
 
 DIGEST_BYTES = 16
 ELONGATED = MAX_SIDE / 1024  # the longer side by the shorter; crops of up to 1024 pixels take any image below it

@@ -33,11 +33,11 @@ from typing_extensions import TypedDict, Unpack
 from deit_kernels.augment import Policy
 
 from .batch import Batch, BatchBuilder, Built, OnBadImage, Seconds, Started
-from .dataset import Dataset
 from .decode import BadImage
 from .device import CpuAugment, CudaAugment, HostOnly, Layout, without_torch_threads
 from .mixing import Mixing
 from .order import OrderKind, Samples, samples, steps_per_epoch
+from .sources.dataset import Dataset
 
 CPU = torch.device("cpu")
 

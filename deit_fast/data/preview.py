@@ -17,8 +17,8 @@ from torch import Tensor
 from deit_kernels.augment import OPS, ImageBatch, Policy, apply, sample_plan
 from deit_kernels.augment.plan import ratio_limit
 
-from .dataset import Dataset, read_image
 from .decode import BadImage
+from .sources.dataset import Dataset, read_image
 
 COLUMN, LINE = 1.9, 2.45  # inches of a picture with its text
 

@@ -123,7 +123,7 @@ def images(_folder: Path) -> Case:
 
 def tars(folder: Path) -> Case:
     """Open a shard, read and decode every image of it."""
-    from deit_fast.data.shards import TarShards
+    from deit_fast.data.sources.shards import TarShards
 
     files = image_files()
     shard = io.BytesIO()
@@ -170,7 +170,7 @@ def parquets(folder: Path) -> Case:
     import pyarrow as pa
     from pyarrow import parquet
 
-    from deit_fast.data.parquet import ParquetRows
+    from deit_fast.data.sources.parquet import ParquetRows
 
     files, path = image_files()[:6], folder / "rows.parquet"
     table = pa.table({"image": [{"bytes": data, "path": None} for data in files], "label": [0, 1, 2, 0, 1, 2]})
@@ -239,7 +239,7 @@ def weights(folder: Path) -> Case:
 
 def caches(folder: Path) -> Case:
     """Read back an index of a data set; a damaged one is made again."""
-    from deit_fast.data.index import load_arrays, pack_names, save_arrays
+    from deit_fast.data.sources.index import load_arrays, pack_names, save_arrays
 
     arrays = {"size": np.arange(50), **pack_names(names=[f"{index}.jpg" for index in range(50)])}
     save_arrays(folder / "index.npz", arrays)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deit_fast.data import builtin, decode, open_dataset
-from deit_fast.data.builtin import BUILTIN, PHOTOS, default_cache_dir, photo_boxes, write_builtin
+from deit_fast.data import decode, open_dataset
+from deit_fast.data.sources import builtin
+from deit_fast.data.sources.builtin import BUILTIN, PHOTOS, default_cache_dir, photo_boxes, write_builtin
 
 
 @pytest.fixture(scope="module")

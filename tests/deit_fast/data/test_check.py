@@ -15,8 +15,8 @@ from PIL import Image
 from deit_fast.data.__main__ import main
 from deit_fast.data.check import check
 from deit_fast.data.decode import decode
-from deit_fast.data.pack import Settings, pack
-from deit_fast.data.sources import open_unpacked
+from deit_fast.data.sources.open import open_unpacked
+from deit_fast.data.sources.pack import Settings, pack
 
 
 def save(path, image, **options):

@@ -5,10 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from deit_fast.data import folder, open_dataset
-from deit_fast.data.dataset import read_image
+from deit_fast.data import open_dataset
 from deit_fast.data.decode import BadImage
-from deit_fast.data.folder import read_file
+from deit_fast.data.sources import folder
+from deit_fast.data.sources.dataset import read_image
+from deit_fast.data.sources.folder import read_file
 
 
 def test_a_pipe_under_an_images_name_is_refused_and_not_waited_for(image_folder):

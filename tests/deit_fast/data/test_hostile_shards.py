@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from deit_fast.data.shards import TarShards
+from deit_fast.data.sources.shards import TarShards
 
 
 def png() -> bytes:

@@ -6,8 +6,9 @@ import time
 import numpy as np
 import pytest
 
-from deit_fast.data import folder, open_dataset
-from deit_fast.data.index import Names, index_path, load_arrays, pack_names, save_arrays, unpack_names
+from deit_fast.data import open_dataset
+from deit_fast.data.sources import folder
+from deit_fast.data.sources.index import Names, index_path, load_arrays, pack_names, save_arrays, unpack_names
 
 
 def test_names_are_a_sequence_of_any_strings():

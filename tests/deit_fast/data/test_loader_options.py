@@ -110,7 +110,7 @@ def test_one_huge_image_leaves_no_huge_blocks_behind(dataset):
 
 
 def test_a_set_too_large_for_memory_says_so(dataset, monkeypatch):
-    monkeypatch.setattr("deit_fast.data.in_memory.MAX_BYTES", 10_000)
+    monkeypatch.setattr("deit_fast.data.sources.in_memory.MAX_BYTES", 10_000)
     with pytest.raises(ValueError, match=r"of 30 images of memory take .* GiB decoded: leave out --in-memory"):
         train_loader(dataset, in_memory=True)
 

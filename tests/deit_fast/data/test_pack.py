@@ -12,9 +12,10 @@ from cifar_files import write_cifar10
 from memory_dataset import encoded_image
 from PIL import Image
 
-from deit_fast.data import BadImage, TrainLoader, decode, open_dataset, pack, shards
-from deit_fast.data.pack import Settings
-from deit_fast.data.sources import open_unpacked
+from deit_fast.data import BadImage, TrainLoader, decode, open_dataset
+from deit_fast.data.sources import pack, shards
+from deit_fast.data.sources.open import open_unpacked
+from deit_fast.data.sources.pack import Settings
 from deit_kernels.augment import Policy
 
 

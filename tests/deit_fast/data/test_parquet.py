@@ -11,8 +11,9 @@ from types import SimpleNamespace
 import pytest
 from memory_dataset import encoded_image
 
-from deit_fast.data import open_dataset, sources
-from deit_fast.data.parquet import ParquetRows
+from deit_fast.data import open_dataset
+from deit_fast.data.sources import open as sources
+from deit_fast.data.sources.parquet import ParquetRows
 
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from memory_dataset import encoded_image
 
-from deit_fast.data import decode, open_dataset, shards
-from deit_fast.data.shards import TarShards
+from deit_fast.data import decode, open_dataset
+from deit_fast.data.sources import shards
+from deit_fast.data.sources.shards import TarShards
 
 
 def write_tar(path, members, mode="w"):

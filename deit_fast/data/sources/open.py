@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 from urllib.parse import parse_qsl
 
-from ..files import locked
+from ...files import locked
 from . import cifar, imagenet
 from .builtin import BUILTIN, default_cache_dir, write_builtin
 from .dataset import Broken, Dataset

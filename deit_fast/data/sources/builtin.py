@@ -27,7 +27,7 @@ from PIL import Image
 
 from deit_kernels.philox import Stream, philox, uniform
 
-from ..files import sync_file, sync_folder
+from ...files import sync_file, sync_folder
 
 # Raise the number when the recipe of a set changes: the set gets a new folder and old runs keep theirs.
 BUILTIN = {"photos": "photos-1", "digits": "digits-1"}

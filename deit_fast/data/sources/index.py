@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..files import sync_folder
+from ...files import sync_folder
 from .builtin import default_cache_dir
 
 CACHED_FROM = 10_000  # entries; listing fewer takes less time than to think about it

@@ -32,9 +32,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..files import sync_folder
+from ...files import sync_folder
+from ..decode import BadImage, decode, opened
 from .dataset import Dataset
-from .decode import BadImage, decode, opened
 from .folder import SUFFIXES
 from .index import save_arrays
 from .shards import CLASSES_FILE, ShardIndex, fingerprint, scan

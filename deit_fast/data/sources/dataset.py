@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .decode import BadImage, Part, Reserve, Wanted, copied, decode, decode_wanted, new_array
+from ..decode import BadImage, Part, Reserve, Wanted, copied, decode, decode_wanted, new_array
 from .folder import counted
 
 Broken = list[tuple[str, str]]  # (name of a file or an image, what is wrong with it)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from deit_kernels.augment import ImageBatch
 
+from ..decode import BadImage, Part
 from .dataset import Dataset, read_image
-from .decode import BadImage, Part
 
 MAX_BYTES = 16 * 2**30
 
