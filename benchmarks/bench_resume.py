@@ -30,9 +30,10 @@ from torch.utils.data import DataLoader
 
 from benchmarks.interleaved import Limit, alternate, record
 from benchmarks.photographs import IMAGES
-from deit_fast import checkpoint, create_model
+from deit_fast import create_model
 from deit_fast.data import TrainLoader
 from deit_fast.data.sources.folder import ImageFolder
+from deit_fast.run import checkpoint
 from deit_kernels.augment import Policy
 
 pytestmark = [pytest.mark.benchmark(group="resume"), pytest.mark.usefixtures("one_thread")]

@@ -47,7 +47,7 @@ from deit_fast.config import Config
 from deit_fast.data import Batch
 from deit_fast.model import IMAGENET_NORMALISATION, create_model
 from deit_fast.ranks.group import Ranks
-from deit_fast.report import Reporter
+from deit_fast.run.report import Reporter
 from deit_fast.step import TrainingStep
 from deit_fast.teacher import Teacher
 from deit_fast.teacher_engine import TeacherEngine

@@ -37,9 +37,9 @@ from benchmarks import tradeoff_report as report
 from benchmarks.device_timing import CLOCK, DEVICE, ON_CARD, prepare
 from benchmarks.tradeoff_table import Network, select
 from deit_fast import create_model, load
-from deit_fast.checkpoint import write_file, write_json
 from deit_fast.model import CONFIGS
-from deit_fast.provenance import provenance
+from deit_fast.run.checkpoint import write_file, write_json
+from deit_fast.run.provenance import provenance
 
 BASELINE = "DeiT-B"  # what ratios are to
 

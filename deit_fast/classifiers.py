@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .config import Config
 from .model import CONFIGS, IMAGENET_NORMALISATION, Normalisation, VisionTransformer, create_model
 from .pretrained import SUFFIXES, load_pretrained
-from .run_folder import chosen_weights
+from .run.folder import chosen_weights
 
 
 def classifier(config: Config, classes: int) -> nn.Module:

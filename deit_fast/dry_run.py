@@ -24,7 +24,7 @@ from .data import Batch, TrainLoader
 from .meter import memory_used
 from .model import Normalisation
 from .ranks.group import Ranks
-from .report import Reporter
+from .run.report import Reporter
 from .step import TrainingStep
 from .teacher import Teacher
 

@@ -18,16 +18,16 @@ from rich.progress import track
 from timm.data import ImageNetInfo
 
 from . import evaluation_report
-from .checkpoint import write_file, write_json
 from .config import Config
 from .data import Dataset, EvalLoader, open_evaluation
 from .data.batch import OnBadImage, bad_image
 from .data.sources.folder import listing
 from .data.sources.imagenet import number_of, real_labels
 from .predictions import TRUTH, Predictions, Score, predict
-from .provenance import provenance
 from .ranks.group import Ranks, join
-from .report import Reporter
+from .run.checkpoint import write_file, write_json
+from .run.provenance import provenance
+from .run.report import Reporter
 from .subjects import Subjects, classes_of_data, open_subjects, open_teacher, parameters, teacher_of_run
 
 

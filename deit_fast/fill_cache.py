@@ -35,8 +35,8 @@ from .ranks.launch import launch
 from .ranks.preemption import Preempted, Preemption
 from .ranks.slurm import adopt_slurm
 from .recipes.named import parse
-from .report import Reporter
-from .run_folder import describe
+from .run.folder import describe
+from .run.report import Reporter
 from .step import parts
 from .teacher import recipe_config
 from .teacher_labels import evaluation_settings, rows_of, teacher_labels

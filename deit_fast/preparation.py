@@ -22,7 +22,6 @@ from torch import nn
 from deit_kernels.augment import Policy
 
 from . import dry_run
-from . import run_folder as folder
 from .classifiers import classifier, normalisation
 from .config import Config
 from .data import Dataset, EvalLoader, TrainLoader, jpeg_part, open_dataset
@@ -32,8 +31,9 @@ from .evaluate import Scores, evaluate, evaluate_models
 from .model import VisionTransformer
 from .ranks.group import Ranks
 from .record import Start, restore
-from .report import Reporter
-from .run_folder import data_digest
+from .run import folder
+from .run.folder import data_digest
+from .run.report import Reporter
 from .schedule import learning_rates
 from .step import TrainingStep, precision
 from .teacher import load_teacher, recipe_config

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import checkpoint
 from .config import Config
 from .evaluate import Scores
-from .metrics import Metrics, TensorBoard
 from .ranks.group import Ranks
-from .snapshot import Snapshots
+from .run import checkpoint
+from .run.metrics import Metrics, TensorBoard
+from .run.snapshot import Snapshots
 from .step import TrainingStep
 
 

@@ -31,10 +31,10 @@ from pathlib import Path
 from typing import Any
 
 from . import replication_report as report
-from .checkpoint import write_file, write_json
 from .config import Config
-from .provenance import provenance
 from .recipes.named import recipe
+from .run.checkpoint import write_file, write_json
+from .run.provenance import provenance
 from .train import Diverged, Summary, train
 
 PLAIN, DISTILLED = "deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"

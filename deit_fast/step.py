@@ -34,7 +34,7 @@ from .data.memory import to_device
 from .model import VisionTransformer, drop_path_scales
 from .optimizer import MovingAverage, create_optimizer
 from .ranks.group import Ranks
-from .report import Reporter
+from .run.report import Reporter
 from .skipped_steps import Statistics, gradient_of
 from .timing import Stopwatch
 

@@ -13,7 +13,6 @@ from torch import nn
 
 from deit_kernels.augment import Policy
 
-from .checkpoint import newest
 from .classifiers import check_forward, named_function, normalisation, timm_model
 from .config import Config
 from .data.sources.folder import is_image, listing
@@ -22,6 +21,7 @@ from .data.sources.open import BUILTIN, open_dataset
 from .model import VisionTransformer
 from .predictions import Renormalised
 from .pretrained import load_pretrained
+from .run.checkpoint import newest
 from .teacher import load_teacher, recipe_config
 from .trained import Trained, load, rows_of_last_matrix, run_model, run_of
 

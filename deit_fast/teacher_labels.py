@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from deit_kernels import TopK
 from deit_kernels.augment import Policy
 
-from . import checkpoint
 from .config import Config
 from .data import Batch, Dataset
 from .data.memory import to_device
@@ -34,7 +33,8 @@ from .data.order import samples
 from .label_cache import LabelCache, Labels
 from .model import Normalisation
 from .ranks.group import Ranks
-from .report import Reporter
+from .run import checkpoint
+from .run.report import Reporter
 from .teacher import Teacher, load_teacher, own_image_size
 from .teacher_engine import TeacherEngine
 

@@ -23,14 +23,12 @@ from typing import Any
 
 import torch
 
-from . import command, dry_run, report
-from . import run_folder as folder
+from . import command, dry_run
 from .config import Config
 from .data import BadImage, EvalLoader, TrainLoader
 from .evaluate import Scores
 from .files import RunLock, write_file, write_json
 from .meter import Meter, Scale
-from .metrics import TensorBoard
 from .optimizer import all_finite
 from .preparation import prepare
 from .profiling import StepProfile
@@ -41,6 +39,8 @@ from .ranks.preemption import Preempted, Preemption
 from .ranks.slurm import adopt_slurm
 from .recipes.named import parse
 from .record import Record
+from .run import folder, report
+from .run.metrics import TensorBoard
 
 logger = logging.getLogger(__name__)
 

@@ -31,7 +31,6 @@ from deit_kernels.augment import ImageBatch, Policy, apply, sample_plan
 from deit_kernels.augment.plan import ratio_limit
 from deit_kernels.augment.policy import FILTERS
 
-from .checkpoint import newest
 from .classifiers import classifier, normalisation, timm_model
 from .config import Config
 from .data import BadImage, decode
@@ -40,7 +39,8 @@ from .data.sources.folder import read_file
 from .files import read_json
 from .model import CONFIGS, VisionTransformer, ViTConfig
 from .pretrained import RELEASES, SUFFIXES, load_pretrained, read_weights
-from .run_folder import chosen_weights, read_summary
+from .run.checkpoint import newest
+from .run.folder import chosen_weights, read_summary
 
 
 class Prediction(NamedTuple):

@@ -187,7 +187,7 @@ def parquets(folder: Path) -> Case:
 
 def checkpoints(folder: Path) -> Case:
     """Find the newest whole checkpoint of a run in which one file is damaged, and load it."""
-    from deit_fast import checkpoint
+    from deit_fast.run import checkpoint
 
     model = torch.nn.Linear(3, 4)
     optimizer = torch.optim.AdamW(model.parameters())
@@ -260,8 +260,8 @@ def caches(folder: Path) -> Case:
 def run_folders(folder: Path) -> Case:
     """Open a run folder whose JSON files are damaged."""
     from deit_fast.config import Config
-    from deit_fast.metrics import Metrics
-    from deit_fast.run_folder import check_data, open_run
+    from deit_fast.run.folder import check_data, open_run
+    from deit_fast.run.metrics import Metrics
 
     config = Config(data="photos", distill="none", out=str(folder / "run"))
     data = {"classes": ["a", "b"], "train": 5, "val": 3, "labels": "0" * 64}

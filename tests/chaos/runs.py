@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from deit_fast import checkpoint
 from deit_fast.config import Config
+from deit_fast.run import checkpoint
 from tests.deit_fast.command import command_line
 from tests.deit_fast.world import World, world
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from deit_fast import checkpoint, command
+from deit_fast import command
 from deit_fast.config import Config
+from deit_fast.run import checkpoint
 from tests.chaos.runs import Fault, assert_same_run, finished, start, training, until_it_speaks
 from tests.deit_fast.world import world
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from deit_fast import checkpoint
-from deit_fast.checkpoint import tensors_of
+from deit_fast.run import checkpoint
+from deit_fast.run.checkpoint import tensors_of
 
 
 def trained(steps: int):

@@ -15,7 +15,7 @@ from deit_fast import load
 from deit_fast.config import Config
 from deit_fast.files import read_json
 from deit_fast.recipes.named import RECIPES, parse, recipe
-from deit_fast.report import skipped_lines
+from deit_fast.run.report import skipped_lines
 from deit_fast.train import Diverged, main
 from tests.deit_fast.command import command_line
 

@@ -15,7 +15,7 @@ from torch._subclasses import FakeTensorMode
 
 from deit_fast.model import IMAGENET_NORMALISATION
 from deit_fast.ranks.group import Ranks
-from deit_fast.report import Reporter
+from deit_fast.run.report import Reporter
 from deit_fast.step import TrainingStep, losses_of
 from deit_fast.teacher import Teacher
 from deit_fast.teacher_engine import TeacherEngine

@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from deit_fast import create_model, report
-from deit_fast.checkpoint import newest
+from deit_fast import create_model
 from deit_fast.config import Config
 from deit_fast.huggingface import to_huggingface
 from deit_fast.pretrained import resize_pos_embed
 from deit_fast.recipes.named import recipe
+from deit_fast.run import report
+from deit_fast.run.checkpoint import newest
 from deit_fast.train import main, train
 from tests.deit_fast.command import command_line
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from deit_fast import report
 from deit_fast.config import Config
-from deit_fast.metrics import TensorBoard, numbers
 from deit_fast.ranks.log import RankLog
+from deit_fast.run import report
+from deit_fast.run.metrics import TensorBoard, numbers
 from deit_fast.train import train
 
 

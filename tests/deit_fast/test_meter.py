@@ -8,7 +8,7 @@ import torch
 
 from deit_fast.meter import Meter, Scale
 from deit_fast.ranks.group import Ranks
-from deit_fast.report import numbers_line, step_line
+from deit_fast.run.report import numbers_line, step_line
 from deit_fast.step import Losses
 from deit_fast.timing import Stopwatch
 

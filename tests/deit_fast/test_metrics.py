@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deit_fast.metrics import Metrics
+from deit_fast.run.metrics import Metrics
 
 
 def lines(path: Path) -> list[dict]:

@@ -11,14 +11,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import deit_fast.preparation
-from deit_fast import create_model, report
-from deit_fast.checkpoint import newest
+from deit_fast import create_model
 from deit_fast.config import Config
 from deit_fast.data import TrainLoader
 from deit_fast.model import VisionTransformer
 from deit_fast.optimizer import create_optimizer
 from deit_fast.recipes.named import parse, recipe
 from deit_fast.recipes.paper import PAPER_RECIPES
+from deit_fast.run import report
+from deit_fast.run.checkpoint import newest
 from deit_fast.schedule import learning_rates
 from deit_fast.train import train
 from deit_kernels import augment

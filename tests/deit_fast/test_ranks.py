@@ -21,10 +21,11 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 import deit_fast.preparation
-from deit_fast import checkpoint, run_folder
 from deit_fast.command import LOST, PREEMPTED
 from deit_fast.config import Config
 from deit_fast.ranks import group, heartbeat, launch, meeting
+from deit_fast.run import checkpoint
+from deit_fast.run import folder as run_folder
 from deit_fast.step import TrainingStep
 from deit_fast.train import main
 from tests.deit_fast.command import command_line

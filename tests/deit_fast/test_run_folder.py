@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from deit_fast import checkpoint, run_folder
 from deit_fast.config import Config
 from deit_fast.files import RunLock, read_json, write_json
 from deit_fast.record import Start
+from deit_fast.run import checkpoint
+from deit_fast.run import folder as run_folder
 from deit_fast.train import main, train
 from tests.deit_fast.command import command_line
 

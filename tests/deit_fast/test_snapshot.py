@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from deit_fast import checkpoint
-from deit_fast.snapshot import Snapshots
+from deit_fast.run import checkpoint
+from deit_fast.run.snapshot import Snapshots
 
 CPU = torch.device("cpu")
 

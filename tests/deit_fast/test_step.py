@@ -16,7 +16,7 @@ from deit_fast.label_cache import LabelCache
 from deit_fast.meter import Meter, Scale
 from deit_fast.model import IMAGENET_NORMALISATION, create_model
 from deit_fast.ranks.group import Ranks
-from deit_fast.report import Reporter
+from deit_fast.run.report import Reporter
 from deit_fast.step import TrainingStep, precision, slices
 from deit_fast.teacher import Teacher
 from deit_fast.teacher_engine import TeacherEngine

@@ -20,8 +20,8 @@ from deit_fast.fill_cache import fill, main
 from deit_fast.label_cache import LabelCache
 from deit_fast.model import IMAGENET_NORMALISATION
 from deit_fast.ranks.group import Ranks
-from deit_fast.report import Reporter
-from deit_fast.run_folder import read_summary
+from deit_fast.run.folder import read_summary
+from deit_fast.run.report import Reporter
 from deit_fast.teacher_engine import TeacherEngine
 from deit_fast.teacher_labels import cache_settings
 from deit_fast.train import train

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from torch.distributed.run import get_args_parser
 
-from deit_fast import report
 from deit_fast.ranks import heartbeat
 from deit_fast.recipes.named import parse
+from deit_fast.run import report
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "multi-gpu.md").read_text()

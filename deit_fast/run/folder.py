@@ -23,11 +23,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..config import Config, difference
+from ..data import Dataset
+from ..files import LOCK, RunLock, read_json, remove_parts, write_json
+from ..model import SCORE_NAMES, Fusion
 from .checkpoint import newest
-from .config import Config, difference
-from .data import Dataset
-from .files import LOCK, RunLock, read_json, remove_parts, write_json
-from .model import SCORE_NAMES, Fusion
 
 # Everything of ours, in the order in which --fresh discards it: the marks of a finished and of a resumable run first.
 OURS = (

@@ -30,8 +30,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .config import Config
-from .files import read_json, sha256_of, sync_folder, write_file, write_json
+from ..config import Config
+from ..files import read_json, sha256_of, sync_folder, write_file, write_json
 
 logger = logging.getLogger(__name__)
 

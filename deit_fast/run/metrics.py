@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .files import write_file
+from ..files import write_file
 
 logger = logging.getLogger(__name__)
 
