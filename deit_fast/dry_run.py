@@ -18,7 +18,6 @@ from pathlib import Path
 
 import torch
 
-from .classifiers import classifier
 from .config import Config
 from .data import Batch, TrainLoader
 from .meter import memory_used
@@ -27,6 +26,7 @@ from .ranks.group import Ranks
 from .run.report import Reporter
 from .step import TrainingStep
 from .teacher import Teacher
+from .weights.build import classifier
 
 _SECONDS = 4.0  # of each measurement, where a step is not longer
 _STEPS = 2, 200  # fewest and most steps of a measurement

@@ -29,10 +29,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .files import sync_folder, write_json
-from .huggingface import huggingface_config, to_huggingface
 from .model import CONFIGS, VisionTransformer
 from .model_card import model_card
-from .trained import Trained, load
+from .weights.huggingface import huggingface_config, to_huggingface
+from .weights.trained import Trained, load
 
 BATCHES = (1, 5)  # of the check: two, so that a batch size that was frozen into the file is noticed
 

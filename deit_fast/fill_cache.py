@@ -21,7 +21,6 @@ from pathlib import Path
 
 import torch
 
-from .classifiers import classifier, normalisation
 from .command import INTERRUPTED, OfOneRank
 from .config import Config
 from .data import EvalLoader, TrainLoader, open_dataset
@@ -40,6 +39,7 @@ from .run.report import Reporter
 from .step import parts
 from .teacher import recipe_config
 from .teacher_labels import evaluation_settings, rows_of, teacher_labels
+from .weights.build import classifier, normalisation
 
 
 def fill(config: Config) -> int:

@@ -28,7 +28,7 @@ from rich.table import Table
 from .attention_maps import MOST_IMAGES, draw_attention, require_deit
 from .data import decode
 from .data.sources.folder import SUFFIXES, read_file
-from .trained import Prediction, Trained, load
+from .weights.trained import Prediction, Trained, load
 
 
 def image_paths(given: Sequence[str]) -> list[str]:

@@ -22,7 +22,6 @@ from torch import nn
 from deit_kernels.augment import Policy
 
 from . import dry_run
-from .classifiers import classifier, normalisation
 from .config import Config
 from .data import Dataset, EvalLoader, TrainLoader, jpeg_part, open_dataset
 from .data.mixing import Mixing
@@ -38,6 +37,7 @@ from .schedule import learning_rates
 from .step import TrainingStep, precision
 from .teacher import load_teacher, recipe_config
 from .teacher_labels import TeacherLabels, evaluation_settings, teacher_labels
+from .weights.build import classifier, normalisation
 
 TrainFirst = Callable[[Config], Path]  # trains a configuration and returns its run folder
 

@@ -21,14 +21,14 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from .classifiers import check_forward, named_function, normalisation, timm_model
 from .command import leave
 from .config import Config, difference
 from .files import read_json
 from .model import Normalisation
-from .pretrained import load_pretrained, read_weights
 from .recipes.named import recipe
-from .trained import rows_of_last_matrix, run_model
+from .weights.build import check_forward, named_function, normalisation, timm_model
+from .weights.pretrained import load_pretrained, read_weights
+from .weights.trained import rows_of_last_matrix, run_model
 
 # What a teacher recipe takes over from the student's configuration: the same data, seen in the same way.
 _SHARED = (

@@ -217,7 +217,7 @@ def weights(folder: Path) -> Case:
     """Read a foreign weights file, .pth or .safetensors."""
     from safetensors.torch import save_file
 
-    from deit_fast.pretrained import read_weights
+    from deit_fast.weights.pretrained import read_weights
 
     model = torch.nn.Linear(3, 4)
     torch.save({"model": model.state_dict()}, folder / "zip.pth")

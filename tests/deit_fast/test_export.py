@@ -13,9 +13,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from deit_fast import create_model, export, load, model_card, trained
+from deit_fast import create_model, export, load, model_card
 from deit_fast.export import FORMS, main
 from deit_fast.recipes.named import parse
+from deit_fast.weights import trained
 
 ROOT = Path(__file__).parents[2]
 NAME = "deit_tiny_distilled_patch16_224"

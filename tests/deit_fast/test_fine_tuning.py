@@ -15,12 +15,12 @@ from torch import Tensor
 
 from deit_fast import create_model
 from deit_fast.config import Config
-from deit_fast.huggingface import to_huggingface
-from deit_fast.pretrained import resize_pos_embed
 from deit_fast.recipes.named import recipe
 from deit_fast.run import report
 from deit_fast.run.checkpoint import newest
 from deit_fast.train import main, train
+from deit_fast.weights.huggingface import to_huggingface
+from deit_fast.weights.pretrained import resize_pos_embed
 from tests.deit_fast.command import command_line
 
 SMALL = {"image_size": 16, "patch_size": 8, "width": 32, "depth": 2, "heads": 2}

@@ -8,7 +8,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from deit_fast import create_model, load_pretrained, read_weights
-from deit_fast.huggingface import from_huggingface, huggingface_config, is_huggingface, to_huggingface
+from deit_fast.weights.huggingface import from_huggingface, huggingface_config, is_huggingface, to_huggingface
 
 SMALL = {"image_size": 32, "patch_size": 8, "width": 48, "depth": 2, "heads": 3, "classes": 7}
 NAMES = ["deit_tiny_distilled_patch16_224", "deit_tiny_patch16_224"]

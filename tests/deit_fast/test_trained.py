@@ -12,13 +12,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import deit_fast
-from deit_fast import create_model, load, trained
-from deit_fast.classifiers import normalisation
+from deit_fast import create_model, load
 from deit_fast.config import Config
 from deit_fast.data import EvalLoader, open_dataset
 from deit_fast.evaluate import evaluate
-from deit_fast.huggingface import huggingface_config, to_huggingface
 from deit_fast.model_card import model_card
+from deit_fast.weights import trained
+from deit_fast.weights.build import normalisation
+from deit_fast.weights.huggingface import huggingface_config, to_huggingface
 
 NAME = "deit_tiny_distilled_patch16_224"
 SMALL = {"image_size": 32, "patch_size": 8, "width": 192, "depth": 2, "heads": 3, "classes": 5}

@@ -23,9 +23,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .files import sha256_of
+from ..files import sha256_of
+from ..model import CONFIGS, VisionTransformer
 from .huggingface import from_huggingface, is_huggingface
-from .model import CONFIGS, VisionTransformer
 
 logger = logging.getLogger(__name__)
 

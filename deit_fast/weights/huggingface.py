@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .model import VisionTransformer
+from ..model import VisionTransformer
 
 # Ours -> the name in a file, within one block.
 _BLOCK = {

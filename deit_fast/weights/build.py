@@ -12,10 +12,10 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from .config import Config
-from .model import CONFIGS, IMAGENET_NORMALISATION, Normalisation, VisionTransformer, create_model
+from ..config import Config
+from ..model import CONFIGS, IMAGENET_NORMALISATION, Normalisation, VisionTransformer, create_model
+from ..run.folder import chosen_weights
 from .pretrained import SUFFIXES, load_pretrained
-from .run.folder import chosen_weights
 
 
 def classifier(config: Config, classes: int) -> nn.Module:

@@ -31,16 +31,16 @@ from deit_kernels.augment import ImageBatch, Policy, apply, sample_plan
 from deit_kernels.augment.plan import ratio_limit
 from deit_kernels.augment.policy import FILTERS
 
-from .classifiers import classifier, normalisation, timm_model
-from .config import Config
-from .data import BadImage, decode
-from .data.decode import Part
-from .data.sources.folder import read_file
-from .files import read_json
-from .model import CONFIGS, VisionTransformer, ViTConfig
+from ..config import Config
+from ..data import BadImage, decode
+from ..data.decode import Part
+from ..data.sources.folder import read_file
+from ..files import read_json
+from ..model import CONFIGS, VisionTransformer, ViTConfig
+from ..run.checkpoint import newest
+from ..run.folder import chosen_weights, read_summary
+from .build import classifier, normalisation, timm_model
 from .pretrained import RELEASES, SUFFIXES, load_pretrained, read_weights
-from .run.checkpoint import newest
-from .run.folder import chosen_weights, read_summary
 
 
 class Prediction(NamedTuple):
