@@ -25,8 +25,7 @@ from .model import Normalisation
 from .ranks.group import Ranks
 from .run.report import Reporter
 from .step import TrainingStep
-from .teacher import Teacher
-from .weights.build import classifier
+from .weights.build import Teacher, classifier
 
 _SECONDS = 4.0  # of each measurement, where a step is not longer
 _STEPS = 2, 200  # fewest and most steps of a measurement

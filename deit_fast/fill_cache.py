@@ -26,7 +26,6 @@ from .config import Config
 from .data import EvalLoader, TrainLoader, open_dataset
 from .data.mixing import Mixing
 from .data.order import steps_per_epoch
-from .evaluate import evaluate
 from .label_cache import runs
 from .model import CONFIGS, IMAGENET_NORMALISATION
 from .ranks.group import Ranks, join
@@ -36,6 +35,7 @@ from .ranks.slurm import adopt_slurm
 from .recipes.named import parse
 from .run.folder import describe
 from .run.report import Reporter
+from .scores import evaluate
 from .step import parts
 from .teacher import recipe_config
 from .teacher_labels import evaluation_settings, rows_of, teacher_labels

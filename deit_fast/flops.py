@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .model import VisionTransformer, ViTConfig
-from .teacher import Teacher
+from .weights.build import Teacher
 
 # Dense bf16 rate with fp32 accumulation, in 1e12/s, from NVIDIA's data sheets. The first name that is part of the
 # card's is taken, so the longer ones come first.

@@ -26,7 +26,6 @@ from .config import Config
 from .data import Dataset, EvalLoader, TrainLoader, jpeg_part, open_dataset
 from .data.mixing import Mixing
 from .data.order import steps_per_epoch
-from .evaluate import Scores, evaluate, evaluate_models
 from .model import VisionTransformer
 from .ranks.group import Ranks
 from .record import Start, restore
@@ -34,6 +33,7 @@ from .run import folder
 from .run.folder import data_digest
 from .run.report import Reporter
 from .schedule import learning_rates
+from .scores import Scores, evaluate, evaluate_models
 from .step import TrainingStep, precision
 from .teacher import load_teacher, recipe_config
 from .teacher_labels import TeacherLabels, evaluation_settings, teacher_labels

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .config import Config
-from .evaluate import Scores
 from .ranks.group import Ranks
 from .run import checkpoint
 from .run.metrics import Metrics, TensorBoard
 from .run.snapshot import Snapshots
+from .scores import Scores
 from .step import TrainingStep
 
 

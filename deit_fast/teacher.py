@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import timm
-import torch
 from torch import Tensor, nn
 
 from .command import leave
@@ -26,7 +25,7 @@ from .config import Config, difference
 from .files import read_json
 from .model import Normalisation
 from .recipes.named import recipe
-from .weights.build import check_forward, named_function, normalisation, timm_model
+from .weights.build import Teacher, check_forward, named_function, timm_model
 from .weights.pretrained import load_pretrained, read_weights
 from .weights.trained import rows_of_last_matrix, run_model
 
@@ -41,43 +40,6 @@ _ADVICE = (
     "fine-tune one on this data first, python -m deit_fast.train --recipe teacher --data … --out runs/teacher, "
     "then type --teacher runs/teacher"
 )
-
-
-class Teacher(nn.Module):
-    """Frozen, in eval mode; maps images normalised for the student to logits (B, C).
-
-    Args:
-        model: images normalised its own way (B, 3, S, S) -> logits.
-        student_normalisation: (mean, std) of the images that arrive.
-    """
-
-    def __init__(self, model: nn.Module, student_normalisation: Normalisation) -> None:
-        super().__init__()
-        self.model = model.eval().requires_grad_(False)
-        (mean, std), (own_mean, own_std) = (
-            [torch.tensor(part, dtype=torch.float64).view(3, 1, 1) for part in pair]
-            for pair in (student_normalisation, normalisation(model))
-        )
-        # (x · std + mean − own_mean) / own_std, as one multiplication and one addition.
-        self.register_buffer("scale", (std / own_std).float(), persistent=False)
-        self.register_buffer("shift", ((mean - own_mean) / own_std).float(), persistent=False)
-        self._dtype = torch.float32
-
-    def train(self, mode: bool = True) -> Teacher:
-        """Stays in eval mode: a teacher's batch statistics and dropout are never the student's batch's."""
-        return super().train(False)
-
-    def cast(self, dtype: torch.dtype) -> Teacher:
-        """Weights and activations in `dtype`, once and for all; the logits stay float32."""
-        self.model.to(dtype)
-        self._dtype = dtype
-        return self
-
-    @torch.no_grad()
-    def forward(self, images: Tensor) -> Tensor:
-        if self.scale is not None:
-            images = images * self.scale + self.shift
-        return self.model(images.to(self._dtype)).float()
 
 
 def efficientnet_lite0_weights() -> dict[str, Tensor]:

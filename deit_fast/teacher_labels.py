@@ -35,8 +35,9 @@ from .model import Normalisation
 from .ranks.group import Ranks
 from .run import checkpoint
 from .run.report import Reporter
-from .teacher import Teacher, load_teacher, own_image_size
+from .teacher import load_teacher, own_image_size
 from .teacher_engine import TeacherEngine
+from .weights.build import Teacher
 
 _PROBES = 16  # images of the data set whose bytes are part of the settings
 

@@ -26,7 +26,6 @@ import torch
 from . import command, dry_run
 from .config import Config
 from .data import BadImage, EvalLoader, TrainLoader
-from .evaluate import Scores
 from .files import RunLock, write_file, write_json
 from .meter import Meter, Scale
 from .optimizer import all_finite
@@ -41,6 +40,7 @@ from .recipes.named import parse
 from .record import Record
 from .run import folder, report
 from .run.metrics import TensorBoard
+from .scores import Scores
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from deit_fast import command, evaluate, fill_cache, train
+from deit_fast import command, fill_cache, train
+from deit_fast.evaluate import __main__ as evaluate
 
 PROGRAM = "import atexit; from deit_fast.command import leave; atexit.register(print, 'tidied up'); leave({})"
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from deit_fast.evaluate import main
+from deit_fast.evaluate.__main__ import main
 
 CLASSES = [f"n{number:08}" for number in range(12)]
 # (label, what the image looks like) of ILSVRC2012_val_00000001 to 8, and the labels that ReaL gives them.

@@ -13,8 +13,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from deit_fast import create_model, export, load, model_card
-from deit_fast.export import FORMS, main
+from deit_fast import create_model, load
+from deit_fast.export import card as model_card
+from deit_fast.export import formats as export
+from deit_fast.export.formats import FORMS, main
 from deit_fast.recipes.named import parse
 from deit_fast.weights import trained
 

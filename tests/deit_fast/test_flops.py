@@ -7,7 +7,7 @@ from torch import nn
 
 from deit_fast.flops import forward_flops, peak_flops, training_flops
 from deit_fast.model import create_model
-from deit_fast.teacher import Teacher
+from deit_fast.weights.build import Teacher
 
 
 @pytest.mark.parametrize(

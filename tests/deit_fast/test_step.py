@@ -18,9 +18,9 @@ from deit_fast.model import IMAGENET_NORMALISATION, create_model
 from deit_fast.ranks.group import Ranks
 from deit_fast.run.report import Reporter
 from deit_fast.step import TrainingStep, precision, slices
-from deit_fast.teacher import Teacher
 from deit_fast.teacher_engine import TeacherEngine
 from deit_fast.teacher_labels import TeacherLabels
+from deit_fast.weights.build import Teacher
 from deit_kernels import MixedTarget
 
 ROWS, CLASSES = 12, 5

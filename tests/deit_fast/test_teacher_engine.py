@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from deit_fast.data import EvalLoader, open_dataset
 from deit_fast.model import IMAGENET_NORMALISATION
 from deit_fast.recipes.named import recipe
-from deit_fast.teacher import Teacher, from_run
+from deit_fast.teacher import from_run
 from deit_fast.teacher_engine import TeacherEngine, fold
 from deit_fast.train import train
+from deit_fast.weights.build import Teacher
 from deit_kernels import TopK
 
 CPU = torch.device("cpu")

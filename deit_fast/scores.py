@@ -25,9 +25,10 @@ from .command import OfOneRank
 from .data.batch import Batch
 from .model import FUSIONS, SCORE_NAMES, VisionTransformer, fuse
 from .ranks.group import Ranks
-from .teacher import Teacher
+from .weights.build import Teacher
 
 Score = dict[str, float]
+Scores = dict[str, Score]
 TRUTH = "truth"  # the labels, as a line of the disagreement matrix
 TOP = 5
 
@@ -212,3 +213,51 @@ def _together(parts: list[dict[str, Any]]) -> Predictions:
         for kind in ("top ", "loss ")
     )
     return Predictions(whole["sample"], whole["label"], classes, top, loss)
+
+
+def evaluate(
+    model: nn.Module,
+    data: Iterable[Batch],
+    ranks: Ranks | None = None,
+    autocast: AbstractContextManager | None = None,
+) -> Scores:
+    """Top-1 and top-5 accuracy in per cent, mean cross-entropy, and the number of images, for each head.
+
+    Images that could not be read (label < 0) are not counted.
+
+    Args:
+        model: a classifier; its training mode is restored.
+        data: this rank's share of the images, as `EvalLoader` gives it.
+        ranks: who else evaluates; None is alone.
+        autocast: context of the forward pass.
+
+    Returns:
+        {"cls" | "dist" | "fused" | "softmax": {"top1", "top5", "loss", "n"}}; see `predictions.head_logits`.
+
+    Raises:
+        ValueError: among several ranks, none has a readable image.
+    """
+    return evaluate_models({"": model}, data, ranks, autocast)[""]
+
+
+def evaluate_models(
+    models: Mapping[str, nn.Module],
+    data: Iterable[Batch],
+    ranks: Ranks | None = None,
+    autocast: AbstractContextManager | None = None,
+) -> dict[str, Scores]:
+    """`evaluate` of several models by name, in one pass over the images: each is decoded once."""
+    said = predict(models, data, ranks, autocast)
+    scores = {name: said.scores(name) for name in said.top}
+    if ranks and ranks.world_size > 1 and not all(score["n"] for score in scores.values()):
+        raise ValueError("none of the validation images is readable: python -m deit_fast.data check says why")
+    return {name: {} for name in models} | nested(scores)
+
+
+def nested(scores: dict[str, Score]) -> dict[str, dict[str, Score]]:
+    """{"model": {"cls": …}} of {"model/cls": …}."""
+    nested: dict[str, dict[str, Score]] = {}
+    for name, score in scores.items():
+        model, _, head = name.rpartition("/")
+        nested.setdefault(model, {})[head] = score
+    return nested

@@ -11,10 +11,10 @@ from typing import Any
 import timm
 import torch
 
-from .config import Config, flag
-from .model import VisionTransformer
-from .recipes.named import RECIPES, recipe
-from .weights.trained import Trained
+from ..config import Config, flag
+from ..model import VisionTransformer
+from ..recipes.named import RECIPES, recipe
+from ..weights.trained import Trained
 
 # Top-1 and top-5 on ImageNet's validation images, as facebookresearch/deit's README reports them for its files.
 PUBLISHED = {

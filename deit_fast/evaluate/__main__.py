@@ -21,57 +21,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 
-from torch import nn
-
-from .command import OfOneRank, leave
-from .data.batch import Batch
-from .evaluation import Settings, evaluate_all, nested
-from .predictions import Score, predict
-from .ranks.group import Ranks
-
-Scores = dict[str, Score]
-
-
-def evaluate(
-    model: nn.Module,
-    data: Iterable[Batch],
-    ranks: Ranks | None = None,
-    autocast: AbstractContextManager | None = None,
-) -> Scores:
-    """Top-1 and top-5 accuracy in per cent, mean cross-entropy, and the number of images, for each head.
-
-    Images that could not be read (label < 0) are not counted.
-
-    Args:
-        model: a classifier; its training mode is restored.
-        data: this rank's share of the images, as `EvalLoader` gives it.
-        ranks: who else evaluates; None is alone.
-        autocast: context of the forward pass.
-
-    Returns:
-        {"cls" | "dist" | "fused" | "softmax": {"top1", "top5", "loss", "n"}}; see `predictions.head_logits`.
-
-    Raises:
-        ValueError: among several ranks, none has a readable image.
-    """
-    return evaluate_models({"": model}, data, ranks, autocast)[""]
-
-
-def evaluate_models(
-    models: Mapping[str, nn.Module],
-    data: Iterable[Batch],
-    ranks: Ranks | None = None,
-    autocast: AbstractContextManager | None = None,
-) -> dict[str, Scores]:
-    """`evaluate` of several models by name, in one pass over the images: each is decoded once."""
-    said = predict(models, data, ranks, autocast)
-    scores = {name: said.scores(name) for name in said.top}
-    if ranks and ranks.world_size > 1 and not all(score["n"] for score in scores.values()):
-        raise ValueError("none of the validation images is readable: python -m deit_fast.data check says why")
-    return {name: {} for name in models} | nested(scores)
+from ..command import OfOneRank, leave
+from .results import Settings, evaluate_all
 
 
 def parser() -> argparse.ArgumentParser:

@@ -13,17 +13,17 @@ from torch import nn
 
 from deit_kernels.augment import Policy
 
-from .config import Config
-from .data.sources.folder import is_image, listing
-from .data.sources.imagenet import has_numbered_classes, is_flat
-from .data.sources.open import BUILTIN, open_dataset
-from .model import VisionTransformer
-from .predictions import Renormalised
-from .run.checkpoint import newest
-from .teacher import load_teacher, recipe_config
-from .weights.build import check_forward, named_function, normalisation, timm_model
-from .weights.pretrained import load_pretrained
-from .weights.trained import Trained, load, rows_of_last_matrix, run_model, run_of
+from ..config import Config
+from ..data.sources.folder import is_image, listing
+from ..data.sources.imagenet import has_numbered_classes, is_flat
+from ..data.sources.open import BUILTIN, open_dataset
+from ..model import VisionTransformer
+from ..run.checkpoint import newest
+from ..scores import Renormalised
+from ..teacher import load_teacher, recipe_config
+from ..weights.build import check_forward, named_function, normalisation, timm_model
+from ..weights.pretrained import load_pretrained
+from ..weights.trained import Trained, load, rows_of_last_matrix, run_model, run_of
 
 OFFICIAL_CROP_RATIO = 0.875  # of the official code, at 384 pixels too
 

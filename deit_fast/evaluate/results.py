@@ -17,18 +17,18 @@ from numpy.typing import NDArray
 from rich.progress import track
 from timm.data import ImageNetInfo
 
-from . import evaluation_report
-from .config import Config
-from .data import Dataset, EvalLoader, open_evaluation
-from .data.batch import OnBadImage, bad_image
-from .data.sources.folder import listing
-from .data.sources.imagenet import number_of, real_labels
-from .predictions import TRUTH, Predictions, Score, predict
-from .ranks.group import Ranks, join
-from .run.checkpoint import write_file, write_json
-from .run.provenance import provenance
-from .run.report import Reporter
-from .subjects import Subjects, classes_of_data, open_subjects, open_teacher, parameters, teacher_of_run
+from ..config import Config
+from ..data import Dataset, EvalLoader, open_evaluation
+from ..data.batch import OnBadImage, bad_image
+from ..data.sources.folder import listing
+from ..data.sources.imagenet import number_of, real_labels
+from ..ranks.group import Ranks, join
+from ..run.checkpoint import write_file, write_json
+from ..run.provenance import provenance
+from ..run.report import Reporter
+from ..scores import TRUTH, Predictions, nested, predict
+from . import report as evaluation_report
+from .models import Subjects, classes_of_data, open_subjects, open_teacher, parameters, teacher_of_run
 
 
 @dataclass(frozen=True)
@@ -134,15 +134,6 @@ def scored(said: Predictions, classes: Sequence[str], real: NDArray[np.int64] | 
     pairs = [[classes[true], classes[taken], n] for true, taken, n in said.confused(main, most=20)]
     result["confused"] = {"of": main, "pairs": pairs}
     return result
-
-
-def nested(scores: dict[str, Score]) -> dict[str, dict[str, Score]]:
-    """{"model": {"cls": …}} of {"model/cls": …}."""
-    nested: dict[str, dict[str, Score]] = {}
-    for name, score in scores.items():
-        model, _, head = name.rpartition("/")
-        nested.setdefault(model, {})[head] = score
-    return nested
 
 
 def _open(settings: Settings) -> tuple[Subjects, list[tuple[Dataset, NDArray[np.int64] | None]]]:
