@@ -35,8 +35,8 @@ from .run.report import Reporter
 from .schedule import learning_rates
 from .scores import Scores, evaluate, evaluate_models
 from .step import TrainingStep, precision
-from .teacher import load_teacher, recipe_config
-from .teacher_labels import TeacherLabels, evaluation_settings, teacher_labels
+from .teacher.labels import TeacherLabels, evaluation_settings, teacher_labels
+from .teacher.load import load_teacher, recipe_config
 from .weights.build import classifier, normalisation
 
 TrainFirst = Callable[[Config], Path]  # trains a configuration and returns its run folder

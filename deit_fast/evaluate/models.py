@@ -20,7 +20,7 @@ from ..data.sources.open import BUILTIN, open_dataset
 from ..model import VisionTransformer
 from ..run.checkpoint import newest
 from ..scores import Renormalised
-from ..teacher import load_teacher, recipe_config
+from ..teacher.load import load_teacher, recipe_config
 from ..weights.build import check_forward, named_function, normalisation, timm_model
 from ..weights.pretrained import load_pretrained
 from ..weights.trained import Trained, load, rows_of_last_matrix, run_model, run_of

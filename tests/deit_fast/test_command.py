@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from deit_fast import command, fill_cache, train
+from deit_fast import command, train
 from deit_fast.evaluate import __main__ as evaluate
+from deit_fast.teacher import __main__ as fill_cache
 
 PROGRAM = "import atexit; from deit_fast.command import leave; atexit.register(print, 'tidied up'); leave({})"
 

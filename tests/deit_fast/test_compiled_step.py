@@ -17,7 +17,7 @@ from deit_fast.model import IMAGENET_NORMALISATION
 from deit_fast.ranks.group import Ranks
 from deit_fast.run.report import Reporter
 from deit_fast.step import TrainingStep, losses_of
-from deit_fast.teacher_engine import TeacherEngine
+from deit_fast.teacher.engine import TeacherEngine
 from deit_fast.weights.build import Teacher
 from deit_kernels import MixedTarget, TopK
 from tests.deit_fast.test_step import ALONE, CLASSES, CONFIG, ROWS, SOFT, batch, student, taught_by

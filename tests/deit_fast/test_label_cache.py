@@ -9,8 +9,8 @@ import torch
 from safetensors import SafetensorError
 
 from deit_fast import files as durable
-from deit_fast import label_cache
-from deit_fast.label_cache import PIECE_STEPS, LabelCache, runs
+from deit_fast.teacher import cache as label_cache
+from deit_fast.teacher.cache import PIECE_STEPS, LabelCache, runs
 from deit_kernels import TopK
 
 BATCH = 8

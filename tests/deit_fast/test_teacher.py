@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from deit_fast.config import Config
 from deit_fast.model import IMAGENET_NORMALISATION
 from deit_fast.run import checkpoint
-from deit_fast.teacher import efficientnet_lite0_weights, load_teacher, own_image_size, recipe_config
+from deit_fast.teacher.load import efficientnet_lite0_weights, load_teacher, own_image_size, recipe_config
 from deit_fast.weights.build import Teacher, classifier, normalisation, timm_model
 from deit_fast.weights.pretrained import load_pretrained
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from deit_fast.data import EvalLoader, open_dataset
 from deit_fast.model import IMAGENET_NORMALISATION
 from deit_fast.recipes.named import recipe
-from deit_fast.teacher import from_run
-from deit_fast.teacher_engine import TeacherEngine, fold
+from deit_fast.teacher.engine import TeacherEngine, fold
+from deit_fast.teacher.load import from_run
 from deit_fast.train import train
 from deit_fast.weights.build import Teacher
 from deit_kernels import TopK
@@ -129,7 +129,7 @@ def test_what_cannot_be_folded_stays(kind: type[nn.Module]) -> None:
 def test_a_fold_that_changed_the_logits_would_be_dropped(monkeypatch) -> None:
     teacher = Teacher(shaken(timm.create_model("test_resnet", num_classes=4)), OTHER)
     monkeypatch.setattr(
-        "deit_fast.teacher_engine.fuse_conv_bn_weights", lambda weight, bias, *_: (weight, weight[:, 0, 0, 0])
+        "deit_fast.teacher.engine.fuse_conv_bn_weights", lambda weight, bias, *_: (weight, weight[:, 0, 0, 0])
     )
     same, what = fold(teacher, 32)
     assert norms(same) == norms(teacher) and "as it is" in what

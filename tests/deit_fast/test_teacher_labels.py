@@ -13,17 +13,17 @@ import pytest
 import torch
 
 from deit_fast import files as durable
-from deit_fast import teacher_labels
 from deit_fast.config import Config
 from deit_fast.data import open_dataset
-from deit_fast.fill_cache import fill, main
-from deit_fast.label_cache import LabelCache
 from deit_fast.model import IMAGENET_NORMALISATION
 from deit_fast.ranks.group import Ranks
 from deit_fast.run.folder import read_summary
 from deit_fast.run.report import Reporter
-from deit_fast.teacher_engine import TeacherEngine
-from deit_fast.teacher_labels import cache_settings
+from deit_fast.teacher import labels as teacher_labels
+from deit_fast.teacher.__main__ import fill, main
+from deit_fast.teacher.cache import LabelCache
+from deit_fast.teacher.engine import TeacherEngine
+from deit_fast.teacher.labels import cache_settings
 from deit_fast.train import train
 from tests.deit_fast.command import command_line
 from tests.deit_fast.test_train import assert_same_weights

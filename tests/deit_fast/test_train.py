@@ -19,7 +19,7 @@ from deit_fast.config import Config
 from deit_fast.data import EvalLoader, jpeg_part, open_dataset
 from deit_fast.run import checkpoint
 from deit_fast.scores import evaluate
-from deit_fast.teacher import from_run
+from deit_fast.teacher.load import from_run
 from deit_fast.train import main, train
 from deit_fast.weights.build import normalisation
 from deit_kernels import augment

@@ -26,18 +26,18 @@ from torch import Tensor, nn
 from deit_kernels import TopK
 from deit_kernels.augment import Policy
 
-from .config import Config
-from .data import Batch, Dataset
-from .data.memory import to_device
-from .data.order import samples
-from .label_cache import LabelCache, Labels
-from .model import Normalisation
-from .ranks.group import Ranks
-from .run import checkpoint
-from .run.report import Reporter
-from .teacher import load_teacher, own_image_size
-from .teacher_engine import TeacherEngine
-from .weights.build import Teacher
+from ..config import Config
+from ..data import Batch, Dataset
+from ..data.memory import to_device
+from ..data.order import samples
+from ..model import Normalisation
+from ..ranks.group import Ranks
+from ..run import checkpoint
+from ..run.report import Reporter
+from ..weights.build import Teacher
+from .cache import LabelCache, Labels
+from .engine import TeacherEngine
+from .load import load_teacher, own_image_size
 
 _PROBES = 16  # images of the data set whose bytes are part of the settings
 

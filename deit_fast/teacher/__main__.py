@@ -21,25 +21,25 @@ from pathlib import Path
 
 import torch
 
-from .command import INTERRUPTED, OfOneRank
-from .config import Config
-from .data import EvalLoader, TrainLoader, open_dataset
-from .data.mixing import Mixing
-from .data.order import steps_per_epoch
-from .label_cache import runs
-from .model import CONFIGS, IMAGENET_NORMALISATION
-from .ranks.group import Ranks, join
-from .ranks.launch import launch
-from .ranks.preemption import Preempted, Preemption
-from .ranks.slurm import adopt_slurm
-from .recipes.named import parse
-from .run.folder import describe
-from .run.report import Reporter
-from .scores import evaluate
-from .step import parts
-from .teacher import recipe_config
-from .teacher_labels import evaluation_settings, rows_of, teacher_labels
-from .weights.build import classifier, normalisation
+from ..command import INTERRUPTED, OfOneRank, leave
+from ..config import Config
+from ..data import EvalLoader, TrainLoader, open_dataset
+from ..data.mixing import Mixing
+from ..data.order import steps_per_epoch
+from ..model import CONFIGS, IMAGENET_NORMALISATION
+from ..ranks.group import Ranks, join
+from ..ranks.launch import launch
+from ..ranks.preemption import Preempted, Preemption
+from ..ranks.slurm import adopt_slurm
+from ..recipes.named import parse
+from ..run.folder import describe
+from ..run.report import Reporter
+from ..scores import evaluate
+from ..step import parts
+from ..weights.build import classifier, normalisation
+from .cache import runs
+from .labels import evaluation_settings, rows_of, teacher_labels
+from .load import recipe_config
 
 
 def fill(config: Config) -> int:
@@ -141,3 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # before anything was begun
         print("interrupted: nothing was begun", file=sys.stderr)
         return INTERRUPTED
+
+
+if __name__ == "__main__":
+    leave(main())

@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 
 from deit_kernels import TopK
 
-from .weights.build import Teacher
+from ..weights.build import Teacher
 
 _TOLERANCE = 1e-3  # of the largest logit, between a folded teacher and itself in float32
 

@@ -6,28 +6,27 @@
 --teacher package.module:function                         a function that returns an nn.Module
 --teacher recipe:demo-teacher                             a recipe, trained first on the same data
 
-`python -m deit_fast.teacher --teacher-cache FOLDER …` writes its labels down ahead of time: see `fill_cache.py`.
+`python -m deit_fast.teacher --teacher-cache FOLDER …` computes its labels ahead of time and keeps them in a cache.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import timm
 from torch import Tensor, nn
 
-from .command import leave
-from .config import Config, difference
-from .files import read_json
-from .model import Normalisation
-from .recipes.named import recipe
-from .weights.build import Teacher, check_forward, named_function, timm_model
-from .weights.pretrained import load_pretrained, read_weights
-from .weights.trained import rows_of_last_matrix, run_model
+from ..config import Config, difference
+from ..files import read_json
+from ..model import Normalisation
+from ..recipes.named import recipe
+from ..weights.build import Teacher, check_forward, named_function, timm_model
+from ..weights.pretrained import load_pretrained, read_weights
+from ..weights.trained import rows_of_last_matrix, run_model
 
 # What a teacher recipe takes over from the student's configuration: the same data, seen in the same way.
 _SHARED = (
@@ -167,14 +166,3 @@ def _called(function: Callable[[], Any], spec: str) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ValueError(f"--teacher {spec} returned a {type(model).__name__}: it must return an nn.Module")
     return model
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """`python -m deit_fast.teacher`; returns the exit code."""
-    from .fill_cache import main as fill
-
-    return fill(arguments)
-
-
-if __name__ == "__main__":
-    leave(main())

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from deit_kernels import TopK
 
-from . import files as durable
+from .. import files as durable
 
 FORMAT = "deit_fast labels 1"
 PIECE_STEPS = 256  # no piece crosses a multiple of it
