@@ -26,9 +26,9 @@ from pathlib import Path
 
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from deit_fast import train as training
 from deit_fast.config import Config
 from deit_fast.recipes.named import demo
+from deit_fast.train import loop as training
 
 ROUNDS, EPOCHS = 3, 1
 

@@ -48,8 +48,8 @@ from deit_fast.data import Batch
 from deit_fast.model import IMAGENET_NORMALISATION, create_model
 from deit_fast.ranks.group import Ranks
 from deit_fast.run.report import Reporter
-from deit_fast.step import TrainingStep
 from deit_fast.teacher.engine import TeacherEngine
+from deit_fast.train.step import TrainingStep
 from deit_fast.weights.build import Teacher
 
 pytestmark = pytest.mark.benchmark(group="train")

@@ -8,7 +8,7 @@ drawn as soon as an image's sides are known, so of a JPEG file only the part aro
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from deit_kernels import MixedTarget
 from deit_kernels.augment import AugmentPlan, ImageBatch, Policy, sample_plan
 from deit_kernels.augment.plan import ratio_limit
 
@@ -63,6 +64,22 @@ class Batch(NamedTuple):
     samples: Tensor
     positions: Tensor
     target: Target
+
+
+def slices(rows: int, micro_batch: int) -> int:
+    """The smallest number of equal parts of `rows` that are no larger than `micro_batch`; 0: no limit."""
+    return next(parts for parts in range(1, rows + 1) if rows % parts == 0 and rows <= parts * (micro_batch or rows))
+
+
+def parts(batch: Batch, micro_batch: int) -> Iterator[Batch]:
+    """The batch in `slices(rows, micro_batch)` equal parts."""
+    count = slices(len(batch.labels), micro_batch)
+    size = len(batch.labels) // count
+    for rows in (slice(index * size, (index + 1) * size) for index in range(count)):
+        fields = {name: getattr(batch, name)[rows] for name in ("images", "labels", "samples", "positions")}
+        target = batch.target
+        target = target[rows] if isinstance(target, Tensor) else MixedTarget(*(part[rows] for part in target))
+        yield batch._replace(**fields, target=target)
 
 
 class Built(NamedTuple):

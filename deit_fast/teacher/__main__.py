@@ -24,6 +24,7 @@ import torch
 from ..command import INTERRUPTED, OfOneRank, leave
 from ..config import Config
 from ..data import EvalLoader, TrainLoader, open_dataset
+from ..data.batch import parts
 from ..data.mixing import Mixing
 from ..data.order import steps_per_epoch
 from ..model import CONFIGS, IMAGENET_NORMALISATION
@@ -35,7 +36,6 @@ from ..recipes.named import parse
 from ..run.folder import describe
 from ..run.report import Reporter
 from ..scores import evaluate
-from ..step import parts
 from ..weights.build import classifier, normalisation
 from .cache import runs
 from .labels import evaluation_settings, rows_of, teacher_labels

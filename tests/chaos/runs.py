@@ -42,8 +42,9 @@ class Fault:
 
 def training(rank: int, config: Config, fault: Fault, digests: str) -> int:
     """The body of a process: `python -m deit_fast.train`, with a fault; returns its exit code."""
-    from deit_fast import preparation, train
     from deit_fast.data.loader import TrainLoader
+    from deit_fast.train import loop as train
+    from deit_fast.train import prepare as preparation
 
     if fault.disk_call:
         _kill_at_disk_call(fault.disk_call)

@@ -16,7 +16,8 @@ from deit_fast.config import Config
 from deit_fast.files import read_json
 from deit_fast.recipes.named import RECIPES, parse, recipe
 from deit_fast.run.report import skipped_lines
-from deit_fast.train import Diverged, main
+from deit_fast.train import Diverged
+from deit_fast.train.__main__ import main
 from tests.deit_fast.command import command_line
 
 ROOT = Path(__file__).parents[2]
@@ -232,7 +233,7 @@ def test_an_interrupted_run_says_how_to_go_on(tiny: Config, capsys, monkeypatch)
     def interrupt(_config: Config) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("deit_fast.train.train", interrupt)
+    monkeypatch.setattr("deit_fast.train.__main__.train", interrupt)
     assert main(command_line(tiny)) == 130
     assert "the same command continues" in capsys.readouterr().err
 
@@ -240,7 +241,7 @@ def test_an_interrupted_run_says_how_to_go_on(tiny: Config, capsys, monkeypatch)
 def test_several_gpus_become_several_processes(tiny: Config, monkeypatch) -> None:
     launched = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    monkeypatch.setattr("deit_fast.train.launch", lambda *call: launched.append(call) or 0)
+    monkeypatch.setattr("deit_fast.train.__main__.launch", lambda *call: launched.append(call) or 0)
     monkeypatch.delenv("RANK", raising=False)
     assert main(command_line(tiny)) == main([*command_line(tiny), "--gpus", "4"]) == 0
     assert [processes for _, processes, _ in launched] == [8, 4]

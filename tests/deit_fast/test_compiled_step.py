@@ -16,8 +16,8 @@ from torch._subclasses import FakeTensorMode
 from deit_fast.model import IMAGENET_NORMALISATION
 from deit_fast.ranks.group import Ranks
 from deit_fast.run.report import Reporter
-from deit_fast.step import TrainingStep, losses_of
 from deit_fast.teacher.engine import TeacherEngine
+from deit_fast.train.step import TrainingStep, losses_of
 from deit_fast.weights.build import Teacher
 from deit_kernels import MixedTarget, TopK
 from tests.deit_fast.test_step import ALONE, CLASSES, CONFIG, ROWS, SOFT, batch, student, taught_by
@@ -133,6 +133,6 @@ def test_among_ranks_the_student_is_compiled_inside_the_gradients_exchange(monke
             super().__init__()
             wrapped.append(module)
 
-    monkeypatch.setattr("deit_fast.step.DistributedDataParallel", Recorded)
+    monkeypatch.setattr("deit_fast.train.step.DistributedDataParallel", Recorded)
     TrainingStep(COMPILED, student(), None, Ranks(0, 2, ALONE.device), nullcontext(), Reporter(False))
     assert isinstance(wrapped[0], torch._dynamo.OptimizedModule)

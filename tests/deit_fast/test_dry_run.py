@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from deit_fast import dry_run
 from deit_fast.config import Config
-from deit_fast.dry_run import Plan
-from deit_fast.train import main
+from deit_fast.train import dry_run
+from deit_fast.train.__main__ import main
+from deit_fast.train.dry_run import Plan
 from tests.deit_fast.command import command_line
 from tests.deit_fast.world import world
 

@@ -18,7 +18,8 @@ from deit_fast.config import Config
 from deit_fast.recipes.named import recipe
 from deit_fast.run import report
 from deit_fast.run.checkpoint import newest
-from deit_fast.train import main, train
+from deit_fast.train import train
+from deit_fast.train.__main__ import main
 from deit_fast.weights.huggingface import to_huggingface
 from deit_fast.weights.pretrained import resize_pos_embed
 from tests.deit_fast.command import command_line

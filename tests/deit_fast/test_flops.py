@@ -5,8 +5,8 @@ import timm
 import torch
 from torch import nn
 
-from deit_fast.flops import forward_flops, peak_flops, training_flops
 from deit_fast.model import create_model
+from deit_fast.train.meter import forward_flops, peak_flops, training_flops
 from deit_fast.weights.build import Teacher
 
 

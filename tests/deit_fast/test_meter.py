@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from deit_fast.meter import Meter, Scale
 from deit_fast.ranks.group import Ranks
 from deit_fast.run.report import numbers_line, step_line
-from deit_fast.step import Losses
-from deit_fast.timing import Stopwatch
+from deit_fast.train.counters import Stopwatch
+from deit_fast.train.meter import Meter, Scale
+from deit_fast.train.step import Losses
 
 CPU = torch.device("cpu")
 

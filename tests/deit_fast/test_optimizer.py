@@ -7,7 +7,7 @@ from timm.optim import create_optimizer_v2
 
 from deit_fast import create_model
 from deit_fast.config import Config
-from deit_fast.optimizer import MovingAverage, create_optimizer, parameter_groups
+from deit_fast.train.optimizer import MovingAverage, create_optimizer, parameter_groups
 
 
 def test_the_official_parameter_groups() -> None:

@@ -10,18 +10,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import deit_fast.preparation
+import deit_fast.train.prepare
 from deit_fast import create_model
 from deit_fast.config import Config
 from deit_fast.data import TrainLoader
 from deit_fast.model import VisionTransformer
-from deit_fast.optimizer import create_optimizer
 from deit_fast.recipes.named import parse, recipe
 from deit_fast.recipes.paper import PAPER_RECIPES
 from deit_fast.run import report
 from deit_fast.run.checkpoint import newest
-from deit_fast.schedule import learning_rates
 from deit_fast.train import train
+from deit_fast.train.optimizer import create_optimizer, learning_rates
 from deit_kernels import augment
 
 TABLE = json.loads((Path(__file__).parent / "recipe_table.json").read_text())
@@ -205,7 +204,7 @@ def test_official_the_logits_are_averaged_and_in_the_paper_the_softmaxes(tiny: C
     for name in ("official", "paper"):
         config = small(name, tiny, pretrained)
         torch.manual_seed(0)
-        model = deit_fast.preparation.classifier(config, 3).eval()
+        model = deit_fast.train.prepare.classifier(config, 3).eval()
         assert isinstance(model, VisionTransformer)
         cls_logits, dist_logits = (2 * head for head in model.heads(images))
         mean = (cls_logits + dist_logits) / 4 if name == "official" else None

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from deit_fast import create_model
 from deit_fast.config import Config
 from deit_fast.data import Target, TrainLoader, open_dataset
-from deit_fast.step import losses_of
 from deit_fast.train import train
+from deit_fast.train.step import losses_of
 from deit_kernels import MixedTarget, augment
 
 SOFT = {"distill": "soft", "alpha": 0.1, "tau": 3.0}

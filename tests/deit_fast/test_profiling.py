@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from deit_fast.config import Config
-from deit_fast.profiling import BESIDE, IN_STEP, Part, breakdown, table
 from deit_fast.train import train
+from deit_fast.train.profiling import BESIDE, IN_STEP, Part, breakdown, table
 from tests.deit_fast.test_train import assert_same_weights
 
 

@@ -20,14 +20,14 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-import deit_fast.preparation
+import deit_fast.train.prepare
 from deit_fast.command import LOST, PREEMPTED
 from deit_fast.config import Config
 from deit_fast.ranks import group, heartbeat, launch, meeting
 from deit_fast.run import checkpoint
 from deit_fast.run import folder as run_folder
-from deit_fast.step import TrainingStep
-from deit_fast.train import main
+from deit_fast.train.__main__ import main
+from deit_fast.train.step import TrainingStep
 from tests.deit_fast.command import command_line
 from tests.deit_fast.conftest import write_images
 from tests.deit_fast.world import free_port, world
@@ -229,14 +229,14 @@ def test_ranks_with_different_commands_do_not_begin(config: Config, tmp_path: Pa
 def with_other_data(rank: int, config: Config) -> int:
     """Rank 1's machine has fewer images under the same path."""
     if rank == 1:
-        opened = deit_fast.preparation.open_dataset
+        opened = deit_fast.train.prepare.open_dataset
 
         def shorter(name: str):
             train, val = opened(name)
             train.labels = train.labels[:-1]
             return train, val
 
-        deit_fast.preparation.open_dataset = shorter
+        deit_fast.train.prepare.open_dataset = shorter
     return main(command_line(config))
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from deit_fast import replicate as replication
-from deit_fast import replication_report as report
 from deit_fast.config import Config
-from deit_fast.replicate import Settings, main, replicate, students, teachers
+from deit_fast.replicate import __main__ as replication
+from deit_fast.replicate import report
+from deit_fast.replicate.__main__ import Settings, main, replicate, students, teachers
 from deit_fast.train import train
 from tests.deit_fast.conftest import tiny_config
 

@@ -11,10 +11,11 @@ import pytest
 
 from deit_fast.config import Config
 from deit_fast.files import RunLock, read_json, write_json
-from deit_fast.record import Start
 from deit_fast.run import checkpoint
 from deit_fast.run import folder as run_folder
-from deit_fast.train import main, train
+from deit_fast.train import train
+from deit_fast.train.__main__ import main
+from deit_fast.train.record import Start
 from tests.deit_fast.command import command_line
 
 
@@ -144,5 +145,5 @@ def test_the_official_order_keeps_its_number_of_processes(half_way: Config, caps
     train(config)
     (Path(config.out) / "summary.json").unlink()
     by_two = Start(step=2, folder=Path(config.out) / "checkpoints" / "step_00000002", world_size=2)
-    monkeypatch.setattr("deit_fast.preparation.restore", lambda *_: by_two)
+    monkeypatch.setattr("deit_fast.train.prepare.restore", lambda *_: by_two)
     assert "start 2 again, or type --order grouped in a new --out" in refused(config, capsys)

@@ -8,7 +8,7 @@ import torch
 from timm.scheduler import CosineLRScheduler
 
 from deit_fast.config import Config
-from deit_fast.schedule import learning_rate, learning_rates
+from deit_fast.train.optimizer import learning_rate, learning_rates
 
 SCHEDULE = {"total": 100, "warmup": 10, "peak": 1e-3, "start": 1e-6, "floor": 1e-5}
 

@@ -12,14 +12,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from deit_fast.config import Config
 from deit_fast.data import IGNORE, Batch
-from deit_fast.meter import Meter, Scale
+from deit_fast.data.batch import slices
 from deit_fast.model import IMAGENET_NORMALISATION, create_model
 from deit_fast.ranks.group import Ranks
 from deit_fast.run.report import Reporter
-from deit_fast.step import TrainingStep, precision, slices
 from deit_fast.teacher.cache import LabelCache
 from deit_fast.teacher.engine import TeacherEngine
 from deit_fast.teacher.labels import TeacherLabels
+from deit_fast.train.meter import Meter, Scale
+from deit_fast.train.step import TrainingStep, precision
 from deit_fast.weights.build import Teacher
 from deit_kernels import MixedTarget
 

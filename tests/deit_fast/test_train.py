@@ -14,13 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import deit_fast.preparation
+import deit_fast.train.prepare
 from deit_fast.config import Config
 from deit_fast.data import EvalLoader, jpeg_part, open_dataset
 from deit_fast.run import checkpoint
 from deit_fast.scores import evaluate
 from deit_fast.teacher.load import from_run
-from deit_fast.train import main, train
+from deit_fast.train import train
+from deit_fast.train.__main__ import main
 from deit_fast.weights.build import normalisation
 from deit_kernels import augment
 from tests.deit_fast.command import command_line

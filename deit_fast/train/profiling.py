@@ -20,10 +20,10 @@ from typing import NamedTuple
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from .data import TrainLoader
-from .files import write_file
-from .ranks.group import Ranks
-from .run.report import Reporter
+from ..data import TrainLoader
+from ..files import write_file
+from ..ranks.group import Ranks
+from ..run.report import Reporter
 
 FIRST, STEPS = 10, 10
 IN_STEP = ("wait", "teacher", "forward", "loss", "backward", "optimiser", "the rest")

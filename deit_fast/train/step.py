@@ -25,18 +25,18 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
-from deit_kernels import MixedTarget, TopK, cross_entropy, distillation_loss
+from deit_kernels import TopK, cross_entropy, distillation_loss
 
-from .command import OfOneRank
-from .config import Config
-from .data import IGNORE, Batch, Target
-from .data.memory import to_device
-from .model import VisionTransformer, drop_path_scales
+from ..command import OfOneRank
+from ..config import Config
+from ..data import IGNORE, Batch, Target
+from ..data.batch import parts, slices
+from ..data.memory import to_device
+from ..model import VisionTransformer, drop_path_scales
+from ..ranks.group import Ranks
+from ..run.report import Reporter
+from .counters import Statistics, Stopwatch, gradient_of
 from .optimizer import MovingAverage, create_optimizer
-from .ranks.group import Ranks
-from .run.report import Reporter
-from .skipped_steps import Statistics, gradient_of
-from .timing import Stopwatch
 
 _SEED_BITS = 0x7FFFFFFFFFFFFFFF
 _GOLDEN = 0x9E3779B97F4A7C15  # spreads consecutive steps over all seeds
@@ -271,22 +271,6 @@ class TrainingStep:
             f"out of memory with {rows} images at once: {self._rows // self.slices} from now on, and still "
             f"{self._config.batch_size} a step (--micro-batch {self._rows // self.slices} says so from the start)"
         )
-
-
-def slices(rows: int, micro_batch: int) -> int:
-    """The smallest number of equal parts of `rows` that are no larger than `micro_batch`; 0: no limit."""
-    return next(parts for parts in range(1, rows + 1) if rows % parts == 0 and rows <= parts * (micro_batch or rows))
-
-
-def parts(batch: Batch, micro_batch: int) -> Iterator[Batch]:
-    """The batch in `slices(rows, micro_batch)` equal parts."""
-    count = slices(len(batch.labels), micro_batch)
-    size = len(batch.labels) // count
-    for rows in (slice(index * size, (index + 1) * size) for index in range(count)):
-        fields = {name: getattr(batch, name)[rows] for name in ("images", "labels", "samples", "positions")}
-        target = batch.target
-        target = target[rows] if isinstance(target, Tensor) else MixedTarget(*(part[rows] for part in target))
-        yield batch._replace(**fields, target=target)
 
 
 def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:

@@ -1,17 +1,23 @@
-"""Steps that are left out because their loss or gradient is no number, counted on the device.
+"""Counts that stay on the device until they are read: skipped steps, and the time of one part of every step.
 
     skipped = SkippedSteps(device)
     skipped.add(result.finite)              # after every step; the host does not wait
     count, in_a_row = skipped.read()        # at a log line, which waits for the device anyway
 
-`TrainingStep` leaves such a step out on every rank: weights, moments, averages and statistics stay as they are, to the
-bit. The schedule is a function of the step's number and goes on. A single bad batch costs one step so; many in a row
-mean that the numbers do not come back, and `--skip-limit` ends the run.
+    with Stopwatch(device) as watch:
+        teacher(images)
+    watch.seconds()                         # where the host has waited for the device anyway
+
+`TrainingStep` skips a step on every rank when the loss or a gradient is NaN or infinite: weights, moments, averages and
+statistics stay as they are, to the bit. The schedule is a function of the step's number and goes on. A single bad batch
+costs one step so; after `--skip-limit` of them in a row the run ends.
 """
 
 from __future__ import annotations
 
 import math
+import time
+from collections import deque
 
 import torch
 from torch import Tensor, nn
@@ -71,3 +77,39 @@ class SkippedSteps:
         self._count.fill_(state["count"])
         self._row.fill_(state["row"])
         self._longest.fill_(state["longest"])
+
+
+class Stopwatch:
+    """Adds up what lies between `__enter__` and `__exit__`: two events a time on a GPU, the host's clock on a CPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._events: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
+        self._seconds = 0.0
+        self._began: float | torch.cuda.Event = 0.0
+
+    def __enter__(self) -> Stopwatch:
+        self._began = self._now()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        ended = self._now()
+        if self._cuda:
+            self._events.append((self._began, ended))
+        else:
+            self._seconds += ended - self._began
+
+    def _now(self) -> float | torch.cuda.Event:
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds(self) -> float:
+        """Of all that has finished since the last call."""
+        while self._events and self._events[0][1].query():
+            began, ended = self._events.popleft()
+            self._seconds += began.elapsed_time(ended) / 1000
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds

@@ -21,23 +21,23 @@ from torch import nn
 
 from deit_kernels.augment import Policy
 
+from ..config import Config
+from ..data import Dataset, EvalLoader, TrainLoader, jpeg_part, open_dataset
+from ..data.mixing import Mixing
+from ..data.order import steps_per_epoch
+from ..model import VisionTransformer
+from ..ranks.group import Ranks
+from ..run import folder
+from ..run.folder import data_digest
+from ..run.report import Reporter
+from ..scores import Scores, evaluate, evaluate_models
+from ..teacher.labels import TeacherLabels, evaluation_settings, teacher_labels
+from ..teacher.load import load_teacher, recipe_config
+from ..weights.build import classifier, normalisation
 from . import dry_run
-from .config import Config
-from .data import Dataset, EvalLoader, TrainLoader, jpeg_part, open_dataset
-from .data.mixing import Mixing
-from .data.order import steps_per_epoch
-from .model import VisionTransformer
-from .ranks.group import Ranks
+from .optimizer import learning_rates
 from .record import Start, restore
-from .run import folder
-from .run.folder import data_digest
-from .run.report import Reporter
-from .schedule import learning_rates
-from .scores import Scores, evaluate, evaluate_models
 from .step import TrainingStep, precision
-from .teacher.labels import TeacherLabels, evaluation_settings, teacher_labels
-from .teacher.load import load_teacher, recipe_config
-from .weights.build import classifier, normalisation
 
 TrainFirst = Callable[[Config], Path]  # trains a configuration and returns its run folder
 

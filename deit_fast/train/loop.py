@@ -1,46 +1,29 @@
-"""Train a classifier, distilled or not: one loop, read from top to bottom.
-
-    python -m deit_fast.train                                     the demo: a few minutes on a laptop's CPU
-    python -m deit_fast.train --data /imagenet                    DeiT-S distilled from RegNetY-16GF, every visible GPU
-    python -m deit_fast.train --recipe teacher --data /flowers    a ConvNet for your own classes, to distil from
-    torchrun --nproc-per-node 2 -m deit_fast.train --data digits  two processes, on CPUs too
-
-The same command continues an unfinished run from its last checkpoint, bit for bit, and prints the table of a finished
-one. Exit codes: 0 done, 2 a mistake in the command or the data, 3 diverged, 4 another process was killed,
-75 preempted (run it again), 130 Ctrl-C.
-"""
+"""The training loop, read from top to bottom."""
 
 from __future__ import annotations
 
 import logging
-import os
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from . import command, dry_run
-from .config import Config
-from .data import BadImage, EvalLoader, TrainLoader
-from .files import RunLock, write_file, write_json
+from ..config import Config
+from ..data import EvalLoader, TrainLoader
+from ..files import RunLock, write_file, write_json
+from ..ranks.group import Ranks, join
+from ..ranks.heartbeat import Heartbeat
+from ..ranks.preemption import Preempted, Preemption
+from ..run import folder, report
+from ..run.metrics import TensorBoard
+from ..scores import Scores
+from . import dry_run
 from .meter import Meter, Scale
 from .optimizer import all_finite
-from .preparation import prepare
+from .prepare import prepare
 from .profiling import StepProfile
-from .ranks.group import Ranks, join
-from .ranks.heartbeat import Heartbeat, RankLost
-from .ranks.launch import LAUNCHED, launch
-from .ranks.preemption import Preempted, Preemption
-from .ranks.slurm import adopt_slurm
-from .recipes.named import parse
 from .record import Record
-from .run import folder, report
-from .run.metrics import TensorBoard
-from .scores import Scores
 
 logger = logging.getLogger(__name__)
 
@@ -218,41 +201,3 @@ def _unreadable(ranks: Ranks, before: Iterable[str], *loaders: TrainLoader | Eva
     """Paths of the images that any rank has skipped, those from before a restart too, sorted. All ranks call it."""
     own = [path for loader in loaders for path in loader.bad_images]
     return sorted({*before, *(path for paths in ranks.gather(own) for path in paths)})
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    try:
-        config = parse(arguments, __doc__)
-        if "RANK" not in os.environ and not adopt_slurm(os.environ):
-            config.check()
-            visible = torch.cuda.device_count()
-            if config.gpus > visible:
-                raise ValueError(f"--gpus {config.gpus}: {visible} visible here; leave --gpus out to use what there is")
-            if (processes := config.gpus or visible) > 1:
-                return launch(arguments, processes, config.run_folder() / "logs")
-        train(config)
-        return command.DONE
-    except (ValueError, OSError, Diverged, RankLost) as error:
-        if os.environ.get("DEIT_FAST_TRACEBACK"):
-            raise
-        if isinstance(error, RankLost):
-            if error.speaks and LAUNCHED not in os.environ:  # what our launcher has started, it names itself
-                print(f"error: {error}", file=sys.stderr)
-            return error.code
-        # What every rank finds alike is said once; what one rank alone met (an image of its share), by that rank.
-        if os.environ.get("RANK", "0") == "0" or isinstance(error, (BadImage, command.OfOneRank)):
-            print(f"error: {error}", file=sys.stderr)
-        return command.DIVERGED if isinstance(error, Diverged) else command.USAGE
-    except Preempted as stopped:
-        if os.environ.get("RANK", "0") == "0":
-            print(stopped, file=sys.stderr)
-        return int(stopped.code)
-    except KeyboardInterrupt:
-        print("interrupted: the same command continues from the last checkpoint", file=sys.stderr)
-        return command.INTERRUPTED
-
-
-if __name__ == "__main__":
-    command.leave(main())

@@ -18,14 +18,14 @@ from pathlib import Path
 
 import torch
 
-from .config import Config
-from .data import Batch, TrainLoader
+from ..config import Config
+from ..data import Batch, TrainLoader
+from ..model import Normalisation
+from ..ranks.group import Ranks
+from ..run.report import Reporter
+from ..weights.build import Teacher, classifier
 from .meter import memory_used
-from .model import Normalisation
-from .ranks.group import Ranks
-from .run.report import Reporter
 from .step import TrainingStep
-from .weights.build import Teacher, classifier
 
 _SECONDS = 4.0  # of each measurement, where a step is not longer
 _STEPS = 2, 200  # fewest and most steps of a measurement

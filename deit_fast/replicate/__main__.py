@@ -30,12 +30,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import replication_report as report
-from .config import Config
-from .recipes.named import recipe
-from .run.checkpoint import write_file, write_json
-from .run.provenance import provenance
-from .train import Diverged, Summary, train
+from ..config import Config
+from ..recipes.named import recipe
+from ..run.checkpoint import write_file, write_json
+from ..run.provenance import provenance
+from ..train.loop import Diverged, Summary, train
+from . import report
 
 PLAIN, DISTILLED = "deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"
 # Soft distillation as the paper's text has it (equation 2, and its best λ and τ); see `Config.check`.

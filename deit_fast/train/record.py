@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .config import Config
-from .ranks.group import Ranks
-from .run import checkpoint
-from .run.metrics import Metrics, TensorBoard
-from .run.snapshot import Snapshots
-from .scores import Scores
+from ..config import Config
+from ..ranks.group import Ranks
+from ..run import checkpoint
+from ..run.metrics import Metrics, TensorBoard
+from ..run.snapshot import Snapshots
+from ..scores import Scores
 from .step import TrainingStep
 
 
