@@ -17,10 +17,10 @@ _EXPORTS = {
     "TokenDistillationTask": "timm_task",
     "VisionTransformer": "model",
     "create_model": "model",
-    "load": "trained",
-    "load_pretrained": "pretrained",
-    "read_weights": "pretrained",
-    "resize_pos_embed": "pretrained",
+    "load": "weights.trained",
+    "load_pretrained": "weights.pretrained",
+    "read_weights": "weights.pretrained",
+    "resize_pos_embed": "weights.pretrained",
 }
 __all__ = list(_EXPORTS)
 

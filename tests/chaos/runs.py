@@ -43,7 +43,7 @@ class Fault:
 def training(rank: int, config: Config, fault: Fault, digests: str) -> int:
     """The body of a process: `python -m deit_fast.train`, with a fault; returns its exit code."""
     from deit_fast.data.loader import TrainLoader
-    from deit_fast.train import loop as train
+    from deit_fast.train import __main__ as train
     from deit_fast.train import prepare as preparation
 
     if fault.disk_call:

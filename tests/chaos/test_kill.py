@@ -7,7 +7,7 @@ import pytest
 
 from deit_fast.config import Config
 from tests.chaos.runs import assert_same_run, finished, killed_again_and_again
-from tests.deit_fast.test_teacher_labels import table
+from tests.deit_fast.teacher.test_teacher_labels import table
 
 
 def killed_and_whole(config: Config, folder: Path, ranks: int, kills: int, seconds: float) -> None:

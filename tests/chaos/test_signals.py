@@ -13,7 +13,7 @@ from deit_fast import command
 from deit_fast.config import Config
 from deit_fast.data.loader import TrainLoader
 from deit_fast.run import checkpoint
-from deit_fast.train import loop as train
+from deit_fast.train import __main__ as train
 from tests.chaos.runs import assert_same_run, finished, start, until_it_speaks
 from tests.deit_fast.command import command_line
 from tests.deit_fast.world import world

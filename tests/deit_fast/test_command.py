@@ -9,7 +9,7 @@ import pytest
 from deit_fast import command
 from deit_fast.evaluate import __main__ as evaluate
 from deit_fast.teacher import __main__ as fill_cache
-from deit_fast.train import loop as train
+from deit_fast.train import __main__ as train
 
 PROGRAM = "import atexit; from deit_fast.command import leave; atexit.register(print, 'tidied up'); leave({})"
 

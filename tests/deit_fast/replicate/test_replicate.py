@@ -148,7 +148,7 @@ def test_many_seeds_have_a_narrower_interval() -> None:
 
 def test_the_committed_replication_is_what_its_numbers_say() -> None:
     """Five seeds or more, with command, day and machine, and a sentence that follows from the numbers beside it."""
-    file = Path(__file__).parents[2] / "benchmarks" / "results" / "replicate-digits.json"
+    file = Path(__file__).parents[3] / "benchmarks" / "results" / "replicate-digits.json"
     committed = json.loads(file.read_text())
     assert committed["seeds"] >= 5 and committed["command"].startswith("python -m deit_fast.replicate")
     assert committed["date"] and committed["machine"] and committed["versions"]["torch"]

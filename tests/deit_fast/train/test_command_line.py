@@ -20,7 +20,7 @@ from deit_fast.train import Diverged
 from deit_fast.train.__main__ import main
 from tests.deit_fast.command import command_line
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def refused(config: Config | list[str], capsys: pytest.CaptureFixture) -> str:

@@ -20,7 +20,7 @@ from deit_fast.export.formats import FORMS, main
 from deit_fast.recipes.named import parse
 from deit_fast.weights import trained
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 NAME = "deit_tiny_distilled_patch16_224"
 SMALL = {"image_size": 32, "patch_size": 8, "depth": 2, "classes": 5}
 

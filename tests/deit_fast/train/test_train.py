@@ -223,13 +223,13 @@ def test_the_seed_alone_decides_the_initialisation(tiny: Config, tmp_path: Path)
 def test_the_loaders_get_the_models_normalisation_and_the_flags(tiny: Config, monkeypatch) -> None:
     policies = []
     for name in ("TrainLoader", "EvalLoader"):
-        loader = getattr(deit_fast.preparation, name)
+        loader = getattr(deit_fast.train.prepare, name)
 
         def recorded(dataset, policy, *, loader=loader, **options):
             policies.append(policy)
             return loader(dataset, policy, **options)
 
-        monkeypatch.setattr(deit_fast.preparation, name, recorded)
+        monkeypatch.setattr(deit_fast.train.prepare, name, recorded)
     half = (0.5, 0.5, 0.5)
     config = dataclasses.replace(
         tiny, model="test_resnet", distill="none", teacher="", patch_size=0, width=0, depth=0, heads=0,

@@ -26,7 +26,7 @@ from deit_fast.teacher.engine import TeacherEngine
 from deit_fast.teacher.labels import cache_settings
 from deit_fast.train import train
 from tests.deit_fast.command import command_line
-from tests.deit_fast.test_train import assert_same_weights
+from tests.deit_fast.train.test_train import assert_same_weights
 
 SOFT = {"distill": "soft", "alpha": 0.3, "tau": 2.0, "kl_normalizer": "batch", "teacher_top_k": 2}
 

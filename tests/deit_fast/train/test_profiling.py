@@ -11,7 +11,7 @@ import torch
 from deit_fast.config import Config
 from deit_fast.train import train
 from deit_fast.train.profiling import BESIDE, IN_STEP, Part, breakdown, table
-from tests.deit_fast.test_train import assert_same_weights
+from tests.deit_fast.train.test_train import assert_same_weights
 
 
 def test_a_trace_a_table_and_a_picture(tiny: Config, tmp_path: Path, capsys) -> None:

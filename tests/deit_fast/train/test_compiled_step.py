@@ -20,7 +20,7 @@ from deit_fast.teacher.engine import TeacherEngine
 from deit_fast.train.step import TrainingStep, losses_of
 from deit_fast.weights.build import Teacher
 from deit_kernels import MixedTarget, TopK
-from tests.deit_fast.test_step import ALONE, CLASSES, CONFIG, ROWS, SOFT, batch, student, taught_by
+from tests.deit_fast.train.test_step import ALONE, CLASSES, CONFIG, ROWS, SOFT, batch, student, taught_by
 
 COMPILED = dataclasses.replace(CONFIG, compile="on")
 

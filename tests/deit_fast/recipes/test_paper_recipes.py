@@ -59,7 +59,7 @@ def test_the_policy_of_table_9_is_the_augmentations_own() -> None:
 # The page
 
 
-PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
+PAGE = (Path(__file__).parents[3] / "docs" / "recipes.md").read_text()
 
 
 def test_the_pages_commands_are_spelled_as_the_parser_knows_them() -> None:
