@@ -25,7 +25,7 @@ class Config:
     """What is trained on what, and how. Every field is a flag; a recipe sets its defaults."""
 
     # Recipe
-    recipe: str = "deit"  # named defaults, see deit_fast/recipes.py; without it: deit, or what fits built-in --data
+    recipe: str = "deit"  # named defaults, see deit_fast/recipes/; without it: deit, or what fits built-in --data
 
     # Data
     data: str = ""  # folder (train/ and val/ with classes, tar shards, parquet, CIFAR), or built in: photos, digits

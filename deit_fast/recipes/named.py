@@ -1,6 +1,6 @@
 """Named recipes: each a function whose docstring is the command, the time and the number to expect.
 
-Here are those for your own and the built-in data; those of the paper are in `paper_recipes.py`.
+Here are those for your own and the built-in data; those of the paper are in `paper.py`.
 
 `python -m deit_fast.train --recipe NAME` starts from its defaults; every flag overrides one.
 """

@@ -1,4 +1,4 @@
-"""The trainings of the DeiT paper (arXiv 2012.12877), one function each; `recipes.py` names them.
+"""The trainings of the DeiT paper (arXiv 2012.12877), one function each; `named.py` names them.
 
 Every docstring has the command, the top-1 on ImageNet's validation images (marked "paper", with its table) and a time.
 Nothing here has been trained on ImageNet by us yet. A time marked "paper" was measured by its authors on V100s. One

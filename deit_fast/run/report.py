@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class Reporter:
-    """Prints for rank 0; every rank's own log has all of it (see `logs.py`)."""
+    """Prints for rank 0; every rank's own log has all of it (see `ranks/log.py`)."""
 
     def __init__(self, enabled: bool) -> None:
         self.console = Console(quiet=not enabled, soft_wrap=True, highlight=False)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from deit_fast import create_model, load
 from deit_fast.export import card as model_card
 from deit_fast.export import formats as export
-from deit_fast.export.formats import FORMS, main
+from deit_fast.export.__main__ import main
+from deit_fast.export.formats import FORMS
 from deit_fast.recipes.named import parse
 from deit_fast.weights import trained
 
