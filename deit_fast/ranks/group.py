@@ -97,6 +97,32 @@ class Ranks:
             for buffer in model.buffers():
                 dist.broadcast(buffer, src=0)
 
+    def on_main(self, body: Callable[[], T]) -> T:
+        """Run `body` on rank 0 only; every rank gets its result, which has to pickle.
+
+        Raises:
+            ValueError: rank 0's ValueError or OSError, on every rank with the same words.
+            RuntimeError: on the other ranks, when rank 0 ends by an error of another kind.
+        """
+        if self.world_size == 1:
+            return body()
+        outcome: list[Any] = [None, None, None]  # result, the words of a mistake, an error of another kind
+        if self.main:
+            try:
+                outcome[0] = body()
+            except (ValueError, OSError) as error:
+                outcome[1] = str(error)
+            except Exception as error:  # sent before it is raised, or the others would wait for rank 0
+                dist.broadcast_object_list([None, None, f"{type(error).__name__}: {error}"], src=0)
+                raise
+        dist.broadcast_object_list(outcome, src=0)
+        result, mistake, failure = outcome
+        if mistake is not None:
+            raise ValueError(mistake)
+        if failure is not None:
+            raise RuntimeError(f"rank 0 has ended by {failure}")
+        return result
+
     def main_first(self, body: Callable[[], T]) -> T:
         """Run `body` on rank 0, then on the others: it may download, or fill a cache.
 
@@ -105,24 +131,17 @@ class Ranks:
         """
         if self.world_size == 1:
             return body()
-        result, message = self._try(body) if self.main else (None, None)
-        first: list[str | None] = [message]
-        dist.broadcast_object_list(first, src=0)
-        if first[0] is not None:
-            raise ValueError(first[0])
+        own: list[T] = []
+        self.on_main(lambda: own.append(body()))
+        message = None
         if not self.main:
-            result, message = self._try(body)
-            message = message and f"{message} (rank {self.rank} on {socket.gethostname()})"
+            try:
+                own.append(body())
+            except (ValueError, OSError) as error:
+                message = f"{error} (rank {self.rank} on {socket.gethostname()})"
         if failed := [text for text in self.gather(message) if text]:
             raise ValueError(failed[0])
-        return result  # type: ignore[return-value]  # None only with a message
-
-    @staticmethod
-    def _try(body: Callable[[], T]) -> tuple[T | None, str | None]:
-        try:
-            return body(), None
-        except (ValueError, OSError) as error:
-            return None, str(error)
+        return own[0]
 
     def training_begins(self) -> None:
         """A collective that hangs is an error after minutes now, not after the hour that setting up may take."""

@@ -307,6 +307,65 @@ def test_a_rank_without_its_gpu_and_a_torch_without_nccl(monkeypatch: pytest.Mon
     assert "has no NCCL" in group._device()[1]
 
 
+def together(rank: int, bodies: dict[str, Callable[[], object]]) -> int:
+    """Print what every rank gets from bodies that rank 0 runs, until one ends by an error that is nobody's mistake."""
+    with group.join(Config(data="none")) as ranks:
+        for name, body in bodies.items():
+            try:
+                print(name, ranks.on_main(body))
+            except ValueError as error:
+                print(name, "refused:", error)
+    return 0
+
+
+def of_rank_0() -> tuple[str, Path]:
+    return os.environ["RANK"], Path("runs/a")
+
+
+def a_mistake() -> None:
+    raise ValueError(f"type another --out, says rank {os.environ['RANK']}")
+
+
+def a_full_disk() -> None:
+    raise OSError(28, "No space left on device", "runs/a")
+
+
+def a_defect() -> None:
+    raise KeyError("top1")
+
+
+def test_what_rank_0_does_alone_every_rank_gets_its_mistakes_as_well(tmp_path: Path) -> None:
+    bodies = {"result": of_rank_0, "mistake": a_mistake, "disk": a_full_disk, "again": of_rank_0}
+    with world(2, tmp_path / "printed", together, bodies) as running:
+        codes = running.wait(60)
+        printed = [running.printed(rank) for rank in range(2)]
+    assert codes == [0, 0], printed
+    expected = "('0', PosixPath('runs/a'))"
+    for said in printed:
+        assert said.splitlines()[-4:] == [
+            f"result {expected}",
+            "mistake refused: type another --out, says rank 0",
+            "disk refused: [Errno 28] No space left on device: 'runs/a'",
+            f"again {expected}",
+        ]
+
+
+def test_a_defect_on_rank_0_ends_all(tmp_path: Path) -> None:
+    with world(2, tmp_path / "printed", together, {"defect": a_defect, "after": of_rank_0}) as running:
+        codes = running.wait(60)
+        printed = [running.printed(rank) for rank in range(2)]
+    assert codes == [1, 1], printed
+    assert "KeyError: 'top1'" in printed[0] and "after" not in printed[0]
+    assert "RuntimeError: rank 0 has ended by KeyError: 'top1'" in printed[1] and "after" not in printed[1]
+
+
+def test_alone_an_error_keeps_its_type() -> None:
+    ranks = group.Ranks(0, 1, torch.device("cpu"))
+    assert ranks.on_main(lambda: 3) == 3
+    with pytest.raises(FileNotFoundError):
+        ranks.on_main(lambda: Path("/nowhere/at/all").read_text())
+
+
 def torchrun(config: Config, *options: str) -> subprocess.Popen:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "deit_fast.train", *command_line(config)]
