@@ -52,7 +52,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from benchmarks.interleaved import Limit, record
 from benchmarks.photographs import HEIGHT, IMAGES, WIDTH
-from deit_fast.data import TrainLoader
+from deit_fast.data import Share, TrainLoader
 from deit_fast.data.decode import decode, new_array
 from deit_fast.data.sources import folder as folder_module
 from deit_kernels.augment import Policy
@@ -108,8 +108,7 @@ def processor_seconds() -> float:
 def ours(root: Path, policy: Policy, repeats: int, device: str = "cpu") -> Contender:
     dataset = folder_module.ImageFolder(root, "photographs")
     loader = TrainLoader(
-        dataset, policy, data_seed=0, batch_size=BATCH, total_steps=IMAGES // BATCH, repeats=repeats,
-        device=torch.device(device),
+        dataset, policy, Share(len(dataset), BATCH, repeats), total_steps=IMAGES // BATCH, device=torch.device(device),
     )  # fmt: skip
     return Contender("deit_fast", lambda: ((batch.images, batch.labels) for batch in loader))
 

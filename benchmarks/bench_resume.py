@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader
 from benchmarks.interleaved import Limit, alternate, record
 from benchmarks.photographs import IMAGES
 from deit_fast import create_model
-from deit_fast.data import TrainLoader
+from deit_fast.data import Share, TrainLoader
 from deit_fast.data.sources.folder import ImageFolder
 from deit_fast.run import checkpoint
 from deit_kernels.augment import Policy
@@ -49,7 +49,7 @@ def test_resume_data(benchmark: BenchmarkFixture, photographs: Path) -> None:
     def ours(step: int = STEP) -> None:
         dataset = ImageFolder(photographs, "photographs")
         loader = TrainLoader(
-            dataset, Policy.deit(), data_seed=0, batch_size=BATCH, total_steps=IMAGES // BATCH, start_step=step
+            dataset, Policy.deit(), Share(len(dataset), BATCH), total_steps=IMAGES // BATCH, start_step=step
         )
         next(iter(loader))
 

@@ -1,6 +1,6 @@
 """Batches for training and evaluation, built in threads a few steps ahead of the consumer.
 
-    loader = TrainLoader(train, Policy.deit(224), data_seed=0, batch_size=256, total_steps=1000)
+    loader = TrainLoader(train, Policy.deit(224), Share(len(train), batch_size=256), total_steps=1000)
     for batch in loader:
         loss = cross_entropy(model(batch.images), batch.target)    # a label is IGNORE where the file was bad
     loader.seconds, loader.bad_images
@@ -36,7 +36,7 @@ from .batch import Batch, BatchBuilder, Built, OnBadImage, Seconds, Started
 from .decode import BadImage
 from .device import CpuAugment, CudaAugment, HostOnly, Layout, without_torch_threads
 from .mixing import Mixing
-from .order import OrderKind, Samples, samples, steps_per_epoch
+from .order import Samples, Share
 from .sources.dataset import Dataset
 
 CPU = torch.device("cpu")
@@ -197,16 +197,12 @@ class TrainLoader(_Loader):
     Args:
         dataset: images and labels.
         policy: how each image is augmented, and with its `mix` two are mixed (see `mixing.py`).
-        data_seed: 64-bit seed of order, augmentation and mixing.
-        batch_size: B, rows of a step over all ranks.
+        share: which rows of every global batch to give, and in which order (see `order.py`).
         total_steps, start_step: a resumed run starts at the step where it stopped.
-        repeats: augmented copies of every image in an epoch (see `order.py`).
-        order: "grouped", where they stand side by side, or "official".
-        rank, world_size: which part of the global batch to give, of B / world_size rows.
         options: see `Options`.
 
     Attributes:
-        steps_per_epoch: of this order.
+        share: as given.
         mixing: how rows are mixed; None where they are not.
         seconds: where time went so far (`Seconds`); wait_seconds is its `wait`.
         bad_images: path → reason of the images skipped so far.
@@ -222,34 +218,17 @@ class TrainLoader(_Loader):
         self,
         dataset: Dataset,
         policy: Policy,
+        share: Share,
         *,
-        data_seed: int,
-        batch_size: int,
         total_steps: int,
         start_step: int = 0,
-        repeats: int = 1,
-        order: OrderKind = "grouped",
-        rank: int = 0,
-        world_size: int = 1,
         **options: Unpack[Options],
     ):
         if not 0 <= start_step <= total_steps:
             raise ValueError(f"start step {start_step} is outside 0 … {total_steps}, the steps of this run")
-        images = len(dataset)
-        self._order = dict(
-            data_seed=data_seed,
-            images=images,
-            batch_size=batch_size,
-            repeats=repeats,
-            order=order,
-            rank=rank,
-            world_size=world_size,
-        )
-        self.steps_per_epoch = steps_per_epoch(images, batch_size, order=order, repeats=repeats, world_size=world_size)
-        samples(start_step, **self._order)  # raises now, not in a thread, when the settings are impossible
-        settings = {name: value for name, value in self._order.items() if name != "images"}
-        self.mixing = Mixing.of_rank(policy, **settings)
-        super().__init__(dataset, policy, data_seed, world_size, self.mixing, **options)
+        assert share.images == len(dataset)
+        self.share, self.mixing = share, Mixing.of_share(policy, share)
+        super().__init__(dataset, policy, share.data_seed, share.world_size, self.mixing, **options)
         self._steps = range(start_step, total_steps)
 
     def seek(self, epoch: int, step: int = 0) -> None:
@@ -258,18 +237,17 @@ class TrainLoader(_Loader):
         Raises:
             ValueError: there is no such step in this run.
         """
-        target, stop = epoch * self.steps_per_epoch + step, self._steps.stop
-        if not (0 <= step < self.steps_per_epoch and 0 <= target <= stop):
-            raise ValueError(
-                f"epoch {epoch}, step {step} is not in this run of {stop} steps, {self.steps_per_epoch} an epoch"
-            )
+        steps, stop = self.share.steps_per_epoch, self._steps.stop
+        target = epoch * steps + step
+        if not (0 <= step < steps and 0 <= target <= stop):
+            raise ValueError(f"epoch {epoch}, step {step} is not in this run of {stop} steps, {steps} an epoch")
         self._steps = range(target, stop)
 
     def _rows(self, step: int) -> Samples:
-        return samples(step, **self._order)
+        return self.share.samples(step)
 
     def _check(self, built: Built) -> None:
-        if not built.labelled and self._order["world_size"] == 1:  # the other ranks' rows may be readable
+        if not built.labelled and self.share.world_size == 1:  # the other ranks' rows may be readable
             first = ": ".join(next(iter(built.reasons.items())))
             what = "pair of readable images to mix" if self.mixing else "readable image"
             raise BadImage(f"step {built.batch.step} has no {what}; the first of {len(built.reasons)} is {first}")

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from deit_kernels.augment import MixPlan, Policy, sample_mix
 
-from .order import OrderKind, mix_group
+from .order import Share, mix_group
 
 
 @dataclass(frozen=True)
@@ -45,17 +45,7 @@ class Mixing:
     mirrored: bool
 
     @classmethod
-    def of_rank(
-        cls,
-        policy: Policy,
-        *,
-        data_seed: int,
-        batch_size: int,
-        repeats: int,
-        order: OrderKind,
-        rank: int,
-        world_size: int,
-    ) -> Mixing | None:
+    def of_share(cls, policy: Policy, share: Share) -> Mixing | None:
         """The mixing of a rank's part of every global batch; None where the policy has none.
 
         Raises:
@@ -63,17 +53,17 @@ class Mixing:
         """
         if policy.mix is None:
             return None
-        rows, mirrored = batch_size // world_size, order == "official"
-        group = rows if mirrored else mix_group(batch_size, repeats)
+        rows, world_size, mirrored = share.rows, share.world_size, share.order == "official"
+        group = rows if mirrored else mix_group(share.batch_size, share.repeats)
         if rows % 2 or rows % group:
-            unit = (2 if mirrored else 2 * repeats) * world_size
-            below = batch_size // unit * unit
+            unit = (2 if mirrored else 2 * share.repeats) * world_size
+            below = share.batch_size // unit * unit
             sizes = " or ".join(str(size) for size in (below, below + unit) if size)
             why = f"needs groups of {group} rows, which do not divide the {rows} rows of each of {world_size} processes"
             if mirrored:
                 why = f"pairs a process's rows from both ends, so each of {world_size} needs an even number, not {rows}"
             raise ValueError(f"mixing {why}: type --batch-size {sizes}")
-        return cls(policy, data_seed, rows, rank * rows, group, mirrored)
+        return cls(policy, share.data_seed, rows, share.rank * rows, group, mirrored)
 
     @property
     def decision(self) -> tuple[str, str]:

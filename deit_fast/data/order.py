@@ -2,7 +2,8 @@
 
 Training is one endless stream of positions. Step s takes the slice [s·B, (s+1)·B) of it; a step never mixes two epochs.
 
-    rows = samples(step, data_seed=0, images=len(dataset), batch_size=256, repeats=3, rank=1, world_size=8)
+    share = Share(images=len(dataset), batch_size=256, repeats=3, data_seed=0, rank=1, world_size=8)
+    rows = share.samples(step)
     rows.epoch, rows.sample, rows.copy, rows.position       # the arguments of the augmentation's plan
 
 Two orders:
@@ -27,6 +28,7 @@ rows a group never lies on two ranks, so the mixed batch too is the same for eve
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -88,93 +90,96 @@ def official_order(epoch: int, images: int) -> NDArray[np.int64]:
     return order
 
 
-def steps_per_epoch(
-    images: int, batch_size: int, *, order: OrderKind = "grouped", repeats: int = 1, world_size: int = 1
-) -> int:
-    """Steps of an epoch; the remainder, less than one batch and other images every time, is not shown.
-
-    grouped: ⌊N/B⌋. official: whole batches of what its sampler gives a rank, ⌊⌊N/256⌋·256/W⌋ images with repeats and
-    ⌈N/W⌉ without.
-
-    Raises:
-        ValueError: batch_size is below 1, does not divide among the ranks or is larger than the number of images.
-    """
-    if batch_size < 1:
-        raise ValueError(f"batch size {batch_size} holds no image: type --batch-size 1 or more")
-    if order not in ORDERS:
-        raise ValueError(f"order {order!r}: type --order grouped or --order official")
-    if order == "grouped":
-        most = images
-    elif repeats > 1:
-        most = images // OFFICIAL_BLOCK * OFFICIAL_BLOCK // world_size * world_size
-    else:
-        most = -(-images // world_size) * world_size
-    if batch_size > most:
-        what = f"{images} training images" if most >= images else f"{most} of {images} images of an official epoch"
-        way = f"type --batch-size {most} or less" if most else "type --order grouped"
-        raise ValueError(f"batch size {batch_size} is larger than the {what}: {way}")
-    return most // batch_size
-
-
-def rank_slice(step: int, batch_size: int, rank: int, world_size: int) -> range:
-    """The positions of the endless stream that a rank shows in a step: a contiguous part of [s·B, (s+1)·B).
+@dataclass(frozen=True)
+class Share:
+    """What one rank shows: its rows of every global batch.
 
     Args:
-        batch_size: the global batch, over all ranks.
-
-    Raises:
-        ValueError: rank is outside [0, world_size), or batch_size is no multiple of world_size.
-    """
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank {rank} is outside 0 … {world_size - 1}, the ranks of {world_size} processes")
-    rows, rest = divmod(batch_size, world_size)
-    if rest or not rows:
-        nearest = [str(size) for size in (rows * world_size, (rows + 1) * world_size) if size]
-        raise ValueError(
-            f"global batch size {batch_size} does not divide among {world_size} processes: "
-            f"type --batch-size {' or '.join(nearest)}"
-        )
-    start = step * batch_size + rank * rows
-    return range(start, start + rows)
-
-
-def samples(
-    step: int,
-    *,
-    data_seed: int,
-    images: int,
-    batch_size: int,
-    repeats: int = 1,
-    order: OrderKind = "grouped",
-    rank: int = 0,
-    world_size: int = 1,
-) -> Samples:
-    """What a rank shows in a step, b = batch_size / world_size rows.
-
-    Args:
-        step: counted from 0 over all epochs.
         images: N, the size of the training set.
-        batch_size: B, over all ranks.
+        batch_size: B, over all ranks; the share is B / world_size rows.
         repeats: R, augmented copies of every image.
-        order: "grouped" or "official", see above.
+        order: "grouped" or "official", see the module.
+        data_seed: 64-bit seed of order, augmentation and mixing.
+        rank, world_size: of this process, and how many there are.
 
     Raises:
-        ValueError: repeats below 1, and as `steps_per_epoch` and `rank_slice`.
+        ValueError: a number outside its range, or a batch that is larger than the data set or does not divide among
+            the ranks.
     """
-    if repeats < 1:
-        raise ValueError(f"repeats {repeats} shows no image: type --repeats 1 (each image once) or more")
-    steps = steps_per_epoch(images, batch_size, order=order, repeats=repeats, world_size=world_size)
-    epoch, step_in_epoch = divmod(step, steps)
-    span = rank_slice(0, batch_size, rank, world_size)  # of the step's own slice
-    if order == "official":
-        position = np.arange(rank, batch_size, world_size)
-        # The official list is filled up from its start to a multiple of the ranks; those rows are further copies.
-        round_, place = np.divmod(position + step_in_epoch * batch_size, images * repeats)
-        sample = official_order(epoch, images)[place // repeats]
-        return Samples(epoch, sample, place % repeats + round_ * repeats, position)
-    position = np.arange(span.start, span.stop)
-    place = position + step_in_epoch * batch_size
-    return Samples(epoch, epoch_order(data_seed, epoch, images)[place // repeats], place % repeats, position)
+
+    images: int
+    batch_size: int
+    repeats: int = 1
+    order: OrderKind = "grouped"
+    data_seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        batch_size, ranks = self.batch_size, self.world_size
+        if batch_size < 1:
+            raise ValueError(f"batch size {batch_size} holds no image: type --batch-size 1 or more")
+        if self.order not in ORDERS:
+            raise ValueError(f"order {self.order!r}: type --order grouped or --order official")
+        if self.repeats < 1:
+            raise ValueError(f"repeats {self.repeats} shows no image: type --repeats 1 (each image once) or more")
+        if batch_size > (most := self._epoch_images):
+            official = f"{most} of {self.images} images of an official epoch"
+            what = official if most < self.images else f"{self.images} training images"
+            way = f"type --batch-size {most} or less" if most else "type --order grouped"
+            raise ValueError(f"batch size {batch_size} is larger than the {what}: {way}")
+        if not 0 <= self.rank < ranks:
+            raise ValueError(f"rank {self.rank} is outside 0 … {ranks - 1}, the ranks of {ranks} processes")
+        if batch_size % ranks:
+            below = batch_size // ranks * ranks
+            sizes = " or ".join(str(size) for size in (below, below + ranks) if size)
+            raise ValueError(
+                f"global batch size {batch_size} does not divide among {ranks} processes: type --batch-size {sizes}"
+            )
+
+    @property
+    def _epoch_images(self) -> int:
+        """Rows that an epoch has for whole batches: N, or all that the official sampler gives its ranks."""
+        if self.order == "grouped":
+            return self.images
+        if self.repeats > 1:
+            return self.images // OFFICIAL_BLOCK * OFFICIAL_BLOCK // self.world_size * self.world_size
+        return -(-self.images // self.world_size) * self.world_size
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of an epoch; the remainder, less than one batch and other images every time, is not shown.
+
+        grouped: ⌊N/B⌋. official: whole batches of what its sampler gives a rank, ⌊⌊N/256⌋·256/W⌋ images with repeats
+        and ⌈N/W⌉ without.
+        """
+        return self._epoch_images // self.batch_size
+
+    @property
+    def rows(self) -> int:
+        """b, the rows of a step."""
+        return self.batch_size // self.world_size
+
+    @property
+    def positions(self) -> range:
+        """Places of the rows in every global batch: side by side, or every W-th in the official order."""
+        official = self.order == "official"
+        first, stride = (self.rank, self.world_size) if official else (self.rank * self.rows, 1)
+        # Exactly to behind the last row: pieces of label caches bear these numbers in their names.
+        return range(first, first + (self.rows - 1) * stride + 1, stride if self.rows > 1 else 1)
+
+    def samples(self, step: int) -> Samples:
+        """The rows of a step, counted from 0 over all epochs."""
+        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+        position = np.array(self.positions)
+        place = position + step_in_epoch * self.batch_size
+        if self.order == "official":
+            # The official list is filled up from its start to a multiple of the ranks; those rows are further copies.
+            round_, place = np.divmod(place, self.images * self.repeats)
+            sample = official_order(epoch, self.images)[place // self.repeats]
+            return Samples(epoch, sample, place % self.repeats + round_ * self.repeats, position)
+        sample = epoch_order(self.data_seed, epoch, self.images)[place // self.repeats]
+        return Samples(epoch, sample, place % self.repeats, position)
 
 
 def mix_group(batch_size: int, repeats: int = 1) -> int:
@@ -190,21 +195,3 @@ def mix_group(batch_size: int, repeats: int = 1) -> int:
         f"mixing needs groups of an even number of rows, at least twice the {repeats} repeats, that divide "
         f"--batch-size {batch_size}: type --batch-size {max(1, batch_size // (2 * repeats)) * 2 * repeats}"
     )
-
-
-def check_mix_group(group: int, *, repeats: int, rows: int) -> None:
-    """Whether a rank (or a micro-batch) of `rows` rows can be mixed in groups of this size.
-
-    Raises:
-        ValueError: the group is odd, smaller than twice the repeats, or no divisor of the rows.
-    """
-    if group < 2 or group % 2 or group // 2 < repeats or rows % group:
-        raise ValueError(
-            f"a mix group of {group} does not fit: it is even, at least twice the {repeats} repeats (so that no image "
-            f"is mixed with its own copy) and divides the {rows} rows of a rank"
-        )
-
-
-def mix_partner(position: NDArray[np.int64], group: int) -> NDArray[np.int64]:
-    """The position in the global batch that each position is mixed with: half a group further, within the group."""
-    return position // group * group + (position + group // 2) % group

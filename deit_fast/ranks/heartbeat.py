@@ -1,7 +1,8 @@
 """What every rank is doing, for whoever asks why the others wait: its log, and a file of a few words, in run/logs.
 
     with Heartbeat(ranks, folder) as heartbeat:
-        heartbeat.at("step", 57)            # two assignments: cheap enough for every step
+        for batch in heartbeat.watch(batches): …        # four assignments a step
+        heartbeat.at("evaluation")
         …
     read(folder)                            # what each rank said last
 
@@ -20,9 +21,10 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -158,6 +160,15 @@ class Heartbeat:
         sign.stage, sign.since = stage, time.time()
         if step is not None:
             sign.step = step
+
+    def watch(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """The batches; this rank is in the stage "step" until the next one is asked for, then in the stage "data"."""
+        for batch in batches:
+            self.at("step", batch.step)
+            done = batch.step + 1
+            yield batch
+            del batch  # its memory is the loader's again
+            self.at("data", done)
 
     def _culprit(self, patience: float = 5.0) -> Sign | None:
         """The rank because of which a collective has failed: it ended by an error, or is gone; None when none is.

@@ -34,7 +34,7 @@ from ..config import Config
 from ..recipes.named import recipe
 from ..run.checkpoint import write_file, write_json
 from ..run.provenance import provenance
-from ..train.loop import Diverged, Summary, train
+from ..train import Diverged, Summary, train
 from . import report
 
 PLAIN, DISTILLED = "deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"

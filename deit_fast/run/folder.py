@@ -15,7 +15,6 @@ lock            see files.py
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import shutil
 import time
@@ -24,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Config, difference
-from ..data import Dataset
 from ..files import LOCK, RunLock, read_json, remove_parts, write_json
 from ..model import SCORE_NAMES, Fusion
 from .checkpoint import newest
@@ -123,21 +121,6 @@ def chosen_weights(run: Path) -> Path:
 def headline(scores: Mapping[str, Any], fusion: Fusion) -> str:
     """The name of the score that --fusion makes the model's own."""
     return SCORE_NAMES[fusion] if SCORE_NAMES[fusion] in scores else "cls"
-
-
-def describe(train_set: Dataset, val_set: Dataset) -> dict[str, Any]:
-    """What makes two data sets the same to a run: classes, counts and labels in their order."""
-    labels = hashlib.sha256(train_set.labels.tobytes() + val_set.labels.tobytes()).hexdigest()
-    return {"classes": train_set.classes, "train": len(train_set), "val": len(val_set), "labels": labels}
-
-
-def data_digest(described: dict[str, Any], *sets: Dataset) -> str:
-    """A digest of a data set's classes, labels and the places of a thousand of its images."""
-    digest = hashlib.sha256(repr(sorted(described.items())).encode())
-    for dataset in sets:
-        for index in range(0, len(dataset), max(1, len(dataset) // 1000)):
-            digest.update(dataset.path(index).encode())
-    return digest.hexdigest()[:12]
 
 
 def check_data(run: Path, data: dict[str, Any]) -> None:

@@ -23,22 +23,19 @@ import torch
 
 from ..command import INTERRUPTED, OfOneRank, leave
 from ..config import Config
-from ..data import EvalLoader, TrainLoader, open_dataset
 from ..data.batch import parts
-from ..data.mixing import Mixing
-from ..data.order import steps_per_epoch
+from ..data.training import TrainingData
 from ..model import CONFIGS, IMAGENET_NORMALISATION
 from ..ranks.group import Ranks, join
 from ..ranks.launch import launch
 from ..ranks.preemption import Preempted, Preemption
 from ..ranks.slurm import adopt_slurm
 from ..recipes.named import parse
-from ..run.folder import describe
 from ..run.report import Reporter
 from ..scores import evaluate
 from ..weights.build import classifier, normalisation
 from .cache import runs
-from .labels import evaluation_settings, rows_of, teacher_labels
+from .labels import teacher_labels
 from .load import recipe_config
 
 
@@ -53,44 +50,30 @@ def fill(config: Config) -> int:
         raise ValueError("where to? Type --teacher-cache FOLDER")
     if config.dry_run:
         raise ValueError("--dry-run writes nothing, so it fills no cache: type it after python -m deit_fast.train")
-    with join(config) as group:
-        return _fill(config, group, Reporter(group.main))
+    with join(config) as ranks:
+        return _fill(config, ranks, Reporter(ranks.main))
 
 
-def _fill(config: Config, group: Ranks, reporter: Reporter) -> int:
-    train_set, val_set = group.main_first(lambda: open_dataset(config.data))
+def _fill(config: Config, ranks: Ranks, reporter: Reporter) -> int:
+    data = TrainingData.open(config, ranks)
     seen = IMAGENET_NORMALISATION
     if config.model not in CONFIGS:
-        seen = normalisation(classifier(dataclasses.replace(config, weights=""), len(train_set.classes)))
-    policy, eval_policy = config.training_policy(seen), config.evaluation_policy(seen)
-    rows = {
-        "data_seed": config.data_seed, "batch_size": config.batch_size, "repeats": config.repeats,
-        "order": config.order, "rank": group.rank, "world_size": group.world_size,
-    }  # fmt: skip
-    Mixing.of_rank(policy, **rows)  # raises where it is impossible
-    steps = config.epochs * steps_per_epoch(
-        len(train_set), config.batch_size, order=config.order, repeats=config.repeats, world_size=group.world_size
-    )
-    labels = teacher_labels(config, _spec(config), train_set, policy, seen, range(steps), group, reporter)
-    loading = {
-        "threads": config.threads or None, "bad_images": config.bad_images, "in_memory": config.in_memory,
-        "exif_orientation": config.exif_orientation, "device": group.device,
-    }  # fmt: skip
-    missing = labels.cache.missing(range(steps), rows_of(config, train_set, group))
+        seen = normalisation(classifier(dataclasses.replace(config, weights=""), len(data.train_set.classes)))
+    loaders = data.loaders(seen, ranks)
+    labels = teacher_labels(config, _spec(config), loaders, ranks, reporter)
+    steps = data.total_steps
+    missing = labels.cache.missing(range(steps), data.share.positions)
     with reporter.progress("labels", steps - len(missing), steps) as advance, labels:
         for part in runs(missing, unit=max(steps, 1)):
-            for batch in TrainLoader(
-                train_set, policy, total_steps=part.stop, start_step=part.start, **rows, **loading
-            ):
+            for batch in loaders.training(part):
                 for some in parts(batch, config.micro_batch):  # as in training, whose bits it must have
                     labels(some)
                 advance(batch.step + 1, {})
     if labels.live:  # its scores too: a run that uses the cache will not load it
-        sharing = {"batch_size": min(256, config.batch_size), "rank": group.rank, "world_size": group.world_size}
-        validation = EvalLoader(val_set, eval_policy, **sharing, **loading)
-        settings = evaluation_settings(eval_policy, describe(train_set, val_set))
-        labels.scores(lambda teacher: evaluate(teacher, validation, group)["cls"], settings, group.main)
-    group.wait()
+        validation = loaders.validation()
+        settings = loaders.validation_identity()
+        labels.scores(lambda teacher: evaluate(teacher, validation, ranks)["cls"], settings, ranks.main)
+    ranks.wait()
     reporter.say(f"{config.teacher_cache} holds the labels of {steps:,} steps, {len(missing):,} of them new")
     return len(missing)
 

@@ -1,6 +1,6 @@
 """What a batch's teacher says of it: the live teacher, a cache of its answers, or the one filling the other.
 
-    labels = teacher_labels(config, spec, train_set, policy, normalisation, range(total_steps), ranks, reporter)
+    labels = teacher_labels(config, spec, loaders, ranks, reporter)
     labels(batch)           # hard labels int64 (b,), logits (b, C), or a TopK, on the device
     with labels: …          # flushes at the end, however that comes
     labels.live             # False where a complete cache spares the teacher: it is never loaded
@@ -29,8 +29,7 @@ from deit_kernels.augment import Policy
 from ..config import Config
 from ..data import Batch, Dataset
 from ..data.memory import to_device
-from ..data.order import samples
-from ..model import Normalisation
+from ..data.training import Loaders, TrainingData
 from ..ranks.group import Ranks
 from ..run import checkpoint
 from ..run.report import Reporter
@@ -121,17 +120,15 @@ class TeacherLabels:
 
 
 def teacher_labels(
-    config: Config, spec: str, train_set: Dataset, policy: Policy, normalisation: Normalisation, steps: range,
-    ranks: Ranks, reporter: Reporter, load: Callable[..., Teacher] = load_teacher,
+    config: Config, spec: str, loaders: Loaders, ranks: Ranks, reporter: Reporter,
+    load: Callable[..., Teacher] = load_teacher,
 ) -> TeacherLabels:  # fmt: skip
     """The teacher that a configuration names, and its label cache.
 
     Args:
-        spec: the teacher, see `teacher.load_teacher`.
-        policy: of the training images.
-        normalisation: (mean, std) of the images that arrive.
-        steps: that will be asked for.
-        load: makes the teacher; another for a rehearsal.
+        spec: the teacher, see `load_teacher`.
+        loaders: the images that it will see, of every step of the run.
+        load: makes the teacher; another for a dry run.
 
     Raises:
         ValueError: as `load_teacher` and `LabelCache.open`; a cache of other weights.
@@ -139,26 +136,27 @@ def teacher_labels(
     dtype = _dtype(config, ranks.device)
     top_k = None if config.distill == "hard" else config.teacher_top_k
     tau = config.tau or 1.0
-    cache = None
-    # A rehearsal writes nothing, so it begins no cache.
+    data, cache = loaders.data, None
+    classes = data.train_set.classes
+    # A dry run writes nothing, so it begins no cache.
     if config.teacher_cache and (not config.dry_run or Path(config.teacher_cache, "settings.json").exists()):
-        settings = cache_settings(config, spec, dtype, train_set, policy, ranks.world_size)
-        classes, folder = len(train_set.classes), Path(config.teacher_cache)
+        settings = cache_settings(config, spec, dtype, data, loaders.policy)
 
         def opened() -> LabelCache:
-            options = {"classes": classes, "top_k": top_k, "tau": tau, "say": _warn, "repair": ranks.main}
-            return LabelCache.open(folder, settings, rows_of(config, train_set, ranks), **options)
+            options = {"classes": len(classes), "top_k": top_k, "tau": tau, "say": _warn, "repair": ranks.main}
+            return LabelCache.open(Path(config.teacher_cache), settings, data.share.positions, **options)
 
         cache = ranks.main_first(opened)
         cache.writes = not config.dry_run
         # Of other machines' files a rank may learn later than the rest, and all load the teacher or none.
-        missing = max(ranks.gather(len(cache.missing(steps, range(config.batch_size)))))
-        reporter.decide("labels", config.teacher_cache, f"{len(steps) - missing:,} of {len(steps):,} steps are there")
+        steps = data.total_steps
+        missing = max(ranks.gather(len(cache.missing(range(steps), range(config.batch_size)))))
+        reporter.decide("labels", config.teacher_cache, f"{steps - missing:,} of {steps:,} steps are there")
         if not missing:
             reporter.decide("teacher", "not loaded", f"every label of {spec} is in the cache")
             return TeacherLabels(None, cache, ranks.device, tau)
 
-    teacher = ranks.main_first(lambda: load(config, spec, train_set.classes, normalisation))
+    teacher = ranks.main_first(lambda: load(config, spec, classes, loaders.normalisation))
     reporter.decide("teacher", spec, f"{config.distill} labels, learnt by the {config.distill_on} head")
     own_size = own_image_size(spec, teacher.model)
     if own_size not in (None, config.image_size):
@@ -176,25 +174,9 @@ def teacher_labels(
     return TeacherLabels(engine, cache, ranks.device, tau)
 
 
-def rows_of(config: Config, train_set: Dataset, ranks: Ranks) -> range:
-    """The positions of this rank in every global batch."""
-    rows = samples(
-        0, data_seed=config.data_seed, images=len(train_set), batch_size=config.batch_size, repeats=config.repeats,
-        order=config.order, rank=ranks.rank, world_size=ranks.world_size,
-    ).position  # fmt: skip
-    stride = int(rows[1] - rows[0]) if len(rows) > 1 else 1
-    return range(int(rows[0]), int(rows[-1]) + 1, stride)
-
-
-def evaluation_settings(policy: Policy, data: dict[str, Any]) -> dict[str, Any]:
-    """What a teacher's scores depend on, JSON values; `data` as `run_folder.describe` gives it."""
-    return {"policy": dataclasses.asdict(policy), "images": data["val"], "labels": data["labels"]}
-
-
-def cache_settings(
-    config: Config, spec: str, dtype: torch.dtype, train_set: Dataset, policy: Policy, world_size: int
-) -> dict[str, Any]:
+def cache_settings(config: Config, spec: str, dtype: torch.dtype, data: TrainingData, policy: Policy) -> dict[str, Any]:
     """Everything that a stored label depends on, JSON values."""
+    train_set = data.train_set
     probes = (_read(train_set, index) for index in np.linspace(0, len(train_set) - 1, _PROBES).astype(int).tolist())
     settings = {
         "labels": "hard" if config.distill == "hard" else f"top {config.teacher_top_k} at tau {config.tau:g}",
@@ -210,7 +192,7 @@ def cache_settings(
     fields = ("data_seed", "batch_size", "repeats", "order", "exif_orientation", "image_size")
     settings |= {name: getattr(config, name) for name in fields}
     if config.order == "official":
-        settings["processes"] = world_size
+        settings["processes"] = data.share.world_size
     return settings
 
 

@@ -7,6 +7,7 @@
 """
 
 from ..config import Config
-from .loop import Diverged, Summary, train
+from .loop import Summary, train
+from .record import Diverged
 
 __all__ = ["Config", "Diverged", "Summary", "train"]

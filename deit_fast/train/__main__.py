@@ -25,7 +25,8 @@ from ..ranks.launch import LAUNCHED, launch
 from ..ranks.preemption import Preempted
 from ..ranks.slurm import adopt_slurm
 from ..recipes.named import parse
-from .loop import Diverged, train
+from .loop import train
+from .record import Diverged
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -20,11 +20,10 @@ import torch
 
 from ..config import Config
 from ..data import Batch, TrainLoader
-from ..model import Normalisation
 from ..ranks.group import Ranks
 from ..run.report import Reporter
-from ..weights.build import Teacher, classifier
 from .meter import memory_used
+from .prepare import Prepared
 from .step import TrainingStep
 
 _SECONDS = 4.0  # of each measurement, where a step is not longer
@@ -105,21 +104,13 @@ class Plan:
         return "the step", "add GPUs, or choose a smaller model or image size"
 
 
-def rehearse(
-    config: Config,
-    run: Path,
-    step: TrainingStep,
-    batches: TrainLoader,
-    ranks: Ranks,
-    reporter: Reporter,
-    schedule: Callable[[int], float],
-    total_steps: int,
-) -> Plan:
+def rehearse(config: Config, run: Path, prepared: Prepared, reporter: Reporter) -> Plan:
     """Take two steps, measure, print the plan and return it; the model has then changed, the disk has not.
 
     Raises:
         ValueError: the loss of the first steps is no number.
     """
+    step, batches, ranks, schedule = prepared.step, prepared.batches, prepared.ranks, prepared.schedule
     step.model.train(config.train_mode == "train")
     batches.seek(0)  # the speed of any steps: a run that is almost done has few left
     stream = _endless(batches)
@@ -145,7 +136,7 @@ def rehearse(
         step_alone=config.batch_size / alone,
         data_alone=config.batch_size / data,
         together=config.batch_size / together,
-        images=total_steps * config.batch_size,
+        images=prepared.data.total_steps * config.batch_size,
         processes=ranks.world_size,
         teacher_share=teacher / alone if step.teacher else None,
         memory=memory,
@@ -161,11 +152,6 @@ def rehearse(
     for line in plan.lines():
         reporter.decide(*line)
     return plan
-
-
-def stand_in(teacher: Config, _student: Config, _spec: str, classes: list[str], normalised: Normalisation) -> Teacher:
-    """In place of `load_teacher`: the recipe's architecture, as fast as if it had been trained."""
-    return Teacher(classifier(teacher, len(classes)), normalised)
 
 
 def checkpoint_bytes(step: TrainingStep) -> int:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..config import Config
-from ..data import EvalLoader, TrainLoader
 from ..files import RunLock, write_file, write_json
 from ..ranks.group import Ranks, join
 from ..ranks.heartbeat import Heartbeat
@@ -20,16 +18,9 @@ from ..run.metrics import TensorBoard
 from ..scores import Scores
 from . import dry_run
 from .meter import Meter, Scale
-from .optimizer import all_finite
-from .prepare import prepare
+from .prepare import Prepared, prepare
 from .profiling import StepProfile
-from .record import Record
-
-logger = logging.getLogger(__name__)
-
-
-class Diverged(ArithmeticError):
-    """Too many steps in a row had a loss or gradient that is no number, or a weight is none."""
+from .record import Record, name_bad_images
 
 
 @dataclass(frozen=True)
@@ -48,7 +39,7 @@ def train(config: Config) -> Summary:
 
     Raises:
         ValueError: a mistake in the configuration or the data, in one sentence that says what to type instead.
-        Diverged: loss, gradient or weights are no longer numbers.
+        Diverged: loss, gradient or weights are NaN or infinite.
         RankLost: another process of this run has ended.
         Preempted: a signal asked for the end; the run is saved.
     """
@@ -69,7 +60,8 @@ def _run(config: Config, ranks: Ranks, heartbeat: Heartbeat, preemption: Preempt
         reporter.console.print(report.summary_table(finished))
         return Summary(run, finished)
     with RunLock(run) as lock:
-        ranks.main_first(lambda: folder.refuse_a_second(run, lock) if ranks.main and not config.dry_run else None)
+        if not config.dry_run:
+            ranks.on_main(lambda: folder.refuse_a_second(run, lock))
         return _train(config, run, lock, ranks, reporter, heartbeat, preemption)
 
 
@@ -81,123 +73,107 @@ def _train(
         return _run(teacher_config, ranks, heartbeat, preemption).run
 
     prepared = prepare(config, run, ranks, reporter, train_first)
-    step, teacher, batches, schedule = prepared.step, prepared.teacher, prepared.batches, prepared.schedule
-    epoch_steps, total_steps, start = prepared.epoch_steps, prepared.total_steps, prepared.start
     if config.dry_run:
-        plan = dry_run.rehearse(config, run, step, batches, ranks, reporter, schedule, total_steps)
-        return Summary(run, {"plan": asdict(plan)})
-    ranks.main_first(lambda: folder.begin(config, run, prepared.data, lock) if ranks.main else folder.wait_for(run))
+        return Summary(run, {"plan": asdict(dry_run.rehearse(config, run, prepared, reporter))})
+    ranks.main_first(
+        lambda: folder.begin(config, run, prepared.data.identity, lock) if ranks.main else folder.wait_for(run)
+    )
     ranks.training_begins()
     heartbeat.begin(run / "logs")
     reporter.decide("tensorboard", "off" if TensorBoard.missing() else run / "tensorboard", TensorBoard.missing())
+    return _loop(config, run, prepared, reporter, heartbeat, preemption)
 
-    def end_epoch(done: int) -> tuple[Scores, Scores | None]:
-        heartbeat.at("evaluation")
-        scores = prepared.evaluate()
-        record.log({"step": done, "student": scores[0], "ema": scores[1]})
-        record.keep_if_best(done, *scores)
-        if line := record.last_line():
-            head = folder.headline(scores[0], config.fusion)
-            reporter.say(report.epoch_line(done // epoch_steps, config.epochs, line, *scores, head))
-        return scores
 
+@dataclass(frozen=True)
+class Due:
+    """What follows after so many steps of a run."""
+
+    config: Config
+    epoch_steps: int
+    total_steps: int
+
+    def log(self, done: int) -> bool:
+        return done % self.config.log_every == 0 or done % self.epoch_steps == 0 or self.save(done)
+
+    def save(self, done: int) -> bool:
+        return done == self.total_steps or done % (self.config.save_every or self.epoch_steps) == 0
+
+    def evaluation(self, done: int) -> bool:
+        """At the end of every `eval_every`-th epoch, and of the last."""
+        epoch, into_epoch = divmod(done, self.epoch_steps)
+        last = epoch == self.config.epochs
+        return done > 0 and into_epoch == 0 and (epoch % self.config.eval_every == 0 or last)
+
+
+def _loop(
+    config: Config, run: Path, prepared: Prepared, reporter: report.Reporter, heartbeat: Heartbeat,
+    preemption: Preemption,
+) -> Summary:  # fmt: skip
+    ranks, step, start, batches = prepared.ranks, prepared.step, prepared.start, prepared.batches
+    total_steps = prepared.data.total_steps
+    due = Due(config, prepared.data.share.steps_per_epoch, total_steps)
     teacher_scores = prepared.evaluate_teacher()
     scores: tuple[Scores, Scores | None] | None = None
-    row: dict[str, Any] = {}
-    named = 0  # unreadable images named so far
     meter = Meter(step, batches, ranks, Scale.of(config, total_steps, step, ranks, prepared.autocast))
     meter.load(start.meter)
-    record = Record(config, run, ranks, step, start)
     step.model.train(config.train_mode == "train")
-    with (
-        record,
-        reporter.progress(config.recipe, start.step, total_steps) as advance,
-        step.steady(),
-        teacher or nullcontext(),
-        StepProfile(config.profile, run, batches, ranks, reporter) as profiled,
-        preemption.training(ranks, start.step),
-    ):
+
+    @contextmanager
+    def aside(stage: str) -> Iterator[None]:
+        """Not training time; whoever waits for this rank sees the stage."""
+        heartbeat.at(stage)
+        meter.pause()
+        yield
+        meter.resume()
+
+    with ExitStack() as stack:  # ends in the reverse order: first the signals, last the record
+        record = stack.enter_context(Record(config, run, prepared, meter, reporter))
+        advance = stack.enter_context(reporter.progress(config.recipe, start.step, total_steps))
+        stack.enter_context(step.steady())
+        stack.enter_context(prepared.teacher or nullcontext())
+        profiled = stack.enter_context(StepProfile(config.profile, run, batches, ranks, reporter))
+        stack.enter_context(preemption.training(ranks, start.step))
         # The evaluation follows its epoch's checkpoint, so one that was cut short comes first of all.
-        if _evaluates(config, start.step, epoch_steps) and record.lacks_evaluation():
-            scores = end_epoch(start.step)
-        for batch in batches:
-            heartbeat.at("step", batch.step)
-            lr = schedule(batch.step)
+        if due.evaluation(start.step) and record.lacks_evaluation():
+            with aside("evaluation"):
+                scores = record.evaluate(start.step)
+        for batch in heartbeat.watch(batches):  # stages "step" and "data"
+            lr = prepared.schedule(batch.step)
             meter.add(step(batch, lr))
             profiled.step_done()
-
-            done = batch.step + 1  # steps
-            save_now = done == total_steps or done % (config.save_every or epoch_steps) == 0
-            stopped_by = preemption.asked(done)
-            if done % config.log_every == 0 or done % epoch_steps == 0 or save_now:
-                row = meter.row(done, done / epoch_steps, lr)
-                record.log(row)
-                reporter.step(row, total_steps)
-                if row["skipped"]:
-                    logger.warning(
-                        f"{row['skipped']} steps up to step {done} were left out: their loss or gradient is no number"
-                    )
-                if (bad := meter.skipped_in_a_row) >= config.skip_limit:
-                    raise _diverged(config, f"the loss or gradient of {bad} steps in a row is no number", done, record)
-                named = _name_bad_images(batches.bad_images, named)
-            advance(done, row)
-            meter.pause()
-            if save_now or stopped_by:
-                heartbeat.at("checkpoint")
-                if not all_finite(step.model):
-                    raise _diverged(config, "a weight is no number", done, record)
-                if teacher:
-                    teacher.flush()
-                record.save(done, meter.state(), _unreadable(ranks, start.unreadable, batches))
-            if stopped_by:
+            done, stop = batch.step + 1, preemption.asked(batch.step + 1)
+            if due.log(done):
+                record.log(done, lr)  # raises Diverged after --skip-limit
+            advance(done, record.newest)
+            if due.save(done) or stop:
+                with aside("checkpoint"):
+                    record.save(done)
+            if stop:
                 record.finish()
-                raise Preempted(stopped_by, done)
-            if _evaluates(config, done, epoch_steps):
-                scores = end_epoch(done)
-            meter.resume()
-            heartbeat.at("data", done)
+                raise Preempted(stop, done)
+            if due.evaluation(done):
+                with aside("evaluation"):
+                    scores = record.evaluate(done)
 
     # A run that was killed between its last checkpoint and its summary has nothing left to train.
-    student_scores, ema_scores = scores or prepared.evaluate()
-    result = {"teacher": teacher_scores, "student": student_scores, "ema": ema_scores}
-    _name_bad_images(prepared.eval_batches.bad_images, 0)
-    if skipped := _unreadable(ranks, start.unreadable, batches, prepared.eval_batches):
+    student, ema = scores or prepared.evaluate()
+    return _conclude(run, prepared, record, reporter, {"teacher": teacher_scores, "student": student, "ema": ema})
+
+
+def _conclude(
+    run: Path, prepared: Prepared, record: Record, reporter: report.Reporter, result: dict[str, Any]
+) -> Summary:
+    """Everything on disk, then summary.json: while it is missing, the run is unfinished."""
+    name_bad_images(prepared.validation)
+    if skipped := record.unreadable(prepared.batches, prepared.validation):
         result["bad_images"] = skipped
         reporter.say(report.skipped_lines(skipped))
-    reporter.say(f"loader: {batches.seconds}")
+    reporter.say(f"loader: {prepared.batches.seconds}")
     record.finish()
-    if ranks.main:
+    if prepared.ranks.main:
         write_file(run / "report.png", lambda path: report.draw(run, result, path))
         write_json(run / "summary.json", result)
         reporter.say(f"trained in {record.seconds:.0f} s; {run / 'report.png'}")
         reporter.console.print(report.summary_table(result))
-    ranks.wait()
+    prepared.ranks.wait()
     return Summary(run, result)
-
-
-def _evaluates(config: Config, done: int, epoch_steps: int) -> bool:
-    """Whether an evaluation follows after so many steps: at the end of every `eval_every`-th epoch, and of the last."""
-    epoch, into_epoch = divmod(done, epoch_steps)
-    return done > 0 and into_epoch == 0 and (epoch % config.eval_every == 0 or epoch == config.epochs)
-
-
-def _diverged(config: Config, what: str, done: int, record: Record) -> Diverged:
-    range_of_fp16 = ", or --precision bf16, whose numbers reach further" if config.precision == "fp16" else ""
-    return Diverged(
-        f"{what} at step {done}: most likely the learning rate is too high, try half of it, --lr {config.lr / 2:g}, or "
-        f"a longer warm-up{range_of_fp16}, with --fresh; or the weights it started from, or the teacher, give no "
-        f"numbers; {record.saved}"
-    )
-
-
-def _name_bad_images(bad_images: dict[str, str], named: int) -> int:
-    """Name the unreadable images that came after the first `named`, by the rank that met them; returns how many are."""
-    for path, reason in [*bad_images.items()][named:]:
-        logger.warning(f"skipped an unreadable image: {path}: {reason}")
-    return len(bad_images)
-
-
-def _unreadable(ranks: Ranks, before: Iterable[str], *loaders: TrainLoader | EvalLoader) -> list[str]:
-    """Paths of the images that any rank has skipped, those from before a restart too, sorted. All ranks call it."""
-    own = [path for loader in loaders for path in loader.bad_images]
-    return sorted({*before, *(path for paths in ranks.gather(own) for path in paths)})

@@ -1,4 +1,4 @@
-"""Everything that a training needs before its first step: data, model, teacher, schedule, checkpoint.
+"""Everything that a training needs before its first step: data, student, teacher, checkpoint, batches.
 
     prepared = prepare(config, run, ranks, reporter, train_first)
     for batch in prepared.batches: prepared.step(batch, prepared.schedule(batch.step))
@@ -9,37 +9,51 @@ was not typed is printed with its reason. Nothing is written.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from deit_kernels.augment import Policy
-
 from ..config import Config
-from ..data import Dataset, EvalLoader, TrainLoader, jpeg_part, open_dataset
-from ..data.mixing import Mixing
-from ..data.order import steps_per_epoch
-from ..model import VisionTransformer
+from ..data import EvalLoader, TrainLoader, jpeg_part
+from ..data.training import Loaders, TrainingData
+from ..model import Normalisation, VisionTransformer
 from ..ranks.group import Ranks
-from ..run import folder
-from ..run.folder import data_digest
+from ..run import checkpoint, folder
 from ..run.report import Reporter
 from ..scores import Scores, evaluate, evaluate_models
-from ..teacher.labels import TeacherLabels, evaluation_settings, teacher_labels
+from ..teacher.labels import TeacherLabels, teacher_labels
 from ..teacher.load import load_teacher, recipe_config
-from ..weights.build import classifier, normalisation
-from . import dry_run
+from ..weights.build import Teacher, classifier, normalisation
 from .optimizer import learning_rates
-from .record import Start, restore
 from .step import TrainingStep, precision
 
 TrainFirst = Callable[[Config], Path]  # trains a configuration and returns its run folder
+
+
+class Start(NamedTuple):
+    """From where a run continues; that of a new one is the default.
+
+    Attributes:
+        step: steps done.
+        seconds: of training so far.
+        meter: what was added up since the last line of metrics.jsonl.
+        folder: the checkpoint.
+        world_size: processes that had trained it; 0 for a new run.
+        unreadable: images that were skipped so far.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    meter: dict[str, Any] | None = None
+    folder: Path | None = None
+    world_size: int = 0
+    unreadable: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -47,26 +61,23 @@ class Prepared:
     """What the loop works with.
 
     Attributes:
-        data: what identifies the data sets (`run_folder.describe`).
-        epoch_steps, total_steps: of this run.
+        data: the data sets, and the number of steps of the run.
         step: the student and what a batch does to it, restored where the run is continued.
         teacher: None without distillation.
         batches: of training, from the first step to be done.
-        eval_batches: of validation, prepared as `eval_policy` says.
+        validation: batches of the validation images.
         schedule: the learning rate of a step.
         start: where the run is continued.
         autocast: precision of evaluations.
     """
 
     ranks: Ranks
-    data: dict[str, Any]
-    epoch_steps: int
-    total_steps: int
+    data: TrainingData
+    loaders: Loaders
     step: TrainingStep
     teacher: TeacherLabels | None
     batches: TrainLoader
-    eval_batches: EvalLoader
-    eval_policy: Policy
+    validation: EvalLoader
     schedule: Callable[[int], float]
     start: Start
     autocast: AbstractContextManager
@@ -76,19 +87,18 @@ class Prepared:
         models = {"student": self.step.model} | ({"ema": self.step.ema.module} if self.step.ema else {})
         for module in models.values():
             self.ranks.same_buffers(module)
-        scores = evaluate_models(models, self.eval_batches, self.ranks, self.autocast)
+        scores = evaluate_models(models, self.validation, self.ranks, self.autocast)
         return scores["student"], scores.get("ema")
 
     def evaluate_teacher(self) -> dict[str, float] | None:
         """The teacher's score; None without one, or where only its labels are known."""
         if self.teacher is None:
             return None
-        settings = evaluation_settings(self.eval_policy, self.data)
 
-        def own(module: nn.Module) -> dict[str, float]:
-            return evaluate(module, self.eval_batches, self.ranks)["cls"]
+        def score(module: nn.Module) -> dict[str, float]:
+            return evaluate(module, self.validation, self.ranks)["cls"]
 
-        return self.teacher.scores(own, settings, self.ranks.main)
+        return self.teacher.scores(score, self.loaders.validation_identity(), self.ranks.main)
 
 
 def prepare(config: Config, run: Path, ranks: Ranks, reporter: Reporter, train_first: TrainFirst) -> Prepared:
@@ -105,86 +115,33 @@ def prepare(config: Config, run: Path, ranks: Ranks, reporter: Reporter, train_f
     for decision in ranks.decisions():
         reporter.decide(*decision)
     autocast = precision(config, ranks.device, reporter)
-    train_set, val_set, data = _open_data(config, run, ranks)
-    epoch_steps = steps_per_epoch(
-        len(train_set), config.batch_size, order=config.order, repeats=config.repeats, world_size=ranks.world_size
-    )
-    total_steps = config.epochs * epoch_steps
-    counts = f"{len(train_set):,} training and {len(val_set):,} validation images, {len(train_set.classes)} classes"
-    reporter.decide("data", counts)
-    reporter.decide("steps", f"{total_steps:,}", f"{config.epochs} epochs of {len(train_set):,} // {config.batch_size}")
-    if config.order == "official":
-        reporter.decide("order", "official", f"its lists for {ranks.world_size} processes; for others they differ")
-
-    model = _student(config, len(train_set.classes), ranks, reporter)
-    normalised = normalisation(model)
-    policy, eval_policy = config.training_policy(normalised), config.evaluation_policy(normalised)
-    rows = {
-        "data_seed": config.data_seed, "batch_size": config.batch_size, "repeats": config.repeats,
-        "order": config.order, "rank": ranks.rank, "world_size": ranks.world_size,
-    }  # fmt: skip
-    if (mixing := Mixing.of_rank(policy, **rows)) is not None:
-        reporter.decide("mixing", *mixing.decision)
-    if jpeg_part.missing and policy.crop == "random_resized":
-        reporter.decide("JPEG files", "decoded whole, not only what the crops need", jpeg_part.missing)
-    teacher = None
-    if config.distill != "none":
-        labels_config, spec, load = _teacher(config, reporter, train_first)
-        teacher = teacher_labels(
-            labels_config, spec, train_set, policy, normalised, range(total_steps), ranks, reporter, load
-        )
+    data = _open_data(config, run, ranks, reporter)
+    model = _student(config, len(data.train_set.classes), ranks, reporter)
+    loaders = _loaders(data, model, ranks, reporter)
+    teacher = None if config.distill == "none" else _teacher(config, loaders, ranks, reporter, train_first)
     step = TrainingStep(config, model, teacher, ranks, autocast, reporter)
-
-    loading = {
-        "threads": config.threads or ranks.cores, "bad_images": config.bad_images, "in_memory": config.in_memory,
-        "exif_orientation": config.exif_orientation, "device": ranks.device,
-    }  # fmt: skip
-    eval_batches = EvalLoader(
-        val_set, eval_policy, batch_size=min(256, config.batch_size), rank=ranks.rank, world_size=ranks.world_size,
-        **loading,
-    )  # fmt: skip
-    start = Start() if config.fresh else restore(run, ranks, step)
-    if start.folder:
-        reporter.decide("continue", f"from step {start.step:,}", str(start.folder))
-        _check_processes(config, start, ranks)
+    validation = loaders.validation()
+    start = _start(config, run, ranks, step, reporter)
+    layout = {}
     if isinstance(model, VisionTransformer) and (teacher is None or not teacher.live):
         # Nobody but the student looks at the images.
-        loading |= {"layout": "patches", "patch": model.config.patch_size}
-    batches = TrainLoader(train_set, policy, total_steps=total_steps, start_step=start.step, **rows, **loading)
-    schedule = learning_rates(config, epoch_steps, step.peak_lr)
-    return Prepared(
-        ranks,
-        data,
-        epoch_steps,
-        total_steps,
-        step,
-        teacher,
-        batches,
-        eval_batches,
-        eval_policy,
-        schedule,
-        start,
-        autocast,
-    )
+        layout = {"layout": "patches", "patch": model.config.patch_size}
+    batches = loaders.training(range(start.step, data.total_steps), **layout)
+    schedule = learning_rates(config, data.share.steps_per_epoch, step.peak_lr)
+    return Prepared(ranks, data, loaders, step, teacher, batches, validation, schedule, start, autocast)
 
 
-def _check_processes(config: Config, start: Start, ranks: Ranks) -> None:
-    """The official order's lists and mixing depend on the number of processes, so a run keeps it."""
-    if config.order == "official" and start.world_size != ranks.world_size:
-        raise ValueError(
-            f"{start.folder} was trained by {start.world_size} processes; --order official shows {ranks.world_size} "
-            f"others: start {start.world_size} again, or type --order grouped in a new --out"
-        )
-
-
-def _open_data(config: Config, run: Path, ranks: Ranks) -> tuple[Dataset, Dataset, dict[str, Any]]:
-    """Training set, validation set, and what identifies both, which every rank and the run so far agree on."""
-    train_set, val_set = ranks.main_first(lambda: open_dataset(config.data))
-    data = folder.describe(train_set, val_set)
-    ranks.agree("data", data_digest(data, train_set, val_set), "give every machine the same files")
+def _open_data(config: Config, run: Path, ranks: Ranks, reporter: Reporter) -> TrainingData:
+    data = TrainingData.open(config, ranks)
     if not config.fresh:
-        ranks.main_first(lambda: folder.check_data(run, data))
-    return train_set, val_set, data
+        ranks.main_first(lambda: folder.check_data(run, data.identity))
+    images, classes = len(data.train_set), len(data.train_set.classes)
+    counts = f"{images:,} training and {len(data.val_set):,} validation images, {classes} classes"
+    reporter.decide("data", counts)
+    reporter.decide("steps", f"{data.total_steps:,}", f"{config.epochs} epochs of {images:,} // {config.batch_size}")
+    if config.order == "official":
+        reporter.decide("order", "official", f"its lists for {ranks.world_size} processes; for others they differ")
+    return data
 
 
 def _student(config: Config, classes: int, ranks: Ranks, reporter: Reporter) -> nn.Module:
@@ -214,15 +171,64 @@ def _check_heads(config: Config, distilled: bool) -> None:
         )
 
 
-def _teacher(config: Config, reporter: Reporter, train_first: TrainFirst) -> tuple[Config, str, Callable]:
-    """(configuration of its labels, its name, what loads it); the teacher of a recipe is trained now."""
-    recipe = recipe_config(config)
-    if recipe is None:
-        return config, config.teacher, load_teacher
-    if config.dry_run:
+def _loaders(data: TrainingData, model: nn.Module, ranks: Ranks, reporter: Reporter) -> Loaders:
+    loaders = data.loaders(normalisation(model), ranks)
+    if loaders.mixing is not None:
+        reporter.decide("mixing", *loaders.mixing.decision)
+    if jpeg_part.missing and loaders.policy.crop == "random_resized":
+        reporter.decide("JPEG files", "decoded whole, not only what the crops need", jpeg_part.missing)
+    return loaders
+
+
+def _teacher(
+    config: Config, loaders: Loaders, ranks: Ranks, reporter: Reporter, train_first: TrainFirst
+) -> TeacherLabels:
+    """The labels of the teacher; that of a recipe is trained now."""
+    spec, load, recipe = config.teacher, load_teacher, recipe_config(config)
+    if recipe is not None and config.dry_run:
         reporter.say(f"the teacher of the recipe {recipe.recipe} stays untrained: it is as fast")
-        return replace(config, teacher_cache=""), config.teacher, partial(dry_run.stand_in, recipe)
-    reporter.say(f"its teacher first, by the recipe {recipe.recipe}")
-    run = train_first(recipe)
-    reporter.say(f"{config.recipe} goes on")
-    return config, str(run), load_teacher
+        config, load = replace(config, teacher_cache=""), partial(_untrained, recipe)
+    elif recipe is not None:
+        reporter.say(f"its teacher first, by the recipe {recipe.recipe}")
+        spec = str(train_first(recipe))
+        reporter.say(f"{config.recipe} goes on")
+    return teacher_labels(config, spec, loaders, ranks, reporter, load)
+
+
+def _untrained(teacher: Config, _student: Config, _spec: str, classes: list[str], normalised: Normalisation) -> Teacher:
+    """In place of `load_teacher`: the recipe's architecture, as fast as if it had been trained."""
+    return Teacher(classifier(teacher, len(classes)), normalised)
+
+
+def _start(config: Config, run: Path, ranks: Ranks, step: TrainingStep, reporter: Reporter) -> Start:
+    """Where the run is continued, the step restored.
+
+    The official order's lists and mixing depend on the number of processes, so a run keeps it.
+    """
+    start = Start() if config.fresh else restore(run, ranks, step)
+    if not start.folder:
+        return start
+    reporter.decide("continue", f"from step {start.step:,}", str(start.folder))
+    if config.order == "official" and start.world_size != ranks.world_size:
+        raise ValueError(
+            f"{start.folder} was trained by {start.world_size} processes; --order official shows {ranks.world_size} "
+            f"others: start {start.world_size} again, or type --order grouped in a new --out"
+        )
+    return start
+
+
+def restore(run: Path, ranks: Ranks, step: TrainingStep) -> Start:
+    """Load the newest whole checkpoint, which rank 0 has verified, on every rank.
+
+    Raises:
+        ValueError: there are checkpoints but none is whole, or it is of another version of deit_fast.
+    """
+    newest = ranks.on_main(lambda: checkpoint.newest(run))
+    if newest is None:
+        return Start()
+    average = step.ema.module if step.ema else None
+    state = ranks.main_first(lambda: checkpoint.load(newest, step.model, average, step.optimizer))
+    if step.scaler and state["scaler"]:
+        step.scaler.load_state_dict(state["scaler"])
+    known = state.get("unreadable", ())  # of a checkpoint from before this was kept: none
+    return Start(state["step"], state["seconds"], state["meter"], newest, state["world_size"], known)

@@ -1,94 +1,69 @@
-"""What a run leaves behind while it trains: metrics, curves, checkpoints and the best weights. Rank 0 writes.
+"""What a run says and leaves behind while it trains: metrics, curves, checkpoints, scores and the best weights.
 
-start = restore(run, ranks, step)                       # the newest whole checkpoint, loaded
-with Record(config, run, ranks, step, start) as record:
-    record.log({"step": 20, "loss": 6.9})
-    record.save(20, meter.state())                      # copied now, written beside the training
-    record.keep_if_best(20, scores)
+with Record(config, run, prepared, meter, reporter) as record:
+    record.log(20, lr)              # the steps since the last line, averaged
+    record.save(20)                 # copied now, written beside the training
+    scores = record.evaluate(20)
+
+Every rank calls; rank 0 writes and prints.
 """
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..config import Config
-from ..ranks.group import Ranks
-from ..run import checkpoint
+from ..data import EvalLoader, TrainLoader
+from ..run import checkpoint, folder, report
 from ..run.metrics import Metrics, TensorBoard
 from ..run.snapshot import Snapshots
 from ..scores import Scores
-from .step import TrainingStep
+from .meter import Meter
+from .optimizer import all_finite
+from .prepare import Prepared
+
+logger = logging.getLogger(__name__)
 
 
-class Start(NamedTuple):
-    """From where a run continues; that of a new one is the default.
-
-    Attributes:
-        step: steps done.
-        seconds: of training so far.
-        meter: what was added up since the last line of metrics.jsonl.
-        folder: the checkpoint.
-        world_size: processes that had trained it; 0 for a new run.
-        unreadable: images that were skipped so far.
-    """
-
-    step: int = 0
-    seconds: float = 0.0
-    meter: dict[str, Any] | None = None
-    folder: Path | None = None
-    world_size: int = 0
-    unreadable: Sequence[str] = ()
-
-
-def restore(run: Path, ranks: Ranks, step: TrainingStep) -> Start:
-    """Load the newest whole checkpoint, which rank 0 has verified, on every rank.
-
-    Raises:
-        ValueError: there are checkpoints but none is whole, or it is of another version of deit_fast.
-    """
-    found: list[Path | None] = []
-    ranks.main_first(lambda: found.append(checkpoint.newest(run) if ranks.main else None))
-    newest = ranks.gather(found[0])[0]
-    if newest is None:
-        return Start()
-    average = step.ema.module if step.ema else None
-    state = ranks.main_first(lambda: checkpoint.load(newest, step.model, average, step.optimizer))
-    if step.scaler and state["scaler"]:
-        step.scaler.load_state_dict(state["scaler"])
-    known = state.get("unreadable", ())  # of a checkpoint from before this was kept: none
-    return Start(state["step"], state["seconds"], state["meter"], newest, state["world_size"], known)
+class Diverged(ArithmeticError):
+    """The loss or a gradient was NaN or infinite in too many steps in a row, or a weight is."""
 
 
 class Record:
-    """Writes on rank 0; on the others every call does nothing.
+    """A context manager: leaving it waits for the last checkpoint.
 
-    Args:
-        start: where the run continues.
+    Attributes:
+        newest: the last line of metrics.jsonl that tells a loss since the start of this process; {} before the first.
 
     Raises:
         OSError: the run folder cannot be written to.
     """
 
-    def __init__(self, config: Config, run: Path, ranks: Ranks, step: TrainingStep, start: Start) -> None:
-        self._config, self._ranks, self._step, self._start = config, ranks, step, start
-        self._began, self._last = time.perf_counter(), start.step or None  # the step whose checkpoint is due
+    def __init__(self, config: Config, run: Path, prepared: Prepared, meter: Meter, reporter: report.Reporter) -> None:
+        self._config, self._prepared, self._meter, self._reporter = config, prepared, meter, reporter
+        self._ranks, self._step, self._start = prepared.ranks, prepared.step, prepared.start
+        self._epoch_steps = prepared.data.share.steps_per_epoch
+        self._began, self._last = time.perf_counter(), self._start.step or None  # the step whose checkpoint is due
+        self._named = 0  # unreadable images named so far
+        self.newest: dict[str, Any] = {}
         self._metrics: Metrics | None = None
         self._curves: TensorBoard | None = None
         self._snapshots: Snapshots | None = None
-        if ranks.main:
-            self._metrics = Metrics(run / "metrics.jsonl", start.step)
+        if self._ranks.main:
+            self._metrics = Metrics(run / "metrics.jsonl", self._start.step)
             if not TensorBoard.missing():
-                self._curves = TensorBoard(run / "tensorboard", start.step)
-            self._snapshots = Snapshots(run, config.keep, ranks.device, start.step or None, self._metrics.sync)
+                self._curves = TensorBoard(run / "tensorboard", self._start.step)
+            saved = self._start.step or None
+            self._snapshots = Snapshots(run, config.keep, self._ranks.device, saved, self._metrics.sync)
 
     def __enter__(self) -> Record:
         # A kill between the line of an evaluation and the file of the best weights: here they are once more.
         line = self._metrics.find("student", self._start.step) if self._metrics else None
         if line:
-            self.keep_if_best(self._start.step, line["student"], line.get("ema"))
+            self._keep_if_best(self._start.step, line["student"], line.get("ema"))
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -102,48 +77,62 @@ class Record:
         """Of training so far, those before a restart included."""
         return self._start.seconds + time.perf_counter() - self._began
 
-    @property
-    def saved(self) -> str:
-        """Which checkpoint is the newest, for the end of a sentence."""
-        step = self._snapshots.saved if self._snapshots else None
-        return "no checkpoint was written yet" if step is None else f"the checkpoint of step {step} is from before"
+    def log(self, done: int, lr: float) -> None:
+        """A line of metrics.jsonl, of the log and of the console for the steps since the last one.
 
-    def log(self, line: dict[str, Any]) -> None:
-        """Add a line to metrics.jsonl, and to TensorBoard's curves."""
-        if self._metrics:
-            self._metrics.append(line)
-        if self._curves:
-            self._curves.add(line)
+        Raises:
+            Diverged: the last --skip-limit steps or more were skipped.
+        """
+        row = self.newest = self._meter.row(done, done / self._epoch_steps, lr)
+        self._add(row)
+        self._reporter.step(row, self._prepared.data.total_steps)
+        if row["skipped"]:
+            logger.warning(
+                f"{row['skipped']} steps up to step {done} were skipped: loss or gradient is NaN or infinite"
+            )
+        if (skipped := self._meter.skipped_in_a_row) >= self._config.skip_limit:
+            raise self._diverged(f"the loss or a gradient of {skipped} steps in a row is NaN or infinite", done)
+        self._named = name_bad_images(self._prepared.batches, self._named)
 
-    def lacks_evaluation(self) -> bool:
-        """Whether no evaluation was logged where the run continues; the same on every rank."""
-        missing = self._metrics is not None and not self._metrics.find("student", self._start.step)
-        return self._ranks.gather(missing)[0]
-
-    def save(self, done: int, meter: dict[str, Any] | None, unreadable: Sequence[str] = ()) -> None:
+    def save(self, done: int) -> None:
         """The checkpoint after `done` steps; weights may change as soon as this returns.
 
-        Args:
-            meter, unreadable: as `Start`.
+        Raises:
+            Diverged: a weight is NaN or infinite.
         """
+        prepared, step = self._prepared, self._step
+        if not all_finite(step.model):
+            raise self._diverged("a weight is NaN or infinite", done)
+        if prepared.teacher:
+            prepared.teacher.flush()
+        meter, unreadable = self._meter.state(), self.unreadable(prepared.batches)
         self._last = done
         if self._snapshots:
-            step = self._step
             average = step.ema.module if step.ema else None
             tensors = checkpoint.tensors_of(step.model, average, step.optimizer)
             state = checkpoint.state_of(self._config, self._ranks.world_size, done, self.seconds)
             scaler = step.scaler.state_dict() if step.scaler else None
             self._snapshots.take(done, tensors, {**state, "meter": meter, "scaler": scaler, "unreadable": unreadable})
 
-    def keep_if_best(self, done: int, student: Scores, average: Scores | None) -> None:
-        """Keep the moving average, or the weights where there is none, when it scored better than ever before."""
-        if self._snapshots:
-            scores, model = (student, self._step.model) if average is None else (average, self._step.ema.module)
-            self._snapshots.offer(done, model.state_dict(), scores["fused" if "fused" in scores else "cls"]["top1"])
+    def lacks_evaluation(self) -> bool:
+        """Whether no evaluation was logged where the run continues."""
+        return self._ranks.on_main(lambda: not self._metrics.find("student", self._start.step))
 
-    def last_line(self) -> dict[str, Any]:
-        """The newest line of metrics.jsonl that tells a loss; {} on other ranks than the first."""
-        return self._metrics.last("loss") if self._metrics else {}
+    def evaluate(self, done: int) -> tuple[Scores, Scores | None]:
+        """Score student and moving average after `done` steps, log both, and keep the weights if they are the best."""
+        student, ema = self._prepared.evaluate()
+        self._add({"step": done, "student": student, "ema": ema})
+        self._keep_if_best(done, student, ema)
+        if self._metrics:
+            head, line = folder.headline(student, self._config.fusion), self._metrics.last("loss")
+            epoch = done // self._epoch_steps
+            self._reporter.say(report.epoch_line(epoch, self._config.epochs, line, student, ema, head))
+        return student, ema
+
+    def unreadable(self, *loaders: TrainLoader | EvalLoader) -> list[str]:
+        """Paths of the images that any rank has skipped, those from before a restart too, sorted."""
+        own = [path for loader in loaders for path in loader.bad_images]
+        return sorted({*self._start.unreadable, *(path for paths in self._ranks.gather(own) for path in paths)})
 
     def finish(self) -> None:
         """Until everything is on disk, the last weights above all; on every rank, since launchers stop the others
@@ -162,3 +151,32 @@ class Record:
                 )
             self._metrics.sync()
         self._ranks.wait()
+
+    def _add(self, line: dict[str, Any]) -> None:
+        if self._metrics:
+            self._metrics.append(line)
+        if self._curves:
+            self._curves.add(line)
+
+    def _keep_if_best(self, done: int, student: Scores, average: Scores | None) -> None:
+        """Keep the moving average, or the weights where there is none, when it scored better than ever before."""
+        if self._snapshots:
+            scores, model = (student, self._step.model) if average is None else (average, self._step.ema.module)
+            self._snapshots.offer(done, model.state_dict(), scores["fused" if "fused" in scores else "cls"]["top1"])
+
+    def _diverged(self, what: str, done: int) -> Diverged:
+        config, saved = self._config, self._snapshots.saved if self._snapshots else None
+        range_of_fp16 = ", or --precision bf16, whose range is larger" if config.precision == "fp16" else ""
+        newest = "no checkpoint was written yet" if saved is None else f"the checkpoint of step {saved} is from before"
+        return Diverged(
+            f"{what} at step {done}: most likely the learning rate is too high, try half of it, "
+            f"--lr {config.lr / 2:g}, or a longer warm-up{range_of_fp16}, with --fresh; or the weights it started "
+            f"from, or the teacher, give NaN; {newest}"
+        )
+
+
+def name_bad_images(loader: TrainLoader | EvalLoader, named: int = 0) -> int:
+    """Warn of the unreadable images of this rank after the first `named`; returns how many there are."""
+    for path, reason in [*loader.bad_images.items()][named:]:
+        logger.warning(f"skipped an unreadable image: {path}: {reason}")
+    return len(loader.bad_images)

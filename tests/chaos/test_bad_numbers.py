@@ -1,4 +1,4 @@
-"""A batch whose loss is no number: every rank leaves the step out, to the bit, and many in a row end the run."""
+"""A batch whose loss is NaN: every rank skips the step, to the bit, and many in a row end the run."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ def test_a_nan_on_one_rank_leaves_weights_moments_and_average_of_all_untouched(
     rows = [row for row in lines(config.out) if "loss" in row]
     assert sum(row["skipped"] for row in rows) == len(BAD)
     assert all(row["loss"] is None if row["skipped"] else row["loss"] < 100 for row in rows)
-    assert "1 steps up to step 8 were left out: their loss or gradient is no number" in running.printed(0)
+    assert "1 steps up to step 8 were skipped: loss or gradient is NaN or infinite" in running.printed(0)
     digests = [json.loads((tmp_path / f"rank_{rank}.json").read_text()) for rank in range(ranks)]
     assert all(digest == digests[0] for digest in digests), "the ranks' weights are the same"
 
@@ -79,7 +79,7 @@ def test_twenty_in_a_row_stop_the_run_and_leave_the_last_good_checkpoint(
     printed = running.printed(0)
     assert codes == [command.DIVERGED] * ranks, printed
     assert (
-        "of 21 steps in a row is no number" in printed.replace("\n", " ")
+        "of 21 steps in a row is NaN or infinite" in printed.replace("\n", " ")
         and "--lr 0.01" in printed
         and "step 30" in printed
     )

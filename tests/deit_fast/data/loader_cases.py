@@ -6,17 +6,23 @@ from dataclasses import replace
 import pytest
 import torch
 
-from deit_fast.data import TrainLoader
+from deit_fast.data import Share, TrainLoader
 from deit_kernels.augment import Policy
 
 POLICY = replace(Policy.deit(16), mix=None)
 EVAL = Policy.eval(16)
 
 
+def loader_of(dataset, policy, **settings) -> TrainLoader:
+    """The fields of a share and the arguments of a loader, told apart by name."""
+    share = {name: settings.pop(name) for name in Share.__dataclass_fields__ if name in settings}
+    return TrainLoader(dataset, policy, Share(len(dataset), **share), **settings)
+
+
 def train_loader(dataset, **changes) -> TrainLoader:
     """12 rows a step, 2 steps an epoch, 5 steps."""
     settings = dict(data_seed=7, batch_size=12, total_steps=5, threads=2)
-    return TrainLoader(dataset, POLICY, **settings | changes)
+    return loader_of(dataset, POLICY, **settings | changes)
 
 
 def assert_equal(left, right):

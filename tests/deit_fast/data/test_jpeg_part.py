@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
+from loader_cases import loader_of
 from memory_dataset import MemoryDataset
 from PIL import Image
 
-from deit_fast.data import BadImage, TrainLoader, decode, jpeg_part
+from deit_fast.data import BadImage, decode, jpeg_part
 from deit_fast.data.decode import LARGE_PART, decode_wanted
 from deit_fast.data.jpeg_part import BLOCK, Box, RandomCrops, decodable
 from deit_kernels.augment import Policy, sample_plan
@@ -228,7 +229,7 @@ def test_batches_are_those_of_whole_images(monkeypatch, options):
 
     def batches() -> list:
         settings = dict(data_seed=5, batch_size=12, total_steps=6, threads=2)
-        loader = TrainLoader(dataset, policy, **settings | options)
+        loader = loader_of(dataset, policy, **settings | options)
         rows = [(batch.images, batch.labels, batch.samples) for batch in loader]
         assert list(loader.bad_images) == ["image-7"]
         return rows

@@ -12,12 +12,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from loader_cases import EVAL, POLICY, assert_equal, no_thread_survives_a_test, our_threads, train_loader  # noqa: F401
+from loader_cases import EVAL, POLICY, assert_equal, loader_of, no_thread_survives_a_test, our_threads, train_loader  # noqa: F401
 from memory_dataset import MemoryDataset
 
-from deit_fast.data import EvalLoader, TrainLoader, decode, open_dataset
+from deit_fast.data import EvalLoader, decode, open_dataset
 from deit_fast.data import loader as loader_module
-from deit_fast.data.order import samples
+from deit_fast.data.order import Share
 from deit_kernels.augment import ImageBatch, apply, sample_plan
 
 # What a batch is
@@ -25,7 +25,7 @@ from deit_kernels.augment import ImageBatch, apply, sample_plan
 
 def test_a_batch_is_its_samples_decoded_and_augmented_as_the_order_says(dataset):
     for batch in train_loader(dataset, repeats=3):
-        rows = samples(batch.step, data_seed=7, images=30, batch_size=12, repeats=3)
+        rows = Share(data_seed=7, images=30, batch_size=12, repeats=3).samples(batch.step)
         images = [decode(dataset.files[index]) for index in rows.sample]
         sizes = dict(height=[image.shape[0] for image in images], width=[image.shape[1] for image in images])
         plan = sample_plan(POLICY, seed=7, epoch=rows.epoch, sample=rows.sample, copy=rows.copy, **sizes)
@@ -56,7 +56,7 @@ def test_repeated_images_are_decoded_once_in_a_batch(dataset):
 
 def test_files_of_a_folder_become_batches(image_folder):
     train, val = open_dataset(str(image_folder))
-    batches = list(TrainLoader(train, POLICY, data_seed=0, batch_size=4, total_steps=4))
+    batches = list(loader_of(train, POLICY, data_seed=0, batch_size=4, total_steps=4))
     assert [len(batch.images) for batch in batches] == [4] * 4
     assert sorted(torch.cat([batch.samples for batch in batches[:2]]).tolist()) == list(range(8))
     assert [len(batch.labels) for batch in EvalLoader(val, EVAL, batch_size=3)] == [3, 1]
@@ -184,10 +184,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 sys.path.insert(0, {folder!r})
 from memory_dataset import MemoryDataset
 from deit_kernels.augment import Policy
-from deit_fast.data import TrainLoader
+from deit_fast.data import Share, TrainLoader
 
 dataset = MemoryDataset(30)
-loader = TrainLoader(dataset, Policy.deit(16), data_seed=0, batch_size=10, total_steps=10**9)
+loader = TrainLoader(dataset, Policy.deit(16), Share(len(dataset), 10), total_steps=10**9)
 batches = iter(loader)
 next(batches)
 {rest}

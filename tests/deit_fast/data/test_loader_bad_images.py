@@ -4,11 +4,11 @@ import io
 
 import pytest
 import torch
-from loader_cases import EVAL, POLICY, assert_equal, no_thread_survives_a_test, our_threads, train_loader  # noqa: F401
+from loader_cases import EVAL, POLICY, assert_equal, loader_of, no_thread_survives_a_test, our_threads, train_loader  # noqa: F401
 from memory_dataset import MemoryDataset
 from PIL import Image
 
-from deit_fast.data import IGNORE, BadImage, EvalLoader, TrainLoader
+from deit_fast.data import IGNORE, BadImage, EvalLoader
 from deit_kernels.augment import Policy
 
 
@@ -86,9 +86,9 @@ SIMPLE = Policy(size=224, crop="simple", pad=4)
 @pytest.mark.parametrize("in_memory", [False, True])
 def test_an_image_that_the_crop_refuses_is_one_bad_image(dataset, strip, in_memory):
     settings = dict(data_seed=7, batch_size=12, total_steps=3, threads=2, in_memory=in_memory)
-    sound = list(TrainLoader(dataset, SIMPLE, **settings))
+    sound = list(loader_of(dataset, SIMPLE, **settings))
     dataset.files[4] = strip
-    loader = TrainLoader(dataset, SIMPLE, **settings)
+    loader = loader_of(dataset, SIMPLE, **settings)
     for batch, whole in zip(loader, sound, strict=True):
         bad = batch.samples == 4
         assert torch.equal(batch.images, torch.where(bad[:, None, None, None], 0.0, whole.images))
@@ -96,7 +96,7 @@ def test_an_image_that_the_crop_refuses_is_one_bad_image(dataset, strip, in_memo
     reason = "its crop takes sides of less than 74,898 to 1, and it has 80000 × 1 pixels"
     assert loader.bad_images == {"image-4": reason}
     with pytest.raises(BadImage, match=r"image-4: its crop takes .*: repair or remove it, or type --bad-images skip"):
-        list(TrainLoader(dataset, SIMPLE, **settings, bad_images="fail"))
+        list(loader_of(dataset, SIMPLE, **settings, bad_images="fail"))
 
 
 def test_an_image_that_another_policy_refuses_is_trained_on(dataset, strip):

@@ -9,11 +9,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from loader_cases import loader_of
 from memory_dataset import MemoryDataset
 from PIL import Image
 
 from deit_fast.data import IGNORE, EvalLoader, TrainLoader
-from deit_fast.data.order import samples
+from deit_fast.data.order import Share
 from deit_kernels.augment import Policy
 
 POLICY = replace(Policy.deit(16), mix=None)
@@ -23,7 +24,7 @@ EVAL = Policy.eval(16)
 def train_loader(dataset, **changes) -> TrainLoader:
     """12 rows a step, 2 steps an epoch, 6 steps."""
     settings = dict(data_seed=7, batch_size=12, total_steps=6, threads=2)
-    return TrainLoader(dataset, POLICY, **settings | changes)
+    return loader_of(dataset, POLICY, **settings | changes)
 
 
 def assert_equal(left, right):
@@ -67,9 +68,9 @@ def test_the_official_order_is_what_ranks_show(world_size):
     for rank in range(world_size):
         settings = dict(batch_size=12, repeats=3, order="official", rank=rank, world_size=world_size)
         loader = train_loader(dataset, total_steps=3, **settings)
-        assert loader.steps_per_epoch == 21  # 256 // 12
+        assert loader.share.steps_per_epoch == 21  # 256 // 12
         for batch in loader:
-            rows = samples(batch.step, data_seed=7, images=300, **settings)
+            rows = Share(data_seed=7, images=300, **settings).samples(batch.step)
             assert batch.samples.tolist() == rows.sample.tolist()
             assert batch.labels.tolist() == (rows.sample % 3).tolist()
 

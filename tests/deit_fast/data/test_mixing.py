@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from loader_cases import loader_of
 from memory_dataset import MemoryDataset
 
-from deit_fast.data import IGNORE, BadImage, EvalLoader, TrainLoader
+from deit_fast.data import IGNORE, BadImage, EvalLoader, Share, TrainLoader
 from deit_fast.data.mixing import Mixing, part_of
 from deit_kernels import MixedTarget
 from deit_kernels.augment import Mix, Policy, sample_mix
@@ -19,7 +20,7 @@ CRUMBS = dict(layout="patches", patch=8, dtype=torch.bfloat16)
 def train_loader(dataset, policy=POLICY, **changes) -> TrainLoader:
     """24 rows a step, 4 steps an epoch, 6 steps."""
     settings = dict(data_seed=7, batch_size=24, total_steps=6, threads=2)
-    return TrainLoader(dataset, policy, **settings | changes)
+    return loader_of(dataset, policy, **settings | changes)
 
 
 @pytest.fixture
@@ -143,7 +144,7 @@ def test_the_official_order_mixes_a_rank_with_its_mirror_image_and_one_draw(data
 @pytest.mark.parametrize("threads", [1, 2, 3, 50])
 def test_parts_hold_partners_and_every_row_once(order, threads):
     settings = dict(batch_size=48, repeats=3, rank=1, world_size=2)
-    mixing = Mixing.of_rank(POLICY, data_seed=0, order=order, **settings)
+    mixing = Mixing.of_share(POLICY, Share(300, data_seed=0, order=order, **settings))
     parts = mixing.parts(threads)
     assert len(parts) <= threads
     assert sorted(np.concatenate(parts).tolist()) == list(range(24))

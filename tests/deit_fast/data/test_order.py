@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from deit_fast.data import order
-from deit_fast.data.order import epoch_order, rank_slice, samples, steps_per_epoch
+from deit_fast.data.order import Share, epoch_order
 
 
 def test_an_epoch_is_a_permutation_and_differs_from_the_next_and_from_other_seeds():
@@ -40,25 +40,25 @@ def test_the_shared_order_of_an_epoch_cannot_be_changed_by_a_caller():
 
 
 def test_an_epoch_has_whole_batches_only_and_shows_each_image_at_most_once():
-    assert steps_per_epoch(84, 84) == 1
-    assert steps_per_epoch(85, 42) == 2
-    shown = np.concatenate([samples(step, data_seed=0, images=50, batch_size=8).sample for step in range(6)])
+    assert Share(84, 84).steps_per_epoch == 1
+    assert Share(85, 42).steps_per_epoch == 2
+    shown = np.concatenate([Share(data_seed=0, images=50, batch_size=8).samples(step).sample for step in range(6)])
     assert len(shown) == len(set(shown)) == 48
     assert np.array_equal(shown, epoch_order(0, 0, 50)[:48])
 
 
 def test_the_step_after_the_last_of_an_epoch_starts_the_next_epoch():
-    rows = samples(6, data_seed=0, images=50, batch_size=8)
+    rows = Share(data_seed=0, images=50, batch_size=8).samples(6)
     assert rows.epoch == 1
     assert np.array_equal(rows.sample, epoch_order(0, 1, 50)[:8])
     assert np.array_equal(rows.position, np.arange(8))
 
 
 def test_positions_are_global_and_ranks_take_contiguous_parts():
-    rows = samples(3, data_seed=0, images=100, batch_size=12, rank=2, world_size=3)
+    rows = Share(data_seed=0, images=100, batch_size=12, rank=2, world_size=3).samples(3)
     assert rows.position.tolist() == [8, 9, 10, 11]
     assert np.array_equal(rows.sample, epoch_order(0, 0, 100)[3 * 12 + 8 : 4 * 12])
-    assert rank_slice(3, 12, 2, 3) == range(3 * 12 + 8, 4 * 12)
+    assert Share(100, 12, rank=2, world_size=3).positions == range(8, 12)
 
 
 @pytest.mark.parametrize("repeats", [1, 3])
@@ -66,8 +66,8 @@ def test_positions_are_global_and_ranks_take_contiguous_parts():
 def test_ranks_together_show_the_batch_of_one_rank(world_size, repeats):
     settings = dict(data_seed=4, images=100, batch_size=24, repeats=repeats)
     for step in (0, 3, 4, 9):
-        alone = samples(step, **settings)
-        parts = [samples(step, **settings, rank=rank, world_size=world_size) for rank in range(world_size)]
+        alone = Share(**settings).samples(step)
+        parts = [Share(**settings, rank=rank, world_size=world_size).samples(step) for rank in range(world_size)]
         for field in ("sample", "copy", "position"):
             joined = np.concatenate([getattr(part, field) for part in parts])
             assert np.array_equal(joined, getattr(alone, field)), field
@@ -75,7 +75,7 @@ def test_ranks_together_show_the_batch_of_one_rank(world_size, repeats):
 
 
 def test_repeated_augmentation_shows_copies_side_by_side_and_keeps_the_number_of_steps():
-    steps = [samples(step, data_seed=0, images=60, batch_size=20, repeats=3) for step in range(4)]
+    steps = [Share(data_seed=0, images=60, batch_size=20, repeats=3).samples(step) for step in range(4)]
     assert [rows.epoch for rows in steps] == [0, 0, 0, 1]
     shown = np.concatenate([rows.sample for rows in steps[:3]])
     copies = np.concatenate([rows.copy for rows in steps[:3]])
@@ -96,4 +96,4 @@ def test_repeated_augmentation_shows_copies_side_by_side_and_keeps_the_number_of
 )
 def test_impossible_settings_say_what_to_type(wrong, message):
     with pytest.raises(ValueError, match=message):
-        samples(0, data_seed=0, images=84, **wrong)
+        Share(data_seed=0, images=84, **wrong).samples(0)

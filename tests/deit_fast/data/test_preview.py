@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 from cifar_files import write_cifar10
+from loader_cases import loader_of
 from PIL import Image
 
-from deit_fast.data import TrainLoader, open_dataset
+from deit_fast.data import open_dataset
 from deit_fast.data.__main__ import main
 from deit_fast.data.preview import named_ops, pixels_of
 from deit_fast.model import IMAGENET_NORMALISATION
@@ -31,7 +32,7 @@ def test_what_is_drawn_is_what_the_loader_gives(image_folder: Path) -> None:
     config = recipe("deit")
     policy = config.training_policy(IMAGENET_NORMALISATION)
     assert policy == Policy.deit()
-    batch = next(iter(TrainLoader(train, replace(policy, mix=None), data_seed=0, batch_size=2, total_steps=1)))
+    batch = next(iter(loader_of(train, replace(policy, mix=None), data_seed=0, batch_size=2, total_steps=1)))
     seen = pixels_of(batch.images, policy)
     mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in IMAGENET_NORMALISATION)
     again = (torch.from_numpy(seen).permute(0, 3, 1, 2) / 255 - mean) / std

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-import deit_fast.train.prepare
+import deit_fast.data.training
 from deit_fast.command import LOST, PREEMPTED
 from deit_fast.config import Config
 from deit_fast.ranks import group, heartbeat, launch, meeting
@@ -229,14 +229,14 @@ def test_ranks_with_different_commands_do_not_begin(config: Config, tmp_path: Pa
 def with_other_data(rank: int, config: Config) -> int:
     """Rank 1's machine has fewer images under the same path."""
     if rank == 1:
-        opened = deit_fast.train.prepare.open_dataset
+        opened = deit_fast.data.training.open_dataset
 
         def shorter(name: str):
             train, val = opened(name)
             train.labels = train.labels[:-1]
             return train, val
 
-        deit_fast.train.prepare.open_dataset = shorter
+        deit_fast.data.training.open_dataset = shorter
     return main(command_line(config))
 
 

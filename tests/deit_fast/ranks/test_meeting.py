@@ -64,7 +64,7 @@ def test_a_wrong_configuration_is_a_rank_s_problem(tiny: Config) -> None:
 
 def test_other_files_are_other_data(tiny: Config) -> None:
     from deit_fast.data import open_dataset
-    from deit_fast.run.folder import data_digest, describe
+    from deit_fast.data.training import data_digest, describe
 
     train, val = open_dataset(tiny.data)
     digest = data_digest(describe(train, val), train, val)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import deit_fast.train.prepare
 from deit_fast import create_model
 from deit_fast.config import Config
-from deit_fast.data import TrainLoader
+from deit_fast.data import Share, TrainLoader
 from deit_fast.model import VisionTransformer
 from deit_fast.recipes.named import parse, recipe
 from deit_fast.recipes.paper import PAPER_RECIPES
@@ -225,11 +225,9 @@ def test_official_the_order_is_its_samplers_and_a_rank_is_mixed_with_its_mirror_
         def __len__(self) -> int:
             return 1000
 
-    loader = TrainLoader(
-        Thousand(), config.training_policy(mean_std), data_seed=0, batch_size=64, total_steps=4, order=config.order,
-        repeats=config.repeats, rank=1, world_size=2,
-    )  # fmt: skip
-    assert loader.steps_per_epoch == 768 // 64
+    share = Share(1000, 64, config.repeats, config.order, rank=1, world_size=2)
+    loader = TrainLoader(Thousand(), config.training_policy(mean_std), share, total_steps=4)
+    assert share.steps_per_epoch == 768 // 64
     assert loader.mixing.mirrored and loader.mixing.group == 32
     assert loader.mixing.plan(0).partner_row.tolist() == list(range(31, -1, -1))
 

@@ -15,7 +15,7 @@ from deit_fast.run import checkpoint
 from deit_fast.run import folder as run_folder
 from deit_fast.train import train
 from deit_fast.train.__main__ import main
-from deit_fast.train.record import Start
+from deit_fast.train.prepare import Start
 from tests.deit_fast.command import command_line
 
 

@@ -225,7 +225,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tiny: Config, capsys, tmp_path: 
         train(diverging)
     assert main(command_line(dataclasses.replace(diverging, out=str(tmp_path / "again")))) == 3
     assert re.search(
-        "error: (a weight|the loss or gradient of .* steps in a row) is no number", capsys.readouterr().err
+        "error: (a weight|the loss or a gradient of .* steps in a row) is NaN or infinite", capsys.readouterr().err
     )
 
 

@@ -102,10 +102,11 @@ def test_evaluation_mode_trains_the_fused_prediction_as_the_official_fine_tuning
     train(config)
     model = create_model("deit_tiny_distilled_patch16_224", classes=3, **SMALL)
     model.load_state_dict(start)
-    from deit_fast.data import TrainLoader, open_dataset
+    from deit_fast.data import Share, TrainLoader, open_dataset
     from deit_kernels.augment import Policy
 
-    loader = TrainLoader(open_dataset(tiny.data)[0], Policy(16), data_seed=0, batch_size=24, total_steps=1)
+    dataset, _ = open_dataset(tiny.data)
+    loader = TrainLoader(dataset, Policy(16), Share(len(dataset), 24), total_steps=1)
     batch = next(iter(loader))
     cls_logits, dist_logits = model.heads(batch.images)
     expected = F.cross_entropy((cls_logits + dist_logits) / 2, batch.labels)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from deit_fast import create_model
 from deit_fast.config import Config
-from deit_fast.data import Target, TrainLoader, open_dataset
+from deit_fast.data import Share, Target, TrainLoader, open_dataset
 from deit_fast.train import train
 from deit_fast.train.step import losses_of
 from deit_kernels import MixedTarget, augment
@@ -92,9 +92,7 @@ def plain_losses(config: Config, teacher: nn.Module | None) -> list[float]:
     batches = TrainLoader(
         dataset,
         augment.Policy(16, mix=augment.Mix(config.mixup, config.cutmix) if mixes else None),
-        order=config.order,
-        data_seed=config.data_seed,
-        batch_size=config.batch_size,
+        Share(len(dataset), config.batch_size, order=config.order, data_seed=config.data_seed),
         total_steps=total,
     )
     losses = []

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import deit_fast.train.prepare
+import deit_fast.data.training
 from deit_fast.config import Config
 from deit_fast.data import EvalLoader, jpeg_part, open_dataset
 from deit_fast.run import checkpoint
@@ -223,13 +223,13 @@ def test_the_seed_alone_decides_the_initialisation(tiny: Config, tmp_path: Path)
 def test_the_loaders_get_the_models_normalisation_and_the_flags(tiny: Config, monkeypatch) -> None:
     policies = []
     for name in ("TrainLoader", "EvalLoader"):
-        loader = getattr(deit_fast.train.prepare, name)
+        loader = getattr(deit_fast.data.training, name)
 
-        def recorded(dataset, policy, *, loader=loader, **options):
+        def recorded(dataset, policy, *share, loader=loader, **options):
             policies.append(policy)
-            return loader(dataset, policy, **options)
+            return loader(dataset, policy, *share, **options)
 
-        monkeypatch.setattr(deit_fast.train.prepare, name, recorded)
+        monkeypatch.setattr(deit_fast.data.training, name, recorded)
     half = (0.5, 0.5, 0.5)
     config = dataclasses.replace(
         tiny, model="test_resnet", distill="none", teacher="", patch_size=0, width=0, depth=0, heads=0,

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from cifar_files import write_cifar10
+from loader_cases import loader_of
 from memory_dataset import encoded_image
 from PIL import Image
 
-from deit_fast.data import BadImage, TrainLoader, decode, open_dataset
+from deit_fast.data import BadImage, decode, open_dataset
 from deit_fast.data.sources import pack, shards
 from deit_fast.data.sources.open import open_unpacked
 from deit_fast.data.sources.pack import Settings
@@ -33,7 +34,7 @@ def test_a_packed_folder_gives_the_batches_of_its_source_bit_for_bit(image_folde
         assert np.array_equal(copy.labels, source.labels)
         assert [copy.read(index) for index in range(len(copy))] == [source.read(index) for index in range(len(copy))]
     settings = dict(data_seed=3, batch_size=4, total_steps=3, repeats=2)
-    for one, other in zip(*(TrainLoader(train, Policy.deit(16), **settings) for train, _ in both), strict=True):
+    for one, other in zip(*(loader_of(train, Policy.deit(16), **settings) for train, _ in both), strict=True):
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.labels, other.labels)
     assert sorted(os.listdir(folder)) == [

@@ -1,0 +1,134 @@
+"""What a training sees, built once: a training and the command that fills a label cache both take it from here.
+
+    data = TrainingData.open(config, ranks)
+    loaders = data.loaders(normalisation(model), ranks)
+    for batch in loaders.training(range(start, data.total_steps)): ...
+    evaluate(model, loaders.validation(), ranks)
+
+A cached label has the bits of training because the two cannot differ: data sets, policy, order, rows, mixing and the
+way images are read follow from the configuration here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+from deit_kernels.augment import Policy
+
+from ..config import Config
+from ..model import Normalisation
+from ..ranks.group import Ranks
+from .loader import EvalLoader, Options, TrainLoader
+from .mixing import Mixing
+from .order import Share
+from .sources.dataset import Dataset
+from .sources.open import open_dataset
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The data sets of a configuration.
+
+    Attributes:
+        train_set, val_set: with equal classes.
+        identity: what makes them the same to a run (`describe`), JSON values.
+        share: this rank's rows of every step.
+    """
+
+    config: Config
+    train_set: Dataset
+    val_set: Dataset
+    identity: dict[str, Any]
+    share: Share
+
+    @classmethod
+    def open(cls, config: Config, ranks: Ranks) -> TrainingData:
+        """Open the data on every rank.
+
+        Raises:
+            ValueError: as `open_dataset` and `Share`; or a rank has other files than rank 0.
+        """
+        train_set, val_set = ranks.main_first(lambda: open_dataset(config.data))
+        identity = describe(train_set, val_set)
+        ranks.agree("data", data_digest(identity, train_set, val_set), "give every machine the same files")
+        share = Share(
+            len(train_set), config.batch_size, config.repeats, config.order, config.data_seed, ranks.rank,
+            ranks.world_size,
+        )  # fmt: skip
+        return cls(config, train_set, val_set, identity, share)
+
+    @property
+    def total_steps(self) -> int:
+        return self.config.epochs * self.share.steps_per_epoch
+
+    def loaders(self, normalisation: Normalisation, ranks: Ranks) -> Loaders:
+        """Batches for a model.
+
+        Raises:
+            ValueError: this rank's rows cannot be mixed; says which --batch-size can.
+        """
+        config = self.config
+        policy, evaluation_policy = config.training_policy(normalisation), config.evaluation_policy(normalisation)
+        options: Options = {
+            "threads": config.threads or ranks.cores, "bad_images": config.bad_images, "in_memory": config.in_memory,
+            "exif_orientation": config.exif_orientation, "device": ranks.device,
+        }  # fmt: skip
+        mixing = Mixing.of_share(policy, self.share)
+        return Loaders(self, normalisation, policy, evaluation_policy, mixing, options)
+
+
+@dataclass(frozen=True)
+class Loaders:
+    """The batches of one data set for models of one normalisation.
+
+    Attributes:
+        policy, evaluation_policy: what is done to images of training and of validation.
+        mixing: of training batches; None where the configuration mixes nothing.
+    """
+
+    data: TrainingData
+    normalisation: Normalisation
+    policy: Policy
+    evaluation_policy: Policy
+    mixing: Mixing | None
+    options: Options
+
+    def training(self, steps: range, **options: Any) -> TrainLoader:
+        """Batches of these steps; `options` replace those of the configuration."""
+        data = self.data
+        return TrainLoader(
+            data.train_set, self.policy, data.share, start_step=steps.start, total_steps=steps.stop,
+            **self.options | options,
+        )  # fmt: skip
+
+    def validation(self) -> EvalLoader:
+        """This rank's validation images, each once."""
+        share = self.data.share
+        return EvalLoader(
+            self.data.val_set, self.evaluation_policy, batch_size=min(256, share.batch_size), rank=share.rank,
+            world_size=share.world_size, **self.options,
+        )  # fmt: skip
+
+    def validation_identity(self) -> dict[str, Any]:
+        """What a score on the validation images depends on beside the model, JSON values."""
+        identity = self.data.identity
+        policy = dataclasses.asdict(self.evaluation_policy)
+        return {"policy": policy, "images": identity["val"], "labels": identity["labels"]}
+
+
+def describe(train_set: Dataset, val_set: Dataset) -> dict[str, Any]:
+    """What makes two data sets the same to a run: classes, counts and labels in their order."""
+    labels = hashlib.sha256(train_set.labels.tobytes() + val_set.labels.tobytes()).hexdigest()
+    return {"classes": train_set.classes, "train": len(train_set), "val": len(val_set), "labels": labels}
+
+
+def data_digest(described: dict[str, Any], *sets: Dataset) -> str:
+    """A digest of a data set's classes, labels and the paths of a thousand of its images."""
+    digest = hashlib.sha256(repr(sorted(described.items())).encode())
+    for dataset in sets:
+        for index in range(0, len(dataset), max(1, len(dataset) // 1000)):
+            digest.update(dataset.path(index).encode())
+    return digest.hexdigest()[:12]
