@@ -2,6 +2,7 @@
 # make train   setup, then the demo: a teacher fine-tuned and a small DeiT distilled on the CPU; ARGS="--help" for more
 # make test    setup, then everything CI runs; make test-all adds the slow sweeps
 # make chaos   setup, then kills, signals, bad numbers and full disks by the dozen, and 20 000 damaged files: hours
+# make same-bits  setup, then the working tree trains to the bytes of AGAINST, a commit (default HEAD): three minutes
 # make bench   setup, then every comparison with peers at sizes for this machine: a table, a results file, a picture
 # make wheel   dist/*.whl
 
@@ -25,8 +26,9 @@ endif
 SOURCES := pyproject.toml constraints.txt setup.py $(shell find csrc -type f)
 PYTEST := $(PY) -m pytest -n 2 --dist worksteal
 ARGS ?=
+AGAINST ?= HEAD
 
-.PHONY: setup train test test-all chaos bench wheel lint clean
+.PHONY: setup train test test-all chaos same-bits bench wheel lint clean
 
 setup: $(STAMP)
 
@@ -58,6 +60,9 @@ chaos: setup
 lint: setup
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+
+same-bits: setup
+	$(PY) -m tests.same_bits --against $(AGAINST) $(ARGS)
 
 bench: setup
 	$(PY) -m pip install -q -c $(PINS) --no-build-isolation -e '.[test,bench]'
