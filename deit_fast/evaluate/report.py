@@ -11,12 +11,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-HEADS = {
-    "cls": "class token",
-    "dist": "distillation token",
-    "fused": "fused, mean logits",
-    "softmax": "fused, mean softmax",
-}
+from ..names import HEADS
+
 MODELS = {"model": "", "ema": "moving average"}
 ALL_CLASSES = 20  # so many are shown; of more the worst
 WORST = 10

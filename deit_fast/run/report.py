@@ -15,12 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-_ROWS = [
-    ("cls", "class token"),
-    ("dist", "distillation token"),
-    ("fused", "fused, mean logits"),
-    ("softmax", "fused, mean softmax"),
-]
+from ..names import HEADS
+
 _NAMED = 10  # images
 _SECONDS = 10.0  # between two lines of a console that is no terminal
 
@@ -122,7 +118,7 @@ def summary_table(summary: dict[str, Any]) -> Table:
     table.add_column("moving average", justify="right")
     if teacher:
         table.add_row("teacher", f"{teacher['top1']:.1f}", "")
-    for key, label in _ROWS:
+    for key, label in HEADS.items():
         if key in student:
             name = f"student, {label}" if teacher else label
             table.add_row(name, f"{student[key]['top1']:.1f}", f"{ema[key]['top1']:.1f}" if ema else "")
@@ -151,8 +147,8 @@ def draw(run: Path, summary: dict[str, Any], target: Path) -> None:
         curve(loss, "distillation", "teacher")
     loss.set(title="training loss", xlabel="step", ylabel="loss, nats")
     loss.legend()
-    for key, label in _ROWS[:3]:
-        if evaluations and key in evaluations[0]["student"]:
+    for key, label in HEADS.items():
+        if key != "softmax" and evaluations and key in evaluations[0]["student"]:
             points = [(row["step"], row["student"][key]["top1"]) for row in evaluations]
             accuracy.plot(*zip(*points, strict=True), label=label, marker=".")
     if evaluations and evaluations[0].get("ema"):

@@ -12,6 +12,7 @@ from typing import Any
 from ..config import Config
 from ..data import EvalLoader, TrainLoader
 from ..files import RunLock, write_file, write_json
+from ..names import headline
 from ..ranks.group import Ranks, join
 from ..ranks.heartbeat import Heartbeat
 from ..ranks.preemption import Preempted, Preemption
@@ -97,7 +98,7 @@ def _train(
         record.log({"step": done, "student": scores[0], "ema": scores[1]})
         record.keep_if_best(done, *scores)
         if line := record.last_line():
-            head = folder.headline(scores[0], config.fusion)
+            head = headline(scores[0], config.fusion)
             reporter.say(report.epoch_line(done // epoch_steps, config.epochs, line, *scores, head))
         return scores
 
