@@ -1,9 +1,10 @@
 """The console script: `deit-fast train …` is `python -m deit_fast.train …`."""
 
-import difflib
 import importlib
 import os
 import sys
+
+from .names import did_you_mean
 
 COMMANDS = {
     "train": "train a classifier, distilled or not",
@@ -21,8 +22,8 @@ def main() -> int:
     if name not in COMMANDS:
         listed = "\n".join(f"  {command:<9} {what}" for command, what in COMMANDS.items())
         wanted = name in ("-h", "--help")
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        unknown = f"error: unknown command {name!r}" + (f", did you mean {near[0]}?" if near else "") + "\n"
+        near = did_you_mean(name, COMMANDS, most=1)
+        unknown = f"error: unknown command {name!r}" + (f", {near}" if near else "") + "\n"
         usage = f"usage: deit-fast COMMAND …; deit-fast COMMAND --help explains one\n{listed}"
         print(usage if wanted or not name else unknown + usage, file=sys.stdout if wanted else sys.stderr)
         return 0 if wanted else 2

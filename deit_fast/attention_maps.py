@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .model import VisionTransformer
+from .picture import picture
 from .weights.trained import Trained
 
 TOKENS = ("class token", "distillation token")
@@ -71,29 +72,21 @@ def draw_attention(trained: Trained, images: list[tuple[str, NDArray[np.uint8]]]
     Raises:
         ValueError: the model is no DeiT of ours.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     prepared = trained.prepare([pixels for _, pixels in images])
     device = next(trained.model.parameters()).device
     maps = attention_maps(trained.model, prepared.to(device)).mean(2).cpu().numpy()
     policy = trained.policy
     unit = prepared.permute(0, 2, 3, 1).numpy() * np.float32(policy.std) + np.float32(policy.mean)
     columns = 1 + maps.shape[1]
-    figure, axes = plt.subplots(
-        len(images), columns, figsize=(2.6 * columns, 2.8 * len(images)), squeeze=False, constrained_layout=True
-    )
-    for line, (caption, _), pixels, tokens in zip(axes, images, np.clip(unit, 0, 1), maps, strict=True):
-        line[0].imshow(pixels)
-        line[0].set_title(caption, fontsize=8)
-        for panel, name, weights in zip(line[1:], TOKENS, tokens, strict=False):
-            panel.imshow(pixels.mean(2), cmap="gray", vmin=0, vmax=1)
-            side = pixels.shape[0]
-            panel.imshow(weights, cmap="inferno", alpha=0.6, extent=(0, side, side, 0), interpolation="bicubic")
-            panel.set_title(f"{name}, {weights.sum():.0%} on patches", fontsize=8)
-    for panel in axes.flat:
-        panel.axis("off")
-    figure.savefig(target, dpi=110, format="png")
-    plt.close(figure)
+    size = (2.6 * columns, 2.8 * len(images))
+    with picture(target, len(images), columns, figsize=size, squeeze=False) as (_, axes):
+        for line, (caption, _), pixels, tokens in zip(axes, images, np.clip(unit, 0, 1), maps, strict=True):
+            line[0].imshow(pixels)
+            line[0].set_title(caption, fontsize=8)
+            for panel, name, weights in zip(line[1:], TOKENS, tokens, strict=False):
+                panel.imshow(pixels.mean(2), cmap="gray", vmin=0, vmax=1)
+                side = pixels.shape[0]
+                panel.imshow(weights, cmap="inferno", alpha=0.6, extent=(0, side, side, 0), interpolation="bicubic")
+                panel.set_title(f"{name}, {weights.sum():.0%} on patches", fontsize=8)
+        for panel in axes.flat:
+            panel.axis("off")

@@ -12,7 +12,6 @@ Source: arXiv 2012.12877; facebookresearch/deit `models.py` on timm 0.3.2; check
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,12 +25,13 @@ from torch import Tensor, nn
 from deit_kernels import attention_qkvpacked
 from deit_kernels.philox import Stream, philox, uniform
 
+from .names import did_you_mean
+
 Fusion = Literal["logits", "softmax", "cls", "dist"]
 FUSIONS: tuple[Fusion, ...] = ("logits", "softmax", "cls", "dist")
 # (mean, std) of the channels red, green, blue, for pixels in [0, 1].
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 IMAGENET_NORMALISATION: Normalisation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SCORE_NAMES = {"logits": "fused", "softmax": "softmax", "cls": "cls", "dist": "dist"}  # theirs in summary.json
 
 
 @dataclass(frozen=True)
@@ -312,8 +312,7 @@ def create_model(name: str, *, fusion: Fusion = "logits", **changes: Any) -> Vis
         ValueError: unknown name (the nearest are offered), unknown or impossible size.
     """
     if name not in CONFIGS:
-        near = difflib.get_close_matches(name, CONFIGS, n=3, cutoff=0.3) or list(CONFIGS)
-        raise ValueError(f"unknown model {name!r}: did you mean {' or '.join(near)}?")
+        raise ValueError(f"unknown model {name!r}: {did_you_mean(name, CONFIGS, CONFIGS, cutoff=0.3)}")
     unknown = changes.keys() - ViTConfig.__dataclass_fields__.keys()
     if unknown:
         known = ", ".join(ViTConfig.__dataclass_fields__)

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from .command import OfOneRank
 from .data.batch import Batch
-from .model import FUSIONS, SCORE_NAMES, VisionTransformer, fuse
+from .model import FUSIONS, VisionTransformer, fuse
+from .names import SCORE_NAMES
 from .ranks.group import Ranks
 from .weights.build import Teacher
 

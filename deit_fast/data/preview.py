@@ -17,6 +17,7 @@ from torch import Tensor
 from deit_kernels.augment import OPS, ImageBatch, Policy, apply, sample_plan
 from deit_kernels.augment.plan import ratio_limit
 
+from ..picture import picture
 from .decode import BadImage
 from .sources.dataset import Dataset, read_image
 
@@ -68,11 +69,6 @@ def preview(
         raise ValueError(f"--images lies between 1 and {len(dataset)}, the images of the data set, got {images}")
     if not 1 <= copies <= 64:
         raise ValueError(f"--copies lies between 1 and 64, got {copies}")
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     samples = np.linspace(0, len(dataset) - 1, images).astype(np.int64)
     originals = [_original(dataset, int(sample), policy) for sample in samples]
     batch = ImageBatch.from_images(originals)
@@ -89,15 +85,13 @@ def preview(
     augmented = pixels_of(apply(batch, plan), policy)
 
     size = ((copies + 1) * COLUMN, images * LINE)
-    figure, axes = plt.subplots(images, copies + 1, figsize=size, squeeze=False, constrained_layout=True)
-    for index, (line, original) in enumerate(zip(axes, originals, strict=True)):
-        label = dataset.classes[dataset.labels[samples[index]]]
-        line[0].imshow(original)
-        line[0].set_title(f"{label}\n{original.shape[1]} x {original.shape[0]}", fontsize=8)
-        for copy, panel in enumerate(line[1:]):
-            panel.imshow(augmented[index * copies + copy])
-            panel.set_title(named_ops(plan.table[index * copies + copy]), fontsize=7)
-    for panel in axes.flat:
-        panel.axis("off")
-    figure.savefig(target, dpi=110, format="png")
-    plt.close(figure)
+    with picture(target, images, copies + 1, figsize=size, squeeze=False) as (_, axes):
+        for index, (line, original) in enumerate(zip(axes, originals, strict=True)):
+            label = dataset.classes[dataset.labels[samples[index]]]
+            line[0].imshow(original)
+            line[0].set_title(f"{label}\n{original.shape[1]} x {original.shape[0]}", fontsize=8)
+            for copy, panel in enumerate(line[1:]):
+                panel.imshow(augmented[index * copies + copy])
+                panel.set_title(named_ops(plan.table[index * copies + copy]), fontsize=7)
+        for panel in axes.flat:
+            panel.axis("off")

@@ -11,12 +11,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-HEADS = {
-    "cls": "class token",
-    "dist": "distillation token",
-    "fused": "fused, mean logits",
-    "softmax": "fused, mean softmax",
-}
+from ..names import HEADS
+from ..picture import picture
+
 MODELS = {"model": "", "ema": "moving average"}
 ALL_CLASSES = 20  # so many are shown; of more the worst
 WORST = 10
@@ -98,23 +95,16 @@ def _table(title: str, columns: Sequence[str]) -> Table:
 
 def draw(matrix: NDArray[np.int64], classes: Sequence[str], of: str, target: Path) -> None:
     """Draw a confusion matrix (true class down, predicted class across), in per cent of each true class."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     share = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     written = len(classes) <= WRITTEN
     side = min(14.0, 4 + 0.28 * len(classes)) if written else 10.0
-    figure, axes = plt.subplots(figsize=(side + 1, side), constrained_layout=True)
-    image = axes.imshow(share, cmap="viridis", vmin=0, vmax=100, interpolation="nearest")
-    figure.colorbar(image, ax=axes, label="per cent of the true class", shrink=0.8)
-    axes.set(title=of, xlabel="predicted class", ylabel="true class")
-    if written:
-        axes.set_xticks(range(len(classes)), classes, rotation=90)
-        axes.set_yticks(range(len(classes)), classes)
-        for row, column in zip(*np.nonzero(matrix), strict=True):
-            colour = "black" if share[row, column] > 60 else "white"
-            axes.text(column, row, str(matrix[row, column]), ha="center", va="center", fontsize=7, color=colour)
-    figure.savefig(target, dpi=110, format="png")
-    plt.close(figure)
+    with picture(target, figsize=(side + 1, side)) as (figure, axes):
+        image = axes.imshow(share, cmap="viridis", vmin=0, vmax=100, interpolation="nearest")
+        figure.colorbar(image, ax=axes, label="per cent of the true class", shrink=0.8)
+        axes.set(title=of, xlabel="predicted class", ylabel="true class")
+        if written:
+            axes.set_xticks(range(len(classes)), classes, rotation=90)
+            axes.set_yticks(range(len(classes)), classes)
+            for row, column in zip(*np.nonzero(matrix), strict=True):
+                colour = "black" if share[row, column] > 60 else "white"
+                axes.text(column, row, str(matrix[row, column]), ha="center", va="center", fontsize=7, color=colour)

@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ from ..data import Dataset, EvalLoader, open_evaluation
 from ..data.batch import OnBadImage, bad_image
 from ..data.sources.folder import listing
 from ..data.sources.imagenet import number_of, real_labels
+from ..files import write_json
 from ..ranks.group import Ranks, join
-from ..run.checkpoint import write_file, write_json
 from ..run.provenance import provenance
 from ..run.report import Reporter
 from ..scores import TRUTH, Predictions, nested, predict
@@ -98,8 +97,7 @@ def evaluate_all(settings: Settings, arguments: Sequence[str] = ()) -> dict[str,
                 if settings.confusion:
                     target = _one_of(Path(settings.confusion), len(sets), len(results["data"]))
                     of = result["confused"]["of"]
-                    draw = partial(evaluation_report.draw, said.confusion(of), dataset.classes, of)
-                    write_file(target, draw)
+                    evaluation_report.draw(said.confusion(of), dataset.classes, of, target)
                     reporter.say(f"confusion matrix: {target}")
         if ranks.main and settings.json:
             write_json(Path(settings.json), results)

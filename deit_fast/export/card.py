@@ -13,6 +13,7 @@ import torch
 
 from ..config import Config, flag
 from ..model import VisionTransformer
+from ..names import HEADS, SCORE_NAMES
 from ..recipes.named import RECIPES, recipe
 from ..weights.trained import Trained
 
@@ -26,18 +27,6 @@ PUBLISHED = {
     "deit_small_distilled_patch16_224": (81.2, 95.4),
     "deit_base_distilled_patch16_224": (83.4, 96.5),
     "deit_base_distilled_patch16_384": (85.2, 97.2),
-}
-_HEADS = {
-    "cls": "class token",
-    "dist": "distillation token",
-    "fused": "mean of both",
-    "softmax": "mean of both softmaxes",
-}
-_FUSED = {
-    "logits": "whose logits are averaged",
-    "softmax": "whose softmaxes are averaged",
-    "cls": "of which the class token answers",
-    "dist": "of which the distillation token answers",
 }
 _PATHS = ("data", "teacher", "weights")  # of which only the name is told, not the folders above it
 _NAMED_CLASSES = 20  # more are counted, not listed
@@ -151,7 +140,8 @@ def _model(trained: Trained) -> str:
     if not isinstance(model, VisionTransformer):
         return f"A {type(model).__name__} of timm: {about}"
     sizes = model.config
-    kind = f"with a class token and a distillation token, {_FUSED[model.fusion]}" if sizes.distilled else "plain"
+    prediction = HEADS[SCORE_NAMES[model.fusion]]
+    kind = f"with a class token and a distillation token (prediction: {prediction})" if sizes.distilled else "plain"
     return (
         f"A DeiT ([arXiv 2012.12877](https://arxiv.org/abs/2012.12877)), {kind}: {about} {sizes.depth} blocks, width "
         f"{sizes.width}, {sizes.heads} heads, patches of {sizes.patch_size} pixels."
@@ -204,7 +194,7 @@ def _metrics(trained: Trained) -> str:
     if trained.summary is None or not scores:
         return "None is known for these weights."
     lines = ["| head | top-1 | top-5 | cross-entropy |", "|---|---|---|---|"]
-    for key, label in _HEADS.items():
+    for key, label in HEADS.items():
         if key in scores:
             row = scores[key]
             lines.append(f"| {label} | {row['top1']:.2f} % | {row['top5']:.2f} % | {row['loss']:.4f} |")

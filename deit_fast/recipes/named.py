@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 from collections.abc import Callable, Sequence
 
 from .. import command as command_help
 from ..config import Config
+from ..names import did_you_mean
 from .paper import PAPER_RECIPES, SOFT
 
 
@@ -148,8 +148,8 @@ def recipe(name: str) -> Config:
         ValueError: unknown name; the nearest are offered.
     """
     if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=2, cutoff=0.4) or list(RECIPES)
-        raise ValueError(f"unknown recipe {name!r}: did you mean --recipe {' or --recipe '.join(near)}?")
+        near = did_you_mean(name, RECIPES, RECIPES, most=2, cutoff=0.4, flag="--recipe ")
+        raise ValueError(f"unknown recipe {name!r}: {near}")
     return RECIPES[name]()
 
 

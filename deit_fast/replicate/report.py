@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
+from ..picture import picture
+
 
 class Row(NamedTuple):
     """One line of a table of the paper: which training, evaluated by which head; the paper's top-1 in per cent."""
@@ -146,32 +148,27 @@ def _mean(row: Mapping[str, Any]) -> str:
 
 def draw(results: Mapping[str, Any], target: Path) -> None:
     """Every seed as a point, mean and standard deviation beside it; the paper's numbers in a panel of their own."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (here, there) = plt.subplots(1, 2, figsize=(12, 5), constrained_layout=True, sharey=True)
-    rows = [*results["table3"].values(), *results["table2"].values()]
-    labels = [row["row"] for row in rows]
-    # Half a line between the two tables.
-    places = [number + 0.5 * (number >= len(results["table3"])) for number in range(len(rows))]
-    for place, row in zip(places, rows, strict=True):
-        here.plot(row["top1"], [place] * len(row["top1"]), ".", color="tab:blue", alpha=0.45)
-        here.errorbar(row["mean"], place + 0.2, xerr=row["std"] or 0, fmt="o", color="tab:blue", capsize=3)
-        for size, marker in (("Ti", "^"), ("S", "s"), ("B", "o")):
-            if size in row["paper"]:
-                there.plot(row["paper"][size], place, marker, color="tab:gray", label=size if place == 0 else None)
-    for name, style in (("convnet", "--"), ("transformer", ":")):
-        score = results["teachers"][name]["top1"]
-        here.axvline(score, color="black", linestyle=style, linewidth=1, label=f"{name} teacher, {score:.1f} %")
-    here.set_yticks(places, labels)
-    here.invert_yaxis()
-    here.set(title=f"{results['data']}, {results['epochs']} epochs, {results['seeds']} seeds", xlabel="top-1, per cent")
-    here.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, fontsize="small", frameon=False)
-    there.set(title="paper, ImageNet, 300 epochs", xlabel="top-1, per cent")
-    there.legend(title="DeiT", loc="best", fontsize="small")
-    for axes in (here, there):
-        axes.grid(alpha=0.3)
-    figure.savefig(target, dpi=110, format="png")
-    plt.close(figure)
+    with picture(target, 1, 2, figsize=(12, 5), sharey=True) as (_, (here, there)):
+        rows = [*results["table3"].values(), *results["table2"].values()]
+        labels = [row["row"] for row in rows]
+        # Half a line between the two tables.
+        places = [number + 0.5 * (number >= len(results["table3"])) for number in range(len(rows))]
+        for place, row in zip(places, rows, strict=True):
+            here.plot(row["top1"], [place] * len(row["top1"]), ".", color="tab:blue", alpha=0.45)
+            here.errorbar(row["mean"], place + 0.2, xerr=row["std"] or 0, fmt="o", color="tab:blue", capsize=3)
+            for size, marker in (("Ti", "^"), ("S", "s"), ("B", "o")):
+                if size in row["paper"]:
+                    there.plot(row["paper"][size], place, marker, color="tab:gray", label=size if place == 0 else None)
+        for name, style in (("convnet", "--"), ("transformer", ":")):
+            score = results["teachers"][name]["top1"]
+            here.axvline(score, color="black", linestyle=style, linewidth=1, label=f"{name} teacher, {score:.1f} %")
+        here.set_yticks(places, labels)
+        here.invert_yaxis()
+        here.set(
+            title=f"{results['data']}, {results['epochs']} epochs, {results['seeds']} seeds", xlabel="top-1, per cent"
+        )
+        here.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, fontsize="small", frameon=False)
+        there.set(title="paper, ImageNet, 300 epochs", xlabel="top-1, per cent")
+        there.legend(title="DeiT", loc="best", fontsize="small")
+        for axes in (here, there):
+            axes.grid(alpha=0.3)

@@ -18,13 +18,12 @@ import dataclasses
 import os
 import shutil
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..config import Config, difference
 from ..files import LOCK, RunLock, read_json, remove_parts, write_json
-from ..model import SCORE_NAMES, Fusion
+from ..names import headline
 from .checkpoint import newest
 
 # Everything of ours, in the order in which --fresh discards it: the marks of a finished and of a resumable run first.
@@ -116,11 +115,6 @@ def chosen_weights(run: Path) -> Path:
         scores[headline(scores, fusion)]["top1"] if scores else -1.0 for scores in map(summary.get, ("student", "ema"))
     )
     return checkpoint / ("ema.safetensors" if average > student else "model.safetensors")
-
-
-def headline(scores: Mapping[str, Any], fusion: Fusion) -> str:
-    """The name of the score that --fusion makes the model's own."""
-    return SCORE_NAMES[fusion] if SCORE_NAMES[fusion] in scores else "cls"
 
 
 def check_data(run: Path, data: dict[str, Any]) -> None:

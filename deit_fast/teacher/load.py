@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from ..config import Config, difference
 from ..files import read_json
 from ..model import Normalisation
+from ..names import did_you_mean
 from ..recipes.named import recipe
 from ..weights.build import Teacher, check_forward, named_function, timm_model
 from ..weights.pretrained import load_pretrained, read_weights
@@ -132,8 +132,8 @@ def load_teacher(config: Config, spec: str, classes: list[str], student_normalis
         model = _called(named_function(spec, "--teacher"), spec)
     else:
         if not timm.is_model(spec) and not spec.startswith(("hf_hub:", "hf-hub:")):
-            near = difflib.get_close_matches(spec.split(".")[0], timm.list_models(), n=3, cutoff=0.5)
-            offer = f", did you mean {' or '.join(near)}?" if near else ""
+            near = did_you_mean(spec.split(".")[0], timm.list_models())
+            offer = f", {near}" if near else ""
             raise ValueError(f"unknown teacher {spec!r}: neither a path here nor a timm model{offer}")
         model = timm_model(spec, pretrained=True, **_built_for(spec, config.image_size))
     teacher = Teacher(model, student_normalisation)

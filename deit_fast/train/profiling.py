@@ -22,6 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from ..data import TrainLoader
 from ..files import write_file
+from ..picture import picture
 from ..ranks.group import Ranks
 from ..run.report import Reporter
 
@@ -98,7 +99,7 @@ class StepProfile:
             self._folder.mkdir(parents=True, exist_ok=True)
             finished.export_chrome_trace(str(self._folder / "trace.json.gz"))
             write_file(self._folder / "breakdown.txt", lambda path: path.write_text(text + "\n"))
-            write_file(self._folder / "breakdown.png", lambda path: draw(parts, path))
+            draw(parts, self._folder / "breakdown.png")
         except OSError as error:
             self._reporter.say(f"the profile could not be written ({error.strerror}): the run goes on")
         self._reporter.say(f"{text}\n{self._folder}")
@@ -158,21 +159,14 @@ def table(parts: list[Part], title: str) -> str:
 
 def draw(parts: list[Part], target: Path) -> None:
     """The step as one bar, what runs beside it as bars below."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(10, 4), constrained_layout=True)
-    left = 0.0
-    for part in (part for part in parts if part.name in IN_STEP):
-        axes.barh("step", part.milliseconds, left=left, label=part.name)
-        left += part.milliseconds
-    for part in (part for part in parts if part.name in BESIDE):
-        axes.barh(part.name, part.milliseconds, color="grey")
-    axes.invert_yaxis()
-    axes.set(xlabel="ms a step", title="where a training step's time goes; grey runs beside it")
-    axes.legend(ncols=4, fontsize="small")
-    axes.grid(axis="x", alpha=0.3)
-    figure.savefig(target, dpi=110, format="png")
-    plt.close(figure)
+    with picture(target, figsize=(10, 4)) as (_, axes):
+        left = 0.0
+        for part in (part for part in parts if part.name in IN_STEP):
+            axes.barh("step", part.milliseconds, left=left, label=part.name)
+            left += part.milliseconds
+        for part in (part for part in parts if part.name in BESIDE):
+            axes.barh(part.name, part.milliseconds, color="grey")
+        axes.invert_yaxis()
+        axes.set(xlabel="ms a step", title="where a training step's time goes; grey runs beside it")
+        axes.legend(ncols=4, fontsize="small")
+        axes.grid(axis="x", alpha=0.3)

@@ -17,7 +17,8 @@ from typing import Any
 
 from ..config import Config
 from ..data import EvalLoader, TrainLoader
-from ..run import checkpoint, folder, report
+from ..names import headline
+from ..run import checkpoint, report
 from ..run.metrics import Metrics, TensorBoard
 from ..run.snapshot import Snapshots
 from ..scores import Scores
@@ -124,7 +125,7 @@ class Record:
         self._add({"step": done, "student": student, "ema": ema})
         self._keep_if_best(done, student, ema)
         if self._metrics:
-            head, line = folder.headline(student, self._config.fusion), self._metrics.last("loss")
+            head, line = headline(student, self._config.fusion), self._metrics.last("loss")
             epoch = done // self._epoch_steps
             self._reporter.say(report.epoch_line(epoch, self._config.epochs, line, student, ema, head))
         return student, ema

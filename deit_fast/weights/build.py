@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from ..config import Config
 from ..model import CONFIGS, IMAGENET_NORMALISATION, Normalisation, VisionTransformer, create_model
+from ..names import did_you_mean
 from ..run.folder import chosen_weights
 from .pretrained import SUFFIXES, load_pretrained
 
@@ -107,8 +107,7 @@ def timm_model(
     elsewhere = name.startswith(("hf_hub:", "hf-hub:", "local-dir:"))
     if not elsewhere and not timm.is_model(name):
         known = [*CONFIGS, *timm.list_models()]
-        near = difflib.get_close_matches(name.split(".")[0], known, n=3, cutoff=0.5) or list(CONFIGS)[:3]
-        raise ValueError(f"unknown model {name!r}: did you mean {' or '.join(near)}?")
+        raise ValueError(f"unknown model {name!r}: {did_you_mean(name.split('.')[0], known, list(CONFIGS)[:3])}")
     if drop_path_rate:
         options["drop_path_rate"] = drop_path_rate
     try:

@@ -12,7 +12,6 @@ for row in trained.predict(["cat.jpg"]): print(row.path, row.top[0])
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import math
 import re
@@ -37,6 +36,7 @@ from ..data.decode import Part
 from ..data.sources.folder import read_file
 from ..files import read_json
 from ..model import CONFIGS, VisionTransformer, ViTConfig
+from ..names import did_you_mean
 from ..run.checkpoint import newest
 from ..run.folder import chosen_weights, read_summary
 from .build import classifier, normalisation, timm_model
@@ -325,11 +325,8 @@ def _name(name: str) -> Trained:
         return Trained(model.eval(), class_names(model.num_classes), _timm_policy(model), source)
     if "/" in name or Path(name).suffix in SUFFIXES:
         raise ValueError(f"there is no file or folder {name}: check the path, or type a model's name")
-    near = (
-        difflib.get_close_matches(name, dict.fromkeys([*CONFIGS, *timm.list_models()]), n=3, cutoff=0.5)
-        or list(CONFIGS)[:3]
-    )
-    raise ValueError(f"unknown model {name!r}, neither a path here nor a name: did you mean {' or '.join(near)}?")
+    near = did_you_mean(name, dict.fromkeys([*CONFIGS, *timm.list_models()]), list(CONFIGS)[:3])
+    raise ValueError(f"unknown model {name!r}, neither a path here nor a name: {near}")
 
 
 def class_names(count: int) -> list[str]:

@@ -14,7 +14,6 @@ and augmentation are done elsewhere. Which layout a folder has is seen from what
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import re
 import shutil
@@ -23,6 +22,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl
 
 from ...files import locked
+from ...names import did_you_mean
 from . import cifar, imagenet
 from .builtin import BUILTIN, default_cache_dir, write_builtin
 from .dataset import Broken, Dataset
@@ -124,8 +124,7 @@ def _root(spec: str) -> tuple[Path, dict[str, str]]:
         raise ValueError(f"--data {spec}: a spec names the columns image and label, not {', '.join(sorted(unknown))}")
     root = Path(path).expanduser()
     if not root.exists():
-        near = difflib.get_close_matches(spec.lower(), BUILTIN, n=1)
-        hint = f"did you mean {near[0]}?" if near else ALLOWED
+        hint = did_you_mean(spec.lower(), BUILTIN, most=1, cutoff=0.6) or ALLOWED
         raise ValueError(f"--data {spec} is neither a folder nor a built-in set: {hint}")
     if not root.is_dir():
         raise ValueError(f"--data {spec} is a file: {ALLOWED}")

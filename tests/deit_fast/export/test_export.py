@@ -122,7 +122,7 @@ def test_the_card_of_a_run(exported: dict[str, Path], finished_run: Path) -> Non
     card = (exported["timm"] / "README.md").read_text()
     origin = load(finished_run)
     which = "ema" if "moving average" in origin.source else "student"
-    for head, label in (("cls", "class token"), ("dist", "distillation token"), ("fused", "mean of both")):
+    for head, label in (("cls", "class token"), ("dist", "distillation token"), ("fused", "fused, mean logits")):
         scores = origin.summary[which][head]
         assert f"| {label} | {scores['top1']:.2f} % | {scores['top5']:.2f} % | {scores['loss']:.4f} |" in card
     assert (

@@ -1,0 +1,35 @@
+"""Names that people read and type: those of a model's scores, and those nearest to a name that does not exist."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterable
+
+# Every score of a distilled model, as summary.json names it, and its words; a plain model has "cls".
+HEADS = {
+    "cls": "class token",
+    "dist": "distillation token",
+    "fused": "fused, mean logits",
+    "softmax": "fused, mean softmax",
+}
+SCORE_NAMES = {"logits": "fused", "softmax": "softmax", "cls": "cls", "dist": "dist"}  # by --fusion
+
+
+def headline(scores: Collection[str], fusion: str) -> str:
+    """The name of the score that --fusion makes the model's own."""
+    return SCORE_NAMES[fusion] if SCORE_NAMES[fusion] in scores else "cls"
+
+
+def did_you_mean(
+    name: str, known: Iterable[str], otherwise: Iterable[str] = (),
+    *, most: int = 3, cutoff: float = 0.5, flag: str = "",
+) -> str:  # fmt: skip
+    """The end of a sentence, "did you mean A or B?": the known names nearest to `name`, else `otherwise`, else "".
+
+    Args:
+        cutoff: the least likeness, from 0 to 1.
+        flag: to type before each, such as "--recipe ".
+    """
+    near = difflib.get_close_matches(name, known, n=most, cutoff=cutoff) or otherwise
+    offered = " or ".join(f"{flag}{one}" for one in near)
+    return offered and f"did you mean {offered}?"
