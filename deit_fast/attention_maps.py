@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .model import VisionTransformer
-from .weights.trained import Trained
+from .weights.prediction import Trained
 
 TOKENS = ("class token", "distillation token")
 MOST_IMAGES = 16  # rows of one picture

@@ -36,7 +36,8 @@ from ..recipes.named import parse
 from ..run.folder import describe
 from ..run.report import Reporter
 from ..scores import evaluate
-from ..weights.build import classifier, normalisation
+from ..weights.build import normalisation
+from ..weights.trained import classifier
 from .cache import runs
 from .labels import evaluation_settings, rows_of, teacher_labels
 from .load import recipe_config

@@ -34,7 +34,7 @@ from ..model import Normalisation
 from ..ranks.group import Ranks
 from ..run import checkpoint
 from ..run.report import Reporter
-from ..weights.build import Teacher
+from ..weights.build import Frozen
 from .cache import LabelCache, Labels
 from .engine import TeacherEngine
 from .load import load_teacher, own_image_size
@@ -122,7 +122,7 @@ class TeacherLabels:
 
 def teacher_labels(
     config: Config, spec: str, train_set: Dataset, policy: Policy, normalisation: Normalisation, steps: range,
-    ranks: Ranks, reporter: Reporter, load: Callable[..., Teacher] = load_teacher,
+    ranks: Ranks, reporter: Reporter, load: Callable[..., Frozen] = load_teacher,
 ) -> TeacherLabels:  # fmt: skip
     """The teacher that a configuration names, and its label cache.
 

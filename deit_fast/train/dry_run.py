@@ -23,7 +23,8 @@ from ..data import Batch, TrainLoader
 from ..model import Normalisation
 from ..ranks.group import Ranks
 from ..run.report import Reporter
-from ..weights.build import Teacher, classifier
+from ..weights.build import Frozen
+from ..weights.trained import classifier
 from .meter import memory_used
 from .step import TrainingStep
 
@@ -163,9 +164,9 @@ def rehearse(
     return plan
 
 
-def stand_in(teacher: Config, _student: Config, _spec: str, classes: list[str], normalised: Normalisation) -> Teacher:
+def stand_in(teacher: Config, _student: Config, _spec: str, classes: list[str], normalised: Normalisation) -> Frozen:
     """In place of `load_teacher`: the recipe's architecture, as fast as if it had been trained."""
-    return Teacher(classifier(teacher, len(classes)), normalised)
+    return Frozen(classifier(teacher, len(classes)), normalised)
 
 
 def checkpoint_bytes(step: TrainingStep) -> int:

@@ -33,7 +33,8 @@ from ..run.report import Reporter
 from ..scores import Scores, evaluate, evaluate_models
 from ..teacher.labels import TeacherLabels, evaluation_settings, teacher_labels
 from ..teacher.load import load_teacher, recipe_config
-from ..weights.build import classifier, normalisation
+from ..weights.build import normalisation
+from ..weights.trained import classifier
 from . import dry_run
 from .optimizer import learning_rates
 from .record import Start, restore
