@@ -108,7 +108,7 @@ def load_teacher(config: Config, spec: str, classes: list[str], student_normalis
 
 
 def _tells_classes(trained: Trained) -> bool:
-    """Whether the class names can be compared with the data's; ImageNet's are spelled in many ways in exported folders."""
+    """Whether its class names can be compared; exported folders spell ImageNet's in many ways."""
     count = len(trained.classes)
     return trained.data is not None or (count != 1000 and trained.classes != class_names(count))
 
