@@ -50,7 +50,7 @@ from deit_fast.ranks.group import Ranks
 from deit_fast.run.report import Reporter
 from deit_fast.teacher.engine import TeacherEngine
 from deit_fast.train.step import TrainingStep
-from deit_fast.weights.build import Teacher
+from deit_fast.weights.build import Frozen
 
 pytestmark = pytest.mark.benchmark(group="train")
 
@@ -93,7 +93,7 @@ def ours(size: str, teacher: nn.Module | None, *, cached: bool = False, compiled
         taught = lambda batch: labels  # noqa: E731
     elif teacher is not None:
         dtype = torch.bfloat16 if ON_CARD else torch.float32
-        own = Teacher(teacher, IMAGENET_NORMALISATION)
+        own = Frozen(teacher, IMAGENET_NORMALISATION)
         engine = TeacherEngine(own, image_size=SIZE, device=DEVICE, dtype=dtype, compiled=compiled)
         taught = lambda batch: engine(batch.images)  # noqa: E731
     step = TrainingStep(config, model, taught, Ranks(0, 1, DEVICE), autocast(), Reporter(False))

@@ -3,7 +3,8 @@
     from deit_fast import create_model, load, load_pretrained
     from deit_fast.train import train, Config
 
-`python -m deit_fast.train --help` is the command line.
+`python -m deit_fast.train --help` is the command line. Models, their weights and Config need torch, numpy and
+safetensors; everything else needs the extras, pip install 'deit-fast[train]'.
 """
 
 import importlib
@@ -24,21 +25,44 @@ _EXPORTS = {
 }
 __all__ = list(_EXPORTS)
 
-_missing = [
-    name
-    for name in ("deit_kernels", "torch", "timm", "safetensors", "PIL", "tyro", "rich", "matplotlib")
-    if importlib.util.find_spec(name) is None
-]
+# What needs no extras.
+_SMALL = {"config", "files", "model", "weights", "weights.huggingface", "weights.pretrained"}
+
+
+def _absent(*names: str) -> list[str]:
+    return [name for name in names if importlib.util.find_spec(name) is None]
+
+
+class _Complete:
+    """Stands before Python's own finders where something is missing: importing what needs it ends in a sentence."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> None:
+        room = name.removeprefix(f"{__name__}.")
+        if room != name and room not in _SMALL:
+            raise ImportError(_message)
+
+
+def _is_command() -> bool:
+    """`python -m deit_fast.…`, while it is being imported, or `deit-fast …`."""
+    ours = any(word.removeprefix("-m").startswith(__name__) for word in sys.orig_argv[1:])
+    return (sys.argv[0] == "-m" and ours) or os.path.basename(sys.argv[0]) == "deit-fast"
+
+
+_core = _absent("deit_kernels", "torch", "numpy", "safetensors")
+_missing = _core + _absent("timm", "PIL", "tyro", "rich", "matplotlib")
 if _missing:
-    _message = "deit_fast is not installed here: run make setup, or pip install -e '.[train]'"
+    _message = f"deit_fast needs {', '.join(_missing)}: run pip install 'deit-fast[train]'"
     if os.path.exists(".venv/setup.stamp") and not sys.prefix.endswith(".venv"):
         _message = "deit_fast is installed in .venv: type .venv/bin/python, or source .venv/bin/activate first"
-    elif "deit_kernels" not in _missing and "torch" not in _missing:
-        _message = f"deit_fast needs {', '.join(_missing)}: run pip install 'deit-fast[train]'"
-    if sys.argv[0] == "-m":  # python -m deit_fast.…: a sentence, not a traceback
+    elif {"deit_kernels", "torch"} & {*_core}:
+        _message = "deit_fast is not installed here: run make setup, or pip install -e '.[train]'"
+    if _is_command():  # a sentence, not a traceback
         print(f"error: {_message}", file=sys.stderr)
         sys.exit(2)
-    raise ImportError(_message)
+    if _core:
+        raise ImportError(_message)
+    sys.meta_path.insert(0, _Complete)
 
 
 def __getattr__(name: str) -> object:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .model import VisionTransformer
 from .picture import picture
-from .weights.trained import Trained
+from .weights.prediction import Trained
 
 TOKENS = ("class token", "distillation token")
 MOST_IMAGES = 16  # rows of one picture

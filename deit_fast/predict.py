@@ -28,7 +28,8 @@ from rich.table import Table
 from .attention_maps import MOST_IMAGES, draw_attention, require_deit
 from .data import decode
 from .data.sources.folder import SUFFIXES, read_file
-from .weights.trained import Prediction, Trained, load
+from .weights.prediction import Prediction, Trained
+from .weights.trained import load
 
 
 def image_paths(given: Sequence[str]) -> list[str]:

@@ -26,7 +26,7 @@ from .data.batch import Batch
 from .model import FUSIONS, VisionTransformer, fuse
 from .names import SCORE_NAMES
 from .ranks.group import Ranks
-from .weights.build import Teacher
+from .weights.build import Frozen
 
 Score = dict[str, float]
 Scores = dict[str, Score]
@@ -34,7 +34,7 @@ TRUTH = "truth"  # the labels, as a line of the disagreement matrix
 TOP = 5
 
 
-class Renormalised(Teacher):
+class Renormalised(Frozen):
     """A model under evaluation whose normalisation is not the one that the images have; its heads stay visible."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,11 +21,10 @@ from ..model import VisionTransformer
 from ..run.checkpoint import newest
 from ..scores import Renormalised
 from ..teacher.load import load_teacher, recipe_config
-from ..weights.build import check_forward, named_function, normalisation, timm_model
-from ..weights.pretrained import load_pretrained
-from ..weights.trained import Trained, load, rows_of_last_matrix, run_model, run_of
-
-OFFICIAL_CROP_RATIO = 0.875  # of the official code, at 384 pixels too
+from ..weights.build import check_forward
+from ..weights.exported import OFFICIAL_CROP_RATIO
+from ..weights.prediction import Trained
+from ..weights.trained import opened, resolve, run_model
 
 
 @dataclass
@@ -55,9 +54,8 @@ def open_subjects(specs: Sequence[str], architecture: str = "", image_size: int 
     """The models that `specs` name.
 
     Args:
-        specs: what `load` reads, or module:function that returns a model, or weights for `architecture`. A run gives
-            its last weights and its moving average.
-        architecture: timm's name of what weights fit.
+        specs: what `load` reads; a run gives its last weights and its moving average.
+        architecture: timm's name of what those fit that are weights alone.
         image_size: evaluate at this size instead of the model's own; position embeddings are resized.
         crop_ratio: "official", "timm" or a number; "": a run's own, timm's for a model of timm, else the official one.
 
@@ -83,18 +81,14 @@ def open_subjects(specs: Sequence[str], architecture: str = "", image_size: int 
             unique = short if name == "model" else f"{short} {name}"
             if unique in together.models:
                 raise ValueError(f"{unique} is named twice: give every model once, and runs folders of different names")
-            own = normalisation(model) == (first.policy.mean, first.policy.std)
-            together.models[unique] = model if own else Renormalised(model, (first.policy.mean, first.policy.std))
+            given, own = ((policy.mean, policy.std) for policy in (first.policy, subjects.policy))
+            together.models[unique] = model if own == given else Renormalised(model, given, own)
             together.sources[unique] = subjects.sources[name]
     return together
 
 
 def open_teacher(subjects: Subjects, spec: str, architecture: str, classes: list[str]) -> nn.Module:
-    """A teacher for images that are prepared for `subjects`; see `load_teacher`.
-
-    Raises:
-        ValueError: unknown or unreadable, or its classes are not the data's.
-    """
+    """A teacher for images that are prepared for `subjects`; see `load_teacher`."""
     config = Config(teacher=spec, teacher_model=architecture, image_size=subjects.policy.size)
     return load_teacher(config, spec, classes, (subjects.policy.mean, subjects.policy.std))
 
@@ -138,65 +132,28 @@ def classes_of_data(spec: str, count: int) -> list[str]:
 
 
 def _open(spec: str, architecture: str, image_size: int, crop_ratio: str) -> Subjects:
-    run = Path(spec).expanduser()
-    checkpoint = newest(run) if (run / "data.json").is_file() and (run / "config.json").is_file() else None
+    named = resolve(spec)
+    checkpoint = newest(named.path) if named.kind == "run" else None
     if checkpoint is not None:
         files = {"model": checkpoint / "model.safetensors", "ema": checkpoint / "ema.safetensors"}
         parts = {
-            name: run_model(run, weights=file, image_size=image_size) for name, file in files.items() if file.is_file()
+            name: run_model(named.path, weights=file, image_size=image_size)
+            for name, file in files.items()
+            if file.is_file()
         }
     else:
-        # Of several models, the architecture is that of the weights files, which do not say it themselves.
-        named = architecture if run.is_file() and run_of(run) is None else ""
-        parts = {"model": _resized(_called(spec, architecture) or load(spec, architecture=named), image_size)}
+        parts = {"model": opened(named, architecture, image_size)}
     trained = parts["model"]
-    size = image_size or trained.policy.size
-    policy = dataclasses.replace(trained.policy, size=size, crop_ratio=_crop_ratio(crop_ratio, trained))
+    policy = dataclasses.replace(trained.policy, crop_ratio=_crop_ratio(crop_ratio, trained))
     return Subjects(
         {name: part.model for name, part in parts.items()},
         policy,
-        check_forward(trained.model, spec, size),
+        check_forward(trained.model, spec, policy.size),
         trained.classes if trained.data is not None else None,
         trained.config.data if trained.config is not None else "",
         {name: part.source for name, part in parts.items()},
         trained.config,
     )
-
-
-def _called(spec: str, architecture: str) -> Trained | None:
-    """What module:function returns: a model, or weights for `architecture`; None where `spec` is something else."""
-    if ":" not in spec or spec.startswith(("hf_hub:", "hf-hub:", "local-dir:")) or Path(spec).exists():
-        return None
-    returned = named_function(spec, "the model")()
-    model = returned
-    if isinstance(returned, Mapping):
-        if not architecture:
-            raise ValueError(f"{spec} returned weights: type --architecture NAME, timm's name of what they fit")
-        model = timm_model(architecture, num_classes=rows_of_last_matrix(Path(spec), returned))
-        load_pretrained(model, returned)
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"{spec} returned a {type(model).__name__}: it must return an nn.Module, or weights by name")
-    size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))[-1]
-    mean, std = normalisation(model)
-    policy = dataclasses.replace(Policy.eval(size, OFFICIAL_CROP_RATIO), mean=mean, std=std)
-    return Trained(model.eval(), [], policy, f"{spec} {architecture}".strip())
-
-
-def _resized(trained: Trained, image_size: int) -> Trained:
-    """The model for another size, where it is built for one."""
-    model = trained.model
-    if not image_size or image_size == trained.policy.size:
-        return trained
-    if isinstance(model, VisionTransformer):
-        resized = VisionTransformer(dataclasses.replace(model.config, image_size=image_size), model.fusion).eval()
-        load_pretrained(resized, model.state_dict())
-        return dataclasses.replace(trained, model=resized)
-    if hasattr(model, "set_input_size"):  # transformers of timm
-        try:
-            model.set_input_size(img_size=(image_size, image_size))
-        except AssertionError as error:
-            raise ValueError(f"{trained.source} cannot see images of {image_size} pixels: {error}") from error
-    return trained
 
 
 def _seen(policy: Policy) -> str:

@@ -15,7 +15,7 @@ from ..config import Config, flag
 from ..model import VisionTransformer
 from ..names import HEADS, SCORE_NAMES
 from ..recipes.named import RECIPES, recipe
-from ..weights.trained import Trained
+from ..weights.prediction import Trained
 
 # Top-1 and top-5 on ImageNet's validation images, as facebookresearch/deit's README reports them for its files.
 PUBLISHED = {

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..files import sync_folder, write_json
 from ..model import CONFIGS, VisionTransformer
 from ..weights.huggingface import huggingface_config, to_huggingface
-from ..weights.trained import Trained
+from ..weights.prediction import Trained
 from .card import model_card
 
 BATCHES = (1, 5)  # of the check: two, so that a batch size that was frozen into the file is noticed

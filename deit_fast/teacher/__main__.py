@@ -33,7 +33,8 @@ from ..ranks.slurm import adopt_slurm
 from ..recipes.named import parse
 from ..run.report import Reporter
 from ..scores import evaluate
-from ..weights.build import classifier, normalisation
+from ..weights.build import normalisation
+from ..weights.trained import classifier
 from .cache import runs
 from .labels import teacher_labels
 from .load import recipe_config

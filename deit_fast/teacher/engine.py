@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 
 from deit_kernels import TopK
 
-from ..weights.build import Teacher
+from ..weights.build import Frozen
 
 _TOLERANCE = 1e-3  # of the largest logit, between a folded teacher and itself in float32
 
@@ -50,7 +50,7 @@ class TeacherEngine:
     """
 
     def __init__(
-        self, teacher: Teacher, *, image_size: int, device: torch.device, dtype: torch.dtype = torch.float32,
+        self, teacher: Frozen, *, image_size: int, device: torch.device, dtype: torch.dtype = torch.float32,
         compiled: bool = False, top_k: int | None = None, tau: float = 1.0, layout: str = "auto",
     ) -> None:  # fmt: skip
         self.module, folded = fold(teacher, image_size)
@@ -114,7 +114,7 @@ _FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_las
 
 
 @torch.no_grad()
-def fold(teacher: Teacher, image_size: int) -> tuple[Teacher, str]:
+def fold(teacher: Frozen, image_size: int) -> tuple[Frozen, str]:
     """A copy with fewer operations and the same logits, and what was done to it.
 
     The copy is compared with the teacher; if the logits are not the same, the teacher is returned as it was.
@@ -185,7 +185,7 @@ def _fold_norm(model: nn.Module, convolution_name: str, norm_name: str) -> None:
     setattr(model.get_submodule(parent), attribute, after)
 
 
-def _fold_normalisation(teacher: Teacher, first: str | None) -> str:
+def _fold_normalisation(teacher: Frozen, first: str | None) -> str:
     """Take the change of normalisation into the convolution `first`; returns what was done."""
     scale, shift = teacher.scale.double().view(1, 3, 1, 1), teacher.shift.double().view(1, 3, 1, 1)
     if not shift.any() and (scale == 1).all():

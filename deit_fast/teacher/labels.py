@@ -33,7 +33,7 @@ from ..data.training import Loaders, TrainingData
 from ..ranks.group import Ranks
 from ..run import checkpoint
 from ..run.report import Reporter
-from ..weights.build import Teacher
+from ..weights.build import Frozen
 from .cache import LabelCache, Labels
 from .engine import TeacherEngine
 from .load import load_teacher, own_image_size
@@ -121,7 +121,7 @@ class TeacherLabels:
 
 def teacher_labels(
     config: Config, spec: str, loaders: Loaders, ranks: Ranks, reporter: Reporter,
-    load: Callable[..., Teacher] = load_teacher,
+    load: Callable[..., Frozen] = load_teacher,
 ) -> TeacherLabels:  # fmt: skip
     """The teacher that a configuration names, and its label cache.
 

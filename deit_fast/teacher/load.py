@@ -1,9 +1,10 @@
 """The teacher: a frozen classifier with its own normalisation, from wherever it comes.
 
+--teacher runs/flowers-teacher                            a finished run, or a file of its checkpoints
 --teacher regnety_160.deit_in1k                           a timm name, its pretrained weights
 --teacher regnety_160-a5fe301d.pth --teacher-model NAME   a weights file and the architecture it fits
---teacher runs/flowers-teacher                            a finished run of ours
---teacher package.module:function                         a function that returns an nn.Module
+--teacher flowers-timm                                    a folder that deit_fast.export, timm or transformers wrote
+--teacher package.module:function                         a function that returns an nn.Module, or weights
 --teacher recipe:demo-teacher                             a recipe, trained first on the same data
 
 `python -m deit_fast.teacher --teacher-cache FOLDER …` computes its labels ahead of time and keeps them in a cache.
@@ -12,29 +13,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
 
 import timm
 from torch import Tensor, nn
 
 from ..config import Config, difference
-from ..files import read_json
 from ..model import Normalisation
-from ..names import did_you_mean
 from ..recipes.named import recipe
-from ..weights.build import Teacher, check_forward, named_function, timm_model
-from ..weights.pretrained import load_pretrained, read_weights
-from ..weights.trained import rows_of_last_matrix, run_model
+from ..weights.build import Frozen, check_forward
+from ..weights.exported import class_names, image_size_of_folder
+from ..weights.prediction import Trained
+from ..weights.pretrained import read_weights
+from ..weights.trained import opened, resolve, run_of
 
 # What a teacher recipe takes over from the student's configuration: the same data, seen in the same way.
 _SHARED = (
     "data", "image_size", "crop_scale", "flip", "crop_ratio", "batch_size", "order", "exif_orientation",
     "in_memory", "bad_images", "threads", "precision", "gpus", "micro_batch",
 )  # fmt: skip
-
-
 _ADVICE = (
     "fine-tune one on this data first, python -m deit_fast.train --recipe teacher --data … --out runs/teacher, "
     "then type --teacher runs/teacher"
@@ -78,91 +75,51 @@ def recipe_config(student: Config) -> Config | None:
     return dataclasses.replace(config, fresh=outdated)
 
 
-def from_run(folder: Path, classes: list[str] | None = None, image_size: int | None = None) -> nn.Module:
-    """The model of a finished run: its moving average where that scored better, else the last weights.
-
-    Args:
-        folder: the run folder.
-        classes: what the labels must mean, in their order; None: whatever the run was trained on.
-        image_size: build it for this size instead of its own; position embeddings are resized.
-
-    Raises:
-        ValueError: the folder holds no finished run, or one of other classes.
-    """
-    for name in ("config.json", "summary.json"):
-        if not (folder / name).is_file():
-            raise ValueError(
-                f"{folder} is no finished run ({name} is missing): train it to its end by the command that started it, "
-                f"or type another --teacher"
-            )
-    own_classes = read_json(folder / "data.json")["classes"]
-    if classes is not None and own_classes != classes:
-        _refuse_classes(str(folder), own_classes, classes)
-    return run_model(folder, image_size=image_size or 0).model
-
-
-def _refuse_classes(spec: str, known: list[str], wanted: list[str]) -> NoReturn:
-    if len(known) != len(wanted):
-        raise ValueError(f"the teacher {spec} knows {len(known)} classes, the data has {len(wanted)}: {_ADVICE}")
-    first = next(index for index, pair in enumerate(zip(known, wanted, strict=True)) if pair[0] != pair[1])
-    raise ValueError(
-        f"the teacher {spec} was trained on other classes: its class {first} is {known[first]}, the data's is "
-        f"{wanted[first]}: {_ADVICE}"
-    )
-
-
-def load_teacher(config: Config, spec: str, classes: list[str], student_normalisation: Normalisation) -> Teacher:
+def load_teacher(config: Config, spec: str, classes: list[str], student_normalisation: Normalisation) -> Frozen:
     """The teacher that `spec` names: the configuration's, or the run folder of the one that was trained first.
 
     Args:
         classes: the data's class names, index = label.
 
     Raises:
-        ValueError: unknown or unreadable, fails on images of this size, or its classes are not the data's.
+        ValueError: unknown, unreadable or unfinished, fails on images of this size, or its classes are not the data's.
     """
-    path = Path(spec)
-    if path.is_dir():
-        model = from_run(path, classes, config.image_size)
-    elif path.suffix in (".pth", ".pt", ".bin", ".safetensors"):
-        weights = read_weights(path)
-        sized = _built_for(config.teacher_model, config.image_size)
-        model = timm_model(config.teacher_model, num_classes=rows_of_last_matrix(path, weights), **sized)
-        load_pretrained(model, weights)
-    elif ":" in spec and not spec.startswith(("hf_hub:", "hf-hub:")):
-        model = _called(named_function(spec, "--teacher"), spec)
-    else:
-        if not timm.is_model(spec) and not spec.startswith(("hf_hub:", "hf-hub:")):
-            near = did_you_mean(spec.split(".")[0], timm.list_models())
-            offer = f", {near}" if near else ""
-            raise ValueError(f"unknown teacher {spec!r}: neither a path here nor a timm model{offer}")
-        model = timm_model(spec, pretrained=True, **_built_for(spec, config.image_size))
-    teacher = Teacher(model, student_normalisation)
-    known = check_forward(teacher, f"the teacher {spec}", config.image_size)
-    if known != len(classes):
-        raise ValueError(f"the teacher {spec} knows {known} classes, the data has {len(classes)}: {_ADVICE}")
+    named = resolve(spec, "--teacher")
+    if named.kind == "run":
+        for name in ("config.json", "summary.json"):
+            if not (named.path / name).is_file():
+                raise ValueError(
+                    f"{spec} is no finished run ({name} is missing): train it to its end by the command that started "
+                    f"it, or type another --teacher"
+                )
+    trained = opened(named, config.teacher_model, config.image_size, as_teacher=True)
+    own = trained.policy.mean, trained.policy.std
+    teacher = Frozen(trained.model, student_normalisation, own)
+    count, wanted = check_forward(teacher, f"the teacher {spec}", config.image_size), len(classes)
+    if count != wanted:
+        raise ValueError(f"the teacher {spec} knows {count} classes, the data has {wanted}: {_ADVICE}")
+    if _tells_classes(trained) and trained.classes != classes:
+        first = next(label for label in range(count) if trained.classes[label] != classes[label])
+        raise ValueError(
+            f"the teacher {spec} was trained on other classes: its class {first} is {trained.classes[first]}, the "
+            f"data's is {classes[first]}: {_ADVICE}"
+        )
     return teacher
+
+
+def _tells_classes(trained: Trained) -> bool:
+    """Whether its class names can be compared; exported folders spell ImageNet's in many ways."""
+    count = len(trained.classes)
+    return trained.data is not None or (count != 1000 and trained.classes != class_names(count))
 
 
 def own_image_size(spec: str, model: nn.Module) -> int | None:
     """The side of the images that a teacher was trained on, pixels; None where nothing says it."""
-    if (Path(spec) / "config.json").is_file():
-        return Config.from_json(Path(spec) / "config.json").image_size
+    named = resolve(spec, "--teacher")
+    if named.kind in ("run", "checkpoint"):
+        run = named.path if named.kind == "run" else run_of(named.path)
+        return Config.from_json(run / "config.json").image_size
+    if named.kind == "exported":
+        return image_size_of_folder(named.path)
     cfg = getattr(model, "pretrained_cfg", None) or {}
     return cfg["input_size"][-1] if cfg.get("input_size") else None
-
-
-def _built_for(name: str, image_size: int) -> dict[str, int]:
-    """timm's option for transformers, which are built for one size: their position embeddings are resized."""
-    base = name.split(".")[0]
-    fixed = timm.is_model(base) and timm.models.get_pretrained_cfg_value(base, "fixed_input_size")
-    return {"img_size": image_size} if fixed else {}
-
-
-def _called(function: Callable[[], Any], spec: str) -> nn.Module:
-    try:
-        model = function()
-    except Exception as error:  # the user's own code
-        raise ValueError(f"--teacher {spec} raised {type(error).__name__}: {error}") from error
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"--teacher {spec} returned a {type(model).__name__}: it must return an nn.Module")
-    return model

@@ -21,7 +21,7 @@ from ..config import Config
 from ..data import TrainLoader
 from ..model import VisionTransformer, ViTConfig
 from ..ranks.group import Ranks
-from ..weights.build import Teacher
+from ..weights.build import Frozen
 from .counters import SkippedSteps
 from .step import StepResult, TrainingStep
 
@@ -197,7 +197,7 @@ def peak_flops(card: str) -> float | None:
 
 def forward_flops(model: nn.Module, image_size: int) -> float | None:
     """FLOPs of one image's forward pass; None for a model that cannot be run without its values."""
-    if isinstance(model, Teacher):
+    if isinstance(model, Frozen):
         model = model.model
     if isinstance(model, VisionTransformer):
         return _transformer_flops(model.config)

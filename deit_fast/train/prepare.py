@@ -29,7 +29,8 @@ from ..run.report import Reporter
 from ..scores import Scores, evaluate, evaluate_models
 from ..teacher.labels import TeacherLabels, teacher_labels
 from ..teacher.load import load_teacher, recipe_config
-from ..weights.build import Teacher, classifier, normalisation
+from ..weights.build import Frozen, normalisation
+from ..weights.trained import classifier
 from .optimizer import learning_rates
 from .step import TrainingStep, precision
 
@@ -195,9 +196,9 @@ def _teacher(
     return teacher_labels(config, spec, loaders, ranks, reporter, load)
 
 
-def _untrained(teacher: Config, _student: Config, _spec: str, classes: list[str], normalised: Normalisation) -> Teacher:
+def _untrained(teacher: Config, _student: Config, _spec: str, classes: list[str], normalised: Normalisation) -> Frozen:
     """In place of `load_teacher`: the recipe's architecture, as fast as if it had been trained."""
-    return Teacher(classifier(teacher, len(classes)), normalised)
+    return Frozen(classifier(teacher, len(classes)), normalised)
 
 
 def _start(config: Config, run: Path, ranks: Ranks, step: TrainingStep, reporter: Reporter) -> Start:

@@ -1,10 +1,7 @@
-"""Any image classifier by name: our DeiT models, timm's, and weights from a file, a package or a Python function."""
+"""An image classifier by name, ours or timm's, and what it is asked before it is used."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -14,66 +11,45 @@ from torch import Tensor, nn
 from ..config import Config
 from ..model import CONFIGS, IMAGENET_NORMALISATION, Normalisation, VisionTransformer, create_model
 from ..names import did_you_mean
-from ..run.folder import chosen_weights
-from .pretrained import SUFFIXES, load_pretrained
+
+HUBS = ("hf_hub:", "hf-hub:", "local-dir:")  # timm's prefixes of models that lie elsewhere
 
 
-def classifier(config: Config, classes: int) -> nn.Module:
-    """The model that a configuration names, with its starting weights.
+def untrained(config: Config, classes: int) -> nn.Module:
+    """The model that a configuration names, with random weights.
 
     Raises:
-        ValueError: unknown name, sizes that only our models take, weights that do not fit or cannot be fetched.
+        ValueError: unknown name, or sizes that only our models take.
     """
     sizes = {name: getattr(config, name) for name in ("patch_size", "width", "depth", "heads") if getattr(config, name)}
     base, _, tag = config.model.partition(".")
     if config.model in CONFIGS:
         changes = {**sizes, "image_size": config.image_size, "classes": classes}
         drops = {"drop_path_rate": config.drop_path, "dropout": config.dropout}
-        model: nn.Module = create_model(config.model, fusion=config.fusion, **changes, **drops)
-    elif base in CONFIGS:
+        return create_model(config.model, fusion=config.fusion, **changes, **drops)
+    if base in CONFIGS:
         raise ValueError(f"{config.model} is ours under its name without .{tag}: type --model {base} --weights timm")
-    elif sizes and timm.is_model(config.model):
+    if sizes and timm.is_model(config.model):
         named = ", ".join(f"--{name.replace('_', '-')}" for name in sizes)
         raise ValueError(f"{named} only changes our own models ({', '.join(CONFIGS)}), not timm's {config.model}")
-    else:
-        options: dict[str, Any] = {"num_classes": classes}
-        if timm.is_model(base) and timm.models.get_pretrained_cfg_value(base, "fixed_input_size"):
-            options["img_size"] = config.image_size  # transformers of timm are built for one size
-        if config.dropout:
-            options["drop_rate"] = config.dropout
-        model = timm_model(config.model, drop_path_rate=config.drop_path, **options)
-    if config.weights:
-        load_pretrained(model, _weights(config), config.pos_embed_resize)
-    check_forward(model, config.model, config.image_size, classes)
-    return model
+    options: dict[str, Any] = {"num_classes": classes, **built_for(config.model, config.image_size)}
+    if config.dropout:
+        options["drop_rate"] = config.dropout
+    return timm_model(config.model, drop_path_rate=config.drop_path, **options)
 
 
-def _weights(config: Config) -> str | Path | Mapping[str, Tensor]:
-    """What --weights names: timm's weights of the model, a file, a run, a folder with a file, or a function's result.
-
-    Raises:
-        ValueError: none of these.
-    """
-    path = Path(config.weights)
-    if config.weights == "timm":
-        return timm_model(config.model, pretrained=True).state_dict()
-    if path.suffix in SUFFIXES:
-        return path
-    if (path / "data.json").is_file():
-        return chosen_weights(path)
-    if path.is_dir():
-        files = [file for suffix in SUFFIXES for file in sorted(path.glob(f"*{suffix}"))]
-        if not files:
-            raise ValueError(f"--weights {path} holds neither a run nor a weights file: type a file's path")
-        return files[0]
-    return named_function(config.weights, "--weights")()
+def built_for(name: str, image_size: int) -> dict[str, int]:
+    """timm's option for transformers, which are built for one image size."""
+    base = name.split(".")[0]
+    fixed = timm.is_model(base) and timm.models.get_pretrained_cfg_value(base, "fixed_input_size")
+    return {"img_size": image_size} if fixed and image_size else {}
 
 
 def check_forward(model: nn.Module, name: str, image_size: int, classes: int | None = None) -> int:
-    """Try the model on one black image, in evaluation mode, and return how many classes it knows.
+    """Try the model on one black image, in evaluation mode; returns how many classes it knows.
 
     Raises:
-        ValueError: it fails, or returns anything but logits (1, classes).
+        ValueError: it fails, or does not return logits (1, classes).
     """
     training = model.training
     try:
@@ -95,25 +71,25 @@ def check_forward(model: nn.Module, name: str, image_size: int, classes: int | N
 def timm_model(
     name: str, *, pretrained: bool = False, drop_path_rate: float = 0.0, then: str = "", **options: Any
 ) -> nn.Module:
-    """`timm.create_model`, whose failures say what to type.
+    """`timm.create_model`, whose failures are ValueErrors that say what to type.
 
     Args:
-        then: what to do with weights that had to be fetched by hand; default: the trainer's two ways.
-
-    Raises:
-        ValueError: unknown name (the nearest are offered); weights that cannot be fetched (says which file, and where
-            to put it).
+        then: what to do with weights that were fetched by hand; default: the trainer's two ways.
     """
-    elsewhere = name.startswith(("hf_hub:", "hf-hub:", "local-dir:"))
+    elsewhere = name.startswith(HUBS)
     if not elsewhere and not timm.is_model(name):
-        known = [*CONFIGS, *timm.list_models()]
-        raise ValueError(f"unknown model {name!r}: {did_you_mean(name.split('.')[0], known, list(CONFIGS)[:3])}")
+        raise ValueError(f"unknown model {name!r}: {nearest_models(name)}")
     if drop_path_rate:
         options["drop_path_rate"] = drop_path_rate
     try:
         return timm.create_model(name, pretrained=pretrained, **options)
     except (RuntimeError, TypeError, AssertionError) as error:  # unknown tag, no weights, an option it does not take
         raise ValueError(f"timm cannot make {name}: {error}") from error
+    except KeyError as error:
+        if not elsewhere:
+            raise
+        # Its config.json has no "architecture".
+        raise ValueError(f"{name} is not a model of timm: download it, and type the path of its folder") from error
     except (OSError, ValueError) as error:
         # huggingface_hub's off-line and not-found errors are OSErrors or ValueErrors.
         if not pretrained:
@@ -130,6 +106,11 @@ def timm_model(
         ) from error
 
 
+def nearest_models(name: str) -> str:
+    """ "did you mean A or B?": the names that come nearest to a mistyped one."""
+    return did_you_mean(name.split(".")[0], dict.fromkeys([*CONFIGS, *timm.list_models()]), list(CONFIGS)[:3])
+
+
 def normalisation(model: nn.Module) -> Normalisation:
     """(mean, std) of the images that a model expects: its own, or timm's `pretrained_cfg`, or ImageNet's."""
     if isinstance(model, VisionTransformer):
@@ -141,32 +122,33 @@ def normalisation(model: nn.Module) -> Normalisation:
     return tuple(map(float, mean)), tuple(map(float, std))
 
 
-class Teacher(nn.Module):
-    """Frozen, in eval mode; maps images normalised for the student to logits (B, C).
+class Frozen(nn.Module):
+    """A classifier that only answers: maps images that were normalised for another model to float32 logits (B, C).
 
     Args:
-        model: images normalised its own way (B, 3, S, S) -> logits.
-        student_normalisation: (mean, std) of the images that arrive.
+        model: images normalised its own way (B, 3, S, S) -> logits; it is frozen and stays in evaluation mode.
+        given: (mean, std) of the images that arrive.
+        own: (mean, std) that the model expects; None: see `normalisation`.
     """
 
-    def __init__(self, model: nn.Module, student_normalisation: Normalisation) -> None:
+    def __init__(self, model: nn.Module, given: Normalisation, own: Normalisation | None = None) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         (mean, std), (own_mean, own_std) = (
             [torch.tensor(part, dtype=torch.float64).view(3, 1, 1) for part in pair]
-            for pair in (student_normalisation, normalisation(model))
+            for pair in (given, own or normalisation(model))
         )
         # (x · std + mean − own_mean) / own_std, as one multiplication and one addition.
         self.register_buffer("scale", (std / own_std).float(), persistent=False)
         self.register_buffer("shift", ((mean - own_mean) / own_std).float(), persistent=False)
         self._dtype = torch.float32
 
-    def train(self, mode: bool = True) -> Teacher:
-        """Stays in eval mode: a teacher's batch statistics and dropout are never the student's batch's."""
+    def train(self, mode: bool = True) -> Frozen:
+        """Stays in evaluation mode: its batch norms never see the statistics of a student's batch."""
         return super().train(False)
 
-    def cast(self, dtype: torch.dtype) -> Teacher:
-        """Weights and activations in `dtype`, once and for all; the logits stay float32."""
+    def cast(self, dtype: torch.dtype) -> Frozen:
+        """Weights and activations in `dtype`; the logits stay float32."""
         self.model.to(dtype)
         self._dtype = dtype
         return self
@@ -176,20 +158,3 @@ class Teacher(nn.Module):
         if self.scale is not None:
             images = images * self.scale + self.shift
         return self.model(images.to(self._dtype)).float()
-
-
-def named_function(spec: str, flag: str) -> Callable[[], Any]:
-    """The function that "module:function" names.
-
-    Raises:
-        ValueError: not of that form, or no such module or function.
-    """
-    module, _, function = spec.partition(":")
-    if not (module and function):
-        raise ValueError(f"{flag} {spec} is neither a file nor module:function: check the path")
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, SyntaxError) as error:
-        raise ValueError(f"{flag} {spec}: the module {module} cannot be imported ({error})") from error
-    except AttributeError as error:
-        raise ValueError(f"{flag} {spec}: the module {module} has no function {function}") from error

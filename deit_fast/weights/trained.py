@@ -1,173 +1,159 @@
 """A trained model, from wherever it lies, with its classes and the way its images are prepared.
 
 trained = deit_fast.load("runs/flowers")                        a run: its moving average where that scored better
-trained = deit_fast.load("deit_small_distilled_patch16_224-649709d9.pth")        weights of the official code
+trained = deit_fast.load("runs/flowers/checkpoints/best_00000300.safetensors")   one of its checkpoints
 trained = deit_fast.load("exported/")                           a folder of ours, of timm or of Hugging Face
+trained = deit_fast.load("deit_small_distilled_patch16_224-649709d9.pth")        weights of the official code
 trained = deit_fast.load("deit_tiny_patch16_224")               a name: fetched from the Hugging Face hub
+trained = deit_fast.load("my_models:build")                     a function that returns a model, or weights
 
 logits = trained.model(images)              an nn.Module in evaluation mode
 for row in trained.predict(["cat.jpg"]): print(row.path, row.top[0])
+
+--weights, --teacher, evaluate, predict and export name a model in the same way: `resolve` tells the six kinds apart.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import math
+import importlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import timm
-import torch
-from numpy.typing import NDArray
-from timm.data import ImageNetInfo, resolve_model_data_config
 from torch import Tensor, nn
 
-from deit_kernels.augment import ImageBatch, Policy, apply, sample_plan
-from deit_kernels.augment.plan import ratio_limit
-from deit_kernels.augment.policy import FILTERS
+from deit_kernels.augment import Policy
 
 from ..config import Config
-from ..data import BadImage, decode
-from ..data.decode import Part
-from ..data.sources.folder import read_file
 from ..files import read_json
-from ..model import CONFIGS, VisionTransformer, ViTConfig
-from ..names import did_you_mean
+from ..model import CONFIGS, VisionTransformer
 from ..run.checkpoint import newest
 from ..run.folder import chosen_weights, read_summary
-from .build import classifier, normalisation, timm_model
-from .pretrained import RELEASES, SUFFIXES, load_pretrained, read_weights
+from .build import HUBS, built_for, check_forward, nearest_models, normalisation, timm_model, untrained
+from .exported import (
+    OFFICIAL_CROP_RATIO,
+    class_names,
+    from_file,
+    from_folder,
+    from_tensors,
+    of_ours,
+    of_timm,
+    ours_of_timm,
+    weights_file,
+)  # fmt: skip
+from .prediction import Trained
+from .pretrained import SUFFIXES, load_pretrained, read_weights
+
+# What already tells the sizes of its model.
+_KNOWING = {"run": "a run", "checkpoint": "a checkpoint of a run", "exported": "an exported folder", "name": "a name"}
 
 
-class Prediction(NamedTuple):
-    """What a model says of one image.
+class Named(NamedTuple):
+    """What a spec names.
 
     Attributes:
-        path: of the image.
-        top: (class name, label, probability) of the likeliest classes, the likeliest first.
+        spec: as it was typed.
+        path: of a run, a checkpoint's file, an exported folder or a weights file.
+        flag: where it was typed, such as "--teacher"; "" for an argument of its own.
     """
 
-    path: str
-    top: list[tuple[str, int, float]]
+    kind: Literal["run", "checkpoint", "exported", "file", "name", "function"]
+    spec: str
+    path: Path
+    flag: str
+
+    def __str__(self) -> str:
+        return f"{self.flag} {self.spec}".strip()
 
 
-@dataclasses.dataclass(frozen=True)
-class Trained:
-    """A model to be used.
-
-    Attributes:
-        model: in evaluation mode; images normalised by `policy` (B, 3, S, S) -> logits (B, C).
-        classes: names, index = label.
-        policy: how an image is resized, cropped and normalised.
-        source: where it comes from, in words.
-        config, summary, data: of the run it comes from (`config.json`, `summary.json`, `data.json`), else None.
-        scores: of these very weights, by head, as the run measured them; None for a run's earlier checkpoints.
-        release: the official model whose released file this is, by its sha256, else "".
-    """
-
-    model: nn.Module
-    classes: list[str]
-    policy: Policy
-    source: str
-    config: Config | None = None
-    summary: dict[str, Any] | None = None
-    data: dict[str, Any] | None = None
-    scores: dict[str, Any] | None = None
-    release: str = ""
-
-    def prepare(self, images: list[NDArray[np.uint8]]) -> Tensor:
-        """Decoded images, uint8 (H, W, 3) of any sizes -> float32 (B, 3, S, S), the pixels that evaluation sees."""
-        batch = ImageBatch.from_images(images)
-        sizes = {"height": batch.height.numpy(), "width": batch.width.numpy()}
-        plan = sample_plan(self.policy, seed=0, epoch=0, sample=np.arange(len(images)), copy=0, **sizes)
-        return apply(batch, plan)
-
-    def predict(
-        self, paths: Iterable[str | Path], top: int = 5, batch_size: int = 32
-    ) -> Iterator[Prediction | tuple[str, BadImage]]:
-        """Predictions in the order of `paths`; a file that holds no image comes as (path, what is wrong with it)."""
-        device, longest = next(self.model.parameters()).device, ratio_limit(self.policy)
-        paths = list(paths)
-        for start in range(0, len(paths), batch_size):
-            chunk = [(str(path), _read(path, longest)) for path in paths[start : start + batch_size]]
-            good = [image for _, image in chunk if not isinstance(image, BadImage)]
-            if good:
-                with torch.inference_mode():
-                    probabilities = self.model(self.prepare(good).to(device)).float().softmax(-1)
-                ranked = zip(*(part.tolist() for part in probabilities.topk(min(top, len(self.classes)))), strict=True)
-            for path, image in chunk:
-                if isinstance(image, BadImage):
-                    yield path, image
-                else:
-                    values, labels = next(ranked)
-                    named = zip(labels, values, strict=True)
-                    yield Prediction(path, [(self.classes[label], label, value) for label, value in named])
-
-
-def _read(path: str | Path, longest: float = math.inf) -> NDArray[np.uint8] | BadImage:
-    try:
-        pixels = decode(read_file(str(path)))
-        Part.whole(pixels).refuse_elongated(longest)
-        return pixels
-    except BadImage as error:
-        return error
-    except OSError as error:
-        return BadImage(f"it cannot be read ({error.strerror or error})")
-
-
-def load(source: str | Path, *, architecture: str = "", **sizes: Any) -> Trained:
-    """A trained model by path or name.
-
-    Args:
-        source: a run folder; a weights file (official, timm, Hugging Face, ours); a folder that `deit_fast.export`,
-            timm or transformers wrote; one of the eight DeiT names, or a timm name, whose weights are then fetched.
-        architecture: timm's name of what a weights file fits, where it is not a DeiT.
-        sizes: what the tensors of a weights file do not tell, such as heads=2.
+def resolve(spec: str | Path, flag: str = "") -> Named:
+    """What a spec names, by its form and by what is on disk; nothing is opened, fetched or imported.
 
     Raises:
-        ValueError: there is no such file, folder or name (the nearest are offered), its contents do not fit, or what it
-            is was given for something that says so itself.
+        ValueError: there is no such file, folder or name (the nearest are offered).
     """
-    path = Path(source).expanduser()
-    run = run_of(path) if path.is_file() else None
-    if path.is_file() and run is None:
-        if path.suffix not in SUFFIXES:
+    spec = str(spec)
+    path = Path(spec.removeprefix("local-dir:")).expanduser()
+    given = f" for {flag}" if flag else ""
+    if path.is_dir():
+        is_run = (path / "data.json").is_file() or (path / "checkpoints").is_dir()
+        return Named("run" if is_run else "exported", spec, path, flag)
+    if path.is_file():
+        if run_of(path) is None and path.suffix not in SUFFIXES:
             raise ValueError(f"{path} is no weights file: its name ends in {', '.join(SUFFIXES)}, or it is a folder")
-        return _file(path, architecture, sizes)
-    if architecture or sizes:
-        names = [*(["architecture"] if architecture else []), *sizes]
-        given = ", ".join(f"--{name.replace('_', '-')}" for name in names)
-        raise ValueError(f"{source} says itself what it holds: leave out {given}, which is for a weights file alone")
-    if run is not None:
-        return run_model(run, weights=path)
-    return _folder(path) if path.is_dir() else _name(str(source))
+        return Named("file" if run_of(path) is None else "checkpoint", spec, path, flag)
+    if "://" in spec:
+        raise ValueError(f"{spec} is an address{given}: download the file, and type its path")
+    if spec in CONFIGS or timm.is_model(spec) or spec.startswith(HUBS[:2]):
+        return Named("name", spec, path, flag)
+    if "/" in spec or path.suffix in SUFFIXES:
+        raise ValueError(f"there is no file or folder {path}{given}: check the path, or type a model's name")
+    if ":" in spec:
+        return Named("function", spec, path, flag)
+    raise ValueError(f"unknown model {spec!r}{given}, neither a path here nor a name: {nearest_models(spec)}")
 
 
 def run_of(weights: Path) -> Path | None:
-    """The run that a file is a checkpoint's of: checkpoints/best_….safetensors, checkpoints/step_…/ema.safetensors."""
+    """The run that a file is a checkpoint of: checkpoints/best_….safetensors, checkpoints/step_…/ema.safetensors."""
     for run in weights.resolve().parents[1:3]:
         if (run / "checkpoints").is_dir() and (run / "config.json").is_file():
             return run
     return None
 
 
-def _folder(path: Path) -> Trained:
-    if (path / "data.json").is_file() and (path / "config.json").is_file():
-        return run_model(path)
-    files = [file for suffix in SUFFIXES for file in sorted(path.glob(f"*{suffix}"))]
-    config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
-    if files and config.get("model_type") in ("deit", "vit"):
-        return _huggingface(path, files[0], config)
-    if files and "architecture" in config:
-        return _timm_folder(path, files[0], config)
-    raise ValueError(
-        f"{path} holds no model: expected a run (config.json, data.json, checkpoints/), or weights with the "
-        f"config.json that deit_fast.export, timm or transformers wrote; type the weights file itself if there is one"
-    )
+def load(source: str | Path, *, architecture: str = "", image_size: int = 0, **sizes: Any) -> Trained:
+    """A trained model by path or name.
+
+    Args:
+        source: a run folder; a file of its checkpoints; a folder that `deit_fast.export`, timm or transformers wrote;
+            a weights file (official, timm, Hugging Face, ours); one of the eight DeiT names, or a name of timm or of
+            the Hugging Face hub, whose weights are then fetched; module:function that returns a model, or weights.
+        architecture: timm's name of what weights fit, where it is not a DeiT.
+        image_size: of other images than it was trained on, pixels; position embeddings are resized.
+        sizes: what the tensors of a weights file do not tell, such as heads=2.
+
+    Raises:
+        ValueError: there is no such file, folder or name (the nearest are offered), its contents do not fit, or sizes
+            are given for what already tells them.
+    """
+    named = resolve(source)
+    if (architecture or sizes) and named.kind in _KNOWING:
+        flags = [f"--{name.replace('_', '-')}" for name in ((["architecture"] if architecture else []) + list(sizes))]
+        many = len(flags) > 1
+        raise ValueError(
+            f"{' and '.join(flags)} {'are' if many else 'is'} only for a weights file; {_KNOWING[named.kind]} already "
+            f"tells its sizes: leave {'them' if many else 'it'} out"
+        )
+    return opened(named, architecture, image_size, sizes)
+
+
+def opened(
+    named: Named, architecture: str = "", image_size: int = 0, sizes: Mapping[str, Any] | None = None, *,
+    as_teacher: bool = False,
+) -> Trained:  # fmt: skip
+    """The model that was named; `architecture` and `sizes` count for weights that do not tell them.
+
+    Args:
+        image_size: 0: its own.
+        as_teacher: timm builds weights and names, DeiTs too, at `image_size`; a function's model stays as it is.
+    """
+    timm_size, sizes = image_size if as_teacher else 0, dict(sizes or {})
+    if named.kind == "run":
+        return run_model(named.path, image_size=image_size)
+    if named.kind == "checkpoint":
+        return run_model(run_of(named.path), weights=named.path, image_size=image_size)
+    if named.kind == "exported":
+        return resized(from_folder(named.path), image_size)
+    if named.kind == "file":
+        trained = from_file(named.path, architecture, sizes, timm_size)
+    elif named.kind == "name":
+        trained = _fetched(named.spec, timm_size)
+    else:
+        return _called(named, architecture, image_size, sizes, timm_size)
+    return trained if as_teacher else resized(trained, image_size)
 
 
 def run_model(run: Path, *, weights: Path | None = None, image_size: int = 0) -> Trained:
@@ -176,10 +162,10 @@ def run_model(run: Path, *, weights: Path | None = None, image_size: int = 0) ->
     Args:
         weights: a file of one of its checkpoints; None: of the newest, the moving average where that scored better.
         image_size: build it for this size instead of its own; position embeddings are resized.
-
-    Raises:
-        ValueError: the folder holds no checkpoint.
     """
+    for name in ("config.json", "data.json"):
+        if not (run / name).is_file():
+            raise ValueError(f"{run} is not a whole run ({name} is missing): copy it again, or type another model")
     config, data = Config.from_json(run / "config.json"), read_json(run / "data.json")
     config = dataclasses.replace(config, image_size=image_size or config.image_size)
     summary = read_summary(run) if (run / "summary.json").is_file() else None
@@ -206,148 +192,98 @@ def run_model(run: Path, *, weights: Path | None = None, image_size: int = 0) ->
     )
 
 
-def _file(path: Path, architecture: str, sizes: dict[str, Any]) -> Trained:
-    weights = read_weights(path)
-    if architecture and architecture not in CONFIGS:
-        model = timm_model(architecture, num_classes=rows_of_last_matrix(path, weights), **sizes)
-        load_pretrained(model, weights)
-        return Trained(model.eval(), class_names(model.num_classes), _timm_policy(model), f"{path}, {architecture}")
-    release = _release(path)
-    model = VisionTransformer(_sizes(path, weights, architecture, sizes))
-    load_pretrained(model, weights)
-    return _ours(model, class_names(model.config.classes), f"{path}", release=release)
+def _fetched(name: str, timm_size: int) -> Trained:
+    """timm's pretrained weights of a name, in our model where it is a DeiT and timm need not build it."""
+    source, base = f"{name}, timm's pretrained weights", name.split(".")[0]
+    if timm_size:
+        return of_timm(timm_model(name, pretrained=True, **built_for(name, timm_size)), source)
+    model = timm_model(name, pretrained=True, then="type its path instead of the name")
+    if base in CONFIGS:
+        return of_ours(ours_of_timm(model), class_names(model.num_classes), source)
+    return of_timm(model, source)
 
 
-def _ours(model: VisionTransformer, classes: list[str], source: str, **others: Any) -> Trained:
-    policy = Policy.eval(model.config.image_size, 0.875)  # at 384 pixels too: int(256 / 224 · 384)
-    return Trained(model.eval(), classes, policy, source, **others)
+def _called(named: Named, architecture: str, image_size: int, sizes: dict[str, Any], timm_size: int) -> Trained:
+    """What a function returns: a model as it is, or the one that its weights fit."""
+    model = _result(named)
+    if isinstance(model, Mapping):
+        model = from_tensors(model, named.spec, architecture, sizes, timm_size)
+    own = model.config.image_size if isinstance(model, VisionTransformer) else None
+    side = own or (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))[-1]
+    mean, std = normalisation(model)
+    policy = dataclasses.replace(Policy.eval(side, OFFICIAL_CROP_RATIO), mean=mean, std=std)
+    trained = Trained(model.eval(), [], policy, f"{named.spec} {architecture}".strip())
+    if not timm_size:
+        trained = resized(trained, image_size)
+    count = check_forward(trained.model, str(named), image_size or side)
+    return dataclasses.replace(trained, classes=class_names(count))
 
 
-def _sizes(path: Path, weights: Mapping[str, Tensor], architecture: str, given: dict[str, Any]) -> ViTConfig:
-    """The sizes of a DeiT, read off its tensors."""
+def _result(named: Named) -> nn.Module | dict[str, Tensor]:
+    """The model or the weights that a function returns; instead of weights it may return the path of their file."""
+    module, _, function = named.spec.partition(":")
+    if not (module and function):
+        raise ValueError(f"{named} is neither a file nor module:function: check the path")
     try:
-        width, _, patch, _ = weights["patch_embed.proj.weight"].shape
-        tokens = weights["pos_embed"].shape[1]
-        hidden, classes = weights["blocks.0.mlp.fc1.weight"].shape[0], weights["head.weight"].shape[0]
-    except (KeyError, ValueError) as error:
-        raise ValueError(
-            f"{path} holds no DeiT ({error} is missing): type --architecture NAME, timm's name of what it fits"
-        ) from error
-    known = CONFIGS.get(architecture) or next((config for config in CONFIGS.values() if config.width == width), None)
-    heads = given.get("heads") or (known.heads if known is not None else 0)
-    if not heads:
-        raise ValueError(
-            f"the tensors of {path} do not tell its number of attention heads, and {width} channels are no official "
-            f"model's: type --heads N, or load the run folder or the exported folder instead of the file alone"
-        )
-    distilled = "dist_token" in weights
-    return ViTConfig(
-        image_size=math.isqrt(tokens - 1 - distilled) * patch,
-        patch_size=patch,
-        width=width,
-        depth=1 + max(int(found[1]) for key in weights if (found := re.match(r"blocks\.(\d+)\.", key))),
-        heads=heads,
-        classes=classes,
-        distilled=distilled,
-        mlp_ratio=hidden / width,
-    )
+        made = getattr(importlib.import_module(module), function)
+    except (ImportError, SyntaxError) as error:
+        raise ValueError(f"{named}: the module {module} cannot be imported ({error})") from error
+    except AttributeError as error:
+        raise ValueError(f"{named}: the module {module} has no function {function}") from error
+    try:
+        made = made()
+    except Exception as error:  # the user's own code
+        if module.startswith("deit_fast."):
+            raise
+        raise ValueError(f"{named} raised {type(error).__name__}: {error}") from error
+    if isinstance(made, str | Path | Mapping):
+        return read_weights(made)
+    if not isinstance(made, nn.Module):
+        raise ValueError(f"{named} returned a {type(made).__name__}: it must return an nn.Module, or weights by name")
+    return made
 
 
-def _huggingface(path: Path, file: Path, config: dict[str, Any]) -> Trained:
-    weights = read_weights(file)
-    if "head.weight" not in weights:
-        raise ValueError(f"{path} holds a {config['model_type']} without a classifier: it is a start for training only")
-    if (activation := config.get("hidden_act", "gelu")) != "gelu":
-        raise ValueError(f"{path} computes with {activation}, ours with gelu: use it by transformers")
-    model = VisionTransformer(_sizes(file, weights, "", {"heads": config["num_attention_heads"]}))
-    load_pretrained(model, weights)
-    names = {int(label): name for label, name in config.get("id2label", {}).items()}
-    classes = [names.get(label, f"class {label}") for label in range(model.config.classes)]
-    trained = _ours(model, classes, f"{path}, Hugging Face's {config['model_type']}")
-    processor = path / "preprocessor_config.json"
-    if not processor.is_file():
+def resized(trained: Trained, image_size: int) -> Trained:
+    """The same weights for images of another size; 0: as they are."""
+    model = trained.model
+    if not image_size or image_size == trained.policy.size:
         return trained
-    settings = read_json(processor)
-    policy = dataclasses.replace(
-        trained.policy,
-        mean=tuple(settings.get("image_mean", trained.policy.mean)),
-        std=tuple(settings.get("image_std", trained.policy.std)),
-        interpolation={2: "bilinear", 3: "bicubic"}.get(settings.get("resample", 3), "bicubic"),  # Pillow's numbers
-        crop_ratio=_crop_ratio(settings, model.config.image_size),
-    )
-    return dataclasses.replace(trained, policy=policy)
+    if isinstance(model, VisionTransformer):
+        model = VisionTransformer(dataclasses.replace(model.config, image_size=image_size), model.fusion).eval()
+        load_pretrained(model, trained.model.state_dict())
+    elif hasattr(model, "set_input_size"):  # transformers of timm
+        try:
+            model.set_input_size(img_size=(image_size, image_size))
+        except AssertionError as error:
+            raise ValueError(f"{trained.source} cannot see images of {image_size} pixels: {error}") from error
+    return dataclasses.replace(trained, model=model, policy=dataclasses.replace(trained.policy, size=image_size))
 
 
-def _crop_ratio(settings: dict[str, Any], size: int) -> float:
-    """Crop side over resized side of an image processor; one that does not crop sees the whole image."""
-    resized = settings.get("size", size)
-    if isinstance(resized, Mapping):
-        resized = resized.get("shortest_edge", resized.get("height", size))
-    if not settings.get("do_center_crop", False) or resized <= size:
-        return 1.0
-    # Policies resize to int(size / ratio), which a quotient that is rounded up would make one pixel less.
-    return size / resized if int(size / (size / resized)) == resized else size / (resized + 0.5)
+def classifier(config: Config, classes: int) -> nn.Module:
+    """The model that a configuration names, with its starting weights.
+
+    Raises:
+        ValueError: unknown name, sizes that only our models take, weights that do not fit or cannot be fetched.
+    """
+    model = untrained(config, classes)
+    if config.weights:
+        load_pretrained(model, _starting_weights(config), config.pos_embed_resize)
+    check_forward(model, config.model, config.image_size, classes)
+    return model
 
 
-def _timm_folder(path: Path, file: Path, config: dict[str, Any]) -> Trained:
-    labels = config.get("label_names") or (config.get("pretrained_cfg") or {}).get("label_names")
-    source = f"{path}, timm's {config['architecture']}"
-    model = timm_model(f"local-dir:{path}", pretrained=True)
-    classes, policy = list(labels or class_names(model.num_classes)), _timm_policy(model)
-    if config["architecture"] not in CONFIGS:
-        return Trained(model.eval(), classes, policy, source)
-    heads = model.blocks[0].attn.num_heads
-    weights = read_weights(file)
-    ours = VisionTransformer(_sizes(file, weights, "", {"heads": heads}))
-    load_pretrained(ours, weights)
-    return Trained(ours.eval(), classes, policy, source)
-
-
-def _timm_policy(model: nn.Module) -> Policy:
-    """timm's evaluation of one of its models."""
-    wanted = resolve_model_data_config(model)
-    policy = Policy.eval(wanted["input_size"][-1], min(1.0, wanted["crop_pct"]))
-    interpolation = wanted["interpolation"] if wanted["interpolation"] in FILTERS else "bicubic"
-    return dataclasses.replace(
-        policy, mean=tuple(wanted["mean"]), std=tuple(wanted["std"]), interpolation=interpolation
-    )
-
-
-def _name(name: str) -> Trained:
-    base = name.split(".")[0]
-    if name in CONFIGS or timm.is_model(base) or name.startswith(("hf_hub:", "hf-hub:")):
-        model = timm_model(name, pretrained=True, then="type its path instead of the name")
-        source = f"{name}, timm's pretrained weights"
-        if base in CONFIGS:
-            ours = VisionTransformer(dataclasses.replace(CONFIGS[base], classes=model.num_classes))
-            load_pretrained(ours, model.state_dict())
-            return _ours(ours, class_names(model.num_classes), source)
-        return Trained(model.eval(), class_names(model.num_classes), _timm_policy(model), source)
-    if "/" in name or Path(name).suffix in SUFFIXES:
-        raise ValueError(f"there is no file or folder {name}: check the path, or type a model's name")
-    near = did_you_mean(name, dict.fromkeys([*CONFIGS, *timm.list_models()]), list(CONFIGS)[:3])
-    raise ValueError(f"unknown model {name!r}, neither a path here nor a name: {near}")
-
-
-def class_names(count: int) -> list[str]:
-    """ImageNet's names for 1000 classes, else "class 0", "class 1", …: what weights alone can tell."""
-    if count != 1000:
-        return [f"class {label}" for label in range(count)]
-    info = ImageNetInfo()
-    return [info.index_to_description(label) for label in range(count)]
-
-
-def rows_of_last_matrix(path: Path, weights: Mapping[str, Tensor]) -> int:
-    """The number of classes of a weights file, whose last matrix is its classifier."""
-    matrices = [value for value in weights.values() if value.ndim == 2]
-    if not matrices:
-        raise ValueError(f"{path} holds no classifier: none of its {len(weights)} tensors is a matrix")
-    return matrices[-1].shape[0]
-
-
-def _release(path: Path) -> str:
-    """The official model whose file this is, byte for byte; "" for any other."""
-    for name, prefix in RELEASES.items():
-        if path.name == f"{name}-{prefix}.pth":
-            return name if hashlib.sha256(path.read_bytes()).hexdigest().startswith(prefix) else ""
-    return ""
+def _starting_weights(config: Config) -> Path | Mapping[str, Tensor]:
+    """What --weights names."""
+    if config.weights == "timm":
+        return timm_model(config.model, pretrained=True).state_dict()
+    named = resolve(config.weights, "--weights")
+    if named.kind == "run":
+        return chosen_weights(named.path)
+    if named.kind == "exported":
+        return weights_file(named.path)
+    if named.kind == "name":
+        return timm_model(named.spec, pretrained=True).state_dict()
+    if named.kind == "function":
+        made = _result(named)
+        return made.state_dict() if isinstance(made, nn.Module) else made
+    return named.path

@@ -119,7 +119,7 @@ def test_a_bar_is_drawn_for_a_person_and_json_stays_clean(
 def test_an_image_that_the_crop_refuses_is_named_and_the_others_answered(
     finished_run: Path, images: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr("deit_fast.weights.trained.ratio_limit", lambda policy: 100)
+    monkeypatch.setattr("deit_fast.weights.prediction.ratio_limit", lambda policy: 100)
     good, long = str(images / "val" / "class0" / "0.png"), str(tmp_path / "long.png")
     Image.new("RGB", (100, 1)).save(long)
     answer, (path, reason) = load(finished_run).predict([good, long])

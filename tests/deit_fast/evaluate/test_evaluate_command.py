@@ -45,7 +45,7 @@ def thousand():
     return Nearest(1000)
 
 def weights():
-    return {}
+    return {"scale": torch.ones(3)}
 
 def number():
     return 12
@@ -280,7 +280,7 @@ def test_what_cannot_be_evaluated_says_so(imagenet: Path, finished_run: Path, tm
     assert "is not a multiple of patch_size 8: use 16" in refused(capsys, finished_run, "--image-size", "20")
     assert "know different classes" in refused(capsys, nearest, "grey_models:thousand", "--data", imagenet)
     assert "one by one" in refused(capsys, finished_run, nearest)
-    assert "neither a path here nor a timm model" in refused(capsys, finished_run, "--teacher", "regnety_16")
+    assert "for --teacher, neither a path here nor a name" in refused(capsys, finished_run, "--teacher", "regnety_16")
 
 
 def test_a_weights_file_of_another_architecture_is_refused(images: Path, tmp_path: Path, capsys) -> None:

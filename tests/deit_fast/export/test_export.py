@@ -19,7 +19,7 @@ from deit_fast.export import formats as export
 from deit_fast.export.__main__ import main
 from deit_fast.export.formats import FORMS
 from deit_fast.recipes.named import parse
-from deit_fast.weights import trained
+from deit_fast.weights import pretrained
 
 ROOT = Path(__file__).parents[3]
 NAME = "deit_tiny_distilled_patch16_224"
@@ -141,7 +141,7 @@ def test_the_card_of_a_release_quotes_its_published_accuracy(official: Path, mon
     card = model_card.model_card(loaded, "timm", "timm", 0.0)
     assert "Top-1 74.5 %, top-5 91.9 %" in card and "Not measured again here" in card
     assert "None is known" in model_card.model_card(load(official), "timm", "timm", 0.0)
-    assert model_card.PUBLISHED.keys() == trained.RELEASES.keys()
+    assert model_card.PUBLISHED.keys() == pretrained.RELEASES.keys()
 
 
 def test_a_convnet_goes_to_timm_but_not_to_hugging_face(tmp_path: Path, capsys) -> None:

@@ -12,8 +12,9 @@ from deit_fast.config import Config
 from deit_fast.model import IMAGENET_NORMALISATION
 from deit_fast.run import checkpoint
 from deit_fast.teacher.load import efficientnet_lite0_weights, load_teacher, own_image_size, recipe_config
-from deit_fast.weights.build import Teacher, classifier, normalisation, timm_model
+from deit_fast.weights.build import Frozen, normalisation, timm_model
 from deit_fast.weights.pretrained import load_pretrained
+from deit_fast.weights.trained import classifier
 
 HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 CLASSES = list("abcd")
@@ -55,7 +56,7 @@ def test_a_teacher_sees_its_own_normalisation_and_stays_frozen() -> None:
     torch.manual_seed(0)
     model = timm.create_model("test_efficientnet", num_classes=4)
     model.pretrained_cfg = {"mean": HALF[0], "std": HALF[1]}
-    teacher = Teacher(model, IMAGENET_NORMALISATION).train()
+    teacher = Frozen(model, IMAGENET_NORMALISATION).train()
     pixels = torch.rand(2, 3, 32, 32)
     mean, std = (torch.tensor(part).view(3, 1, 1) for part in IMAGENET_NORMALISATION)
     torch.testing.assert_close(teacher((pixels - mean) / std), model(pixels * 2 - 1), rtol=1e-4, atol=1e-5)
@@ -135,9 +136,10 @@ def test_other_classes_than_the_data_say_how_to_get_a_teacher(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
-        ("regnety_16", "neither a path here nor a timm model, did you mean .*regnety_16"),
-        ("runs/nothing.pth", "no weights file at"),
-        ("a/b/c", "neither a path here nor a timm model"),
+        ("regnety_16", "for --teacher, neither a path here nor a name: did you mean .*regnety_16"),
+        ("runs/nothing.pth", "there is no file or folder runs/nothing.pth for --teacher: check the path"),
+        ("a/b/c", "there is no file or folder a/b/c for --teacher"),
+        ("https://example.org/a.pth", "is an address for --teacher: download the file, and type its path"),
     ],
 )
 def test_an_unknown_teacher(spec: str, says: str) -> None:
@@ -210,7 +212,7 @@ def test_off_line_the_error_names_the_file_and_where_to_put_it(monkeypatch) -> N
         ({"model": "deit_tiny_distiled_patch16_224"}, "did you mean deit_tiny_distilled_patch16_224"),
         ({"model": "resnet18", "width": 64}, "--width only changes our own models"),
         ({"model": "resnet18.nothing"}, "timm cannot make resnet18.nothing"),
-        ({"model": "test_vit", "weights": "weights"}, "neither a file nor module:function"),
+        ({"model": "test_vit", "weights": "weights"}, "unknown model 'weights' for --weights"),
         ({"model": "deit_tiny_patch16_224.fb_in1k"}, "type --model deit_tiny_patch16_224 --weights timm"),
         ({"model": "vgg11", "image_size": 16}, "vgg11 fails on an image of 16 x 16 pixels"),
         ({"model": "vgg11", "drop_path": 0.1}, "timm cannot make vgg11"),

@@ -9,13 +9,13 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from deit_fast import load
 from deit_fast.data import EvalLoader, open_dataset
 from deit_fast.model import IMAGENET_NORMALISATION
 from deit_fast.recipes.named import recipe
 from deit_fast.teacher.engine import TeacherEngine, fold
-from deit_fast.teacher.load import from_run
 from deit_fast.train import train
-from deit_fast.weights.build import Teacher
+from deit_fast.weights.build import Frozen
 from deit_kernels import TopK
 
 CPU = torch.device("cpu")
@@ -52,7 +52,7 @@ def shaken(model: nn.Module) -> nn.Module:
 )
 def test_a_folded_teacher_has_the_logits_of_the_teacher(name: str, left: int, normalisation: str) -> None:
     torch.manual_seed(0)
-    teacher = Teacher(shaken(timm.create_model(name, num_classes=7)), OTHER)
+    teacher = Frozen(shaken(timm.create_model(name, num_classes=7)), OTHER)
     size = 160 if name == "test_vit" else 64
     folded, what = fold(teacher, size)
     assert norms(folded) == left and normalisation in what
@@ -73,7 +73,7 @@ def small(convolution: nn.Conv2d) -> nn.Module:
 def test_the_normalisation_is_folded_where_the_border_allows_it(options: dict, folded: bool) -> None:
     model = small(nn.Conv2d(3, 5, 3, **options))
     model(torch.zeros(1, 3, 8, 8))
-    teacher = Teacher(model, OTHER)
+    teacher = Frozen(model, OTHER)
     fast, _ = fold(teacher, 8)
     assert (fast.scale is None) == folded
     images = torch.randn(4, 3, 8, 8)
@@ -83,7 +83,7 @@ def test_the_normalisation_is_folded_where_the_border_allows_it(options: dict, f
 def test_equal_means_fold_into_a_padded_convolution() -> None:
     model = small(nn.Conv2d(3, 5, 3, padding=1))
     model(torch.zeros(1, 3, 8, 8))
-    teacher = Teacher(model, (IMAGENET_NORMALISATION[0], (0.1, 0.2, 0.3)))
+    teacher = Frozen(model, (IMAGENET_NORMALISATION[0], (0.1, 0.2, 0.3)))
     fast, what = fold(teacher, 8)
     assert fast.scale is None and "folded into its first convolution" in what
     images = torch.randn(4, 3, 8, 8)
@@ -93,7 +93,7 @@ def test_equal_means_fold_into_a_padded_convolution() -> None:
 def test_the_students_own_normalisation_costs_nothing() -> None:
     model = timm.create_model("test_resnet", num_classes=4)
     model.pretrained_cfg = dict(zip(("mean", "std"), IMAGENET_NORMALISATION, strict=True))
-    fast, what = fold(Teacher(model, IMAGENET_NORMALISATION), 32)
+    fast, what = fold(Frozen(model, IMAGENET_NORMALISATION), 32)
     assert fast.scale is None and "the student's normalisation" in what
 
 
@@ -119,7 +119,7 @@ class CalledTwice(ReadTwice):
 @pytest.mark.parametrize("kind", [ReadTwice, CalledTwice])
 def test_what_cannot_be_folded_stays(kind: type[nn.Module]) -> None:
     torch.manual_seed(0)
-    teacher = Teacher(kind(), OTHER)
+    teacher = Frozen(kind(), OTHER)
     fast, _ = fold(teacher, 16)
     assert norms(fast) == 1
     images = torch.randn(2, 3, 16, 16)
@@ -127,7 +127,7 @@ def test_what_cannot_be_folded_stays(kind: type[nn.Module]) -> None:
 
 
 def test_a_fold_that_changed_the_logits_would_be_dropped(monkeypatch) -> None:
-    teacher = Teacher(shaken(timm.create_model("test_resnet", num_classes=4)), OTHER)
+    teacher = Frozen(shaken(timm.create_model("test_resnet", num_classes=4)), OTHER)
     monkeypatch.setattr(
         "deit_fast.teacher.engine.fuse_conv_bn_weights", lambda weight, bias, *_: (weight, weight[:, 0, 0, 0])
     )
@@ -137,7 +137,7 @@ def test_a_fold_that_changed_the_logits_would_be_dropped(monkeypatch) -> None:
 
 def engine(**options) -> TeacherEngine:
     torch.manual_seed(0)
-    teacher = Teacher(shaken(timm.create_model("test_efficientnet", num_classes=11)), OTHER)
+    teacher = Frozen(shaken(timm.create_model("test_efficientnet", num_classes=11)), OTHER)
     return TeacherEngine(teacher, image_size=32, device=CPU, **options)
 
 
@@ -154,7 +154,7 @@ def test_only_what_is_asked_for_comes_out_and_autograd_takes_it() -> None:
 
 
 def test_the_teacher_given_is_not_changed() -> None:
-    teacher = Teacher(shaken(timm.create_model("test_resnet", num_classes=4)), OTHER)
+    teacher = Frozen(shaken(timm.create_model("test_resnet", num_classes=4)), OTHER)
     before = copy.deepcopy(teacher.state_dict())
     TeacherEngine(teacher, image_size=32, device=CPU, dtype=torch.bfloat16)
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
@@ -180,7 +180,7 @@ def test_the_memory_layout_is_measured_or_given(monkeypatch) -> None:
 def test_folding_and_bf16_change_few_labels_of_the_photographs(tmp_path: Path) -> None:
     run = train(dataclasses.replace(recipe("demo-teacher"), out=str(tmp_path / "teacher"))).run
     config = recipe("demo")
-    teacher = Teacher(from_run(run), IMAGENET_NORMALISATION)
+    teacher = Frozen(load(run).model, IMAGENET_NORMALISATION)
     options = {"image_size": config.image_size, "device": CPU}
     engines = {dtype: TeacherEngine(teacher, dtype=dtype, **options) for dtype in (torch.float32, torch.bfloat16)}
     train_set, _ = open_dataset(config.data)

@@ -18,7 +18,7 @@ from deit_fast.ranks.group import Ranks
 from deit_fast.run.report import Reporter
 from deit_fast.teacher.engine import TeacherEngine
 from deit_fast.train.step import TrainingStep, losses_of
-from deit_fast.weights.build import Teacher
+from deit_fast.weights.build import Frozen
 from deit_kernels import MixedTarget, TopK
 from tests.deit_fast.train.test_step import ALONE, CLASSES, CONFIG, ROWS, SOFT, batch, student, taught_by
 
@@ -68,7 +68,7 @@ def test_mixed_targets_are_one_graph_too() -> None:
 @pytest.mark.parametrize("name", ["regnety_002", "tf_efficientnet_lite0", "test_vit"])
 def test_a_teacher_is_one_graph_and_never_compiled_again(name: str) -> None:
     size = 160 if name == "test_vit" else 32
-    teacher = Teacher(timm.create_model(name, num_classes=CLASSES), ((0.4, 0.5, 0.6), IMAGENET_NORMALISATION[1]))
+    teacher = Frozen(timm.create_model(name, num_classes=CLASSES), ((0.4, 0.5, 0.6), IMAGENET_NORMALISATION[1]))
     options = {"image_size": size, "device": torch.device("cpu")}
     engine = TeacherEngine(teacher, compiled=True, **options)
     plain = TeacherEngine(teacher, **options)

@@ -129,8 +129,8 @@ def test_evaluation_mode_trains_the_fused_prediction_as_the_official_fine_tuning
             {"model": "test_vit", **dict.fromkeys(("patch_size", "width", "depth", "heads"), 0)},
             "these weights do not fit",
         ),
-        ({"weights": "runs/nothing"}, "--weights runs/nothing is neither a file nor module:function"),
-        ({"weights": "EMPTY"}, "holds neither a run nor a weights file"),
+        ({"weights": "runs/nothing"}, "there is no file or folder runs/nothing for --weights: check the path"),
+        ({"weights": "EMPTY"}, "holds no model: expected a run"),
         ({"pos_embed_resize": "bicubic"}, "pos-embed-resize"),
     ],
 )

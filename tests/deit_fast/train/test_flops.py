@@ -7,7 +7,7 @@ from torch import nn
 
 from deit_fast.model import create_model
 from deit_fast.train.meter import forward_flops, peak_flops, training_flops
-from deit_fast.weights.build import Teacher
+from deit_fast.weights.build import Frozen
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ def test_a_convnet_s_are_counted_without_running_it() -> None:
 
 
 def test_a_step_has_three_forward_passes_and_its_teacher_s() -> None:
-    student, teacher = create_model("deit_tiny_patch16_224"), Teacher(nn.Conv2d(3, 1, 1), ((0.0,) * 3, (1.0,) * 3))
+    student, teacher = create_model("deit_tiny_patch16_224"), Frozen(nn.Conv2d(3, 1, 1), ((0.0,) * 3, (1.0,) * 3))
     assert training_flops(student, None, 224) == 3 * forward_flops(student, 224)
     assert training_flops(student, teacher, 224) == 3 * forward_flops(student, 224) + 2 * 3 * 224 * 224
 

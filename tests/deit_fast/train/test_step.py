@@ -21,7 +21,7 @@ from deit_fast.teacher.engine import TeacherEngine
 from deit_fast.teacher.labels import TeacherLabels
 from deit_fast.train.meter import Meter, Scale
 from deit_fast.train.step import TrainingStep, precision
-from deit_fast.weights.build import Teacher
+from deit_fast.weights.build import Frozen
 from deit_kernels import MixedTarget
 
 ROWS, CLASSES = 12, 5
@@ -222,7 +222,7 @@ def test_a_steady_step_never_waits_for_the_device(changes: dict, mixed: bool, mi
 
 @pytest.mark.parametrize("replayed", [False, True], ids=["filling a cache", "from a cache"])
 def test_neither_the_teacher_nor_its_cache_waits_for_the_device(tmp_path: Path, replayed: bool) -> None:
-    engine = TeacherEngine(Teacher(teacher(), IMAGENET_NORMALISATION), image_size=16, device=ALONE.device)
+    engine = TeacherEngine(Frozen(teacher(), IMAGENET_NORMALISATION), image_size=16, device=ALONE.device)
     options = {"classes": CLASSES, "top_k": None, "tau": 1.0, "say": print, "repair": True}
     cache = LabelCache.open(tmp_path, {}, range(ROWS), **options)
     with TeacherLabels(engine, cache, ALONE.device) as labels:
@@ -241,7 +241,7 @@ def test_neither_the_teacher_nor_its_cache_waits_for_the_device(tmp_path: Path, 
 def test_on_a_card_a_steady_step_never_waits(compiled: str) -> None:
     device = torch.device("cuda", torch.cuda.current_device())
     ranks = dataclasses.replace(ALONE, device=device)
-    own = Teacher(teacher(), IMAGENET_NORMALISATION)
+    own = Frozen(teacher(), IMAGENET_NORMALISATION)
     engine = TeacherEngine(own, image_size=16, device=device, compiled=compiled == "on")
     config = dataclasses.replace(CONFIG, compile=compiled)
     autocast = torch.autocast("cuda", torch.bfloat16)

@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load_file
 
 import deit_fast.data.training
+from deit_fast import load
 from deit_fast.config import Config
 from deit_fast.data import EvalLoader, jpeg_part, open_dataset
 from deit_fast.run import checkpoint
 from deit_fast.scores import evaluate
-from deit_fast.teacher.load import from_run
 from deit_fast.train import train
 from deit_fast.train.__main__ import main
 from deit_fast.weights.build import normalisation
@@ -294,7 +294,7 @@ def test_batch_norm_among_two_ranks(tiny: Config, tmp_path: Path, teachers: Path
     scores = json.loads((Path(config.out) / "summary.json").read_text())
     # The saved weights and statistics, alone, score what the two ranks counted together.
     dataset = open_dataset(config.data)[1]
-    model = from_run(Path(config.out))
+    model = load(config.out).model
     mean, std = normalisation(model)
     policy = dataclasses.replace(augment.Policy.eval(16, config.crop_ratio), mean=mean, std=std)
     alone = evaluate(model, EvalLoader(dataset, policy, batch_size=15))

@@ -16,8 +16,9 @@ from deit_fast import create_model, load
 from deit_fast.config import Config
 from deit_fast.data import EvalLoader, open_dataset
 from deit_fast.export.card import model_card
+from deit_fast.files import sha256_of
 from deit_fast.scores import evaluate
-from deit_fast.weights import trained
+from deit_fast.weights import exported, prediction, trained
 from deit_fast.weights.build import normalisation
 from deit_fast.weights.huggingface import huggingface_config, to_huggingface
 
@@ -98,13 +99,13 @@ def test_a_release_is_told_by_its_hash(model, tmp_path: Path, monkeypatch: pytes
     torch.save({"model": model.state_dict()}, named)
     with pytest.raises(ValueError, match="is not the released file of that name"):
         load(named)
-    digest = trained.hashlib.sha256(named.read_bytes()).hexdigest()[:8]
-    monkeypatch.setitem(trained.RELEASES, NAME, digest)
+    digest = sha256_of(named)[:8]
+    monkeypatch.setitem(exported.RELEASES, NAME, digest)
     assert load(named.rename(tmp_path / f"{NAME}-{digest}.pth")).release == NAME
 
 
 def test_a_thousand_classes_are_imagenets() -> None:
-    assert trained.class_names(1000)[0].startswith("tench")
+    assert exported.class_names(1000)[0].startswith("tench")
 
 
 def test_heads_that_tensors_do_not_tell_are_asked_for(tmp_path: Path) -> None:
@@ -125,14 +126,14 @@ def test_a_timm_file_by_its_architecture(tmp_path: Path) -> None:
     assert (loaded.policy.size, loaded.policy.crop_ratio) == (160, 0.95)
 
 
-def test_what_says_itself_what_it_holds_is_not_told(finished_run: Path) -> None:
+def test_what_tells_its_sizes_is_not_told(finished_run: Path) -> None:
     file = sorted((finished_run / "checkpoints").rglob("*.safetensors"))[0]
-    for source, options, names in [
-        (finished_run, {"architecture": "resnet18"}, "--architecture"),
-        (file, {"heads": 2}, "--heads"),
-        ("deit_tiny_patch16_224", {"architecture": "resnet18", "heads": 2}, "--architecture, --heads"),
+    for source, options, says in [
+        (finished_run, {"architecture": "resnet18"}, "--architecture is only for a weights file; a run already tells"),
+        (file, {"heads": 2}, "--heads is only for a weights file; a checkpoint of a run already tells its sizes"),
+        ("deit_tiny_patch16_224", {"architecture": "resnet18", "heads": 2}, "--architecture and --heads are only for"),
     ]:
-        with pytest.raises(ValueError, match=f"says itself what it holds: leave out {names}, which is for a weights"):
+        with pytest.raises(ValueError, match=f"{says}.*: leave (it|them) out$"):
             load(source, **options)
 
 
@@ -176,7 +177,7 @@ def test_images_are_prepared_as_timm_prepares_them(tmp_path: Path) -> None:
     image = Image.effect_mandelbrot((300, 220), (-2, -1, 1, 1), 30).convert("RGB")
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(theirs))
     image.save(tmp_path / "image.png")
-    assert torch.equal(loaded.prepare([trained._read(tmp_path / "image.png")])[0], transform(image))
+    assert torch.equal(loaded.prepare([prediction._read(tmp_path / "image.png")])[0], transform(image))
     ((path, top),) = loaded.predict([tmp_path / "image.png"], top=2)
     expected = theirs(transform(image)[None]).softmax(-1)[0]
     assert path == str(tmp_path / "image.png") and len(top) == 2

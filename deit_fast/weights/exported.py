@@ -1,0 +1,200 @@
+"""A model from a weights file, or from a folder that deit_fast.export, timm or transformers wrote."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from timm.data import ImageNetInfo, resolve_model_data_config
+from torch import Tensor, nn
+
+from deit_kernels.augment import Policy
+from deit_kernels.augment.policy import FILTERS
+
+from ..files import read_json
+from ..model import CONFIGS, VisionTransformer, ViTConfig
+from .build import built_for, timm_model
+from .prediction import Trained
+from .pretrained import RELEASES, SUFFIXES, load_pretrained, read_weights
+
+OFFICIAL_CROP_RATIO = 0.875  # of the official code, at 384 pixels too: int(256 / 224 · 384)
+
+
+def from_file(path: Path, architecture: str, sizes: dict[str, Any], timm_size: int) -> Trained:
+    """See `from_tensors`."""
+    model = from_tensors(read_weights(path), str(path), architecture, sizes, timm_size)
+    if isinstance(model, VisionTransformer):
+        # read_weights has compared the content of a file of such a name with the release.
+        release = next((name for name, digest in RELEASES.items() if path.name == f"{name}-{digest}.pth"), "")
+        return of_ours(model, class_names(model.config.classes), str(path), release=release)
+    return of_timm(model, f"{path}, {architecture}")
+
+
+def from_tensors(
+    weights: Mapping[str, Tensor], source: str, architecture: str, sizes: dict[str, Any], timm_size: int
+) -> nn.Module:
+    """The model that weights fit: of `architecture`, else a DeiT, whose sizes are read off its tensors.
+
+    Args:
+        sizes: what the tensors do not tell, such as {"heads": 2}.
+        timm_size: 0, or have timm build the architecture, DeiTs too, for images of this size.
+    """
+    if architecture and (timm_size or architecture not in CONFIGS):
+        options = {"num_classes": _rows_of_last_matrix(source, weights), **built_for(architecture, timm_size), **sizes}
+        model = timm_model(architecture, **options)
+    else:
+        model = VisionTransformer(_sizes(source, weights, architecture, sizes))
+    load_pretrained(model, weights)
+    return model
+
+
+def from_folder(path: Path) -> Trained:
+    """A folder with weights and the config.json of timm or transformers."""
+    file = weights_file(path)
+    config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    if config.get("model_type") in ("deit", "vit"):
+        return _huggingface(path, file, config)
+    if "architecture" in config:
+        return _timm_folder(path, config)
+    raise _no_model(path)
+
+
+def weights_file(path: Path) -> Path:
+    """The weights file of a folder."""
+    files = [file for suffix in SUFFIXES for file in sorted(path.glob(f"*{suffix}"))]
+    if not files:
+        raise _no_model(path)
+    return files[0]
+
+
+def image_size_of_folder(path: Path) -> int | None:
+    """The side in pixels of the images that the model in a folder was trained on; None if its config.json lacks it."""
+    config = read_json(path / "config.json")
+    cfg = config.get("pretrained_cfg") or config
+    return config.get("image_size") or cfg.get("input_size", [None])[-1]
+
+
+def _no_model(path: Path) -> ValueError:
+    return ValueError(
+        f"{path} holds no model: expected a run (config.json, data.json, checkpoints/), or weights with the "
+        f"config.json that deit_fast.export, timm or transformers wrote; type the weights file itself if there is one"
+    )
+
+
+def of_ours(model: VisionTransformer, classes: list[str], source: str, **others: Any) -> Trained:
+    """A DeiT, which sees images as the official code's evaluation."""
+    policy = Policy.eval(model.config.image_size, OFFICIAL_CROP_RATIO)
+    return Trained(model.eval(), classes, policy, source, **others)
+
+
+def of_timm(model: nn.Module, source: str, classes: list[str] | None = None) -> Trained:
+    """A model of timm, which sees images as timm's evaluation."""
+    wanted = resolve_model_data_config(model)
+    policy = dataclasses.replace(
+        Policy.eval(wanted["input_size"][-1], min(1.0, wanted["crop_pct"])),
+        mean=tuple(wanted["mean"]),
+        std=tuple(wanted["std"]),
+        interpolation=wanted["interpolation"] if wanted["interpolation"] in FILTERS else "bicubic",
+    )
+    return Trained(model.eval(), classes or class_names(model.num_classes), policy, source)
+
+
+def class_names(count: int) -> list[str]:
+    """ImageNet's names for 1000 classes, else "class 0", "class 1", …: weights alone tell only the number."""
+    if count != 1000:
+        return [f"class {label}" for label in range(count)]
+    info = ImageNetInfo()
+    return [info.index_to_description(label) for label in range(count)]
+
+
+def _sizes(source: str, weights: Mapping[str, Tensor], architecture: str, given: dict[str, Any]) -> ViTConfig:
+    """The sizes of a DeiT, read off its tensors."""
+    try:
+        width, _, patch, _ = weights["patch_embed.proj.weight"].shape
+        tokens = weights["pos_embed"].shape[1]
+        hidden, classes = weights["blocks.0.mlp.fc1.weight"].shape[0], weights["head.weight"].shape[0]
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            f"{source} holds no DeiT ({error} is missing): type --architecture NAME, timm's name of what it fits"
+        ) from error
+    known = CONFIGS.get(architecture) or next((config for config in CONFIGS.values() if config.width == width), None)
+    heads = given.get("heads") or (known.heads if known is not None else 0)
+    if not heads:
+        raise ValueError(
+            f"the tensors of {source} do not tell its number of attention heads, and {width} channels are no official "
+            f"model's: type --heads N, or load the run folder or the exported folder instead of the file alone"
+        )
+    distilled = "dist_token" in weights
+    return ViTConfig(
+        image_size=math.isqrt(tokens - 1 - distilled) * patch,
+        patch_size=patch,
+        width=width,
+        depth=1 + max(int(found[1]) for key in weights if (found := re.match(r"blocks\.(\d+)\.", key))),
+        heads=heads,
+        classes=classes,
+        distilled=distilled,
+        mlp_ratio=hidden / width,
+    )
+
+
+def _huggingface(path: Path, file: Path, config: dict[str, Any]) -> Trained:
+    weights = read_weights(file)
+    if "head.weight" not in weights:
+        raise ValueError(f"{path} holds a {config['model_type']} without a classifier: it is a start for training only")
+    if (activation := config.get("hidden_act", "gelu")) != "gelu":
+        raise ValueError(f"{path} computes with {activation}, ours with gelu: use it by transformers")
+    model = VisionTransformer(_sizes(str(file), weights, "", {"heads": config["num_attention_heads"]}))
+    load_pretrained(model, weights)
+    names = {int(label): name for label, name in config.get("id2label", {}).items()}
+    classes = [names.get(label, f"class {label}") for label in range(model.config.classes)]
+    trained = of_ours(model, classes, f"{path}, Hugging Face's {config['model_type']}")
+    processor = path / "preprocessor_config.json"
+    if not processor.is_file():
+        return trained
+    settings = read_json(processor)
+    policy = dataclasses.replace(
+        trained.policy,
+        mean=tuple(settings.get("image_mean", trained.policy.mean)),
+        std=tuple(settings.get("image_std", trained.policy.std)),
+        interpolation={2: "bilinear", 3: "bicubic"}.get(settings.get("resample", 3), "bicubic"),  # Pillow's numbers
+        crop_ratio=_crop_ratio(settings, model.config.image_size),
+    )
+    return dataclasses.replace(trained, policy=policy)
+
+
+def _crop_ratio(settings: dict[str, Any], size: int) -> float:
+    """Crop side over resized side of an image processor; one that does not crop sees the whole image."""
+    resized = settings.get("size", size)
+    if isinstance(resized, Mapping):
+        resized = resized.get("shortest_edge", resized.get("height", size))
+    if not settings.get("do_center_crop", False) or resized <= size:
+        return 1.0
+    # Policies resize to int(size / ratio), which a quotient that is rounded up would make one pixel less.
+    return size / resized if int(size / (size / resized)) == resized else size / (resized + 0.5)
+
+
+def _timm_folder(path: Path, config: dict[str, Any]) -> Trained:
+    labels = config.get("label_names") or (config.get("pretrained_cfg") or {}).get("label_names")
+    model = timm_model(f"local-dir:{path}", pretrained=True)
+    trained = of_timm(model, f"{path}, timm's {config['architecture']}", list(labels or ()))
+    return dataclasses.replace(trained, model=ours_of_timm(model)) if config["architecture"] in CONFIGS else trained
+
+
+def ours_of_timm(model: nn.Module) -> VisionTransformer:
+    """A DeiT of timm as one of ours, in evaluation mode."""
+    weights = model.state_dict()
+    ours = VisionTransformer(_sizes("", weights, "", {"heads": model.blocks[0].attn.num_heads}))
+    load_pretrained(ours, weights)
+    return ours.eval()
+
+
+def _rows_of_last_matrix(source: str, weights: Mapping[str, Tensor]) -> int:
+    """The number of classes: the last matrix of a weights file is its classifier."""
+    matrices = [value for value in weights.values() if value.ndim == 2]
+    if not matrices:
+        raise ValueError(f"{source} holds no classifier: none of its {len(weights)} tensors is a matrix")
+    return matrices[-1].shape[0]
