@@ -3,21 +3,51 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
+import typing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from deit_kernels.augment import Erase, Mix, Policy, RandAugment
 
 from .model import Normalisation
 
-# What may change between two runs of one configuration: nothing here changes a weight by more than rounding.
-NOT_IDENTITY = (
-    "out", "fresh", "gpus", "threads", "in_memory", "log_every", "eval_every", "save_every", "keep", "micro_batch",
-    "teacher_cache", "teacher_layout", "profile", "skip_limit", "dry_run",
-)  # fmt: skip
+
+@dataclass(frozen=True)
+class Flag:
+    """What a field of Config means to the rest of the program; stands beside the field, in an Annotated."""
+
+    span: tuple[float, float] | None = None  # least and greatest value
+    free: bool = False  # may change between two runs of one configuration: it moves no weight by more than rounding
+    local: bool = False  # may differ among ranks: it decides neither the weights nor which collectives are called when
+    shared: bool = False  # a teacher recipe takes it over from the student: the same data, seen in the same way
+    label: int = 0  # place in the key of a cached label, from 1; 0: no label depends on it
+
+
+def span(low: float, high: float) -> Flag:
+    return Flag(span=(low, high))
+
+
+def label(place: int) -> Flag:
+    return Flag(label=place)
+
+
+T = TypeVar("T")
+Free = Annotated[T, Flag(free=True)]
+Local = Annotated[T, Flag(free=True, local=True)]
+Shared = Annotated[T, Flag(shared=True)]
+Fraction = Annotated[float, span(0, 1)]
+BelowOne = Annotated[float, span(0, 0.999)]
+Rate = Annotated[float, span(0, 100)]
+UpTo1e5 = Annotated[int, span(0, 10**5)]
+UpTo1e6 = Annotated[int, span(0, 10**6)]
+Every = Annotated[int, span(1, 10**9)]
+Seed = Annotated[int, span(0, 2**63 - 1)]
+Order = Literal["grouped", "official"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
@@ -28,34 +58,34 @@ class Config:
     recipe: str = "deit"  # named defaults, see deit_fast/recipes/; without it: deit, or what fits built-in --data
 
     # Data
-    data: str = ""  # folder (train/ and val/ with classes, tar shards, parquet, CIFAR), or built in: photos, digits
-    image_size: int = 224  # side of the training and evaluation crop, pixels
-    crop_scale: tuple[float, float] = (0.08, 1.0)  # area of the random crop as a share of the image, least and most
-    flip: float = 0.5  # probability of a horizontal flip
+    data: Shared[str] = ""  # folder (train/, val/ of classes, tar shards, parquet, CIFAR), or built in: photos, digits
+    image_size: Annotated[Shared[int], span(1, 4096), label(6)] = 224  # side of training and evaluation crops, pixels
+    crop_scale: Shared[tuple[float, float]] = (0.08, 1.0)  # random crop's share of the image's area, least and most
+    flip: Shared[Fraction] = 0.5  # probability of a horizontal flip
     rand_augment: str = ""  # timm's string, such as rand-m9-mstd0.5-inc1; empty: none
-    erase: float = 0.0  # probability that a random box is filled with noise
+    erase: Fraction = 0.0  # probability that a random box is filled with noise
     mixup: float = 0.0  # alpha of mixup's Beta distribution; 0: no mixup
     cutmix: float = 0.0  # alpha of CutMix's; 0: no CutMix; with both, each group of rows has one of them
-    mix_prob: float = 1.0  # probability that a group of rows is mixed at all
-    mix_switch_prob: float = 0.5  # probability of CutMix where both are on
-    crop_ratio: float = 0.875  # evaluation: crop side over resized side; the official code has 0.875
-    repeats: int = 1  # repeated augmentation: crops of one image in a batch
-    order: Literal["grouped", "official"] = "grouped"  # copies side by side, decoded once; or the official index lists
-    exif_orientation: bool = False  # turn images as their EXIF block says; timm and torchvision do not
-    in_memory: bool = False  # decode the whole set once and keep the pixels: for small sets
-    bad_images: Literal["skip", "fail"] = "skip"  # an unreadable image is named and left out, or ends the run
-    threads: int = 0  # decoding threads of each process; 0: as many as it has cores
+    mix_prob: Fraction = 1.0  # probability that a group of rows is mixed at all
+    mix_switch_prob: Fraction = 0.5  # probability of CutMix where both are on
+    crop_ratio: Annotated[Shared[float], span(0.05, 1)] = 0.875  # evaluation: crop side / resized side; official: 0.875
+    repeats: Annotated[int, span(1, 64), label(3)] = 1  # repeated augmentation: crops of one image in a batch
+    order: Annotated[Shared[Order], label(4)] = "grouped"  # copies side by side, decoded once; or official index lists
+    exif_orientation: Annotated[Shared[bool], label(5)] = False  # turn images as EXIF says; timm and torchvision do not
+    in_memory: Local[Shared[bool]] = False  # decode the whole set once and keep the pixels: for small sets
+    bad_images: Shared[Literal["skip", "fail"]] = "skip"  # an unreadable image is named and left out, or ends the run
+    threads: Annotated[Local[Shared[int]], span(0, 1024)] = 0  # decoding threads of each process; 0: one a core
 
     # Model
     model: str = "deit_small_distilled_patch16_224"  # one of the eight DeiT names, or any timm classifier
     weights: str = ""  # start from: "" random, "timm" its pretrained ones, a file, a run folder, module:function
     pos_embed_resize: Literal["official", "timm"] = "official"  # to another resolution; timm: antialiased
-    patch_size: int = 0  # change of the model's patch side, pixels; 0: as named
-    width: int = 0  # change of the model's channels; 0: as named
-    depth: int = 0  # change of the model's number of blocks; 0: as named
-    heads: int = 0  # change of the model's attention heads; 0: as named
-    drop_path: float = 0.0  # stochastic depth of the last block; rises linearly from 0
-    dropout: float = 0.0  # after position embedding, projections and MLP layers; masks follow --micro-batch and ranks
+    patch_size: Annotated[int, span(0, 4096)] = 0  # change of the model's patch side, pixels; 0: as named
+    width: UpTo1e5 = 0  # change of the model's channels; 0: as named
+    depth: Annotated[int, span(0, 10**4)] = 0  # change of the model's number of blocks; 0: as named
+    heads: Annotated[int, span(0, 10**4)] = 0  # change of the model's attention heads; 0: as named
+    drop_path: BelowOne = 0.0  # stochastic depth of the last block; rises linearly from 0
+    dropout: BelowOne = 0.0  # after position embedding, projections, MLP layers; masks follow --micro-batch and ranks
     fusion: Literal["logits", "softmax", "cls", "dist"] = "logits"  # of two heads; paper: softmax
     train_mode: Literal["train", "eval"] = "train"  # eval: the official fine-tuning, on the fused logits
 
@@ -64,51 +94,51 @@ class Config:
     distill_on: Literal["token", "class"] = "token"  # which head learns from the teacher
     teacher: str = ""  # timm name, weights file, run folder, module:function, or recipe:NAME to train one first
     teacher_model: str = "regnety_160"  # architecture (timm name) when --teacher is a weights file
-    teacher_cache: str = ""  # folder of the teacher's labels: those in it are used, the others written into it
-    teacher_top_k: int = 0  # soft: learn only the teacher's K most likely classes (as a cache keeps them); 0: all
+    teacher_cache: Free[str] = ""  # folder of the teacher's labels: those in it are used, the others written into it
+    teacher_top_k: UpTo1e5 = 0  # soft: learn only the teacher's K most likely classes (as a cache keeps them); 0: all
     teacher_precision: Literal["auto", "fp32", "bf16"] = "auto"  # of its weights; auto: bf16 on a GPU that has it
-    teacher_layout: Literal["auto", "nchw", "channels_last"] = "auto"  # of its images; auto: measured on a GPU
-    alpha: float | None = None  # weight of the teacher's term; hard: 0.5 unless given, soft: must be given
-    tau: float | None = None  # temperature of soft distillation
+    teacher_layout: Free[Literal["auto", "nchw", "channels_last"]] = "auto"  # of its images; auto: measured on a GPU
+    alpha: Annotated[float | None, span(0, 1)] = None  # teacher's loss weight; hard: 0.5 unless given; soft: required
+    tau: Annotated[float | None, span(1e-3, 1e3)] = None  # temperature of soft distillation
     kl_normalizer: Literal["batch", "numel"] | None = None  # soft: over rows (paper) or rows x classes (code)
-    label_smoothing: float = 0.1  # smoothing of the true labels
+    label_smoothing: BelowOne = 0.1  # smoothing of the true labels
 
     # Optimisation
-    epochs: int = 300  # passes; an epoch is (images // batch size) steps
-    batch_size: int = 1024  # global batch: all processes together
-    micro_batch: int = 0  # most images a process takes at once, when memory is short; 0: all of its share
+    epochs: Annotated[int, span(1, 10**6)] = 300  # passes; an epoch is (images // batch size) steps
+    batch_size: Annotated[Shared[int], span(1, 10**6), label(2)] = 1024  # global batch: all processes together
+    micro_batch: Free[Shared[UpTo1e6]] = 0  # most images a process takes at once, to save memory; 0: its whole share
     optimizer: Literal["adamw", "sgd"] = "adamw"  # sgd: with Nesterov momentum 0.9
-    lr: float = 5e-4  # peak learning rate for a batch of 512; scaled by batch size / 512
-    warmup_epochs: float = 5.0  # linear warm-up
-    warmup_lr: float = 1e-6  # learning rate of the first step, not scaled
-    min_lr: float = 1e-5  # learning rate at the end of the cosine, not scaled
+    lr: Rate = 5e-4  # peak learning rate for a batch of 512; scaled by batch size / 512
+    warmup_epochs: Annotated[float, span(0, 10**6)] = 5.0  # linear warm-up
+    warmup_lr: Rate = 1e-6  # learning rate of the first step, not scaled
+    min_lr: Rate = 1e-5  # learning rate at the end of the cosine, not scaled
     schedule: Literal["step", "official"] = "step"  # official: once an epoch, and one epoch late
-    weight_decay: float = 0.05  # of matrices and of the distillation token
+    weight_decay: Rate = 0.05  # of matrices and of the distillation token
     decay_dist_token: bool = True  # the official code decays it, today's timm does not
-    ema_decay: float = 0.99996  # moving average of the weights; 0: none
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 autocast on a GPU that has it, else fp32
+    ema_decay: Annotated[float, span(0, 0.9999999)] = 0.99996  # moving average of the weights; 0: none
+    precision: Shared[Precision] = "auto"  # auto: bf16 autocast on a GPU that has it, else fp32
     compile: Literal["auto", "on", "off"] = "auto"  # torch.compile of the model; auto: on a GPU
-    seed: int = 0  # initialisation and stochastic depth
-    data_seed: int = 0  # order and augmentation
+    seed: Seed = 0  # initialisation and stochastic depth
+    data_seed: Annotated[Shared[Seed], label(1)] = 0  # order and augmentation
 
     # Run
-    out: str = ""  # run folder; empty: runs/<recipe>-<model>-<hash of the configuration>
-    fresh: bool = False  # discard what the run folder holds and start anew
-    dry_run: bool = False  # set everything up, take a few steps, print the plan of the run; nothing is written
-    gpus: int = 0  # processes, one a GPU; 0: every visible GPU
-    profile: bool = False  # trace steps 10 to 19, and say where their time goes, in the run folder's profile/
-    log_every: int = 20  # steps between lines of metrics.jsonl
-    eval_every: int = 1  # epochs between evaluations; the last epoch is always evaluated
-    skip_limit: int = 20  # steps in a row whose loss or gradient is no number, after which the run ends
-    save_every: int = 0  # steps between checkpoints; 0: an epoch
-    keep: int = 2  # checkpoints kept, the newest ones
+    out: Free[str] = ""  # run folder; empty: runs/<recipe>-<model>-<hash of the configuration>
+    fresh: Free[bool] = False  # discard what the run folder holds and start anew
+    dry_run: Free[bool] = False  # set everything up, take a few steps, print the plan of the run; nothing is written
+    gpus: Annotated[Local[Shared[int]], span(0, 1024)] = 0  # processes, one a GPU; 0: every visible GPU
+    profile: Free[bool] = False  # trace steps 10 to 19, and say where their time goes, in the run folder's profile/
+    log_every: Free[Every] = 20  # steps between lines of metrics.jsonl
+    eval_every: Free[Every] = 1  # epochs between evaluations; the last epoch is always evaluated
+    skip_limit: Free[Every] = 20  # steps in a row with a NaN or infinite loss or gradient, after which the run ends
+    save_every: Annotated[Free[int], span(0, 10**9)] = 0  # steps between checkpoints; 0: an epoch
+    keep: Annotated[Free[int], span(1, 10**6)] = 2  # checkpoints kept, the newest ones
 
     def identity(self) -> dict[str, object]:
         """The fields that decide the weights, as JSON values."""
         fields = json.loads(json.dumps(dataclasses.asdict(self)))
         for name in ("data", "teacher"):  # the same folder, however it was typed
             fields[name] = fields[name].rstrip("/") or fields[name]
-        return {name: value for name, value in fields.items() if name not in NOT_IDENTITY}
+        return {name: value for name, value in fields.items() if name not in fields_where("free")}
 
     def run_folder(self) -> Path:
         """`out`, or a name under runs/ that a different configuration never shares."""
@@ -159,21 +189,7 @@ class Config:
         Raises:
             ValueError: what was given, what is allowed, what to type instead.
         """
-        ranges = [
-            ("image_size", 1, 4096), ("repeats", 1, 64), ("threads", 0, 1024), ("epochs", 1, 10**6),
-            ("batch_size", 1, 10**6), ("micro_batch", 0, 10**6), ("teacher_top_k", 0, 10**5), ("gpus", 0, 1024),
-            ("log_every", 1, 10**9), ("eval_every", 1, 10**9),
-            ("save_every", 0, 10**9), ("keep", 1, 10**6), ("skip_limit", 1, 10**9),
-            ("lr", 0, 100), ("warmup_epochs", 0, 10**6),
-            ("warmup_lr", 0, 100), ("min_lr", 0, 100), ("alpha", 0, 1), ("tau", 1e-3, 1e3), ("patch_size", 0, 4096),
-            ("width", 0, 10**5), ("depth", 0, 10**4), ("heads", 0, 10**4),
-            ("weight_decay", 0, 100), ("flip", 0, 1), ("erase", 0, 1), ("crop_ratio", 0.05, 1),
-            ("mix_prob", 0, 1), ("mix_switch_prob", 0, 1),
-            ("label_smoothing", 0, 0.999),
-            ("drop_path", 0, 0.999), ("dropout", 0, 0.999),
-            ("ema_decay", 0, 0.9999999), ("seed", 0, 2**63 - 1), ("data_seed", 0, 2**63 - 1),
-        ]  # fmt: skip
-        for name, low, high in ranges:
+        for name, (low, high) in fields_where("span").items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:  # NaN lies nowhere
                 raise ValueError(f"{flag(name)} lies between {low} and {high}, got {value}")
@@ -227,6 +243,15 @@ class Config:
                 "  --alpha 0.1 --tau 3 --kl-normalizer batch    the paper (arXiv 2012.12877, eq. 2)\n"
                 "  --alpha 0.5 --tau 1 --kl-normalizer numel    the official code's defaults"
             )
+
+
+@functools.cache
+def fields_where(meaning: str) -> dict[str, Any]:
+    """Field -> value, in the order of the values, of all fields that have this attribute of Flag."""
+    types = typing.get_type_hints(Config, include_extras=True)
+    marks = [(name, mark) for name, kind in types.items() for mark in getattr(kind, "__metadata__", ())]
+    found = {name: value for name, mark in marks if (value := getattr(mark, meaning))}
+    return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
 def flag(name: str) -> str:

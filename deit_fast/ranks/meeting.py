@@ -24,13 +24,10 @@ import torch.distributed as dist
 import deit_fast
 import deit_kernels
 
-from ..config import Config, flag
+from ..config import Config, fields_where, flag
 
 _MEETING = timedelta(minutes=5)  # between the first rank that comes and the last
 _meetings = itertools.count()
-
-# A machine's own affair; everything else decides either the weights or which collectives are called when.
-MAY_DIFFER = ("threads", "in_memory", "gpus")
 
 
 @dataclass
@@ -65,7 +62,7 @@ def introduce(config: Config, device: torch.device, problem: str | None) -> Intr
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         gpu, gpu_id, memory = properties.name, str(properties.uuid), properties.total_memory
-    fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in MAY_DIFFER}
+    fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in fields_where("local")}
     cores = sorted(os.sched_getaffinity(0))
     return Introduction(socket.gethostname(), problem, gpu, gpu_id, memory, cores, code_version(), fields)
 

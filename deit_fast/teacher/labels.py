@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from deit_kernels import TopK
 from deit_kernels.augment import Policy
 
-from ..config import Config
+from ..config import Config, fields_where
 from ..data import Batch, Dataset
 from ..data.memory import to_device
 from ..data.training import Loaders, TrainingData
@@ -189,8 +189,7 @@ def cache_settings(config: Config, spec: str, dtype: torch.dtype, data: Training
         },
         "policy": dataclasses.asdict(policy),
     }
-    fields = ("data_seed", "batch_size", "repeats", "order", "exif_orientation", "image_size")
-    settings |= {name: getattr(config, name) for name in fields}
+    settings |= {name: getattr(config, name) for name in fields_where("label")}
     if config.order == "official":
         settings["processes"] = data.share.world_size
     return settings

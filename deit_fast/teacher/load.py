@@ -18,7 +18,7 @@ from pathlib import Path
 import timm
 from torch import Tensor, nn
 
-from ..config import Config, difference
+from ..config import Config, difference, fields_where
 from ..model import Normalisation
 from ..recipes.named import recipe
 from ..weights.build import Frozen, check_forward
@@ -27,11 +27,6 @@ from ..weights.prediction import Trained
 from ..weights.pretrained import read_weights
 from ..weights.trained import opened, resolve, run_of
 
-# What a teacher recipe takes over from the student's configuration: the same data, seen in the same way.
-_SHARED = (
-    "data", "image_size", "crop_scale", "flip", "crop_ratio", "batch_size", "order", "exif_orientation",
-    "in_memory", "bad_images", "threads", "precision", "gpus", "micro_batch",
-)  # fmt: skip
 _ADVICE = (
     "fine-tune one on this data first, python -m deit_fast.train --recipe teacher --data … --out runs/teacher, "
     "then type --teacher runs/teacher"
@@ -66,8 +61,8 @@ def recipe_config(student: Config) -> Config | None:
     kind, _, name = student.teacher.partition(":")
     if kind != "recipe":
         return None
-    taken_over = {field: getattr(student, field) for field in _SHARED}
-    config = dataclasses.replace(recipe(name), **taken_over, seed=student.data_seed, data_seed=student.data_seed)
+    taken_over = {field: getattr(student, field) for field in fields_where("shared")}
+    config = dataclasses.replace(recipe(name), **taken_over, seed=student.data_seed)
     if student.out:  # beside the student's folder, which must hold nothing foreign
         config = dataclasses.replace(config, out=f"{Path(student.out)}-teacher")
     known = config.run_folder() / "config.json"
