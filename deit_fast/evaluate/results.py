@@ -22,8 +22,8 @@ from ..data import Dataset, EvalLoader, open_evaluation
 from ..data.batch import OnBadImage, bad_image
 from ..data.sources.folder import listing
 from ..data.sources.imagenet import number_of, real_labels
+from ..files import write_file, write_json
 from ..ranks.group import Ranks, join
-from ..run.checkpoint import write_file, write_json
 from ..run.provenance import provenance
 from ..run.report import Reporter
 from ..scores import TRUTH, Predictions, nested, predict

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..config import Config
 from ..data import EvalLoader, TrainLoader
-from ..files import RunLock, write_file, write_json
+from ..files import LOCK, Lock, write_file, write_json
 from ..ranks.group import Ranks, join
 from ..ranks.heartbeat import Heartbeat
 from ..ranks.preemption import Preempted, Preemption
@@ -68,13 +68,13 @@ def _run(config: Config, ranks: Ranks, heartbeat: Heartbeat, preemption: Preempt
         reporter.say(f"{run} is finished; with --fresh it is trained anew")
         reporter.console.print(report.summary_table(finished))
         return Summary(run, finished)
-    with RunLock(run) as lock:
+    with Lock(run / LOCK) as lock:
         ranks.main_first(lambda: folder.refuse_a_second(run, lock) if ranks.main and not config.dry_run else None)
         return _train(config, run, lock, ranks, reporter, heartbeat, preemption)
 
 
 def _train(
-    config: Config, run: Path, lock: RunLock, ranks: Ranks, reporter: report.Reporter, heartbeat: Heartbeat,
+    config: Config, run: Path, lock: Lock, ranks: Ranks, reporter: report.Reporter, heartbeat: Heartbeat,
     preemption: Preemption,
 ) -> Summary:  # fmt: skip
     def train_first(teacher_config: Config) -> Path:
