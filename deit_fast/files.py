@@ -1,16 +1,17 @@
-"""Files that are whole or absent, whatever happens while they are written.
+"""Files and folders that are whole or absent, whatever happens while they are written; and locks.
 
     write_json(run / "summary.json", scores)        # temporary name, fsync, rename, fsync of the folder
+    write_folder(out, fill)                         # the same for all that `fill(temporary folder)` writes
 
-A crash leaves the old file, or the new one, and at worst a stray `.NAME.PID.part`, which `remove_parts` takes away.
+A crash leaves the old file or the new one, and at worst a temporary one, `.NAME.….part`, which `remove_parts` removes.
 
-    with RunLock(run) as lock:
-        lock.acquire()          # as soon as the folder is there; ValueError names who holds it
-    with locked(cache / "set.lock", "unpacks set"):
-        ...                     # look again: another process may have done it
+    with Lock(run / LOCK) as lock:
+        lock.acquire()                  # as soon as the folder is there; ValueError names the process that has the lock
+    with Lock(cache / "set.lock") as lock:
+        lock.wait("unpacks set")        # then look again: the other process may have done it
 
 One process, or one group of ranks, trains in a run folder at a time; one process at a time fills a folder of the cache,
-and others wait. Both locks are the kernel's (flock), so they end with their process, however that ends; the file stays.
+and others wait.
 """
 
 from __future__ import annotations
@@ -21,28 +22,23 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import socket
 import sys
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 logger = logging.getLogger(__name__)
 
-
-def sync_folder(folder: Path) -> None:
-    """Make the folder's own entries durable: a rename is not, until its folder is synced."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+LOCK = "lock"  # the file in a run folder
+WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # errors of file systems that have no locks
 
 
-def sync_file(path: Path) -> None:
-    """Make the file's content durable."""
+def sync(path: Path) -> None:
+    """Make a file's content durable, or a folder's entries: a rename is not, until its folder is synced."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -50,28 +46,66 @@ def sync_file(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_file(path: Path, write: Callable[[Path], None]) -> None:
+def write_file(path: Path, write: Callable[[Path], object], *, durable: bool = True) -> None:
     """Create or replace `path` as a whole: `write` fills a temporary file, which is synced and renamed.
 
+    Args:
+        durable: False: whole also after a crash of the process, but not of the machine.
+
     Raises:
-        OSError: what the disk says; the old file is then as it was.
+        OSError: from the disk; the old file is then as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = _temporary(path)
     try:
         write(temporary)
-        sync_file(temporary)
+        if durable:
+            sync(temporary)
         os.replace(temporary, path)
     except BaseException:
-        _forget(temporary)
+        try:
+            temporary.unlink(missing_ok=True)
+        except OSError:  # a file system that vanished: the error to raise is the first one
+            pass
         raise
-    sync_folder(path.parent)
+    if durable:
+        sync(path.parent)
 
 
-def _forget(temporary: Path) -> None:
+def write_folder(folder: Path, fill: Callable[[Path], object], *, replace: bool = False) -> None:
+    """Create `folder` as a whole: `fill` fills a temporary folder, which is synced with all it holds and renamed.
+
+    Args:
+        replace: a folder of this name is first renamed to `.NAME.old`, which the caller removes.
+
+    Raises:
+        OSError: from the disk, or `folder` is there and not empty; what `fill` wrote is then removed.
+    """
+    temporary = _temporary(folder)
+    temporary.mkdir(parents=True)
     try:
-        temporary.unlink(missing_ok=True)
-    except OSError:  # a file system that vanished: what made the caller fail is the error to tell
-        pass
+        fill(temporary)
+        entries = [*temporary.rglob("*"), temporary]
+        # Flushes that wait together share one commit of the file system's journal: 0.2 s for 1800 photos, not 2 to 6.
+        with ThreadPoolExecutor(min(16, 1 + len(entries) // 16)) as pool:
+            list(pool.map(sync, entries))
+        if replace and folder.exists():
+            os.replace(folder, folder.with_name(f".{folder.name}.old"))
+        os.replace(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync(folder.parent)
+
+
+def _temporary(path: Path) -> Path:
+    """A name beside `path` that no thread, process or machine uses."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove the temporary files of writers that were killed."""
+    for stray in folder.glob(".*.part"):
+        stray.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -88,16 +122,12 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:  # also bytes that are no UTF-8
+    except (ValueError, RecursionError) as error:  # also bytes that are not UTF-8
         raise ValueError(f"{path} is damaged, it is not JSON ({error})") from error
 
 
 def sha256_of(path: Path) -> str:
-    """The hexadecimal SHA-256 of a file's bytes.
-
-    Raises:
-        OSError: it cannot be read.
-    """
+    """The hexadecimal SHA-256 of a file's bytes; OSError if it cannot be read."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
@@ -105,23 +135,17 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def remove_parts(folder: Path) -> None:
-    """Take away the temporary files that writers left which were killed."""
-    for stray in folder.glob(".*.part"):
-        stray.unlink(missing_ok=True)
+class Lock:
+    """The kernel's lock on a file (flock), which is created where it is missing, and stays.
 
+    It is held from `acquire` or `wait` to the end of the context, or of the process, however that ends.
+    """
 
-LOCK = "lock"
-
-
-class RunLock:
-    """Held from `acquire` to the end of the context; rank 0 holds it for all ranks."""
-
-    def __init__(self, run: Path) -> None:
-        self._path = run / LOCK
+    def __init__(self, path: Path) -> None:
+        self._path = path
         self._descriptor: int | None = None
 
-    def __enter__(self) -> RunLock:
+    def __enter__(self) -> Lock:
         return self
 
     def __exit__(self, *_error: object) -> None:
@@ -130,7 +154,7 @@ class RunLock:
             self._descriptor = None
 
     def acquire(self) -> None:
-        """Take the lock, unless this object has it.
+        """Take the lock, unless this object has it; the file names this process. Rank 0 holds it for all ranks.
 
         Raises:
             ValueError: another process has it; it is named.
@@ -138,57 +162,43 @@ class RunLock:
         """
         if self._descriptor is not None:
             return
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        if not self._take("start one process only"):
+            holder = os.pread(self._descriptor, 200, 0).decode(errors="replace").strip() or "another process"
+            self.__exit__()
+            raise ValueError(
+                f"{self._path.parent} is being trained by {holder}: wait for it, stop it, or type another --out"
+            )
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+
+    def wait(self, what: str) -> None:
+        """Take the lock. If another process has it, print "another process `what`" to standard error and wait.
+
+        Raises:
+            ValueError: the folder cannot be written to.
+        """
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            free = self._take("start one process first")
         except OSError as error:
-            if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
-                logger.warning(f"{self._path.parent} lies on a file system without locks: start one process only")
-            else:
-                holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
-                os.close(descriptor)
-                raise ValueError(
-                    f"{self._path.parent} is being trained by {holder}: wait for it, stop it, or type another --out"
-                ) from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-        self._descriptor = descriptor
+            raise ValueError(
+                f"cannot write to {self._path.parent} ({error.strerror}): "
+                "set DEIT_FAST_CACHE to a folder that you may write to"
+            ) from error
+        if not free:
+            print(f"another process {what}: waiting for it ({self._path})", file=sys.stderr)
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
 
-
-WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # what file systems say that have none
-
-
-@contextmanager
-def locked(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock on a file, which is created where it is missing. Whoever has to wait is told on standard error.
-
-    Args:
-        what: is done under the lock, to end the sentence "another process …".
-
-    Raises:
-        ValueError: the file cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise ValueError(
-            f"cannot write to {path.parent} ({error.strerror}): set DEIT_FAST_CACHE to a folder that you may write to"
-        ) from error
-    try:
-        _wait(descriptor, path, what)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _wait(descriptor: int, path: Path, what: str) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        print(f"another process {what}: waiting for it ({path})", file=sys.stderr)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    except OSError as error:
-        if error.errno not in WITHOUT_LOCKS:
-            raise
-        warnings.warn(f"{path.parent} lies on a file system without locks: start one process first", stacklevel=4)
+    def _take(self, advice: str) -> bool:
+        """Open the file; False if another process has its lock. `advice` is for a file system without locks."""
+        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno not in WITHOUT_LOCKS:
+                self.__exit__()
+                raise
+            logger.warning(f"{self._path.parent} is on a file system without locks: {advice}")
+        return True

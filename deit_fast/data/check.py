@@ -1,12 +1,12 @@
-"""Read every image of a data set and tell, by name, what is broken, odd or there twice.
+"""Read every image of a data set and list, by name, those that are broken, odd or duplicates.
 
-broken: not readable as an image; training would skip it or stop (`--bad-images`). Also an animation damaged behind its
-first frame, which is all that training looks at; and a shard or parquet file that is not readable, or a label outside
-the classes, with which training would not begin.
-odd: readable, but not what its name says or not plain RGB or grey: another format, CMYK, a palette, alpha, 16 bits,
-more than one frame, an EXIF orientation (which training ignores unless told), damage that a decoder can live with, or
-so elongated that some policies' crops refuse it.
-duplicate: the same bytes twice; worth a look where the labels differ or a training image is a validation image too.
+broken: not readable as an image; training would skip it or stop (`--bad-images`). Also an animation that is damaged
+after its first frame, the only one that training reads; and an unreadable shard or parquet file or a label outside the
+classes, with which training would not begin.
+odd: readable, but of another format than its name says, or not plain RGB or grey: CMYK, a palette, alpha, 16 bits, more
+than one frame, an EXIF orientation (ignored without --exif-orientation), damage that a decoder tolerates, or so
+elongated that some policies' crops refuse it.
+duplicate: the same bytes as another; worth a look if the labels differ or a training image is a validation image too.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from .decode import BadImage, decode, decode_jpeg, opened
 from .sources.dataset import Dataset
 
 DIGEST_BYTES = 16
-ELONGATED = MAX_SIDE / 1024  # the longer side by the shorter; crops of up to 1024 pixels take any image below it
+ELONGATED = MAX_SIDE / 1024  # longer side / shorter; crops of up to 1024 pixels accept any image below it
 PLAIN_MODES = {"RGB", "L"}
 MODES = {"CMYK": "CMYK", "P": "a palette", "PA": "a palette with alpha", "RGBA": "alpha", "LA": "grey with alpha"}
 
 
 @dataclass
 class Report:
-    """What was found; every image, shard or parquet file by its name.
+    """What `check` found, by the name of the image, shard or parquet file.
 
     Attributes:
         images: how many were read.
-        broken: (name, reason); the files that `open_unpacked` took down belong here too.
-        odd: (name, what is odd, more than one joined by commas).
+        broken: (name, reason); the caller adds those of `open_unpacked`.
+        odd: (name, what is odd, joined by commas).
         duplicates: groups of names with the same bytes, each with a remark or "".
     """
 
@@ -50,7 +50,7 @@ class Report:
     duplicates: list[tuple[list[str], str]] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """The report for people."""
+        """The report as text."""
         lines = [f"broken: {name}: {reason}" for name, reason in self.broken]
         lines += [f"odd: {name}: {what}" for name, what in self.odd]
         for names, remark in self.duplicates:
@@ -63,13 +63,7 @@ class Report:
 
 
 def check(splits: dict[str, Dataset], threads: int, advance: Callable[[int], None] = lambda images: None) -> Report:
-    """Read and decode everything.
-
-    Args:
-        splits: by name.
-        threads: that read and decode.
-        advance: called with the number of images done since the last call.
-    """
+    """Read and decode all images; `advance` is called with the number of images done since its last call."""
     report = Report()
     digests = {split: np.zeros((len(dataset), DIGEST_BYTES), np.uint8) for split, dataset in splits.items()}
     with ThreadPoolExecutor(threads, "deit_fast-check") as pool:
@@ -94,7 +88,7 @@ def check(splits: dict[str, Dataset], threads: int, advance: Callable[[int], Non
 
 
 def _inspect(dataset: Dataset, index: int) -> tuple[bytes, str, str]:
-    """(digest, why it is broken or "", what is odd or ""); an unread image has the digest of its number."""
+    """(digest, why it is broken or "", what is odd or ""); the digest of an unreadable file is that of its number."""
     try:
         data = dataset.read(index)
     except OSError as error:
@@ -114,7 +108,7 @@ def _inspect(dataset: Dataset, index: int) -> tuple[bytes, str, str]:
 
 
 def _oddities(data: bytes, path: str, sound: bool) -> list[str]:
-    """What is odd about a readable image; `sound`: a JPEG without a warning of the strict decoder."""
+    """What is odd about a readable image; `sound`: a JPEG that the strict decoder accepts without a warning."""
     odd = []
     with opened(data) as image:
         suffix = os.path.splitext(path)[1].lower()
@@ -130,7 +124,7 @@ def _oddities(data: bytes, path: str, sound: bool) -> list[str]:
             odd.append(f"{image.n_frames} frames")
         try:
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-        except Exception:  # Pillow's parser lets anything through
+        except Exception:  # Pillow's parser raises anything
             odd.append("damaged EXIF block")
         else:
             if orientation != 1:

@@ -1,18 +1,18 @@
-"""From the bytes of an image file to RGB pixels, as Pillow reads them, or one sentence that says why not.
+"""From the bytes of an image file to RGB pixels, as Pillow reads them, or a BadImage with the reason in one sentence.
 
     pixels = decode(path.read_bytes())                          # uint8 (H, W, 3)
     pixels = decode(path.read_bytes(), reserve=arena.reserve)   # the same, in memory of the caller's choice
 
 The format is one of FORMATS and found by content, never by file name (ImageNet holds a PNG named .JPEG). The pixels
-are those of `Image.open(file).convert("RGB")`, which is what torchvision's and timm's loaders give: EXIF orientation is
-ignored (but Pillow applies that of a TIFF), alpha is dropped, an animation gives its first frame.
+are those of `Image.open(file).convert("RGB")`, as in torchvision's and timm's loaders: EXIF orientation is ignored
+(but Pillow applies that of a TIFF), alpha is dropped, an animation gives its first frame.
 
 JPEG goes through simplejpeg: libjpeg-turbo with Pillow's settings (exact DCT, smooth chroma), so equal pixels in half
-the time, written straight into the reserved memory without the interpreter's lock. Whatever it has a doubt about
-(CMYK, a warning of the library, damage) and every other format is Pillow's to judge.
+the time, written straight into the reserved memory without the interpreter's lock. Pillow decodes every other format
+and every JPEG file that simplejpeg does not accept without a warning (CMYK, damage).
 
-`decode_wanted` decodes a box of a JPEG file only. A file that does not end as it should is decoded whole, so a
-truncated one is found; damage behind the box that hides from that is not looked for.
+`decode_wanted` decodes a box of a JPEG file only. A file without its end marker is decoded whole, so truncation is
+found; other damage behind the box is not.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from .jpeg_part import Box, decodable, decode_part
 # Pillow's own limit against decompression bombs, 1/4 GiB of RGB; above it `Image.open` only warns.
 MAX_PIXELS = 1024**3 // 4 // 3
 
-# What data sets hold. Of the forty others that Pillow knows, EPS starts Ghostscript, some have no signature and take
-# other bytes for theirs (TGA), and all are parsers for a hostile file to choose from. JPEG stands for MPO too.
+# What data sets hold. Of Pillow's forty others, EPS starts Ghostscript, some have no signature and claim other files
+# (TGA), and each is one more parser to attack. JPEG includes MPO.
 FORMATS = ["JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000"]
-if "avif" in features.modules:  # from Pillow 11.3 on; `Image.open` takes no format that it does not know
+if "avif" in features.modules:  # from Pillow 11.3 on; `Image.open` refuses a name that it does not know
     FORMATS.append("AVIF")
 
 # Pixels times scans of a JPEG file: ten seconds of decoding. Progressive files have about ten scans, cjpeg and jpegtran
-# refuse to write more than 100, and 12 megapixels may have 1400 here.
+# write at most 100, and an image of 12 megapixels may have 1400 here.
 MOST_SCANNED = 2**34
-SCAN_BYTES = 10  # of the shortest scan
+SCAN_BYTES = 10  # in the shortest scan
 
 START_OF_IMAGE, END_OF_IMAGE = b"\xff\xd8", b"\xff\xd9"  # of JPEG
 START_OF_SCAN = 0xDAFF  # its marker, as a number of two bytes
@@ -52,7 +52,7 @@ SEQUENTIAL = {0xC0, 0xC1}  # markers of the start of a frame
 SEGMENTS = {0xC4, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE}  # tables, restart interval, application's blocks, comments
 LARGE_PART = 0.8  # share of an image from which on all of it is decoded as fast
 
-# How the stored pixels are turned for each value of the EXIF orientation, as Pillow's ImageOps.exif_transpose does.
+# How stored pixels are turned for each EXIF orientation, as in Pillow's ImageOps.exif_transpose.
 TURNS: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
     2: lambda pixels: pixels[:, ::-1],
     3: lambda pixels: pixels[::-1, ::-1],
@@ -63,19 +63,16 @@ TURNS: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
     8: lambda pixels: pixels[:, ::-1].swapaxes(0, 1),
 }
 
-# ImageNet makes Pillow warn of corrupt EXIF blocks and odd palettes, once for each thread and file, into the progress
-# bar. Nothing can be done about them and the pixels are right. `warnings.catch_warnings` is not safe in threads.
+# Pillow warns of ImageNet's corrupt EXIF blocks and odd palettes, once for each thread and file, into the progress bar.
+# The pixels are right, and nobody can act on it. `warnings.catch_warnings` is not safe in threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
-Reserve = Callable[[int, int], NDArray[np.uint8]]
-
-
-# Called with (height, width) of an image; says which box of it is wanted, None for all of it.
-Wanted = Callable[[int, int], Box | None]
+Reserve = Callable[[int, int], NDArray[np.uint8]]  # (height, width) → memory for an image
+Wanted = Callable[[int, int], Box | None]  # (height, width) → the box of it that is wanted, None for all of it
 
 
 class Part(NamedTuple):
-    """Pixels of an image, or of a box around what is wanted of it.
+    """Pixels of an image, or of a box that holds the wanted one.
 
     Attributes:
         pixels: uint8 (h, w, 3).
@@ -94,7 +91,7 @@ class Part(NamedTuple):
         return cls(pixels, 0, 0, *pixels.shape[:2])
 
     def refuse_elongated(self, limit: float) -> None:
-        """Raise BadImage when the image's longer side is not below `limit` times the shorter (`ratio_limit`)."""
+        """Raise BadImage if the longer side is not below `limit` (`ratio_limit`) times the shorter."""
         if max(self.height, self.width) >= limit * min(self.height, self.width):
             size = f"{self.width} × {self.height} pixels"
             raise BadImage(f"its crop takes sides of less than {limit:,.0f} to 1, and it has {size}")
@@ -105,7 +102,6 @@ class BadImage(ValueError):
 
 
 def new_array(height: int, width: int) -> NDArray[np.uint8]:
-    """Memory for an image, uninitialised."""
     return np.empty((height, width, 3), np.uint8)
 
 
@@ -118,15 +114,15 @@ def decode(
         data: a whole file, in one of FORMATS.
         max_pixels: largest accepted width · height, checked before any pixel is decoded.
         exif_orientation: turn the image as its EXIF orientation says. timm and torchvision do not.
-        reserve: called with (height, width) once the header is read; gives the contiguous uint8 (H, W, 3) that the
-            pixels are written to. It may be called a second time when a file turns out to be odd half-way.
+        reserve: called with (height, width) once the header is read; returns the contiguous uint8 (H, W, 3) that the
+            pixels are written to. It is called a second time if Pillow has to take over.
 
     Returns:
-        the array that `reserve` gave last, filled.
+        the last array from `reserve`, filled.
 
     Raises:
         BadImage: the data is empty, of no known format, truncated, corrupt, larger than max_pixels, of a side above
-            MAX_SIDE, or a JPEG file of so many scans that decoding would not end.
+            MAX_SIDE, or a JPEG file with so many scans that decoding would not end.
     """
     if not data:
         raise BadImage("the file is empty")
@@ -136,19 +132,21 @@ def decode(
     return copied(_decode_with_pillow(data, max_pixels), reserve) if pixels is None else pixels
 
 
-def decode_wanted(data: bytes, wanted: Wanted, *, exif_orientation: bool = False, reserve: Reserve = new_array) -> Part:
-    """`decode` of the box that is wanted, or of more where that is not faster or the file is odd.
+def decode_wanted(
+    data: bytes, wanted: Wanted | None, *, exif_orientation: bool = False, reserve: Reserve = new_array
+) -> Part:
+    """`decode` of the box that is wanted, or of more if that is as fast or the file is unusual.
 
     Raises:
         BadImage: as `decode`, as far as the box shows it.
     """
-    turned = exif_orientation and _orientation(data) in TURNS
-    part = None if turned else _decode_jpeg_part(data, wanted, reserve)
+    whole = wanted is None or (exif_orientation and _orientation(data) in TURNS)
+    part = None if whole else _decode_jpeg_part(data, wanted, reserve)
     return part or Part.whole(decode(data, exif_orientation=exif_orientation, reserve=reserve))
 
 
 def _decode_jpeg_part(data: bytes, wanted: Wanted, reserve: Reserve) -> Part | None:
-    """What is wanted of a JPEG file that is beyond doubt; None for any other, and where a box is no gain."""
+    """The wanted part of a sound JPEG file; None for any other file, and if all of it is as fast."""
     if not (data.startswith(START_OF_IMAGE) and data.endswith(END_OF_IMAGE)):
         return None
     size = _jpeg_size(data, MAX_PIXELS)
@@ -171,7 +169,7 @@ def copied(pixels: NDArray[np.uint8], reserve: Reserve) -> NDArray[np.uint8]:
 
 
 def decode_jpeg(data: bytes, max_pixels: int = MAX_PIXELS, reserve: Reserve = new_array) -> NDArray[np.uint8] | None:
-    """`decode` for a JPEG file that is beyond doubt; None for any other."""
+    """`decode` for a JPEG file that simplejpeg accepts without a warning; None for any other."""
     if not data.startswith(START_OF_IMAGE) or (size := _jpeg_size(data, max_pixels)) is None:
         return None
     pixels = reserve(*size)
@@ -183,7 +181,7 @@ def decode_jpeg(data: bytes, max_pixels: int = MAX_PIXELS, reserve: Reserve = ne
 
 
 def _jpeg_size(data: bytes, max_pixels: int) -> tuple[int, int] | None:
-    """(height, width) of a JPEG file whose header is beyond doubt; None for any other."""
+    """(height, width) of a JPEG file with a plain header; None for any other."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
@@ -195,21 +193,21 @@ def _jpeg_size(data: bytes, max_pixels: int) -> tuple[int, int] | None:
 
 
 def _scans(data: bytes, pixels: int) -> int:
-    """How many scans a JPEG file has at most; 1 where they cannot be too many, so that photographs take no time.
+    """An upper bound of the scans in a JPEG file; 1 if they cannot be too many, so that photographs take no time.
 
-    Counted are the markers, also those that are only bytes of metadata; in the pixels' data there are none.
+    It counts markers, including bytes of metadata that look like one; pixel data has none.
     """
     if pixels * (len(data) // SCAN_BYTES) <= MOST_SCANNED or _has_one_scan(data):
         return 1
-    # Pairs of bytes from even and from odd places: ten times as fast as bytes.count.
+    # Pairs of bytes at even and at odd places: ten times as fast as bytes.count.
     pairs = (np.frombuffer(data, "<u2", (len(data) - start) // 2, start) for start in (0, 1))
     return sum(np.count_nonzero(each == START_OF_SCAN) for each in pairs)
 
 
 def _has_one_scan(data: bytes) -> bool:
-    """Whether a JPEG file is beyond doubt sequential with all its components in the first scan.
+    """Whether a JPEG file is sequential with all its components in the first scan, so that libjpeg refuses a second.
 
-    libjpeg refuses a second one then. Any doubt, such as bytes between two segments, is False.
+    False for anything unusual, such as bytes between two segments.
     """
     at, components = len(START_OF_IMAGE), None
     while at + 10 <= len(data) and data[at] == 0xFF:
@@ -229,7 +227,7 @@ def opened(data: bytes) -> Iterator[Image.Image]:
     """An encoded image for Pillow, its header read; closed at the end.
 
     Raises:
-        BadImage: it is of none of FORMATS or a decompression bomb, or Pillow meets damage in it, now or in the body.
+        BadImage: it has another format than FORMATS, is a decompression bomb, or is damaged, now or in the body.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -241,8 +239,7 @@ def opened(data: bytes) -> Iterator[Image.Image]:
     except Image.DecompressionBombError as error:
         raise BadImage(f"it is a decompression bomb ({error})") from None
     except Exception as error:
-        # The parsers of Pillow's plugins let through whatever the damage made them meet: OSError, SyntaxError,
-        # struct.error, zlib.error, IndexError, OverflowError, …
+        # On damage, Pillow's parsers raise anything: OSError, SyntaxError, struct.error, zlib.error, IndexError, …
         raise BadImage(f"it is truncated or corrupt ({error})") from error
 
 
@@ -262,11 +259,11 @@ def _decode_with_pillow(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
 
 
 def _orientation(data: bytes) -> int:
-    """The EXIF orientation, 1 to 8; 1 (as stored) where there is none or its block is damaged."""
+    """The EXIF orientation, 1 to 8; 1 (as stored) if there is none or its block is damaged."""
     try:
         with opened(data) as image:
             if image.format == "TIFF":  # Pillow has turned it by the time its pixels are loaded
                 return 1
             return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # as above; what is wrong with the image itself is found when it is decoded
+    except Exception:  # as above; decoding finds what is wrong with the image itself
         return 1

@@ -1,9 +1,8 @@
 """From decoded images and their plan to a batch on its device.
 
-`CpuAugment` runs the C++ op in the calling thread and torch's thread pool; `HostOnly` measures the host's share of a
-GPU's batch. `CudaAugment` sends pixels, plans and target of a batch in one copy and augments on the GPU, on a stream of
-its own; the consumer's stream waits for the batch by an event, and no host thread of the consumer ever does. The CUDA
-side has not yet been measured on a GPU.
+`CpuAugment` runs the C++ op in the decoding threads; `HostOnly` measures the host's work for a GPU's batch.
+`CudaAugment` sends pixels, plans and target of a batch in one copy and augments on the GPU, on a stream of its own. The
+consumer's stream waits for the batch by an event, its host thread never does. Not yet measured on a GPU.
 """
 
 from __future__ import annotations
@@ -28,20 +27,20 @@ from .memory import Blocks, aligned
 from .mixing import Mixing, part_of
 
 Layout = Literal["nchw", "channels_last", "patches"]
-Target = Tensor | MixedTarget  # what losses take: labels, or those of two images and their shares
+Target = Tensor | MixedTarget  # for the loss: labels, or those of two images and their shares
 
 
 class Gathered(NamedTuple):
     """b rows in host memory.
 
     Attributes:
-        images: pixels in `block`, or on the device where the whole set is kept there.
+        images: pixels in `block`, or on the device if the whole set is kept there.
         plan: placed, in host memory.
-        mix: which rows are mixed, in host memory; None where none is.
+        mix: which rows are mixed, in host memory; None: none.
         labels: int64 (b,).
-        blank: bool (b,), rows without a readable image; None where all have one.
+        blank: bool (b,), rows without a readable image; None: none.
         block: uint8, pixels up to `end`, then room for the plans and the target (`tail_bytes`).
-        end: a multiple of the alignment.
+        end: a multiple of ALIGNMENT.
     """
 
     images: ImageBatch
@@ -57,7 +56,7 @@ class Gathered(NamedTuple):
         return self.labels if self.mix is None else self.mix.target(self.labels)
 
     def pack(self) -> tuple[Tensor, int]:
-        """What is copied to a device: pixels, the rows of both plans from `end`, the target from the returned place."""
+        """(block to copy to a device, target_at): pixels, from `end` the rows of both plans, then the target."""
         plans = [self.plan.rows] if self.mix is None else [self.plan.rows, self.mix.rows]
         target = self.target if self.mix is not None else (self.labels,)
         at = self.end
@@ -71,7 +70,7 @@ class Gathered(NamedTuple):
         return self.block[:at], target_at
 
     def unpacked(self, staged: Tensor) -> tuple[AugmentPlan, MixPlan | None]:
-        """The two plans in a copy of what `pack` gave."""
+        """The two plans in a copy of the packed block."""
         rows, at = self.plan.rows, self.end
         plan = self.plan._replace(rows=staged[at : at + rows.numel()].view(rows.shape))
         if self.mix is None:
@@ -80,7 +79,7 @@ class Gathered(NamedTuple):
         return plan, self.mix._replace(rows=staged[at : at + rows.numel()].view(rows.shape))
 
     def unpacked_target(self, columns: Tensor) -> Target:
-        """The target in a copy of what `pack` put last."""
+        """The target in a copy of the packed block from `target_at`."""
         b = 8 * len(self.labels)
         if self.mix is None:
             return columns.view(torch.int64)
@@ -105,12 +104,12 @@ class Finished(NamedTuple):
 
 
 def without_torch_threads(others: int) -> None:
-    """Let torch's ops run in the calling thread alone; other threads, also those to come, have `others` as before.
+    """Run torch's ops in the calling thread alone; other threads, also new ones, keep `others` threads.
 
-    torch.set_num_threads sets the number of its thread, and the default of threads that have not used torch yet. The
-    default is put back by a thread that ends.
+    torch.set_num_threads sets the number of its thread and the default of threads that have not used torch yet, so a
+    short-lived thread restores the default.
     """
-    torch.get_num_threads()  # a thread's first use takes the default, also after its number was set
+    torch.get_num_threads()  # a thread's first use takes the default, even after its number was set
     torch.set_num_threads(1)
     restoring = threading.Thread(target=torch.set_num_threads, args=(others,))
     restoring.start()
@@ -118,10 +117,10 @@ def without_torch_threads(others: int) -> None:
 
 
 class CpuAugment:
-    """Augments into host memory that is used again when nobody holds the batch any more.
+    """Augments into host memory, which is reused when nothing refers to the batch.
 
-    The rows are shared out among the threads that decode. torch's own threads would be as many again, and they spin
-    while they wait for each other: on two busy cores that took a quarter more processor time.
+    The rows are divided among the decoding threads. torch's own threads would double their number and spin while they
+    wait for each other: on two busy cores that took a quarter more processor time.
 
     Args:
         policy, dtype, layout, patch: as `deit_kernels.augment.apply` takes them.
@@ -131,7 +130,7 @@ class CpuAugment:
     """
 
     device = torch.device("cpu")
-    on_device = True  # where the augmentation runs
+    on_device = True  # whether the augmentation runs on `device`
 
     def __init__(
         self,
@@ -147,7 +146,7 @@ class CpuAugment:
         self._threads, self._mixing = threads, mixing
         self.pixels, self._outputs = Blocks(), Blocks(pinned)
         self._augmenting = 0.0
-        # An empty batch checks dtype, layout and patch, and tells the shape of a row.
+        # An empty batch checks dtype, layout and patch, and gives the shape of a row.
         nothing = AugmentPlan(torch.empty(0, ROW.itemsize, dtype=torch.uint8), policy)
         self._row = apply(ImageBatch.from_images([]), nothing, dtype=dtype, layout=layout, patch=patch).shape[1:]
 
@@ -170,7 +169,7 @@ class CpuAugment:
         return Finished(out, gathered.target, None)
 
     def _augment_part(self, gathered: Gathered, out: Tensor, rows: NDArray[np.int64]) -> float:
-        """Some rows of a batch, ascending; returns the seconds it took."""
+        """Augment some rows of a batch, ascending; returns the seconds it took."""
         began = time.perf_counter()
         neighbours = rows[-1] - rows[0] + 1 == len(rows)
         part = slice(rows[0], rows[-1] + 1) if neighbours else torch.from_numpy(rows)
@@ -191,17 +190,17 @@ class CpuAugment:
         return 0.0, augment
 
     def hand_over(self, finished: Finished) -> None:
-        """The consumer takes the batch."""
+        """Called when the consumer takes the batch."""
 
     def used(self) -> torch.cuda.Event | None:
-        """What to wait for until the consumer's device is done with all batches handed over so far."""
+        """The event after which the consumer's device is done with all batches handed over so far; None: now."""
         return None
 
 
 class HostOnly(CpuAugment):
-    """The host's share of a batch for a GPU, without one: pixels, plans and target are packed and not sent.
+    """The host's work for a GPU's batch, without a GPU: pixels, plans and target are packed and not sent.
 
-    Images and target are meta tensors: shape and type, no content. Shows what feeding a GPU costs the host.
+    Images and target are meta tensors: shape and type, no content.
     """
 
     device = torch.device("meta")
@@ -214,14 +213,11 @@ class HostOnly(CpuAugment):
 
 
 class CudaAugment:
-    """One copy to the device, then the CUDA op; on the CPU where the CUDA extension is not loaded.
+    """One copy to the device, then the CUDA op; without the CUDA extension, `CpuAugment` and a copy.
 
-    Three races are excluded by events and streams. A host block is used again only after its copy (`_copying` holds it
-    until then). The device's staging memory is used again by the next batch of the same stream only. A batch's memory
-    is not given back before the consumer's stream is done with it (`record_stream`).
-
-    Args:
-        as `CpuAugment`; device: with an index.
+    Events and streams exclude three races: a host block is reused only after its copy (`_copying` holds it until then),
+    the device's staging memory only by the next batch of the same stream, and a batch's memory only when the consumer's
+    stream is done with it (`record_stream`). Arguments as for `CpuAugment`; `device` has an index.
     """
 
     def __init__(
@@ -239,7 +235,7 @@ class CudaAugment:
         self._on_cpu = CpuAugment(policy, dtype, layout, patch, threads, mixing, pinned=True)  # checks the options
         self.on_device = _extension.cuda_missing is None
         self.pixels = Blocks(pinned=True)
-        self._stream = torch.cuda.Stream(device)  # one for life: the allocator keeps memory apart for each stream
+        self._stream = torch.cuda.Stream(device)  # only one: the allocator keeps memory apart for each stream
         self._copying: deque[tuple[torch.cuda.Event, Tensor]] = deque()
         self._releasing = threading.Lock()  # two iterators of a loader have a thread each
         self._timed: deque[tuple[torch.cuda.Event, ...]] = deque()
@@ -279,11 +275,11 @@ class CudaAugment:
         if gathered.blank is not None:  # rare; a mask on the device, since an index would wait for it
             mask = gathered.blank.pin_memory().to(self.device, non_blocking=True)
             out.masked_fill_(mask.view(-1, *[1] * (out.dim() - 1)), 0)
-        # A copy of its own: a view would keep the whole staging memory as long as the consumer keeps the target.
+        # A copy: a view would keep the whole staging memory as long as the consumer keeps the target.
         return out, staged[target_at:].clone()
 
     def measured(self) -> tuple[float, float]:
-        """Seconds of copying and of augmenting in the batches that the GPU has finished since the last call."""
+        """Seconds of copying and of augmenting of the batches that the GPU has finished since the last call."""
         copy = augment = 0.0
         while self._timed and self._timed[0][2].query():
             began, copied, ready = self._timed.popleft()
@@ -299,6 +295,6 @@ class CudaAugment:
             tensor.record_stream(stream)
 
     def used(self) -> torch.cuda.Event:
-        event = torch.cuda.Event(blocking=True)  # the thread that waits for it sleeps
+        event = torch.cuda.Event(blocking=True)  # a thread that waits for it sleeps
         event.record(torch.cuda.current_stream(self.device))
         return event

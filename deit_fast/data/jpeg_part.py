@@ -1,16 +1,16 @@
-"""Decode only what the crops of an image need of a JPEG file, where the optional binary for it is built.
+"""Decode only the part of a JPEG file that its crops need, if the optional binary for it is built.
 
     crops = RandomCrops(policy.numbers(seed), counters, image_of_row)   # of a batch
     box = crops.box(image, height, width)                               # (top, left, height, width)
     box = decodable(box, width)
     decode_part(data, box, pixels)
 
-A random resized crop keeps half of an image on average. libjpeg-turbo leaves out most of the work beside and above it
-and all work below it. The pixels are those of the whole image.
+A random resized crop keeps half of an image on average. libjpeg-turbo skips most of the work beside and above it and
+all work below it. The pixels are those of the whole image.
 
-Without the binary (`missing` says why) whole images are decoded: of sound files the same batches, a little later. A
-file that is damaged behind the part, and ends as it should all the same, is only found by decoding all of it: whether
-it counts as bad can then depend on which crops were drawn.
+Without the binary (`missing` is the reason) whole images are decoded: the same batches of sound files, a little later.
+Damage behind the part in a file with an end marker is only found by decoding all of it, so whether such a file counts
+as bad can depend on which crops were drawn.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Box(NamedTuple):
 
 
 class _Library(NamedTuple):
-    """Two views of the binary: for calls of microseconds, which keep Python's lock, and for those that leave it."""
+    """Two views of the binary: calls of microseconds keep Python's lock, long ones release it."""
 
     brief: ctypes.PyDLL
     long: ctypes.CDLL
@@ -68,7 +68,7 @@ class RandomCrops:
     Args:
         numbers: of the policy, with the seed (`Policy.numbers`).
         counters: int64 (b, 3), epoch, sample and copy of each row.
-        image_of_row: int64 (b,), which of the batch's n images a row shows; each is shown.
+        image_of_row: int64 (b,), which of the batch's n images a row shows; every image has a row.
     """
 
     def __init__(self, numbers: NDArray[np.void], counters: NDArray[np.int64], image_of_row: NDArray[np.int64]):
@@ -78,7 +78,7 @@ class RandomCrops:
         self._addresses = numbers.ctypes.data, self._counters.ctypes.data
 
     def box(self, image: int, height: int, width: int) -> Box | None:
-        """The smallest box that holds all crops of an image of this size; None where that is not known."""
+        """The smallest box that holds all crops of an image of this size; None if it is unknown."""
         if _library is None:
             return None
         first, end, box = self._ends[image - 1] if image else 0, self._ends[image], _Four()
@@ -90,9 +90,9 @@ class RandomCrops:
 
 
 def decodable(box: Box, width: int) -> Box:
-    """The box around another, in an image of some width, in which `decode_part` gives the pixels of the other.
+    """The box to decode for `box`, in an image of this width, so that its pixels are those of the whole image.
 
-    Not narrower than BLOCK: the chroma of less than six columns is not smoothed.
+    Not narrower than BLOCK: libjpeg does not smooth the chroma of fewer than six columns.
     """
     left = max(min(box.left - 1, width - BLOCK), 0) // BLOCK * BLOCK
     right = min(max(box.left + box.width + 1, left + BLOCK), width)
@@ -102,10 +102,10 @@ def decodable(box: Box, width: int) -> Box:
 def decode_part(data: bytes, box: Box, pixels: NDArray[np.uint8]) -> bool:
     """Decode a box of a JPEG file into contiguous uint8 (height, width, 3). From any thread, without Python's lock.
 
-    Its left edge is a multiple of BLOCK. First and last column are not the whole image's where they are not its edges.
+    Its left edge is a multiple of BLOCK. Its first and last columns differ from the whole image's unless at its edges.
 
     Returns:
-        whether that went without the slightest doubt; if not, the pixels are undefined.
+        whether libjpeg gave no warning; otherwise the pixels are undefined.
     """
     if _library is None:
         return False

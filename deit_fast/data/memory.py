@@ -1,7 +1,7 @@
-"""Host memory of batches, used again and again.
+"""Host memory of batches, which is reused.
 
 Fresh memory is slow: the kernel clears each page at its first touch, and a training batch of 64 images is 9 400 pages.
-Measured on a virtual machine, augmenting into fresh memory took four times as long as into memory used before.
+On a virtual machine, augmenting into fresh memory took four times as long as into reused memory.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from torch import Tensor
 
 ALIGNMENT = 16  # of what follows the pixels in a block: rows of plans and int64 labels
 HEADROOM = 1.25  # an arena is this much larger than batches need
-RECENT = 64  # batches and requests that tell what is usual
-OUTSIZED = 2  # times the usual: from here on memory is not kept, or one huge image would make every block huge for good
+RECENT = 64  # batches and requests from which the usual size is taken
+OUTSIZED = 2  # times the usual size: larger blocks are not kept, or one huge image would make every block huge for good
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A small tensor in host memory, on the device; the host does not wait for the copy."""
     if device.type == "cuda":
-        tensor = tensor.pin_memory(device)  # from other memory the copy would hold the host up
+        tensor = tensor.pin_memory(device)  # a copy from other memory would block the host
     return tensor.to(device, non_blocking=True)
 
 
 def in_large_pages(size: int) -> NDArray[np.uint8]:
-    """uint8 (size,) of 0, in pages of 2 MiB where the kernel gives them to those who ask."""
+    """uint8 (size,) of zeros, in pages of 2 MiB if the kernel has them."""
     memory = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(OSError):  # a kernel without them
         memory.madvise(mmap.MADV_HUGEPAGE)
@@ -40,11 +40,10 @@ def in_large_pages(size: int) -> NDArray[np.uint8]:
 
 
 class Blocks:
-    """Blocks of memory that come back by themselves when nothing refers to them any more.
+    """Blocks of memory that become free when nothing refers to them. Thread-safe.
 
-    `take` gives a tensor over a block. Views of it, and whoever holds one (a batch that the consumer keeps), hold the
-    block; with the last of them it becomes free for the next `take`. A free one that is far larger than what was taken
-    of late is given back to the system. From any thread.
+    `take` returns a tensor over a block. The block is in use while that tensor or a view of it exists (such as a batch
+    that the consumer keeps). A free block far larger than recent requests is returned to the system.
 
     Args:
         pinned: page-locked memory, from which a GPU copies by itself.
@@ -57,13 +56,13 @@ class Blocks:
         self._lock = threading.Lock()
 
     def take(self, size: int) -> Tensor:
-        """uint8 (size,), with whatever content."""
+        """uint8 (size,), uninitialised."""
         with self._lock:
             self._taken.append(size)
             self._drop_outsized()
             block = self._fitting(size)
-            # The array is what storage and views of the tensor keep alive. It is looked at when the next block is
-            # wanted and calls nothing when it goes: a Ctrl-C that arrives in such a call is lost.
+            # The tensor's storage keeps this array alive. The next `take` looks whether it is gone; a callback would
+            # lose a Ctrl-C that arrives in it.
             lease = block.numpy()[:size]
             self._blocks.append((weakref.ref(lease), block))
         return torch.from_numpy(lease)
@@ -73,12 +72,12 @@ class Blocks:
         self._blocks = [(lease, block) for lease, block in self._blocks if block.numel() <= most or lease() is not None]
 
     def _fitting(self, size: int) -> Tensor:
-        """A free block of at least `size` bytes, taken out of the list; where there is none, it is a new one."""
+        """A free block of at least `size` bytes, removed from the list; a new one if there is none."""
         free = [place for place, (lease, _) in enumerate(self._blocks) if lease() is None]
         for place in reversed(free):  # the one used last may still be in the cache
             if self._blocks[place][1].numel() >= size:
                 return self._blocks.pop(place)[1]
-        if free:  # one that is too small makes way
+        if free:  # one that is too small is dropped for the new one
             del self._blocks[free[0]]
         if self._pinned:
             return torch.empty(size, dtype=torch.uint8, pin_memory=True)
@@ -86,13 +85,12 @@ class Blocks:
 
 
 class Arena:
-    """Where the images of one batch are decoded to, in the order in which threads happen to come.
+    """Memory into which the images of one batch are decoded, in the order in which threads ask for it.
 
-    An image that finds the arena full gets memory of its own, and `gather` brings all together in a larger block; so
-    only the first batches of a run and outsized ones are copied. The block of an outsized one is not used again.
+    An image that does not fit gets memory of its own, and `gather` copies all into a larger block. This happens only in
+    the first batches of a run and in outsized ones, whose block is not reused.
 
     Args:
-        blocks: where the memory comes from.
         expected: bytes that batches need (`usual`).
     """
 
@@ -114,10 +112,10 @@ class Arena:
         return self._bytes[start : start + size].reshape(height, width, 3)
 
     def gather(self, images: Sequence[NDArray[np.uint8]], tail: int = 0) -> tuple[Tensor, NDArray[np.int64], int]:
-        """All images in one block; the arena is done.
+        """All images in one block; the arena is then used up.
 
         Args:
-            images: n arrays that `reserve` gave, filled.
+            images: n arrays from `reserve`, filled.
             tail: bytes wanted behind the pixels.
 
         Returns:
@@ -141,7 +139,7 @@ class Arena:
 
 
 def usual(needed: Iterable[int]) -> int:
-    """The largest but one of the bytes that batches needed: one of huge images does not say what others need."""
+    """The second-largest recent size, so that one outlier does not count."""
     return sorted(needed)[-2:][0]
 
 

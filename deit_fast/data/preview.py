@@ -1,9 +1,8 @@
-"""A picture of what the model sees: originals, and beside each its augmented copies with what was done to them.
+"""A picture of what the model sees: originals, and beside each its augmented copies with the names of the operations.
 
     python -m deit_fast.data preview --data /imagenet --recipe deit
 
-The copies are those of the training with this recipe's `data_seed`, epoch and repeats: the same pixels, not a likeness,
-but before two of them are mixed.
+The copies have exactly the pixels of a training with this recipe's `data_seed`, epoch and repeats, before mixing.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ from ..picture import picture
 from .decode import BadImage
 from .sources.dataset import Dataset, read_image
 
-COLUMN, LINE = 1.9, 2.45  # inches of a picture with its text
+COLUMN, LINE = 1.9, 2.45  # inches of an image with its text
 
 
 def named_ops(row: np.void) -> str:
-    """What a row of a plan does, a line each: "crop 43 %, flipped", "rotate -27.3", "erased 12 %"."""
+    """The operations of a row of a plan, a line each: "crop 43 %, flipped", "rotate -27.3", "erased 12 x 30"."""
     box, size = row["box"], (int(row["height"]), int(row["width"]))
     share = round(100 * int(box[2]) * int(box[3]) / (size[0] * size[1]))
     lines = [f"crop {share} %" + (", flipped" if row["flip"] else "")]
@@ -57,13 +56,9 @@ def preview(
 ) -> None:
     """Draw `images` originals, spread over the data set, with `copies` augmented copies of each, into a PNG.
 
-    Args:
-        policy: of the training.
-        data_seed, epoch: of the training step to look at.
-
     Raises:
         ValueError: a number below 1, or more images than the data set has.
-        BadImage: one of the images is unreadable, or the policy's crop refuses it; the text names it.
+        BadImage: one of the images is unreadable, or the policy's crop refuses it; it is named.
     """
     if not 1 <= images <= len(dataset):
         raise ValueError(f"--images lies between 1 and {len(dataset)}, the images of the data set, got {images}")

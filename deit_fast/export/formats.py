@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..files import sync_folder, write_json
+from ..files import write_folder, write_json
 from ..model import CONFIGS, VisionTransformer
 from ..weights.huggingface import huggingface_config, to_huggingface
 from ..weights.prediction import Trained
@@ -75,20 +74,15 @@ def export(trained: Trained, to: str, out: Path) -> float:
             f"type --to onnx, which keeps that"
         )
     require(form.packages, f"--to {to}")
-    partial = out.absolute().with_name(f".{out.name}.{os.getpid()}.part")
-    partial.mkdir(parents=True)
-    try:
-        form.write(trained, partial)
-        difference = _check(trained, form, partial)
-        text = model_card(trained, to, form.library, difference)
-        (partial / "README.md").write_text(text)
-        for file in partial.iterdir():
-            with open(file, "rb") as opened:
-                os.fsync(opened.fileno())
-        os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    sync_folder(out.absolute().parent)
+    difference = 0.0
+
+    def fill(folder: Path) -> None:
+        nonlocal difference
+        form.write(trained, folder)
+        difference = _check(trained, form, folder)
+        (folder / "README.md").write_text(model_card(trained, to, form.library, difference))
+
+    write_folder(out.absolute(), fill)
     return difference
 
 

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 
 from ..command import LOST, USAGE
+from ..files import write_file
 from .log import RankLog
 
 logger = logging.getLogger(__name__)
@@ -199,10 +200,8 @@ class Heartbeat:
         assert self._folder is not None
         self._sign.written = time.time()
         target = path(self._folder, self._sign.rank)
-        temporary = target.with_name(f".{target.name}.part")
         try:
-            temporary.write_text(json.dumps(asdict(self._sign)))
-            os.replace(temporary, target)
+            write_file(target, lambda part: part.write_text(json.dumps(asdict(self._sign))), durable=False)
         except OSError:  # a full disk, or a folder that --fresh of another command removes: not worth the run
             return
 

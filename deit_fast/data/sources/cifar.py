@@ -3,8 +3,8 @@
     folder/cifar-10-batches-py/   data_batch_1 … data_batch_5, test_batch, batches.meta
     folder/cifar-100-python/      train, test, meta
 
-The files are pickles. They are read by an unpickler that knows NumPy's arrays and nothing else, so that code in a file
-that only looks like CIFAR is never run.
+The files are pickles. torchvision reads them with `pickle.load`, which runs code that a file contains; this reader's
+unpickler makes NumPy arrays and nothing else.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .dataset import check_labels, checked_names
+from .dataset import Dataset, check_labels, checked_names
+from .index import locate
 
 # Folder → files of the training and of the test images, the key of their labels, the file and the key of class names.
 LAYOUTS = {
@@ -36,66 +37,59 @@ _ALLOWED = {
 } | {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
 
 
-class Cifar:
+class Cifar(Dataset):
     """One split, decoded, in memory: 154 MB for the 50 000 training images.
 
     Args:
         folder: one of LAYOUTS.
         split: "train" or "val" (the test images).
-        name: what the user called the data set.
+        name: the spec as the user gave it.
 
     Raises:
-        ValueError: a file is missing or is not what it should be.
+        ValueError: a file is missing or damaged.
     """
 
     def __init__(self, folder: Path, split: str, name: str):
         train, test, key, (meta, names) = LAYOUTS[folder.name]
         self.name = name
-        self.classes = checked_names(list(_entry(folder / meta, names)), folder / meta)
-        files = train if split == "train" else test
-        self._origin = [str(folder / file) for file in files]
-        parts = [_pixels(folder / file) for file in files]
-        labels = [np.asarray(_entry(folder / file, key), np.int64) for file in files]
-        for file, pixels, label in zip(files, parts, labels, strict=True):
-            if len(pixels) != len(label):
-                raise ValueError(f"{folder / file} holds {len(pixels)} images but {len(label)} labels")
-        self._ends = np.cumsum([len(pixels) for pixels in parts])
-        self._images = np.concatenate(parts)
-        self.labels = np.concatenate(labels)
+        self.classes = checked_names(list(_entries(folder / meta, names)[0]), folder / meta)
+        self._files = [folder / file for file in (train if split == "train" else test)]
+        images, labels = zip(*(_images(file, key) for file in self._files), strict=True)
+        self._ends = np.cumsum([len(each) for each in labels])
+        self._images, self.labels = np.concatenate(images), np.concatenate(labels)
         check_labels(self)
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def read(self, index: int) -> NDArray[np.uint8]:
         return self._images[index]
 
     def path(self, index: int) -> str:
-        file = int(np.searchsorted(self._ends, index, side="right"))
-        return f"{self._origin[file]}[{index - (self._ends[file - 1] if file else 0)}]"
+        file, place = locate(self._ends, index)
+        return f"{self._files[file]}[{place}]"
 
 
-def _pixels(file: Path) -> NDArray[np.uint8]:
-    """uint8 (N, 32, 32, 3)."""
-    data = np.asarray(_entry(file, "data"))
+def _images(file: Path, key: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Pixels (N, 32, 32, 3) and labels (N,)."""
+    data, labels = map(np.asarray, _entries(file, "data", key))
     if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
         raise ValueError(f"{file}: data is uint8 (N, 3072), got {data.dtype} {data.shape}")
-    return np.ascontiguousarray(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+    if len(data) != len(labels):
+        raise ValueError(f"{file} holds {len(data)} images but {len(labels)} labels")
+    return np.ascontiguousarray(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), labels.astype(np.int64)
 
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which no file of CIFAR does")
+            raise pickle.UnpicklingError(f"it names {module}.{name}, as no CIFAR file does")
         return super().find_class(module, name)
 
 
-def _entry(file: Path, key: str) -> Any:
+def _entries(file: Path, *keys: str) -> list[Any]:
     try:
         with open(file, "rb") as opened:
             content = _Unpickler(opened, encoding="latin1").load()
-        return content[key]
+        return [content[key] for key in keys]
     except OSError as error:
         raise ValueError(f"cannot read {file} ({error.strerror}): unpack the archive of CIFAR again") from error
     except Exception as error:  # an unpickler meets anything in a damaged file
-        raise ValueError(f"{file} is no file of CIFAR ({type(error).__name__}: {error})") from error
+        raise ValueError(f"{file} is not a CIFAR file ({type(error).__name__}: {error})") from error

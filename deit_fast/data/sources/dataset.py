@@ -1,4 +1,4 @@
-"""The protocol of a data set, and the checks that all of them share."""
+"""What a data set is, how one of its images is read, and the checks that all of them share."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..decode import BadImage, Part, Reserve, Wanted, copied, decode, decode_wanted, new_array
-from .folder import counted
+from ..decode import BadImage, Part, Reserve, Wanted, copied, decode_wanted, new_array
 
 Broken = list[tuple[str, str]]  # (name of a file or an image, what is wrong with it)
 MOST_NUMBERED = 10**6  # classes without a name: a head for more has a billion weights at the width of ViT-B
@@ -30,7 +29,8 @@ class Dataset(Protocol):
     classes: list[str]
     labels: NDArray[np.int64]
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return len(self.labels)
 
     def read(self, index: int) -> bytes | NDArray[np.uint8]:
         """The encoded image, or its pixels (H, W, 3) where the set is stored so.
@@ -41,17 +41,12 @@ class Dataset(Protocol):
         ...
 
     def path(self, index: int) -> str:
-        """What to call the image in messages."""
+        """The name of the image in messages."""
         ...
 
 
 class ReadImage(NamedTuple):
-    """One image and what it took.
-
-    Attributes:
-        part: the pixels that are wanted, or what is wrong with the image.
-        read, decode: seconds.
-    """
+    """One image, or what is wrong with it, and the seconds that it took."""
 
     part: Part | BadImage
     read: float
@@ -67,10 +62,9 @@ def read_image(
     reserve: Reserve = new_array,
     ratio_limit: float = inf,
 ) -> ReadImage:
-    """Read and decode an image, or a part of it that holds what is wanted. What is wrong is not raised.
+    """Read and decode an image, or the part of it that `decode_wanted` decodes. What is wrong is not raised.
 
     Args:
-        wanted, exif_orientation, reserve: as `decode_wanted`.
         ratio_limit: of the policy; an image that is longer is bad.
     """
     began = time.perf_counter()
@@ -84,8 +78,6 @@ def read_image(
     try:
         if not isinstance(data, bytes):
             part = Part.whole(copied(data, reserve))
-        elif wanted is None:
-            part = Part.whole(decode(data, **options))
         else:
             part = decode_wanted(data, wanted, **options)
         part.refuse_elongated(ratio_limit)
@@ -95,7 +87,7 @@ def read_image(
 
 
 def note(broken: Broken | None, name: str, error: ValueError) -> None:
-    """Take down what is wrong with a file, to go on without it; where nothing is taken down, raise it."""
+    """Append the error to `broken`; raise it when `broken` is None."""
     if broken is None:
         raise error
     broken.append((name, str(error).removeprefix(name).lstrip(": /")))
@@ -104,12 +96,8 @@ def note(broken: Broken | None, name: str, error: ValueError) -> None:
 def numbered(dataset: Dataset, advice: str, broken: Broken | None = None) -> list[str]:
     """Class names where nothing names them: the numbers up to the largest label.
 
-    Args:
-        advice: what to do about a number that is no label.
-        broken: where given, numbers that are no label are left to `check_labels`, unless all of them are none.
-
-    Raises:
-        ValueError: the first label that is too large to be one, by name.
+    Labels of MOST_NUMBERED and more raise ValueError, which ends in `advice`; where `broken` is given, they are left to
+    `check_labels` unless every label is one of them.
     """
     wrong = np.flatnonzero(dataset.labels >= MOST_NUMBERED)
     if len(wrong) and (broken is None or len(wrong) == len(dataset.labels)):
@@ -122,14 +110,7 @@ def numbered(dataset: Dataset, advice: str, broken: Broken | None = None) -> lis
 
 
 def check_labels(dataset: Dataset, broken: Broken | None = None) -> None:
-    """Every label of a data set has a class.
-
-    Args:
-        broken: takes those that have none, which are then not raised.
-
-    Raises:
-        ValueError: the first that has none, by name.
-    """
+    """Append every label outside the classes to `broken`; raise ValueError for the first when `broken` is None."""
     classes = len(dataset.classes)
     wrong = np.flatnonzero((dataset.labels < 0) | (dataset.labels >= classes))
     outside = f"outside 0 … {classes - 1} of the {classes} classes"
@@ -143,14 +124,16 @@ def check_labels(dataset: Dataset, broken: Broken | None = None) -> None:
 
 
 def checked_names(names: list[str], origin: object) -> list[str]:
-    """Class names, none of which may occur twice.
-
-    Raises:
-        ValueError: those that do.
-    """
+    """The class names; ValueError where one occurs twice."""
     twice = sorted(name for name, times in Counter(names).items() if times > 1)
     if twice:
         raise ValueError(
             f"{origin} names {counted(twice, 'class', 'classes')} more than once: give every class its own name"
         )
     return names
+
+
+def counted(names: list[str], one: str, many: str) -> str:
+    """'1 class (cat)', '5 classes (ant, bee, cat, …)'."""
+    shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    return f"{len(names)} {one if len(names) == 1 else many} ({shown})"

@@ -17,29 +17,30 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .index import CACHED_FROM, Arrays, Names, cache_arrays, index_path, load_arrays, pack_names, unpack_names
+from .dataset import Dataset, counted
+from .index import CACHED_FROM, Names, cache_arrays, from_arrays, index_path, load_arrays, to_arrays
 
 # The suffixes of torchvision.datasets.ImageFolder. They only say which files are images; `decode` looks at the content.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 MAX_FILE_BYTES = 2**30  # a larger "image" is refused instead of filling the memory
-# A file system stamps folders with a clock of its own, some with whole seconds: a folder modified in the moment of its
-# scan may get no newer stamp from a change right after it.
+# A file system stamps folders by its own clock, some in whole seconds: a folder modified at the moment of its scan may
+# get no newer stamp from a change right after it.
 STAMP_SECONDS = 2.0
 
 
-class ImageFolder:
+class ImageFolder(Dataset):
     """Images in class folders.
 
     Names that start with a dot are skipped (.ipynb_checkpoints, macOS's ._*.jpg); links to folders are followed.
 
     Args:
         root: the folder that holds the class folders.
-        name: what the user called the data set.
+        name: the spec as the user gave it.
         classes: labels are indices into this list; a class without a folder is left out. Default: the sorted folders.
 
     Raises:
-        ValueError: a folder is unreadable, links to itself, holds no image or has a class outside `classes`; without
-            `classes`, also when one of the class folders holds no image.
+        ValueError: a folder is unreadable, links to itself, has no image or a class outside `classes`; without
+            `classes`, also when one of the class folders has no image.
     """
 
     def __init__(self, root: Path, name: str, classes: list[str] | None = None):
@@ -67,9 +68,6 @@ class ImageFolder:
         self.labels = np.array([place[name] for name in found], np.int64)[scan.labels]
         self._scan = scan
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     def read(self, index: int) -> bytes:
         return read_file(self.path(index))
 
@@ -77,21 +75,12 @@ class ImageFolder:
         return os.path.join(self._scan.folders[self._scan.folder_of[index]], self._scan.files[index])
 
 
-class FlatFolder:
-    """Images side by side in one folder, with labels from elsewhere.
-
-    Args:
-        root: the folder.
-        files: names of N images in it.
-        labels: int64 (N,).
-    """
+class FlatFolder(Dataset):
+    """Images side by side in one folder, `files`, with their labels from elsewhere."""
 
     def __init__(self, root: Path, name: str, classes: list[str], files: list[str], labels: NDArray[np.int64]):
         self.name, self.classes, self.labels = name, classes, labels
         self._root, self._files = root, Names.of(files)
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def read(self, index: int) -> bytes:
         return read_file(self.path(index))
@@ -101,19 +90,19 @@ class FlatFolder:
 
 
 def read_file(path: str) -> bytes:
-    """A whole regular file.
+    """The bytes of a regular file.
 
     Raises:
-        OSError: it cannot be read, is a device or a pipe (which would be waited for for ever), or is larger than 1 GiB.
+        OSError: it cannot be read, is a device or a pipe (whose end may never come), or is larger than MAX_FILE_BYTES.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise OSError("it is no regular file")
+            raise OSError("it is not a regular file")
         if status.st_size > MAX_FILE_BYTES:
             raise OSError(f"it has {status.st_size:,} bytes, more than the limit of {MAX_FILE_BYTES:,}")
-        # Python's own file objects take a third longer for a photograph: they ask the system six times and not four.
+        # Python's own file objects take a third longer for a photograph: six system calls, not four.
         parts = [os.read(descriptor, status.st_size)]
         left = status.st_size - len(parts[0])
         while left > 0 and (part := os.read(descriptor, left)):
@@ -128,7 +117,7 @@ def listing(folder: Path) -> tuple[list[str], list[str]]:
     """Sorted names of the folders and of the files in a folder, without those that start with a dot.
 
     Raises:
-        ValueError: the folder cannot be read, or a link in it leads nowhere that could be seen and may be a folder.
+        ValueError: the folder cannot be read, or a link in it cannot be followed and may be to a folder.
     """
     folders: list[str] = []
     files: list[str] = []
@@ -143,7 +132,7 @@ def listing(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """An image that links to itself or into a forbidden folder is one bad file; a class must not go missing so."""
+    """A link that cannot be followed is one bad image if it is named so; else it may be a class, which raises."""
     try:
         return entry.is_dir()
     except OSError as error:
@@ -167,30 +156,15 @@ def is_image(file: str) -> bool:
     return file.lower().endswith(SUFFIXES)
 
 
-def counted(names: list[str], one: str, many: str) -> str:
-    """'1 class (cat)', '5 classes (ant, bee, cat, …)'."""
-    shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-    return f"{len(names)} {one if len(names) == 1 else many} ({shown})"
-
-
 class _Scan(NamedTuple):
     """The images under a folder of class folders: F folders, N files, C classes."""
 
     classes: Names  # C
     folders: Names  # F, every folder below and including the root
-    stamps: NDArray[np.int64]  # (F,), when each was modified, ns
     files: Names  # N, without their folder
+    stamps: NDArray[np.int64]  # (F,), when each folder was modified, ns
     folder_of: NDArray[np.int32]  # (N,)
     labels: NDArray[np.int32]  # (N,), indices into classes
-
-    def arrays(self) -> Arrays:
-        names = pack_names(classes=self.classes, folders=self.folders, files=self.files)
-        return {**names, "stamps": self.stamps, "folder_of": self.folder_of, "labels": self.labels}
-
-    @classmethod
-    def of(cls, arrays: Arrays) -> _Scan:
-        names = {key: unpack_names(arrays, key) for key in ("classes", "folders", "files")}
-        return cls(**names, **{key: arrays[key] for key in ("stamps", "folder_of", "labels")})
 
     def is_current(self) -> bool:
         return all(_stamp(folder) == stamp for folder, stamp in zip(self.folders, self.stamps, strict=True))
@@ -207,13 +181,13 @@ def _scan(root: Path) -> _Scan:
     """The images under a folder, from the cache where nothing has changed."""
     cache = index_path("folder", 1, str(root.absolute()))
     arrays = load_arrays(cache)
-    if arrays is not None and (scan := _Scan.of(arrays)).is_current():
+    if arrays is not None and (scan := from_arrays(_Scan, arrays)).is_current():
         return scan
     began = time.time_ns()
     scan = _walk(root)
     settled = scan.stamps.max(initial=0) < began - STAMP_SECONDS * 1e9
     if len(scan.files) >= CACHED_FROM and settled:
-        cache_arrays(cache, scan.arrays())
+        cache_arrays(cache, to_arrays(scan))
     return scan
 
 
@@ -237,15 +211,15 @@ def _walk(root: Path) -> _Scan:
     return _Scan(
         Names.of(classes),
         Names.of(folders),
-        np.array(stamps, np.int64),
         Names.of(files),
+        np.array(stamps, np.int64),
         np.repeat(np.arange(len(folders), dtype=np.int32), counts),
         np.concatenate(labels) if labels else np.empty(0, np.int32),
     )
 
 
 def _tree(folder: Path, parents: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, int, list[str]]]:
-    """(folder, when it was modified, its files) for a folder and all folders below it; links are followed."""
+    """(folder, when it was modified, its files) of a folder and all folders below it; links are followed."""
     status = _status(folder)
     identity = (status.st_dev, status.st_ino)
     if identity in parents:

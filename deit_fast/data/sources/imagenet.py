@@ -1,8 +1,8 @@
 """What ImageNet has beside class folders: the flat validation folder, ImageNet-V2, ReaL labels.
 
-`val/` as it comes out of the archive holds 50 000 files side by side. Their labels are found in any of the files
-that people have: Kaggle's LOC_val_solution.csv, Caffe's val.txt, TensorFlow's list of synsets, the devkit's ground
-truth with its meta.mat, or torchvision's meta.bin.
+The archive's `val/` holds 50 000 files side by side. Their labels are in another file, and any of these will do:
+Kaggle's LOC_val_solution.csv, Caffe's val.txt, TensorFlow's list of synsets, the devkit's ground truth with its
+meta.mat, torchvision's meta.bin.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .folder import FlatFolder, ImageFolder, counted, is_image, listing
+from .dataset import counted
+from .folder import FlatFolder, ImageFolder, is_image, listing
 
 SYNSETS = "imagenet_2012_validation_synset_labels.txt"
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
@@ -27,13 +28,13 @@ _NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})\b")
 
 
 def number_of(file: str) -> int:
-    """1 to 50 000: the number in the name of a validation image; 0 where the name has none."""
+    """The number in the name of a validation image, 1 to 50 000; 0 if there is none."""
     found = _NUMBER.search(file)
     return int(found[1]) if found else 0
 
 
 def is_flat(folder: Path) -> bool:
-    """Whether a folder holds images and no folders."""
+    """Whether a folder has images and no folders."""
     folders, files = listing(folder)
     return not folders and any(map(is_image, files))
 
@@ -42,9 +43,9 @@ def flat_validation(folder: Path, name: str, classes: list[str]) -> FlatFolder:
     """The validation images side by side in one folder, in the order of their names.
 
     Args:
-        folder: val/; the label file lies there, in the folder above, in a devkit below that, or up to three folders
-            above (where Kaggle has it).
-        classes: of the training images: WordNet ids, where the labels are given so.
+        folder: val/; the label file is there, in the folder above, in a devkit below that, or up to three folders
+            above (as in Kaggle's archive).
+        classes: of the training images; WordNet ids if the label file has those.
 
     Raises:
         ValueError: no label file, an image without a label, a label outside the classes.
@@ -76,17 +77,13 @@ def flat_validation(folder: Path, name: str, classes: list[str]) -> FlatFolder:
 
 
 def has_numbered_classes(folder: Path, classes: Sequence[str]) -> bool:
-    """Whether the sub-folders are numbers that are no class names: ImageNet-V2's 0 … 999."""
+    """Whether the sub-folders are numbers that are not class names: ImageNet-V2's 0 … 999."""
     folders = listing(folder)[0]
     return bool(folders) and all(map(str.isdecimal, folders)) and not set(folders) & set(classes)
 
 
 def numbered_classes(folder: Path, name: str, classes: list[str]) -> ImageFolder:
-    """ImageNet-V2: sub-folder k holds the images of class k, so that they sort as numbers (2 before 10).
-
-    Raises:
-        ValueError: a number outside the classes.
-    """
+    """ImageNet-V2, whose sub-folder k holds the images of class k, sorted as numbers (2 before 10)."""
     beyond = [number for number in listing(folder)[0] if int(number) >= len(classes)]
     if beyond:
         raise ValueError(
@@ -105,18 +102,17 @@ def real_labels(file: Path, files: Sequence[str]) -> NDArray[np.int64]:
         files: paths of N validation images, in the order of the data set.
 
     Returns:
-        int64 (N, K), every label an image may have, filled up with −1. An image without any is not counted; a
-        prediction is right where it equals one of its row.
+        int64 (N, K), every label an image may have, padded with −1. A prediction is right if it equals one of its row;
+        an image without labels is not counted.
 
     Raises:
-        ValueError: the file holds something else, or another number of lists than 50 000 or N, or an image is none of
-            the 50 000.
+        ValueError: the file is not real.json, has neither 50 000 nor N lists, or an image is not one of the 50 000.
     """
     numbers = [number_of(path) for path in files]
     if 0 in numbers:
         raise ValueError(
             f"{file} labels ImageNet's validation images, named ILSVRC2012_val_00000001.JPEG and so on: "
-            f"{files[numbers.index(0)]} is none of them"
+            f"{files[numbers.index(0)]} is not one of them"
         )
     try:
         lists = [np.asarray(labels, np.int64).reshape(-1) for labels in json.loads(Path(file).read_text())]
@@ -143,7 +139,7 @@ def _label_file(folder: Path) -> Path | None:
 
 
 def _labels(file: Path) -> dict[str, str | int] | list[str] | list[int]:
-    """Labels by name of the image, or by its number (the first is number 1)."""
+    """Labels by the name of the image, or in the order of its number (the first is number 1)."""
     if file.name == "meta.bin":
         return _validation_synsets(file)
     try:
@@ -164,7 +160,7 @@ def _labels(file: Path) -> dict[str, str | int] | list[str] | list[int]:
 
 
 def _synsets_of_ids(file: Path, ids: list[int]) -> list[str]:
-    """The devkit numbers classes in an order of its own, told by meta.mat beside the labels."""
+    """WordNet ids of the devkit's own class numbers, which meta.mat beside the labels explains."""
     try:
         from scipy.io import loadmat
     except ImportError as error:

@@ -1,6 +1,6 @@
-"""A data set decoded once and kept: for sets that are small, or seen many times.
+"""A data set decoded once and kept in memory, for small sets that are seen many times.
 
-Then a batch is its plan alone: rows point at images in one buffer, and nothing is read, decoded or copied.
+A batch is then only its plan: rows point at images in one buffer, and nothing is read, decoded or copied.
 """
 
 from __future__ import annotations
@@ -22,20 +22,12 @@ from .dataset import Dataset, read_image
 MAX_BYTES = 16 * 2**30
 
 
-class InMemory:
-    """A data set whose pixels are in memory.
-
-    Args:
-        dataset: to be read, all of it, now.
-        threads: that decode.
-        exif_orientation, ratio_limit: as `read_image`.
+class InMemory(Dataset):
+    """A data set whose pixels are in memory; all of `dataset` is read now, and ValueError raised above MAX_BYTES.
 
     Attributes:
         pixels: N images in one buffer; an unreadable one is a black pixel.
         bad: index → what is wrong with it.
-
-    Raises:
-        ValueError: the pixels take more than MAX_BYTES.
     """
 
     def __init__(self, dataset: Dataset, threads: int, exif_orientation: bool = False, ratio_limit: float = inf):
@@ -63,13 +55,9 @@ class InMemory:
                 pool.shutdown(cancel_futures=True)
         self.pixels = ImageBatch.from_images(images)
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     def rows(self, sample: Tensor) -> ImageBatch:
         """The images of these samples, int64 (b,), without a copy."""
         return self.pixels._replace(**{key: getattr(self.pixels, key)[sample] for key in ("offset", "height", "width")})
 
     def to(self, device: torch.device) -> None:
-        """Move the pixels to a device."""
         self.pixels = self.pixels.to(device)

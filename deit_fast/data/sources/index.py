@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import os
-import uuid
 import warnings
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...files import sync_folder
-from .builtin import default_cache_dir
+from ...files import write_file
 
-CACHED_FROM = 10_000  # entries; listing fewer takes less time than to think about it
+CACHED_FROM = 10_000  # entries; listing fewer takes no time worth saving
 Arrays = dict[str, NDArray]
+Index = TypeVar("Index", bound=NamedTuple)
 
 
 class Names:
@@ -50,24 +50,46 @@ class Names:
         return os.fsdecode(self.text[start : self.ends[index]].tobytes())
 
 
-def pack_names(**names: Iterable[str]) -> Arrays:
-    """Arrays of several `Names`, to be saved; `unpack_names` reads one back."""
-    packed = {key: Names.of(strings) for key, strings in names.items()}
-    return {f"{key}_{part}": getattr(each, part) for key, each in packed.items() for part in ("text", "ends")}
+def locate(ends: NDArray[np.int64], index: int) -> tuple[int, int]:
+    """(part, index inside the part) in a sequence whose parts end at `ends`."""
+    part = int(np.searchsorted(ends, index, side="right"))
+    return part, index - (int(ends[part - 1]) if part else 0)
 
 
-def unpack_names(arrays: Arrays, key: str) -> Names:
-    return Names(arrays[f"{key}_text"], arrays[f"{key}_ends"])
+def to_arrays(index: NamedTuple) -> Arrays:
+    """The columns of an index, to be saved; a column of `Names` becomes two arrays."""
+    arrays: Arrays = {}
+    for key, column in index._asdict().items():
+        names = isinstance(column, Names)
+        arrays |= {f"{key}_text": column.text, f"{key}_ends": column.ends} if names else {key: column}
+    return arrays
+
+
+def from_arrays(kind: type[Index], arrays: Arrays) -> Index:
+    """The index of this kind that `to_arrays` took apart."""
+    return kind(
+        *(
+            Names(arrays[f"{key}_text"], arrays[f"{key}_ends"]) if f"{key}_text" in arrays else arrays[key]
+            for key in kind._fields
+        )
+    )
+
+
+def default_cache_dir() -> Path:
+    """$DEIT_FAST_CACHE, else $XDG_CACHE_HOME/deit_fast, else ~/.cache/deit_fast."""
+    if own := os.environ.get("DEIT_FAST_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "deit_fast"
 
 
 def index_path(*identity: object) -> Path:
-    """Where the index of something is cached; the identity names it and the version of the index."""
+    """Where the index of something is cached; `identity` names it and the version of the index."""
     digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:24]
     return default_cache_dir() / "index" / f"{digest}.npz"
 
 
 def load_arrays(path: Path) -> Arrays | None:
-    """What `save_arrays` wrote; None where there is no such file or it is damaged, so that it is made again."""
+    """What `save_arrays` wrote; None if there is no such file or it is damaged, so that it is made again."""
     try:
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
@@ -76,26 +98,16 @@ def load_arrays(path: Path) -> Arrays | None:
 
 
 def save_arrays(path: Path, arrays: Arrays) -> None:
-    """Write arrays so that a reader sees all of them or none.
-
-    Raises:
-        OSError: the folder is not writable or full.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with open(temporary, "xb") as file:
+    def write(temporary: Path) -> None:
+        with open(temporary, "xb") as file:  # given a path, savez appends .npz to it
             np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, write)
 
 
 def cache_arrays(path: Path, arrays: Arrays) -> None:
-    """`save_arrays`, for an index that can be made again: where it cannot be kept, a warning says so."""
+    """`save_arrays` for an index that can be made again: if it cannot be written, a warning says so."""
     try:
         save_arrays(path, arrays)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Where images come from: one spec, `--data`, opens every layout that people have.
+"""Where images come from: one spec, `--data`, opens every layout that is in use.
 
     train, val = open_dataset("/imagenet")              # train/<class>/…, val/<class>/… or a flat val/ with labels
     train, val = open_dataset("/shards")                # train-0000.tar …, val-0000.tar … (WebDataset)
@@ -8,8 +8,8 @@
     v2 = open_evaluation("/imagenetv2", train.classes)  # other images of the same classes
     pixels, label = decode(train.read(7)), train.labels[7]
 
-A data set hands out encoded bytes (or pixels, where it is stored so) and holds its labels in one array; decoding, order
-and augmentation are done elsewhere. Which layout a folder has is seen from what is in it.
+The layout of a folder is seen from what is in it. A data set gives encoded bytes (or pixels if it stores those) and
+holds its labels in one array; decoding, order and augmentation are done elsewhere.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ import sys
 from pathlib import Path
 from urllib.parse import parse_qsl
 
-from ...files import locked
+from ...files import Lock
 from ...names import did_you_mean
 from . import cifar, imagenet
-from .builtin import BUILTIN, default_cache_dir, write_builtin
-from .dataset import Broken, Dataset
-from .folder import ImageFolder, counted, is_image, listing
+from .builtin import BUILTIN, write_builtin
+from .dataset import Broken, Dataset, counted
+from .folder import ImageFolder, is_image, listing
+from .index import default_cache_dir
 from .pack import PACK_FILE, Settings, index_file, is_begun, is_complete, pack
 from .parquet import ParquetRows, readable
 from .shards import TarShards, fingerprint
@@ -42,8 +43,8 @@ def open_dataset(spec: str, cache_dir: Path | None = None) -> tuple[Dataset, Dat
     """The training and the validation images that a spec names.
 
     Args:
-        spec: "photos", "digits", or a folder as shown above. A folder that is called like a built-in set is meant by
-            ./photos. Parquet columns that cannot be told are named as in a URL: folder?image=img&label=fine_label.
+        spec: "photos", "digits", or a folder as shown above; ./photos is a folder of the same name as a built-in set.
+            Ambiguous parquet columns are named as in a URL: folder?image=img&label=fine_label.
         cache_dir: where built-in sets are written; default $DEIT_FAST_CACHE, else $XDG_CACHE_HOME/deit_fast, else
             ~/.cache/deit_fast.
 
@@ -51,8 +52,8 @@ def open_dataset(spec: str, cache_dir: Path | None = None) -> tuple[Dataset, Dat
         (train, val), with equal `classes`. A class may have no validation image.
 
     Raises:
-        ValueError: nothing usable is there, or a package is not installed that it needs; the text says what was found
-            and what to type instead.
+        ValueError: nothing usable is there, or a package for it is not installed; the text says what was found and what
+            to type instead.
     """
     if spec in BUILTIN:
         root = write_builtin(spec, cache_dir)
@@ -74,14 +75,11 @@ def open_dataset(spec: str, cache_dir: Path | None = None) -> tuple[Dataset, Dat
 
 
 def open_unpacked(spec: str, broken: Broken | None = None) -> dict[str, Dataset]:
-    """The splits as they are stored, "train" and "val" or one of them, parquet files as they are: to be read in order.
+    """The splits that are there, "train", "val" or both, to be read in order: parquet files are not unpacked.
 
     Args:
-        broken: takes the shards and parquet files that cannot be read, and labels outside the classes; the splits are
-            then of the others.
-
-    Raises:
-        ValueError: as `open_dataset`.
+        broken: where given, unreadable shards and parquet files and labels outside the classes are appended to it
+            instead of raised; the splits are then of the rest.
     """
     if spec not in BUILTIN:
         root, columns = _root(spec)
@@ -98,12 +96,9 @@ def open_evaluation(spec: str, classes: list[str]) -> Dataset:
 
     Args:
         spec: a folder of class folders, or of folders 0 … C − 1 (ImageNet-V2), or a flat folder with a label file
-            beside it, or a folder with one of these as val/, or any spec of `open_dataset`, whose validation images
-            are meant. A folder may lack some of the classes.
-        classes: of the training images.
-
-    Raises:
-        ValueError: as `open_dataset`, or the images have other classes.
+            beside it, or a folder with one of these as val/, or any spec of `open_dataset`, for its validation images.
+            A folder may lack some of the classes.
+        classes: of the training images; ValueError if the images have others.
     """
     if spec not in BUILTIN:
         root, columns = _root(spec)
@@ -134,7 +129,7 @@ def _root(spec: str) -> tuple[Path, dict[str, str]]:
 def _open_files(
     root: Path, spec: str, columns: dict[str, str], unpack: bool = True, broken: Broken | None = None
 ) -> dict[str, Dataset]:
-    """The splits of a folder of CIFAR, shards or parquet files; empty where it is none of them."""
+    """The splits of a folder of CIFAR, shards or parquet files; empty if it is something else."""
     for folder in (root, *(root / name for name in cifar.LAYOUTS)):
         if folder.name in cifar.LAYOUTS and folder.is_dir():
             return {split: cifar.Cifar(folder, split, spec) for split in SPLITS}
@@ -152,7 +147,7 @@ def _open_files(
         name = str(root.absolute()) if unpack else spec  # unpacked once, however the folder is spelled
         rows: dict[str, Dataset] = {}
         for split, paths in files.items():
-            classes = rows["train"].classes if rows and not broken else None  # else some may have no file left
+            classes = rows["train"].classes if rows and not broken else None  # `broken`: a class may have no file left
             if paths := paths if broken is None else readable(paths, broken):
                 rows[split] = ParquetRows(paths, name, **columns, classes=classes, broken=broken)
         return _unpacked(root, spec, rows) if unpack else rows
@@ -160,7 +155,7 @@ def _open_files(
 
 
 def _has_class_folders(root: Path) -> bool:
-    """Archives often lie beside the folders that were unpacked from them."""
+    """If so, archives beside them are ignored: the folders were often unpacked from them."""
     folders = listing(root)[0]
     return {"train", "val"} <= set(folders) and bool(listing(root / "train")[0])
 
@@ -189,7 +184,7 @@ def _open_shards(shards: dict[str, list[Path]], spec: str, broken: Broken | None
     opened: dict[str, Dataset] = {}
     for split, paths in shards.items():
         index = index_file(paths[0].parent, split)
-        classes = opened["train"].classes if opened and not broken else None  # else some may have no shard left
+        classes = opened["train"].classes if opened and not broken else None  # `broken`: a class may have no shard left
         opened[split] = TarShards(paths, spec, classes, index if index.is_file() else None, broken)
     return opened
 
@@ -202,7 +197,8 @@ def _unpacked(root: Path, spec: str, rows: dict[str, ParquetRows]) -> dict[str, 
     name = hashlib.sha256(f"{root.absolute()} {columns.image} {columns.label}".encode()).hexdigest()[:16]
     cache = default_cache_dir() / f"parquet-{name}"
     if not _is_unpacked(cache, rows, version):
-        with locked(cache.with_name(f"{cache.name}.lock"), f"unpacks {root}"):
+        with Lock(cache.with_name(f"{cache.name}.lock")) as lock:
+            lock.wait(f"unpacks {root}")
             if not _is_unpacked(cache, rows, version):
                 _unpack(root, rows, cache, version)
     shards = {split: sorted(cache.glob(f"{split}-*.tar")) for split in rows}
@@ -230,7 +226,7 @@ def _unpack(root: Path, rows: dict[str, ParquetRows], cache: Path, version: str)
 
 
 def _class_folders(folder: Path, spec: str, classes: list[str]) -> Dataset:
-    """Evaluation images of known classes: in class folders, in numbered folders, or flat."""
+    """Evaluation images of known classes: flat, in numbered folders, or in class folders."""
     if imagenet.is_flat(folder):
         return imagenet.flat_validation(folder, spec, classes)
     if imagenet.has_numbered_classes(folder, classes):

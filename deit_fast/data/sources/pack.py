@@ -1,15 +1,15 @@
 """Pack a data set into tar shards: few large files instead of a million small ones, in WebDataset's layout.
 
     packed/train-00000.tar … val-00000.tar …     one image and one .cls a sample, in the order of the source
-    packed/train.index.npz  val.index.npz        where each image lies, so that opening takes no scan
+    packed/train.index.npz  val.index.npz        where each image is, so that opening takes no scan
     packed/classes.txt  pack.json                class names; settings and source
 
-The images keep their order, their bytes (or are re-encoded to a maximum side) and their labels, so a run on the packed
-set shows the same images in the same order as a run on the source, bit for bit when nothing was re-encoded. Any
+The images keep their order, their labels and their bytes (or are re-encoded to a maximum side). So a run on the packed
+set sees the same images in the same order as a run on the source, bit for bit when nothing was re-encoded. Any
 WebDataset reader reads the shards; one that streams should shuffle, since a folder is sorted by class.
 
-Shard k holds the images k·n … (k + 1)·n − 1. A shard appears under its name when it is complete, on disk, and has been
-read back and compared; so an interrupted run is continued by the same command.
+Shard k holds the images k·n … (k + 1)·n − 1. A shard gets its name when it is complete, compared with what was written,
+and on disk; so the same command continues an interrupted one.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import json
 import os
 import re
 import tarfile
-import uuid
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ...files import sync_folder
+from ...files import write_file
 from ..decode import BadImage, decode, opened
 from .dataset import Dataset
 from .folder import SUFFIXES
-from .index import save_arrays
+from .index import save_arrays, to_arrays
 from .shards import CLASSES_FILE, ShardIndex, fingerprint, scan
 
 PACK_FILE = "pack.json"
@@ -58,9 +58,6 @@ class Settings:
         quality: of re-encoded JPEG, 1 to 95.
         shard_images: images a shard.
         threads: that read, decode and encode.
-
-    Raises:
-        ValueError: a number outside its range.
     """
 
     max_side: int = 0
@@ -87,22 +84,22 @@ def pack(
     """Write or continue a packed data set.
 
     Args:
-        splits: "train" and "val"; any of them.
-        folder: where to; created where it is missing.
-        settings: how.
+        splits: "train", "val" or both.
+        folder: created if it is missing.
         advance: called with the number of images done since the last call, those of shards found complete included.
         version: of the source; a folder begun from another version is refused. "": a digest of the images' names.
 
     Raises:
-        ValueError: the folder holds something else, or was begun from another source or list of images or with other
-            settings, or cannot be written.
-        BadImage: an image cannot be read, or not be re-encoded.
+        ValueError: the folder holds something else, was begun from another source, list of images or settings, or
+            cannot be written.
+        BadImage: an image cannot be read or re-encoded.
     """
     description = _describe(splits, settings, version)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _begin(folder, description)
-        _replace(folder / CLASSES_FILE, "".join(f"{name}\n" for name in next(iter(splits.values())).classes))
+        names = "".join(f"{name}\n" for name in next(iter(splits.values())).classes)
+        write_file(folder / CLASSES_FILE, lambda temporary: temporary.write_text(names))
         with ThreadPoolExecutor(settings.threads, "deit_fast-pack") as pool:
             for split, dataset in splits.items():
                 shards = [str(shard) for shard in _write_shards(split, dataset, folder, settings, pool, advance)]
@@ -110,7 +107,7 @@ def pack(
                 if not np.array_equal(index.labels, dataset.labels):
                     raise ValueError(f"the images of {dataset.name} have changed since {folder} was begun: remove it")
                 valid_for = fingerprint(shards, stamps=False)
-                save_arrays(index_file(folder, split), {**index.arrays(), "valid_for": valid_for})
+                save_arrays(index_file(folder, split), {**to_arrays(index), "valid_for": valid_for})
     except BadImage as error:
         raise BadImage(
             f"{error}: repair it and run the same command again, or remove it and {folder}, which was begun with it "
@@ -139,16 +136,12 @@ def is_begun(folder: Path, splits: dict[str, Dataset], settings: Settings, versi
 
 
 def _same(found: dict[str, Any] | None, description: dict[str, Any]) -> bool:
-    """Whether a folder was begun so; one without a version was begun when none was written."""
+    """Whether a folder was begun with this description; older ones have no version."""
     return found is not None and {**found, "version": found.get("version") or description["version"]} == description
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether `pack` was called here and has written all splits that it was given.
-
-    Raises:
-        ValueError: its description is damaged.
-    """
+    """Whether `pack` was called here and has written all splits that it was given."""
     found = _read_description(folder)
     return found is not None and all(index_file(folder, split).is_file() for split in found["source"])
 
@@ -164,7 +157,7 @@ def _describe(splits: dict[str, Dataset], settings: Settings, version: str) -> d
 
 
 def _digest(splits: dict[str, Dataset]) -> str:
-    """Of the names of all images in their order: shards k·n … are only continued with the list they were cut from."""
+    """Of the names of all images in their order: a pack is continued only with the list that it began with."""
     digest = hashlib.sha256()
     for split, dataset in splits.items():
         for index in range(len(dataset)):
@@ -185,7 +178,7 @@ def _read_description(folder: Path) -> dict[str, Any] | None:
 
 
 def _begin(folder: Path, description: dict[str, Any]) -> None:
-    """Leave pack.json in an empty folder, or find the same there."""
+    """Write pack.json into an empty folder, or find the same there."""
     found = _read_description(folder)
     if found is not None and not _same(found, description):
         raise ValueError(
@@ -195,26 +188,11 @@ def _begin(folder: Path, description: dict[str, Any]) -> None:
     if found is None:
         if strangers := sorted(os.listdir(folder)):
             raise ValueError(f"{folder} is not empty (it holds {strangers[0]}): choose another folder")
-        _replace(folder / PACK_FILE, json.dumps(description, indent=1))
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    with open(temporary, "x") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
+        write_file(folder / PACK_FILE, lambda temporary: temporary.write_text(json.dumps(description, indent=1)))
 
 
 def _write_shards(
-    split: str,
-    dataset: Dataset,
-    folder: Path,
-    settings: Settings,
-    pool: Executor,
-    advance: Callable[[int], None],
+    split: str, dataset: Dataset, folder: Path, settings: Settings, pool: Executor, advance: Callable[[int], None]
 ) -> Iterator[Path]:
     """Write what is missing; yields every shard of the split."""
     for number, first in enumerate(range(0, len(dataset), settings.shard_images)):
@@ -223,36 +201,22 @@ def _write_shards(
         if shard.exists():
             advance(len(images))
         else:
-            _write_shard(shard, dataset, images, settings, pool, advance)
+            write_file(shard, partial(_write_shard, dataset, _encoded(dataset, images, settings, pool), advance))
         yield shard
 
 
 def _write_shard(
-    shard: Path,
-    dataset: Dataset,
-    images: range,
-    settings: Settings,
-    pool: Executor,
-    advance: Callable[[int], None],
+    dataset: Dataset, encoded: Iterator[tuple[int, bytes]], advance: Callable[[int], None], shard: Path
 ) -> None:
-    temporary = shard.with_name(f".{shard.name}.{uuid.uuid4().hex}")
     written: list[tuple[str, int]] = []
-    try:
-        with open(temporary, "xb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-            for index, data in _encoded(dataset, images, settings, pool):
-                key, suffix = _member(dataset.path(index), index, data)
-                _add(tar, key + suffix, data)
-                _add(tar, f"{key}.cls", str(dataset.labels[index]).encode())
-                written.append((key + suffix, zlib.crc32(data)))
-                advance(1)
-            tar.close()
-            file.flush()
-            os.fsync(file.fileno())
-        _verify(temporary, written)
-        os.replace(temporary, shard)
-        sync_folder(shard.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with tarfile.open(shard, "x", format=tarfile.USTAR_FORMAT) as tar:
+        for index, data in encoded:
+            key, suffix = _member(dataset.path(index), index, data)
+            _add(tar, key + suffix, data)
+            _add(tar, f"{key}.cls", str(dataset.labels[index]).encode())
+            written.append((key + suffix, zlib.crc32(data)))
+            advance(1)
+    _verify(shard, written)
 
 
 def _encoded(dataset: Dataset, images: range, settings: Settings, pool: Executor) -> Iterator[tuple[int, bytes]]:
@@ -269,7 +233,7 @@ def _prepare(dataset: Dataset, index: int, settings: Settings) -> bytes:
     """The bytes of an image as they are packed."""
     try:
         data = dataset.read(index)
-        if isinstance(data, np.ndarray):  # decoded sets are stored without loss
+        if isinstance(data, np.ndarray):  # a decoded set is stored without loss
             return _saved(Image.fromarray(data), "PNG")
         if not settings.max_side:
             return data
@@ -290,9 +254,9 @@ def _saved(image: Image.Image, format: str, **options: int) -> bytes:
 
 
 def _member(path: str, index: int, data: bytes) -> tuple[str, str]:
-    """(key, suffix) of a sample: its number, its file's name for people, the suffix of its content.
+    """(key, suffix) of a sample: its number, which is unique, with its file's name for people; the format's suffix.
 
-    A key has no dot, as WebDataset splits there; the number keeps two files of one name apart.
+    A key has no dot, as WebDataset splits there.
     """
     stem, suffix = os.path.splitext(os.path.basename(path))
     readable = re.sub(r"[^A-Za-z0-9_-]+", "_", stem)[:48]

@@ -2,10 +2,10 @@
 
     folder/data/train-00000-of-00294.parquet   validation-00000-of-00014.parquet   …
 
-The columns are found by the features that `datasets` writes into the file, else by their types; where more than one
-could be meant, the spec says which: `--data 'folder?image=img&label=fine_label'`.
+The columns are found by the features that `datasets` writes into the file, else by their types; where several fit, the
+spec names one: `--data 'folder?image=img&label=fine_label'`.
 
-Parquet is read in groups of hundreds of rows, so single images in random order would read and decompress everything
+Parquet is read in groups of hundreds of rows, so reading single images in random order would decompress everything
 hundreds of times. For training, `open_dataset` therefore packs a split once into shards in the cache folder (see
 `pack.py`); `ParquetRows` itself is for reading front to back.
 """
@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .dataset import Broken, check_labels, checked_names, note, numbered
+from .dataset import Broken, Dataset, check_labels, checked_names, note, numbered
+from .index import locate
 
 if TYPE_CHECKING:
     import pyarrow
@@ -28,19 +29,19 @@ if TYPE_CHECKING:
 GROUPS_KEPT = 2  # row groups in memory: threads that read front to back are never further apart
 
 
-class ParquetRows:
+class ParquetRows(Dataset):
     """One split: the rows of a list of parquet files, in their order.
 
     Args:
-        files: paths of the files.
-        name: what the user called the data set.
+        name: the spec as the user gave it.
         image, label: columns; None: found as described above.
         classes: class names; None: those of the label's feature, else the numbers up to the largest label.
-        broken: takes the files without readable columns and the labels outside the classes, which are then not raised.
+        broken: where given, files without readable columns and labels outside the classes are appended to it instead of
+            raised.
 
     Raises:
-        ValueError: pyarrow is not installed, a file is unreadable or no parquet file, a column cannot be told or is
-            not in every file, a label is missing, outside the classes or too large for one.
+        ValueError: pyarrow is not installed, a file is not a readable parquet file, a column is not found or not in
+            every file, a label is missing, outside the classes or too large.
     """
 
     def __init__(
@@ -73,12 +74,8 @@ class ParquetRows:
         self._kept: dict[int, Any] = {}
         self._lock = threading.Lock()
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     def read(self, index: int) -> bytes:
-        group = int(np.searchsorted(self._ends, index, side="right"))
-        row = index - (int(self._ends[group - 1]) if group else 0)
+        group, row = locate(self._ends, index)
         value = self._group(group)[row].as_py()
         data = value.get("bytes") if isinstance(value, dict) else value
         if data is None:
@@ -86,8 +83,8 @@ class ParquetRows:
         return data
 
     def path(self, index: int) -> str:
-        file = int(np.searchsorted(self._file_ends, index, side="right"))
-        return f"{self.files[file]}[{index - (int(self._file_ends[file - 1]) if file else 0)}]"
+        file, row = locate(self._file_ends, index)
+        return f"{self.files[file]}[{row}]"
 
     def _group(self, group: int) -> Any:
         with self._lock:
@@ -104,11 +101,7 @@ class ParquetRows:
 
 
 def readable(files: Sequence[Path], broken: Broken) -> list[Path]:
-    """The parquet files among these; what is wrong with the others is taken down.
-
-    Raises:
-        ValueError: pyarrow is not installed.
-    """
+    """The parquet files among these; the errors of the others are appended to `broken`."""
     _pyarrow()
     found = []
     for file in files:
@@ -133,11 +126,11 @@ def _opened(file: str) -> pyarrow.parquet.ParquetFile:
     try:
         return pyarrow.parquet.ParquetFile(file)
     except (OSError, pyarrow.ArrowException) as error:
-        raise ValueError(f"{file} is no readable parquet file ({error}): copy or download it again") from error
+        raise ValueError(f"{file} is not a readable parquet file ({error}): copy or download it again") from error
 
 
 def _features(schema: pyarrow.Schema) -> dict[str, dict[str, Any]]:
-    """What `datasets` says of each column: {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names"}}."""
+    """What `datasets` wrote about columns: {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names"}}."""
     try:
         return json.loads(schema.metadata[b"huggingface"])["info"]["features"]
     except (KeyError, TypeError, ValueError):
@@ -175,13 +168,9 @@ def _only(columns: list[str], what: str, schema: pyarrow.Schema, file: str) -> s
 def _columns(
     tables: dict[str, pyarrow.parquet.ParquetFile], image: str | None, label: str | None, anywhere: bool
 ) -> tuple[str, str, str]:
-    """The first file that tells, the column of images and that of labels.
+    """The first file in which both columns are found, the column of images and that of labels.
 
-    Args:
-        anywhere: a later file may tell where the first does not.
-
-    Raises:
-        ValueError: none tells, or a column that was named is not there; as the first file has it.
+    `anywhere`: files after the first are looked at too; if none has the columns, the first one's error is raised.
     """
     errors = []
     for file, table in tables.items():
@@ -210,7 +199,7 @@ def _check_columns(file: str, schema: pyarrow.Schema, columns: Sequence[str]) ->
 def _labels(
     tables: dict[str, pyarrow.parquet.ParquetFile], image: str, label: str, broken: Broken | None
 ) -> dict[str, np.ndarray]:
-    """int64 (N,) of each file that has both columns."""
+    """int64 (N,) for each file that has both columns."""
     labels = {}
     for file, table in tables.items():
         try:
@@ -222,7 +211,6 @@ def _labels(
 
 
 def _integers(file: str, table: pyarrow.parquet.ParquetFile, column: str) -> np.ndarray:
-    """int64 (N,)."""
     try:
         values = table.read(columns=[column]).column(column)
     except (OSError, ValueError, KeyError) as error:

@@ -5,10 +5,10 @@
 
 Members of one sample share the name up to the first dot of the file name. A sample has one image, by suffix, and a
 label: a number in `.cls`, or the number "label" in `.json`. Class names are the lines of `classes.txt` beside the
-shards, where there is one, else the numbers.
+shards if it is there, else the numbers.
 
-A tar file is not compressed, so an image is read by its offset. Offsets come from one pass over the headers, which is
-kept: beside the shards by `pack` (valid while names and sizes of the shards stay), else in the cache folder (valid
+A tar file is not compressed, so an image is read by its offset. One pass over the headers finds the offsets. They are
+kept: by `pack` beside the shards (valid while names and sizes of the shards stay), else in the cache folder (valid
 while their modification times stay as well).
 """
 
@@ -24,17 +24,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .dataset import Broken, check_labels, checked_names, note, numbered
+from .dataset import Broken, Dataset, check_labels, checked_names, note, numbered
 from .folder import SUFFIXES, is_image
-from .index import CACHED_FROM, Arrays, Names, cache_arrays, index_path, load_arrays, pack_names, unpack_names
+from .index import CACHED_FROM, Names, cache_arrays, from_arrays, index_path, load_arrays, to_arrays
 
-VERSION = 2  # of the kept index; 1 held shards that ended too early
+VERSION = 2  # of the kept index; 1 accepted shards that ended too early
 CLASSES_FILE = "classes.txt"
 BLOCK = 512  # bytes; tar's unit
-# A tar file ends in two zero blocks, filled up to a record. A record has 20 blocks unless `tar -b` says otherwise, and
-# 63 at most by POSIX. More zeros are what a download leaves that took its space first: there should be members.
+# A tar file ends in two zero blocks, padded to a record of 20 blocks (`tar -b` changes that; POSIX allows 63). More
+# zeros are what a broken download leaves where members should be.
 MOST_ZEROS = (2 + 63 - 1) * BLOCK
-COLUMNS = ("shard", "offset", "size", "labels")
 
 
 class ShardIndex(NamedTuple):
@@ -46,28 +45,21 @@ class ShardIndex(NamedTuple):
     labels: NDArray[np.int64]  # (N,)
     names: Names  # (N,), of the member
 
-    def arrays(self) -> Arrays:
-        return {**{key: getattr(self, key) for key in COLUMNS}, **pack_names(names=self.names)}
 
-    @classmethod
-    def of(cls, arrays: Arrays) -> ShardIndex:
-        return cls(**{key: arrays[key] for key in COLUMNS}, names=unpack_names(arrays, "names"))
-
-
-class TarShards:
+class TarShards(Dataset):
     """One split: the samples of a list of shards, in their order.
 
     Args:
         shards: paths of uncompressed tar files.
-        name: what the user called the data set.
+        name: the spec as the user gave it.
         classes: class names; None: the lines of classes.txt beside the first shard, else the numbers up to the largest.
         index_file: an index that `pack` wrote.
-        broken: takes the shards that cannot be read and the labels outside the classes, which are then not raised;
+        broken: where given, unreadable shards and labels outside the classes are appended to it instead of raised, and
             headers are read anew.
 
     Raises:
-        ValueError: a shard is unreadable, no tar file, cut off, damaged or compressed, a sample lacks image or label, a
-            label is outside the classes or too large for one, a class name occurs twice, or the index is of others.
+        ValueError: a shard is unreadable, not a tar file, cut off, damaged or compressed, a sample lacks its image or
+            label, a label is outside the classes or too large, a class name occurs twice, or the index is of others.
     """
 
     def __init__(
@@ -89,9 +81,6 @@ class TarShards:
         self.classes = numbered(self, "mend or remove the sample", broken) if classes is None else classes
         check_labels(self, broken)
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     def read(self, index: int) -> bytes:
         size = int(self._index.size[index])
         with open(self._shards[self._index.shard[index]], "rb", buffering=0) as file:
@@ -105,22 +94,14 @@ class TarShards:
 
 
 def class_names(file: Path) -> list[str] | None:
-    """The lines of a file of class names; None where there is no such file.
-
-    Raises:
-        ValueError: a name occurs twice.
-    """
+    """The lines of a file of class names; None if there is no such file."""
     if not file.is_file():
         return None
     return checked_names(file.read_text().removesuffix("\n").split("\n"), file)
 
 
 def fingerprint(shards: Sequence[str], *, stamps: bool) -> NDArray[np.str_]:
-    """What an index is valid for: names and sizes of the shards, with `stamps` also when they were modified.
-
-    Raises:
-        ValueError: a shard cannot be read.
-    """
+    """What an index is valid for: names and sizes of the shards, with `stamps` also when they were modified."""
     try:
         status = [os.stat(shard) for shard in shards]
     except OSError as error:
@@ -134,24 +115,16 @@ def fingerprint(shards: Sequence[str], *, stamps: bool) -> NDArray[np.str_]:
 
 
 def scan(shards: Sequence[str], broken: Broken | None = None) -> ShardIndex:
-    """The index of a list of shards, from their headers.
-
-    Args:
-        broken: takes the shards that cannot be read, which are then left out.
-
-    Raises:
-        ValueError: as `TarShards`.
-    """
+    """The index of a list of shards, from their headers; unreadable ones are left out if `broken` takes their names."""
     columns: tuple[list, ...] = ([], [], [], [], [])
     for number, shard in enumerate(shards):
         try:
-            rows = list(_samples(shard))
+            rows = [(number, *sample) for sample in _samples(shard)]
         except ValueError as error:
             note(broken, shard, error)
             continue
-        for row in rows:
-            for column, value in zip(columns, (number, *row), strict=True):
-                column.append(value)
+        for column, values in zip(columns, zip(*rows, strict=True), strict=False):  # without rows, no values
+            column += values
     types = (np.int32, np.int64, np.int64, np.int64)
     numbers = [np.array(column, kind) for column, kind in zip(columns, types, strict=False)]
     return ShardIndex(*numbers, names=Names.of(columns[4]))
@@ -168,10 +141,10 @@ def _opened(shards: list[str], index_file: Path | None, broken: Broken | None) -
     kept, valid_for = index_path("shards", VERSION, shards), fingerprint(shards, stamps=True)
     arrays = load_arrays(kept)
     if arrays is not None and np.array_equal(arrays["valid_for"], valid_for):
-        return ShardIndex.of(arrays)
+        return from_arrays(ShardIndex, arrays)
     index = scan(shards)
     if len(index.labels) >= CACHED_FROM:
-        cache_arrays(kept, {**index.arrays(), "valid_for": valid_for})
+        cache_arrays(kept, {**to_arrays(index), "valid_for": valid_for})
     return index
 
 
@@ -182,7 +155,7 @@ def _packed(shards: list[str], index_file: Path) -> ShardIndex:
             f"the shards beside {index_file} are not those it was written for: restore what is missing or "
             "damaged (deit_fast.data check names it), or remove that and run the same deit_fast.data pack command again"
         )
-    return ShardIndex.of(arrays)
+    return from_arrays(ShardIndex, arrays)
 
 
 def _samples(shard: str) -> Iterator[tuple[int, int, int, str]]:
@@ -210,16 +183,13 @@ def _samples(shard: str) -> Iterator[tuple[int, int, int, str]]:
                 yield _complete(shard, key, image, label)
     except (tarfile.TarError, OSError) as error:
         hint = "it is compressed: unpack it" if _is_gzip(shard) else "copy or download it again"
-        raise ValueError(f"{shard} is no readable tar file ({error}): {hint}") from error
+        raise ValueError(f"{shard} is not a readable tar file ({error}): {hint}") from error
 
 
 def _check_end(tar: tarfile.TarFile) -> None:
-    """The members of an archive, all read by now, ended where it ends.
+    """Raise ReadError if the members, all read by now, ended before the archive does, at damage or where it is cut off.
 
-    `tarfile` takes any header but the first that it cannot read for the end.
-
-    Raises:
-        tarfile.ReadError: they ended at damage, or the archive is cut off.
+    `tarfile` takes any unreadable header but the first for the end.
     """
     size = os.fstat(tar.fileobj.fileno()).st_size
     if size - tar.offset < BLOCK:
@@ -243,7 +213,7 @@ def _complete(shard: str, key: str, image: tuple[int, int, str] | None, label: i
 
 
 def _label(shard: str, member: str, suffix: str, content: bytes, known: int | None) -> int | None:
-    """The label in a member; what `.cls` says goes before what `.json` says."""
+    """The label in a member; `.cls` takes precedence over `.json`."""
     try:
         if suffix == "cls":
             return _int64(content)

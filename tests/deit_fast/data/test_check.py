@@ -165,7 +165,7 @@ def test_broken_shards_are_all_named_and_the_others_are_read(packed_folder):
     shards[2].symlink_to("nowhere.tar")
     broken, images = checked(packed_folder)
     assert set(broken) == {shard.name for shard in shards[:3]}
-    assert broken["train-00000.tar"] == "is no readable tar file (unexpected end of data): copy or download it again"
+    assert broken["train-00000.tar"] == "is not a readable tar file (unexpected end of data): copy or download it again"
     assert "No such file" in broken["train-00002.tar"]
     assert images == 6
 
@@ -224,7 +224,7 @@ def test_broken_parquet_files_are_all_named_and_the_others_are_read(parquet_fold
     parquet_folder.write("train-2", [4, 5], label=[0, None])
     broken, images = checked(parquet_folder.path)
     assert set(broken) == {"train-0.parquet", "train-2.parquet"}
-    assert broken["train-0.parquet"].startswith("is no readable parquet file")
+    assert broken["train-0.parquet"].startswith("is not a readable parquet file")
     assert broken["train-2.parquet"] == "has 1 rows without a value of 'label'"
     assert images == 4
 

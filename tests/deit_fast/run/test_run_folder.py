@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from deit_fast.config import Config
-from deit_fast.files import RunLock, read_json, write_json
+from deit_fast.files import LOCK, Lock, read_json, write_json
 from deit_fast.run import checkpoint
 from deit_fast.run import folder as run_folder
 from deit_fast.train import train
@@ -46,8 +46,8 @@ def half_way(tiny: Config) -> Config:
 
 def test_a_second_process_is_refused_at_once_and_the_first_is_named(half_way: Config, capsys) -> None:
     program = (
-        "import sys; from pathlib import Path; from deit_fast.files import RunLock\n"
-        f"with RunLock(Path({half_way.out!r})) as lock:\n"
+        "import sys; from pathlib import Path; from deit_fast.files import Lock\n"
+        f"with Lock(Path({half_way.out!r}) / 'lock') as lock:\n"
         "    lock.acquire(); print('held', flush=True); sys.stdin.read()\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -63,12 +63,12 @@ def test_a_second_process_is_refused_at_once_and_the_first_is_named(half_way: Co
 
 
 def test_a_folder_that_appears_while_a_run_sets_up_is_locked_before_it_is_written_to(tmp_path) -> None:
-    with RunLock(tmp_path) as first, RunLock(tmp_path) as second:
+    with Lock(tmp_path / LOCK) as first, Lock(tmp_path / LOCK) as second:
         first.acquire()
         first.acquire()  # has it already
         with pytest.raises(ValueError, match=f"is being trained by process {os.getpid()}"):
             second.acquire()
-    with RunLock(tmp_path) as third:
+    with Lock(tmp_path / LOCK) as third:
         third.acquire()
 
 

@@ -45,7 +45,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, monkeypatch):
     monkeypatch.setenv("MADE_BY_CODE", str(tmp_path / "made"))
     folder = write_cifar10(tmp_path)
     (folder / "data_batch_3").write_bytes(pickle.dumps({"data": Code(), "labels": []}))
-    assert "data_batch_3 is no file of CIFAR (UnpicklingError: it names posix.mkdir" in refused(tmp_path)
+    assert "data_batch_3 is not a CIFAR file (UnpicklingError: it names posix.mkdir" in refused(tmp_path)
     assert not (tmp_path / "made").exists()
 
 
@@ -56,7 +56,7 @@ def test_missing_truncated_and_odd_files_are_named(tmp_path):
     batch.unlink()
     assert f"cannot read {batch} (No such file or directory)" in refused(tmp_path)
     batch.write_bytes(sound[:-50])
-    assert f"{batch} is no file of CIFAR" in refused(tmp_path)
+    assert f"{batch} is not a CIFAR file" in refused(tmp_path)
     batch.write_bytes(pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [1]}))
     assert f"{batch} holds 2 images but 1 labels" in refused(tmp_path)
     batch.write_bytes(pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [1, 10]}))

@@ -15,7 +15,7 @@ from deit_fast.data.sources.folder import read_file
 def test_a_pipe_under_an_images_name_is_refused_and_not_waited_for(image_folder):
     os.mkfifo(image_folder / "train/ant/pipe.jpg")
     train, _ = open_dataset(str(image_folder))
-    with pytest.raises(OSError, match="it is no regular file"):
+    with pytest.raises(OSError, match="it is not a regular file"):
         train.read(4)
 
 

@@ -134,7 +134,7 @@ def test_real_labels_stand_in_the_order_of_the_images(imagenet, tmp_path):
     table = real_labels(file, paths)
     assert table.dtype == np.int64
     assert table.tolist() == [[0, 1], [2, -1], [-1, -1], [2, -1]]
-    with pytest.raises(ValueError, match=r"cat\.jpg is none of them"):
+    with pytest.raises(ValueError, match=r"cat\.jpg is not one of them"):
         real_labels(file, [*paths, "cat.jpg"])
     with pytest.raises(ValueError, match=r"has 4 lists of labels: expected 50000, .* or 4, .* up to number 9"):
         real_labels(file, [*paths[:3], paths[3].replace("0004", "0009")])

@@ -2,13 +2,14 @@
 
 import os
 import time
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 from deit_fast.data import open_dataset
 from deit_fast.data.sources import folder
-from deit_fast.data.sources.index import Names, index_path, load_arrays, pack_names, save_arrays, unpack_names
+from deit_fast.data.sources.index import Names, from_arrays, index_path, load_arrays, save_arrays, to_arrays
 
 
 def test_names_are_a_sequence_of_any_strings():
@@ -20,13 +21,18 @@ def test_names_are_a_sequence_of_any_strings():
         names[5]
 
 
+class Files(NamedTuple):
+    files: Names
+    labels: np.ndarray
+
+
 def test_arrays_are_read_back_and_a_damaged_file_counts_as_none(tmp_path):
     path = tmp_path / "new" / "index.npz"
     assert load_arrays(path) is None
-    save_arrays(path, {**pack_names(files=["x", "yy"]), "labels": np.arange(3)})
-    arrays = load_arrays(path)
-    assert list(unpack_names(arrays, "files")) == ["x", "yy"]
-    assert arrays["labels"].tolist() == [0, 1, 2]
+    save_arrays(path, to_arrays(Files(Names.of(["x", "yy"]), np.arange(3))))
+    read = from_arrays(Files, load_arrays(path))
+    assert list(read.files) == ["x", "yy"]
+    assert read.labels.tolist() == [0, 1, 2]
     assert [file.name for file in path.parent.iterdir()] == ["index.npz"]
     path.write_bytes(path.read_bytes()[:-30])
     assert load_arrays(path) is None

@@ -109,7 +109,7 @@ def test_of_two_that_open_at_once_one_unpacks_and_the_other_waits(folder, monkey
 
 def test_what_is_unpacked_opens_from_a_cache_that_cannot_be_written(folder, monkeypatch):
     open_dataset(str(folder))
-    monkeypatch.setattr(sources, "locked", None)
+    monkeypatch.setattr(sources, "Lock", None)
     assert len(open_dataset(str(folder))[0]) == 6
 
 
@@ -119,13 +119,13 @@ def test_where_the_cache_is_not_writable_a_sentence_says_so(folder, monkeypatch,
     assert refused(folder).endswith("set DEIT_FAST_CACHE to a folder that you may write to")
 
 
-def test_where_the_file_system_has_no_locks_a_warning_says_so_and_the_set_is_unpacked(folder, monkeypatch):
+def test_where_the_file_system_has_no_locks_a_warning_says_so_and_the_set_is_unpacked(folder, monkeypatch, caplog):
     def no_locks(descriptor, operation):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    with pytest.warns(UserWarning, match="a file system without locks: start one process first"):
-        assert len(open_dataset(str(folder))[0]) == 6
+    assert len(open_dataset(str(folder))[0]) == 6
+    assert "a file system without locks: start one process first" in caplog.text
 
 
 def test_rows_are_read_from_the_files_themselves_where_order_does_not_matter(folder):
@@ -203,7 +203,7 @@ def test_a_file_that_loses_its_column_later_is_a_read_error_of_its_images(folder
 def test_a_broken_file_is_named(folder):
     train = folder / "data/train-00001-of-00002.parquet"
     train.write_bytes(train.read_bytes()[:-100])
-    assert f"{train} is no readable parquet file" in refused(folder)
+    assert f"{train} is not a readable parquet file" in refused(folder)
 
 
 def test_a_damaged_row_group_is_named_and_leaves_nothing_half_unpacked(folder, capsys):

@@ -122,7 +122,7 @@ def test_a_truncated_shard_is_named(shard_folder):
     shard = shard_folder / "set-train-0001.tar"
     shard.write_bytes(shard.read_bytes()[:3000])
     text = refused(shard_folder)
-    assert text.startswith(f"{shard} is no readable tar file (unexpected end of data)")
+    assert text.startswith(f"{shard} is not a readable tar file (unexpected end of data)")
 
 
 def headers(shard) -> list[int]:
@@ -142,7 +142,7 @@ def test_a_shard_that_is_cut_off_at_or_in_a_header_is_not_taken_for_a_smaller_on
     data, start = shard.read_bytes(), headers(shard)[member]
     for end in (start, start + 1, start + 511):
         shard.write_bytes(data[:end])
-        assert f"{shard} is no readable tar file (unexpected end of data at byte {end})" in refused(shard_folder)
+        assert f"{shard} is not a readable tar file (unexpected end of data at byte {end})" in refused(shard_folder)
 
 
 @pytest.mark.parametrize("member", range(1, 6))
@@ -150,7 +150,7 @@ def test_a_shard_with_a_damaged_header_is_not_taken_for_a_smaller_one(shard_fold
     shard = shard_folder / "set-train-0001.tar"
     start = headers(shard)[member]
     shard.write_bytes(flipped(shard.read_bytes(), start + 3))
-    assert refused(shard_folder).startswith(f"{shard} is no readable tar file (damaged header at byte {start})")
+    assert refused(shard_folder).startswith(f"{shard} is not a readable tar file (damaged header at byte {start})")
 
 
 def test_a_shard_that_is_zeros_from_some_member_on_is_not_taken_for_a_smaller_one(shard_folder):
@@ -185,7 +185,7 @@ def test_a_shard_of_webdatasets_writer_is_whole(tmp_path):
 
 def test_what_is_no_tar_or_compressed_is_named(shard_folder):
     (shard_folder / "set-train-0001.tar").write_bytes(b"not a tar file" * 100)
-    assert "set-train-0001.tar is no readable tar file" in refused(shard_folder)
+    assert "set-train-0001.tar is not a readable tar file" in refused(shard_folder)
     write_tar(shard_folder / "set-train-0001.tar", samples([3]), "w:gz")
     assert refused(shard_folder).endswith("it is compressed: unpack it")
 
