@@ -169,7 +169,7 @@ class BuildExtensions(build_ext):
         folder, target = Path(self.build_temp) / ext.name, Path(self.get_ext_fullpath(ext.name))
         for place in (folder, target.parent):
             place.mkdir(parents=True, exist_ok=True)
-        objects = [f"{folder / Path(source).stem}.o" for source in ext.sources]
+        objects = [f"{folder / source.replace('/', '-')}.o" for source in ext.sources]
         commands = [
             [*(nvcc if source.endswith(".cu") else cxx), "-c", source, "-o", name]
             for source, name in zip(ext.sources, objects, strict=True)
@@ -188,13 +188,13 @@ def run(command: list[str]) -> None:
 
 
 HEADERS = sorted(glob("csrc/**/*.h", recursive=True) + glob("csrc/**/*.cuh", recursive=True))
-CPU_SOURCES = ["csrc/augment_cpu.cpp", *sorted(glob("csrc/cpu_*.cpp"))]
+CPU_SOURCES = sorted(glob("csrc/cpu/*.cpp"))
 GIL_DISABLED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
 setup(
     ext_modules=[
         Extension("deit_kernels._C", ["csrc/ops.cpp", *CPU_SOURCES], depends=HEADERS, optional=True),
-        Extension("deit_kernels._C_cuda", ["csrc/ops.cpp", "csrc/augment_cuda.cu"], depends=HEADERS, optional=True),
+        Extension("deit_kernels._C_cuda", ["csrc/ops.cpp", "csrc/cuda/augment.cu"], depends=HEADERS, optional=True),
         Extension(
             "deit_fast.data._jpeg_part", ["csrc/jpeg_part.cpp"], libraries=["jpeg"], depends=HEADERS, optional=True
         ),

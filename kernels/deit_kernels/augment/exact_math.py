@@ -1,4 +1,4 @@
-"""exp, log, sin, cos and normal numbers with the same bits in NumPy and C++ (`csrc/augment/exact_math.h`).
+"""exp, log, sin, cos and normal numbers with the same bits in NumPy and C++ (`csrc/arithmetic/exact_math.h`).
 
 libm, NumPy and CUDA disagree in the last bit of exp and log, and a crop box is rounded from such a value, so a plan
 would depend on where it was drawn. These are built of + − × / only, in one fixed order; sqrt is correctly rounded

@@ -1,4 +1,4 @@
-"""The last stage in NumPy: normalise, erase, mix, and the layout; see `csrc/augment/{normalise,noise,mix}.h`."""
+"""The last stage in NumPy: normalise, erase, mix, and the layout; see `csrc/arithmetic/{normalise,noise,mix}.h`."""
 
 from __future__ import annotations
 

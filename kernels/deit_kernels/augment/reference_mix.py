@@ -1,4 +1,4 @@
-"""How groups of rows are mixed, drawn in NumPy: what csrc/augment/sample_mix.h draws, with equal bits."""
+"""How groups of rows are mixed, drawn in NumPy: what csrc/arithmetic/sample_mix.h draws, with equal bits."""
 
 from __future__ import annotations
 

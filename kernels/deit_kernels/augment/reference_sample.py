@@ -1,4 +1,4 @@
-"""Draws a plan in NumPy, with the bits of `csrc/augment/sample.h` and `sample_ops.h`."""
+"""Draws a plan in NumPy, with the bits of `csrc/arithmetic/sample.h` and `sample_ops.h`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The arithmetic of csrc/augment in C++: known answers, and the same bits as NumPy and torch."""
+"""The arithmetic of csrc/arithmetic in C++: known answers, and the same bits as NumPy and torch."""
 
 import subprocess
 from pathlib import Path
