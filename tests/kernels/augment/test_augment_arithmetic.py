@@ -8,7 +8,7 @@ import pytest
 import torch
 from augment_cases import build_program, needs_compiler
 
-from deit_kernels.augment import exact_math
+from deit_kernels.augment.reference import exact_math
 from deit_kernels.philox import Stream, philox
 
 pytestmark = needs_compiler

@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..philox import Stream, philox, uniform
+from ...philox import Stream, philox, uniform
+from ..mix import MIX, MIX_NUMBERS, MODES
 from .exact_math import exp, log, normals
-from .mix import MIX, MIX_NUMBERS, MODES
 
 GAMMA_TRIES = 16  # of which each is accepted with a chance above 0.95
 

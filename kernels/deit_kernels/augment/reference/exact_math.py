@@ -12,7 +12,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..philox import uniform
+from ...philox import uniform
 
 # ln 2 in two parts: k * _LN2_HIGH is exact for |k| < 2**20, _LN2_LOW holds the rest.
 _LN2_HIGH, _LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10

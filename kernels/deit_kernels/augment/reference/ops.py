@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .plan import OP
-from .policy import FILTERS
-from .rand_augment import OPS
+from ..plan import OP
+from ..policy import FILTERS
+from ..rand_augment import OPS
 
 Image = NDArray[np.uint8]
 LEVELS = np.arange(256)
