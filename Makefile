@@ -40,7 +40,7 @@ build/constraints.txt: constraints.txt
 	grep -vE '^(torch|torchvision|triton|numpy)==' constraints.txt > $@
 
 $(STAMP): $(SOURCES) $(PINS) $(if $(filter yes,$(ACTIVE)),,.venv/bin/python)
-	$(PY) -m pip install -q -c $(PINS) setuptools wheel
+	$(PY) -m pip install -q -c $(PINS) setuptools wheel ninja
 	$(if $(filter yes,$(ACTIVE)),,$(PY) -m pip install -q -c $(PINS) torch torchvision)
 	$(PY) -m pip install -q -c $(PINS) --no-build-isolation -e '.[test]'
 	@mkdir -p $(@D) && touch $@

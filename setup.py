@@ -13,9 +13,10 @@ and a third without torch:
     deit_fast/data/_jpeg_part.abi3.so     decodes parts of JPEG files; needs libjpeg-turbo and its jpeglib.h, and at run
                                           time the same libjpeg.so, without which whole files are decoded
 
-Building needs no GPU and takes under a minute. What cannot be built is named with what to type, and left out: the
-package then works without it. torch is no build requirement, since pip would download it a second time, and is not
-imported. pip shows what is printed here with -v.
+Building needs no GPU and takes under a minute. ninja compiles in parallel, and later only what changed; its files and
+the objects lie in build/ninja. What cannot be built is named with what to type, and left out: the package then works
+without it. torch is no build requirement, since pip would download it a second time, and is not imported. pip -v shows
+what is printed here.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ import functools
 import os
 import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
-from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -128,7 +129,12 @@ CONSEQUENCE = {
 
 
 class BuildExtensions(build_ext):
-    """Compiles with plain commands; the extensions are optional, so setuptools goes on when one of them fails."""
+    """Builds each extension with ninja; the extensions are optional, so setuptools goes on when one of them fails."""
+
+    def finalize_options(self) -> None:
+        # By default pip builds an editable install in a temporary folder, where ninja would find nothing to keep.
+        self.build_temp = self.build_temp or "build/ninja"
+        super().finalize_options()
 
     def get_ext_filename(self, fullname: str) -> str:
         suffix = ".abi3.so"
@@ -151,50 +157,71 @@ class BuildExtensions(build_ext):
     def compile(self, ext: Extension) -> None:
         # No path of this machine ends up in a binary, not even in an error message of torch's headers.
         maps = [f"-ffile-prefix-map={Path.cwd()}=."]
-        cxx = [*compiler(), *CXX_FLAGS]
+        cxx, versions = [*compiler(), *CXX_FLAGS], []
+        compilers = {".cpp": cxx}
         libraries = [f"-l{name}" for name in ext.libraries]
         if ext.name.startswith("deit_kernels."):
             torch = find_torch()
+            versions += ["torch", torch.version]
             maps += [f"-ffile-prefix-map={torch.folder}=torch"]
             cxx += [STABLE_ABI, "-isystem", f"{torch.folder}/include"]
             libraries += [f"-L{torch.folder}/lib", "-ltorch_cpu"]
         if ext.name.endswith("_cuda"):
             toolkit = find_matching_toolkit(torch)
+            versions += ["CUDA", toolkit.version]
             cxx += ["-DDEIT_CUDA", "-DUSE_CUDA"]  # USE_CUDA opens the CUDA part of torch's C interface
             nvcc = [f"{toolkit.home}/bin/nvcc", "-ccbin", compiler()[0], *NVCC_FLAGS, *toolkit.architectures]
-            nvcc += [f"-Xcompiler={flag}" for flag in ("-fPIC", "-fvisibility=hidden", EXACT, *maps)]
+            compilers[".cu"] = nvcc + [f"-Xcompiler={flag}" for flag in ("-fPIC", "-fvisibility=hidden", EXACT, *maps)]
             libraries += ["-ltorch_cuda", f"-L{toolkit.home}/lib64", f"-L{toolkit.home}/lib", "-lcudart"]
         cxx += maps
 
-        folder, target = Path(self.build_temp) / ext.name, Path(self.get_ext_fullpath(ext.name))
-        for place in (folder, target.parent):
-            place.mkdir(parents=True, exist_ok=True)
-        objects = [f"{folder / Path(source).stem}.o" for source in ext.sources]
-        commands = [
-            [*(nvcc if source.endswith(".cu") else cxx), "-c", source, "-o", name]
-            for source, name in zip(ext.sources, objects, strict=True)
-        ]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(run, commands))
-        run([*compiler(), "-shared", "-s", *objects, "-o", str(target), "-Wl,--as-needed", *libraries])
+        target = Path(self.get_ext_fullpath(ext.name))
+        built = Path(self.build_temp) / ext.name / target.name
+        run_ninja(built, ext.sources, compilers, libraries, versions)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self.copy_file(str(built), str(target))
 
 
-def run(command: list[str]) -> None:
-    """One command, shown together with what it has to say."""
+def run_ninja(
+    binary: Path, sources: list[str], compilers: dict[str, list[str]], libraries: list[str], versions: list[str]
+) -> None:
+    """Build `binary` in its folder. `compilers` holds a command for each suffix of the sources."""
+    try:
+        from ninja import BIN_DIR
+        from ninja.ninja_syntax import Writer, escape
+    except ImportError as error:
+        raise CompileError("ninja is not installed; type pip install ninja, then repeat this install") from error
+    binary.parent.mkdir(parents=True, exist_ok=True)
+    objects = [f"{binary.parent}/{source}.o" for source in sources]
+    with (binary.parent / "build.ninja").open("w") as file:
+        ninja = Writer(file)
+        ninja.variable("builddir", escape(str(binary.parent)))
+        for suffix, command in compilers.items():
+            # ninja compiles again when a command changes. The versions stand in it because the headers of another torch
+            # may be older than our objects.
+            command = f"{escape(shlex.join(command))} -MD -MF $out.d -c $in -o $out # {' '.join(versions)}"
+            ninja.rule(suffix[1:], command, depfile="$out.d", deps="gcc")
+        link, needed = shlex.join([*compiler(), "-shared", "-s"]), shlex.join(["-Wl,--as-needed", *libraries])
+        ninja.rule("link", f"{escape(link)} $in -o $out {escape(needed)}")
+        for source, name in zip(sources, objects, strict=True):
+            ninja.build(name, Path(source).suffix[1:], source)
+        ninja.build(str(binary), "link", objects)
+    command = [os.path.join(BIN_DIR, "ninja"), "-v", "-f", file.name]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    print(" ".join(command), done.stdout, sep="\n", file=sys.stderr)
+    print(done.stdout, file=sys.stderr)
     if done.returncode:
-        raise CompileError(f"the command printed above failed, {command[0]}")
+        failed = re.search(r"^FAILED: .*\n(\S+)", done.stdout, re.MULTILINE)
+        raise CompileError(f"the command printed above failed, {failed.group(1) if failed else 'ninja'}")
 
 
 HEADERS = sorted(glob("csrc/**/*.h", recursive=True) + glob("csrc/**/*.cuh", recursive=True))
-CPU_SOURCES = ["csrc/augment_cpu.cpp", *sorted(glob("csrc/cpu_*.cpp"))]
+CPU_SOURCES = sorted(glob("csrc/cpu/*.cpp"))
 GIL_DISABLED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
 setup(
     ext_modules=[
         Extension("deit_kernels._C", ["csrc/ops.cpp", *CPU_SOURCES], depends=HEADERS, optional=True),
-        Extension("deit_kernels._C_cuda", ["csrc/ops.cpp", "csrc/augment_cuda.cu"], depends=HEADERS, optional=True),
+        Extension("deit_kernels._C_cuda", ["csrc/ops.cpp", "csrc/cuda/augment.cu"], depends=HEADERS, optional=True),
         Extension(
             "deit_fast.data._jpeg_part", ["csrc/jpeg_part.cpp"], libraries=["jpeg"], depends=HEADERS, optional=True
         ),

@@ -2,7 +2,7 @@
 
     TRITON_INTERPRET=1 python -m benchmarks.access_trace        # JSON on standard output
 
-For each `trace_cases()` of an op's launch.py (`deit_kernels.compile_case` defines them):
+For each `trace_cases()` of an op's cases.py (`deit_kernels.compile_case` defines them):
 
     traffic                 bytes loaded and stored by all programs, over the bytes of all inputs and outputs once
     products                operations of all matrix products, padding and repeats included, over those that are needed
@@ -198,11 +198,11 @@ def trace(case: TraceCase) -> dict[str, float]:
 
 
 def main() -> None:
-    from benchmarks.compile_report import launch_modules
+    from benchmarks.compile_report import case_modules
 
     if os.environ.get("TRITON_INTERPRET") != "1":
         raise SystemExit("set TRITON_INTERPRET=1: the trace is taken from Triton's interpreter")
-    cases = [case for module in launch_modules() for case in module.trace_cases()]
+    cases = [case for module in case_modules() for case in module.trace_cases()]
     json.dump({case.name: trace(case) for case in cases}, sys.stdout, indent=2)
 
 

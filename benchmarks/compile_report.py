@@ -33,9 +33,9 @@ GATED = (80, 89, 90)
 RATIOS = ("traffic", "products", "exponentials")  # of a trace, to the minimum; all else that it counts must be 0
 
 
-def launch_modules() -> list[ModuleType]:
-    """The launch module of every op of the package that has one."""
-    names = [f"deit_kernels.{op}.launch" for op in OPS]
+def case_modules() -> list[ModuleType]:
+    """The cases module of every op of the package that has one."""
+    names = [f"deit_kernels.{op}.cases" for op in OPS]
     return [importlib.import_module(name) for name in names if importlib.util.find_spec(name) is not None]
 
 
@@ -169,7 +169,7 @@ def main() -> None:
     if arguments.update and partial and triton.__version__ != json.loads(BUDGET.read_text())["triton"]:
         parser.error("the budget is of another Triton: type --update without --select and --capability")
     print(f"Triton {triton.__version__}")
-    cases = [case for module in launch_modules() for case in module.compile_cases()]
+    cases = [case for module in case_modules() for case in module.compile_cases()]
     report = compile_all(selected(cases, arguments.select, arguments.capability))
     traced = {name: numbers for name, numbers in traces().items() if arguments.select in name}
     for name, numbers in traced.items():

@@ -19,7 +19,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from benchmarks.compile_report import BUDGET, RATIOS, launch_modules
+from benchmarks.compile_report import BUDGET, RATIOS, case_modules
 from benchmarks.table import read, rows_of
 
 ROOT = Path(__file__).parents[1]
@@ -85,7 +85,7 @@ def drift(now: dict, before: dict | None) -> str:
 
 def traced_of(budget: dict) -> dict[str, dict[str, dict[str, float]]]:
     """What the trace in a kernel's own blocks counted, {target: {kernel: ratios and counts}}; {} where none ran it."""
-    cases = [case for module in launch_modules() for case in module.compile_cases()]
+    cases = [case for module in case_modules() for case in module.compile_cases()]
     names = {(case.name, case.capability and f"sm_{case.capability}"): case.trace for case in cases}
     return {
         target: {

@@ -29,13 +29,13 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import to_tensor
 from torchvision.transforms.v2 import functional as tv
 
-from deit_fast.criterion import DistillationLoss
-from deit_fast.timm_task import TokenDistillationTask
 from deit_kernels.augment import OPS as OP_NAMES
 from deit_kernels.augment import ImageBatch, Policy, apply, apply_op, resized_crop, sample_mix, sample_plan
 from deit_kernels.augment.mix import MODES
 from deit_kernels.augment.policy import FILTERS, IMAGENET_MEAN, IMAGENET_STD
 from deit_kernels.integrations import patch_timm, register_huggingface
+from deit_kernels.integrations.criterion import DistillationLoss
+from deit_kernels.integrations.timm_task import TokenDistillationTask
 
 PAGE = Path(__file__).parents[1] / "docs" / "agreement.md"
 SIZES = {"img_size": 32, "num_classes": 7}

@@ -9,8 +9,8 @@
 # missing. Steps are kept in <results>-<digest of the sources>.parts, so changed code is measured anew.
 #
 # Needs torch >= 2.11 with triton >= 3.6, numpy, timm, and the wheels pytest, pytest-xdist and pytest-benchmark; no
-# network and no install. nvcc and setuptools >= 77 build the extensions; without them the augmentation is left out. So
-# is, with the reason, a group that needs more: augment torchvision, pillow and scikit-learn; inference transformers,
+# network and no install. nvcc, setuptools >= 77 and ninja build the extensions; without them the augmentation is left out.
+# So is, with the reason, a group that needs more: augment torchvision, pillow and scikit-learn; inference transformers,
 # safetensors and pillow; overhead pillow; loader torchvision, simplejpeg and scikit-image; train and resume what
 # pyproject's extra [train] lists. Stops at the first wrong result, a time of a wrong kernel is worth nothing; and where
 # the tests do not end in time: what they have compiled is kept, and the same command goes on. Not run on a card yet.

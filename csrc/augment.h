@@ -1,13 +1,13 @@
-// What ops.cpp calls: the CPU loops (augment_cpu.cpp) and the CUDA launches (augment_cuda.cu). No torch on this side.
+// What ops.cpp calls: the CPU loops (cpu/) and the CUDA launches (cuda/). No torch on this side.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
-#include "augment/mix.h"
-#include "augment/normalise.h"
-#include "augment/plan.h"
-#include "augment/sample.h"
+#include "arithmetic/mix.h"
+#include "arithmetic/normalise.h"
+#include "arithmetic/plan.h"
+#include "arithmetic/sample.h"
 
 namespace deit {
 

@@ -12,7 +12,7 @@
 
 #include <jpeglib.h>
 
-#include "augment/sample.h"
+#include "arithmetic/sample.h"
 
 #if !defined(LIBJPEG_TURBO_VERSION_NUMBER) || LIBJPEG_TURBO_VERSION_NUMBER < 2001005
 #error "libjpeg-turbo 2.1.5 or later is needed: the oldest whose parts were compared with whole images"

@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "augment.h"
-#include "augment/sample_mix.h"
+#include "arithmetic/sample_mix.h"
 
 namespace deit {
 namespace {

@@ -10,8 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from deit_fast import criterion
-from deit_kernels import integrations
+from deit_kernels.integrations import criterion, models
 
 ROOT = Path(__file__).parents[1]
 NAMES = ["timm_training_loop", "huggingface_deit", "nano_vit"]
@@ -80,10 +79,10 @@ def mirrored(transform: Callable) -> Callable:
 
 
 FAULTS = [
-    ("timm_training_loop", integrations, "attention_qkvpacked", sharper),
+    ("timm_training_loop", models, "attention_qkvpacked", sharper),
     ("timm_training_loop", criterion, "distillation_loss", scaled),
     ("timm_training_loop", None, "Transform", mirrored),
-    ("huggingface_deit", integrations, "attention", sharper),
+    ("huggingface_deit", models, "attention", sharper),
     ("huggingface_deit", None, "cross_entropy", scaled),
     ("huggingface_deit", None, "BatchTransform", mirrored),
     ("nano_vit", None, "attention_qkvpacked", sharper),

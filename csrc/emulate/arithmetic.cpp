@@ -1,13 +1,13 @@
-// Applies one function of augment/*.h to every record of stdin: arithmetic NAME. Test-only.
+// Applies one function of arithmetic/*.h to every record of stdin: arithmetic NAME. Test-only.
 //
 // philox reads {uint64 seed; uint32 stream, c0, c1, c2, c3, unused} and writes four uint32; exp and log map float64 to
 // float64, sincos to two; normals maps two uint32 to two float64; half and bfloat16 map float32 to uint16.
 #include <cstdio>
 #include <string>
 
-#include "../augment/exact_math.h"
-#include "../augment/normalise.h"
-#include "../augment/philox.h"
+#include "../arithmetic/exact_math.h"
+#include "../arithmetic/normalise.h"
+#include "../arithmetic/philox.h"
 
 template <typename In, typename Out>
 void map_records(Out (*function)(In)) {

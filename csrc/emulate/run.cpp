@@ -12,7 +12,7 @@
 #include <string>
 
 #include "../augment.h"
-#include "../augment_kernels.cuh"
+#include "../cuda/kernels.cuh"
 
 namespace {
 

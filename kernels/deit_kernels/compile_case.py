@@ -1,6 +1,6 @@
 """What an op tells the benchmarks about its kernels, so that they can be judged without a GPU.
 
-Every op's `launch.py` exposes two functions that `benchmarks/compile_report.py` calls:
+The `cases.py` of an op of Triton kernels exposes two functions that `benchmarks/compiled` calls:
 
     compile_cases() -> list[CompileCase]    each kernel as the JIT would specialise it; compiled ahead of time
     trace_cases() -> list[TraceCase]        one call of the op on CPU tensors; its loads, stores, products and

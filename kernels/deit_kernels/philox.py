@@ -1,7 +1,7 @@
 """Philox4x32-10 in NumPy: randomness as a pure function of (seed, stream, counter).
 
 Every random choice in this project is one call of this function, so it depends on nothing but its arguments: not on
-workers, threads, the number of GPUs or restarts. `csrc/augment/philox.h` is the same function, with equal bits.
+workers, threads, the number of GPUs or restarts. `csrc/arithmetic/philox.h` is the same function, with equal bits.
 
     bits = philox(seed, Stream.PLAN, epoch, sample, copy, draw)        # uint32 (..., 4)
     unit = uniform(bits)                                               # float64 in [0, 1), 32 bits of resolution

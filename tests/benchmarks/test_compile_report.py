@@ -7,11 +7,11 @@ import triton
 
 from benchmarks import compile_report
 from benchmarks.ahead_of_time import compile_resources, resident_warps
-from benchmarks.compile_report import BUDGET, as_lines, launch_modules, trace_violations, unusable, violations
-from deit_kernels.attention import launch
+from benchmarks.compile_report import BUDGET, as_lines, case_modules, trace_violations, unusable, violations
+from deit_kernels.attention import cases
 
 PINNED = json.loads(BUDGET.read_text())
-CASES = {(case.name, case.capability): case for case in launch.compile_cases()}
+CASES = {(case.name, case.capability): case for case in cases.compile_cases()}
 needs_pinned_triton = pytest.mark.skipif(
     triton.__version__ != PINNED["triton"], reason=f"the budget is that of Triton {PINNED['triton']}"
 )
@@ -68,7 +68,7 @@ def test_up_to_208_tokens_every_byte_moves_once(traced: dict, length: int, direc
 
 
 def test_every_kernel_but_delta_is_traced_in_its_own_blocks(traced: dict[str, dict[str, float]]) -> None:
-    cases = [case for module in launch_modules() for case in module.compile_cases()]
+    cases = [case for module in case_modules() for case in module.compile_cases()]
     assert {case.trace for case in cases} - {""} == set(traced)
     assert all(case.trace or "attention_delta" in case.name for case in cases)
 
@@ -86,7 +86,7 @@ def test_arithmetic_over_the_minimum_is_what_the_blocks_pad(traced: dict[str, di
 @pytest.mark.slow
 @needs_pinned_triton
 def test_every_kernel_on_every_card_keeps_to_its_budget() -> None:
-    cases = [case for module in launch_modules() for case in module.compile_cases()]
+    cases = [case for module in case_modules() for case in module.compile_cases()]
     report = compile_report.compile_all(compile_report.selected(cases, "", None))
     assert unusable(report) + violations(report, PINNED["kernels"]) == []
 

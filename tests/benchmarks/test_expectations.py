@@ -5,7 +5,7 @@ import torch
 
 from benchmarks import expectations
 from benchmarks.expectations import PAGE, lines
-from deit_kernels import integrations
+from deit_kernels.integrations import models
 
 
 def test_every_line_of_the_page_is_so() -> None:
@@ -19,8 +19,8 @@ def test_every_line_of_the_page_is_so() -> None:
 
 
 def test_a_wrong_attention_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = integrations.attention_qkvpacked
-    monkeypatch.setattr(integrations, "attention_qkvpacked", lambda qkv, **options: right(qkv, **options) * 1.01)
+    right = models.attention_qkvpacked
+    monkeypatch.setattr(models, "attention_qkvpacked", lambda qkv, **options: right(qkv, **options) * 1.01)
     answers = {line.what.split(":")[0]: line.agrees for line in expectations.attention_in_timm()}
     assert answers["deit_tiny_distilled_patch16_224"] == "no"
 

@@ -23,7 +23,7 @@ from .rand_augment import require
 
 MODES = ("none", "mixup", "cutmix")  # a row stores the index
 
-# One row of a mix: struct MixRow of csrc/augment/mix.h.
+# One row of a mix: struct MixRow of csrc/arithmetic/mix.h.
 MIX = np.dtype(
     [
         ("partner", np.int32),  # index into the rows of this batch
@@ -33,7 +33,7 @@ MIX = np.dtype(
     ]
 )
 
-# What the rows of a step are drawn from: struct MixPolicy of csrc/augment/sample_mix.h.
+# What the rows of a step are drawn from: struct MixPolicy of csrc/arithmetic/sample_mix.h.
 MIX_NUMBERS = np.dtype(
     [
         *((name, np.uint64) for name in ("seed", "step")),

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import _extension
-from . import reference, reference_finish, reference_mix, reference_ops, reference_sample
+from . import reference
 from .mix import MIX, MixPlan
 from .plan import MAX_SIDE, ROW, AugmentPlan, ImageBatch
 from .policy import FILTERS, MAX_OUTPUT, Policy
@@ -115,12 +115,12 @@ def _apply_reference(
     layout: str,
     patch: int,
 ) -> Tensor:
-    images = reference.resize_rows(data, rows, size)
+    images = reference.resize.resize_rows(data, rows, size)
     ops = np.ascontiguousarray(rows.numpy().view(ROW)[:, 0]["ops"])
     for layer in range(ops.shape[1]):
         calls = torch.from_numpy(np.ascontiguousarray(ops[:, layer, None]).view(np.uint8))
-        images = reference_ops.run_ops(images, calls)
-    return reference_finish.finish(images, rows, mix, mean, std, dtype, layout, patch)
+        images = reference.ops.run_ops(images, calls)
+    return reference.finish.finish(images, rows, mix, mean, std, dtype, layout, patch)
 
 
 def _apply_out_reference(
@@ -138,12 +138,12 @@ def _apply_out_reference(
 
 
 _REFERENCES = {
-    "_augment_sample_plan": reference_sample.sample_rows,
-    "_augment_sample_mix": reference_mix.sample_rows,
-    "_augment_op": reference_ops.run_ops,
-    "_augment_place": reference.place_rows,
-    "_augment_check_mix": reference_finish.checked_mix,
-    "_augment_resize": reference.resize_rows,
+    "_augment_sample_plan": reference.sample.sample_rows,
+    "_augment_sample_mix": reference.mix.sample_rows,
+    "_augment_op": reference.ops.run_ops,
+    "_augment_place": reference.resize.place_rows,
+    "_augment_check_mix": reference.finish.checked_mix,
+    "_augment_resize": reference.resize.resize_rows,
     "_augment_apply": _apply_reference,
     "_augment_apply_out": _apply_out_reference,
 }

@@ -7,7 +7,7 @@
     images = apply(batch, plan)            # op.py
 
 A plan is drawn before decoding (only the image's size must be known) and does not depend on the batch, on workers or on
-the number of GPUs. One row an image; the rows are a C struct (`csrc/augment/plan.h`), so a batch's plan is one uint8
+the number of GPUs. One row an image; the rows are a C struct (`csrc/arithmetic/plan.h`), so a batch's plan is one uint8
 tensor.
 """
 

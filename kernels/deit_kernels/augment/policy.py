@@ -25,7 +25,7 @@ CROPS = ("random_resized", "center", "simple")
 ERASE_MODES = ("none", "const", "rand", "pixel")  # a row stores the index
 MAX_OUTPUT = 1024  # side of the output: one line of it must fit the shared memory of a CUDA block
 
-# A policy as the ops take it: struct Policy of csrc/augment/policy.h.
+# A policy as the ops take it: struct Policy of csrc/arithmetic/policy.h.
 POLICY = np.dtype(
     [
         ("seed", np.uint64),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..compile_case import CompileCase, TraceCase, TracedCall
 from . import kernels, reference
-from .operands import MEAN_OPTIONS, backward_arguments, backward_operands, forward_arguments
+from .launch import MEAN_OPTIONS, backward_arguments, backward_operands, forward_arguments
 from .reference import LossCall
 
 # Target, teacher and heads. The first is the recipe of the paper.

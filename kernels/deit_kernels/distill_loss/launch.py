@@ -1,16 +1,77 @@
-"""Launch the kernels of the loss: `forward` and `backward` give what the functions of `reference.py` give."""
+"""Launch the kernels of the loss: `forward` and `backward` give what the functions of `reference.py` give.
+
+Before a launch a call becomes `Operands`, tensors that the kernels read in place, and a `Tiling`, how a row is cut.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from . import kernels, reference
-from .cases import compile_cases, trace_cases
-from .operands import MEAN_OPTIONS, Tiling, backward_arguments, forward_arguments
-from .reference import LossCall
+from .reference import LossCall, kl_scale
 
-__all__ = ["backward", "compile_cases", "forward", "trace_cases"]
+_LONGEST_TILE = 4096  # 16 classes a thread of 8 warps; three float32 rows of them fit the registers without spilling
+MEAN_OPTIONS = {"BLOCK": 1024, "num_warps": 4, "num_stages": 1}
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a row is cut: see tiles.py for `step` and `edge`, which keep the loads 128 bits wide."""
+
+    block: int
+    step: int
+    edge: bool
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Constexprs and launch options; 8 classes a thread fill one 128-bit load of 16-bit logits."""
+        warps = min(max(self.block // 256, 1), 8)
+        return {"STEP": self.step, "EDGE": self.edge, "BLOCK": self.block, "num_warps": warps, "num_stages": 1}
+
+
+@dataclass(frozen=True)
+class Operands:
+    """A call as the kernels take it: tensors they can read in place, and which of their forms it needs."""
+
+    cls: Tensor | None
+    student: Tensor | None
+    teacher: Tensor | None
+    dense: Tensor | None
+    labels: Tensor | None
+    partner: Tensor | None
+    lam: Tensor | None
+    teacher_labels: Tensor | None
+    teacher_probs: Tensor | None
+    target: str
+    distill: str
+
+    @property
+    def one_head(self) -> bool:
+        """Both terms are on the same logits, which are then read once."""
+        return self.cls is not None and self.cls is self.student
+
+    @property
+    def pointers(self) -> tuple[Tensor | None, ...]:
+        """In the order of the kernels' arguments."""
+        return (
+            self.cls, self.student, self.teacher, self.dense, self.labels, self.partner, self.lam,
+            self.teacher_labels, self.teacher_probs,
+        )  # fmt: skip
+
+    @property
+    def constexprs(self) -> dict[str, object]:
+        """The kernels' form."""
+        listed = self.teacher_labels.shape[1] if self.distill == "topk" else 1
+        return {
+            "BASE": self.cls is not None,
+            "TARGET": self.target,
+            "DISTILL": self.distill,
+            "ONE_HEAD": self.one_head,
+            "TOPK_BLOCK": _power_of_2(listed),
+        }
 
 
 def forward(call: LossCall, tiling: Tiling | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -44,6 +105,114 @@ def backward(
     with torch.cuda.device_of(call.logits):
         kernels.backward_kernel[(rows, -(-classes // options["BLOCK"]))](*arguments, **options)
     return grad_cls, grad_dist
+
+
+def operands(call: LossCall) -> Operands:
+    """What forward reads."""
+    dense = call.target is not None and call.target.dtype != torch.int64
+    target = "none" if call.target is None else "dense" if dense else "labels" if call.partner is None else "mixed"
+    labelled = call.teacher is not None and call.teacher.dtype == torch.int64
+    soft = "topk" if labelled else "soft"
+    hard = "labels" if labelled else "logits"
+    cls = _rows(call.cls)
+    return Operands(
+        cls=cls,
+        student=None if call.teacher is None else cls if call.dist is None else _rows(call.dist),
+        teacher=None if labelled else _rows(call.teacher),
+        dense=_rows(call.target) if dense else None,
+        labels=None if dense else _packed(call.target),
+        partner=_packed(call.partner),
+        lam=_packed(call.lam),
+        teacher_labels=_packed(call.teacher) if labelled else None,
+        teacher_probs=_packed(call.teacher_probs),
+        target=target,
+        distill="none" if call.teacher is None else soft if call.soft else hard,
+    )
+
+
+def backward_operands(call: LossCall, base: bool, distill: bool) -> Operands:
+    """What backward reads: no head without a gradient to compute, no hard teacher (the statistics hold its label)."""
+    given = operands(call)
+    if not base:
+        given = replace(given, cls=None, dense=None, labels=None, partner=None, lam=None, target="none")
+    if not distill:
+        given = replace(given, student=None, teacher=None, teacher_labels=None, teacher_probs=None, distill="none")
+    elif not call.soft:
+        given = replace(given, teacher=None, teacher_labels=None, distill="labels")
+    return given
+
+
+def forward_arguments(
+    call: LossCall, loss: Tensor | None, base: Tensor, distill: Tensor, statistics: Tensor, tiling: Tiling | None = None
+) -> tuple[tuple, dict[str, object]]:
+    """Positional arguments of the forward kernel, and its constexprs with the launch options."""
+    given = operands(call)
+    tiling = tiling or choose_tiling(call, given, gradients=False)
+    outputs = (loss, base, distill, statistics)
+    arguments = (*given.pointers, *outputs, *_shape(call, given, tiling), *_weights(call), call.ignore_index)
+    smooth = {"SMOOTH_TARGET": call.label_smoothing > 0, "SMOOTH_TEACHER": call.teacher_smoothing > 0}
+    return arguments, given.constexprs | smooth | tiling.options
+
+
+def backward_arguments(
+    grad: Tensor, statistics: Tensor, count: Tensor, call: LossCall, base: bool, distill: bool,
+    grad_cls: Tensor | None, grad_dist: Tensor | None, tiling: Tiling | None = None,
+) -> tuple[tuple, dict[str, object]]:  # fmt: skip
+    """Positional arguments of the backward kernel, and its constexprs with the launch options."""
+    given = backward_operands(call, base, distill)
+    tiling = tiling or choose_tiling(call, given, gradients=True)
+    arguments = (
+        grad, count if call.mean else None, statistics, *given.pointers,
+        grad_cls if base and not given.one_head else None, grad_cls if call.dist is None and distill else grad_dist,
+        grad.stride(0) if grad.dim() else 0, *_shape(call, given, tiling), *_weights(call),
+    )  # fmt: skip
+    return arguments, given.constexprs | tiling.options
+
+
+def choose_tiling(call: LossCall, given: Operands, *, gradients: bool) -> Tiling:
+    """One tile up to 4096 classes, and the widest loads that the strides allow."""
+    classes = call.logits.shape[1]
+    strides = [_stride(matrix, classes) for matrix in (given.cls, given.student, given.teacher, given.dense)]
+    strides = [stride for stride in strides if stride is not None] + ([classes] if gradients else [])
+    if classes % 8 == 0 and all(stride % 8 == 0 for stride in strides):
+        step, edge = 8, False
+    else:
+        # A short row is read before 2-byte loads matter; an edge needs rows that start at equal places modulo 8.
+        step, edge = 1, classes > _LONGEST_TILE and all((stride - strides[0]) % 8 == 0 for stride in strides)
+    return Tiling(min(max(_power_of_2(classes), 16), _LONGEST_TILE), step, edge)
+
+
+def _shape(call: LossCall, given: Operands, tiling: Tiling) -> tuple[int, ...]:
+    """Row strides and classes in units of `step`, and K of a TopK. An absent tensor has any stride of its kind."""
+    classes = call.logits.shape[1]
+    given_strides = [_stride(matrix, classes) for matrix in (given.cls, given.student, given.teacher, given.dense)]
+    some = next(stride for stride in given_strides if stride is not None)
+    strides = (some if stride is None else stride for stride in given_strides)
+    listed = given.teacher_labels.shape[1] if given.distill == "topk" else 0
+    return *(stride // tiling.step for stride in strides), classes // tiling.step, listed
+
+
+def _weights(call: LossCall) -> tuple[float, ...]:
+    return call.alpha, 1 / call.tau, kl_scale(call), call.label_smoothing, call.teacher_smoothing
+
+
+def _stride(matrix: Tensor | None, classes: int) -> int | None:
+    if matrix is None:
+        return None
+    return matrix.stride(0) if matrix.shape[0] > 1 else classes  # the stride of a single row says nothing
+
+
+def _rows(matrix: Tensor | None) -> Tensor | None:
+    """`matrix` if its classes lie side by side, whatever the stride of its rows; else a copy."""
+    return matrix if matrix is None or matrix.stride(1) == 1 else matrix.contiguous()
+
+
+def _power_of_2(number: int) -> int:
+    return 1 << (number - 1).bit_length()  # triton.next_power_of_2 costs the host 5 µs a call
+
+
+def _packed(vector: Tensor | None) -> Tensor | None:
+    return None if vector is None else vector.contiguous()
 
 
 def _empty_like(logits: Tensor) -> Tensor:

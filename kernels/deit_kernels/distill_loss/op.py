@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import INTERPRETING, kernel_unavailable_reasons, report_fallback
-from . import arguments, reference
+from . import checks, reference
 from .reference import LossCall, MixedTarget, TopK
 
 __all__ = ["MixedTarget", "TopK", "cross_entropy", "distillation_loss", "kl_divergence"]
@@ -60,7 +60,7 @@ def distillation_loss(
             also a label outside [0, C) and a lam outside [0, 1]. On a GPU the values are not looked at: the loss and
             the gradient of such a row are NaN. So they are, on every device, where a hard teacher's row holds a NaN.
     """
-    call = arguments.distillation_call(
+    call = checks.distillation_call(
         cls_logits, dist_logits, teacher, target, mode=mode, alpha=alpha, tau=tau, kl_normalizer=kl_normalizer,
         label_smoothing=label_smoothing, teacher_smoothing=teacher_smoothing, ignore_index=ignore_index,
         reduction=reduction, return_parts=return_parts,
@@ -90,13 +90,13 @@ def cross_entropy(
     Raises:
         TypeError, ValueError: as `distillation_loss`.
     """
-    arguments.check_logits("logits", logits)
-    target, partner, lam = arguments.check_target(target, logits)
+    checks.check_logits("logits", logits)
+    target, partner, lam = checks.check_target(target, logits)
     call = LossCall(
         logits, None, None, None, target, partner, lam, soft=False, alpha=0.0, tau=1.0, numel=False,
-        label_smoothing=arguments.check_smoothing(label_smoothing), teacher_smoothing=0.0,
-        ignore_index=arguments.check_ignore_index(ignore_index),
-        mean=arguments.check_reduction(reduction),
+        label_smoothing=checks.check_smoothing(label_smoothing), teacher_smoothing=0.0,
+        ignore_index=checks.check_ignore_index(ignore_index),
+        mean=checks.check_reduction(reduction),
     )  # fmt: skip
     return _apply(call)[0]
 
@@ -119,13 +119,13 @@ def kl_divergence(
     Raises:
         TypeError, ValueError: as `distillation_loss`.
     """
-    arguments.check_logits("student_logits", student_logits)
-    arguments.check_logits("teacher_logits", teacher_logits)
-    arguments.check_teacher_logits(teacher_logits, student_logits)
-    arguments.check_normalizer(kl_normalizer)
+    checks.check_logits("student_logits", student_logits)
+    checks.check_logits("teacher_logits", teacher_logits)
+    checks.check_teacher_logits(teacher_logits, student_logits)
+    checks.check_normalizer(kl_normalizer)
     call = LossCall(
         None, student_logits, teacher_logits, None, None, None, None, soft=True, alpha=1.0,
-        tau=arguments.check_tau(tau), numel=kl_normalizer == "numel", label_smoothing=0.0, teacher_smoothing=0.0,
+        tau=checks.check_tau(tau), numel=kl_normalizer == "numel", label_smoothing=0.0, teacher_smoothing=0.0,
         ignore_index=-100, mean=True,
     )  # fmt: skip
     return _apply(call)[0]
@@ -160,7 +160,7 @@ torch.library.define(
 def _forward(*args: object) -> tuple[Tensor, ...]:
     call = LossCall(*args)
     if call.logits.device.type == "cpu":
-        arguments.check_values(call)
+        checks.check_values(call)
     return _implementation(call).forward(call)
 
 

@@ -80,7 +80,7 @@ def build_program(source: str, folder: Path, *flags: str, root: Path = ROOT) -> 
     program = folder / Path(source).stem
     sources = [root / "csrc" / "emulate" / source]
     if source == "run.cpp":
-        sources += [root / "csrc" / "augment_cpu.cpp", *sorted((root / "csrc").glob("cpu_*.cpp"))]
+        sources += sorted((root / "csrc" / "cpu").glob("*.cpp"))
     warnings = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
     vector = ["-fno-math-errno", "-fno-trapping-math"]
     options = ["-std=c++20", "-O2", "-ffp-contract=off", *vector, "-pthread", *warnings, *flags]

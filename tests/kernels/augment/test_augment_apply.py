@@ -20,12 +20,12 @@ from deit_kernels.augment import (
     apply,
     apply_out,
     op,
-    reference,
     resized_crop,
     sample_mix,
 )
 from deit_kernels.augment.plan import OP, ROW
 from deit_kernels.augment.policy import IMAGENET_MEAN, IMAGENET_STD
+from deit_kernels.augment.reference.resize import resize_rows
 
 OPS = torch.ops.deit_kernels
 LAYOUTS = [("nchw", 16), ("channels_last", 16), ("patches", 8)]
@@ -102,7 +102,7 @@ def test_cpp_equals_numpy_for_any_box_window_and_resize() -> None:
     rows["window"] = random.integers(0, rows["resized"] - size + 1)
     rows["filter"], rows["flip"] = random.integers(0, 2, (2, count))
     plan = torch.from_numpy(rows.view(np.uint8).reshape(count, -1))
-    assert torch.equal(OPS._augment_resize(batch.data, plan, size), reference.resize_rows(batch.data, plan, size))
+    assert torch.equal(OPS._augment_resize(batch.data, plan, size), resize_rows(batch.data, plan, size))
 
 
 @needs_extension

@@ -1,4 +1,4 @@
-"""The arithmetic of csrc/augment in C++: known answers, and the same bits as NumPy and torch."""
+"""The arithmetic of csrc/arithmetic in C++: known answers, and the same bits as NumPy and torch."""
 
 import subprocess
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 import torch
 from augment_cases import build_program, needs_compiler
 
-from deit_kernels.augment import exact_math
+from deit_kernels.augment.reference import exact_math
 from deit_kernels.philox import Stream, philox
 
 pytestmark = needs_compiler

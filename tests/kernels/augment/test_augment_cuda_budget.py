@@ -1,4 +1,4 @@
-"""What the CUDA kernels take of an SM: registers, spills, shared memory, held to `csrc/cuda_budget.json` on sm_90.
+"""What the CUDA kernels take of an SM: registers, spills, shared memory, held to `csrc/cuda/budget.json` on sm_90.
 
 The compiler says it; no GPU is needed. A kernel that takes more fails here; one that takes less should lower its line.
 """
@@ -36,7 +36,7 @@ def compile_kernels(folder: Path, arch: int) -> dict[str, dict[str, int]]:
     except CompileError as error:
         pytest.skip(str(error))
     nvcc = [f"{toolkit.home}/bin/nvcc", "-ccbin", build.compiler()[0], *build.NVCC_FLAGS, "-Xptxas=-v"]
-    command = [*nvcc, f"-arch=sm_{arch}", "-c", ROOT / "csrc/augment_cuda.cu", "-o", folder / "kernels.o"]
+    command = [*nvcc, f"-arch=sm_{arch}", "-c", ROOT / "csrc/cuda/augment.cu", "-o", folder / "kernels.o"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     resources: dict[str, dict[str, int]] = {}
@@ -53,7 +53,7 @@ def compile_kernels(folder: Path, arch: int) -> dict[str, dict[str, int]]:
 
 
 def test_kernels_stay_inside_their_budget(tmp_path: Path) -> None:
-    budget = json.loads((ROOT / "csrc/cuda_budget.json").read_text())
+    budget = json.loads((ROOT / "csrc/cuda/budget.json").read_text())
     used = compile_kernels(tmp_path, 90)
     assert used.keys() == budget.keys() == set(NAMES.values())
     over = {

@@ -265,8 +265,8 @@ def test_sanitizers_find_nothing(tmp_path: Path, sanitizer: str) -> None:
 
 BARRIERS = [
     (name, *found.span())
-    for name in ("augment_kernels.cuh", "augment_ops.cuh")
-    for found in re.finditer(r"__syncthreads\(\);", (ROOT / "csrc" / name).read_text())
+    for name in ("kernels.cuh", "ops.cuh")
+    for found in re.finditer(r"__syncthreads\(\);", (ROOT / "csrc" / "cuda" / name).read_text())
 ]
 
 
@@ -275,7 +275,7 @@ BARRIERS = [
 def test_thread_sanitizer_sees_a_missing_barrier(tmp_path: Path, barrier: int) -> None:
     shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
     name, start, end = BARRIERS[barrier]
-    file = tmp_path / "csrc" / name
+    file = tmp_path / "csrc" / "cuda" / name
     text = file.read_text()
     file.write_text(text[:start] + text[end:])
     program = build_program("run.cpp", tmp_path, *SANITIZED, "-fsanitize=thread", root=tmp_path)

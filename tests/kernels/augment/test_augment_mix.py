@@ -16,11 +16,11 @@ from deit_kernels.augment import (
     Policy,
     apply,
     apply_out,
-    reference_finish,
+    reference,
     sample_mix,
 )
 from deit_kernels.augment.mix import MIX, MIX_NUMBERS
-from deit_kernels.augment.reference_mix import cut_boxes, sample_rows
+from deit_kernels.augment.reference.mix import cut_boxes, sample_rows
 
 POLICY = Policy.deit(32)
 
@@ -256,7 +256,7 @@ def test_a_bad_mix_is_refused_before_a_pixel_is_read(field: str, value: object, 
     with pytest.raises(ValueError, match=f"mix row 5: {text}"):
         apply(batch, plan, mix)
     with pytest.raises(ValueError, match=f"mix row 5: {text}"):
-        reference_finish.checked_mix(mix.rows, 32)
+        reference.finish.checked_mix(mix.rows, 32)
     with pytest.raises(ValueError, match=f"mix row 5: {text}"):  # the op under apply trusts nobody either
         policy, rows = plan.policy, plan.place(batch).rows
         mean, std = list(policy.mean), list(policy.std)

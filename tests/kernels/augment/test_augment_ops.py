@@ -9,7 +9,7 @@ from augment_cases import needs_extension, noise, photo
 from PIL import Image
 from timm.data import auto_augment
 
-from deit_kernels.augment import OPS, Policy, apply_op, reference_ops, sample_plan, single_op
+from deit_kernels.augment import OPS, Policy, apply_op, reference, sample_plan, single_op
 from deit_kernels.augment.plan import OP
 
 FILL = (124, 116, 104)
@@ -71,7 +71,7 @@ def numpy(image: np.ndarray, name: str, arg: float, interpolation: str, fast: bo
     call["op"], call["arg"], call["fill"], call["fast"] = OPS.index(name), arg, FILL, fast
     call["filter"] = interpolation == "bicubic"
     call["matrix"] = single_op.matrix(name, arg, *image.shape[:2])
-    return reference_ops.run_call(image, call)
+    return reference.ops.run_call(image, call)
 
 
 Run = Callable[..., np.ndarray]

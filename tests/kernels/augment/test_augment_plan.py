@@ -10,7 +10,7 @@ from augment_distance import distance
 from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation
 
-from deit_kernels.augment import ImageBatch, Policy, reference_sample, sample_plan
+from deit_kernels.augment import ImageBatch, Policy, reference, sample_plan
 from deit_kernels.augment.plan import OP, ROW
 from deit_kernels.augment.policy import POLICY
 
@@ -32,7 +32,7 @@ def test_cpp_and_numpy_draw_the_same_rows(policy: Policy, seed: int) -> None:
     plan = sample_plan(policy, seed=seed, epoch=epoch, sample=sample, copy=copy, height=height, width=width)
     keys = torch.from_numpy(np.stack([*counters, height, width], axis=1))
     numbers = torch.from_numpy(policy.numbers(seed).view(np.uint8))
-    expected = reference_sample.sample_rows(keys, numbers)
+    expected = reference.sample.sample_rows(keys, numbers)
     assert torch.equal(plan.rows, expected)
 
 

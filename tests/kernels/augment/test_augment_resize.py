@@ -8,8 +8,9 @@ import torch
 from augment_cases import PILLOW, SIZES, crop_rows, needs_extension, noise, noise_batch, pillow_crop
 from PIL import Image
 
-from deit_kernels.augment import ImageBatch, reference, resized_crop
+from deit_kernels.augment import ImageBatch, resized_crop
 from deit_kernels.augment.plan import ROW
+from deit_kernels.augment.reference.resize import resize_rows
 
 Resize = Callable[[ImageBatch, np.ndarray, int, str], np.ndarray]
 
@@ -21,7 +22,7 @@ def extension(batch: ImageBatch, boxes: np.ndarray, size: int, interpolation: st
 def numpy(batch: ImageBatch, boxes: np.ndarray, size: int, interpolation: str) -> np.ndarray:
     rows = crop_rows(batch, boxes, size, interpolation)
     rows = torch.from_numpy(rows.view(np.uint8).reshape(-1, ROW.itemsize))
-    return reference.resize_rows(batch.data, rows, size).numpy()
+    return resize_rows(batch.data, rows, size).numpy()
 
 
 implementations = pytest.mark.parametrize("resize", [pytest.param(extension, marks=needs_extension), numpy])
@@ -89,7 +90,7 @@ def test_every_window_is_a_part_of_the_whole_resized_image(
     rows = crop_rows(batch, boxes, size, interpolation)
     rows["resized"], rows["window"] = after, corners
     data = torch.from_numpy(rows.view(np.uint8).reshape(-1, ROW.itemsize))
-    run = reference.resize_rows if resize is numpy else torch.ops.deit_kernels._augment_resize
+    run = resize_rows if resize is numpy else torch.ops.deit_kernels._augment_resize
     image = Image.fromarray(noise(height, width)).resize(after[::-1], PILLOW[interpolation])
     for result, (top, left) in zip(run(batch.data, data, size), corners, strict=True):
         assert (result.numpy() == np.asarray(image)[top : top + size, left : left + size]).all()

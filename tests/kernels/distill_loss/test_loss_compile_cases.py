@@ -15,9 +15,9 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from benchmarks.ahead_of_time import compile_resources
-from deit_kernels.distill_loss import cases, kernels, launch
+from deit_kernels.distill_loss import cases, kernels
 
-CASES = {case.name: case for case in launch.compile_cases()}
+CASES = {case.name: case for case in cases.compile_cases()}
 
 
 class NoCard:

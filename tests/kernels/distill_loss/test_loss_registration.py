@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounter
 from torch._subclasses import FakeTensorMode
 
 from deit_kernels import MixedTarget, cross_entropy, distillation_loss, kl_divergence
-from deit_kernels.distill_loss.arguments import distillation_call
+from deit_kernels.distill_loss.checks import distillation_call
 from tests.kernels.distill_loss.loss_cases import TARGETS, TEACHERS, Case, full_options, make_call, product, run
 
 KINDS = product(target=TARGETS, teacher=TEACHERS, heads=(2, 1), smoothing=(0.1,))

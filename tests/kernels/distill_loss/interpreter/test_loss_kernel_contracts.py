@@ -9,8 +9,8 @@ import torch
 
 from deit_kernels import MixedTarget, TopK, distillation_loss
 from deit_kernels.distill_loss import kernels, launch, reference
-from deit_kernels.distill_loss.arguments import distillation_call
-from deit_kernels.distill_loss.operands import Tiling, backward_operands, choose_tiling, operands
+from deit_kernels.distill_loss.checks import distillation_call
+from deit_kernels.distill_loss.launch import Tiling, backward_operands, choose_tiling, operands
 from deit_kernels.distill_loss.reference import LossCall
 from tests.kernels.distill_loss.loss_cases import (
     TARGETS,

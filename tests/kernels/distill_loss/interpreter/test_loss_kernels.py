@@ -46,7 +46,7 @@ def check(case: Case, rows: int, classes: int, dtype: torch.dtype) -> None:
 def test_the_public_function_runs_the_kernels() -> None:
     from deit_kernels.distill_loss import launch
 
-    call = op.arguments.distillation_call(**full_options(make_call(Case(), 1, 10)))
+    call = op.checks.distillation_call(**full_options(make_call(Case(), 1, 10)))
     assert op._implementation(call) is launch
 
 

@@ -1,14 +1,14 @@
-// Crop, resize and flip on the CPU, over the arithmetic of augment/resample.h.
+// Crop, resize and flip on the CPU, over the arithmetic of arithmetic/resample.h.
 //
 // Both resize passes are the same weighted sums of runs of bytes. The horizontal pass works on 32 source lines
 // transposed, so that a column's 32 pixels are a run of 96 bytes; the vertical pass finds its runs along a line.
 #include <algorithm>
 #include <cstring>
 
-#include "augment/resample.h"
-#include "cpu_stages.h"
-#include "cpu_transpose.h"
-#include "cpu_weights.h"
+#include "../arithmetic/resample.h"
+#include "stages.h"
+#include "transpose.h"
+#include "weights.h"
 
 namespace deit::cpu {
 namespace {

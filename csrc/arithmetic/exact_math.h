@@ -1,5 +1,5 @@
 // exp, log, sin, cos and normal numbers built of + - * / and sqrt in one fixed order: equal bits to
-// deit_kernels/augment/exact_math.py on every machine.
+// deit_kernels/augment/reference/exact_math.py on every machine.
 //
 // libm, NumPy and CUDA disagree in the last bit, and a crop box is rounded from such a value. sqrt and rint are
 // correctly rounded everywhere and need no help. exp and log err by less than 3 units in the last place, sin and cos by

@@ -1,4 +1,4 @@
-// The stages of the CPU implementation, one image at a time; augment_cpu.cpp strings them together.
+// The stages of the CPU implementation, one image at a time; augment.cpp strings them together.
 #pragma once
 
 #include <cstdint>
@@ -8,9 +8,9 @@
 #include <immintrin.h>
 #endif
 
-#include "augment/mix.h"
-#include "augment/normalise.h"
-#include "augment/plan.h"
+#include "../arithmetic/mix.h"
+#include "../arithmetic/normalise.h"
+#include "../arithmetic/plan.h"
 
 // The loops are compiled once for each instruction set and chosen when the binary loads; all give the same integers.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && !defined(DEIT_NO_CLONES)

@@ -1,11 +1,11 @@
-// Launches the kernels of augment_kernels.cuh on the caller's stream: no synchronisation, no allocation, capturable.
+// Launches the kernels of kernels.cuh on the caller's stream: no synchronisation, no allocation, capturable.
 #include <cuda_runtime.h>
 
 #include <stdexcept>
 #include <string>
 
-#include "augment.h"
-#include "augment_kernels.cuh"
+#include "../augment.h"
+#include "kernels.cuh"
 
 namespace deit::cuda {
 namespace {

@@ -1,8 +1,4 @@
-"""The augmentation in NumPy, exact: what C++ and CUDA must equal bit for bit, and what runs where they are not built.
-
-`place_rows` joins a plan with a batch and `resize_rows` crops, resizes and flips; the later stages are `reference_ops`
-and `reference_finish`; `reference_sample` draws the plan. Images stay uint8 between stages, as in a Pillow pipeline.
-"""
+"""Joins a plan with a batch, crops, resizes and flips, with the pixels of Pillow; see `csrc/arithmetic/resample.h`."""
 
 from __future__ import annotations
 
@@ -11,9 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .plan import MAX_SIDE, ROW
-from .policy import ERASE_MODES, FILTERS
-from .reference_ops import calls_are_good
+from ..plan import MAX_SIDE, ROW
+from ..policy import ERASE_MODES, FILTERS
+from .ops import calls_are_good
 
 PRECISION = 22  # bits of Pillow's fixed-point weights
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from deit_kernels import integrations
-from deit_kernels.integrations import patch_timm, register_huggingface
+from deit_kernels.integrations import models, patch_timm, register_huggingface
 
 timm = pytest.importorskip("timm")
 transformers = pytest.importorskip("transformers")
@@ -34,13 +34,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of our functions, as a model calls them."""
     made: list[str] = []
     for name in ("attention", "attention_qkvpacked"):
-        original = getattr(integrations, name)
+        original = getattr(models, name)
 
         def counted(*args, name=name, original=original, **kwargs):
             made.append(name)
             return original(*args, **kwargs)
 
-        monkeypatch.setattr(integrations, name, counted)
+        monkeypatch.setattr(models, name, counted)
     return made
 
 
@@ -103,7 +103,11 @@ def test_a_patched_model_is_copied_saved_and_compiled() -> None:
     loaded = torch.load(buffer, weights_only=False)
     for other in (copy.deepcopy(model), loaded, torch.compile(model, fullgraph=True, backend="aot_eager")):
         torch.testing.assert_close(other(images), expected)
-    assert type(loaded.blocks[0].attn) is integrations.PackedTimmAttention
+    packed = integrations.PackedTimmAttention
+    assert type(loaded.blocks[0].attn) is packed
+    assert (packed.__module__, packed.__qualname__) == ("deit_kernels.integrations", "PackedTimmAttention"), (
+        "in pickles"
+    )
 
 
 @pytest.mark.parametrize("family", ["ViT", "DeiT"])

@@ -1,4 +1,4 @@
-"""Draws a plan in NumPy, with the bits of `csrc/augment/sample.h` and `sample_ops.h`."""
+"""Draws a plan in NumPy, with the bits of `csrc/arithmetic/sample.h` and `sample_ops.h`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..philox import Stream, philox, uniform
+from ...philox import Stream, philox, uniform
+from ..plan import ROW
+from ..policy import CROPS, FILTERS, POLICY
+from ..rand_augment import OPS
 from .exact_math import exp, log, normals, sin_cos
-from .plan import ROW
-from .policy import CROPS, FILTERS, POLICY
-from .rand_augment import OPS
 
 TRIES = 10  # of a crop and of an erased box
 AFFINE = tuple(OPS.index(name) for name in ("rotate", "shear_x", "shear_y", "translate_x", "translate_y"))

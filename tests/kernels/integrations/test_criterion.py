@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,11 +12,15 @@ from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTarget
 from timm.task import TokenDistillationTask as TimmTask
 from torch import Tensor, nn
 
-from deit_fast.criterion import DistillationLoss
-from deit_fast.timm_task import TokenDistillationTask
 from deit_kernels import MixedTarget
+from deit_kernels.integrations.criterion import DistillationLoss
+from deit_kernels.integrations.timm_task import TokenDistillationTask
 
 ROWS, CLASSES = 6, 41
+PATHS = {
+    DistillationLoss: ("deit_fast", "deit_fast.criterion", "deit_kernels.integrations.criterion"),
+    TokenDistillationTask: ("deit_fast", "deit_fast.timm_task", "deit_kernels.integrations.timm_task"),
+}
 CRITERIA = {
     "cross-entropy": nn.CrossEntropyLoss(),
     "smoothed cross-entropy": nn.CrossEntropyLoss(label_smoothing=0.1),
@@ -170,3 +176,8 @@ def test_the_task_refuses_weights_that_cannot_be_shared_out(teacher: nn.Module) 
     for weights in ({"task_loss_weight": 1.5}, {"task_loss_weight": 0.0, "distill_loss_weight": 0.0}):
         with pytest.raises(ValueError, match="task_loss_weight and distill_loss_weight"):
             TokenDistillationTask(Student(), teacher, criterion=nn.CrossEntropyLoss(), verbose=False, **weights)
+
+
+@pytest.mark.parametrize(("kind", "module"), [(kind, module) for kind, modules in PATHS.items() for module in modules])
+def test_every_documented_import_gives_the_one_class(kind: type, module: str) -> None:
+    assert getattr(importlib.import_module(module), kind.__name__) is kind

@@ -1,4 +1,4 @@
-"""How groups of rows are mixed, drawn in NumPy: what csrc/augment/sample_mix.h draws, with equal bits."""
+"""How groups of rows are mixed, drawn in NumPy: what csrc/arithmetic/sample_mix.h draws, with equal bits."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..philox import Stream, philox, uniform
+from ...philox import Stream, philox, uniform
+from ..mix import MIX, MIX_NUMBERS, MODES
 from .exact_math import exp, log, normals
-from .mix import MIX, MIX_NUMBERS, MODES
 
 GAMMA_TRIES = 16  # of which each is accepted with a chance above 0.95
 

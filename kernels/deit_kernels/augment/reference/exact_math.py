@@ -1,4 +1,4 @@
-"""exp, log, sin, cos and normal numbers with the same bits in NumPy and C++ (`csrc/augment/exact_math.h`).
+"""exp, log, sin, cos and normal numbers with the same bits in NumPy and C++ (`csrc/arithmetic/exact_math.h`).
 
 libm, NumPy and CUDA disagree in the last bit of exp and log, and a crop box is rounded from such a value, so a plan
 would depend on where it was drawn. These are built of + − × / only, in one fixed order; sqrt is correctly rounded
@@ -12,7 +12,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..philox import uniform
+from ...philox import uniform
 
 # ln 2 in two parts: k * _LN2_HIGH is exact for |k| < 2**20, _LN2_LOW holds the rest.
 _LN2_HIGH, _LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10

@@ -1,5 +1,5 @@
 // The CUDA kernel bodies, over the same arithmetic as the CPU: no torch, no launch syntax, so that the tests can build
-// them with g++ and run them on the CPU (csrc/emulate). augment_cuda.cu launches them.
+// them with g++ and run them on the CPU (csrc/emulate). augment.cu launches them.
 //
 // Allowed here: dynamic shared memory, __syncthreads, full-mask warp intrinsics, integer atomics. The block size is a
 // parameter; every loop strides by it.
@@ -7,12 +7,12 @@
 
 #include <cstdint>
 
-#include "augment/mix.h"
-#include "augment/noise.h"
-#include "augment/normalise.h"
-#include "augment/plan.h"
-#include "augment/resample.h"
-#include "augment_ops.cuh"
+#include "../arithmetic/mix.h"
+#include "../arithmetic/noise.h"
+#include "../arithmetic/normalise.h"
+#include "../arithmetic/plan.h"
+#include "../arithmetic/resample.h"
+#include "ops.cuh"
 
 namespace deit::cuda {
 

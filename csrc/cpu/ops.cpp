@@ -1,9 +1,9 @@
-// The ops of RandAugment on the CPU, in place, over the arithmetic of augment/{colour,histogram}.h.
+// The ops of RandAugment on the CPU, in place, over the arithmetic of arithmetic/{colour,histogram}.h.
 #include <cstring>
 
-#include "augment/colour.h"
-#include "augment/histogram.h"
-#include "cpu_stages.h"
+#include "../arithmetic/colour.h"
+#include "../arithmetic/histogram.h"
+#include "stages.h"
 
 namespace deit::cpu {
 namespace {

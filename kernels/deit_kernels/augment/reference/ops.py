@@ -1,6 +1,6 @@
 """The ops of RandAugment in NumPy, each equal to Pillow's and timm's pixels.
 
-In C++ they are `csrc/augment/colour.h`, `histogram.h` and `affine.h`.
+In C++ they are `csrc/arithmetic/colour.h`, `histogram.h` and `affine.h`.
 
 Source: Pillow 12 ImageOps, ImageEnhance, libImaging/{Convert,Blend,Filter,Geometry}.c; timm 1.0 auto_augment.
 """
@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .plan import OP
-from .policy import FILTERS
-from .rand_augment import OPS
+from ..plan import OP
+from ..policy import FILTERS
+from ..rand_augment import OPS
 
 Image = NDArray[np.uint8]
 LEVELS = np.arange(256)

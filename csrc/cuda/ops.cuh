@@ -1,12 +1,12 @@
-// One op of RandAugment by a CUDA block, over the same arithmetic as the CPU; a part of augment_kernels.cuh.
+// One op of RandAugment by a CUDA block, over the same arithmetic as the CPU; a part of kernels.cuh.
 #pragma once
 
 #include <cstdint>
 
-#include "augment/affine.h"
-#include "augment/colour.h"
-#include "augment/histogram.h"
-#include "augment/plan.h"
+#include "../arithmetic/affine.h"
+#include "../arithmetic/colour.h"
+#include "../arithmetic/histogram.h"
+#include "../arithmetic/plan.h"
 
 namespace deit::cuda {
 

@@ -1,10 +1,10 @@
 // The weights of a resize pass, tap by tap over all outputs: vectors of outputs, and each output's floating-point sum
 // in Pillow's order.
-#include "cpu_weights.h"
+#include "weights.h"
 
 #include <algorithm>
 
-#include "cpu_stages.h"
+#include "stages.h"
 
 namespace deit::cpu {
 namespace {

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from .attention import attention, attention_qkvpacked
+from ..attention import attention, attention_qkvpacked
 
 
 class Patch(NamedTuple):
@@ -50,7 +50,7 @@ def patch_timm(model: nn.Module, *, strict: bool = False) -> Patch:
     Raises:
         ValueError: strict, and some modules cannot be replaced (which, and why) or there are none; nothing is changed.
     """
-    packed = _packed_timm_attention()
+    packed = packed_timm_attention()
     change, skipped, already = [], {}, False
     for name, module in model.named_modules():
         if type(module) is packed:
@@ -88,7 +88,7 @@ def _why_not(module: nn.Module, packed: type[nn.Module]) -> str | None:
 
 
 @functools.cache
-def _packed_timm_attention() -> type[nn.Module]:
+def packed_timm_attention() -> type[nn.Module]:
     from timm.layers import Attention
 
     class PackedTimmAttention(Attention):
@@ -102,14 +102,9 @@ def _packed_timm_attention() -> type[nn.Module]:
                 out = out * gate(x).sigmoid()
             return self.proj_drop(self.proj(out))
 
-    PackedTimmAttention.__qualname__ = "PackedTimmAttention"  # where pickle looks for it; __getattr__ makes it there
+    # Where pickle looks for it: the package's __getattr__ makes it there.
+    PackedTimmAttention.__module__, PackedTimmAttention.__qualname__ = __package__, "PackedTimmAttention"
     return PackedTimmAttention
-
-
-def __getattr__(name: str) -> Any:
-    if name == "PackedTimmAttention":
-        return _packed_timm_attention()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def register_huggingface(name: str = "deit_kernels") -> str:

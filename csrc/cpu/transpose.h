@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "cpu_stages.h"
+#include "stages.h"
 
 namespace deit::cpu {
 

@@ -1,6 +1,6 @@
 """What a call of the losses may hold: types, shapes, devices and host values, checked before anything runs.
 
-`loss_call` looks at nothing that lives in a tensor, so it costs no synchronisation and keeps a compiled graph whole.
+`distillation_call` never looks into a tensor, so it costs no synchronisation and keeps a compiled graph whole.
 `check_values` looks into CPU tensors and runs inside the op; on a GPU the kernels give such rows a NaN loss instead.
 """
 

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "augment/resample.h"
+#include "../arithmetic/resample.h"
 
 namespace deit::cpu {
 

@@ -1,4 +1,4 @@
-// The affine ops on the CPU, line by line, so that the polynomials of augment/affine.h run over whole vectors of bytes.
+// The affine ops on the CPU, line by line, so that the polynomials of arithmetic/affine.h run over whole vectors of bytes.
 //
 // A line's source points are one run: rounding keeps their coordinates in order. Of each run the pixels at the same
 // place of the 4 x 4 (or 2 x 2) neighbourhood form a tap line. Where rows and columns advance in step with the output,
@@ -6,9 +6,9 @@
 #include <cstring>
 #include <type_traits>
 
-#include "augment/affine.h"
-#include "cpu_stages.h"
-#include "cpu_transpose.h"
+#include "../arithmetic/affine.h"
+#include "stages.h"
+#include "transpose.h"
 
 namespace deit::cpu {
 namespace {

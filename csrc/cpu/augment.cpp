@@ -1,11 +1,11 @@
-// The CPU implementation: checks, then the stages of cpu_stages.h image by image, in memory that a thread keeps.
+// The CPU implementation: checks, then the stages of stages.h image by image, in memory that a thread keeps.
 #include <algorithm>
 #include <cstring>
 #include <stdexcept>
 #include <string>
 
-#include "augment.h"
-#include "cpu_stages.h"
+#include "../augment.h"
+#include "stages.h"
 
 namespace deit::cpu {
 namespace {

@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <cstring>
 
-#include "augment/noise.h"
-#include "cpu_look_up.h"
-#include "cpu_stages.h"
+#include "../arithmetic/noise.h"
+#include "look_up.h"
+#include "stages.h"
 
 namespace deit::cpu {
 namespace {

@@ -1,4 +1,4 @@
-"""The last stage in NumPy: normalise, erase, mix, and the layout; see `csrc/augment/{normalise,noise,mix}.h`."""
+"""The last stage in NumPy: normalise, erase, mix, and the layout; see `csrc/arithmetic/{normalise,noise,mix}.h`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..philox import Stream, philox
+from ...philox import Stream, philox
+from ..mix import MIX, MODES
+from ..plan import ROW
+from ..policy import ERASE_MODES
 from .exact_math import normals
-from .mix import MIX, MODES
-from .plan import ROW
-from .policy import ERASE_MODES
 
 
 def normalised_levels(mean: list[float], std: list[float]) -> NDArray[np.float32]:
