@@ -195,6 +195,17 @@ def room_of(file: str) -> str:
     return file.partition("/")[0]
 
 
+def imported_packages(path: Path) -> set[str]:
+    """The packages that a file imports by their full name."""
+    packages = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            packages |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            packages.add(node.module.split(".")[0])
+    return packages
+
+
 def _name(function: ast.expr) -> str:
     return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
 

@@ -1,13 +1,13 @@
 """The rules of the house that a reader of one file cannot see."""
 
-import ast
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.rooms import Rooms
+from tests.draw_rooms import PICTURE, picture
+from tests.rooms import Rooms, imported_packages
 
 ROOT = Path(__file__).parents[1]
 # Who may import whom: csrc ← deit_kernels ← deit_fast ← benchmarks, tests.
@@ -17,16 +17,6 @@ FORBIDDEN = {
 }
 # Integrations know their host, inside the functions that patch it.
 EXCEPTED = {"kernels/deit_kernels/integrations.py"}
-
-
-def imported_packages(path: Path) -> set[str]:
-    packages = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            packages |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            packages.add(node.module.split(".")[0])
-    return packages
 
 
 @pytest.mark.parametrize("folder", FORBIDDEN)
@@ -39,6 +29,10 @@ def test_imports_point_one_way(folder: str) -> None:
 
 def test_every_room_imports_from_lower_floors_only_and_is_small_enough() -> None:
     assert Rooms().broken() == []
+
+
+def test_the_picture_of_the_floors_is_drawn_from_the_code_as_it_is() -> None:
+    assert PICTURE.read_text() == picture(Rooms()), "docs/rooms.svg shows other rooms than the code: type make rooms"
 
 
 def test_the_kernels_folder_is_no_package() -> None:
