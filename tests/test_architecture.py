@@ -1,5 +1,7 @@
 """The rules of the house that a reader of one file cannot see."""
 
+import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.draw_rooms import PICTURE, picture
-from tests.rooms import Rooms, imported_packages
+from tests.rooms import FLOORS, Rooms, imported_packages
 
 ROOT = Path(__file__).parents[1]
 # Who may import whom: csrc ← deit_kernels ← deit_fast ← benchmarks, tests.
@@ -192,3 +194,25 @@ def test_a_floor_without_its_room_is_named(tmp_path: Path) -> None:
     broken(tmp_path, {})
     (sentence,) = Rooms(tmp_path / "house", (*HOUSE_FLOORS, ("well",))).broken()
     assert sentence == "house/well has a floor and does not exist: take it off FLOORS in tests/rooms.py"
+
+
+def test_the_page_on_the_layout_names_every_room_and_only_code_that_exists() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    named = re.findall(r"`((?:deit_fast|deit_kernels)\.[\w.]+)`", text)
+    assert len(set(named)) >= 20
+    assert not [name for name in named if not exists(name)]
+    rooms = [room if room.endswith(".py") else f"{room}/" for floor in FLOORS for room in floor]
+    assert not [room for room in rooms if f"`{room}`" not in text]
+
+
+def exists(name: str) -> bool:
+    """Whether a dotted name is a module, or something in one."""
+    found, parts = None, name.split(".")
+    for end, part in enumerate(parts, 1):
+        try:
+            found = importlib.import_module(".".join(parts[:end]))
+        except ImportError:
+            if not hasattr(found, part):
+                return False
+            found = getattr(found, part)
+    return True

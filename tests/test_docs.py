@@ -18,7 +18,6 @@ from deit_fast.model import CONFIGS
 from deit_fast.recipes.named import parse
 from deit_fast.train import train
 from tests.deit_fast.command import command_line
-from tests.rooms import FLOORS
 from tests.small_data import write_flowers
 
 ROOT = Path(__file__).parents[1]
@@ -124,25 +123,3 @@ def test_the_tables_name_flags_that_exist(name: str) -> None:
     named = {flag for cell in rows for flag in re.findall(r"`--([a-z-]+)", cell)}
     assert len(rows) > 20 and len(named) > 20
     assert not {flag for flag in named if flag.replace("-", "_") not in Config.__dataclass_fields__}
-
-
-def test_the_page_on_the_layout_names_every_room_and_code_that_exists() -> None:
-    text = (DOCS / "architecture.md").read_text()
-    named = re.findall(r"`((?:deit_fast|deit_kernels)\.[\w.]+)`", text)
-    assert len(set(named)) >= 20
-    assert not [name for name in named if not exists(name)]
-    rooms = [room if room.endswith(".py") else f"{room}/" for floor in FLOORS for room in floor]
-    assert not [room for room in rooms if f"`{room}`" not in text]
-
-
-def exists(name: str) -> bool:
-    """Whether a dotted name is a module, or something in one."""
-    found, parts = None, name.split(".")
-    for end, part in enumerate(parts, 1):
-        try:
-            found = importlib.import_module(".".join(parts[:end]))
-        except ImportError:
-            if not hasattr(found, part):
-                return False
-            found = getattr(found, part)
-    return True
