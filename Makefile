@@ -3,8 +3,8 @@
 # make test    setup, then everything CI runs; make test-all adds the slow sweeps
 # make chaos   setup, then kills, signals, bad numbers and full disks by the dozen, and 20 000 damaged files: hours
 # make bench   setup, then every comparison with peers at sizes for this machine: a table, a results file, a picture
-# make rooms   draw the floors of deit_fast/ anew, as docs/rooms.svg, from what its files import
 # make wheel   dist/*.whl
+# make rooms   draw the floors of deit_fast/ anew, as docs/rooms.svg, from what its files import
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -27,7 +27,7 @@ SOURCES := pyproject.toml constraints.txt setup.py $(shell find csrc -type f)
 PYTEST := $(PY) -m pytest -n 2 --dist worksteal
 ARGS ?=
 
-.PHONY: setup train test test-all chaos bench wheel rooms lint clean
+.PHONY: setup train test test-all chaos bench wheel lint clean
 
 setup: $(STAMP)
 
@@ -67,6 +67,7 @@ bench: setup
 wheel: setup
 	$(PY) -m pip wheel -q --no-deps --no-build-isolation -w dist .
 
+.PHONY: rooms
 rooms:
 	$(PY) -m tests.draw_rooms
 
