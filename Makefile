@@ -5,6 +5,7 @@
 # make same-bits  setup, then the working tree trains to the bytes of AGAINST, a commit (default HEAD): three minutes
 # make bench   setup, then every comparison with peers at sizes for this machine: a table, a results file, a picture
 # make wheel   dist/*.whl
+# make rooms   draw the floors of deit_fast/ anew, as docs/rooms.svg, from what its files import
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -70,6 +71,10 @@ bench: setup
 
 wheel: setup
 	$(PY) -m pip wheel -q --no-deps --no-build-isolation -w dist .
+
+.PHONY: rooms
+rooms:
+	$(PY) -m tests.draw_rooms
 
 clean:
 	rm -rf build dist *.egg-info kernels/deit_kernels/*.so

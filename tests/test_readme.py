@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands, its files exist, its commands parse, its numbers are in results files."""
+"""README, CONTRIBUTING, docs/measured.md: Python runs, commands parse, links and numbers lead to what they say."""
 
 import json
 import re
@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from deit_fast.recipes.named import parse
+from tests.test_docs import read
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)
+PAGES = ["README.md", "CONTRIBUTING.md", "docs/measured.md"]
+COMPARED = ["README.md", "docs/measured.md"]
 
 
 @pytest.mark.parametrize("code", [code for language, code in BLOCKS if language == "python"])
@@ -19,22 +21,36 @@ def test_python_blocks_run(code: str) -> None:
     exec(compile(code, "README.md", "exec"), {})
 
 
-def test_training_commands_parse() -> None:
-    commands = [line for language, code in BLOCKS if language == "bash" for line in code.splitlines()]
-    trainings = [shlex.split(line)[3:] for line in commands if line.startswith("python -m deit_fast.train")]
-    assert len(trainings) == 2
-    for arguments in trainings:
-        parse(arguments, "").check()
+def test_commands_parse() -> None:
+    lines = [line for language, code in BLOCKS if language == "bash" for line in code.splitlines()]
+    commands = [shlex.split(line.replace("python -m deit_fast.", "deit-fast ")) for line in lines]
+    ours = [words[1:] for words in commands if words[0] == "deit-fast"]
+    assert [name for name, *_ in ours] == ["train", "train", "evaluate", "predict", "export"]
+    for name, *arguments in ours:
+        read(name, arguments)
 
 
-def test_make_targets_exist() -> None:
+@pytest.mark.parametrize("page", PAGES)
+def test_make_targets_exist(page: str) -> None:
     makefile = (ROOT / "Makefile").read_text()
-    named = set(re.findall(r"`?make ([a-z-]+)`?", README))
-    assert {"train", "test", "test-all", "wheel"} <= named
+    named = set(re.findall(r"(?:^|`)make ([a-z-]+)", (ROOT / page).read_text(), flags=re.MULTILINE))
+    assert named or page != "README.md"
+    assert page != "README.md" or {"train", "test", "test-all", "wheel"} <= named
     assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in named)
 
 
-LINK = r"\[([\d.,]+)(?: [×%])?\]\((benchmarks/results/[^)#]+\.json)#([^)]+)\)"
+def test_the_readme_is_short_and_its_map_shows_what_is_there() -> None:
+    assert len(README.splitlines()) < 150
+    (drawn,) = (code for language, code in BLOCKS if language == "")
+    assert len(drawn.splitlines()) <= 15
+    folder = ""
+    for line in drawn.splitlines():
+        paths = re.findall(r"(?:^|  )([\w/]+(?:/|\.py))", line)
+        folder = folder if line.startswith(" ") else paths[0]
+        assert paths and all((ROOT / (folder if line.startswith(" ") else "") / path).exists() for path in paths), line
+
+
+LINK = r"\[([\d.,]+)(?: [×%])?\]\((?:\.\./)?(benchmarks/results/[^)#]+\.json)#([^)]+)\)"
 
 
 def row_of(file: str, row: str) -> dict:
@@ -51,18 +67,22 @@ def published(file: str, row: str) -> set[float]:
     return stated | set(info["rate"].values())
 
 
-def test_every_measured_number_is_in_the_results_file_it_links_to() -> None:
-    cells = re.findall(LINK, README)
-    assert len(cells) >= 20
+@pytest.mark.parametrize(("page", "least"), [("README.md", 15), ("docs/measured.md", 30)])
+def test_every_measured_number_is_in_the_results_file_it_links_to(page: str, least: int) -> None:
+    cells = re.findall(LINK, (ROOT / page).read_text())
+    assert len(cells) >= least
     for text, file, row in cells:
         digits = len(text.partition(".")[2])
         stated = {f"{value:,.{digits}f}" for value in published(file, row)}
         assert text in stated, f"{text} is not in row {row} of {file}, which states {sorted(stated)}"
 
 
-def test_every_cell_of_the_comparison_is_the_number_of_its_column() -> None:
-    table = README[README.index("| on two cores") : README.index("One run of `make bench`")].strip().splitlines()
+@pytest.mark.parametrize(("page", "rows"), [("README.md", 4), ("docs/measured.md", 10)])
+def test_every_cell_of_the_comparison_is_the_number_of_its_column(page: str, rows: int) -> None:
+    text = (ROOT / page).read_text()
+    table = text[text.index("| on two cores") : text.index("One run of `make bench`")].strip().splitlines()
     assert [cell.split()[0] for cell in table[0].split("|")[2:6]] == ["ours", "timm", "facebookresearch/deit", "ours"]
+    assert len(table[2:]) == rows
     for line in table[2:]:
         ours, theirs, official, ratio = line.split("|")[2:6]
         (_, file, row) = re.search(LINK, ours).groups()
@@ -75,31 +95,44 @@ def test_every_cell_of_the_comparison_is_the_number_of_its_column() -> None:
             info[f"ratio_to_{peer}"],
         ]
         for cell, value in zip((ours, theirs, official, ratio), expected, strict=True):
-            for text, of_file, of_row in re.findall(LINK, cell):
+            for number, of_file, of_row in re.findall(LINK, cell):
                 assert (of_file, of_row) == (file, row)
-                assert text == f"{value:,.{len(text.partition('.')[2])}f}"
+                assert number == f"{value:,.{len(number.partition('.')[2])}f}"
             assert not re.search(r"\d", re.sub(LINK, "", cell)), f"a number without its file: {cell}"
         assert len(re.findall(LINK, line)) in (3, 4)
 
 
-def test_the_run_behind_the_comparison_is_the_one_that_is_named() -> None:
+@pytest.mark.parametrize("page", COMPARED)
+def test_the_run_behind_the_comparison_is_the_one_that_is_named(page: str) -> None:
+    text = (ROOT / page).read_text()
     (named,) = re.findall(
         r"One run of `make bench` on two cores of an ([\w ]+?) of a cloud\s+machine, torch ([\d.]+), ([\d-]{10})\.",
-        README,
+        text,
     )
-    files = {file for _, file, _ in re.findall(LINK, README[: README.index("One run of `make bench`")])}
+    files = {file for _, file, _ in re.findall(LINK, text[: text.index("One run of `make bench`")])}
     (file,) = files
     content = json.loads((ROOT / file).read_text())
     machine = content["machine"].replace("-", " ")
     assert (machine, content["versions"]["torch"], content["date"]) == (f"2 core {named[0].lower()}", *named[1:])
 
 
-def test_no_other_number_claims_a_measurement() -> None:
-    prose = re.sub(r"```.*?```|\[[^]]*\]\([^)]*\)|`[^`]*`", "", README, flags=re.DOTALL)
+@pytest.mark.parametrize("page", COMPARED)
+def test_no_other_number_claims_a_measurement(page: str) -> None:
+    prose = re.sub(r"```.*?```|\[[^]]*\]\([^)]*\)|`[^`]*`", "", (ROOT / page).read_text(), flags=re.DOTALL)
     assert not re.findall(r"\d[\d.,]* ?(?:%|×|images/s|µs|ms|seconds|minutes|hours)", prose)
 
 
-def test_links_lead_somewhere() -> None:
-    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text()
+    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("http")]
     assert links
-    assert not [link for link in links if not (ROOT / link).exists()]
+    assert not [link for link in links if not (ROOT / page).parent.joinpath(link).exists()]
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))]
+)
+def test_named_test_files_exist(page: str) -> None:
+    named = set(re.findall(r"\btests/[\w/]+\.py|(?<![\w/])test_\w+\.py", (ROOT / page).read_text()))
+    assert not [name for name in named if not ((ROOT / name).exists() or [*ROOT.glob(f"tests/**/{name}")])]

@@ -1,0 +1,1 @@
+"""A trained model written for timm, Hugging Face or ONNX, and checked there, with a model card."""

@@ -1,0 +1,1 @@
+"""Named trainings: the paper's, the official code's, and small ones that run anywhere."""

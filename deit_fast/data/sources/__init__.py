@@ -1,0 +1,1 @@
+"""Where images lie: class folders, tar shards, parquet, ImageNet, CIFAR, and what is built in."""
