@@ -178,6 +178,7 @@ def differences(old: Path, new: Path) -> tuple[int, list[str]]:
     """(files compared, a sentence for every file that differs), both folders searched with their sub-folders."""
     mine, theirs = ({path.relative_to(folder) for path in folder.rglob("*") if path.is_file()} for folder in (old, new))
     names = sorted(name for name in mine | theirs if not LEFT_OUT & set(name.parts))
+    names.sort(key=lambda name: name.name != "metrics.jsonl")  # first, since it shows where a training parted
     found = [] if names else ["nothing was written"]
     for name in names:
         if name not in mine or name not in theirs:
@@ -204,16 +205,16 @@ def without(value: Any, names: set[str]) -> Any:
 
 
 def first_difference(old: bytes, new: bytes) -> str:
-    """The first line that differs of two texts, or the first byte of other files."""
+    """What stands on either side where two texts part, or the first byte of other files."""
     both = zip(old, new, strict=False)
     place = next((i for i, (one, other) in enumerate(both) if one != other), min(len(old), len(new)))
-    try:
-        lines = old.decode().splitlines(), new.decode().splitlines()
-    except UnicodeDecodeError:
+    if b"\0" in old + new:
         return f"byte {place:,} of {len(old):,}"
-    number = old[:place].count(b"\n")
-    before, after = (side[number].strip()[:60] if number < len(side) else "nothing" for side in lines)
-    return f"{before} -> {after}"
+    begin = max(old.rfind(b"\n", 0, place) + 1, place - 40)
+    before, after = (
+        side[begin : place + 20].decode(errors="replace").partition("\n")[0].strip() for side in (old, new)
+    )
+    return f"{before or 'nothing'} -> {after or 'nothing'}"
 
 
 def git(root: Path, *arguments: str) -> bytes:

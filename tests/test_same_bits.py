@@ -61,6 +61,16 @@ def test_a_changed_summary_is_found_in_its_line(sides: tuple[Path, Path]) -> Non
     assert differences(*sides)[1] == ['summary.json: {"student": 91.0} -> {"student": 91.5}']
 
 
+def test_metrics_come_first_and_show_where_a_training_parted(sides: tuple[Path, Path]) -> None:
+    for side, loss in zip(sides, (2.25, 2.5), strict=True):
+        write(side / "config.json", {"seed": loss})
+        (side / "metrics.jsonl").write_text(json.dumps(LINE) + "\n" + json.dumps({**LINE, "loss": loss}) + "\n")
+    assert differences(*sides)[1] == [
+        'metrics.jsonl: "loss": 2.25, -> "loss": 2.5,',
+        'config.json: {"seed": 2.25} -> {"seed": 2.5}',
+    ]
+
+
 def test_the_order_of_a_byte_compared_file_counts(sides: tuple[Path, Path]) -> None:
     for side, value in zip(sides, ({"a": 1, "b": 2}, {"b": 2, "a": 1}), strict=True):
         write(side / "config.json", value)
