@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..config import Config
+from ..names import headline
 from ..ranks.group import Ranks
 from ..run import checkpoint
 from ..run.metrics import Metrics, TensorBoard
@@ -136,10 +137,10 @@ class Record:
             self._snapshots.take(done, tensors, {**state, "meter": meter, "scaler": scaler, "unreadable": unreadable})
 
     def keep_if_best(self, done: int, student: Scores, average: Scores | None) -> None:
-        """Keep the moving average, or the weights where there is none, when it scored better than ever before."""
+        """Keep the moving average, or the weights without one, when its score by --fusion is the best so far."""
         if self._snapshots:
             scores, model = (student, self._step.model) if average is None else (average, self._step.ema.module)
-            self._snapshots.offer(done, model.state_dict(), scores["fused" if "fused" in scores else "cls"]["top1"])
+            self._snapshots.offer(done, model.state_dict(), scores[headline(scores, self._config.fusion)]["top1"])
 
     def last_line(self) -> dict[str, Any]:
         """The newest line of metrics.jsonl that tells a loss; {} on other ranks than the first."""
