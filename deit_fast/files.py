@@ -202,3 +202,26 @@ class Lock:
                 raise
             logger.warning(f"{self._path.parent} is on a file system without locks: {advice}")
         return True
+
+
+def check_writable(path: Path, advice: str, *, folder: bool = False) -> None:
+    """Refuse a path that cannot be written, before the work whose result goes there is begun.
+
+    Args:
+        advice: what to type; it ends the sentence.
+        folder: `path` is a folder, made with those above it; else it is a file in a folder that exists.
+
+    Raises:
+        ValueError: it cannot be written; says why.
+    """
+    whole = path.absolute()
+    nearest = next(parent for parent in ((whole, *whole.parents) if folder else whole.parents) if parent.exists())
+    if not folder and whole.is_dir():
+        reason = "it is a folder"
+    elif not folder and nearest != whole.parent:
+        reason = f"there is no folder {whole.parent}"
+    elif not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        reason = f"{nearest} is not a folder that you may write to"
+    else:
+        return
+    raise ValueError(f"{path} cannot be written ({reason}): {advice}")

@@ -28,6 +28,7 @@ from rich.table import Table
 from .attention_maps import MOST_IMAGES, draw_attention, require_deit
 from .data import decode
 from .data.sources.folder import SUFFIXES, read_file
+from .files import check_writable
 from .weights.prediction import Prediction, Trained
 from .weights.trained import load
 
@@ -123,10 +124,8 @@ def run(given: argparse.Namespace) -> int:
     for name, value in (("--top", given.top), ("--batch-size", given.batch_size)):
         if value < 1:
             raise ValueError(f"{name} is 1 or more, got {value}")
-    if given.attention and (Path(given.attention).is_dir() or not Path(given.attention).absolute().parent.is_dir()):
-        raise ValueError(
-            f"--attention {given.attention} cannot be written: type the name of a PNG in a folder that exists"
-        )
+    if given.attention:
+        check_writable(Path(given.attention), "type --attention and the path of a PNG in a folder that exists")
     paths = image_paths(given.images)  # before the model, which takes longer to load
     trained = load(given.model, architecture=given.architecture, **({"heads": given.heads} if given.heads else {}))
     if given.attention:

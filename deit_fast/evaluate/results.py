@@ -21,7 +21,7 @@ from ..data import Dataset, EvalLoader, open_evaluation
 from ..data.batch import OnBadImage, bad_image
 from ..data.sources.folder import listing
 from ..data.sources.imagenet import number_of, real_labels
-from ..files import write_json
+from ..files import check_writable, write_json
 from ..ranks.group import Ranks, join
 from ..run.provenance import provenance
 from ..run.report import Reporter
@@ -142,10 +142,7 @@ def _open(settings: Settings) -> tuple[Subjects, list[tuple[Dataset, NDArray[np.
         if value < 1:
             raise ValueError(f"{flag} {value}: type 1 or more")
     for target in filter(None, (settings.json, settings.confusion)):
-        if not Path(target).absolute().parent.is_dir():
-            raise ValueError(f"{target} cannot be written: there is no folder {Path(target).absolute().parent}")
-        if Path(target).is_dir():
-            raise ValueError(f"{target} is a folder: type the name of a file in it, such as {Path(target) / 'scores'}")
+        check_writable(Path(target), "type the path of a file in a folder that exists")
     if settings.confusion and Path(settings.confusion).suffix.lower() != ".png":
         raise ValueError(f"--confusion {settings.confusion}: the picture is a PNG, type {settings.confusion}.png")
     subjects = open_subjects(settings.models, settings.architecture, settings.image_size, settings.crop_ratio)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..files import write_folder, write_json
+from ..files import check_writable, write_folder, write_json
 from ..model import CONFIGS, VisionTransformer
 from ..weights.huggingface import huggingface_config, to_huggingface
 from ..weights.prediction import Trained
@@ -64,9 +63,7 @@ def export(trained: Trained, to: str, out: Path) -> float:
         raise ValueError(f"--out {out} is a folder of several files: type --out {out.with_suffix('')}")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ValueError(f"{out} is there already: type another --out, or remove it")
-    parent = next(folder for folder in out.absolute().parents if folder.exists())
-    if not (parent.is_dir() and os.access(parent, os.W_OK)):
-        raise ValueError(f"{out} cannot be written: {parent} is no folder that you may write to, type another --out")
+    check_writable(out, "type another --out", folder=True)
     model = trained.model
     if to != "onnx" and isinstance(model, VisionTransformer) and model.config.distilled and model.fusion != "logits":
         raise ValueError(

@@ -149,6 +149,16 @@ class Ranks:
             dist.set_timeout(_TRAINING)
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 is faster than float32 there: what "auto" asks of --precision and --teacher-precision."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def compiles(choice: str, device: torch.device) -> bool:
+    """Whether --compile `choice` compiles; "auto" does on a GPU, since on a CPU it takes longer than it saves."""
+    return choice == "on" or (choice == "auto" and device.type == "cuda")
+
+
 @contextmanager
 def join(config: Config) -> Iterator[Ranks]:
     """Join the group that the environment describes; alone without one.

@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import logging
 import platform
 import re
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,7 @@ from torch import Tensor, nn
 
 from ..config import Config
 from ..files import read_json, sha256_of, write_file, write_folder, write_json
+from . import provenance
 
 logger = logging.getLogger(__name__)
 
@@ -51,10 +50,10 @@ def state_of(config: Config, world_size: int, step: int, seconds: float) -> dict
     Args:
         seconds: of training so far, all attempts together.
     """
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda}
-    for package in ("deit-fast", "numpy", "timm", "safetensors"):
-        with suppress(importlib.metadata.PackageNotFoundError):  # a clone on PYTHONPATH
-            versions[package] = importlib.metadata.version(package)
+    versions = {
+        "python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda,
+        **provenance.versions(("deit-fast", "numpy", "timm", "safetensors")),
+    }  # fmt: skip
     return {
         "samples": step * config.batch_size, "global_batch": config.batch_size, "world_size": world_size,
         "seed": config.seed, "data_seed": config.data_seed, "seconds": seconds,

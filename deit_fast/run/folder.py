@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Config, difference
-from ..files import LOCK, Lock, read_json, remove_parts, write_json
+from ..files import LOCK, Lock, check_writable, read_json, remove_parts, write_json
 from ..names import headline
 from .checkpoint import newest
 
@@ -49,9 +49,7 @@ def open_run(config: Config, run: Path) -> dict[str, Any] | None:
     known, summary = run / "config.json", run / "summary.json"
     if run.exists() and not (run.is_dir() and (known.exists() or _is_empty(run))):
         raise ValueError(f"{run} is there and is not a run of deit_fast: type another --out")
-    nearest = next(folder for folder in (run.absolute(), *run.absolute().parents) if folder.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise ValueError(f"{run} cannot be written to: type another --out")
+    check_writable(run, "type another --out", folder=True)
     if not known.exists():
         return None
     old = Config.from_json(known)  # a foreign config.json, such as a downloaded model's, is refused here

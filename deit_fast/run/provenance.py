@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,7 +30,11 @@ def provenance(module: str, arguments: Sequence[str]) -> dict[str, object]:
         "command": shlex.join(["python", "-m", module, *arguments]),
         "date": date.today().isoformat(),
         "machine": machine(),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "versions": {
+            "python": platform.python_version(),
+            **dict.fromkeys(PACKAGES, "not installed"),
+            **versions(PACKAGES),
+        },
     }
 
 
@@ -46,8 +51,10 @@ def machine() -> str:
     return f"{cores}-core {model}, {gpus}"
 
 
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Those of the packages that are installed; a clone on PYTHONPATH is not."""
+    found = {}
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found

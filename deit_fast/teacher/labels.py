@@ -30,7 +30,7 @@ from ..config import Config, fields_where
 from ..data import Batch, Dataset
 from ..data.memory import to_device
 from ..data.training import Loaders, TrainingData
-from ..ranks.group import Ranks
+from ..ranks.group import Ranks, compiles, has_bf16
 from ..run import checkpoint
 from ..run.report import Reporter
 from ..weights.build import Frozen
@@ -164,7 +164,7 @@ def teacher_labels(
     if cache is not None:
         digest = _digest_of(value for _, value in sorted(teacher.model.state_dict().items()))
         ranks.main_first(lambda: cache.check_weights(digest))
-    compiled = config.compile == "on" or (config.compile == "auto" and ranks.device.type == "cuda")
+    compiled = compiles(config.compile, ranks.device)
     engine = TeacherEngine(
         teacher, image_size=config.image_size, device=ranks.device, dtype=dtype, compiled=compiled, top_k=top_k,
         tau=tau, layout=config.teacher_layout,
@@ -234,7 +234,5 @@ def _digest_of(parts: Any) -> str:
 
 
 def _dtype(config: Config, device: torch.device) -> torch.dtype:
-    if config.teacher_precision == "auto":
-        pays = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if pays else torch.float32
-    return torch.bfloat16 if config.teacher_precision == "bf16" else torch.float32
+    chosen = config.teacher_precision
+    return torch.bfloat16 if chosen == "bf16" or (chosen == "auto" and has_bf16(device)) else torch.float32

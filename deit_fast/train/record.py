@@ -160,10 +160,10 @@ class Record:
             self._curves.add(line)
 
     def _keep_if_best(self, done: int, student: Scores, average: Scores | None) -> None:
-        """Keep the moving average, or the weights where there is none, when it scored better than ever before."""
+        """Keep the moving average, or the weights without one, when its score by --fusion is the best so far."""
         if self._snapshots:
             scores, model = (student, self._step.model) if average is None else (average, self._step.ema.module)
-            self._snapshots.offer(done, model.state_dict(), scores["fused" if "fused" in scores else "cls"]["top1"])
+            self._snapshots.offer(done, model.state_dict(), scores[headline(scores, self._config.fusion)]["top1"])
 
     def _diverged(self, what: str, done: int) -> Diverged:
         config, saved = self._config, self._snapshots.saved if self._snapshots else None

@@ -33,7 +33,7 @@ from ..data import IGNORE, Batch, Target
 from ..data.batch import parts, slices
 from ..data.memory import to_device
 from ..model import VisionTransformer, drop_path_scales
-from ..ranks.group import Ranks
+from ..ranks.group import Ranks, compiles, has_bf16
 from ..run.report import Reporter
 from .counters import Statistics, Stopwatch, gradient_of
 from .optimizer import MovingAverage, create_optimizer
@@ -110,7 +110,7 @@ class TrainingStep:
         self.slices = slices(self._rows, config.micro_batch)
         share = f", {self._rows // self.slices} at once" if self.slices > 1 else ""
         reporter.decide("processes", f"{ranks.world_size}, {self._rows} images a step each{share}", str(ranks.device))
-        compiled = config.compile == "on" or (config.compile == "auto" and ranks.device.type == "cuda")
+        compiled = compiles(config.compile, ranks.device)
         decided = "on a GPU it pays" if compiled else "on a CPU it takes longer"
         reporter.decide("compile", "on" if compiled else "off", "--compile" if config.compile != "auto" else decided)
         self._losses = partial(losses_of, config)
@@ -319,8 +319,8 @@ def precision(config: Config, device: torch.device, reporter: Reporter) -> Abstr
     if dtype is torch.float16 and device.type != "cuda":
         raise ValueError("--precision fp16 needs a CUDA GPU, this is a CPU: type --precision bf16 or --precision fp32")
     if config.precision == "auto":
-        pays = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        dtype, reason = (torch.bfloat16, "this GPU has it") if pays else (None, "bf16 pays on a GPU that has it")
+        yes, no = (torch.bfloat16, "this GPU has it"), (None, "bf16 pays on a GPU that has it")
+        dtype, reason = yes if has_bf16(device) else no
     names = {torch.bfloat16: "bf16 autocast, fp32 weights", torch.float16: "fp16 autocast, fp32 weights, scaled loss"}
     reporter.decide("precision", names.get(dtype, "fp32"), reason)
     return torch.autocast(device.type, dtype) if dtype else nullcontext()

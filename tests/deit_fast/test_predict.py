@@ -86,7 +86,7 @@ def test_files_that_are_no_images_are_named_and_the_others_answered(
         (["--device", "quantum"], "--device quantum is not usable here"),
         (["--model", "deit_tinny_patch16_224"], "did you mean deit_tiny_patch16_224"),
         (["--model", "none/such"], "there is no file or folder none/such"),
-        (["--attention", "nowhere/a.png"], "--attention nowhere/a.png cannot be written"),
+        (["--attention", "nowhere/a.png"], "nowhere/a.png cannot be written (there is no folder"),
     ],
 )
 def test_a_mistake_is_a_sentence_and_exit_code_2(

@@ -274,7 +274,9 @@ def test_what_cannot_be_evaluated_says_so(imagenet: Path, finished_run: Path, tm
     assert "no crop ratio" in refused(capsys, nearest, "--data", imagenet, "--crop-ratio", "timm")
     assert "--batch-size 0" in refused(capsys, nearest, "--data", imagenet, "--batch-size", "0")
     assert "there is no folder" in refused(capsys, nearest, "--data", imagenet, "--json", tmp_path / "no" / "a.json")
-    assert "is a folder: type the name of a file" in refused(capsys, nearest, "--data", imagenet, "--json", tmp_path)
+    assert "it is a folder): type the path of a file" in refused(
+        capsys, nearest, "--data", imagenet, "--json", tmp_path
+    )
     jpg = tmp_path / "confusion.jpg"
     assert f"type {jpg}.png" in refused(capsys, nearest, "--data", imagenet, "--confusion", jpg)
     assert "is not a multiple of patch_size 8: use 16" in refused(capsys, finished_run, "--image-size", "20")

@@ -366,6 +366,15 @@ def test_alone_an_error_keeps_its_type() -> None:
         ranks.on_main(lambda: Path("/nowhere/at/all").read_text())
 
 
+def test_auto_compiles_and_takes_bf16_on_gpus_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
+    assert [group.compiles(choice, gpu) for choice in ("on", "auto", "off")] == [True, True, False]
+    assert [group.compiles(choice, cpu) for choice in ("on", "auto", "off")] == [True, False, False]
+    for has in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has: has)
+        assert group.has_bf16(gpu) == has and not group.has_bf16(cpu)
+
+
 def torchrun(config: Config, *options: str) -> subprocess.Popen:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "deit_fast.train", *command_line(config)]

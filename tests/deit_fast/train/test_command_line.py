@@ -148,7 +148,8 @@ def test_fresh_removes_an_old_run_after_all_checks_and_nothing_else(tiny: Config
 
 def test_an_output_folder_that_cannot_be_made(tiny: Config, tmp_path: Path, capsys) -> None:
     (tmp_path / "file").write_text("")
-    assert "cannot be written to" in refused(dataclasses.replace(tiny, out=str(tmp_path / "file" / "run")), capsys)
+    said = refused(dataclasses.replace(tiny, out=str(tmp_path / "file" / "run")), capsys)
+    assert f"cannot be written ({tmp_path / 'file'} is not a folder that you may write to): type another --out" in said
 
 
 def test_a_checkpoint_that_is_not_ours(tiny: Config, capsys) -> None:

@@ -1,0 +1,48 @@
+"""What a run leaves behind while it trains."""
+
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from deit_fast.config import Config
+from deit_fast.model import FUSIONS
+from deit_fast.names import SCORE_NAMES
+from deit_fast.ranks.group import Ranks
+from deit_fast.run import checkpoint
+from deit_fast.train.record import Record, Start
+
+# Each score is highest after another step.
+TOP1 = {
+    "fused": (9.0, 5.0, 6.0, 7.0),
+    "softmax": (1.0, 9.0, 3.0, 4.0),
+    "cls": (1.0, 2.0, 9.0, 4.0),
+    "dist": (1, 2, 3, 9),
+}
+
+
+def best_step(config: Config, run: Path, average: bool, names: list[str]) -> tuple[int, float]:
+    step = SimpleNamespace(model=nn.Linear(2, 2), ema=SimpleNamespace(module=nn.Linear(2, 2)))
+    run.mkdir()
+    with Record(config, run, Ranks(0, 1, torch.device("cpu")), step, Start()) as record:
+        for done in range(1, 5):
+            scores = {name: {"top1": TOP1[name][done - 1]} for name in names}
+            others = {name: {"top1": 50.0 - done} for name in names}  # of the weights that do not count
+            record.keep_if_best(done, *((others, scores) if average else (scores, None)))
+    found = checkpoint.best(run)
+    assert found is not None
+    return found[1]["step"], found[1]["top1"]
+
+
+@pytest.mark.parametrize("average", [False, True])
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_the_best_weights_are_the_best_by_the_runs_own_fusion(
+    tiny: Config, tmp_path: Path, fusion: str, average: bool
+) -> None:
+    config = dataclasses.replace(tiny, fusion=fusion)
+    expected = TOP1[SCORE_NAMES[fusion]].index(9) + 1
+    assert best_step(config, tmp_path / "distilled", average, list(TOP1)) == (expected, 9)
+    assert best_step(config, tmp_path / "plain", average, ["cls"]) == (3, 9), "a plain model has one score"
