@@ -167,6 +167,10 @@ def _write_timm(trained: Trained, folder: Path) -> None:
         "interpolation": policy.interpolation, "mean": policy.mean, "std": policy.std,
     }  # fmt: skip
     if not isinstance(model, VisionTransformer):
+        if not hasattr(model, "pretrained_cfg"):
+            raise ValueError(
+                f"--to timm writes DeiTs and models of timm, and this is a {type(model).__name__}: type --to onnx"
+            )
         labels = {"label_names": trained.classes, "pretrained_cfg": seen}
         timm.models.save_for_hf(model, folder, labels, safe_serialization=True)
         return

@@ -126,7 +126,8 @@ def _sizes(source: str, weights: Mapping[str, Tensor], architecture: str, given:
     if not heads:
         raise ValueError(
             f"the tensors of {source} do not tell its number of attention heads, and {width} channels are no official "
-            f"model's: type --heads N, or load the run folder or the exported folder instead of the file alone"
+            f"model's: type --heads N, --architecture NAME for a model of timm, or, instead of the file, its run folder or "
+            f"exported folder"
         )
     distilled = "dist_token" in weights
     return ViTConfig(

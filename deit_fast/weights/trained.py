@@ -87,9 +87,9 @@ def resolve(spec: str | Path, flag: str = "") -> Named:
         return Named("file" if run_of(path) is None else "checkpoint", spec, path, flag)
     if "://" in spec:
         raise ValueError(f"{spec} is an address{given}: download the file, and type its path")
-    if spec in CONFIGS or timm.is_model(spec) or spec.startswith(HUBS[:2]):
+    if spec in CONFIGS or timm.is_model(spec) or spec.startswith(("hf_hub:", "hf-hub:")):
         return Named("name", spec, path, flag)
-    if "/" in spec or path.suffix in SUFFIXES:
+    if "/" in spec or path.suffix in SUFFIXES or spec.startswith(HUBS):
         raise ValueError(f"there is no file or folder {path}{given}: check the path, or type a model's name")
     if ":" in spec:
         return Named("function", spec, path, flag)
