@@ -211,7 +211,7 @@ def test_a_mistake_is_a_sentence_and_loses_nothing(official: Path, tmp_path: Pat
     for arguments, says in [
         ([str(official), "--to", "timm", "--out", str(tmp_path / "taken")], "is there already: type another --out"),
         ([str(official), "--to", "onnx", "--out", str(tmp_path / "a.onnx")], "type --out "),
-        ([str(official), "--to", "timm", "--out", str(tmp_path / "taken" / "notes.txt" / "x")], "is no folder that"),
+        ([str(official), "--to", "timm", "--out", str(tmp_path / "taken" / "notes.txt" / "x")], "is not a folder that"),
         (["deit_tny_patch16_224", "--to", "timm", "--out", "out"], "did you mean deit_tiny_patch16_224"),
     ]:
         assert main(arguments) == 2
