@@ -1,7 +1,7 @@
 """Where the class token and the distillation token look: their attention to the patches, as numbers and as a picture.
 
     maps = attention_maps(model, images)                    # (B, tokens, heads, grid, grid)
-    draw_attention(trained, ["cat.jpg", "dog.jpg"], Path("attention.png"))
+    draw_attention(trained, [("a cat", pixels)], Path("attention.png"))
 
 The two tokens are trained by different labels, the true ones and the teacher's, and attend to different places.
 """
@@ -24,11 +24,7 @@ MOST_IMAGES = 16  # rows of one picture
 
 
 def require_deit(model: nn.Module) -> VisionTransformer:
-    """The model, which has tokens that look somewhere.
-
-    Raises:
-        ValueError: the model is none of ours.
-    """
+    """The model, if it is a DeiT; else a sentence."""
     if not isinstance(model, VisionTransformer):
         raise ValueError(f"maps are drawn for a DeiT: {type(model).__name__} has no class and distillation token")
     return model
@@ -39,16 +35,16 @@ def attention_maps(model: nn.Module, images: Tensor, block: int = -1) -> Tensor:
     """Attention weights of the class token and, if distilled, the distillation token, in one block.
 
     Args:
-        model: a DeiT of ours.
+        model: a DeiT.
         images: (B, 3, S, S), normalised.
         block: index of the block; the last by default.
 
     Returns:
-        float32 (B, tokens, heads, grid, grid): softmax(q kᵀ / √d) of each token's query over all keys, of which the
-        patches' are shown; a map sums to 1 minus what the tokens give to each other.
+        float32 (B, tokens, heads, grid, grid): softmax(q kᵀ / √d) of each token's query over all keys, cut down to the
+        patches; a map sums to 1 minus the attention of the tokens to each other.
 
     Raises:
-        ValueError: the model is none of ours.
+        ValueError: the model is not a DeiT.
     """
     model = require_deit(model)
     attention, prefix, grid = model.blocks[block].attn, model.config.prefix_tokens, model.config.grid
@@ -64,13 +60,10 @@ def attention_maps(model: nn.Module, images: Tensor, block: int = -1) -> Tensor:
 
 
 def draw_attention(trained: Trained, images: list[tuple[str, NDArray[np.uint8]]], target: Path) -> None:
-    """A row for each image: what the model sees, then each token's map over it, averaged over the heads.
+    """A row for each image: the image as the model sees it, then each token's map, averaged over the heads.
 
     Args:
         images: (caption, uint8 (H, W, 3)), at most 16.
-
-    Raises:
-        ValueError: the model is no DeiT of ours.
     """
     prepared = trained.prepare([pixels for _, pixels in images])
     device = next(trained.model.parameters()).device

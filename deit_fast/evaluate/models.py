@@ -62,12 +62,12 @@ def open_subjects(specs: Sequence[str], architecture: str = "", image_size: int 
     Raises:
         ValueError: one cannot be opened, or two of them see images in different ways or know different classes.
     """
-    opened = [_open(spec, architecture, image_size, crop_ratio) for spec in specs]
-    if len(opened) == 1:
-        return opened[0]
-    first = opened[0]
+    found = [_open(spec, architecture, image_size, crop_ratio) for spec in specs]
+    first = found[0]
+    if len(found) == 1:
+        return first
     together = dataclasses.replace(first, models={}, sources={})
-    for spec, subjects in zip(specs, opened, strict=True):
+    for spec, subjects in zip(specs, found, strict=True):
         if (subjects.policy.size, subjects.policy.crop_ratio) != (first.policy.size, first.policy.crop_ratio):
             raise ValueError(
                 f"{specs[0]} sees images of {_seen(first.policy)}, {spec} of {_seen(subjects.policy)}: evaluate them "
@@ -80,7 +80,7 @@ def open_subjects(specs: Sequence[str], architecture: str = "", image_size: int 
         for name, model in subjects.models.items():
             unique = short if name == "model" else f"{short} {name}"
             if unique in together.models:
-                raise ValueError(f"{unique} is named twice: give every model once, and runs folders of different names")
+                raise ValueError(f"{unique} is named twice: give every model once, and run folders of different names")
             given, own = ((policy.mean, policy.std) for policy in (first.policy, subjects.policy))
             together.models[unique] = model if own == given else Renormalised(model, given, own)
             together.sources[unique] = subjects.sources[name]
@@ -102,14 +102,11 @@ def teacher_of_run(config: Config | None) -> tuple[str, str]:
 
 
 def classes_of_data(spec: str, count: int) -> list[str]:
-    """What the labels of a model with `count` outputs mean, told by the data that it is evaluated on.
+    """The class names of a model with `count` outputs, taken from the data that it is evaluated on.
 
     ImageNet's synsets for 1000 outputs and any folder of ImageNet: some of its classes, ImageNet-V2, or flat. Else the
-    classes of the training images that lie beside these, or the class folders themselves; where they are numbers, the
-    number is the label.
-
-    Raises:
-        ValueError: the data has other classes.
+    classes of the training images that lie beside these, or the class folders themselves; where their names are
+    numbers, the number is the label.
     """
     root = Path(spec).expanduser()
     classes: list[str] = []
@@ -135,12 +132,9 @@ def _open(spec: str, architecture: str, image_size: int, crop_ratio: str) -> Sub
     named = resolve(spec)
     checkpoint = newest(named.path) if named.kind == "run" else None
     if checkpoint is not None:
-        files = {"model": checkpoint / "model.safetensors", "ema": checkpoint / "ema.safetensors"}
-        parts = {
-            name: run_model(named.path, weights=file, image_size=image_size)
-            for name, file in files.items()
-            if file.is_file()
-        }
+        files = {name: checkpoint / f"{name}.safetensors" for name in ("model", "ema")}
+        found = {name: file for name, file in files.items() if file.is_file()}
+        parts = {name: run_model(named.path, weights=file, image_size=image_size) for name, file in found.items()}
     else:
         parts = {"model": opened(named, architecture, image_size)}
     trained = parts["model"]
@@ -177,7 +171,7 @@ def _crop_ratio(text: str, trained: Trained) -> float:
 
 
 def _timm_crop_ratio(trained: Trained) -> float:
-    """timm's for this model: 0.9 for a DeiT of 224 pixels, 1 for one of 384."""
+    """0.9 for a DeiT of 224 pixels, 1 for one of 384."""
     cfg = getattr(trained.model, "pretrained_cfg", None)
     if isinstance(trained.model, VisionTransformer):
         config = trained.model.config
@@ -189,5 +183,5 @@ def _timm_crop_ratio(trained: Trained) -> float:
 
 
 def parameters(model: nn.Module) -> int:
-    """Number of trainable and frozen weights; buffers do not count."""
+    """The number of weights, without buffers."""
     return sum(weight.numel() for weight in model.parameters())

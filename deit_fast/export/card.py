@@ -1,4 +1,4 @@
-"""The card that goes with an exported model: what it is, how it was trained and on what, its scores, how to load it."""
+"""The model card of an export: what the model is, how it was trained and on what, its scores, how to load it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..names import HEADS, SCORE_NAMES
 from ..recipes.named import RECIPES, recipe
 from ..weights.prediction import Trained
 
-# Top-1 and top-5 on ImageNet's validation images, as facebookresearch/deit's README reports them for its files.
+# Top-1 and top-5 on ImageNet's validation images, from facebookresearch/deit's README.
 PUBLISHED = {
     "deit_tiny_patch16_224": (72.2, 91.1),
     "deit_small_patch16_224": (79.9, 95.0),
@@ -28,8 +28,8 @@ PUBLISHED = {
     "deit_base_distilled_patch16_224": (83.4, 96.5),
     "deit_base_distilled_patch16_384": (85.2, 97.2),
 }
-_PATHS = ("data", "teacher", "weights")  # of which only the name is told, not the folders above it
-_NAMED_CLASSES = 20  # more are counted, not listed
+_PATHS = ("data", "teacher", "weights")  # written without the folders above them
+_NAMED_CLASSES = 20  # listed at most
 
 _LOADING = {
     "timm": """import timm
@@ -73,9 +73,8 @@ def model_card(trained: Trained, to: str, library: str, difference: float) -> st
     """Markdown with the front matter of the Hugging Face hub.
 
     Args:
-        to: "onnx", "timm" or "hf".
-        library: that checked the export.
-        difference: largest, of a logit, in that check.
+        library: which checked the export.
+        difference: the largest of a logit in that check.
     """
     front = {"timm": "timm", "hf": "transformers", "onnx": "onnx"}[to]
     policy, kind = trained.policy, type(trained.model).__name__
@@ -128,7 +127,6 @@ def _numbers(values: tuple[float, ...]) -> str:
 
 
 def _name(trained: Trained) -> str:
-    """The source without the folders above it, which say nothing to others."""
     path, comma, rest = trained.source.partition(",")
     return Path(path).name + comma + rest
 
@@ -138,7 +136,8 @@ def _model(trained: Trained) -> str:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     about = f"{parameters:,} parameters, {len(trained.classes)} classes, images of {trained.policy.size} pixels."
     if not isinstance(model, VisionTransformer):
-        return f"A {type(model).__name__} of timm: {about}"
+        origin = " of timm" if hasattr(model, "pretrained_cfg") else ""
+        return f"A {type(model).__name__}{origin}: {about}"
     sizes = model.config
     prediction = HEADS[SCORE_NAMES[model.fusion]]
     kind = f"with a class token and a distillation token (prediction: {prediction})" if sizes.distilled else "plain"
@@ -150,7 +149,7 @@ def _model(trained: Trained) -> str:
 
 def _recipe(config: Config | None) -> str:
     if config is None:
-        return "Not known: these weights come without the configuration they were trained with."
+        return "Not known: these weights came without their training configuration."
     defaults = (recipe(config.recipe) if config.recipe in RECIPES else Config()).identity()
     command = ["python -m deit_fast.train", "--recipe", config.recipe]
     for name, value in config.identity().items():
@@ -165,7 +164,6 @@ def _recipe(config: Config | None) -> str:
 
 
 def _spelled(name: str, value: Any) -> list[str]:
-    """A field as the command line has it."""
     if isinstance(value, bool):
         return [flag(name) if value else flag(f"no_{name}")]
     return [flag(name), *(shlex.quote(str(item)) for item in (value if isinstance(value, list | tuple) else [value]))]
@@ -188,7 +186,7 @@ def _metrics(trained: Trained) -> str:
         top1, top5 = PUBLISHED[trained.release]
         return (
             f"Top-1 {top1} %, top-5 {top5} % on ImageNet's 50,000 validation images, as facebookresearch/deit's README "
-            f"reports it for this file, which it is by its sha256. Not measured again here."
+            f"reports it for the released file, which this is by its sha256. Not measured again here."
         )
     scores = trained.scores
     if trained.summary is None or not scores:

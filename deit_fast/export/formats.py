@@ -1,4 +1,4 @@
-"""A trained model written for another library, and checked there before it is handed over."""
+"""A trained model written for another library, which must give the same logits before the files are handed over."""
 
 from __future__ import annotations
 
@@ -19,22 +19,21 @@ from ..weights.huggingface import huggingface_config, to_huggingface
 from ..weights.prediction import Trained
 from .card import model_card
 
-BATCHES = (1, 5)  # of the check: two, so that a batch size that was frozen into the file is noticed
+BATCHES = (1, 5)  # of the check: two sizes, so that one which was frozen into the file fails
 
 
 class Disagreement(RuntimeError):
-    """The other library computes something else."""
+    """The other library gives other logits."""
 
 
 class Form(NamedTuple):
     """One value of --to.
 
     Attributes:
-        library: what reads it.
-        packages: what writing and checking needs, as pip spells it; the extra `export` of pyproject.toml.
+        packages: needed to write and check, as pip spells them; the extra `export` of pyproject.toml.
         tolerance: largest difference of a logit, as a share of the largest logit (or of 1).
         write: puts the files into a folder.
-        read: folder -> a function from images to logits, in that library.
+        read: folder -> images to logits, by that library.
     """
 
     library: str
@@ -45,14 +44,11 @@ class Form(NamedTuple):
 
 
 def export(trained: Trained, to: str, out: Path) -> float:
-    """Write, check, and move into place.
+    """Write, check, and move into place; returns the largest difference of a logit between the two libraries.
 
     Args:
         to: "onnx", "timm" or "hf".
         out: a folder that does not exist yet, or is empty.
-
-    Returns:
-        the largest difference of a logit between the two libraries, over random images in two batch sizes.
 
     Raises:
         ValueError: the folder is taken, a library is missing, or this model has no such form.
@@ -84,11 +80,7 @@ def export(trained: Trained, to: str, out: Path) -> float:
 
 
 def require(packages: Sequence[str], what: str) -> None:
-    """Refuse with the pip line when a library is missing.
-
-    Args:
-        packages: requirements such as "onnx>=1.18".
-    """
+    """Refuse with the pip line when one of the packages, such as "onnx>=1.18", is missing."""
     names = [package.split(">")[0] for package in packages]
     if missing := [name for name in names if importlib.util.find_spec(name) is None]:
         line = " ".join(f"'{package}'" for package in packages)
@@ -158,6 +150,10 @@ def _write_timm(trained: Trained, folder: Path) -> None:
         "interpolation": policy.interpolation, "mean": policy.mean, "std": policy.std,
     }  # fmt: skip
     if not isinstance(model, VisionTransformer):
+        if not hasattr(model, "pretrained_cfg"):
+            raise ValueError(
+                f"--to timm writes DeiTs and models of timm, and this is a {type(model).__name__}: type --to onnx"
+            )
         labels = {"label_names": trained.classes, "pretrained_cfg": seen}
         timm.models.save_for_hf(model, folder, labels, safe_serialization=True)
         return
@@ -184,7 +180,7 @@ def _write_timm(trained: Trained, folder: Path) -> None:
 
 
 def _named(model: VisionTransformer) -> str:
-    """The official model that is nearest to this one: with its tokens, and if possible its width and image size."""
+    """The official model of the same tokens, and if possible of the same width and image size."""
     sizes = model.config
     return max(
         (name for name, config in CONFIGS.items() if config.distilled == sizes.distilled),

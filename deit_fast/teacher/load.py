@@ -25,7 +25,7 @@ from ..weights.build import Frozen, check_forward
 from ..weights.exported import class_names, image_size_of_folder
 from ..weights.prediction import Trained
 from ..weights.pretrained import read_weights
-from ..weights.trained import opened, resolve, run_of
+from ..weights.trained import opened, resolve
 
 _ADVICE = (
     "fine-tune one on this data first, python -m deit_fast.train --recipe teacher --data … --out runs/teacher, "
@@ -111,9 +111,8 @@ def _tells_classes(trained: Trained) -> bool:
 def own_image_size(spec: str, model: nn.Module) -> int | None:
     """The side of the images that a teacher was trained on, pixels; None where nothing says it."""
     named = resolve(spec, "--teacher")
-    if named.kind in ("run", "checkpoint"):
-        run = named.path if named.kind == "run" else run_of(named.path)
-        return Config.from_json(run / "config.json").image_size
+    if named.run is not None:
+        return Config.from_json(named.run / "config.json").image_size
     if named.kind == "exported":
         return image_size_of_folder(named.path)
     cfg = getattr(model, "pretrained_cfg", None) or {}

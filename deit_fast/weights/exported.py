@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,10 @@ OFFICIAL_CROP_RATIO = 0.875  # of the official code, at 384 pixels too: int(256 
 def from_file(path: Path, architecture: str, sizes: dict[str, Any], timm_size: int) -> Trained:
     """See `from_tensors`."""
     model = from_tensors(read_weights(path), str(path), architecture, sizes, timm_size)
-    if isinstance(model, VisionTransformer):
-        # read_weights has compared the content of a file of such a name with the release.
-        release = next((name for name, digest in RELEASES.items() if path.name == f"{name}-{digest}.pth"), "")
-        return of_ours(model, class_names(model.config.classes), str(path), release=release)
-    return of_timm(model, f"{path}, {architecture}")
+    # read_weights has compared the content of a file of such a name with the release.
+    release = next((name for name, digest in RELEASES.items() if path.name == f"{name}-{digest}.pth"), "")
+    source = str(path) if isinstance(model, VisionTransformer) else f"{path}, {architecture}"
+    return ready(model, source, release=release)
 
 
 def from_tensors(
@@ -58,9 +57,12 @@ def from_folder(path: Path) -> Trained:
     config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
     if config.get("model_type") in ("deit", "vit"):
         return _huggingface(path, file, config)
-    if "architecture" in config:
-        return _timm_folder(path, config)
-    raise _no_model(path)
+    if "architecture" not in config:
+        raise _no_model(path)
+    labels = config.get("label_names") or (config.get("pretrained_cfg") or {}).get("label_names") or ()
+    model = timm_model(f"local-dir:{path}", pretrained=True)
+    trained = ready(model, f"{path}, timm's {config['architecture']}", labels)
+    return dataclasses.replace(trained, model=ours_of_timm(model)) if config["architecture"] in CONFIGS else trained
 
 
 def weights_file(path: Path) -> Path:
@@ -85,22 +87,19 @@ def _no_model(path: Path) -> ValueError:
     )
 
 
-def of_ours(model: VisionTransformer, classes: list[str], source: str, **others: Any) -> Trained:
-    """A DeiT, which sees images as the official code's evaluation."""
-    policy = Policy.eval(model.config.image_size, OFFICIAL_CROP_RATIO)
-    return Trained(model.eval(), classes, policy, source, **others)
-
-
-def of_timm(model: nn.Module, source: str, classes: list[str] | None = None) -> Trained:
-    """A model of timm, which sees images as timm's evaluation."""
-    wanted = resolve_model_data_config(model)
-    policy = dataclasses.replace(
-        Policy.eval(wanted["input_size"][-1], min(1.0, wanted["crop_pct"])),
-        mean=tuple(wanted["mean"]),
-        std=tuple(wanted["std"]),
-        interpolation=wanted["interpolation"] if wanted["interpolation"] in FILTERS else "bicubic",
-    )
-    return Trained(model.eval(), classes or class_names(model.num_classes), policy, source)
+def ready(model: nn.Module, source: str, classes: Sequence[str] = (), **others: Any) -> Trained:
+    """A DeiT, which sees images as in the official code's evaluation, or a model of timm, as in timm's."""
+    if isinstance(model, VisionTransformer):
+        count, policy = model.config.classes, Policy.eval(model.config.image_size, OFFICIAL_CROP_RATIO)
+    else:
+        count, wanted = model.num_classes, resolve_model_data_config(model)
+        policy = dataclasses.replace(
+            Policy.eval(wanted["input_size"][-1], min(1.0, wanted["crop_pct"])),
+            mean=tuple(wanted["mean"]),
+            std=tuple(wanted["std"]),
+            interpolation=wanted["interpolation"] if wanted["interpolation"] in FILTERS else "bicubic",
+        )
+    return Trained(model.eval(), list(classes) or class_names(count), policy, source, **others)
 
 
 def class_names(count: int) -> list[str]:
@@ -126,7 +125,8 @@ def _sizes(source: str, weights: Mapping[str, Tensor], architecture: str, given:
     if not heads:
         raise ValueError(
             f"the tensors of {source} do not tell its number of attention heads, and {width} channels are no official "
-            f"model's: type --heads N, or load the run folder or the exported folder instead of the file alone"
+            f"model's: type --heads N, --architecture NAME for a model of timm, or its run folder or exported folder "
+            f"instead of the file"
         )
     distilled = "dist_token" in weights
     return ViTConfig(
@@ -151,7 +151,7 @@ def _huggingface(path: Path, file: Path, config: dict[str, Any]) -> Trained:
     load_pretrained(model, weights)
     names = {int(label): name for label, name in config.get("id2label", {}).items()}
     classes = [names.get(label, f"class {label}") for label in range(model.config.classes)]
-    trained = of_ours(model, classes, f"{path}, Hugging Face's {config['model_type']}")
+    trained = ready(model, f"{path}, Hugging Face's {config['model_type']}", classes)
     processor = path / "preprocessor_config.json"
     if not processor.is_file():
         return trained
@@ -175,13 +175,6 @@ def _crop_ratio(settings: dict[str, Any], size: int) -> float:
         return 1.0
     # Policies resize to int(size / ratio), which a quotient that is rounded up would make one pixel less.
     return size / resized if int(size / (size / resized)) == resized else size / (resized + 0.5)
-
-
-def _timm_folder(path: Path, config: dict[str, Any]) -> Trained:
-    labels = config.get("label_names") or (config.get("pretrained_cfg") or {}).get("label_names")
-    model = timm_model(f"local-dir:{path}", pretrained=True)
-    trained = of_timm(model, f"{path}, timm's {config['architecture']}", list(labels or ()))
-    return dataclasses.replace(trained, model=ours_of_timm(model)) if config["architecture"] in CONFIGS else trained
 
 
 def ours_of_timm(model: nn.Module) -> VisionTransformer:

@@ -3,11 +3,11 @@
     weights = from_huggingface(load_file("deit-small-distilled-patch16-224/model.safetensors"))
     save_file(to_huggingface(model.state_dict()), "model.safetensors")
 
-transformers knows a distilled DeiT as `DeiTForImageClassificationWithTeacher` (prefix `deit.`) and a plain one as
-`ViTForImageClassification` (`vit.`). Queries, keys and values are three matrices there and one here; every tensor is
-otherwise the same, so both directions are bitwise. transformers 5 has shorter names in memory than in its files: both
-are read, and the files' names are written, which every version reads.
-Source: what transformers 5.23 saves and holds.
+transformers calls a distilled DeiT `DeiTForImageClassificationWithTeacher` (prefix `deit.`) and a plain one
+`ViTForImageClassification` (`vit.`). Queries, keys and values are three matrices there and one here; every other tensor
+is the same, so both directions keep every bit. transformers 5 has shorter names in memory than in its files: both are
+read, and the files' names are written, which every version reads.
+Source: the files and modules of transformers 5.23.
 """
 
 from __future__ import annotations
@@ -59,11 +59,10 @@ def is_huggingface(weights: Mapping[str, Any]) -> bool:
 def from_huggingface(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights under our names, which are the official code's and timm's.
 
-    The pooler, which no classifier uses, is left out; a name that is unknown here stays as it is.
+    The pooler, which no classifier uses, is left out; an unknown name stays as it is.
 
     Raises:
-        ValueError: a block has some, but not all, of query, key and value; or a distillation token is there and of the
-            two classifiers only one, as in `DeiTForImageClassification`.
+        ValueError: a block lacks its query, key or value, or a model with a distillation token one of its classifiers.
     """
     ours, parts = {}, {}
     outside = {theirs: name for name, theirs in _OUTSIDE.items()}
@@ -97,10 +96,10 @@ def from_huggingface(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_huggingface(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of ours under the names of Hugging Face's files.
+    """Our weights under the names of Hugging Face's files.
 
     Raises:
-        ValueError: a name that is not one of a DeiT's.
+        ValueError: a name that a DeiT does not have.
     """
     distilled = "dist_token" in weights
     prefix, heads = ("deit.", "cls_classifier") if distilled else ("vit.", "classifier")
@@ -128,9 +127,6 @@ def huggingface_config(model: VisionTransformer, classes: list[str]) -> dict[str
     """The `config.json` of a model, for `DeiTForImageClassificationWithTeacher` or, undistilled, a ViT.
 
     `layer_norm_eps` is ours and the official code's 1e-6; the files on the Hugging Face hub say 1e-12.
-
-    Args:
-        classes: names, index = label.
     """
     sizes = model.config
     return {

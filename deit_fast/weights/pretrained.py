@@ -44,7 +44,7 @@ RELEASES = {
     "deit_base_patch16_384": "8de9b5d1",
     "deit_base_distilled_patch16_384": "d0272ac0",
 }
-TEACHERS = {"regnety_160": "a5fe301d"}  # likewise
+TEACHERS = {"regnety_160": "a5fe301d"}  # the same, of the paper's teacher
 
 
 def resize_pos_embed(
@@ -77,8 +77,8 @@ def resize_pos_embed(
     side = math.isqrt(patches.shape[1])
     old = old_grid or (side, side)
     if math.prod(old) != patches.shape[1]:
-        is_no = "which is not a square grid: give old_grid" if old_grid is None else f"which is no grid of {old}"
-        raise ValueError(f"pos_embed holds {patches.shape[1]} patch positions, {is_no}")
+        wrong = "which is not a square grid: give old_grid" if old_grid is None else f"which is no grid of {old}"
+        raise ValueError(f"pos_embed holds {patches.shape[1]} patch positions, {wrong}")
     if old == new:
         return pos_embed
     patches = patches.float().unflatten(1, old).permute(0, 3, 1, 2)
@@ -87,9 +87,9 @@ def resize_pos_embed(
 
 
 def read_weights(source: str | Path | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors in a file, by name; {"model": …} and {"state_dict": …} are opened, compile and DDP prefixes dropped.
+    """The tensors in a file, by name, from under "model" or "state_dict", without the prefixes of compile and DDP.
 
-    A DeiT or ViT under Hugging Face's names is given under ours.
+    A DeiT or ViT under Hugging Face's names gets our names.
 
     Raises:
         ValueError: no such file, not a weights file, or a pickle that holds code (which is not run).
@@ -127,8 +127,7 @@ def _read_file(path: Path) -> Mapping[str, Tensor]:
             f"save the tensors alone, safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
         ) from error
     except Exception as error:
-        # The readers of zip and pickle let through whatever the damage made them meet: RuntimeError, EOFError,
-        # struct.error, KeyError, UnicodeDecodeError, OverflowError, …
+        # A damaged zip or pickle raises anything: RuntimeError, EOFError, struct.error, KeyError, OverflowError, …
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path} is not a whole PyTorch weights file ({reason}): copy or download it again") from error
     if not isinstance(weights, Mapping):
@@ -137,11 +136,7 @@ def _read_file(path: Path) -> Mapping[str, Tensor]:
 
 
 def _check_release(path: Path) -> None:
-    """A file that bears the name of a released one has its content.
-
-    Raises:
-        ValueError: it has another.
-    """
+    """A file with the name of a released one must have its content."""
     if path.name in {f"{name}-{prefix}.pth" for name, prefix in (RELEASES | TEACHERS).items()}:
         digest = sha256_of(path)
         if not digest.startswith(path.stem.rpartition("-")[2]):
@@ -163,11 +158,10 @@ def load_pretrained(
         model: ours or timm's.
         source: path of a `.pth` or `.safetensors` file, or a state dict.
         resize: see `resize_pos_embed`.
-        old_grid: patches of the images that the weights are for, where those were not square and the model is for
-            others.
+        old_grid: rows and columns of patches that the weights are for, where those images were not square.
 
     Returns:
-        What was changed on the way, one sentence each; also logged as warnings.
+        What was changed, one sentence each; also logged as warnings.
 
     Raises:
         ValueError: unreadable file, weights of another architecture (both are described), or keys that are missing,
@@ -213,7 +207,7 @@ def _some(keys: list[str]) -> str:
 
 
 class _Architecture(NamedTuple):
-    """What position embeddings and classes do not change."""
+    """The sizes that neither the image size nor the classes change."""
 
     width: int
     depth: int
@@ -226,7 +220,7 @@ class _Architecture(NamedTuple):
 
 
 def _architecture(weights: Mapping[str, Tensor]) -> _Architecture | None:
-    """Of a DeiT or ViT; None for other models."""
+    """None for weights that are not a DeiT's or a ViT's."""
     patches = weights.get("patch_embed.proj.weight")
     if patches is None or patches.ndim != 4 or "pos_embed" not in weights or "blocks.0.attn.qkv.weight" not in weights:
         return None
@@ -260,7 +254,7 @@ def _grid(model: nn.Module, own: Mapping[str, Tensor]) -> Grid:
 
 
 def _heads_of_other_classes(model: nn.Module, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
-    """Classifiers whose number of rows alone differs; timm's models name theirs in `pretrained_cfg`."""
+    """Classifiers that differ in the number of rows only; timm's models name theirs in `pretrained_cfg`."""
     named = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ("head", "head_dist")
     return [
         name

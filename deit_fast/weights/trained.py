@@ -32,18 +32,8 @@ from ..files import read_json
 from ..model import CONFIGS, VisionTransformer
 from ..run.checkpoint import newest
 from ..run.folder import chosen_weights, read_summary
+from . import exported
 from .build import HUBS, built_for, check_forward, nearest_models, normalisation, timm_model, untrained
-from .exported import (
-    OFFICIAL_CROP_RATIO,
-    class_names,
-    from_file,
-    from_folder,
-    from_tensors,
-    of_ours,
-    of_timm,
-    ours_of_timm,
-    weights_file,
-)  # fmt: skip
 from .prediction import Trained
 from .pretrained import SUFFIXES, load_pretrained, read_weights
 
@@ -56,14 +46,16 @@ class Named(NamedTuple):
 
     Attributes:
         spec: as it was typed.
-        path: of a run, a checkpoint's file, an exported folder or a weights file.
         flag: where it was typed, such as "--teacher"; "" for an argument of its own.
+        path: of a run, a checkpoint's file, an exported folder or a weights file.
+        run: the run's folder, of a run or a checkpoint.
     """
 
     kind: Literal["run", "checkpoint", "exported", "file", "name", "function"]
     spec: str
-    path: Path
     flag: str
+    path: Path
+    run: Path | None = None
 
     def __str__(self) -> str:
         return f"{self.flag} {self.spec}".strip()
@@ -79,29 +71,27 @@ def resolve(spec: str | Path, flag: str = "") -> Named:
     path = Path(spec.removeprefix("local-dir:")).expanduser()
     given = f" for {flag}" if flag else ""
     if path.is_dir():
-        is_run = (path / "data.json").is_file() or (path / "checkpoints").is_dir()
-        return Named("run" if is_run else "exported", spec, path, flag)
+        if (path / "data.json").is_file() or (path / "checkpoints").is_dir():
+            return Named("run", spec, flag, path, path)
+        return Named("exported", spec, flag, path)
     if path.is_file():
-        if run_of(path) is None and path.suffix not in SUFFIXES:
+        # checkpoints/best_….safetensors, checkpoints/step_…/ema.safetensors
+        for run in path.resolve().parents[1:3]:
+            if (run / "checkpoints").is_dir() and (run / "config.json").is_file():
+                return Named("checkpoint", spec, flag, path, run)
+        if path.suffix not in SUFFIXES:
             raise ValueError(f"{path} is no weights file: its name ends in {', '.join(SUFFIXES)}, or it is a folder")
-        return Named("file" if run_of(path) is None else "checkpoint", spec, path, flag)
+        return Named("file", spec, flag, path)
     if "://" in spec:
         raise ValueError(f"{spec} is an address{given}: download the file, and type its path")
-    if spec in CONFIGS or timm.is_model(spec) or spec.startswith(HUBS[:2]):
-        return Named("name", spec, path, flag)
-    if "/" in spec or path.suffix in SUFFIXES:
+    if spec in CONFIGS or timm.is_model(spec) or spec.startswith(("hf_hub:", "hf-hub:")):
+        return Named("name", spec, flag, path)
+    if "/" in spec or path.suffix in SUFFIXES or spec.startswith(HUBS):
         raise ValueError(f"there is no file or folder {path}{given}: check the path, or type a model's name")
     if ":" in spec:
-        return Named("function", spec, path, flag)
-    raise ValueError(f"unknown model {spec!r}{given}, neither a path here nor a name: {nearest_models(spec)}")
-
-
-def run_of(weights: Path) -> Path | None:
-    """The run that a file is a checkpoint of: checkpoints/best_….safetensors, checkpoints/step_…/ema.safetensors."""
-    for run in weights.resolve().parents[1:3]:
-        if (run / "checkpoints").is_dir() and (run / "config.json").is_file():
-            return run
-    return None
+        return Named("function", spec, flag, path)
+    near = nearest_models(spec)
+    raise ValueError(f"unknown model {spec!r}{given}, neither a path here nor a name: {near}")
 
 
 def load(source: str | Path, *, architecture: str = "", image_size: int = 0, **sizes: Any) -> Trained:
@@ -119,40 +109,36 @@ def load(source: str | Path, *, architecture: str = "", image_size: int = 0, **s
         ValueError: there is no such file, folder or name (the nearest are offered), its contents do not fit, or sizes
             are given for what already tells them.
     """
-    named = resolve(source)
-    if (architecture or sizes) and named.kind in _KNOWING:
-        flags = [f"--{name.replace('_', '-')}" for name in ((["architecture"] if architecture else []) + list(sizes))]
-        many = len(flags) > 1
+    named, given = resolve(source), [*(["architecture"] if architecture else []), *sizes]
+    if given and named.kind in _KNOWING:
+        flags, it = " and ".join(f"--{name.replace('_', '-')}" for name in given), "it" if len(given) == 1 else "them"
         raise ValueError(
-            f"{' and '.join(flags)} {'are' if many else 'is'} only for a weights file; {_KNOWING[named.kind]} already "
-            f"tells its sizes: leave {'them' if many else 'it'} out"
+            f"{flags} {'is' if it == 'it' else 'are'} only for a weights file; {_KNOWING[named.kind]} already tells "
+            f"its sizes: leave {it} out"
         )
     return opened(named, architecture, image_size, sizes)
 
 
 def opened(
-    named: Named, architecture: str = "", image_size: int = 0, sizes: Mapping[str, Any] | None = None, *,
-    as_teacher: bool = False,
-) -> Trained:  # fmt: skip
+    named: Named, architecture: str, image_size: int, sizes: dict[str, Any] | None = None, as_teacher: bool = False
+) -> Trained:
     """The model that was named; `architecture` and `sizes` count for weights that do not tell them.
 
     Args:
         image_size: 0: its own.
         as_teacher: timm builds weights and names, DeiTs too, at `image_size`; a function's model stays as it is.
     """
-    timm_size, sizes = image_size if as_teacher else 0, dict(sizes or {})
-    if named.kind == "run":
-        return run_model(named.path, image_size=image_size)
-    if named.kind == "checkpoint":
-        return run_model(run_of(named.path), weights=named.path, image_size=image_size)
+    if named.run is not None:
+        return run_model(named.run, weights=None if named.kind == "run" else named.path, image_size=image_size)
     if named.kind == "exported":
-        return resized(from_folder(named.path), image_size)
+        return resized(exported.from_folder(named.path), image_size)
+    timm_size = image_size if as_teacher else 0
+    if named.kind == "function":
+        return _called(named, architecture, image_size, sizes or {}, timm_size)
     if named.kind == "file":
-        trained = from_file(named.path, architecture, sizes, timm_size)
-    elif named.kind == "name":
-        trained = _fetched(named.spec, timm_size)
+        trained = exported.from_file(named.path, architecture, sizes or {}, timm_size)
     else:
-        return _called(named, architecture, image_size, sizes, timm_size)
+        trained = _fetched(named.spec, timm_size)
     return trained if as_teacher else resized(trained, image_size)
 
 
@@ -194,29 +180,26 @@ def run_model(run: Path, *, weights: Path | None = None, image_size: int = 0) ->
 
 def _fetched(name: str, timm_size: int) -> Trained:
     """timm's pretrained weights of a name, in our model where it is a DeiT and timm need not build it."""
-    source, base = f"{name}, timm's pretrained weights", name.split(".")[0]
-    if timm_size:
-        return of_timm(timm_model(name, pretrained=True, **built_for(name, timm_size)), source)
-    model = timm_model(name, pretrained=True, then="type its path instead of the name")
-    if base in CONFIGS:
-        return of_ours(ours_of_timm(model), class_names(model.num_classes), source)
-    return of_timm(model, source)
+    then = "" if timm_size else "type its path instead of the name"
+    model = timm_model(name, pretrained=True, then=then, **built_for(name, timm_size))
+    is_ours = name.split(".")[0] in CONFIGS and not timm_size
+    return exported.ready(exported.ours_of_timm(model) if is_ours else model, f"{name}, timm's pretrained weights")
 
 
 def _called(named: Named, architecture: str, image_size: int, sizes: dict[str, Any], timm_size: int) -> Trained:
     """What a function returns: a model as it is, or the one that its weights fit."""
     model = _result(named)
     if isinstance(model, Mapping):
-        model = from_tensors(model, named.spec, architecture, sizes, timm_size)
+        model = exported.from_tensors(model, named.spec, architecture, sizes, timm_size)
     own = model.config.image_size if isinstance(model, VisionTransformer) else None
     side = own or (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))[-1]
     mean, std = normalisation(model)
-    policy = dataclasses.replace(Policy.eval(side, OFFICIAL_CROP_RATIO), mean=mean, std=std)
+    policy = dataclasses.replace(Policy.eval(side, exported.OFFICIAL_CROP_RATIO), mean=mean, std=std)
     trained = Trained(model.eval(), [], policy, f"{named.spec} {architecture}".strip())
     if not timm_size:
         trained = resized(trained, image_size)
     count = check_forward(trained.model, str(named), image_size or side)
-    return dataclasses.replace(trained, classes=class_names(count))
+    return dataclasses.replace(trained, classes=exported.class_names(count))
 
 
 def _result(named: Named) -> nn.Module | dict[str, Tensor]:
@@ -280,7 +263,7 @@ def _starting_weights(config: Config) -> Path | Mapping[str, Tensor]:
     if named.kind == "run":
         return chosen_weights(named.path)
     if named.kind == "exported":
-        return weights_file(named.path)
+        return exported.weights_file(named.path)
     if named.kind == "name":
         return timm_model(named.spec, pretrained=True).state_dict()
     if named.kind == "function":
