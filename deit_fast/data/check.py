@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
+from functools import partial
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -25,7 +24,7 @@ from PIL import ExifTags, Image
 from deit_kernels.augment.plan import MAX_SIDE
 
 from .decode import BadImage, decode, decode_jpeg, opened
-from .sources.dataset import Dataset
+from .sources.dataset import Dataset, ahead
 
 DIGEST_BYTES = 16
 ELONGATED = MAX_SIDE / 1024  # longer side / shorter; crops of up to 1024 pixels accept any image below it
@@ -69,11 +68,8 @@ def check(splits: dict[str, Dataset], threads: int, advance: Callable[[int], Non
     with ThreadPoolExecutor(threads, "deit_fast-check") as pool:
         try:
             for split, dataset in splits.items():
-                coming = iter(range(len(dataset)))
-                ahead = deque(pool.submit(_inspect, dataset, index) for index in islice(coming, 4 * threads))
-                for index in range(len(dataset)):
-                    digest, reason, odd = ahead.popleft().result()
-                    ahead.extend(pool.submit(_inspect, dataset, index) for index in islice(coming, 1))
+                found = ahead(pool, partial(_inspect, dataset), range(len(dataset)), 4 * threads)
+                for index, (digest, reason, odd) in enumerate(found):
                     digests[split][index] = np.frombuffer(digest, np.uint8)
                     if reason:
                         report.broken.append((dataset.path(index), reason))

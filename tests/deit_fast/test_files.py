@@ -1,10 +1,328 @@
-"""What cannot be written is refused before the work is begun."""
+"""A file or a folder is whole or absent, whatever ends its writer; a lock names its holder, or waits for it."""
 
+import errno
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from deit_fast.files import check_writable
+from deit_fast import files
+from deit_fast.files import LOCK, Lock, check_writable, read_json, remove_parts, write_file, write_folder, write_json
+
+CALLS = ("open", "fsync", "replace", "mkdir")  # of os
+
+
+def instead(monkeypatch: pytest.MonkeyPatch, number: int, do) -> list[str]:
+    """Count these calls to the disk, and do something else in place of one."""
+    done: list[str] = []
+    for name in CALLS:
+        real = getattr(os, name)
+
+        def counted(*arguments, real=real, name=name, **options):
+            done.append(name)
+            return do() if len(done) - 1 == number else real(*arguments, **options)
+
+        monkeypatch.setattr(os, name, counted)
+    return done
+
+
+def full() -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fill(folder: Path) -> None:
+    (folder / "sub").mkdir()
+    for name in ("a", "sub/b"):
+        (folder / name).write_text("new")
+
+
+def write_new_file(path: Path) -> None:
+    write_file(path, lambda temporary: temporary.write_text("new"))
+
+
+def write_new_folder(path: Path) -> None:
+    write_folder(path, fill)
+
+
+def content(path: Path) -> dict[str, str]:
+    """Every visible file under a path."""
+    if path.is_file():
+        return {"": path.read_text()}
+    return {str(file.relative_to(path)): file.read_text() for file in sorted(path.rglob("*")) if file.is_file()}
+
+
+FILE = (write_new_file, {"": "new"})
+FOLDER = (write_new_folder, {"a": "new", "sub/b": "new"})
+
+
+@pytest.mark.parametrize(("write", "whole"), [FILE, FOLDER])
+def test_whichever_call_to_the_disk_fails_it_is_whole_or_absent_and_nothing_else_is_left(
+    tmp_path, monkeypatch, write, whole
+) -> None:
+    with monkeypatch.context() as patch:
+        calls = instead(patch, -1, full)
+        write(tmp_path / "counted")
+    assert {"open", "fsync", "replace"} <= set(calls)
+    found = []
+    for number in range(len(calls)):
+        parent = tmp_path / f"failing_at_{number}"
+        parent.mkdir()
+        with monkeypatch.context() as patch:
+            instead(patch, number, full)
+            with pytest.raises(OSError, match="No space left"):
+                write(parent / "it")
+        found.append(content(parent / "it"))
+        assert [path.name for path in parent.iterdir()] in ([], ["it"])
+    assert all(each in ({}, whole) for each in found)
+    assert found[0] == {} and found[-1] == whole, "the last call makes the rename durable"
+
+
+@pytest.mark.parametrize(("write", "whole"), [FILE, FOLDER])
+def test_a_kill_at_any_call_leaves_it_whole_or_absent_and_the_next_writer_succeeds(
+    tmp_path, monkeypatch, write, whole
+) -> None:
+    found, code, number = [], None, 0
+    while code != 0:
+        path = tmp_path / f"killed_at_{number}" / "it"
+        path.parent.mkdir()
+        if (child := os.fork()) == 0:
+            instead(monkeypatch, number, killed)
+            write(path)
+            os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert code in (0, -signal.SIGKILL)
+        found.append(content(path))
+        if not path.exists():
+            write(path)
+        assert content(path) == whole
+        number += 1
+    assert number > 4 and {} in found and all(each in ({}, whole) for each in found)
+
+
+def test_the_old_file_stays_when_the_writer_fails(tmp_path) -> None:
+    path = tmp_path / "summary.json"
+    write_json(path, {"top1": 80.0})
+
+    def interrupted(temporary: Path) -> None:
+        temporary.write_text("{")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_file(path, interrupted)
+    assert read_json(path) == {"top1": 80.0}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_writer_that_made_no_file_is_an_error_and_the_old_one_stays(tmp_path) -> None:
+    path = tmp_path / "it"
+    write_new_file(path)
+    with pytest.raises(FileNotFoundError):
+        write_file(path, lambda temporary: None)
+    assert content(path) == {"": "new"}
+
+
+def test_the_error_of_the_writer_is_raised_also_when_the_file_system_has_vanished(tmp_path, monkeypatch) -> None:
+    def gone(temporary: Path) -> None:
+        monkeypatch.setattr(Path, "unlink", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.EIO, "second")))
+        raise OSError(errno.EIO, "first")
+
+    with pytest.raises(OSError, match="first"):
+        write_file(tmp_path / "it", gone)
+
+
+def test_everything_in_a_folder_and_the_rename_are_durable(tmp_path, monkeypatch) -> None:
+    events, fsync, replace = [], os.fsync, os.replace
+
+    def recorded_fsync(descriptor: int) -> None:
+        events.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(os, "replace", lambda *names: (events.append("rename"), replace(*names)))
+    write_new_folder(tmp_path / "it")
+    synced = events[: events.index("rename")]
+    assert sorted(name for name in synced if not name.endswith(".part")) == ["a", "b", "sub"]
+    assert sum(name.startswith(".it.") for name in synced) == 1
+    assert events[events.index("rename") :] == ["rename", tmp_path.name]
+
+
+def test_what_need_not_survive_the_machine_is_not_synced(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda *_: pytest.fail("synced"))
+    write_file(tmp_path / "it", lambda temporary: temporary.write_text("new"), durable=False)
+    assert content(tmp_path / "it") == {"": "new"}
+
+
+def test_a_folder_that_is_there_is_kept_unless_it_is_empty_or_may_be_replaced(tmp_path) -> None:
+    path = tmp_path / "it"
+    path.mkdir()
+    write_new_folder(path)
+    (path / "mine").write_text("old")
+    with pytest.raises(OSError, match="not empty"):
+        write_new_folder(path)
+    assert content(path) == FOLDER[1] | {"mine": "old"}
+    assert list(tmp_path.iterdir()) == [path]
+    write_folder(path, fill, replace=True)
+    assert content(path) == FOLDER[1]
+    assert content(tmp_path / ".it.old") == FOLDER[1] | {"mine": "old"}
+
+
+def test_writers_at_the_same_time_do_not_meet(tmp_path) -> None:
+    """Threads of one process, or processes of two machines with one number, on one file."""
+    path, both = tmp_path / "it", threading.Barrier(2)
+
+    def write(text: str) -> None:
+        def slowly(temporary: Path) -> None:
+            with open(temporary, "x") as file:
+                both.wait(30)
+                file.write(text)
+
+        write_file(path, slowly)
+
+    threads = [threading.Thread(target=write, args=(text * 1000,)) for text in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert path.read_text() in ("a" * 1000, "b" * 1000)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_temporary_files_of_killed_writers_are_removed_and_nothing_else(tmp_path) -> None:
+    for name in (".summary.json.123.part", ".it.0f.part"):
+        (tmp_path / name).write_text("half")
+    (tmp_path / "chapter.part").write_text("mine")
+    remove_parts(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["chapter.part"]
+
+
+@pytest.mark.parametrize("data", [b"{", b"\xff\xfe", b"[" * 100_000])
+def test_a_damaged_or_missing_json_file_is_named(tmp_path, data: bytes) -> None:
+    path = tmp_path / "data.json"
+    with pytest.raises(ValueError, match=rf"{path} cannot be read \(No such file"):
+        read_json(path)
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=f"{path} is damaged, it is not JSON"):
+        read_json(path)
+
+
+HOLDER = (
+    "import sys; from pathlib import Path; from deit_fast.files import Lock\n"
+    "with Lock(Path(sys.argv[1])) as lock:\n"
+    "    lock.acquire() if sys.argv[2] == 'acquire' else lock.wait('holds it')\n"
+    "    print('held', flush=True); sys.stdin.read()\n"
+)
+
+
+@pytest.fixture
+def holder(tmp_path: Path):
+    """Starts another process that holds the lock."""
+    with ExitStack() as running:
+
+        def start(how: str) -> subprocess.Popen:
+            command = [sys.executable, "-c", HOLDER, str(tmp_path / LOCK), how]
+            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+            pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            process = running.enter_context(subprocess.Popen(command, env=environment, **pipes))
+            running.callback(process.kill)
+            assert process.stdout.readline() == "held\n"
+            return process
+
+        yield start
+
+
+def test_a_lock_that_is_held_is_refused_at_once_and_its_holder_named(tmp_path, holder) -> None:
+    other = holder("acquire")
+    with Lock(tmp_path / LOCK) as lock:
+        for _ in range(2):
+            with pytest.raises(
+                ValueError, match=f"{tmp_path} is being trained by process {other.pid} on .*another --out"
+            ):
+                lock.acquire()
+        other.kill()
+        other.wait()
+        lock.acquire()  # the kernel took it back, however its holder ended
+        lock.acquire()  # has it already
+    assert (tmp_path / LOCK).read_text().startswith(f"process {os.getpid()} on ")
+
+
+def test_a_lock_is_waited_for_and_a_sentence_says_so(tmp_path, holder, capfd) -> None:
+    other, got = holder("wait"), []
+
+    def second() -> None:
+        with Lock(tmp_path / LOCK) as lock:
+            lock.wait("unpacks flowers")
+            got.append(True)
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    said = ""
+    deadline = time.monotonic() + 30
+    while not said.endswith("\n") and time.monotonic() < deadline:
+        said += capfd.readouterr().err
+    assert said == f"another process unpacks flowers: waiting for it ({tmp_path / LOCK})\n"
+    assert got == []
+    other.kill()
+    thread.join(30)
+    assert got == [True] and (tmp_path / LOCK).read_bytes() == b""
+
+
+def test_a_lock_that_is_free_is_waited_for_silently_in_a_folder_that_is_made(tmp_path, capfd) -> None:
+    path = tmp_path / "new" / "set.lock"
+    with Lock(path) as lock:
+        lock.wait("unpacks flowers")
+        with Lock(path) as other, pytest.raises(ValueError, match="is being trained by another process"):
+            other.acquire()
+    with Lock(path) as lock:
+        lock.acquire()
+    assert capfd.readouterr().err == ""
+
+
+def test_a_folder_that_cannot_be_written_to_is_named_with_the_way_out(tmp_path) -> None:
+    (tmp_path / "file").touch()
+    with Lock(tmp_path / "file" / LOCK) as lock:
+        with pytest.raises(ValueError, match=f"cannot write to {tmp_path}/file .* set DEIT_FAST_CACHE to a folder"):
+            lock.wait("unpacks flowers")
+        with pytest.raises(OSError):
+            lock.acquire()
+
+
+@pytest.mark.parametrize("code", files.WITHOUT_LOCKS)
+@pytest.mark.parametrize(("take", "advice"), [("acquire", "only"), ("wait", "first")])
+def test_a_file_system_without_locks_is_a_warning(
+    tmp_path, monkeypatch, caplog, code: int, take: str, advice: str
+) -> None:
+    def no_locks(*_arguments):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with Lock(tmp_path / LOCK) as lock:
+        lock.acquire() if take == "acquire" else lock.wait("unpacks flowers")
+    assert caplog.messages == [f"{tmp_path} is on a file system without locks: start one process {advice}"]
+
+
+def test_another_error_of_the_lock_does_not_count_as_holding_it(tmp_path, monkeypatch) -> None:
+    def broken(*_arguments):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(fcntl, "flock", broken)
+    with Lock(tmp_path / LOCK) as lock:
+        for _ in range(2):
+            with pytest.raises(OSError, match="Input/output"):
+                lock.acquire()
+
+
+# What cannot be written is refused before the work is begun
 
 
 def test_a_new_file_an_old_file_and_a_folder_of_new_folders_can_be_written(tmp_path: Path) -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor
+from itertools import islice
 from math import inf
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..decode import BadImage, Part, Reserve, Wanted, copied, decode_wanted, new_array
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 Broken = list[tuple[str, str]]  # (name of a file or an image, what is wrong with it)
 MOST_NUMBERED = 10**6  # classes without a name: a head for more has a billion weights at the width of ViT-B
 
@@ -84,6 +89,16 @@ def read_image(
     except BadImage as error:
         part = error
     return ReadImage(part, read - began, time.perf_counter() - read)
+
+
+def ahead(pool: Executor, task: Callable[[Item], Result], items: Iterable[Item], most: int) -> Iterator[Result]:
+    """`task` of each item, in order; the pool works on up to `most` of them ahead of the consumer."""
+    coming = iter(items)
+    waiting = deque(pool.submit(task, item) for item in islice(coming, most))
+    while waiting:
+        result = waiting.popleft().result()
+        waiting.extend(pool.submit(task, item) for item in islice(coming, 1))
+        yield result
 
 
 def note(broken: Broken | None, name: str, error: ValueError) -> None:

@@ -21,11 +21,10 @@ import os
 import re
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +33,10 @@ from PIL import Image
 
 from ...files import write_file
 from ..decode import BadImage, decode, opened
-from .dataset import Dataset
+from .dataset import Dataset, ahead
 from .folder import SUFFIXES
 from .index import save_arrays, to_arrays
-from .shards import CLASSES_FILE, ShardIndex, fingerprint, scan
+from .shards import CLASSES_FILE, fingerprint, scan
 
 PACK_FILE = "pack.json"
 FORMATS = {  # first bytes → suffix; a file of another format keeps its own suffix
@@ -102,12 +101,7 @@ def pack(
         write_file(folder / CLASSES_FILE, lambda temporary: temporary.write_text(names))
         with ThreadPoolExecutor(settings.threads, "deit_fast-pack") as pool:
             for split, dataset in splits.items():
-                shards = [str(shard) for shard in _write_shards(split, dataset, folder, settings, pool, advance)]
-                index = _scanned(shards)
-                if not np.array_equal(index.labels, dataset.labels):
-                    raise ValueError(f"the images of {dataset.name} have changed since {folder} was begun: remove it")
-                valid_for = fingerprint(shards, stamps=False)
-                save_arrays(index_file(folder, split), {**to_arrays(index), "valid_for": valid_for})
+                _write_split(split, dataset, folder, settings, pool, advance)
     except BadImage as error:
         raise BadImage(
             f"{error}: repair it and run the same command again, or remove it and {folder}, which was begun with it "
@@ -117,13 +111,6 @@ def pack(
         raise ValueError(
             f"cannot write to {folder} ({error.strerror or error}): check its space and permissions"
         ) from error
-
-
-def _scanned(shards: list[str]) -> ShardIndex:
-    try:
-        return scan(shards)
-    except ValueError as error:
-        raise ValueError(f"{error}; or remove it, and the same command writes it anew") from error
 
 
 def index_file(folder: Path, split: str) -> Path:
@@ -191,23 +178,35 @@ def _begin(folder: Path, description: dict[str, Any]) -> None:
         write_file(folder / PACK_FILE, lambda temporary: temporary.write_text(json.dumps(description, indent=1)))
 
 
-def _write_shards(
+def _write_split(
     split: str, dataset: Dataset, folder: Path, settings: Settings, pool: Executor, advance: Callable[[int], None]
-) -> Iterator[Path]:
-    """Write what is missing; yields every shard of the split."""
+) -> None:
+    """Write the shards that are missing, then the index of all."""
+    prepare = partial(_prepare, dataset, settings)
+    shards: list[str] = []
     for number, first in enumerate(range(0, len(dataset), settings.shard_images)):
         shard = folder / f"{split}-{number:05}.tar"
+        shards.append(str(shard))
         images = range(first, min(first + settings.shard_images, len(dataset)))
         if shard.exists():
             advance(len(images))
         else:
-            write_file(shard, partial(_write_shard, dataset, _encoded(dataset, images, settings, pool), advance))
-        yield shard
+            encoded = zip(images, ahead(pool, prepare, images, 4 * settings.threads), strict=True)
+            write_file(shard, partial(_write_shard, dataset, encoded, advance))
+    try:
+        index = scan(shards)
+    except ValueError as error:
+        raise ValueError(f"{error}; or remove it, and the same command writes it anew") from error
+    if not np.array_equal(index.labels, dataset.labels):
+        raise ValueError(f"the images of {dataset.name} have changed since {folder} was begun: remove it")
+    valid_for = fingerprint(shards, stamps=False)
+    save_arrays(index_file(folder, split), {**to_arrays(index), "valid_for": valid_for})
 
 
 def _write_shard(
-    dataset: Dataset, encoded: Iterator[tuple[int, bytes]], advance: Callable[[int], None], shard: Path
+    dataset: Dataset, encoded: Iterable[tuple[int, bytes]], advance: Callable[[int], None], shard: Path
 ) -> None:
+    """Write (index, bytes) of images into a file, read it back and compare."""
     written: list[tuple[str, int]] = []
     with tarfile.open(shard, "x", format=tarfile.USTAR_FORMAT) as tar:
         for index, data in encoded:
@@ -216,20 +215,17 @@ def _write_shard(
             _add(tar, f"{key}.cls", str(dataset.labels[index]).encode())
             written.append((key + suffix, zlib.crc32(data)))
             advance(1)
-    _verify(shard, written)
+    index = scan([str(shard)])
+    with open(shard, "rb", buffering=0) as file:
+        found = [
+            (name, zlib.crc32(os.pread(file.fileno(), int(size), int(offset))))
+            for name, size, offset in zip(index.names, index.size, index.offset, strict=True)
+        ]
+    if found != written:
+        raise OSError("a shard read back differs from what was written: is the disk sound?")
 
 
-def _encoded(dataset: Dataset, images: range, settings: Settings, pool: Executor) -> Iterator[tuple[int, bytes]]:
-    """(index, bytes to write) in order, a few of them prepared ahead."""
-    coming = iter(images)
-    ahead = [(index, pool.submit(_prepare, dataset, index, settings)) for index in islice(coming, 4 * settings.threads)]
-    while ahead:
-        index, future = ahead.pop(0)
-        yield index, future.result()
-        ahead += [(index, pool.submit(_prepare, dataset, index, settings)) for index in islice(coming, 1)]
-
-
-def _prepare(dataset: Dataset, index: int, settings: Settings) -> bytes:
+def _prepare(dataset: Dataset, settings: Settings, index: int) -> bytes:
     """The bytes of an image as they are packed."""
     try:
         data = dataset.read(index)
@@ -270,15 +266,3 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))
-
-
-def _verify(shard: Path, written: list[tuple[str, int]]) -> None:
-    """Read a shard back from its file and compare every image with what was written."""
-    index = scan([str(shard)])
-    with open(shard, "rb", buffering=0) as file:
-        found = [
-            (name, zlib.crc32(os.pread(file.fileno(), int(size), int(offset))))
-            for name, size, offset in zip(index.names, index.size, index.offset, strict=True)
-        ]
-    if found != written:
-        raise OSError("a shard read back differs from what was written: is the disk sound?")

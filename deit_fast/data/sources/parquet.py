@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,29 +137,21 @@ def _features(schema: pyarrow.Schema) -> dict[str, dict[str, Any]]:
         return {}
 
 
-def _images(schema: pyarrow.Schema, features: dict[str, dict[str, Any]]) -> list[str]:
-    from pyarrow import types
-
-    def holds_bytes(kind: pyarrow.DataType) -> bool:
-        if types.is_struct(kind):
-            return any(field.name == "bytes" for field in kind)
-        return types.is_binary(kind) or types.is_large_binary(kind)
-
-    named = [column for column, feature in features.items() if feature.get("_type") == "Image"]
-    return named or [field.name for field in schema if holds_bytes(field.type)]
+def _holds_bytes(kind: pyarrow.DataType) -> bool:
+    types = _pyarrow().types
+    if types.is_struct(kind):
+        return any(field.name == "bytes" for field in kind)
+    return types.is_binary(kind) or types.is_large_binary(kind)
 
 
-def _label_columns(schema: pyarrow.Schema, features: dict[str, dict[str, Any]]) -> list[str]:
-    from pyarrow import types
-
-    named = [column for column, feature in features.items() if feature.get("_type") == "ClassLabel"]
-    found = named or [field.name for field in schema if types.is_integer(field.type)]
-    return ["label"] if "label" in found else found
-
-
-def _only(columns: list[str], what: str, schema: pyarrow.Schema, file: str) -> str:
+def _column(schema: pyarrow.Schema, file: str, what: str, feature: str, fits: Callable[[Any], bool]) -> str:
+    """The only column with this feature of `datasets`, else the only one whose type fits."""
+    columns = [column for column, each in _features(schema).items() if each.get("_type") == feature]
+    columns = columns or [field.name for field in schema if fits(field.type)]
     if len(columns) == 1:
         return columns[0]
+    if what == "label" and what in columns:
+        return what
     found = f"{len(columns)} columns ({', '.join(columns)}) could be" if columns else "no column looks like"
     example = (columns or schema.names)[0]
     raise ValueError(f"{file}: {found} the {what}: name it, --data 'FOLDER?{what}={example}'")
@@ -175,11 +167,10 @@ def _columns(
     errors = []
     for file, table in tables.items():
         schema = table.schema_arrow
-        features = _features(schema)
         try:
             found = (
-                image or _only(_images(schema, features), "image", schema, file),
-                label or _only(_label_columns(schema, features), "label", schema, file),
+                image or _column(schema, file, "image", "Image", _holds_bytes),
+                label or _column(schema, file, "label", "ClassLabel", _pyarrow().types.is_integer),
             )
             _check_columns(file, schema, found)  # the spec may name one that no file has
             return file, *found
