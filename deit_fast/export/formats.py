@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..command import Ending
 from ..files import sync_folder, write_json
 from ..model import CONFIGS, VisionTransformer
 from ..weights.huggingface import huggingface_config, to_huggingface
@@ -24,8 +25,10 @@ from .card import model_card
 BATCHES = (1, 5)  # of the check: two, so that a batch size that was frozen into the file is noticed
 
 
-class Disagreement(RuntimeError):
+class Disagreement(Ending, RuntimeError):
     """The other library computes something else."""
+
+    code = 1
 
 
 class Form(NamedTuple):

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..command import DIVERGED, Ending
 from ..config import Config
 from ..data import EvalLoader, TrainLoader
 from ..files import RunLock, write_file, write_json
@@ -28,8 +29,10 @@ from .record import Record
 logger = logging.getLogger(__name__)
 
 
-class Diverged(ArithmeticError):
-    """Too many steps in a row had a loss or gradient that is no number, or a weight is none."""
+class Diverged(Ending, ArithmeticError):
+    """Too many steps in a row had a NaN or infinite loss or gradient, or a weight is NaN or infinite."""
+
+    code = DIVERGED
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ def train(config: Config) -> Summary:
 
     Raises:
         ValueError: a mistake in the configuration or the data, in one sentence that says what to type instead.
-        Diverged: loss, gradient or weights are no longer numbers.
+        Diverged: the loss, a gradient or a weight is NaN or infinite.
         RankLost: another process of this run has ended.
         Preempted: a signal asked for the end; the run is saved.
     """
