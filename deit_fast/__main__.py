@@ -3,8 +3,10 @@
 import importlib
 import os
 import sys
+from collections.abc import Sequence
+from types import ModuleType
 
-from .names import did_you_mean
+from . import command
 
 COMMANDS = {
     "train": "train a classifier, distilled or not",
@@ -17,22 +19,23 @@ COMMANDS = {
 }
 
 
-def main() -> int:
-    name = sys.argv[1] if len(sys.argv) > 1 else ""
-    if name not in COMMANDS:
-        listed = "\n".join(f"  {command:<9} {what}" for command, what in COMMANDS.items())
-        wanted = name in ("-h", "--help")
-        near = did_you_mean(name, COMMANDS, most=1)
-        unknown = f"error: unknown command {name!r}" + (f", {near}" if near else "") + "\n"
-        usage = f"usage: deit-fast COMMAND …; deit-fast COMMAND --help explains one\n{listed}"
-        print(usage if wanted or not name else unknown + usage, file=sys.stdout if wanted else sys.stderr)
-        return 0 if wanted else 2
-    sys.path.insert(0, os.getcwd())  # as python -m does, so that --teacher module:function finds the user's module
+def module_of(name: str) -> ModuleType:
+    """The module that runs a command."""
     module = importlib.import_module(f"deit_fast.{name}")
-    if hasattr(module, "__path__"):  # a package
-        module = importlib.import_module(f"deit_fast.{name}.__main__")
-    return module.main(sys.argv[2:])
+    return importlib.import_module(f"deit_fast.{name}.__main__") if hasattr(module, "__path__") else module
+
+
+@command.entry()
+def main(arguments: Sequence[str]) -> int:
+    if not (name := command.choose(COMMANDS, arguments, "deit-fast")):
+        return command.DONE
+    sys.path.insert(0, os.getcwd())  # as python -m does, so that --teacher module:function finds the user's module
+    return module_of(name).main(arguments[1:])
+
+
+def script() -> None:
+    command.leave(main())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.leave(main())

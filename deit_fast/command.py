@@ -1,10 +1,17 @@
-"""How a command begins and ends: a command line from a dataclass, and exit codes.
+"""How a command begins and ends: a command line from a dataclass; for every error one sentence and an exit code.
 
-    config = parse(Config, sys.argv[1:], program="python -m deit_fast.train", description=__doc__)
+    @command.entry("interrupted: the same command continues")
+    def main(arguments: Sequence[str]) -> None:
+        config = command.parse(Config, arguments, program="python -m deit_fast.train", description=__doc__)
+        …
+
+    if __name__ == "__main__":
+        command.leave(main())
 
 tyro reads the command line, and --help shows its flags in groups, with default and reason. The help is the source of
-the dataclass itself: a comment on a line of its own names a group of the fields below it, the comment behind a field
-says what it is for.
+the dataclass itself: one capitalised phrase on a line of its own names the group of the fields below it, the comment
+behind a field (and on the lines below) says what it is for, and what its default means where the value does not say it
+("default: one a core").
 
 What the exit codes mean to a script, a scheduler or a launcher:
 
@@ -15,113 +22,85 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import inspect
 import os
 import re
 import sys
+import traceback
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import MISSING
 from typing import Any, NoReturn, TypeVar
 
 import tyro
 
+from .names import did_you_mean
+
 Settings = TypeVar("Settings")
-
-
-def parse(
-    kind: type[Settings],
-    arguments: Sequence[str],
-    *,
-    program: str,
-    description: str,
-    defaults: Settings | None = None,
-    epilog: str = "",
-) -> Settings:
-    """The dataclass that a command line gives.
-
-    Args:
-        kind: the dataclass.
-        description: how the command is used, with examples.
-        defaults: values of fields that no flag changes; None: the dataclass's own.
-        epilog: what the help says after the flags.
-
-    Raises:
-        SystemExit: --help (0), or a flag that does not exist or cannot be read (2).
-    """
-    if {"-h", "--help"} & set(arguments):
-        print(help_text(kind, program, description, defaults, epilog), end="")
-        raise SystemExit(0)
-    given: dict[str, Any] = {} if defaults is None else {"default": defaults}
-    return tyro.cli(kind, args=list(arguments), prog=program, description=description, **given)
-
-
-def reasons(kind: type) -> dict[str, dict[str, str]]:
-    """Group -> field -> its comment, as they stand in the dataclass."""
-    groups: dict[str, dict[str, str]] = {}
-    group = "Arguments"
-    for line in inspect.getsource(kind).split("    def ", 1)[0].splitlines():
-        if heading := re.fullmatch(r"    # (\w[\w ]*)", line):
-            group = heading[1]
-        elif field := re.match(r"    (\w+): [^#]+?(?:  # (.*))?$", line):
-            groups.setdefault(group, {})[field[1]] = field[2] or ""
-    return groups
-
-
-def help_text(kind: type, program: str, description: str, defaults: Any = None, epilog: str = "") -> str:
-    """The whole help; the arguments are those of `parse`."""
-    parser = argparse.ArgumentParser(
-        prog=program, usage=f"{program} [--FLAG VALUE]…", description=description, epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    types = typing.get_type_hints(kind)
-    own = {field.name: field.default for field in dataclasses.fields(kind)}
-    for title, members in reasons(kind).items():
-        group = parser.add_argument_group(title)
-        for name, reason in members.items():
-            default = own[name] if defaults is None else getattr(defaults, name)
-            spelled = "--" + name.replace("_", "-")
-            shown = f"{reason} (default: {_value(default)})".replace("%", "%%")
-            if types[name] is bool:
-                group.add_argument(spelled, action=argparse.BooleanOptionalAction, help=shown)
-            else:
-                group.add_argument(spelled, metavar=_metavar(types[name]), nargs=_count(types[name]), help=shown)
-    return parser.format_help()
-
-
-def listed(named: Mapping[str, Any]) -> str:
-    """Functions by name, with the first line of their docstrings."""
-    return "\n".join(f"  {name:<16} {(make.__doc__ or '').strip().splitlines()[0]}" for name, make in named.items())
-
-
-def _value(value: object) -> str:
-    if value == "":
-        return "none"
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def _count(kind: object) -> int | None:
-    return len(typing.get_args(kind)) if typing.get_origin(kind) is tuple else None
-
-
-def _metavar(kind: object) -> str:
-    parts = [part for part in typing.get_args(kind) if part is not type(None)]
-    if typing.get_origin(kind) is typing.Literal:
-        return "{" + ",".join(map(str, parts)) + "}"
-    if parts:  # tuple[float, float], float | None, Literal[…] | None
-        return _metavar(parts[0])
-    return {int: "N", float: "X", str: "TEXT"}.get(kind, "VALUE")
-
+Body = Callable[[Sequence[str]], "int | None"]
 
 DONE = 0  # trained, or finished before
 USAGE = 2  # a mistake in the command, the data, the run folder or its disk: one sentence says what to mend
-DIVERGED = 3  # the numbers went bad: the same command would do so again
+DIVERGED = 3  # the loss, a gradient or a weight is NaN or infinite: the same command would end so again
 LOST = 4  # another process of the run was killed or cannot be reached: run the same command again
 PREEMPTED = 75  # SIGTERM or SIGUSR1, the run is saved: run the same command again (EX_TEMPFAIL of sysexits.h)
 INTERRUPTED = 130  # Ctrl-C, as shells count it
+TRACEBACK = "DEIT_FAST_TRACEBACK"  # set in the environment, it shows an error's traceback
 
 
-class OfOneRank(ValueError):
-    """A mistake that one rank may meet alone, so it says it itself; what all meet alike is said by rank 0."""
+class Ending(BaseException):
+    """An exception that has an exit code of its own, or that another rank than rank 0 prints."""
+
+    code: int = USAGE
+    prefix = "error: "
+
+    def said_by(self, rank: int) -> bool:
+        """Whether this rank prints it; what all ranks meet alike is printed by rank 0."""
+        return rank == 0
+
+
+class OfOneRank(Ending, ValueError):
+    """A mistake that one rank may meet alone, so it prints it itself."""
+
+    def said_by(self, rank: int) -> bool:
+        return True
+
+
+def exit_code(error: BaseException) -> int | None:
+    """None for a defect of the program, which Python reports."""
+    if isinstance(error, Ending):
+        return error.code
+    return USAGE if isinstance(error, (ValueError, OSError)) else None
+
+
+def entry(interrupted: str = "interrupted") -> Callable[[Body], Callable[..., int]]:
+    """Make a body the `main(arguments=None)` of a command: errors become a sentence and the exit code it returns.
+
+    After Ctrl-C it prints `interrupted`.
+    """
+
+    def decorate(body: Body) -> Callable[..., int]:
+        @functools.wraps(body)
+        def main(arguments: Sequence[str] | None = None) -> int:
+            try:
+                return body(sys.argv[1:] if arguments is None else arguments) or DONE
+            except KeyboardInterrupt:
+                print(interrupted, file=sys.stderr)
+                return INTERRUPTED
+            except BaseException as error:
+                if (code := exit_code(error)) is None:
+                    raise
+                ending = error if isinstance(error, Ending) else Ending()
+                if os.environ.get(TRACEBACK) and isinstance(error, Exception):  # a signal has no cause to be traced
+                    traceback.print_exception(error)
+                elif ending.said_by(int(os.environ.get("RANK", "0"))):
+                    print(f"{ending.prefix}{error}", file=sys.stderr)
+                return code
+
+        return main
+
+    return decorate
 
 
 def leave(code: int) -> NoReturn:
@@ -135,3 +114,138 @@ def leave(code: int) -> NoReturn:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def choose(commands: Mapping[str, str], arguments: Sequence[str], program: str, description: str = "") -> str:
+    """The one of `commands` (name -> what it does) that is typed; "" for --help, which is printed.
+
+    Raises:
+        ValueError: none, or an unknown one.
+    """
+    name = arguments[0] if arguments else ""
+    if name in commands:
+        return name
+    listed = "\n".join(f"  {command:<9} {what}" for command, what in commands.items())
+    usage = f"usage: {program} COMMAND …; {program} COMMAND --help explains one\n"
+    if name in ("-h", "--help"):
+        print(usage + description + listed)
+        return ""
+    near = did_you_mean(name, commands, most=1)
+    mistake = f"unknown command {name!r}" if name else "no command"
+    raise ValueError(", ".join(filter(None, (mistake, near))) + f"\n{usage}{listed}")
+
+
+def parse(
+    kind: type[Settings],
+    arguments: Sequence[str],
+    *,
+    program: str,
+    description: str,
+    defaults: Settings | None = None,
+    epilog: str = "",
+) -> Settings:
+    """The dataclass that a command line gives, over `defaults` or its own; --help says `description` and `epilog` too.
+
+    `tyro.conf.Positional` and `tyro.conf.arg(metavar=…)` may stand beside a field.
+
+    Raises:
+        SystemExit: --help (0), or a flag that does not exist or cannot be read (2).
+        ValueError: a list that is empty.
+    """
+    if {"-h", "--help"} & set(arguments):
+        print(help_text(kind, program, description, defaults, epilog), end="")
+        raise SystemExit(0)
+    own = {_flag(field.name): field for field in dataclasses.fields(kind)}
+    if defaults is None:  # else the defaults may depend on a flag that is typed in full
+        arguments = [_whole(word, own) for word in arguments]
+    given: dict[str, Any] = {} if defaults is None else {"default": defaults}
+    settings = tyro.cli(kind, args=list(arguments), prog=program, description=description, **given)
+    for spelled, field in own.items():
+        if getattr(settings, field.name) == () and (field.default is MISSING or spelled in arguments):
+            raise ValueError(f"{field.name}: at least one is needed, see {program} --help")
+    return settings
+
+
+def reasons(kind: type) -> dict[str, dict[str, str]]:
+    """Group -> field -> its comment, as they stand in the dataclass."""
+    groups: dict[str, dict[str, str]] = {}
+    group, name = "Arguments", ""
+    for line in inspect.getsource(kind).split("    def ", 1)[0].splitlines():
+        if heading := re.fullmatch(r"    # ([A-Z][\w ]*)", line):
+            group = heading[1]
+        elif field := re.match(r"    (\w+): [^#]+?(?:  # (.*))?$", line):
+            name = field[1]
+            groups.setdefault(group, {})[name] = field[2] or ""
+        elif more := re.match(r"    # (.*)", line):
+            groups[group][name] += f" {more[1]}"
+    return groups
+
+
+def help_text(kind: type, program: str, description: str, defaults: Any = None, epilog: str = "") -> str:
+    """The whole help; the arguments are those of `parse`."""
+    parser = argparse.ArgumentParser(
+        prog=program, description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"{epilog}\n{TRACEBACK}=1 in the environment shows the traceback of an error.".lstrip(),
+    )  # fmt: skip
+    usage = [program]
+    types = typing.get_type_hints(kind, include_extras=True)
+    own = {field.name: field.default for field in dataclasses.fields(kind)}
+    for title, members in reasons(kind).items():
+        group = parser.add_argument_group(title)
+        for name, reason in members.items():
+            marks = getattr(types[name], "__metadata__", ())
+            plain = types[name].__origin__ if marks else types[name]
+            metavar = next((mark.metavar for mark in marks if hasattr(mark, "metavar")), None) or _metavar(plain)
+            default = own[name] if defaults is None else getattr(defaults, name)
+            spelled = _flag(name)
+            if tyro.conf.Positional in marks:
+                spelled = name
+                usage.append(f"{metavar}…" if _count(plain) else metavar)
+            elif default is MISSING:
+                usage.append(f"{spelled} {metavar}")
+                reason += "; required"
+            elif "default: " not in reason:
+                reason += f" (default: {_value(default)})"
+            shown = reason.replace("%", "%%")
+            if plain is bool:
+                group.add_argument(spelled, action=argparse.BooleanOptionalAction, help=shown)
+            else:
+                group.add_argument(spelled, metavar=metavar, nargs=_count(plain), help=shown)
+    parser.usage = " ".join([*usage, "[--FLAG VALUE]…"])
+    return parser.format_help()
+
+
+def listed(named: Mapping[str, Any]) -> str:
+    """Functions by name, with the first line of their docstrings."""
+    return "\n".join(f"  {name:<16} {(make.__doc__ or '').strip().splitlines()[0]}" for name, make in named.items())
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _whole(word: str, flags: Collection[str]) -> str:
+    """A flag in full that was typed by its first letters, where it is the only one that begins so."""
+    name, equals, value = word.partition("=")
+    near = [flag for flag in flags if flag.startswith(name)]
+    return near[0] + equals + value if name.startswith("--") and name not in flags and len(near) == 1 else word
+
+
+def _value(value: object) -> str:
+    if value == "":
+        return "none"
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _count(kind: object) -> int | str | None:
+    parts = typing.get_args(kind) if typing.get_origin(kind) is tuple else ()
+    return ("+" if parts[-1] is Ellipsis else len(parts)) if parts else None
+
+
+def _metavar(kind: object) -> str:
+    parts = [part for part in typing.get_args(kind) if part is not type(None)]
+    if typing.get_origin(kind) is typing.Literal:
+        return "{" + ",".join(map(str, parts)) + "}"
+    if parts:  # tuple[float, float], float | None, Literal[…] | None
+        return _metavar(parts[0])
+    return {int: "N", float: "X", str: "TEXT"}.get(kind, "VALUE")

@@ -11,20 +11,22 @@ mistake in the command, or a file that holds no image (the others are answered a
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from tyro.conf import Positional, arg
 
+from . import command
 from .attention_maps import MOST_IMAGES, draw_attention, require_deit
 from .data import decode
 from .data.sources.folder import SUFFIXES, read_file
@@ -93,34 +95,30 @@ def as_json(row: Prediction) -> str:
     return json.dumps({"path": row.path, "predictions": named}, ensure_ascii=False)
 
 
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m deit_fast.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    what = parser.add_argument_group("what to look at")
-    what.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER", help="image files, and folders of them")
-    which = parser.add_argument_group("the model")
-    which.add_argument(
-        "--model", required=True, help="a run folder, a weights file, an exported folder, or a name; required"
-    )
-    which.add_argument("--architecture", default="", help="timm's name of what a weights file fits (default: a DeiT)")
-    which.add_argument("--heads", type=int, default=0, help="of a DeiT of unusual width (default: as the official)")
-    answer = parser.add_argument_group("the answer")
-    answer.add_argument("--top", type=int, default=5, help="classes for each image (default 5, as top-5 accuracy)")
-    answer.add_argument("--json", action="store_true", help="JSON lines on standard output instead of a table")
-    answer.add_argument(
-        "--attention",
-        metavar="PNG",
-        default="",
-        help=f"draw where both tokens look, for the first {MOST_IMAGES} images (default: no picture)",
-    )
-    how = parser.add_argument_group("how")
-    how.add_argument("--batch-size", type=int, default=32, help="images at a time (default 32; less needs less memory)")
-    how.add_argument("--device", default="", help="cpu, cuda, cuda:1 … (default: the first GPU if there is one)")
-    return parser
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    # What to look at
+    images: Annotated[tuple[str, ...], Positional, arg(metavar="IMAGE_OR_FOLDER")]  # image files, and folders of them
+
+    # The model
+    model: str  # a run folder, a weights file, an exported folder, or a name
+    architecture: Annotated[str, arg(metavar="NAME")] = ""  # timm's name of what a weights file fits (default: a DeiT)
+    heads: int = 0  # of a DeiT of unusual width (default: as the official)
+
+    # The answer
+    top: int = 5  # classes for each image (default: 5, as top-5 accuracy)
+    json: bool = False  # JSON lines on standard output instead of a table
+    attention: Annotated[str, arg(metavar="PNG")] = ""  # draw where both tokens look, for the first 16 images
+    # (default: no picture)
+
+    # How
+    batch_size: int = 32  # images at a time (default: 32; less needs less memory)
+    device: str = ""  # cpu, cuda, cuda:1 … (default: the first GPU if there is one)
 
 
-def run(given: argparse.Namespace) -> int:
+@command.entry()
+def main(arguments: Sequence[str]) -> int:
+    given = command.parse(Settings, arguments, program="python -m deit_fast.predict", description=__doc__)
     for name, value in (("--top", given.top), ("--batch-size", given.batch_size)):
         if value < 1:
             raise ValueError(f"{name} is 1 or more, got {value}")
@@ -153,7 +151,7 @@ def run(given: argparse.Namespace) -> int:
         pixels = [decode(read_file(row.path)) for row in shown]
         draw_attention(trained, list(zip(captions, pixels, strict=True)), Path(given.attention))
         print(f"drawn: {given.attention}", file=sys.stderr)
-    return 2 if broken else 0
+    return command.USAGE if broken else command.DONE
 
 
 def _device(name: str) -> torch.device:
@@ -166,17 +164,5 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    try:
-        return run(parser().parse_args(arguments))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    command.leave(main())

@@ -5,14 +5,14 @@ needs ImageNet, a network or minutes, marked `<!-- parsed only: … -->`, is rea
 """
 
 import dataclasses
-import importlib
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
-from deit_fast.__main__ import COMMANDS
+from deit_fast import command
+from deit_fast.__main__ import COMMANDS, module_of
 from deit_fast.config import Config
 from deit_fast.model import CONFIGS
 from deit_fast.recipes.named import parse
@@ -43,8 +43,9 @@ def read(name: str, arguments: list[str]) -> None:
     if name in ("train", "teacher"):
         parse(arguments, "").check()
         return
-    module = importlib.import_module(f"deit_fast.{name}" + (".__main__" if name == "data" else ""))
-    module.parser().parse_args(arguments)
+    module = module_of(name)
+    kind, flags = (module.COMMANDS[arguments[0]], arguments[1:]) if name == "data" else (module.Settings, arguments)
+    command.parse(kind, flags, program="", description="")
 
 
 def execute(line: str, mark: str) -> None:
@@ -64,8 +65,7 @@ def execute(line: str, mark: str) -> None:
             return
         if name == "teacher":
             arguments = command_line(small(parse(arguments, "")))
-        module = importlib.import_module(f"deit_fast.{name}" + (".__main__" if name == "data" else ""))
-        assert module.main(arguments) == 0, line
+        assert module_of(name).main(arguments) == 0, line
     elif words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE), line
     elif words[0] == "python":

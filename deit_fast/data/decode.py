@@ -30,6 +30,7 @@ from PIL import ExifTags, Image, features
 
 from deit_kernels.augment.plan import MAX_SIDE
 
+from ..command import OfOneRank
 from .jpeg_part import Box, decodable, decode_part
 
 # Pillow's own limit against decompression bombs, 1/4 GiB of RGB; above it `Image.open` only warns.
@@ -97,7 +98,7 @@ class Part(NamedTuple):
             raise BadImage(f"its crop takes sides of less than {limit:,.0f} to 1, and it has {size}")
 
 
-class BadImage(ValueError):
+class BadImage(OfOneRank):
     """A file that holds no readable image; the text is the reason, in one sentence."""
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import timm.data
@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from rich.progress import track
 from timm.data import ImageNetInfo
+from tyro.conf import Positional, arg
 
 from ..config import Config
 from ..data import Dataset, EvalLoader, open_evaluation
@@ -29,25 +30,40 @@ from ..scores import TRUTH, Predictions, nested, predict
 from . import report as evaluation_report
 from .models import Subjects, classes_of_data, open_subjects, open_teacher, parameters, teacher_of_run
 
+File = Annotated[str, arg(metavar="FILE")]
+Name = Annotated[str, arg(metavar="NAME")]
+
 
 @dataclass(frozen=True)
 class Settings:
-    """What is evaluated on what; `evaluate.parser` explains each."""
+    """What is evaluated on what: the command line."""
 
-    models: tuple[str, ...]
-    data: tuple[str, ...] = ()
-    architecture: str = ""
-    teacher: str = ""
-    teacher_model: str = "regnety_160"
-    image_size: int = 0
-    crop_ratio: str = ""
-    real_labels: str = ""
-    batch_size: int = 64
-    precision: str = "fp32"
-    bad_images: OnBadImage = "skip"
-    threads: int = 0
-    json: str = ""
-    confusion: str = ""
+    # What is evaluated
+    models: Annotated[tuple[str, ...], Positional, arg(metavar="RUN_OR_FILE_OR_NAME")] = ()  # run folders, weights
+    # files, exported folders, names of DeiTs or of timm, or module:function
+    architecture: Name = ""  # timm's name of what weights fit (default: a DeiT)
+    teacher: str = ""  # to compare with, as the trainer's --teacher; - for none (default: the one that the run learned
+    # from)
+    teacher_model: Name = "regnety_160"  # architecture of a --teacher that is a weights file (default: regnety_160,
+    # the paper's)
+
+    # On which images
+    data: Annotated[tuple[str, ...], arg(metavar="FOLDER")] = ()  # folders, or built in: photos, digits (default: what
+    # the run was trained on)
+    real_labels: File = ""  # a real.json (default: timm's copy, where the images are ImageNet's validation images)
+    image_size: int = 0  # side in pixels (default: the model's own)
+    crop_ratio: Annotated[str, arg(metavar="RATIO")] = ""  # official (0.875), timm, or a number (default: the run's;
+    # timm's for timm's models; else official)
+
+    # The answer
+    json: File = ""  # write every result there (default: no file)
+    confusion: Annotated[str, arg(metavar="PNG")] = ""  # draw the confusion matrix there (default: no picture)
+
+    # How
+    batch_size: int = 64  # images of a process at a time (default: 64; less needs less memory)
+    precision: Literal["fp32", "bf16"] = "fp32"  # of forward passes (default: fp32, as released)
+    bad_images: OnBadImage = "skip"  # an unreadable image is named and left out, or ends the evaluation
+    threads: int = 0  # that decode, in each process (default: one a core)
 
 
 def evaluate_all(settings: Settings, arguments: Sequence[str] = ()) -> dict[str, Any]:
@@ -61,8 +77,8 @@ def evaluate_all(settings: Settings, arguments: Sequence[str] = ()) -> dict[str,
         "disagreement", "per_class", "confused" and "images_per_second".
 
     Raises:
-        ValueError: a mistake in the command or the data, in one sentence.
-        BadImage: not one image is readable, or one is not and --bad-images is "fail".
+        ValueError: a mistake in the command or the data, in one sentence; not one image is readable, or one is not
+            and --bad-images is "fail".
     """
     # Of a configuration the ranks compare what they are about to do; nothing else of it is used.
     agreed = Config(data=" ".join(settings.data or settings.models) or "nothing", model=" ".join(settings.models))
@@ -202,7 +218,7 @@ def _pass(
     """One pass over the images, and how fast it was.
 
     Raises:
-        BadImage: an image is unreadable and --bad-images is "fail"; the text names it.
+        ValueError: an image is unreadable and --bad-images is "fail"; the text names it.
     """
     # One of several ranks that left in the middle would let the others wait for it: they end together, after the pass.
     alone = ranks.world_size == 1
@@ -221,8 +237,8 @@ def _pass(
     seconds = time.perf_counter() - began
     reasons = {path: reason for bad in ranks.gather(loader.bad_images) for path, reason in bad.items()}
     unreadable = sorted(reasons)
-    if unreadable and settings.bad_images == "fail":
-        raise bad_image(unreadable[0], reasons[unreadable[0]])
+    if unreadable and settings.bad_images == "fail":  # all ranks find it alike
+        raise ValueError(bad_image(unreadable[0], reasons[unreadable[0]]))
     for path in unreadable:
         reporter.say(f"skipped an unreadable image: {path}")
     rate = (len(said) + len(unreadable)) / seconds

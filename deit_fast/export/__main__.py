@@ -13,55 +13,43 @@ mistake in the command, 130 interrupted.
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
+from tyro.conf import Positional, arg
+
+from .. import command
 from ..weights.trained import load
-from .formats import FORMS, Disagreement, export, require
+from .formats import FORMS, export, require
 
 
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m deit_fast.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    which = parser.add_argument_group("the model")
-    which.add_argument("model", metavar="RUN_OR_FILE", help="a run folder, a weights file, or a model's name")
-    which.add_argument("--architecture", default="", help="timm's name of what a weights file fits (default: a DeiT)")
-    which.add_argument("--heads", type=int, default=0, help="of a DeiT of unusual width (default: as the official)")
-    what = parser.add_argument_group("the export")
-    what.add_argument("--to", required=True, choices=FORMS, help="the library that shall read it; required")
-    what.add_argument("--out", required=True, metavar="PATH", help="the folder to write, new or empty; required")
-    return parser
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    # The model
+    model: Annotated[str, Positional, arg(metavar="RUN_OR_FILE")]  # a run folder, a weights file, or a model's name
+    architecture: Annotated[str, arg(metavar="NAME")] = ""  # timm's name of what a weights file fits (default: a DeiT)
+    heads: int = 0  # of a DeiT of unusual width (default: as the official)
+
+    # The export
+    to: Literal[tuple(FORMS)]  # the library that shall read it
+    out: Annotated[str, arg(metavar="PATH")]  # the folder to write, new or empty
 
 
-def run(given: argparse.Namespace) -> int:
-    sizes: dict[str, Any] = {"heads": given.heads} if given.heads else {}
-    form = FORMS[given.to]
+@command.entry()
+def main(arguments: Sequence[str]) -> None:
+    given = command.parse(Settings, arguments, program="python -m deit_fast.export", description=__doc__)
+    form, out = FORMS[given.to], Path(given.out)
     require(form.packages, f"--to {given.to}")  # before the model is loaded
+    sizes = {"heads": given.heads} if given.heads else {}
     trained = load(given.model, architecture=given.architecture, **sizes)
-    out = Path(given.out)
     difference = export(trained, given.to, out)
     files = sorted(out.iterdir())
     megabytes = sum(file.stat().st_size for file in files) / 1e6
     print(f"exported: {out}/ ({', '.join(file.name for file in files)}; {megabytes:.1f} MB)")
     print(f"checked:  {form.library} gives the same logits within {difference:.1e}, in batches of 1 and 5")
-    return 0
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    try:
-        return run(parser().parse_args(arguments))
-    except (ValueError, OSError, Disagreement) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, Disagreement) else 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.leave(main())

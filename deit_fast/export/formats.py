@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..command import Ending
 from ..files import check_writable, write_folder, write_json
 from ..model import CONFIGS, VisionTransformer
 from ..weights.huggingface import huggingface_config, to_huggingface
@@ -22,8 +23,10 @@ from .card import model_card
 BATCHES = (1, 5)  # of the check: two sizes, so that one which was frozen into the file fails
 
 
-class Disagreement(RuntimeError):
+class Disagreement(Ending, RuntimeError):
     """The other library gives other logits."""
+
+    code = 1
 
 
 class Form(NamedTuple):

@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from ..command import LOST, USAGE
+from ..command import LOST, Ending, exit_code
 from ..files import write_file
 from .log import RankLog
 
@@ -36,16 +36,20 @@ logger = logging.getLogger(__name__)
 
 SECONDS = 1.0  # between two signs of life
 WAITED_FOR = 60.0  # seconds in one stage of one step after which a rank is named
+LAUNCHED = "DEIT_FAST_LAUNCHED"  # in the environment of processes that our launcher started
 STAGES = ("set-up", "data", "step", "evaluation", "checkpoint")  # in a step's order
 
 
-class RankLost(RuntimeError):
+class RankLost(Ending, RuntimeError):
     """Another rank has ended, so this one cannot go on.
 
     Attributes:
         code: the other's exit code where it ended by an error, which it has printed; LOST where it was killed.
         speaks: whether this rank is to print that: the first that is left, of a killed one.
     """
+
+    def said_by(self, _rank: int) -> bool:
+        return self.speaks and LAUNCHED not in os.environ  # the launcher names whom it has started
 
     def __init__(self, sign: Sign, rank: int) -> None:
         super().__init__(
@@ -142,7 +146,7 @@ class Heartbeat:
                     self._end(None)
                     raise RankLost(lost, self._sign.rank) from error
             own = isinstance(error, Exception)
-            self._end((USAGE if isinstance(error, (ValueError, OSError)) else 1) if own else None)
+            self._end((exit_code(error) or 1) if own else None)
         finally:
             self._log.__exit__(kind, error, trace)
 

@@ -8,10 +8,29 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..command import INTERRUPTED, LOST, PREEMPTED
-from . import heartbeat
+import torch
 
-LAUNCHED = "DEIT_FAST_LAUNCHED"  # in the environment of processes that `launch` started
+from ..command import INTERRUPTED, LOST, PREEMPTED
+from ..config import Config
+from . import heartbeat
+from .heartbeat import LAUNCHED
+from .slurm import adopt_slurm
+
+
+def one_process_per_gpu(config: Config, arguments: Sequence[str], logs: Path, module: str) -> int | None:
+    """`launch` where several GPUs are to be used and nothing has started one process for each; None elsewhere.
+
+    Raises:
+        ValueError: a mistake in the configuration.
+    """
+    if "RANK" in os.environ or adopt_slurm(os.environ):
+        return None
+    config.check()
+    visible = torch.cuda.device_count()
+    if config.gpus > visible:
+        raise ValueError(f"--gpus {config.gpus}: {visible} visible here; leave --gpus out to use what there is")
+    processes = config.gpus or visible
+    return launch(arguments, processes, logs, module) if processes > 1 else None
 
 
 def launch(arguments: Sequence[str], processes: int, logs: Path, module: str = "deit_fast.train") -> int:

@@ -38,30 +38,37 @@ from .heartbeat import RankLost
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 AGREE_EVERY = 2.0  # seconds: schedulers kill about 30 s after the signal
+NOTHING_LOST = "nothing was trained since the last checkpoint"
 _SHOW_CURSOR = "\x1b[?25h"  # which a progress bar hides; nobody puts it back after a second Ctrl-C
 
 
-class Preempted(SystemExit):
+class Preempted(SystemExit, command.Ending):
     """A signal ended the run; `code` is the exit code, so a program that does not catch it ends with that.
 
     Attributes:
         number: of the signal.
-        step: steps done and saved; None when it came before the training.
+        kept: what is not lost.
     """
 
-    def __init__(self, number: int, step: int | None = None) -> None:
+    prefix = ""
+
+    def __init__(self, number: int, step: int | None = None, kept: str = NOTHING_LOST) -> None:
         super().__init__(command.INTERRUPTED if number == signal.SIGINT else command.PREEMPTED)
-        self.number, self.step = number, step
+        self.number, self.kept = number, kept if step is None else f"step {step} is saved"
 
     def __str__(self) -> str:
-        saved = "nothing was trained since the last checkpoint" if self.step is None else f"step {self.step} is saved"
-        return f"stopped by {signal.Signals(self.number).name}, {saved}: the same command continues"
+        return f"stopped by {signal.Signals(self.number).name}, {self.kept}: the same command continues"
 
 
 class Preemption:
-    """Listens to SIGNALS while its context is open; in the main thread only, where Python handles signals."""
+    """Listens to SIGNALS while its context is open; in the main thread only, where Python handles signals.
 
-    def __init__(self) -> None:
+    Args:
+        kept: what is not lost when a signal comes before the training.
+    """
+
+    def __init__(self, kept: str = NOTHING_LOST) -> None:
+        self._kept = kept
         self._ranks: Ranks | None = None  # while training
         self._number = 0
         self._before: dict[signal.Signals, Any] = {}
@@ -83,7 +90,7 @@ class Preemption:
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self._ranks is None:
-            raise Preempted(number)
+            raise Preempted(number, kept=self._kept)
         self._number = number
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -21,20 +21,20 @@ to narrow the intervals. The 27 trainings of five seeds took 31 minutes on one o
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import os
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from tyro.conf import arg
+
+from .. import command
 from ..config import Config
 from ..files import write_file, write_json
 from ..recipes.named import recipe
 from ..run.provenance import provenance
-from ..train import Diverged, Summary, train
+from ..train import Summary, train
 from . import report
 
 PLAIN, DISTILLED = "deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"
@@ -56,14 +56,19 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What is replicated, and how much of it; `parser` explains each."""
+    """What is replicated, and how much of it: the command line."""
 
-    data: str = "photos"
-    seeds: int = 5
-    epochs: int = 0
-    batch_size: int = 0
-    out: str = ""
-    threads: int = 0
+    # What is replicated
+    data: str = "photos"  # photos, digits, or a folder with train/ and val/
+
+    # How much of it
+    seeds: int = 5  # trainings of each kind (default: 5; one decides nothing)
+    epochs: int = 0  # of each student (default: as the data's recipe)
+    batch_size: int = 0  # of every training, for small data (default: as the data's recipe)
+
+    # Where and how
+    out: Annotated[str, arg(metavar="FOLDER")] = ""  # of the runs and the results (default: runs/replicate-DATA)
+    threads: int = 0  # that decode the images (default: one a core)
 
     def folder(self) -> Path:
         return Path(self.out or f"runs/replicate-{Path(self.data).name}")
@@ -128,7 +133,7 @@ def replicate(settings: Settings, arguments: Sequence[str] = ()) -> dict[str, An
 
     Raises:
         ValueError: a mistake in the settings or the data.
-        Diverged: a training's loss became infinite or NaN.
+        Diverged: a training's loss, gradient or weights became NaN or infinite.
     """
     settings.check()
     folder = settings.folder()
@@ -176,44 +181,11 @@ def _trained(training: Training, number: int, total: int) -> Summary:
     return train(training.config)
 
 
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m deit_fast.replicate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    what = parser.add_argument_group("what is replicated")
-    what.add_argument(
-        "--data", default="photos", help="photos, digits, or a folder with train/ and val/ (default: photos)"
-    )
-    much = parser.add_argument_group("how much of it")
-    much.add_argument("--seeds", type=int, default=5, help="trainings of each kind (default 5; one decides nothing)")
-    much.add_argument("--epochs", type=int, default=0, help="of each student (default: as the data's recipe)")
-    much.add_argument(
-        "--batch-size", type=int, default=0, help="of every training, for small data (default: as the data's recipe)"
-    )
-    where = parser.add_argument_group("where and how")
-    where.add_argument(
-        "--out", default="", metavar="FOLDER", help="of the runs and the results (default: runs/replicate-DATA)"
-    )
-    where.add_argument("--threads", type=int, default=0, help="that decode the images (default: one a core)")
-    return parser
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    try:
-        settings = Settings(**vars(parser().parse_args(arguments)))
-        report.show(replicate(settings, arguments), settings.folder())
-        return 0
-    except (ValueError, OSError, Diverged) as error:
-        if os.environ.get("DEIT_FAST_TRACEBACK"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 3 if isinstance(error, Diverged) else 2
-    except KeyboardInterrupt:
-        print("interrupted: the same command continues from the last checkpoint", file=sys.stderr)
-        return 130
+@command.entry("interrupted: the same command continues from the last checkpoint")
+def main(arguments: Sequence[str]) -> None:
+    given = command.parse(Settings, arguments, program="python -m deit_fast.replicate", description=__doc__)
+    report.show(replicate(given, arguments), given.folder())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.leave(main())

@@ -13,23 +13,19 @@ made until then are kept.
 from __future__ import annotations
 
 import dataclasses
-import os
-import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from ..command import INTERRUPTED, OfOneRank, leave
+from .. import command
 from ..config import Config
 from ..data.batch import parts
 from ..data.training import TrainingData
 from ..model import CONFIGS, IMAGENET_NORMALISATION
 from ..ranks.group import Ranks, join
-from ..ranks.launch import launch
-from ..ranks.preemption import Preempted, Preemption
-from ..ranks.slurm import adopt_slurm
+from ..ranks.launch import one_process_per_gpu
+from ..ranks.preemption import Preemption
 from ..recipes.named import parse
 from ..run.report import Reporter
 from ..scores import evaluate
@@ -91,41 +87,23 @@ def _spec(config: Config) -> str:
     return str(own.run_folder())
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+@command.entry("interrupted: nothing was begun")
+def main(arguments: Sequence[str]) -> int | None:
+    config = parse(arguments, __doc__)
+    code = one_process_per_gpu(config, arguments, Path(config.teacher_cache) / "logs", "deit_fast.teacher")
+    if code is not None:
+        return code
     try:
-        config = parse(arguments, __doc__)
-        if "RANK" not in os.environ and not adopt_slurm(os.environ):
-            processes = config.gpus or torch.cuda.device_count()
-            if processes > 1:
-                return launch(arguments, processes, Path(config.teacher_cache) / "logs", "deit_fast.teacher")
-        with Preemption():
+        with Preemption("the labels made until then are kept"):
             fill(config)
-        return 0
-    except Preempted as stop:
-        if os.environ.get("RANK", "0") == "0":
-            name = signal.Signals(stop.number).name
-            print(f"stopped by {name}: the same command goes on with what is missing", file=sys.stderr)
-        return stop.code
-    except torch.OutOfMemoryError:
+    except torch.OutOfMemoryError as error:
         most = config.micro_batch or config.batch_size
-        print(
-            f"error: the teacher ran out of memory with up to {most} images at once: type --micro-batch "
-            f"{most // 2 or 1}, here and in the training",
-            file=sys.stderr,
-        )
-        return 2
-    except (ValueError, OSError) as error:
-        if os.environ.get("DEIT_FAST_TRACEBACK"):
-            raise
-        if os.environ.get("RANK", "0") == "0" or isinstance(error, OfOneRank):
-            print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:  # before anything was begun
-        print("interrupted: nothing was begun", file=sys.stderr)
-        return INTERRUPTED
+        raise command.OfOneRank(
+            f"the teacher ran out of memory with up to {most} images at once: type --micro-batch {most // 2 or 1}, "
+            f"here and in the training"
+        ) from error
+    return None
 
 
 if __name__ == "__main__":
-    leave(main())
+    command.leave(main())

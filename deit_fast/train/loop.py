@@ -39,7 +39,7 @@ def train(config: Config) -> Summary:
 
     Raises:
         ValueError: a mistake in the configuration or the data, in one sentence that says what to type instead.
-        Diverged: loss, gradient or weights are NaN or infinite.
+        Diverged: the loss, a gradient or a weight is NaN or infinite.
         RankLost: another process of this run has ended.
         Preempted: a signal asked for the end; the run is saved.
     """

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..command import DIVERGED, Ending
 from ..config import Config
 from ..data import EvalLoader, TrainLoader
 from ..names import headline
@@ -29,8 +30,10 @@ from .prepare import Prepared
 logger = logging.getLogger(__name__)
 
 
-class Diverged(ArithmeticError):
+class Diverged(Ending, ArithmeticError):
     """The loss or a gradient was NaN or infinite in too many steps in a row, or a weight is."""
+
+    code = DIVERGED
 
 
 class Record:

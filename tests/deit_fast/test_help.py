@@ -1,13 +1,13 @@
 """Every --help: an example, groups, and for every flag its default and a reason, for each command of the script."""
 
-import importlib
 import re
 import sys
 
 import pytest
 
-from deit_fast.__main__ import COMMANDS
+from deit_fast.__main__ import COMMANDS, module_of
 from deit_fast.__main__ import main as script
+from deit_fast.attention_maps import MOST_IMAGES
 from deit_fast.command import reasons
 from deit_fast.config import Config
 from deit_fast.recipes.named import RECIPES, recipe
@@ -16,12 +16,11 @@ DATA_COMMANDS = ["check", "pack", "preview"]
 
 
 def shown(name: str, *arguments: str, capsys: pytest.CaptureFixture) -> str:
-    module = importlib.import_module(f"deit_fast.{name}")
-    if hasattr(module, "__path__"):
-        module = importlib.import_module(f"deit_fast.{name}.__main__")
-    with pytest.raises(SystemExit) as exit:
-        module.main([*arguments, "--help"])
-    assert exit.value.code == 0
+    try:
+        code = module_of(name).main([*arguments, "--help"])
+    except SystemExit as exit:  # the parser's own way out
+        code = exit.code
+    assert code == 0
     return capsys.readouterr().out
 
 
@@ -62,6 +61,10 @@ def test_defaults_are_those_of_the_recipe(capsys) -> None:
     assert f"(default: {recipe('digits').epochs})" in explained["--epochs"]
     assert "(default: 0.85 1.0)" in explained["--crop-scale"]
     assert all(re.search(rf"^  {name} ", text, flags=re.MULTILINE) for name in RECIPES)
+
+
+def test_predict_says_how_many_images_it_draws(capsys) -> None:
+    assert f"for the first {MOST_IMAGES} images" in flags(shown("predict", capsys=capsys))["--attention"]
 
 
 def test_the_console_script_lists_its_commands_and_knows_near_misses(monkeypatch, capsys) -> None:

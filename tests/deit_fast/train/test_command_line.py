@@ -242,10 +242,10 @@ def test_an_interrupted_run_says_how_to_go_on(tiny: Config, capsys, monkeypatch)
 def test_several_gpus_become_several_processes(tiny: Config, monkeypatch) -> None:
     launched = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    monkeypatch.setattr("deit_fast.train.__main__.launch", lambda *call: launched.append(call) or 0)
+    monkeypatch.setattr("deit_fast.ranks.launch.launch", lambda *call: launched.append(call) or 0)
     monkeypatch.delenv("RANK", raising=False)
     assert main(command_line(tiny)) == main([*command_line(tiny), "--gpus", "4"]) == 0
-    assert [processes for _, processes, _ in launched] == [8, 4]
+    assert [call[1::2] for call in launched] == [(8, "deit_fast.train"), (4, "deit_fast.train")]
 
 
 def test_the_launcher_starts_the_processes(tiny: Config, teachers: Path, monkeypatch) -> None:
