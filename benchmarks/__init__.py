@@ -1,1 +1,1 @@
-"""Comparisons with peers (`pytest benchmarks`), and what needs no GPU (`python -m benchmarks.compile_report`)."""
+"""Comparisons with peers (`pytest benchmarks`), and what needs no GPU (`python -m benchmarks.compiled`)."""

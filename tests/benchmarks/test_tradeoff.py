@@ -9,9 +9,9 @@ import timm
 import torch
 from torch import nn
 
-from benchmarks import tradeoff
-from benchmarks.tradeoff import gmacs, main, memory_of
-from benchmarks.tradeoff_table import NETWORKS, select
+from benchmarks.tradeoff import measure
+from benchmarks.tradeoff.measure import gmacs, main, memory_of
+from benchmarks.tradeoff.table import NETWORKS, select
 from deit_fast import create_model
 from deit_fast.model import CONFIGS
 from deit_fast.train import train
@@ -72,8 +72,8 @@ def test_networks_are_chosen_by_how_their_names_begin() -> None:
 def test_table_and_picture(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two architectures in three lines, each measured once a round; a picture; what is the paper's says so."""
     built: list[str] = []
-    build = tradeoff.build
-    monkeypatch.setattr(tradeoff, "build", lambda network: built.append(network.architecture) or build(network))
+    build = measure.build
+    monkeypatch.setattr(measure, "build", lambda network: built.append(network.architecture) or build(network))
     file, picture = tmp_path / "table.json", tmp_path / "figure.png"
     command = ["--networks", "DeiT-Ti⚗", "EfficientNet-B0", "--batch-size", "1", "--rounds", "2"]
     assert main([*command, "--json", str(file), "--picture", str(picture)]) == 0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.compile_table import traced_of
+from benchmarks.compiled.page import traced_of
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "kernels" / "README.md").read_text()
@@ -21,7 +21,7 @@ def test_python_blocks_run(code: str) -> None:
 @pytest.mark.parametrize("length", (198, 578))
 @pytest.mark.parametrize("direction", ("forward", "backward"))
 def test_the_table_is_the_budget(direction: str, length: int) -> None:
-    budget = json.loads((ROOT / "benchmarks" / "compile_budget.json").read_text())
+    budget = json.loads((ROOT / "benchmarks" / "compiled" / "budget.json").read_text())
     (name,) = (
         name for name in budget["kernels"]["sm_90"] if re.match(rf"attention_{direction}_\w+ n{length} d64", name)
     )

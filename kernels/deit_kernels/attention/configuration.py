@@ -2,7 +2,7 @@
 
 The table is keyed by what decides it: the family of the card (compute capability, and whether a block can take more
 than 99 KB of shared memory), head dim and sequence length. Its rows for sm_90 compile without spilled registers
-(`python -m benchmarks.compile_report` shows every row; Triton 3.6 and 3.8 differ by two spills at N = 256 and 257, so
+(`python -m benchmarks.compiled` shows every row; Triton 3.6 and 3.8 differ by two spills at N = 256 and 257, so
 no row depends on the version). None is measured on a GPU yet.
 
 `python -m deit_kernels.tune` measures the candidates on a card and writes a table; the environment variable

@@ -14,7 +14,7 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from benchmarks.ahead_of_time import compile_resources
+from benchmarks.compiled.resources import compile_resources
 from deit_kernels.distill_loss import cases, kernels
 
 CASES = {case.name: case for case in cases.compile_cases()}

@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from benchmarks import compile_table
-from benchmarks.compile_report import BUDGET
-from benchmarks.compile_table import PAGE, budget_of, commit_of, page, picture, times_of
+from benchmarks.compiled import page as compile_table
+from benchmarks.compiled.page import PAGE, budget_of, commit_of, page, picture, times_of
+from benchmarks.compiled.report import BUDGET
 
 NOW = json.loads(BUDGET.read_text())
 
@@ -24,7 +24,7 @@ def test_the_page_of_the_repository_holds_the_committed_budget() -> None:
         assert picture(target).exists()
         for kernel, numbers in kernels.items():
             cells = row(written, target, kernel)
-            assert cells[1:3] == [str(numbers["registers"]), str(numbers["spills"])], "run benchmarks.compile_table"
+            assert cells[1:3] == [str(numbers["registers"]), str(numbers["spills"])], "run benchmarks.compiled.page"
             assert cells[9] == str(numbers["instructions"])
 
 
@@ -69,4 +69,4 @@ def test_a_commit_without_a_budget_is_refused(monkeypatch: pytest.MonkeyPatch, c
     monkeypatch.setattr("sys.argv", ["compile_table", "--against", "0000000"])
     with pytest.raises(SystemExit):
         compile_table.main()
-    assert "0000000 holds no compile_budget.json" in capsys.readouterr().err
+    assert "0000000 holds no budget.json" in capsys.readouterr().err

@@ -1,13 +1,16 @@
 """What the kernels promise of their machine code and their traffic, for the Triton of the committed budget."""
 
+import importlib
 import json
 
 import pytest
 import triton
 
-from benchmarks import compile_report
-from benchmarks.ahead_of_time import compile_resources, resident_warps
-from benchmarks.compile_report import BUDGET, as_lines, case_modules, trace_violations, unusable, violations
+from benchmarks.compiled import page
+from benchmarks.compiled import report as compile_report
+from benchmarks.compiled.cases import compile_cases
+from benchmarks.compiled.report import BUDGET, as_lines, trace_violations, unusable, violations
+from benchmarks.compiled.resources import compile_resources, resident_warps
 from deit_kernels.attention import cases
 
 PINNED = json.loads(BUDGET.read_text())
@@ -68,7 +71,7 @@ def test_up_to_208_tokens_every_byte_moves_once(traced: dict, length: int, direc
 
 
 def test_every_kernel_but_delta_is_traced_in_its_own_blocks(traced: dict[str, dict[str, float]]) -> None:
-    cases = [case for module in case_modules() for case in module.compile_cases()]
+    cases = compile_cases()
     assert {case.trace for case in cases} - {""} == set(traced)
     assert all(case.trace or "attention_delta" in case.name for case in cases)
 
@@ -86,9 +89,13 @@ def test_arithmetic_over_the_minimum_is_what_the_blocks_pad(traced: dict[str, di
 @pytest.mark.slow
 @needs_pinned_triton
 def test_every_kernel_on_every_card_keeps_to_its_budget() -> None:
-    cases = [case for module in case_modules() for case in module.compile_cases()]
-    report = compile_report.compile_all(compile_report.selected(cases, "", None))
+    report = compile_report.compile_all(compile_report.selected(compile_cases(), "", None))
     assert unusable(report) + violations(report, PINNED["kernels"]) == []
+
+
+def test_the_first_names_of_the_commands_go_on() -> None:
+    assert importlib.import_module("benchmarks.compile_report").main is compile_report.main
+    assert importlib.import_module("benchmarks.compile_table").main is page.main
 
 
 def test_a_kernel_worse_than_its_budget_is_named() -> None:

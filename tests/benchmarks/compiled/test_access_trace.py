@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CLEAN = {"traffic": 1.0, "outside": 0, "stored_twice": 0, "missing": 0, "foreign_loads": 0}
 
 

@@ -33,9 +33,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import tradeoff_report as report
 from benchmarks.device_timing import CLOCK, DEVICE, ON_CARD, prepare
-from benchmarks.tradeoff_table import Network, select
+from benchmarks.tradeoff import report
+from benchmarks.tradeoff.table import Network, select
 from deit_fast import create_model, load
 from deit_fast.model import CONFIGS
 from deit_fast.run.checkpoint import write_file, write_json
@@ -248,7 +248,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from benchmarks.access_trace import trace
+from benchmarks.compiled.trace import trace
 from deit_kernels.compile_case import TraceCase, TracedCall
 
 SIZE, BLOCK = 64, 16

@@ -1,6 +1,6 @@
 """Record what a kernel loads, stores and computes under Triton's interpreter, and judge it: no GPU needed.
 
-    TRITON_INTERPRET=1 python -m benchmarks.access_trace        # JSON on standard output
+    TRITON_INTERPRET=1 python -m benchmarks.compiled.trace        # JSON on standard output
 
 For each `trace_cases()` of an op's cases.py (`deit_kernels.compile_case` defines them):
 
@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
+from benchmarks.compiled.cases import trace_cases
 from deit_kernels.compile_case import TraceCase, TracedCall
 
 
@@ -198,12 +199,9 @@ def trace(case: TraceCase) -> dict[str, float]:
 
 
 def main() -> None:
-    from benchmarks.compile_report import case_modules
-
     if os.environ.get("TRITON_INTERPRET") != "1":
         raise SystemExit("set TRITON_INTERPRET=1: the trace is taken from Triton's interpreter")
-    cases = [case for module in case_modules() for case in module.trace_cases()]
-    json.dump({case.name: trace(case) for case in cases}, sys.stdout, indent=2)
+    json.dump({case.name: trace(case) for case in trace_cases()}, sys.stdout, indent=2)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,5 @@
+"""`python -m benchmarks.compiled`: see report.py."""
+
+from benchmarks.compiled.report import main
+
+main()
