@@ -95,7 +95,7 @@ class Part(NamedTuple):
         """Raise BadImage if the longer side is not below `limit` (`ratio_limit`) times the shorter."""
         if max(self.height, self.width) >= limit * min(self.height, self.width):
             size = f"{self.width} × {self.height} pixels"
-            raise BadImage(f"its crop takes sides of less than {limit:,.0f} to 1, and it has {size}")
+            raise BadImage(f"the crop needs sides of less than {limit:,.0f} to 1, and it has {size}")
 
 
 class BadImage(OfOneRank):

@@ -124,4 +124,4 @@ def test_an_image_that_the_crop_refuses_is_named_and_the_others_answered(
     Image.new("RGB", (100, 1)).save(long)
     answer, (path, reason) = load(finished_run).predict([good, long])
     assert (answer.path, path) == (good, long)
-    assert str(reason) == "its crop takes sides of less than 100 to 1, and it has 100 × 1 pixels"
+    assert str(reason) == "the crop needs sides of less than 100 to 1, and it has 100 × 1 pixels"

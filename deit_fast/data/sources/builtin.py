@@ -4,8 +4,8 @@
 are taken inside a tile. The tiles on the main diagonal are for validation, so no validation pixel is ever trained on.
 16 classes × 84 = 1344 training and 16 × 30 = 480 validation images, 80 to 128 px, JPEG; written in 2 seconds, 7 MB.
 
-`digits`: the 1797 handwritten digits of scikit-learn, 8 × 8 px, as PNG, 1442 for training and 355 for validation. They
-are stored at 8 × 8 because that is what was published: enlarging them is the augmentation's job, as for any image.
+`digits`: the 1797 handwritten digits of scikit-learn, 8 × 8 px as published, as PNG, 1442 for training and 355 for
+validation. The augmentation enlarges them, as any image.
 
 A set is written once to the cache as an ordinary image folder, so a demo run reads, decodes and augments like a run on
 ImageNet.
@@ -29,7 +29,7 @@ from .index import default_cache_dir
 # Raise the number when the recipe of a set changes: the set gets a new folder and old runs keep theirs.
 BUILTIN = {"photos": "photos-1", "digits": "digits-1"}
 
-# Class → where its photograph lies. Left out: drawings and text, the motorcycle's second eye, pictures that are
+# Class → where its photograph is. Left out: drawings and text, the motorcycle's second eye, pictures that are
 # mostly empty (cell, clock_motion) or too small for a crop in each tile (microaneurysms).
 PHOTOS = {
     "astronaut": ("skimage", "data/astronaut.png"),
@@ -137,7 +137,7 @@ def _digits() -> Iterator[tuple[str, Image.Image]]:
 
 
 def _package_folder(package: str) -> Path:
-    """Where an installed package lies, without importing it."""
+    """Where a package is installed, without importing it."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ValueError(

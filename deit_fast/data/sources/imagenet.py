@@ -167,7 +167,7 @@ def _synsets_of_ids(file: Path, ids: list[int]) -> list[str]:
         raise ValueError(f"reading {file.name} needs SciPy: type pip install scipy") from error
     table = file.with_name("meta.mat")
     if not table.is_file():
-        raise ValueError(f"{table.name} of the devkit is missing beside it")
+        raise ValueError(f"{table.name} of the devkit is missing: put it beside this file")
     synsets = loadmat(table, squeeze_me=True)["synsets"]
     names = {int(number): str(synset) for number, synset in zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)}
     return [names.get(number, f"ILSVRC2012_ID {number}") for number in ids]

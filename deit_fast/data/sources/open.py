@@ -136,12 +136,12 @@ def _open_files(
     if _has_class_folders(root):
         return {}
     if (root / PACK_FILE).is_file() and not is_complete(root):
-        raise ValueError(f"{root} is not packed to its end: run the same deit_fast.data pack command again")
+        raise ValueError(f"{root} is only packed in part: run the same deit_fast.data pack command again")
     if shards := _split_files(root, (".tar",)):
         return _open_shards(shards, spec, broken)
     if any(_split_files(root, (".tar.gz", ".tgz")).values()):
         raise ValueError(
-            f"--data {spec} holds compressed shards, which cannot be read in any order: unpack them (gunzip)"
+            f"--data {spec} holds compressed shards, which cannot be read in random order: unpack them (gunzip)"
         )
     if files := _split_files(root, (".parquet",)):
         name = str(root.absolute()) if unpack else spec  # unpacked once, however the folder is spelled

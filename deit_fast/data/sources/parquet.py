@@ -57,7 +57,13 @@ class ParquetRows(Dataset):
         tables = {str(file): _opened(str(file)) for file in files}
         first, self.image, self.label = _columns(tables, image, label, anywhere=broken is not None)
         features = _features(tables[first].schema_arrow)
-        labels = _labels(tables, self.image, self.label, broken)
+        labels: dict[str, np.ndarray] = {}
+        for file, table in tables.items():
+            try:
+                _check_columns(file, table.schema_arrow, (self.image, self.label))
+                labels[file] = _integers(file, table, self.label)
+            except ValueError as error:
+                note(broken, file, error)
         self.files = list(labels)
         self.labels = np.concatenate([np.empty(0, np.int64), *labels.values()])
         self._file_ends = np.cumsum([len(each) for each in labels.values()], dtype=np.int64)
@@ -187,20 +193,6 @@ def _check_columns(file: str, schema: pyarrow.Schema, columns: Sequence[str]) ->
             raise ValueError(f"{file} has no column {column!r}, only {', '.join(schema.names)}")
 
 
-def _labels(
-    tables: dict[str, pyarrow.parquet.ParquetFile], image: str, label: str, broken: Broken | None
-) -> dict[str, np.ndarray]:
-    """int64 (N,) for each file that has both columns."""
-    labels = {}
-    for file, table in tables.items():
-        try:
-            _check_columns(file, table.schema_arrow, (image, label))
-            labels[file] = _integers(file, table, label)
-        except ValueError as error:
-            note(broken, file, error)
-    return labels
-
-
 def _integers(file: str, table: pyarrow.parquet.ParquetFile, column: str) -> np.ndarray:
     try:
         values = table.read(columns=[column]).column(column)
@@ -210,7 +202,7 @@ def _integers(file: str, table: pyarrow.parquet.ParquetFile, column: str) -> np.
         raise ValueError(f"{file} has {values.null_count} rows without a value of {column!r}")
     numbers = values.to_numpy()
     if numbers.dtype.kind not in "iu":
-        raise ValueError(f"{file}: the labels in {column!r} are integers, got {values.type}")
+        raise ValueError(f"{file}: the labels in {column!r} must be integers, got {values.type}")
     if len(numbers) and numbers.max() > np.iinfo(np.int64).max:
-        raise ValueError(f"{file}[{numbers.argmax()}] has label {numbers.max()}: labels have 64 bits, with a sign")
+        raise ValueError(f"{file}[{numbers.argmax()}] has label {numbers.max()}: labels are signed integers of 64 bits")
     return numbers.astype(np.int64)

@@ -1,4 +1,4 @@
-"""Tar shards in WebDataset's layout, read in any order.
+"""Tar shards in WebDataset's layout, read in random order.
 
     shards/imagenet1k-train-0000.tar        n01440764_10026.jpg  n01440764_10026.cls  n01440764_18.jpg  …
     shards/imagenet1k-validation-00.tar
@@ -76,8 +76,9 @@ class TarShards(Dataset):
         self.labels = self._index.labels
         if not len(self.labels) and self._shards[0] not in dict(broken or ()):
             note(broken, self._shards[0], ValueError(f"{self._shards[0]} holds no sample"))
-        if classes is None:
-            classes = class_names(shards[0].parent / CLASSES_FILE)
+        names = shards[0].parent / CLASSES_FILE
+        if classes is None and names.is_file():
+            classes = checked_names(names.read_text().removesuffix("\n").split("\n"), names)
         self.classes = numbered(self, "mend or remove the sample", broken) if classes is None else classes
         check_labels(self, broken)
 
@@ -91,13 +92,6 @@ class TarShards(Dataset):
 
     def path(self, index: int) -> str:
         return f"{self._shards[self._index.shard[index]]}/{self._index.names[index]}"
-
-
-def class_names(file: Path) -> list[str] | None:
-    """The lines of a file of class names; None if there is no such file."""
-    if not file.is_file():
-        return None
-    return checked_names(file.read_text().removesuffix("\n").split("\n"), file)
 
 
 def fingerprint(shards: Sequence[str], *, stamps: bool) -> NDArray[np.str_]:
@@ -152,8 +146,8 @@ def _packed(shards: list[str], index_file: Path) -> ShardIndex:
     arrays = load_arrays(index_file)
     if arrays is None or not np.array_equal(arrays["valid_for"], fingerprint(shards, stamps=False)):
         raise ValueError(
-            f"the shards beside {index_file} are not those it was written for: restore what is missing or "
-            "damaged (deit_fast.data check names it), or remove that and run the same deit_fast.data pack command again"
+            f"the shards beside {index_file} are not those that it lists: restore the missing or damaged ones "
+            "(deit_fast.data check names them), or remove those and run the same deit_fast.data pack command again"
         )
     return from_arrays(ShardIndex, arrays)
 
@@ -199,8 +193,8 @@ def _check_end(tar: tarfile.TarFile) -> None:
         raise tarfile.ReadError(f"damaged header at byte {tar.offset}")
     if size - tar.offset > MOST_ZEROS or any(tar.fileobj.read()):
         raise tarfile.ReadError(
-            f"its members end at byte {tar.offset} of {size}: part of it is zeros, or it is joined with another, or of "
-            "a tar -b above 63"
+            f"its members end at byte {tar.offset} of {size}: part of it is zeros, or it is joined with another, or "
+            "written by tar -b above 63"
         )
 
 

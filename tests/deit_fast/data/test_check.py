@@ -199,7 +199,7 @@ def test_a_packed_set_with_a_broken_shard_names_the_shard_and_its_index(image_fo
     (folder / "train-00001.tar").write_bytes((folder / "train-00001.tar").read_bytes()[:700])
     broken, images = checked(folder)
     assert set(broken) == {"train.index.npz", "train-00001.tar"}
-    assert "are not those it was written for" in broken["train.index.npz"]
+    assert "are not those that it lists" in broken["train.index.npz"]
     assert images == 10
 
 

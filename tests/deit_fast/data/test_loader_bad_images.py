@@ -93,9 +93,9 @@ def test_an_image_that_the_crop_refuses_is_one_bad_image(dataset, strip, in_memo
         bad = batch.samples == 4
         assert torch.equal(batch.images, torch.where(bad[:, None, None, None], 0.0, whole.images))
         assert torch.equal(batch.labels, torch.where(bad, IGNORE, whole.labels))
-    reason = "its crop takes sides of less than 74,898 to 1, and it has 80000 × 1 pixels"
+    reason = "the crop needs sides of less than 74,898 to 1, and it has 80000 × 1 pixels"
     assert loader.bad_images == {"image-4": reason}
-    with pytest.raises(BadImage, match=r"image-4: its crop takes .*: repair or remove it, or type --bad-images skip"):
+    with pytest.raises(BadImage, match=r"image-4: the crop needs .*: repair or remove it, or type --bad-images skip"):
         list(loader_of(dataset, SIMPLE, **settings, bad_images="fail"))
 
 
