@@ -1,11 +1,11 @@
-"""What models say of every image of a data set, in one pass; every score of an evaluation is a function of this.
+"""Every score of every model on a data set, from one pass over its images.
 
-    said = predict({"model": model, "teacher": teacher}, EvalLoader(val, policy, batch_size=64))
-    said.scores("model/fused")["top1"], said.disagreement(["teacher/cls", "model/fused"])
+    predictions = predict({"model": model, "teacher": teacher}, EvalLoader(val, policy, batch_size=64))
+    predictions.scores("model/fused")["top1"], predictions.disagreement(["teacher/cls", "model/fused"])
 
-An image is decoded once for all models. What is kept of it are its five likeliest classes and its loss for each model
-and head: 24 bytes each, so that 50 000 images and eight heads take 10 MB. The lists of all ranks are put together in
-the order of the data set: results have equal bits for any number of ranks that see equal logits.
+An image is decoded once for all models. Kept are its five likeliest classes and its loss for each model and head: 24
+bytes each, so 50 000 images and eight heads take 10 MB. The predictions of all ranks are joined in the order of the
+data set, so for equal logits the results have equal bits for any number of ranks.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TOP = 5
 
 
 class Renormalised(Frozen):
-    """A model under evaluation whose normalisation is not the one that the images have; its heads stay visible."""
+    """A model that wants another normalisation than the images have; `head_logits` still reaches its heads."""
 
 
 def head_logits(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
@@ -52,21 +52,13 @@ def head_logits(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Predictions:
-    """N images that could be read, in the order of the data set; names are "model/head".
+    """N readable images in the order of the data set; names are "model/head"."""
 
-    Attributes:
-        sample: int64 (N,), indices into the data set.
-        label: int64 (N,).
-        classes: C.
-        top: int32 (N, min(5, C)) by name: the likeliest classes, the likeliest first.
-        loss: float32 (N,) by name: cross-entropy.
-    """
-
-    sample: NDArray[np.int64]
-    label: NDArray[np.int64]
-    classes: int
-    top: dict[str, NDArray[np.int32]]
-    loss: dict[str, NDArray[np.float32]]
+    sample: NDArray[np.int64]  # (N,) indices into the data set
+    label: NDArray[np.int64]  # (N,)
+    classes: int  # C
+    top: dict[str, NDArray[np.int32]]  # (N, min(5, C)) by name: the likeliest classes, the likeliest first
+    loss: dict[str, NDArray[np.float32]]  # (N,) by name: cross-entropy, nats
 
     def __len__(self) -> int:
         return len(self.sample)
@@ -79,10 +71,10 @@ class Predictions:
         return {**_percent(hits), "loss": float(self.loss[name].mean(dtype=np.float64)), "n": len(self)}
 
     def real_scores(self, name: str, labels: NDArray[np.int64]) -> Score:
-        """{"top1", "top5" in per cent, "n"} where any of an image's labels is right; images without one do not count.
+        """{"top1", "top5" in per cent, "n"}; each of an image's labels is right, and images without one do not count.
 
         Args:
-            labels: (images of the data set, K), filled up with −1, as `real_labels` gives them.
+            labels: (images of the data set, K), padded with −1, as `real_labels` gives them.
         """
         rows = labels[self.sample]
         counted = (rows >= 0).any(1)
@@ -90,7 +82,7 @@ class Predictions:
         return {**_percent(hits), "n": int(counted.sum())}
 
     def per_class(self, name: str) -> NDArray[np.float64]:
-        """(C,) top-1 in per cent of the images of each class; NaN for a class without one."""
+        """(C,) top-1 of each class in per cent; NaN for a class without an image."""
         right = np.bincount(self.label[self.top[name][:, 0] == self.label], minlength=self.classes)
         with np.errstate(invalid="ignore"):
             return 100 * right / self.images_per_class()
@@ -100,7 +92,7 @@ class Predictions:
         return np.bincount(self.label, minlength=self.classes)
 
     def confusion(self, name: str) -> NDArray[np.int64]:
-        """(C, C) images of each class (row) that are taken for each class (column)."""
+        """(C, C) images of each class (row) that are predicted as each class (column)."""
         pairs = self.label * self.classes + self.top[name][:, 0]
         return np.bincount(pairs, minlength=self.classes**2).reshape(self.classes, self.classes)
 
@@ -113,17 +105,14 @@ class Predictions:
         return [(*divmod(pair, self.classes), count) for pair, count in found]
 
     def disagreement(self, names: Sequence[str]) -> NDArray[np.float64]:
-        """(M, M) share of images that two of `names` classify differently; TRUTH stands for the labels (paper Table 4).
-
-        Without an image NaN.
-        """
+        """(M, M) share of images that two of `names` classify differently (paper Table 4); NaN without an image."""
         first = [self.label if name == TRUTH else self.top[name][:, 0] for name in names]
         with np.errstate(invalid="ignore"):
             return np.array([[np.sum(one != other) / np.float64(len(self)) for other in first] for one in first])
 
 
 def _percent(hits: NDArray[np.bool_]) -> Score:
-    """Top-1 and top-5 in per cent of (n, 5), whether the prediction of each rank is right."""
+    """Top-1 and top-5 in per cent from (n, 5) hits of the five likeliest classes."""
     n = len(hits)
     if not n:
         return {"top1": 0.0, "top5": 0.0}
@@ -137,17 +126,16 @@ def predict(
     ranks: Ranks | None = None,
     autocast: AbstractContextManager | None = None,
 ) -> Predictions:
-    """Show every image of `data` to every model, once.
+    """Predictions of every model for every readable image of all ranks, on every rank.
+
+    Each model's training mode is restored. A batch that does not fit into the device's memory is halved, and so are
+    those after it.
 
     Args:
-        models: by name; the training mode of each is restored.
-        data: this rank's share of the images, as `EvalLoader` gives it. Images that could not be read are left out.
-        ranks: who else evaluates; None is alone.
+        models: by name.
+        data: this rank's share of the images, as `EvalLoader` gives it.
+        ranks: that evaluate together; None for this process alone.
         autocast: context of the forward passes.
-
-    Returns:
-        The predictions for the images of all ranks, on every rank. A batch that does not fit into the device's memory
-        is halved, and so are those after it.
 
     Raises:
         OfOneRank: not even one image fits.
@@ -172,16 +160,16 @@ def predict(
                 columns.setdefault(f"loss {name}/{head}", []).append(loss)
     for name, model in models.items():
         model.train(training[name])
-    # Everything stays on the device until here: one wait for it, not one a batch.
+    # All stays on the device until here, so the host waits once, not for every batch.
     own: dict[str, Any] = {key: torch.cat(parts).cpu().numpy() for key, parts in columns.items()}
-    if sample:  # a rank without an image has nothing, not even names
+    if sample:  # a rank without an image does not even know the names
         own |= {"sample": torch.cat(sample).numpy(), "classes": classes}
     return _together([part for part in (ranks.gather(own) if ranks else [own]) if part])
 
 
 def _in_parts(model: nn.Module, images: Tensor, most: int) -> tuple[dict[str, Tensor], int]:
-    """`head_logits` of up to `most` images at once, and how many it was in the end."""
-    while (outputs := _logits(model, images, most)) is None:  # what the failed pass held is free again here
+    """`head_logits` of at most `most` images at once, and how many fitted in the end."""
+    while (outputs := _logits(model, images, most)) is None:  # the memory of the failed pass is free again here
         if most == 1:
             raise OfOneRank(
                 f"not even one image of {images.shape[-2]} x {images.shape[-1]} pixels fits into the memory of "
@@ -222,18 +210,7 @@ def evaluate(
     ranks: Ranks | None = None,
     autocast: AbstractContextManager | None = None,
 ) -> Scores:
-    """Top-1 and top-5 accuracy in per cent, mean cross-entropy, and the number of images, for each head.
-
-    Images that could not be read (label < 0) are not counted.
-
-    Args:
-        model: a classifier; its training mode is restored.
-        data: this rank's share of the images, as `EvalLoader` gives it.
-        ranks: who else evaluates; None is alone.
-        autocast: context of the forward pass.
-
-    Returns:
-        {"cls" | "dist" | "fused" | "softmax": {"top1", "top5", "loss", "n"}}; see `predictions.head_logits`.
+    """{"cls" | "dist" | "fused" | "softmax": {"top1", "top5" in per cent, "loss" in nats, "n"}}; see `predict`.
 
     Raises:
         ValueError: among several ranks, none has a readable image.
@@ -247,9 +224,9 @@ def evaluate_models(
     ranks: Ranks | None = None,
     autocast: AbstractContextManager | None = None,
 ) -> dict[str, Scores]:
-    """`evaluate` of several models by name, in one pass over the images: each is decoded once."""
-    said = predict(models, data, ranks, autocast)
-    scores = {name: said.scores(name) for name in said.top}
+    """`evaluate` of several models by name, in one pass over the images."""
+    predictions = predict(models, data, ranks, autocast)
+    scores = {name: predictions.scores(name) for name in predictions.top}
     if ranks and ranks.world_size > 1 and not all(score["n"] for score in scores.values()):
         raise ValueError("none of the validation images is readable: python -m deit_fast.data check says why")
     return {name: {} for name in models} | nested(scores)

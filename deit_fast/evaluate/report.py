@@ -15,13 +15,13 @@ from ..names import HEADS
 from ..picture import picture
 
 MODELS = {"model": "", "ema": "moving average"}
-ALL_CLASSES = 20  # so many are shown; of more the worst
+ALL_CLASSES = 20  # are shown; of more classes the WORST
 WORST = 10
 WRITTEN = 40  # classes whose names fit beside a confusion matrix
 
 
 def label(name: str, one_head: bool) -> str:
-    """A line's name: "model/cls" is "class token", or "model" where that has no other head."""
+    """A line's name: "model/cls" is "class token", or "model" if that has no other head."""
     model, _, head = name.rpartition("/")
     if one_head or not head:
         return model or name
@@ -30,7 +30,7 @@ def label(name: str, one_head: bool) -> str:
 
 
 def show(result: dict[str, Any], console: Console) -> None:
-    """Print what `evaluate.scored` found on one data set."""
+    """Print a result of `results.scored`."""
     scores, real = result["scores"], result.get("real")
     skipped = f", {len(result['unreadable'])} unreadable left out" if result["unreadable"] else ""
     rate = f"{result['images_per_second']:,.0f} images/s, all models together"
@@ -53,7 +53,7 @@ def show(result: dict[str, Any], console: Console) -> None:
 
 
 def _show_disagreement(matrix: dict[str, Any], labels: dict[str, str], console: Console) -> None:
-    """The paper's lines: labels, teacher, and of each model's last weights the heads and their mean logits."""
+    """The paper's lines: labels, teacher, and each model's last weights by head and by mean logits."""
     shown = [number for number, name in enumerate(matrix["names"]) if not name.endswith("/softmax")]
     shown = [number for number in shown if not matrix["names"][number].partition("/")[0].endswith("ema")]
     if len(shown) < 3:
@@ -70,8 +70,7 @@ def _show_disagreement(matrix: dict[str, Any], labels: dict[str, str], console: 
 def _show_classes(result: dict[str, Any], labels: dict[str, str], console: Console) -> None:
     """Top-1 of every class, or of the worst, and the most frequent mistakes."""
     of, per_class = result["confused"]["of"], result["per_class"]
-    counted = [number for number, n in enumerate(per_class["n"]) if n]
-    shown = counted
+    shown = counted = [number for number, n in enumerate(per_class["n"]) if n]
     title = f"top-1 of every class, {labels[of]}"
     if len(counted) > ALL_CLASSES:
         shown = sorted(counted, key=lambda number: per_class["top1"][of][number])[:WORST]

@@ -1,7 +1,8 @@
-"""An evaluation from its settings to its results: what `python -m deit_fast.evaluate` does."""
+"""An evaluation, from its settings to its results."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -67,10 +68,10 @@ class Settings:
 
 
 def evaluate_all(settings: Settings, arguments: Sequence[str] = ()) -> dict[str, Any]:
-    """What the command does: open, show every image to every model, print, write.
+    """Open models and data, evaluate, print, write.
 
     Args:
-        arguments: as typed, for the record.
+        arguments: as typed, for the results.
 
     Returns:
         What --json holds: the models, how images were prepared, and under "data" for each data set "scores", "real",
@@ -80,7 +81,7 @@ def evaluate_all(settings: Settings, arguments: Sequence[str] = ()) -> dict[str,
         ValueError: a mistake in the command or the data, in one sentence; not one image is readable, or one is not
             and --bad-images is "fail".
     """
-    # Of a configuration the ranks compare what they are about to do; nothing else of it is used.
+    # The ranks compare their configurations when they meet; of this one nothing else is used.
     agreed = Config(data=" ".join(settings.data or settings.models) or "nothing", model=" ".join(settings.models))
     with join(agreed) as ranks:
         reporter = Reporter(ranks.main)
@@ -88,16 +89,16 @@ def evaluate_all(settings: Settings, arguments: Sequence[str] = ()) -> dict[str,
         for name, module in subjects.models.items():
             module.to(ranks.device)
             reporter.decide(name, subjects.sources[name], f"{parameters(module):,} parameters")
-        seen = subjects.policy
-        reporter.decide("images", f"{seen.size} x {seen.size} pixels", f"crop ratio {seen.crop_ratio:g}")
+        policy = subjects.policy
+        reporter.decide("images", f"{policy.size} x {policy.size} pixels", f"crop ratio {policy.crop_ratio:g}")
         reporter.decide("precision", settings.precision)
         results = {
             "models": {
                 name: {"source": subjects.sources[name], "parameters": parameters(module)}
                 for name, module in subjects.models.items()
             },
-            "image_size": seen.size,
-            "crop_ratio": seen.crop_ratio,
+            "image_size": policy.size,
+            "crop_ratio": policy.crop_ratio,
             "precision": settings.precision,
             "batch_size": settings.batch_size,
             "processes": ranks.world_size,
@@ -105,15 +106,15 @@ def evaluate_all(settings: Settings, arguments: Sequence[str] = ()) -> dict[str,
             **provenance("deit_fast.evaluate", arguments),
         }
         for dataset, real in sets:
-            said, measured = _pass(settings, subjects, dataset, ranks, reporter)
-            result = {"name": dataset.name, **measured, **scored(said, dataset.classes, real)}
+            predictions, measured = _pass(settings, subjects, dataset, ranks, reporter)
+            result = {"name": dataset.name, **measured, **scored(predictions, dataset.classes, real)}
             results["data"].append(result)
             if ranks.main:
                 evaluation_report.show(result, reporter.console)
                 if settings.confusion:
                     target = _one_of(Path(settings.confusion), len(sets), len(results["data"]))
                     of = result["confused"]["of"]
-                    evaluation_report.draw(said.confusion(of), dataset.classes, of, target)
+                    evaluation_report.draw(predictions.confusion(of), dataset.classes, of, target)
                     reporter.say(f"confusion matrix: {target}")
         if ranks.main and settings.json:
             write_json(Path(settings.json), results)
@@ -122,36 +123,28 @@ def evaluate_all(settings: Settings, arguments: Sequence[str] = ()) -> dict[str,
     return results
 
 
-def scored(said: Predictions, classes: Sequence[str], real: NDArray[np.int64] | None) -> dict[str, Any]:
-    """All results of one data set as JSON values.
-
-    Args:
-        classes: names, index = label.
-        real: reassessed labels as `real_labels` gives them, or None.
-    """
-    names = list(said.top)
-    result: dict[str, Any] = {"scores": nested({name: said.scores(name) for name in names})}
+def scored(predictions: Predictions, classes: Sequence[str], real: NDArray[np.int64] | None) -> dict[str, Any]:
+    """All results of one data set as JSON values; `real` are reassessed labels as `real_labels` gives them."""
+    names = list(predictions.top)
+    result: dict[str, Any] = {"scores": nested({name: predictions.scores(name) for name in names})}
     if real is not None:
-        result["real"] = nested({name: said.real_scores(name, real) for name in names})
+        result["real"] = nested({name: predictions.real_scores(name, real) for name in names})
     lines = [TRUTH, *sorted(names, key=lambda name: not name.startswith("teacher/"))]
-    result["disagreement"] = {"names": lines, "share": said.disagreement(lines).tolist()}
-    per_class = {name: said.per_class(name) for name in names}
+    result["disagreement"] = {"names": lines, "share": predictions.disagreement(lines).tolist()}
+    per_class = {name: predictions.per_class(name).tolist() for name in names}
     result["per_class"] = {
         "classes": list(classes),
-        "n": said.images_per_class().tolist(),
-        "top1": {
-            name: [None if np.isnan(value) else value for value in column.tolist()]
-            for name, column in per_class.items()
-        },
+        "n": predictions.images_per_class().tolist(),
+        "top1": {name: [None if math.isnan(top1) else top1 for top1 in column] for name, column in per_class.items()},
     }
     main = next((name for name in names if name.endswith("/fused")), names[0])
-    pairs = [[classes[true], classes[taken], n] for true, taken, n in said.confused(main, most=20)]
+    pairs = [[classes[true], classes[taken], n] for true, taken, n in predictions.confused(main, most=20)]
     result["confused"] = {"of": main, "pairs": pairs}
     return result
 
 
 def _open(settings: Settings) -> tuple[Subjects, list[tuple[Dataset, NDArray[np.int64] | None]]]:
-    """The models, the teacher among them, and the data sets with their reassessed labels; nothing is evaluated yet."""
+    """The models, with the teacher, and the data sets with their reassessed labels."""
     if not settings.models:
         raise ValueError("nothing to evaluate: type a run folder, a weights file or a model's name")
     for flag, value in (("--batch-size", settings.batch_size), ("--threads", settings.threads or 1)):
@@ -192,14 +185,14 @@ def _open(settings: Settings) -> tuple[Subjects, list[tuple[Dataset, NDArray[np.
 
 
 def variants(spec: str) -> list[str]:
-    """The three variants of ImageNet-V2 in a folder that holds them, else the spec itself."""
+    """The variants of ImageNet-V2 in a folder that holds them, else the spec itself."""
     root = Path(spec).expanduser()
     inside = [name for name in listing(root)[0] if name.startswith("imagenetv2-")] if root.is_dir() else []
     return [str(root / name) for name in inside] or [spec]
 
 
 def _real(dataset: Dataset, file: str, count: int) -> NDArray[np.int64] | None:
-    """Reassessed labels of a data set, where its images are ImageNet's validation images."""
+    """Reassessed labels of ImageNet's validation images; None for other data."""
     if not number_of(dataset.path(0)):
         return None
     if not file:
@@ -220,7 +213,7 @@ def _pass(
     Raises:
         ValueError: an image is unreadable and --bad-images is "fail"; the text names it.
     """
-    # One of several ranks that left in the middle would let the others wait for it: they end together, after the pass.
+    # Several ranks end together, after the pass: if one ended in the middle, the others would wait for it.
     alone = ranks.world_size == 1
     loader = EvalLoader(
         dataset, subjects.policy, batch_size=settings.batch_size, threads=settings.threads or ranks.cores,
@@ -233,7 +226,7 @@ def _pass(
     batches = track(loader, dataset.name, len(loader), console=console, transient=True, disable=not console.is_terminal)
     ranks.wait()
     began = time.perf_counter()
-    said = predict(subjects.models, batches, ranks, autocast)
+    predictions = predict(subjects.models, batches, ranks, autocast)
     seconds = time.perf_counter() - began
     reasons = {path: reason for bad in ranks.gather(loader.bad_images) for path, reason in bad.items()}
     unreadable = sorted(reasons)
@@ -241,8 +234,9 @@ def _pass(
         raise ValueError(bad_image(unreadable[0], reasons[unreadable[0]]))
     for path in unreadable:
         reporter.say(f"skipped an unreadable image: {path}")
-    rate = (len(said) + len(unreadable)) / seconds
-    return said, {"images": len(said), "unreadable": unreadable, "seconds": seconds, "images_per_second": rate}
+    rate = (len(predictions) + len(unreadable)) / seconds
+    measured = {"images": len(predictions), "unreadable": unreadable, "seconds": seconds, "images_per_second": rate}
+    return predictions, measured
 
 
 def _one_of(target: Path, total: int, number: int) -> Path:

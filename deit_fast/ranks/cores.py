@@ -1,8 +1,9 @@
-"""Which cores a process uses: those beside its GPU, shared fairly with the processes that use them too."""
+"""The cores of a process: those of its GPU's NUMA node, divided among the processes that may use them."""
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
@@ -12,12 +13,7 @@ _PCI = Path("/sys/bus/pci/devices")
 
 
 def cores_beside(device: torch.device, pci: Path = _PCI) -> tuple[set[int], str]:
-    """The cores of the NUMA node a GPU hangs on, and a word on where that is known from; no cores where it is not.
-
-    Args:
-        device: with an index.
-        pci: where the kernel lists its PCI devices.
-    """
+    """(cores of the GPU's NUMA node, its name), or (no cores, why the node is not known)."""
     properties = torch.cuda.get_device_properties(device)
     try:
         address = f"{properties.pci_domain_id:04x}:{properties.pci_bus_id:02x}:{properties.pci_device_id:02x}.0"
@@ -40,13 +36,12 @@ def parse_cores(text: str) -> set[int]:
 
 
 def bind(device: torch.device, pci: Path = _PCI) -> str:
-    """Keep this process and its threads on the allowed cores beside its GPU; returns what was done and why.
+    """Keep this process and its threads on those of its allowed cores that lie beside its GPU; returns what was done.
 
-    Nothing changes on a CPU, where the kernel does not say, or where none of those cores is allowed (a cluster's
-    scheduler has given others).
+    Nothing changes on a CPU, where the node is not known, or where a scheduler has allowed other cores only.
     """
     if device.type != "cuda":
-        return "not bound: no GPU to be near to"
+        return "not bound: no GPU"
     cores, where = cores_beside(device, pci)
     allowed = os.sched_getaffinity(0)
     if not cores & allowed:
@@ -59,12 +54,7 @@ def share_of_cores(mine: Collection[int], everyone: Iterable[Collection[int]]) -
     """How many cores a process may keep busy: a core that n processes of this machine may use counts 1 / n.
 
     Args:
-        mine: the cores that this process may use.
-        everyone: those of every process on this machine, this one included.
+        everyone: the cores of every process on this machine, this one included.
     """
-    users = dict.fromkeys(mine, 0)
-    for cores in everyone:
-        for core in cores:
-            if core in users:
-                users[core] += 1
-    return max(1, int(sum(1 / max(count, 1) for count in users.values()) + 1e-6))
+    users = Counter(core for cores in everyone for core in cores)
+    return max(1, int(sum(1 / max(users[core], 1) for core in mine) + 1e-6))

@@ -1,4 +1,4 @@
-"""Who this process is among the others, and that all of them are about to do the same work.
+"""The group of processes that train or evaluate together: which rank this one is, and what ranks do in common.
 
 with join(config) as ranks:         # torchrun's or Slurm's environment; alone without one
     ranks.rank, ranks.world_size, ranks.device, ranks.cores
@@ -25,18 +25,18 @@ from .slurm import adopt_slurm
 
 T = TypeVar("T")
 
-# The others wait while rank 0 fetches a teacher or writes a data set, later at most while it writes a checkpoint.
+# While setting up, rank 0 may download a teacher or unpack a data set; later it writes checkpoints at most.
 _SETTING_UP, _TRAINING = timedelta(hours=1), timedelta(minutes=15)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among `world_size`; `rank` 0 prints and writes, everyone reads.
+    """This process among `world_size`; rank 0 prints and writes.
 
     Attributes:
-        cores: that this process may keep busy.
-        binding: where its threads run, in words.
-        warnings: what all ranks found worth a word when they met.
+        cores: how many this process may keep busy.
+        binding: the cores that its threads are bound to, in words.
+        warnings: of the meeting, e.g. about unequal GPUs.
     """
 
     rank: int
@@ -51,7 +51,7 @@ class Ranks:
         return self.rank == 0
 
     def decisions(self) -> list[tuple[str, str, str]]:
-        """(what, value, reason) of everything that was decided by the machines, to be printed."""
+        """(what, value, reason) of what follows from the machines, to be printed."""
         decided = [("cores", f"{self.cores} for each process", self.binding)]
         if self.world_size > 1 and self.device.type == "cuda":
             chosen = {name: value for name, value in sorted(os.environ.items()) if name.startswith("NCCL_")}
@@ -60,7 +60,7 @@ class Ranks:
         return decided + [("warning", text, "") for text in self.warnings]
 
     def wait(self) -> None:
-        """Until every rank is here."""
+        """A barrier."""
         if self.world_size > 1:
             dist.barrier()
 
@@ -71,7 +71,7 @@ class Ranks:
         return counts
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all ranks, in their order; anything that pickles, e.g. a dict of strings."""
+        """The values of all ranks, in their order; anything that pickles."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
@@ -79,11 +79,7 @@ class Ranks:
         return values
 
     def agree(self, what: str, value: object, advice: str) -> None:
-        """Go on only when every rank has rank 0's value.
-
-        Raises:
-            ValueError: on every rank alike; it names the first rank that differs.
-        """
+        """Raise ValueError on every rank, naming the first that differs, unless all have rank 0's value."""
         if self.world_size == 1:
             return
         everyone = self.gather((value, socket.gethostname()))
@@ -92,7 +88,7 @@ class Ranks:
                 raise ValueError(f"rank {rank} on {host} has {what} {theirs}, rank 0 has {everyone[0][0]}: {advice}")
 
     def same_buffers(self, model: nn.Module) -> None:
-        """Give every rank rank 0's buffers: batch norm's statistics, which each rank takes from its own images."""
+        """Copy rank 0's buffers to every rank: batch norm's statistics come from each rank's own images."""
         if self.world_size > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, src=0)
@@ -127,7 +123,7 @@ class Ranks:
         """Run `body` on rank 0, then on the others: it may download, or fill a cache.
 
         Raises:
-            ValueError: that of the first rank that failed, on every rank alike: all end together, with the same words.
+            ValueError: the first rank's that failed, on every rank with the same words.
         """
         if self.world_size == 1:
             return body()
@@ -144,7 +140,7 @@ class Ranks:
         return own[0]
 
     def training_begins(self) -> None:
-        """A collective that hangs is an error after minutes now, not after the hour that setting up may take."""
+        """From now on a collective that hangs is an error after 15 minutes, not after the hour of setting up."""
         if self.world_size > 1 and hasattr(dist, "set_timeout"):  # public since torch 2.12
             dist.set_timeout(_TRAINING)
 
@@ -163,9 +159,8 @@ def compiles(choice: str, device: torch.device) -> bool:
 def join(config: Config) -> Iterator[Ranks]:
     """Join the group that the environment describes; alone without one.
 
-    All ranks first meet at rank 0's store, before any device is touched, and go on only together: with equal
-    configurations and code, each with a GPU of its own or all without. A process group that the caller has set up is
-    used and left standing.
+    Before any device is touched, all ranks meet at rank 0's store. They go on with equal configurations and code,
+    each with a GPU of its own or all without. A process group that the caller has made is used and left open.
 
     Raises:
         ValueError: on every rank, with the same words.
@@ -197,7 +192,7 @@ def join(config: Config) -> Iterator[Ranks]:
     try:
         yield Ranks(rank, world_size, device, cores, binding, tuple(meeting.warnings(everyone)))
     except BaseException:
-        # NCCL would wait here for a rank that is gone; the process is about to end anyway.
+        # Destroying NCCL's group would wait for a rank that is gone, and this process is about to end.
         ours = ours and device.type == "cpu"
         raise
     finally:
@@ -206,7 +201,7 @@ def join(config: Config) -> Iterator[Ranks]:
 
 
 def _device() -> tuple[torch.device, str | None]:
-    """This rank's device, and what is wrong with it."""
+    """This rank's device, and why it cannot take part, if it cannot."""
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not visible:

@@ -1,14 +1,13 @@
-"""What every rank is doing, for whoever asks why the others wait: its log, and a file of a few words, in run/logs.
+"""A status file per rank in run/logs, beside its log, so that a hung or killed rank can be named.
 
     with Heartbeat(ranks, folder) as heartbeat:
         for batch in heartbeat.watch(batches): …        # four assignments a step
         heartbeat.at("evaluation")
         …
-    read(folder)                            # what each rank said last
+    read(folder, world_size)                # the newest status of each rank
 
-A thread of its own writes the file once a second, so that it holds the last stage of a process that was killed, hangs
-in a driver or waits for a dead file server. Rank 0's thread also reads the others' files and names a rank that the
-others have waited for.
+A thread writes the file once a second. It holds the last stage of a process that was killed, hangs in a driver or
+waits for a dead file server. Rank 0's thread reads the others' files and names a rank that the others wait for.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from .log import RankLog
 
 logger = logging.getLogger(__name__)
 
-SECONDS = 1.0  # between two signs of life
+SECONDS = 1.0  # between two writes
 WAITED_FOR = 60.0  # seconds in one stage of one step after which a rank is named
 LAUNCHED = "DEIT_FAST_LAUNCHED"  # in the environment of processes that our launcher started
 STAGES = ("set-up", "data", "step", "evaluation", "checkpoint")  # in a step's order
@@ -44,8 +43,8 @@ class RankLost(Ending, RuntimeError):
     """Another rank has ended, so this one cannot go on.
 
     Attributes:
-        code: the other's exit code where it ended by an error, which it has printed; LOST where it was killed.
-        speaks: whether this rank is to print that: the first that is left, of a killed one.
+        code: the other's exit code if it ended by an error, which it has printed; LOST if it was killed.
+        speaks: True on the one rank that prints this: the first that is left, and only if the other was killed.
     """
 
     def said_by(self, _rank: int) -> bool:
@@ -62,14 +61,14 @@ class RankLost(Ending, RuntimeError):
 
 @dataclass
 class Sign:
-    """The last sign of life of a rank.
+    """The content of a status file.
 
     Attributes:
         stage: one of STAGES.
-        step: optimiser step, counted from 0.
-        since: seconds since 1970 at which the stage began.
-        written: and at which the file was written.
-        code: exit code of a rank that ended by an error of its own; None for every other.
+        step: optimiser step, from 0.
+        since: time.time() at which the stage began.
+        written: time.time() of the write.
+        code: exit code of a rank that ended by its own error, else None.
     """
 
     rank: int
@@ -90,7 +89,7 @@ class Sign:
 
     @property
     def gone(self) -> bool:
-        """Whether the process is dead; of another machine's only its silence tells."""
+        """True if the process is dead; on another host, if its file is older than 10 s."""
         if self.host == socket.gethostname():
             try:
                 state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -105,7 +104,7 @@ def path(folder: Path, rank: int) -> Path:
 
 
 def read(folder: Path, world_size: int) -> list[Sign]:
-    """The last sign of each rank that has given one; half-written and missing files are left out."""
+    """The newest sign of each rank; missing and unreadable files are left out."""
     signs = []
     for rank in range(world_size):
         try:
@@ -116,11 +115,7 @@ def read(folder: Path, world_size: int) -> list[Sign]:
 
 
 class Heartbeat:
-    """This rank's sign of life.
-
-    Args:
-        rank, world_size: of this process.
-    """
+    """Writes this rank's status file and its log."""
 
     def __init__(self, rank: int, world_size: int) -> None:
         self._sign = Sign(rank, socket.gethostname(), os.getpid(), since=time.time())
@@ -134,11 +129,7 @@ class Heartbeat:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Leaves the exit code of this rank's own error for the others.
-
-        Raises:
-            RankLost: the error is another rank's end.
-        """
+        """Write the exit code of this rank's own error for the others, or raise RankLost if another has ended."""
         try:
             if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
                 lost = self._culprit()
@@ -151,7 +142,7 @@ class Heartbeat:
             self._log.__exit__(kind, error, trace)
 
     def begin(self, folder: Path) -> None:
-        """Write into `folder` from now on, this rank's log as well."""
+        """Write status and log into `folder` from now on."""
         self._log.begin(folder)
         began = self._folder is not None
         self._folder = folder
@@ -160,7 +151,7 @@ class Heartbeat:
             self._thread.start()
 
     def at(self, stage: str, step: int | None = None) -> None:
-        """What this rank does from now on."""
+        """Two assignments: cheap enough for every step."""
         sign = self._sign
         sign.stage, sign.since = stage, time.time()
         if step is not None:
@@ -176,10 +167,10 @@ class Heartbeat:
             self.at("data", done)
 
     def _culprit(self, patience: float = 5.0) -> Sign | None:
-        """The rank because of which a collective has failed: it ended by an error, or is gone; None when none is.
+        """The rank whose end made a collective fail: it ended by an error, or is gone. None if there is none.
 
         Args:
-            patience: seconds to wait for evidence: a killed process lives on for a moment.
+            patience: seconds to look for it: a killed process lives on for a moment.
         """
         deadline = time.monotonic() + patience
         while self._folder is not None and self._world_size > 1:
@@ -195,7 +186,7 @@ class Heartbeat:
     def _end(self, code: int | None) -> None:
         if self._folder is not None:
             self._ended.set()
-            if self._thread.ident is not None:  # a signal may come before it is started
+            if self._thread.ident is not None:  # a signal may come before it has started
                 self._thread.join()
             self._sign.code = code
             self._write()
@@ -206,7 +197,7 @@ class Heartbeat:
         target = path(self._folder, self._sign.rank)
         try:
             write_file(target, lambda part: part.write_text(json.dumps(asdict(self._sign))), durable=False)
-        except OSError:  # a full disk, or a folder that --fresh of another command removes: not worth the run
+        except OSError:  # a full disk, or a folder that another command's --fresh removed: the run goes on
             return
 
     def _beat(self) -> None:
@@ -217,7 +208,7 @@ class Heartbeat:
                 logger.error("the launcher of this process is gone, so it ends too")
                 os._exit(1)
             if self._sign.rank == 0:
-                # Alone, it needs no file: the disk may be what hangs.
+                # A single rank reads no file: its disk may be what hangs.
                 signs = read(self._folder, self._world_size) if self._world_size > 1 else [self._sign]
                 slow = waited_for(signs, time.time(), WAITED_FOR)
                 if slow and slow[0].progress != said:
@@ -235,9 +226,9 @@ def threads() -> str:
 
 
 def waited_for(signs: Sequence[Sign], now: float, limit: float = WAITED_FOR) -> list[Sign]:
-    """The ranks furthest behind, when they have been in one stage for more than `limit` seconds.
+    """The ranks furthest behind, once they have been in one stage for more than `limit` seconds.
 
-    Nobody waits where all are in the same stage: a compilation or an evaluation may take its time, ten times as long.
+    Ranks that are all in the same stage get ten times as long: they may compile or evaluate, and none waits.
     """
     behind = min((sign.progress for sign in signs), default=None)
     last = [sign for sign in signs if sign.progress == behind]
@@ -246,7 +237,7 @@ def waited_for(signs: Sequence[Sign], now: float, limit: float = WAITED_FOR) -> 
 
 
 def sentence(slow: list[Sign], now: float, world_size: int) -> str:
-    """What rank 0 says about ranks that are waited for."""
+    """Rank 0's warning about the ranks that the others wait for."""
     first = slow[0]
     seconds = f"for {now - first.since:.0f} s"
     if len(slow) == world_size:

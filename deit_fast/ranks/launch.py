@@ -1,4 +1,4 @@
-"""How a plain command becomes one process for each GPU: torch's own elastic launcher, inside this process."""
+"""One process for each GPU, by torch's elastic launcher inside this process."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def one_process_per_gpu(config: Config, arguments: Sequence[str], logs: Path, mo
 def launch(arguments: Sequence[str], processes: int, logs: Path, module: str = "deit_fast.train") -> int:
     """Run `python -m module arguments` as `processes` processes of one group.
 
-    When one ends by an error the others are stopped: within seconds, or 25 s for one that does not listen. A signal
-    to this process goes to all of them: each has as long to save.
+    When one fails, the others get SIGTERM, and SIGKILL 25 s later. A signal to this process goes to all of them; each
+    has 25 s to save.
 
     Args:
-        logs: where the ranks leave their last stage, to say where one was killed.
+        logs: the folder of the ranks' status files, which tell in which stage one was killed.
 
     Returns:
-        0, the exit code of the process that failed first, LOST when it was killed, or after a signal to this process
+        0; the exit code of the process that failed first; LOST if it was killed; after a signal to this process
         INTERRUPTED (Ctrl-C) or PREEMPTED.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -73,8 +73,8 @@ def launch(arguments: Sequence[str], processes: int, logs: Path, module: str = "
 
 
 def _exit_code(codes: dict[int, int], logs: Path, processes: int) -> int:
-    """The code of the rank that failed by itself; a killed one is named with what it did last."""
-    # SIGTERM is what the launcher itself sends to the others, which then call themselves preempted or lost.
+    """The code of the rank that failed by itself; a killed one is named with its last stage."""
+    # The launcher itself sends SIGTERM to the others, which then end as preempted or lost.
     killed = {rank: -code for rank, code in codes.items() if code < 0 and -code != signal.SIGTERM}
     if not killed:
         own = [code for code in codes.values() if code > 0 and code not in (LOST, PREEMPTED)]

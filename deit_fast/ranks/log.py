@@ -2,7 +2,7 @@
 
 run/logs/rank_N.log     decisions, log lines and warnings of rank N, and an error with its traceback
 
-Modules say things by `logging.getLogger(__name__)`; a warning is printed as well, by the rank that gives it.
+Modules log by `logging.getLogger(__name__)`; a warning is also printed, by the rank that logs it.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ from contextlib import suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
-logger = logging.getLogger(__name__)
 _PACKAGE = logging.getLogger("deit_fast")
 
 
 class _File(logging.FileHandler):
-    """A disk that refuses must not end a run, nor fill its console."""
+    """A full disk does not end the run, nor does every line print a traceback."""
 
     def emit(self, record: logging.LogRecord) -> None:
         with suppress(OSError):
@@ -33,12 +32,9 @@ class _File(logging.FileHandler):
 
 
 class RankLog:
-    """Everything this package logs in this process, kept in memory until `begin` says in which folder.
+    """Everything that this package logs in this process, kept in memory until `begin` names the folder.
 
     A context manager: an error that ends the body is logged with its traceback.
-
-    Args:
-        rank: of this process.
     """
 
     def __init__(self, rank: int) -> None:
@@ -46,12 +42,12 @@ class RankLog:
         console = logging.StreamHandler(sys.stderr)
         console.setLevel(logging.WARNING)
         console.setFormatter(logging.Formatter("warning: %(message)s"))
-        # A flush level above all: nothing leaves before the run folder stands.
+        # The flush level is above all others, so records stay in memory until the run folder exists.
         self._kept = MemoryHandler(100_000, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
         self._handlers: list[logging.Handler] = [console, self._kept]
 
     def begin(self, folder: Path) -> None:
-        """Write what was said so far, and all that follows, into `folder`; it may change."""
+        """Write what was logged so far, and all that follows, into `folder`; a later call changes the folder."""
         folder.mkdir(parents=True, exist_ok=True)
         file = _File(folder / f"rank_{self._rank}.log", delay=True)
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))

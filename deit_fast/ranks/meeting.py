@@ -1,4 +1,4 @@
-"""What the ranks of a run tell each other before they begin, and whether it fits together."""
+"""What ranks tell each other before they begin, and the reasons why they may not begin."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ _meetings = itertools.count()
 
 @dataclass
 class Introduction:
-    """What one rank says of itself; JSON values only.
+    """What one rank tells the others; JSON values only.
 
     Attributes:
         problem: why it cannot take part, or None.
-        gpu, gpu_id, gpu_memory: name, identity and bytes of its GPU; empty and 0 on a CPU.
-        cores: on which its threads may run.
-        code: of torch, deit_fast and deit_kernels.
+        gpu, gpu_id, gpu_memory: name, UUID and bytes of its GPU; empty and 0 on a CPU.
+        cores: those its threads may run on.
+        code: see `code_version`.
     """
 
     host: str
@@ -52,7 +52,7 @@ class Introduction:
 
 
 def introduce(config: Config, device: torch.device, problem: str | None) -> Introduction:
-    """This rank's introduction, with what is wrong with its configuration."""
+    """This rank's introduction; its problem is `problem`, or an error of the configuration."""
     if problem is None:
         try:
             config.check()
@@ -78,7 +78,7 @@ def code_version() -> str:
 
 
 def find_problem(everyone: Sequence[Introduction]) -> str | None:
-    """The first thing that keeps these ranks from training together, in one sentence; None when nothing does."""
+    """The first reason why these ranks cannot train together, in one sentence; None if they can."""
     first = everyone[0]
     for rank, other in enumerate(everyone):
         who = f"rank {rank} on {other.host}"
@@ -104,7 +104,7 @@ def find_problem(everyone: Sequence[Introduction]) -> str | None:
 
 
 def warnings(everyone: Sequence[Introduction]) -> list[str]:
-    """What works, but not as fast as it could."""
+    """Differences that cost speed only."""
     said = []
     kinds = Counter((other.gpu, other.gpu_memory >> 30) for other in everyone if other.gpu)
     if len(kinds) > 1:
@@ -117,12 +117,7 @@ def warnings(everyone: Sequence[Introduction]) -> list[str]:
 
 
 def open_store(rank: int, world_size: int) -> dist.Store:
-    """The part of rank 0's store that only the ranks of this start know."""
-    return fresh_part(_store(rank, world_size), rank, world_size)
-
-
-def _store(rank: int, world_size: int) -> dist.Store:
-    """The key-value store at MASTER_ADDR:MASTER_PORT: rank 0's, or torchrun's own."""
+    """Rank 0's store at MASTER_ADDR:MASTER_PORT, under a prefix of this start's own."""
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
     if missing:
         raise ValueError(f"WORLD_SIZE is {world_size} but {' and '.join(missing)} is not set: start it by torchrun")
@@ -138,16 +133,16 @@ def _store(rank: int, world_size: int) -> dist.Store:
             f"not all of the {world_size} ranks came to {where} within {_MEETING.seconds} s: see what the others "
             f"printed, or start fewer processes"
         ) from error
-    return store
+    return fresh_part(store, rank, world_size)
 
 
 def fresh_part(store: dist.Store, rank: int, world_size: int) -> dist.Store:
-    """The part of the store that only the ranks of this start know.
+    """The store under a prefix that only the ranks of this start know.
 
     After a restart by torchrun the store still holds the addresses of processes that are gone, and a rank that reads
-    one waits for it. So rank 0 offers a name that nobody used before, together with the number that each other rank has
-    drawn, until all have found their own in it: what an earlier start left has other numbers. (torchrun's count of
-    restarts is no such name: among several agents it differs.)
+    one waits for it. So each rank draws a number, and rank 0 publishes a new prefix together with the numbers that it
+    has seen, until every rank has found its own there. What an earlier start left has other numbers. (torchrun's
+    restart count would not do: it differs among agents.)
     """
     number = uuid.uuid4().hex
     if rank == 0:
@@ -158,9 +153,9 @@ def fresh_part(store: dist.Store, rank: int, world_size: int) -> dist.Store:
             drawn = {other: store.get(f"deit_fast/number/{other}").decode() for other in came}
             store.set("deit_fast/start", json.dumps([number, drawn]))
             time.sleep(0.02)
-        return dist.PrefixStore(number, store)  # who is still missing, the meeting finds out
+        return dist.PrefixStore(number, store)  # `meet` names a rank that is still missing
     store.set(f"deit_fast/number/{rank}", number)
-    deadline = time.monotonic() + 2 * _MEETING.total_seconds()  # rank 0's own wait may have begun later
+    deadline = time.monotonic() + 2 * _MEETING.total_seconds()  # rank 0 may have begun to wait later
     while time.monotonic() < deadline:
         if store.check(["deit_fast/start"]):
             name, drawn = json.loads(store.get("deit_fast/start"))
@@ -172,12 +167,8 @@ def fresh_part(store: dist.Store, rank: int, world_size: int) -> dist.Store:
 
 
 def meet(store: dist.Store, rank: int, world_size: int, own: Introduction) -> list[Introduction]:
-    """Every rank's introduction, in their order, once rank 0 has found nothing wrong with them.
-
-    Raises:
-        ValueError: rank 0's finding, on every rank.
-    """
-    # A process may train more than once within a group that its caller has set up.
+    """Every rank's introduction, in their order; ValueError on every rank if rank 0 finds a problem."""
+    # A process may train more than once in a group that its caller has made.
     store = dist.PrefixStore(f"deit_fast/meeting/{next(_meetings)}", store)
     names = [str(other) for other in range(world_size)]
     store.set(names[rank], json.dumps(asdict(own)))
@@ -196,7 +187,7 @@ def meet(store: dist.Store, rank: int, world_size: int, own: Introduction) -> li
         store.set("finding", json.dumps([finding, [asdict(other) for other in everyone]]))
         store.wait([f"{name} has read" for name in present], _MEETING)  # the store may end with this process
     else:
-        store.wait(["finding"], 2 * _MEETING)  # rank 0's own wait may have begun later
+        store.wait(["finding"], 2 * _MEETING)  # rank 0 may have begun to wait later
     finding, described = json.loads(store.get("finding"))
     store.set(f"{rank} has read", "")
     if finding:

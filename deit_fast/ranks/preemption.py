@@ -1,7 +1,7 @@
-"""Signals that ask a run to end soon: one checkpoint, and an exit code that says "run me again".
+"""A signal ends a run after a checkpoint, with an exit code that says "run me again".
 
     with Preemption() as preemption:
-        …                                       # setting up: a signal ends it at once, there is nothing to save
+        …                                       # setting up: nothing to save, so a signal ends it at once
         with preemption.training(ranks, start):
             for batch in batches:
                 …
@@ -9,12 +9,12 @@
                     …                           # save, then
                     raise Preempted(signal, done)
 
-SIGTERM (schedulers, torchrun), SIGUSR1 (`sbatch --signal=USR1@120`) and SIGINT (Ctrl-C) set a flag and nothing else.
-A second Ctrl-C has the kernel's own meaning: the process is gone at once, and checkpoints are whole or absent.
+SIGTERM (schedulers, torchrun), SIGUSR1 (`sbatch --signal=USR1@120`) and SIGINT (Ctrl-C) only set a flag. A second
+Ctrl-C kills the process at once; checkpoints are whole or absent even then.
 
-Several ranks have to save the same step. They agree by one all-reduce of two numbers in host memory, not at every step
-but every `AGREE_EVERY` seconds or so; how many steps that is follows from the slowest rank's time for the last ones, so
-all ranks come to it at the same step. The device never waits for it.
+Several ranks have to save the same step. About every `AGREE_EVERY` seconds they all-reduce two numbers in host memory:
+the signal, and the seconds of a step. The slowest rank's seconds give the number of steps until the next time, so all
+ranks come to it at the same step. The device never waits for it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from .heartbeat import RankLost
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 AGREE_EVERY = 2.0  # seconds: schedulers kill about 30 s after the signal
 NOTHING_LOST = "nothing was trained since the last checkpoint"
-_SHOW_CURSOR = "\x1b[?25h"  # which a progress bar hides; nobody puts it back after a second Ctrl-C
+_SHOW_CURSOR = "\x1b[?25h"  # a progress bar hides it, and after a second Ctrl-C nothing would show it again
 
 
 class Preempted(SystemExit, command.Ending):
@@ -79,12 +79,9 @@ class Preemption:
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        """
-        Raises:
-            Preempted: this rank was signalled in its training and another, still setting up, has ended by the signal.
-        """
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        # The other rank was still setting up, so the signal ended it at once.
         if self._number and isinstance(error, RankLost):
             raise Preempted(self._number) from error
 
@@ -100,9 +97,9 @@ class Preemption:
 
     @contextmanager
     def training(self, ranks: Ranks, step: int) -> Iterator[None]:
-        """Within, signals wait for `asked`, which is called after every step from `step` + 1 on.
+        """Inside, a signal waits for `asked`, which is called after every step from `step` + 1 on.
 
-        What is left to do behind it takes a moment, so a signal after the last step is not answered: the run ends.
+        A signal after the last step is ignored: the run is about to end.
         """
         self._last, self._next, self._when = step, step + 1, time.monotonic()
         self._ranks = ranks
@@ -112,7 +109,7 @@ class Preemption:
             self._ranks = None
 
     def asked(self, done: int) -> int:
-        """The signal that wants the run to end after `done` steps, the same on every rank; 0 for none."""
+        """The signal that ends the run after `done` steps, the same on every rank; 0 for none."""
         ranks = self._ranks
         assert ranks is not None
         if ranks.world_size == 1:
@@ -129,5 +126,5 @@ class Preemption:
 
 
 def _agreement_device(ranks: Ranks) -> torch.device:
-    """Host memory, where the group can reduce it; a group of the caller's own may have NCCL alone."""
+    """The CPU if the group has a backend for it; a group that the caller has made may have NCCL only."""
     return torch.device("cpu") if "cpu" in dist.get_backend_config() else ranks.device

@@ -1,4 +1,4 @@
-"""What a cluster's launcher says in the environment: torchrun's variables, or Slurm's turned into them."""
+"""Slurm's environment variables, turned into torchrun's."""
 
 from __future__ import annotations
 
@@ -12,11 +12,8 @@ def adopt_slurm(environment: MutableMapping[str, str]) -> bool:
     """Write torchrun's variables for a process that `srun` started without torchrun; returns whether it is one.
 
     RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE come from SLURM_PROCID, SLURM_NTASKS, SLURM_LOCALID and
-    SLURM_STEP_TASKS_PER_NODE. MASTER_ADDR is the first host of the step and MASTER_PORT follows from the job's number,
-    unless they are set. A batch script, which is no step of its job, and a single task stay alone.
-
-    Args:
-        environment: os.environ.
+    SLURM_STEP_TASKS_PER_NODE. Unless they are set, MASTER_ADDR is the first host of the step and MASTER_PORT follows
+    from the job's number. A batch script, which is not a step of its job, and a single task stay alone.
 
     Raises:
         ValueError: Slurm's variables contradict each other.
@@ -53,7 +50,7 @@ def first_host(nodes: str) -> str:
 
 
 def _tasks_of(on_each: str, node: int) -> int:
-    """Tasks of a node in Slurm's compressed counts: "8(x2),4" are 8, 8 and 4."""
+    """The tasks of a node from Slurm's compressed counts: "8(x2),4" are 8, 8 and 4."""
     counts: list[int] = []
     for part in on_each.split(","):
         count, _, times = part.partition("(x")

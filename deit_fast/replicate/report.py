@@ -1,4 +1,4 @@
-"""From the scores of repeated trainings to the paper's tables: means, paired differences, a sentence, a picture."""
+"""The paper's tables from the scores of repeated trainings: means, paired differences, a sentence, a picture."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..picture import picture
 
 
 class Row(NamedTuple):
-    """One line of a table of the paper: which training, evaluated by which head; the paper's top-1 in per cent."""
+    """One line of a table of the paper: a training and the head that is evaluated; the paper's top-1 in per cent."""
 
     label: str
     training: str
@@ -37,7 +37,7 @@ TABLE2 = {
     "transformer": Row("taught by a transformer", "transformer", "softmax", {"teacher": 81.8, "B": 81.9}),
 }
 ROWS = TABLE3 | TABLE2
-# What the paper finds for all three sizes (Table 3) and for DeiT-B (Table 2): the first is better than the second.
+# (better, worse, words) of what the paper finds for all three sizes (Table 3) and for DeiT-B (Table 2).
 CLAIMS = (
     ("hard", "none", "hard distillation of the class token beats no distillation"),
     ("hard", "soft", "hard distillation beats soft"),
@@ -45,7 +45,7 @@ CLAIMS = (
     ("both", "hard", "the distillation token, with both heads, beats hard distillation without it"),
     ("convnet", "transformer", "a ConvNet teaches better than a transformer"),
 )
-# 97.5 % quantile of Student's t for 1, 2, … degrees of freedom; beyond the table its last value, which is wider.
+# 97.5 % quantile of Student's t for 1, 2, … degrees of freedom; for more, the last: a little too wide.
 T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13)
 
 
@@ -59,7 +59,7 @@ def results(measured: Mapping[str, Sequence[Mapping[str, Any]]], teachers: Mappi
     Returns:
         {"teachers": {name: scores}, "table3": {key: row}, "table2": {key: row}, "claims": [claim]}. A row has the
         top-1 of every seed, their mean and standard deviation (n − 1), and the paper's; a claim has the mean of the
-        differences of equal seeds, its 95 % interval, and "holds", "reversed" or "undecided" where that contains 0.
+        differences of equal seeds, its 95 % interval, and "holds", "reversed" or, if that contains 0, "undecided".
     """
     top1 = {key: [scores[row.head]["top1"] for scores in measured[row.training]] for key, row in ROWS.items()}
 
@@ -88,10 +88,7 @@ def results(measured: Mapping[str, Sequence[Mapping[str, Any]]], teachers: Mappi
 
 
 def compare(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:
-    """The mean of first − second over equal seeds, half its 95 % interval, and the verdict.
-
-    One seed has no interval, and nothing is decided.
-    """
+    """The mean of first − second over equal seeds, half its 95 % interval, and the verdict; one seed has neither."""
     differences = [a - b for a, b in zip(first, second, strict=True)]
     mean, n = statistics.mean(differences), len(differences)
     if n == 1:
@@ -106,8 +103,8 @@ def sentence(results: Mapping[str, Any]) -> str:
     claims = results["claims"]
     parts = []
     for verdict, words in (("holds", "holds in"), ("reversed", "is reversed in"), ("undecided", "is undecided in")):
-        said = [_said(claim) for claim in claims if claim["verdict"] == verdict]
-        parts.append(f"{words} {len(said)}" + (f" ({'; '.join(said)})" if said else ""))
+        listed = [_in_words(claim) for claim in claims if claim["verdict"] == verdict]
+        parts.append(f"{words} {len(listed)}" + (f" ({'; '.join(listed)})" if listed else ""))
     n = results["table3"]["none"]["top1"]
     return (
         f"On {results['data']}, epochs: {results['epochs']}, seeds: {len(n)}, the paper's order {parts[0]}, {parts[1]} "
@@ -115,24 +112,20 @@ def sentence(results: Mapping[str, Any]) -> str:
     )
 
 
-def _said(claim: Mapping[str, Any]) -> str:
+def _in_words(claim: Mapping[str, Any]) -> str:
     margin = "" if claim["half_interval"] is None else f" ± {claim['half_interval']:.1f}"
     return f"{claim['claim']}: {claim['difference']:+.1f}{margin} points"
 
 
 def show(results: Mapping[str, Any], folder: Path) -> None:
-    """Print the two tables, the sentence, and where the files lie."""
+    """Print the two tables, the sentence, and the paths of the files."""
     console = Console(soft_wrap=True, highlight=False)
     title = f"top-1 on {results['data']}, per cent, mean ± standard deviation of {results['seeds']} seeds"
-    table = Table(title=title, title_justify="left")
-    for column in ("Table 3", "here", "paper: Ti", "S", "B"):
-        table.add_column(column, justify="left" if column == "Table 3" else "right")
+    table = _table(title, "Table 3", "here", "paper: Ti", "S", "B")
     for row in results["table3"].values():
         table.add_row(row["row"], _mean(row), *(f"{row['paper'][size]:.1f}" for size in ("Ti", "S", "B")))
     console.print(table)
-    table = Table(title_justify="left")
-    for column in ("Table 2", "teacher", "student", "paper: teacher", "student B"):
-        table.add_column(column, justify="left" if column == "Table 2" else "right")
+    table = _table(None, "Table 2", "teacher", "student", "paper: teacher", "student B")
     for key, row in results["table2"].items():
         teacher = results["teachers"][key]["top1"]
         paper = row["paper"]
@@ -140,6 +133,13 @@ def show(results: Mapping[str, Any], folder: Path) -> None:
     console.print(table)
     console.print(results["sentence"], markup=False)
     console.print(f"{folder / 'results.json'}, {folder / 'results.png'}", markup=False)
+
+
+def _table(title: str | None, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left")
+    return table
 
 
 def _mean(row: Mapping[str, Any]) -> str:

@@ -5,8 +5,8 @@
     runs/NAME/checkpoints/best.json        which step scored best, and its file best_00000240.safetensors
 
 Every file is written under another name, synced, and renamed; a crash at any point leaves the previous checkpoint.
-`state.json` holds the digests of the files beside it and its own, so damage that comes later is found as well: `newest`
-passes over a damaged checkpoint with a warning and gives the one before. `snapshot.py` writes beside the training.
+`state.json` holds the digests of the files beside it and its own, so later damage is found as well: `newest` skips a
+damaged checkpoint with a warning and gives the one before. `snapshot.py` writes beside the training.
 """
 
 from __future__ import annotations
@@ -35,21 +35,17 @@ logger = logging.getLogger(__name__)
 
 VERSION = 2  # 1 had no digests
 FORMAT = f"deit_fast checkpoint {VERSION}"
-Tensors = dict[str, dict[str, Tensor]]  # file without its suffix → name → values
+Tensors = dict[str, dict[str, Tensor]]  # file name without suffix → name → values
 
 
 def tensors_of(model: nn.Module, ema: nn.Module | None, optimizer: torch.optim.Optimizer) -> Tensors:
-    """What a checkpoint saves, by file; the tensors themselves, not copies."""
+    """The tensors of a checkpoint by file; not copies."""
     averages = {} if ema is None else {"ema": ema.state_dict()}
     return {"model": model.state_dict(), **averages, "optimizer": _optimizer_tensors(optimizer)}
 
 
 def state_of(config: Config, world_size: int, step: int, seconds: float) -> dict[str, Any]:
-    """What a checkpoint records beside the tensors: enough to continue, and to know later what wrote it.
-
-    Args:
-        seconds: of training so far, all attempts together.
-    """
+    """What state.json holds beside the digests; `seconds` of training are those of all attempts together."""
     versions = {
         "python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda,
         **provenance.versions(("deit-fast", "numpy", "timm", "safetensors")),
@@ -67,12 +63,11 @@ def save(
     """Write the checkpoint of `step`, point to it, and delete all but the `keep` newest.
 
     Args:
-        run: the run folder.
-        tensors: as `tensors_of` gives them; in host memory, or the host waits for the device.
-        state: what else is needed to continue, JSON values.
+        tensors: in host memory, or the host waits for the device.
+        state: JSON values.
 
     Raises:
-        OSError, SafetensorError: what the disk says; the checkpoints are then as they were.
+        OSError, SafetensorError: the disk refuses; the checkpoints are then as they were.
     """
     folder = run / "checkpoints" / f"step_{step:08d}"
 
@@ -88,7 +83,7 @@ def save(
     write_folder(folder, fill, replace=True)  # also of a step that is trained again, after one was passed over
     write_file(folder.parent / "newest", lambda temporary: temporary.write_text(folder.name + "\n"))
     steps = _steps(run)
-    again = [other for other in steps if other.name > folder.name]  # of steps that are going to be trained again
+    again = [other for other in steps if other.name > folder.name]  # of steps that will be trained again
     for other in again + [other for other in steps if other not in again][:-keep]:
         _remove(other)
     _clear_away(folder.parent)
@@ -96,13 +91,13 @@ def save(
 
 
 def _clear_away(checkpoints: Path) -> None:
-    """Remove what writers left that were killed, so that the next one finds space."""
+    """Remove what killed writers left, which takes space."""
     for stray in [*checkpoints.glob(".*.part"), *checkpoints.glob(".*.old")]:
         _remove(stray)
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder or file that nobody needs; a failure costs space and nothing else."""
+    """Remove an old folder or file; a failure costs space only."""
     try:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     except OSError as error:
@@ -115,9 +110,9 @@ def _steps(run: Path) -> list[Path]:
 
 
 def newest(run: Path) -> Path | None:
-    """The newest whole checkpoint, all of its files verified; None where none was ever written.
+    """The newest checkpoint whose files are all whole; None if none was ever written.
 
-    That is the one that `newest` points to. A damaged one is passed over with a warning for the next newest.
+    Tried are the one that the file `newest` names, then the others by step; each damaged one is a warning.
 
     Raises:
         ValueError: there are checkpoints, but none is whole, or one is of another version of deit_fast.
@@ -125,7 +120,7 @@ def newest(run: Path) -> Path | None:
     pointer, folders = run / "checkpoints" / "newest", _steps(run)
     if not pointer.is_file() and not folders:
         return None
-    candidates = folders[::-1]  # without a pointer (a crash before it was first written) the last
+    candidates = folders[::-1]  # the last, after a crash before the pointer was first written
     if pointer.is_file():
         name = pointer.read_text(errors="replace").strip()
         pointed = [folder for folder in folders if folder.name == name]
@@ -136,7 +131,7 @@ def newest(run: Path) -> Path | None:
         reason = damage(folder)
         if reason is None:
             return folder
-        logger.warning(f"{folder} is passed over: {reason}")
+        logger.warning(f"{folder} is skipped: {reason}")
     raise ValueError(
         f"{run / 'checkpoints'} holds no whole checkpoint of this version of deit_fast: copy the run folder again if "
         f"it was copied, type another --out, or --fresh to discard the run and start anew"
@@ -144,7 +139,7 @@ def newest(run: Path) -> Path | None:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, in a few words; None when every file is as it was written.
+    """How a checkpoint is damaged, in a few words; None if every file is as it was written.
 
     Raises:
         ValueError: it was written by another version of deit_fast.
@@ -154,7 +149,7 @@ def damage(folder: Path) -> str | None:
     except ValueError as error:
         return str(error)
     if not isinstance(state, dict) or not str(state.get("format")).startswith("deit_fast checkpoint "):
-        return "its state.json is none of deit_fast"
+        return "its state.json was not written by deit_fast"
     if state["format"] != FORMAT:
         raise ValueError(
             f"{folder} was written by another version of deit_fast ({state['format']}; this one reads {VERSION}): "
@@ -174,11 +169,7 @@ def damage(folder: Path) -> str | None:
 
 
 def load(folder: Path, model: nn.Module, ema: nn.Module | None, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Restore everything `save` wrote; returns the state.
-
-    Raises:
-        ValueError: a file is cut off or missing, or the tensors are not this model's.
-    """
+    """Restore everything `save` wrote; returns the state. ValueError if the tensors are not this model's."""
     try:
         model.load_state_dict(_read_tensors(folder / "model.safetensors"))
         if ema is not None:
@@ -194,13 +185,10 @@ def load(folder: Path, model: nn.Module, ema: nn.Module | None, optimizer: torch
 
 
 def save_best(run: Path, step: int, tensors: Mapping[str, Tensor], score: Mapping[str, Any]) -> None:
-    """Keep the weights that scored best; `best.json` moves last, then the old ones are removed.
-
-    Args:
-        score: what made them the best, JSON values.
+    """Write the best weights, then best.json with their `score`, then remove the old ones.
 
     Raises:
-        OSError, SafetensorError: what the disk says; the best are then those of before.
+        OSError, SafetensorError: the disk refuses; the best are then the old ones.
     """
     file = run / "checkpoints" / f"best_{step:08d}.safetensors"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -213,7 +201,7 @@ def save_best(run: Path, step: int, tensors: Mapping[str, Tensor], score: Mappin
 
 
 def best(run: Path) -> tuple[Path, dict[str, Any]] | None:
-    """(file, what `save_best` was told) of the best weights; None where there are none, or they are damaged."""
+    """(file, best.json) of the best weights; None if there are none, or they are damaged."""
     pointer = run / "checkpoints" / "best.json"
     if not pointer.is_file():
         return None
@@ -225,7 +213,7 @@ def best(run: Path) -> tuple[Path, dict[str, Any]] | None:
         reason = "its file has changed since it was written"
     except (ValueError, KeyError, TypeError, OSError) as error:
         reason = str(error)
-    logger.warning(f"{pointer} is passed over: {reason}")
+    logger.warning(f"{pointer} is skipped: {reason}")
     return None
 
 
@@ -255,7 +243,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tens
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    # In its parameter's memory layout, which files do not keep and fused optimizers take for granted.
+    # Files do not keep a tensor's memory layout, and fused optimizers need that of the parameter.
     for parameter, values in optimizer.state.items():
         alike = {name: value for name, value in values.items() if value.shape == parameter.shape}
         values.update({name: torch.empty_like(parameter).copy_(value) for name, value in alike.items()})

@@ -1,13 +1,13 @@
-"""The run folder: what may be written into it, and its files beside the checkpoints.
+"""The run folder: whether a run may use it, and its files beside the checkpoints.
 
 config.json     the configuration; a different one is refused
 data.json       class names (index = label), numbers of images, a digest of the labels; other data is refused
 metrics.jsonl   a line every --log-every steps, and one for every evaluation; written by metrics.py
 report.png      curves
-logs/           what each process had to say, and what it did last
-tensorboard/    the curves again, where tensorboard is installed
-summary.json    the scores of a finished run; while it is missing, the run is unfinished. {"teacher": … or null,
-                "student": …, "ema": … or null}, and where images were skipped "bad_images": their paths, sorted
+logs/           each rank's log and last status; see ranks/log.py and ranks/heartbeat.py
+tensorboard/    the curves again, if tensorboard is installed
+summary.json    the scores of a finished run; an unfinished one has none. {"teacher": … or null, "student": …,
+                "ema": … or null}, and if images were skipped "bad_images": their paths, sorted
 checkpoints/    see checkpoint.py
 lock            see files.py
 """
@@ -26,7 +26,7 @@ from ..files import LOCK, Lock, check_writable, read_json, remove_parts, write_j
 from ..names import headline
 from .checkpoint import newest
 
-# Everything of ours, in the order in which --fresh discards it: the marks of a finished and of a resumable run first.
+# All that a run writes, in the order in which --fresh removes it: first what marks a finished and a resumable run.
 OURS = (
     "summary.json",
     "checkpoints",
@@ -41,14 +41,14 @@ OURS = (
 
 
 def open_run(config: Config, run: Path) -> dict[str, Any] | None:
-    """The summary of a finished run, or None when there is something to train. Nothing is written.
+    """The summary of a finished run, or None if there is something to train. Nothing is written.
 
     Raises:
-        ValueError: the folder is not ours, cannot be written to, or holds a run of another configuration.
+        ValueError: the folder is not a run, cannot be written, or holds a run of another configuration.
     """
     known, summary = run / "config.json", run / "summary.json"
     if run.exists() and not (run.is_dir() and (known.exists() or _is_empty(run))):
-        raise ValueError(f"{run} is there and is not a run of deit_fast: type another --out")
+        raise ValueError(f"{run} exists and is not a run of deit_fast: type another --out")
     check_writable(run, "type another --out", folder=True)
     if not known.exists():
         return None
@@ -68,28 +68,24 @@ def open_run(config: Config, run: Path) -> dict[str, Any] | None:
 
 
 def _is_empty(run: Path) -> bool:
-    """Whether nothing is there but the lock that a process leaves which found something to refuse."""
+    """Whether it holds at most the lock file, which a process leaves that locked it and then refused to train."""
     return all(path.name == LOCK for path in run.iterdir())
 
 
 def _refuse_half_a_copy(run: Path) -> None:
-    """A folder with checkpoints has all that was written before them; one that lacks it was copied in part."""
+    """Refuse checkpoints without the files that are written before them."""
     if not any((run / "checkpoints").glob("*")):
         return
     for name in ("data.json", "metrics.jsonl"):
         if not (run / name).is_file():
             raise ValueError(
-                f"{run} holds checkpoints but no {name}, as if it had been copied only in part: copy it again, type "
-                f"another --out, or --fresh to discard it"
+                f"{run} holds checkpoints but no {name}, so it was copied in part: copy it again, type another --out, "
+                f"or --fresh to discard it"
             )
 
 
 def read_summary(run: Path) -> dict[str, Any]:
-    """The scores of a finished run.
-
-    Raises:
-        ValueError: `summary.json` is damaged.
-    """
+    """The scores of a finished run; ValueError if summary.json is damaged."""
     summary = read_json(run / "summary.json")
     if not isinstance(summary, dict) or not summary.keys() >= {"teacher", "student", "ema"}:
         raise ValueError(f"{run / 'summary.json'} is damaged: remove it, and the same command writes it again")
@@ -97,9 +93,7 @@ def read_summary(run: Path) -> dict[str, Any]:
 
 
 def chosen_weights(run: Path) -> Path:
-    """A file of the newest checkpoint: the moving average where that scored better, else the last weights.
-
-    Compared is the prediction that the run's --fusion makes its own.
+    """A file of the newest checkpoint: the moving average if its headline score is better, else the last weights.
 
     Raises:
         ValueError: the folder holds no checkpoint.
@@ -116,11 +110,7 @@ def chosen_weights(run: Path) -> Path:
 
 
 def check_data(run: Path, data: dict[str, Any]) -> None:
-    """Refuse to continue a run on other data.
-
-    Raises:
-        ValueError: classes, counts or labels have changed since the run began.
-    """
+    """Raise ValueError if classes, counts or labels have changed since the run began."""
     path = run / "data.json"
     if not path.exists():
         return
@@ -134,11 +124,7 @@ def check_data(run: Path, data: dict[str, Any]) -> None:
 
 
 def refuse_a_second(run: Path, lock: Lock) -> None:
-    """Lock the folder if it is there already: a second process then ends before it has loaded anything.
-
-    Raises:
-        ValueError: another process trains in it.
-    """
+    """Lock the folder if it exists, so that a second process ends (ValueError) before it has loaded anything."""
     if run.exists():
         try:
             lock.acquire()
@@ -147,7 +133,7 @@ def refuse_a_second(run: Path, lock: Lock) -> None:
 
 
 def begin(config: Config, run: Path, data: dict[str, Any], lock: Lock) -> None:
-    """Create the folder and lock it; empty it of an old run by --fresh.
+    """Create and lock the folder; --fresh removes the old run.
 
     Raises:
         ValueError: the folder cannot be written to, or another process trains in it.
@@ -165,27 +151,23 @@ def begin(config: Config, run: Path, data: dict[str, Any], lock: Lock) -> None:
 
 
 def wait_for(run: Path, seconds: float = 70.0) -> None:
-    """On another rank: until the folder that rank 0 has begun is seen here as well.
+    """Wait until this rank sees the folder that rank 0 has made; ValueError after `seconds`.
 
-    Args:
-        seconds: longer than the minute for which NFS may remember that a file was not there.
-
-    Raises:
-        ValueError: it is not seen.
+    NFS may remember for a minute that a file did not exist.
     """
     deadline = time.monotonic() + seconds
     while not (run / "config.json").is_file():
         if time.monotonic() > deadline:
-            raise ValueError(f"{run} of rank 0 is not seen here: type an --out on storage that all machines share")
+            raise ValueError(f"{run} of rank 0 does not exist here: type an --out on storage that all machines share")
         time.sleep(0.5)
 
 
 def _discard(run: Path) -> None:
-    """Remove an old run's files, and only those: the folder may be a link, or hold the user's notes."""
+    """Remove an old run's files only: the folder may be a link, or hold the user's notes."""
     for name in OURS:
         path = run / name
         if path.is_dir():
-            # Out of the way in one step: half a removed folder must not look like checkpoints.
+            # Renamed first, since half a removed folder must not look like checkpoints.
             shutil.rmtree(run / ".discarded", ignore_errors=True)
             os.replace(path, run / ".discarded")
             shutil.rmtree(run / ".discarded")

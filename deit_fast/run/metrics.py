@@ -1,10 +1,10 @@
-"""metrics.jsonl: a line for every log interval and every evaluation, and none lost to a full disk.
+"""metrics.jsonl: a line for every log interval and every evaluation; a full disk loses none.
 
-metrics = Metrics(run / "metrics.jsonl", start)     # cut back to the checkpoint that the run continues from
+metrics = Metrics(run / "metrics.jsonl", start)     # lines after the checkpoint of step `start` are removed
 metrics.append({"step": 20, "loss": 6.9})
 metrics.sync()                                      # durable: before a checkpoint of the same step
 
-TensorBoard draws the same lines as curves, where its package is installed.
+TensorBoard draws the same lines as curves, if its package is installed.
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ logger = logging.getLogger(__name__)
 
 
 class Metrics:
-    """Lines that are on disk or wait in memory until the disk takes them.
+    """Lines on disk, or in memory until the disk takes them.
 
     Args:
-        path: of the file; lines of steps after `start`, and one that was cut off, are removed now.
-        start: the step that the run continues from.
+        start: the step that the run continues from; lines of later ones, and one that was cut off, are removed.
 
     Raises:
         OSError: the file cannot be written.
@@ -40,10 +39,10 @@ class Metrics:
         kept = [line for line in lines if _step(line) <= start]
         self._rows: list[dict[str, Any]] = [json.loads(line) for line in kept]
         write_file(path, lambda temporary: temporary.write_text("".join(line + "\n" for line in kept)))
-        self._size = path.stat().st_size  # bytes of whole lines; what is behind them a full disk cut off
+        self._size = path.stat().st_size  # bytes of whole lines; a full disk may leave a part of one behind them
 
     def append(self, row: dict[str, Any]) -> None:
-        """Add a line; where the disk refuses it, say so and keep it for the next call."""
+        """Add a line; if the disk refuses it, warn and try again at the next call."""
         self._rows.append(row)
         with self._lock:
             failing = bool(self._waiting)
@@ -58,23 +57,15 @@ class Metrics:
                     )
 
     def last(self, key: str) -> dict[str, Any]:
-        """The newest line that has `key`.
-
-        Raises:
-            StopIteration: none has.
-        """
+        """The newest line that has `key`; there is one."""
         return next(row for row in reversed(self._rows) if key in row)
 
     def find(self, key: str, step: int) -> dict[str, Any] | None:
-        """The newest line of `step` that has `key`; None where none has."""
+        """The newest line of `step` that has `key`, or None."""
         return next((row for row in reversed(self._rows) if row["step"] == step and key in row), None)
 
     def sync(self) -> None:
-        """Until every line is on disk.
-
-        Raises:
-            OSError: the disk refuses.
-        """
+        """Write and fsync every line; OSError if the disk refuses."""
         with self._lock:
             self._write()
             sync(self._path)
@@ -93,7 +84,7 @@ class Metrics:
 
 
 def _step(line: str) -> float:
-    """The step of a line; infinity for one that was cut off when the run was killed."""
+    """The step of a line; infinity if a kill has cut it off."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
@@ -101,12 +92,7 @@ def _step(line: str) -> float:
 
 
 class TensorBoard:
-    """The lines of metrics.jsonl as curves.
-
-    Args:
-        folder: of the event files.
-        start: the step that the run continues from; curves of later ones are discarded.
-    """
+    """The lines of metrics.jsonl as curves; those of steps after `start`, where the run continues, are discarded."""
 
     def __init__(self, folder: Path, start: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -117,11 +103,11 @@ class TensorBoard:
 
     @staticmethod
     def missing() -> str:
-        """Why there are no curves; empty where there are."""
+        """Reason TensorBoard is off; "" when it is on."""
         return "" if importlib.util.find_spec("tensorboard") else "pip install tensorboard, and there are curves"
 
     def add(self, line: dict[str, Any]) -> None:
-        """Add one line: its numbers under "train", those of an evaluation under "val"."""
+        """Draw the numbers of a line, under "val" those of an evaluation, under "train" all others."""
         step, group = line["step"], "val" if "student" in line else "train"
         try:
             for name, value in numbers(line):
@@ -138,7 +124,7 @@ class TensorBoard:
 
 
 def numbers(line: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """The numbers in a line of metrics.jsonl, those of nested ones as "student/cls/top1"."""
+    """The numbers in a line of metrics.jsonl; nested ones are called "student/cls/top1"."""
     for name, value in line.items():
         if isinstance(value, dict):
             yield from numbers(value, f"{prefix}{name}/")

@@ -1,4 +1,4 @@
-"""Where a number comes from: the command, the day, the machine and the versions that stand beside every result."""
+"""Where a result comes from: command, date, machine and versions."""
 
 from __future__ import annotations
 
@@ -17,15 +17,7 @@ PACKAGES = ("deit-fast", "torch", "timm", "numpy")
 
 
 def provenance(module: str, arguments: Sequence[str]) -> dict[str, object]:
-    """What a result file holds beside its numbers.
-
-    Args:
-        module: run with python -m.
-        arguments: as typed after it.
-
-    Returns:
-        {"command", "date", "machine", "versions": {package: version}}.
-    """
+    """{"command", "date", "machine", "versions": {package: version}} of a result of python -m `module`."""
     return {
         "command": shlex.join(["python", "-m", module, *arguments]),
         "date": date.today().isoformat(),

@@ -1,4 +1,4 @@
-"""What a person sees of a run: decisions with their reasons, a progress bar, a table at the end, and a picture."""
+"""A run on the console: decisions with their reasons, a progress bar, a table at the end; and its curves as a PNG."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class Reporter:
-    """Prints for rank 0; every rank's own log has all of it (see `ranks/log.py`)."""
+    """Prints on rank 0; every rank logs all of it (see `ranks/log.py`)."""
 
     def __init__(self, enabled: bool) -> None:
         self.console = Console(quiet=not enabled, soft_wrap=True, highlight=False)
@@ -50,7 +50,7 @@ class Reporter:
         self.console.print(text, markup=False)
 
     def step(self, row: dict[str, Any], total: int) -> None:
-        """A line of metrics.jsonl for people: in the log, and now and then on a console without a progress bar."""
+        """A line of metrics.jsonl in words: in the log, and every 10 s on a console without a progress bar."""
         text = step_line(row, total)
         logger.info(text)
         if self._bar.disable and time.monotonic() - self._printed > _SECONDS:
@@ -59,13 +59,13 @@ class Reporter:
 
     @contextmanager
     def progress(self, description: str, step: int, total: int) -> Iterator[Callable[[int, dict[str, Any]], None]]:
-        """A bar while the body runs; call what is given with (steps done, newest line of metrics.jsonl or {})."""
+        """A bar while the body runs; it gets a function of (steps done, newest line of metrics.jsonl or {})."""
         task = self._bar.add_task(description, total=total, completed=step, text="first steps")
 
         def advance(step: int, row: dict[str, Any]) -> None:
             self._bar.update(task, completed=step, **({"text": numbers_line(row)} if row else {}))
 
-        with self._bar:  # stops the drawing and gives the cursor back, also when the body raises
+        with self._bar:  # shows the cursor again, also when the body raises
             yield advance
 
 
@@ -76,24 +76,20 @@ def step_line(row: dict[str, Any], total: int) -> str:
 
 
 def numbers_line(row: dict[str, Any]) -> str:
-    """What a line of metrics.jsonl has: a share that is unknown here is left out."""
+    """A line of metrics.jsonl in words, without the shares that are unknown here."""
     parts = [f"loss {row['loss']:.3f}", f"top-1 {row['top1']:.1f} %"] if row["loss"] is not None else ["no loss"]
     parts.append(f"{row['images_per_second']:,.0f} images/s")
     data = f"data {row['data_wait']:.0%}"
     if "slowest_rank" in row:
         data += f", {row['slowest_wait']:.0%} at rank {row['slowest_rank']}"
-    optional = [
-        ("mfu {:.0%}", "mfu"),
-        (data, "data_wait"),
-        ("teacher {:.0%}", "teacher_share"),
-    ]
+    optional = [("mfu {:.0%}", "mfu"), (data, "data_wait"), ("teacher {:.0%}", "teacher_share")]
     parts += [text.format(row[key]) for text, key in optional if row.get(key) is not None]
     parts += [f"skipped {row['skipped']}"] if row.get("skipped") else []
     return " · ".join([*parts, f"{row['memory'] / 2**30:.1f} GiB"])
 
 
 def epoch_line(epoch: int, epochs: int, row: dict[str, Any], student: dict, ema: dict | None, head: str) -> str:
-    """One line for an evaluated epoch, with the accuracy of one prediction."""
+    """One line for an evaluated epoch, with the top-1 of one head."""
     loss = "none" if row["loss"] is None else f"{row['loss']:.3f}"
     average = f" · ema {ema[head]['top1']:5.1f} %" if ema else ""
     return (
@@ -103,7 +99,7 @@ def epoch_line(epoch: int, epochs: int, row: dict[str, Any], student: dict, ema:
 
 
 def skipped_lines(paths: Sequence[str]) -> str:
-    """How many unreadable images were skipped, and the first of them."""
+    """How many unreadable images were skipped, and the first ten."""
     number = "1 unreadable image was" if len(paths) == 1 else f"{len(paths)} unreadable images were"
     lines = [f"{number} skipped; summary.json lists all of them", *(f"  {path}" for path in paths[:_NAMED])]
     return "\n".join(lines + [f"  and {len(paths) - _NAMED} more"] * (len(paths) > _NAMED))
@@ -115,8 +111,8 @@ def summary_table(summary: dict[str, Any]) -> Table:
     n = next(iter(student.values()))["n"]
     table = Table(title=f"top-1 on {n} validation images, per cent", title_justify="left")
     table.add_column("")
-    table.add_column("last weights", justify="right")
-    table.add_column("moving average", justify="right")
+    for column in ("last weights", "moving average"):
+        table.add_column(column, justify="right")
     if teacher:
         table.add_row("teacher", f"{teacher['top1']:.1f}", "")
     for key, label in HEADS.items():

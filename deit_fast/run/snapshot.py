@@ -4,12 +4,12 @@
         snapshots.take(step, tensors_of(model, ema, optimizer), state)    # returns when the tensors are copied
         snapshots.offer(step, model.state_dict(), top1=81.2)              # written when it is the best so far
 
-One is written at a time: a `take` waits for the one before. What the disk refuses is a warning; the run goes on, and
-the checkpoint before stays the newest. Leaving the context waits for the last write.
+One is written at a time: `take` waits for the write before it. If the disk refuses, that is a warning; the run goes
+on, and the checkpoint before stays the newest. Leaving the context waits for the last write.
 
 On a GPU the tensors are copied on the device (about a millisecond for 86 M parameters with moments and average), then
-to pinned memory on a stream of its own, so neither the host nor the next step waits for the bus. Where the device has
-no room for the copy, the next step does wait. The CUDA side has not yet been measured on a GPU.
+to pinned memory on a stream of its own, so neither the host nor the next step waits for the bus. If the device has no
+room for the copy, the next step does wait. The CUDA side has not yet been measured on a GPU.
 """
 
 from __future__ import annotations
@@ -33,15 +33,13 @@ class Snapshots:
     """Writes the checkpoints of one run.
 
     Args:
-        run: the run folder.
-        keep: checkpoints kept, the newest ones.
-        device: of the tensors.
-        saved: the step that the run continues from; None for none.
-        before: called in the thread before a checkpoint is written, for what must be durable before it.
+        keep: how many checkpoints are kept, the newest.
+        saved: the step that the run continues from; None for a new run.
+        before: called in the thread before each checkpoint is written: what it syncs is durable first.
 
     Attributes:
-        saved: the step of the newest checkpoint on disk; None for none.
-        failures: writes that the disk refused, and the reason.
+        saved: the step of the newest checkpoint on disk, or None.
+        failures: a sentence for each write that the disk refused.
     """
 
     def __init__(
@@ -66,13 +64,13 @@ class Snapshots:
             self._thread.shutdown()
 
     def wait(self) -> None:
-        """Until the last write is done or has failed."""
+        """Wait for the last write."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
 
     def take(self, step: int, tensors: checkpoint.Tensors, state: Mapping[str, Any]) -> None:
-        """The checkpoint of `step`; what is in `tensors` may change as soon as this returns."""
+        """Write the checkpoint of `step`; the tensors may change as soon as this returns."""
 
         def write(copies: checkpoint.Tensors) -> None:
             self._before()
@@ -82,7 +80,7 @@ class Snapshots:
         self._submit(f"the checkpoint of step {step}", tensors, write)
 
     def offer(self, step: int, tensors: Mapping[str, Tensor], top1: float) -> None:
-        """Keep these weights when they score better than the best that is on the disk."""
+        """Write these weights if they score better than the best on disk."""
         self.wait()
         if self._best is not None and top1 <= self._best:
             return
@@ -111,7 +109,7 @@ class Snapshots:
 
 
 class HostCopies:
-    """Copies tensors to host memory that it uses again at the next call."""
+    """Copies tensors to host memory, the same at every call."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -119,7 +117,7 @@ class HostCopies:
         self._memory: dict[tuple[str, str], Tensor] = {}
 
     def __call__(self, tensors: checkpoint.Tensors) -> tuple[checkpoint.Tensors, torch.cuda.Event | None]:
-        """(copies, event): the copies are complete after the event, at once where that is None."""
+        """(copies, event): the copies are complete after the event, or now if it is None."""
         flat = {(file, name): value.detach() for file, values in tensors.items() for name, value in values.items()}
         copies = {key: self._place(key, value) for key, value in flat.items()}
         copied = None

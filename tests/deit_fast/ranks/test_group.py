@@ -266,7 +266,7 @@ def test_a_run_folder_that_not_all_see_is_refused(config: Config, tmp_path: Path
     config = dataclasses.replace(config, out="run")
     with world(2, tmp_path / "printed", elsewhere, config, tmp_path) as running:
         assert running.wait(60) == [2, 2]
-        said = "error: run of rank 0 is not seen here: type an --out on storage that all machines share (rank 1 on"
+        said = "error: run of rank 0 does not exist here: type an --out on storage that all machines share (rank 1 on"
         assert said in running.printed(0)
         assert running.printed(1) == ""
 

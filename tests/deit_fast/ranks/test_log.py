@@ -33,6 +33,15 @@ def test_what_was_said_before_the_folder_stood_is_in_the_file_too(tmp_path: Path
     assert captured.out == "" and captured.err.startswith("warning: an image is black\n")
 
 
+@pytest.mark.parametrize("room", ["weights.trained", "data.loader", "train.loop", "ranks.meeting"])
+def test_every_room_is_logged(tmp_path: Path, room: str, capsys) -> None:
+    with RankLog(0) as log:
+        log.begin(tmp_path)
+        logging.getLogger(f"deit_fast.{room}").warning("a file is damaged")
+    assert "a file is damaged" in (tmp_path / "rank_0.log").read_text()
+    assert capsys.readouterr().err == "warning: a file is damaged\n"
+
+
 def test_an_error_leaves_its_traceback_there_alone(tmp_path: Path, capsys) -> None:
     with pytest.raises(ZeroDivisionError), RankLog(0) as log:
         log.begin(tmp_path)

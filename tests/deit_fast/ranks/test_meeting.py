@@ -2,10 +2,13 @@
 
 import dataclasses
 import re
+from pathlib import Path
 
 import pytest
 import torch
 
+import deit_fast
+import deit_kernels
 from deit_fast.config import Config
 from deit_fast.ranks import meeting
 from deit_fast.ranks.meeting import Introduction
@@ -60,6 +63,32 @@ def test_unequal_gpus_and_machines_are_a_warning(pair: list[Introduction]) -> No
 def test_a_wrong_configuration_is_a_rank_s_problem(tiny: Config) -> None:
     own = meeting.introduce(dataclasses.replace(tiny, flip=2.0), torch.device("cpu"), None)
     assert own.problem == "--flip lies between 0 and 1, got 2.0"
+
+
+def test_the_code_version_covers_every_room_of_both_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(where: Path) -> str:
+        monkeypatch.setattr(meeting.deit_fast, "__file__", str(where / "deit_fast" / "__init__.py"))
+        monkeypatch.setattr(meeting.deit_kernels, "__file__", str(where / "deit_kernels" / "__init__.py"))
+        return meeting.code_version.__wrapped__()
+
+    installed = meeting.code_version.__wrapped__()
+    for package in (deit_fast, deit_kernels):
+        source = Path(package.__file__).parent
+        for file in source.rglob("*.py"):
+            copy = tmp_path / source.name / file.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(file.read_bytes())
+    assert version(tmp_path) == installed
+    folders = sorted({file.parent for file in tmp_path.rglob("*.py")})
+    rooms = {folder.relative_to(tmp_path / "deit_fast").as_posix() for folder in folders if "deit_fast" in folder.parts}
+    assert {".", "ranks", "train", "data", "data/sources", "weights"} <= rooms
+    for folder in folders:
+        file = next(iter(sorted(folder.glob("*.py"))))
+        old = file.read_bytes()
+        file.write_bytes(old + b"\n")
+        assert version(tmp_path) != installed, f"a change of {file} is not seen"
+        file.write_bytes(old)
+    assert version(tmp_path) == installed
 
 
 def test_other_files_are_other_data(tiny: Config) -> None:

@@ -200,7 +200,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, caplog
     folder = save(tmp_path, 6)
     harm(folder / name)
     assert checkpoint.newest(tmp_path) == before
-    assert f"{folder} is passed over" in caplog.text and name in caplog.text
+    assert f"{folder} is skipped" in caplog.text and name in caplog.text
     harm(before / name)
     with pytest.raises(ValueError, match=r"holds no whole checkpoint .* --fresh"):
         checkpoint.newest(tmp_path)
