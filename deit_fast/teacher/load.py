@@ -79,6 +79,8 @@ def load_teacher(config: Config, spec: str, classes: list[str], student_normalis
     Raises:
         ValueError: unknown, unreadable or unfinished, fails on images of this size, or its classes are not the data's.
     """
+    if spec.startswith("recipe:"):
+        raise ValueError(f"{spec} is trained by python -m deit_fast.train: type the run folder that this left")
     named = resolve(spec, "--teacher")
     if named.kind == "run":
         for name in ("config.json", "summary.json"):

@@ -138,6 +138,7 @@ def test_other_classes_than_the_data_say_how_to_get_a_teacher(tmp_path) -> None:
     [
         ("regnety_16", "for --teacher, neither a path here nor a name: did you mean .*regnety_16"),
         ("runs/nothing.pth", "there is no file or folder runs/nothing.pth for --teacher: check the path"),
+        ("recipe:demo-teacher", "is trained by python -m deit_fast.train: type the run folder"),
         ("a/b/c", "there is no file or folder a/b/c for --teacher"),
         ("https://example.org/a.pth", "is an address for --teacher: download the file, and type its path"),
     ],
