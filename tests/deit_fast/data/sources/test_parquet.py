@@ -175,7 +175,9 @@ def test_a_column_of_numbers_that_are_no_labels_is_refused_before_its_classes_ar
     assert text.startswith(f"{tmp_path}/train.parquet[1] has label 1700000000, but classes without names are numbers")
     assert text.endswith("1 of 2 labels are not: name the column of labels, --data 'FOLDER?label=COLUMN'")
     write(tmp_path / "train.parquet", [0, 1], labels=pyarrow.array([1, 2**63], pyarrow.uint64()))
-    assert refused(tmp_path).startswith(f"{tmp_path}/train.parquet[1] has label {2**63}: labels are signed integers of 64 bits")
+    assert refused(tmp_path).startswith(
+        f"{tmp_path}/train.parquet[1] has label {2**63}: labels are signed integers of 64 bits"
+    )
 
 
 @pytest.mark.parametrize("column", ["image", "label"])
