@@ -9,8 +9,8 @@
     watch.seconds()                         # where the host has waited for the device anyway
 
 `TrainingStep` skips a step on every rank when the loss or a gradient is NaN or infinite: weights, moments, averages and
-statistics stay as they are, to the bit. The schedule is a function of the step's number and goes on. A single bad batch
-costs one step so; after `--skip-limit` of them in a row the run ends.
+statistics keep their bits. The learning rate depends on the number of the step alone and goes on. So a single bad batch
+costs one step; after `--skip-limit` of them in a row the run ends.
 """
 
 from __future__ import annotations
@@ -24,63 +24,67 @@ from torch import Tensor, nn
 
 
 def gradient_of(loss: Tensor) -> Tensor:
-    """What `backward` starts with: 1, or NaN where the loss is no number.
+    """The gradient that `backward` starts from: 1, or NaN when the loss is NaN or infinite.
 
-    So a bad loss makes the gradients bad, which ranks share: all of them see it without asking each other.
+    The gradients are then NaN as well, and ranks exchange gradients anyway: every rank notices a bad loss of any rank.
     """
     return torch.where(loss.detach().isfinite(), 1.0, math.nan)
 
 
 class Statistics:
-    """A model's buffers: batch norm's, which a forward pass changes before its numbers are known to be any."""
+    """A model's buffers: a forward pass changes batch norm's before anyone knows whether the step is skipped."""
 
     def __init__(self, model: nn.Module) -> None:
         self._buffers = list(model.buffers())
         self._before: list[Tensor] = []
 
     def remember(self) -> None:
-        """As they are before a step."""
+        """Copy the buffers before a step."""
         self._before = [buffer.clone() for buffer in self._buffers]
 
+    def restore(self) -> None:
+        for buffer, before in zip(self._buffers, self._before, strict=True):
+            buffer.copy_(before)
+
     def restore_unless(self, finite: Tensor) -> None:
-        """Put them back where the flag, a bool scalar on the device, is false."""
+        """Restore where the flag, a bool scalar on the device, is false."""
         for buffer, before in zip(self._buffers, self._before, strict=True):
             buffer.copy_(torch.where(finite, buffer, before))
 
 
 class SkippedSteps:
-    """Counts; the flags are the same on every rank, so no rank asks another."""
+    """Counts skipped steps. The flags are the same on every rank, so the ranks need not communicate."""
+
+    _NAMES = ("count", "row", "longest")
 
     def __init__(self, device: torch.device) -> None:
-        self._count, self._row, self._longest = (torch.zeros((), dtype=torch.int64, device=device) for _ in range(3))
+        self._values = torch.zeros(3, dtype=torch.int64, device=device)
+        self._count, self._row, self._longest = self._values  # views
 
     def add(self, finite: Tensor) -> None:
         """One step's flag, a bool scalar on the device."""
         skipped = finite.logical_not().long()
         self._count += skipped
-        self._row = (self._row + 1) * skipped
-        self._longest = torch.maximum(self._longest, self._row)
+        self._row.add_(1).mul_(skipped)
+        torch.maximum(self._longest, self._row, out=self._longest)
 
     def read(self) -> tuple[int, int]:
-        """(steps skipped, most of them in a row) since the last call; a row may have begun before it."""
-        count, longest = torch.stack([self._count, self._longest]).tolist()
+        """(steps skipped, longest series of them) since the last call; the series may have begun before it."""
+        count, _, longest = self._values.tolist()
         self._count.zero_()
-        self._longest = self._row.clone()
+        self._longest.copy_(self._row)
         return count, longest
 
     def state(self) -> dict[str, int]:
-        """What `load` takes, as JSON values."""
-        count, row, longest = torch.stack([self._count, self._row, self._longest]).tolist()
-        return {"count": count, "row": row, "longest": longest}
+        """JSON values for `load`."""
+        return dict(zip(self._NAMES, self._values.tolist(), strict=True))
 
     def load(self, state: dict[str, int]) -> None:
-        self._count.fill_(state["count"])
-        self._row.fill_(state["row"])
-        self._longest.fill_(state["longest"])
+        self._values.copy_(torch.tensor([state[name] for name in self._NAMES]))
 
 
 class Stopwatch:
-    """Adds up what lies between `__enter__` and `__exit__`: two events a time on a GPU, the host's clock on a CPU."""
+    """Adds up the time spent inside `with`: by a pair of events on a GPU, by the host's clock on a CPU."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
@@ -107,7 +111,7 @@ class Stopwatch:
         return event
 
     def seconds(self) -> float:
-        """Of all that has finished since the last call."""
+        """The time of all parts that have finished since the last call."""
         while self._events and self._events[0][1].query():
             began, ended = self._events.popleft()
             self._seconds += began.elapsed_time(ended) / 1000

@@ -1,9 +1,9 @@
-"""`--dry-run`: everything set up, a few steps, and what the run would need; nothing is written.
+"""`--dry-run`: set everything up, take a few steps, print what the run would need; write nothing.
 
     python -m deit_fast.train --data /imagenet --dry-run
 
-The step is timed on one batch, the data path without steps, then both together: whichever of the first two is slower is
-the limit, and where together they are slower than either, they compete for the same cores. All ranks measure at once.
+Steps are timed on one batch, then loading without steps, then both together: the slower of the first two is the limit;
+if both together are slower still, they compete for the same cores. All ranks measure at the same time.
 """
 
 from __future__ import annotations
@@ -26,40 +26,28 @@ from .meter import memory_used
 from .prepare import Prepared
 from .step import TrainingStep
 
-_SECONDS = 4.0  # of each measurement, where a step is not longer
-_STEPS = 2, 200  # fewest and most steps of a measurement
+_SECONDS = 4.0  # of each measurement, unless its fewest steps take longer
+_FEWEST, _MOST = 2, 200  # steps of a measurement
 _LOGS = 1 << 20  # bytes of logs and curves, about
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What was measured, and what follows; images/s of all processes together.
+    """What was measured, and the run that it is for."""
 
-    Attributes:
-        step_alone, data_alone, together: images/s.
-        images: of the whole run, every epoch counted.
-        processes: ranks, one a GPU where there are GPUs.
-        teacher_share: of the step's time; None without a teacher.
-        memory, memory_limit: bytes, of the rank that has least left.
-        disk, disk_free: bytes.
-        on_gpu: where steps run.
-        cores: of a process.
-        read_share, decode_share: of the time of decoding threads.
-    """
-
-    step_alone: float
+    step_alone: float  # images/s of all processes, as the next two
     data_alone: float
     together: float
-    images: int
+    images: int  # of the whole run, once for every epoch
     processes: int
-    teacher_share: float | None
-    memory: int
+    teacher_share: float | None  # of the step's time; None without a teacher
+    memory: int  # bytes, of the rank that has least left, as its limit
     memory_limit: int
-    disk: int
+    disk: int  # bytes, as the free ones
     disk_free: int
     on_gpu: bool
-    cores: int
-    read_share: float
+    cores: int  # of a process
+    read_share: float  # of the time of decoding threads, as the next one
     decode_share: float
 
     @property
@@ -68,24 +56,23 @@ class Plan:
         return self.images / self.together / 3600
 
     def lines(self) -> list[tuple[str, str, str]]:
-        """(what, value, reason), as decisions are printed."""
+        """(what, value, reason) of each, for `Reporter.decide`."""
         where = "GPU" if self.on_gpu else "process"
         spare = self.memory_limit - self.memory
         labels = "" if self.teacher_share is None else f"the teacher takes {self.teacher_share:.0%} of it"
         rate = self.together / self.processes
+        duration = f"{self.hours:.1f} hours" if self.hours >= 1 else f"{60 * self.hours:.1f} minutes"
+        too_full = ": TOO LITTLE SPACE, type another --out or a smaller --keep" if self.disk > self.disk_free else ""
         formula = f"{self.images:,} images / ({self.processes} x {rate:,.0f} images/s), without evaluations"
         return [
             ("memory", f"{_gib(self.memory)} of {_gib(self.memory_limit)}", f"the fullest {where}; {_gib(spare)} left"),
-            ("disk", f"{_gib(self.disk)} of {_gib(self.disk_free)} free", "checkpoints and logs" + self._too_full()),
+            ("disk", f"{_gib(self.disk)} of {_gib(self.disk_free)} free", "checkpoints and logs" + too_full),
             ("data", f"{self.data_alone:,.0f} images/s alone", "read, decoded, augmented"),
             ("step", f"{self.step_alone:,.0f} images/s alone", labels),
             ("together", f"{self.together:,.0f} images/s", ""),
-            ("time", f"{_duration(self.hours)}, an estimate", formula),
+            ("time", f"{duration}, an estimate", formula),
             ("limit", *self.limit()),
         ]
-
-    def _too_full(self) -> str:
-        return ": TOO LITTLE SPACE, type another --out or a smaller --keep" if self.disk > self.disk_free else ""
 
     def limit(self) -> tuple[str, str]:
         """(what bounds the speed, what to do about it)."""
@@ -104,15 +91,15 @@ class Plan:
         return "the step", "add GPUs, or choose a smaller model or image size"
 
 
-def rehearse(config: Config, run: Path, prepared: Prepared, reporter: Reporter) -> Plan:
-    """Take two steps, measure, print the plan and return it; the model has then changed, the disk has not.
+def make_plan(config: Config, run: Path, prepared: Prepared, reporter: Reporter) -> Plan:
+    """Take two steps, measure, print the plan and return it. This changes the model, but no file.
 
     Raises:
-        ValueError: the loss of the first steps is no number.
+        ValueError: the loss of the second step is NaN or infinite.
     """
     step, batches, ranks, schedule = prepared.step, prepared.batches, prepared.ranks, prepared.schedule
     step.model.train(config.train_mode == "train")
-    batches.seek(0)  # the speed of any steps: a run that is almost done has few left
+    batches.seek(0)  # any steps will do, and a run that is almost finished has few left
     stream = _endless(batches)
     for batch in islice(stream, 2):
         loss = step(batch, schedule(batch.step)).losses.loss
@@ -130,8 +117,10 @@ def rehearse(config: Config, run: Path, prepared: Prepared, reporter: Reporter) 
     stream.close()
 
     work = spent["read"] + spent["decode"] + spent["augment"] + 1e-9
+    weights = sum(value.nbytes for value in step.model.state_dict().values())
+    copies = 4 if step.ema else 3  # in a checkpoint: the weights, AdamW's two moments of each, the moving average
     memory, limit = max(ranks.gather(_memory(ranks.device)), key=lambda pair: pair[0] - pair[1])
-    standing = next(path for path in (run.absolute(), *run.absolute().parents) if path.exists())
+    existing = next(path for path in (run.absolute(), *run.absolute().parents) if path.exists())
     plan = Plan(
         step_alone=config.batch_size / alone,
         data_alone=config.batch_size / data,
@@ -141,8 +130,8 @@ def rehearse(config: Config, run: Path, prepared: Prepared, reporter: Reporter) 
         teacher_share=teacher / alone if step.teacher else None,
         memory=memory,
         memory_limit=limit,
-        disk=checkpoint_bytes(step) * (config.keep + 1) + _LOGS,
-        disk_free=shutil.disk_usage(standing).free,
+        disk=copies * weights * (config.keep + 1) + _LOGS,
+        disk_free=shutil.disk_usage(existing).free,
         on_gpu=ranks.device.type == "cuda",
         cores=ranks.cores,
         read_share=spent["read"] / work,
@@ -154,35 +143,27 @@ def rehearse(config: Config, run: Path, prepared: Prepared, reporter: Reporter) 
     return plan
 
 
-def checkpoint_bytes(step: TrainingStep) -> int:
-    """Of one checkpoint: the weights, AdamW's two averages of each, and the moving average."""
-    weights = sum(value.numel() * value.element_size() for value in step.model.state_dict().values())
-    return weights * (4 if step.ema else 3)
-
-
 def _endless(batches: TrainLoader) -> Iterator[Batch]:
     while True:
         yield from batches
 
 
 def _seconds_of_a_batch(stream: Iterator[Batch]) -> float:
-    """Of this rank alone; those built ahead come first and do not count."""
+    """The mean on this rank, without the first batches, which were loaded ahead."""
     for _ in islice(stream, 4):
         continue
-    fewest, most = _STEPS
     began, count = time.perf_counter(), 0
-    while count < fewest or (count < most and time.perf_counter() - began < _SECONDS):
+    while count < _FEWEST or (count < _MOST and time.perf_counter() - began < _SECONDS):
         next(stream)
         count += 1
     return (time.perf_counter() - began) / count
 
 
 def _measure(body: Callable[[], object], ranks: Ranks, step: TrainingStep) -> tuple[float, float]:
-    """(seconds of one call, of its teacher's part), on the slowest rank; all ranks make equally many calls."""
-    fewest, most = _STEPS
+    """(seconds of a call, seconds of its teacher) on the slowest rank; every rank makes the same number of calls."""
     body()
     first, _ = _timed(body, 1, ranks, step)
-    count = min(max(fewest, int(_SECONDS / max(ranks.gather(first)))), most)
+    count = min(max(_FEWEST, int(_SECONDS / max(ranks.gather(first)))), _MOST)
     seconds, teacher = max(ranks.gather(_timed(body, count, ranks, step)))
     return seconds / count, teacher / count
 
@@ -204,7 +185,7 @@ def _finish(ranks: Ranks) -> None:
 
 
 def _memory(device: torch.device) -> tuple[int, int]:
-    """(bytes used at most, bytes there are) on this rank's device."""
+    """(peak bytes used, bytes in total) on this rank's device."""
     if device.type == "cuda":
         return memory_used(device), torch.cuda.get_device_properties(device).total_memory
     return memory_used(device), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -212,7 +193,3 @@ def _memory(device: torch.device) -> tuple[int, int]:
 
 def _gib(size: int) -> str:
     return f"{size / 2**30:.2f} GiB"
-
-
-def _duration(hours: float) -> str:
-    return f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"

@@ -74,7 +74,7 @@ def _train(
 
     prepared = prepare(config, run, ranks, reporter, train_first)
     if config.dry_run:
-        return Summary(run, {"plan": asdict(dry_run.rehearse(config, run, prepared, reporter))})
+        return Summary(run, {"plan": asdict(dry_run.make_plan(config, run, prepared, reporter))})
     ranks.main_first(
         lambda: folder.begin(config, run, prepared.data.identity, lock) if ranks.main else folder.wait_for(run)
     )
@@ -86,7 +86,7 @@ def _train(
 
 @dataclass(frozen=True)
 class Due:
-    """What follows after so many steps of a run."""
+    """Which of logging, saving and evaluating follow after `done` steps."""
 
     config: Config
     epoch_steps: int
@@ -101,8 +101,7 @@ class Due:
     def evaluation(self, done: int) -> bool:
         """At the end of every `eval_every`-th epoch, and of the last."""
         epoch, into_epoch = divmod(done, self.epoch_steps)
-        last = epoch == self.config.epochs
-        return done > 0 and into_epoch == 0 and (epoch % self.config.eval_every == 0 or last)
+        return done > 0 and into_epoch == 0 and (epoch % self.config.eval_every == 0 or epoch == self.config.epochs)
 
 
 def _loop(
@@ -120,20 +119,19 @@ def _loop(
 
     @contextmanager
     def aside(stage: str) -> Iterator[None]:
-        """Not training time; whoever waits for this rank sees the stage."""
+        """What is not training time: the meter pauses, and the heartbeat names the stage to the waiting ranks."""
         heartbeat.at(stage)
-        meter.pause()
-        yield
-        meter.resume()
+        with meter.paused():
+            yield
 
-    with ExitStack() as stack:  # ends in the reverse order: first the signals, last the record
+    with ExitStack() as stack:  # left in the reverse order: the signals first, the record last
         record = stack.enter_context(Record(config, run, prepared, meter, reporter))
         advance = stack.enter_context(reporter.progress(config.recipe, start.step, total_steps))
         stack.enter_context(step.steady())
         stack.enter_context(prepared.teacher or nullcontext())
         profiled = stack.enter_context(StepProfile(config.profile, run, batches, ranks, reporter))
         stack.enter_context(preemption.training(ranks, start.step))
-        # The evaluation follows its epoch's checkpoint, so one that was cut short comes first of all.
+        # An epoch's evaluation follows its checkpoint: a run that was killed between the two begins with it.
         if due.evaluation(start.step) and record.lacks_evaluation():
             with aside("evaluation"):
                 scores = record.evaluate(start.step)
@@ -155,7 +153,7 @@ def _loop(
                 with aside("evaluation"):
                     scores = record.evaluate(done)
 
-    # A run that was killed between its last checkpoint and its summary has nothing left to train.
+    # A run that was killed between its last evaluation and its summary has no step left, and so no scores yet.
     student, ema = scores or prepared.evaluate()
     return _conclude(run, prepared, record, reporter, {"teacher": teacher_scores, "student": student, "ema": ema})
 
@@ -163,7 +161,7 @@ def _loop(
 def _conclude(
     run: Path, prepared: Prepared, record: Record, reporter: report.Reporter, result: dict[str, Any]
 ) -> Summary:
-    """Everything on disk, then summary.json: while it is missing, the run is unfinished."""
+    """Wait until everything is on disk, then write summary.json: a run without one is unfinished."""
     name_bad_images(prepared.validation)
     if skipped := record.unreadable(prepared.batches, prepared.validation):
         result["bad_images"] = skipped

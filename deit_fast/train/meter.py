@@ -1,7 +1,7 @@
-"""Numbers of the steps since the last line of metrics.jsonl, kept on the device until they are read.
+"""Means over the steps since the last line of metrics.jsonl, summed on the device until they are read.
 
-Model FLOPs utilisation (MFU) is the model's floating-point operations over what the card can do. A multiplication and
-an addition count as two; only matrix products and convolutions are counted, as is usual.
+Model FLOPs utilisation (MFU) is the floating-point operations of the model, divided by what the card can do. A
+multiplication and an addition count as two; only matrix products and convolutions are counted, as is usual.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import resource
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +26,8 @@ from ..weights.build import Frozen
 from .counters import SkippedSteps
 from .step import StepResult, TrainingStep
 
-# Dense bf16 rate with fp32 accumulation, in 1e12/s, from NVIDIA's data sheets. The first name that is part of the
-# card's is taken, so the longer ones come first.
+# Dense bf16 rate with fp32 accumulation, in 1e12/s, from NVIDIA's data sheets. The first name that the card's contains
+# counts, so the longer ones come first.
 _PEAKS = {
     "H100 PCIe": 756.0,
     "H100 NVL": 835.0,
@@ -41,31 +42,24 @@ _PEAKS = {
     "RTX 4090": 165.2,
 }
 
-_NAMED = 0.05  # a rank that waits this much longer for data than the average is named
-SUMS = ("loss", "label", "distillation", "top1")
+_NAMED = 0.05  # the rank that waits longest for data is named if its share of the time exceeds the mean by this
+_SUMS = 4  # loss, its label term, its teacher term, top-1
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What turns counts into what people ask for.
+    """Constants of a run that turn counts into images/s, time left and MFU."""
 
-    Attributes:
-        batch_size: images of a step, all ranks together.
-        total_steps: of the run.
-        flops: of an image in a training step; None where unknown.
-        peak: FLOP/s of all GPUs together; None where unknown.
-    """
-
-    batch_size: int
+    batch_size: int  # images of a step, all ranks together
     total_steps: int
-    flops: float | None = None
-    peak: float | None = None
+    flops: float | None = None  # of an image in a training step; None where unknown
+    peak: float | None = None  # FLOP/s of all GPUs together; None where unknown
 
     @classmethod
     def of(
         cls, config: Config, total_steps: int, step: TrainingStep, ranks: Ranks, autocast: AbstractContextManager
     ) -> Scale:
-        """With FLOPs where the 16-bit rate of the card is known, and used."""
+        """FLOPs are counted only if the run uses the card's 16-bit rate and that is known."""
         known = None
         if ranks.device.type == "cuda" and isinstance(autocast, torch.autocast):
             known = peak_flops(torch.cuda.get_device_name(ranks.device))
@@ -77,21 +71,14 @@ class Scale:
 
 
 class Meter:
-    """Sums losses on the device, those of steps that were left out excepted; `row` reads them, once an interval.
+    """Sums the losses of all steps but skipped ones on the device; `row` reads them, once an interval.
 
-    Args:
-        step: whose teacher is timed.
-        batches: whose waiting time is reported.
-        ranks: the losses are means over all of them.
-        scale: of the run.
-
-    Attributes:
-        skipped_in_a_row: the most steps in a row that were left out, as of the last row.
+    `skipped_in_a_row` is the longest series of skipped steps, as of the last row.
     """
 
     def __init__(self, step: TrainingStep, batches: TrainLoader, ranks: Ranks, scale: Scale) -> None:
         self._step, self._batches, self._ranks, self._scale = step, batches, ranks, scale
-        self._sums = torch.zeros(len(SUMS), dtype=torch.float64, device=ranks.device)
+        self._sums = torch.zeros(_SUMS, dtype=torch.float64, device=ranks.device)
         self._skipped = SkippedSteps(ranks.device)
         self.skipped_in_a_row = 0
         self._restart()
@@ -99,12 +86,11 @@ class Meter:
     def _restart(self) -> None:
         self._sums.zero_()
         self._steps = self._not_timed = 0
-        self._began, self._waited, self._excluded = time.perf_counter(), self._batches.wait_seconds, 0.0
+        self._began, self._waited = time.perf_counter(), self._batches.wait_seconds
         self._labelled = self._batches.labelled
-        self._paused: float | None = None
 
     def add(self, result: StepResult) -> None:
-        """One step's loss, its two terms and its accuracy; nothing is read here."""
+        """Add a step's loss, its two terms and its accuracy, without waiting for the device."""
         loss, label, distillation, top1 = result.losses
         terms = torch.stack([loss, label, torch.zeros_like(label) if distillation is None else distillation, top1])
         self._sums += torch.where(result.finite, terms, 0.0)
@@ -112,58 +98,56 @@ class Meter:
         self._steps += 1
 
     def state(self) -> dict[str, Any]:
-        """What was added up since the last row, over all ranks, as JSON values."""
+        """The sums since the last row over all ranks, and the steps, as JSON values."""
         sums = self._ranks.total(self._sums.clone()).tolist()
         return {"sums": sums, "ranks": self._ranks.world_size, "steps": self._steps, "skipped": self._skipped.state()}
 
     def load(self, state: dict[str, Any] | None) -> None:
-        """Go on from another meter's `state`, also with another number of ranks."""
+        """Continue from the `state` of another meter, also of another number of ranks."""
         if state is not None:
-            if self._ranks.main:  # the sums are those of all ranks, and are added up again
+            if self._ranks.main:  # on rank 0 alone: `row` adds the ranks' sums, and these are of all ranks already
                 sums = torch.tensor(state["sums"], dtype=torch.float64, device=self._sums.device)
-                self._sums += sums * (self._ranks.world_size / state["ranks"])  # of each rank's losses the mean counts
+                self._sums += sums * (self._ranks.world_size / state["ranks"])  # `row` divides by today's number
             self._steps = self._not_timed = state["steps"]
             self._skipped.load(state["skipped"])
 
-    def pause(self) -> None:
-        """What follows (an evaluation, a checkpoint) is not training time."""
-        self._paused = time.perf_counter()
-
-    def resume(self) -> None:
-        assert self._paused is not None
-        self._excluded += time.perf_counter() - self._paused
-        self._paused = None
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The time inside `with` (an evaluation, a checkpoint) does not count as training time."""
+        began = time.perf_counter()
+        yield
+        self._began += time.perf_counter() - began
 
     def row(self, step: int, epoch: float, lr: float) -> dict[str, Any]:
-        """A line of metrics.jsonl for the steps since the last one; this is where the host waits for the device.
+        """A line of metrics.jsonl for the steps since the last one; the host waits for the device here.
 
         Raises:
-            ValueError: none of these steps had a readable image, on any rank.
+            ValueError: no image of these steps is readable, on any rank.
         """
         ranks, scale = self._ranks, self._scale
-        # One sum over ranks for everything: each writes its own waiting into a place that is 0 at the others.
+        # A single all-reduce: each rank puts its waiting time into a place of its own, which is 0 at the others.
         own = torch.zeros(1 + ranks.world_size, dtype=torch.float64)
         own[0] = self._batches.labelled - self._labelled
         own[1 + ranks.rank] = self._batches.wait_seconds - self._waited
         both = ranks.total(torch.cat([self._sums, own.to(ranks.device)])).tolist()
-        sums, labelled, waits = both[: len(SUMS)], both[len(SUMS)], both[len(SUMS) + 1 :]
+        sums, labelled, waits = both[:_SUMS], both[_SUMS], both[_SUMS + 1 :]
         if not labelled:
             path, reason = next(iter(self._batches.bad_images.items()))
             raise ValueError(f"no image of the steps up to {step} is readable; the first is {path}: {reason}")
         skipped, self.skipped_in_a_row = self._skipped.read()
         count = (self._steps - skipped) * ranks.world_size
-        mean = {name: value / count if count else None for name, value in zip(SUMS, sums, strict=True)}
-        seconds = max(time.perf_counter() - self._began - self._excluded, 1e-9)
+        loss, label, distillation, top1 = (value / count if count else None for value in sums)
+        seconds = max(time.perf_counter() - self._began, 1e-9)
         shares = [min(wait / seconds, 1.0) for wait in waits]
         speed = max(self._steps - self._not_timed, 1) * scale.batch_size / seconds
         teacher = self._step.teacher_watch.seconds() / seconds if self._step.teacher else None
         row = {
             "step": step,
             "epoch": round(epoch, 4),
-            "loss": mean["loss"],
-            "label": mean["label"],
-            "distillation": mean["distillation"] if self._step.teacher else None,
-            "top1": 100 * mean["top1"] if count else None,
+            "loss": loss,
+            "label": label,
+            "distillation": distillation if self._step.teacher else None,
+            "top1": 100 * top1 if count else None,
             "skipped": skipped,
             "lr": lr,
             "images_per_second": speed,
@@ -182,21 +166,21 @@ class Meter:
 
 
 def memory_used(device: torch.device) -> int:
-    """The most bytes of memory that this process has held so far: of the GPU's, or of the machine's."""
+    """Peak bytes that this process has allocated so far: of the GPU's memory, or of the machine's."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def peak_flops(card: str) -> float | None:
-    """Dense bf16 FLOP/s of a card by the name its driver gives; None for one that is not in the table."""
-    # "NVIDIA L40" is no L4: a name counts only as whole words.
+    """Dense bf16 FLOP/s of a card by its driver's name for it; None for a card that is not in the table."""
+    # Whole words only: "NVIDIA L40" contains "L4".
     words = f" {card} ".replace("-", " ")
     return next((1e12 * peak for name, peak in _PEAKS.items() if f" {name} " in words), None)
 
 
 def forward_flops(model: nn.Module, image_size: int) -> float | None:
-    """FLOPs of one image's forward pass; None for a model that cannot be run without its values."""
+    """FLOPs of one image's forward pass; None for a model that does not run on the meta device."""
     if isinstance(model, Frozen):
         model = model.model
     if isinstance(model, VisionTransformer):
@@ -206,13 +190,13 @@ def forward_flops(model: nn.Module, image_size: int) -> float | None:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             dtype = next((parameter.dtype for parameter in shapes.parameters()), torch.float32)
             shapes(torch.empty(1, 3, image_size, image_size, dtype=dtype, device="meta"))
-    except Exception:  # whatever a foreign model's forward may raise on tensors without values
+    except Exception:  # a model that is not ours may raise anything on tensors without values
         return None
     return float(counter.get_total_flops()) or None
 
 
 def training_flops(student: nn.Module, teacher: nn.Module | None, image_size: int) -> float | None:
-    """FLOPs of one image in a training step: three forward passes' worth of the student, one of its teacher."""
+    """FLOPs of one image in a training step: the student's forward, its backward (twice that), its teacher's forward."""
     ours = forward_flops(student, image_size)
     theirs = forward_flops(teacher, image_size) if teacher is not None else 0.0
     return None if ours is None or theirs is None else 3 * ours + theirs

@@ -3,8 +3,8 @@
     prepared = prepare(config, run, ranks, reporter, train_first)
     for batch in prepared.batches: prepared.step(batch, prepared.schedule(batch.step))
 
-Whatever can be wrong with the command or the data is found here, before anything long or lasting; every decision that
-was not typed is printed with its reason. Nothing is written.
+Every mistake in the command or the data is found here, before anything that takes long or stays on disk; every decision
+that the user did not type is printed with its reason. Nothing is written into the run folder.
 """
 
 from __future__ import annotations
@@ -38,50 +38,30 @@ TrainFirst = Callable[[Config], Path]  # trains a configuration and returns its 
 
 
 class Start(NamedTuple):
-    """From where a run continues; that of a new one is the default.
+    """Where a run starts: at its newest checkpoint, or by default at the beginning."""
 
-    Attributes:
-        step: steps done.
-        seconds: of training so far.
-        meter: what was added up since the last line of metrics.jsonl.
-        folder: the checkpoint.
-        world_size: processes that had trained it; 0 for a new run.
-        unreadable: images that were skipped so far.
-    """
-
-    step: int = 0
-    seconds: float = 0.0
-    meter: dict[str, Any] | None = None
-    folder: Path | None = None
-    world_size: int = 0
-    unreadable: Sequence[str] = ()
+    step: int = 0  # steps done
+    seconds: float = 0.0  # of training so far
+    meter: dict[str, Any] | None = None  # `Meter.state`
+    folder: Path | None = None  # the checkpoint
+    world_size: int = 0  # of the processes that wrote it
+    unreadable: Sequence[str] = ()  # paths of the images that were skipped so far
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the loop works with.
-
-    Attributes:
-        data: the data sets, and the number of steps of the run.
-        step: the student and what a batch does to it, restored where the run is continued.
-        teacher: None without distillation.
-        batches: of training, from the first step to be done.
-        validation: batches of the validation images.
-        schedule: the learning rate of a step.
-        start: where the run is continued.
-        autocast: precision of evaluations.
-    """
+    """What the loop works with."""
 
     ranks: Ranks
     data: TrainingData
     loaders: Loaders
-    step: TrainingStep
-    teacher: TeacherLabels | None
-    batches: TrainLoader
+    step: TrainingStep  # holds the student; restored from `start`
+    teacher: TeacherLabels | None  # None without distillation
+    batches: TrainLoader  # from the first step that is not done yet
     validation: EvalLoader
-    schedule: Callable[[int], float]
+    schedule: Callable[[int], float]  # step -> learning rate
     start: Start
-    autocast: AbstractContextManager
+    autocast: AbstractContextManager  # of evaluations
 
     def evaluate(self) -> tuple[Scores, Scores | None]:
         """Scores of the student and of its moving average."""
@@ -92,22 +72,18 @@ class Prepared:
         return scores["student"], scores.get("ema")
 
     def evaluate_teacher(self) -> dict[str, float] | None:
-        """The teacher's score; None without one, or where only its labels are known."""
+        """The teacher's scores; None without a teacher, or if it is not loaded and its cache has none."""
         if self.teacher is None:
             return None
-
-        def score(module: nn.Module) -> dict[str, float]:
-            return evaluate(module, self.validation, self.ranks)["cls"]
-
-        return self.teacher.scores(score, self.loaders.validation_identity(), self.ranks.main)
+        return self.teacher.scores(
+            lambda model: evaluate(model, self.validation, self.ranks)["cls"],
+            self.loaders.validation_identity(),
+            self.ranks.main,
+        )
 
 
 def prepare(config: Config, run: Path, ranks: Ranks, reporter: Reporter, train_first: TrainFirst) -> Prepared:
-    """Open, build, load and check.
-
-    Args:
-        run: the run folder, which may not exist yet.
-        train_first: for a teacher that is a recipe.
+    """Open, build, load and check; `run` need not exist yet, and `train_first` is for a teacher that is a recipe.
 
     Raises:
         ValueError: a mistake in the configuration or the data, in one sentence that says what to type instead.
@@ -125,7 +101,7 @@ def prepare(config: Config, run: Path, ranks: Ranks, reporter: Reporter, train_f
     start = _start(config, run, ranks, step, reporter)
     layout = {}
     if isinstance(model, VisionTransformer) and (teacher is None or not teacher.live):
-        # Nobody but the student looks at the images.
+        # Only the student reads the images.
         layout = {"layout": "patches", "patch": model.config.patch_size}
     batches = loaders.training(range(start.step, data.total_steps), **layout)
     schedule = learning_rates(config, data.share.steps_per_epoch, step.peak_lr)
@@ -157,7 +133,7 @@ def _student(config: Config, classes: int, ranks: Ranks, reporter: Reporter) -> 
 
 
 def _check_heads(config: Config, distilled: bool) -> None:
-    """The model has the heads that the configuration trains, and no other."""
+    """Raises ValueError unless the model has exactly the heads that the configuration trains."""
     on_token = config.distill != "none" and config.distill_on == "token"
     if on_token and not distilled:
         raise ValueError(
@@ -184,7 +160,7 @@ def _loaders(data: TrainingData, model: nn.Module, ranks: Ranks, reporter: Repor
 def _teacher(
     config: Config, loaders: Loaders, ranks: Ranks, reporter: Reporter, train_first: TrainFirst
 ) -> TeacherLabels:
-    """The labels of the teacher; that of a recipe is trained now."""
+    """The teacher's labels; a teacher that is a recipe is trained now."""
     spec, load, recipe = config.teacher, load_teacher, recipe_config(config)
     if recipe is not None and config.dry_run:
         reporter.say(f"the teacher of the recipe {recipe.recipe} stays untrained: it is as fast")
@@ -196,20 +172,20 @@ def _teacher(
     return teacher_labels(config, spec, loaders, ranks, reporter, load)
 
 
-def _untrained(teacher: Config, _student: Config, _spec: str, classes: list[str], normalised: Normalisation) -> Frozen:
-    """In place of `load_teacher`: the recipe's architecture, as fast as if it had been trained."""
-    return Frozen(classifier(teacher, len(classes)), normalised)
+def _untrained(
+    teacher: Config, _student: Config, _spec: str, classes: list[str], student_normalisation: Normalisation
+) -> Frozen:
+    """Replaces `load_teacher` in a dry run: an untrained model of the recipe is as fast as a trained one."""
+    return Frozen(classifier(teacher, len(classes)), student_normalisation)
 
 
 def _start(config: Config, run: Path, ranks: Ranks, step: TrainingStep, reporter: Reporter) -> Start:
-    """Where the run is continued, the step restored.
-
-    The official order's lists and mixing depend on the number of processes, so a run keeps it.
-    """
+    """Restore the newest checkpoint, if there is one and no --fresh."""
     start = Start() if config.fresh else restore(run, ranks, step)
     if not start.folder:
         return start
     reporter.decide("continue", f"from step {start.step:,}", str(start.folder))
+    # The official order's lists and mixing depend on the number of processes.
     if config.order == "official" and start.world_size != ranks.world_size:
         raise ValueError(
             f"{start.folder} was trained by {start.world_size} processes; --order official shows {ranks.world_size} "
@@ -219,10 +195,10 @@ def _start(config: Config, run: Path, ranks: Ranks, step: TrainingStep, reporter
 
 
 def restore(run: Path, ranks: Ranks, step: TrainingStep) -> Start:
-    """Load the newest whole checkpoint, which rank 0 has verified, on every rank.
+    """Load the newest whole checkpoint on every rank; rank 0 has verified it.
 
     Raises:
-        ValueError: there are checkpoints but none is whole, or it is of another version of deit_fast.
+        ValueError: no checkpoint is whole, or another version of deit_fast wrote it.
     """
     newest = ranks.on_main(lambda: checkpoint.newest(run))
     if newest is None:
@@ -231,5 +207,5 @@ def restore(run: Path, ranks: Ranks, step: TrainingStep) -> Start:
     state = ranks.main_first(lambda: checkpoint.load(newest, step.model, average, step.optimizer))
     if step.scaler and state["scaler"]:
         step.scaler.load_state_dict(state["scaler"])
-    known = state.get("unreadable", ())  # of a checkpoint from before this was kept: none
-    return Start(state["step"], state["seconds"], state["meter"], newest, state["world_size"], known)
+    unreadable = state.get("unreadable", ())  # older checkpoints do not have it
+    return Start(state["step"], state["seconds"], state["meter"], newest, state["world_size"], unreadable)

@@ -6,8 +6,8 @@
 
 Steps 10 to 19 of the run are traced: by then everything is compiled and allocated. Parts of the step (wait, teacher,
 forward, loss, backward, optimiser) follow one another; reading, decoding, copying and augmenting run beside them in the
-loader's threads, and so does the exchange of gradients beside the backward pass. On a GPU a part's time is that of the
-kernels it launched, not yet measured on one.
+loader's threads, and the exchange of gradients runs beside the backward pass. On a GPU a part's time is that of the
+kernels that it launched; that has not been tried on a GPU yet.
 """
 
 from __future__ import annotations
@@ -50,10 +50,9 @@ class StepProfile:
     """
 
     def __init__(self, wanted: bool, run: Path, batches: TrainLoader, ranks: Ranks, reporter: Reporter) -> None:
-        self._left = FIRST if wanted else -1  # steps before the trace begins; below 0: there is nothing to do
+        self._wanted, self._done = wanted, 0
         self._folder, self._batches, self._ranks, self._reporter = run / "profile", batches, ranks, reporter
         self._profile: profile | None = None
-        self._traced = 0
 
     def __enter__(self) -> StepProfile:
         return self
@@ -61,19 +60,16 @@ class StepProfile:
     def __exit__(self, *_: object) -> None:
         if self._profile is not None:  # a run of fewer steps
             self._finish()
-        elif self._left >= 0:
+        elif self._wanted and self._done < FIRST:
             self._reporter.say(f"nothing was profiled: the run had fewer than {FIRST + 1} steps")
 
     def step_done(self) -> None:
         """After every step."""
-        if self._left > 0:
-            self._left -= 1
-            if self._left == 0:
-                self._begin()
-        elif self._profile is not None:
-            self._traced += 1
-            if self._traced == STEPS:
-                self._finish()
+        self._done += 1
+        if self._wanted and self._done == FIRST:
+            self._begin()
+        elif self._profile is not None and self._done == FIRST + STEPS:
+            self._finish()
 
     def _begin(self) -> None:
         on_gpu = self._ranks.device.type == "cuda"
@@ -86,10 +82,10 @@ class StepProfile:
 
     def _finish(self) -> None:
         self._synchronize()
-        seconds, steps = time.perf_counter() - self._began, max(self._traced, 1)
+        seconds, steps = time.perf_counter() - self._began, max(self._done - FIRST, 1)
         assert self._profile is not None
         self._profile.stop()
-        finished, self._profile, self._left = self._profile, None, -1
+        finished, self._profile = self._profile, None
         if not self._ranks.main:
             return
         loader = {name: after - self._seconds_before[name] for name, after in vars(self._batches.seconds).items()}
@@ -112,12 +108,11 @@ class StepProfile:
 def breakdown(
     events: Iterable, loader: dict[str, float], seconds: float, steps: int, device: torch.device
 ) -> list[Part]:
-    """The parts of a step, in milliseconds a step.
+    """The parts of a step in milliseconds, the mean of `steps` that took `seconds`.
 
     Args:
         events: the profiler's averages by name.
         loader: seconds of the loader's threads and of the wait for it.
-        seconds, steps: what was traced.
     """
     on_gpu = device.type == "cuda"
     spent: dict[str, float] = {}
@@ -131,7 +126,7 @@ def breakdown(
         if on_gpu and event.device_type == torch.autograd.DeviceType.CUDA and event.key not in IN_STEP:
             kernels += event.self_device_time_total / 1e6
     spent["wait"] = loader["wait"]
-    if on_gpu:  # autograd launches the backward's kernels from a thread of its own: what nobody else launched
+    if on_gpu:  # autograd launches the backward's kernels from a thread of its own: those that no other part launched
         others = sum(spent.get(name, 0.0) for name in ("teacher", "forward", "loss", "optimiser"))
         spent["backward"] = max(kernels - others - exchange, 0.0)
     spent["the rest"] = max(seconds - sum(spent.values()), 0.0)
@@ -146,7 +141,7 @@ def breakdown(
 
 
 def table(parts: list[Part], title: str) -> str:
-    """One page for people."""
+    """The parts as text, with their shares of the step."""
     whole = sum(part.milliseconds for part in parts if part.name in IN_STEP) or 1.0
     lines = [title]
     for part in parts:
@@ -161,11 +156,12 @@ def draw(parts: list[Part], target: Path) -> None:
     """The step as one bar, what runs beside it as bars below."""
     with picture(target, figsize=(10, 4)) as (_, axes):
         left = 0.0
-        for part in (part for part in parts if part.name in IN_STEP):
-            axes.barh("step", part.milliseconds, left=left, label=part.name)
-            left += part.milliseconds
-        for part in (part for part in parts if part.name in BESIDE):
-            axes.barh(part.name, part.milliseconds, color="grey")
+        for part in parts:
+            if part.name in IN_STEP:
+                axes.barh("step", part.milliseconds, left=left, label=part.name)
+                left += part.milliseconds
+            else:
+                axes.barh(part.name, part.milliseconds, color="grey")
         axes.invert_yaxis()
         axes.set(xlabel="ms a step", title="where a training step's time goes; grey runs beside it")
         axes.legend(ncols=4, fontsize="small")

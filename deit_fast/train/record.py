@@ -1,11 +1,11 @@
-"""What a run says and leaves behind while it trains: metrics, curves, checkpoints, scores and the best weights.
+"""What a run prints and writes while it trains: metrics, curves, checkpoints, scores and the best weights.
 
 with Record(config, run, prepared, meter, reporter) as record:
     record.log(20, lr)              # the steps since the last line, averaged
     record.save(20)                 # copied now, written beside the training
     scores = record.evaluate(20)
 
-Every rank calls; rank 0 writes and prints.
+Every rank calls every method; rank 0 writes and prints.
 """
 
 from __future__ import annotations
@@ -39,9 +39,6 @@ class Diverged(Ending, ArithmeticError):
 class Record:
     """A context manager: leaving it waits for the last checkpoint.
 
-    Attributes:
-        newest: the last line of metrics.jsonl that tells a loss since the start of this process; {} before the first.
-
     Raises:
         OSError: the run folder cannot be written to.
     """
@@ -50,9 +47,10 @@ class Record:
         self._config, self._prepared, self._meter, self._reporter = config, prepared, meter, reporter
         self._ranks, self._step, self._start = prepared.ranks, prepared.step, prepared.start
         self._epoch_steps = prepared.data.share.steps_per_epoch
-        self._began, self._last = time.perf_counter(), self._start.step or None  # the step whose checkpoint is due
+        self._began = time.perf_counter()
+        self._last = self._start.step or None  # the newest step that `save` was called for
         self._named = 0  # unreadable images named so far
-        self.newest: dict[str, Any] = {}
+        self.newest: dict[str, Any] = {}  # what `log` last wrote in this process
         self._metrics: Metrics | None = None
         self._curves: TensorBoard | None = None
         self._snapshots: Snapshots | None = None
@@ -60,11 +58,10 @@ class Record:
             self._metrics = Metrics(run / "metrics.jsonl", self._start.step)
             if not TensorBoard.missing():
                 self._curves = TensorBoard(run / "tensorboard", self._start.step)
-            saved = self._start.step or None
-            self._snapshots = Snapshots(run, config.keep, self._ranks.device, saved, self._metrics.sync)
+            self._snapshots = Snapshots(run, config.keep, self._ranks.device, self._last, self._metrics.sync)
 
     def __enter__(self) -> Record:
-        # A kill between the line of an evaluation and the file of the best weights: here they are once more.
+        # The run may have been killed after an evaluation's line and before its best weights were on disk.
         line = self._metrics.find("student", self._start.step) if self._metrics else None
         if line:
             self._keep_if_best(self._start.step, line["student"], line.get("ema"))
@@ -78,11 +75,11 @@ class Record:
 
     @property
     def seconds(self) -> float:
-        """Of training so far, those before a restart included."""
+        """Of training so far, before a restart as well."""
         return self._start.seconds + time.perf_counter() - self._began
 
     def log(self, done: int, lr: float) -> None:
-        """A line of metrics.jsonl, of the log and of the console for the steps since the last one.
+        """Write a line to metrics.jsonl, the curves and the console for the steps since the last one.
 
         Raises:
             Diverged: the last --skip-limit steps or more were skipped.
@@ -119,7 +116,7 @@ class Record:
             self._snapshots.take(done, tensors, {**state, "meter": meter, "scaler": scaler, "unreadable": unreadable})
 
     def lacks_evaluation(self) -> bool:
-        """Whether no evaluation was logged where the run continues."""
+        """True if no evaluation was logged at the step where the run continues."""
         return self._ranks.on_main(lambda: not self._metrics.find("student", self._start.step))
 
     def evaluate(self, done: int) -> tuple[Scores, Scores | None]:
@@ -134,16 +131,15 @@ class Record:
         return student, ema
 
     def unreadable(self, *loaders: TrainLoader | EvalLoader) -> list[str]:
-        """Paths of the images that any rank has skipped, those from before a restart too, sorted."""
+        """Paths of the images that any rank has skipped, before a restart as well, sorted."""
         own = [path for loader in loaders for path in loader.bad_images]
         return sorted({*self._start.unreadable, *(path for paths in self._ranks.gather(own) for path in paths)})
 
     def finish(self) -> None:
-        """Until everything is on disk, the last weights above all; on every rank, since launchers stop the others
-        soon after the first that leaves.
+        """Wait until everything is on disk. Every rank waits, since launchers stop the others when one has ended.
 
         Raises:
-            OSError: the disk refuses.
+            OSError: the last weights or metrics could not be written.
         """
         if self._metrics and self._snapshots:
             self._snapshots.wait()

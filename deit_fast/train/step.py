@@ -5,10 +5,10 @@
         result = step(batch, lr)        # scalars on the device
     step.model, step.optimizer, step.ema
 
-A process's rows go through the model `--micro-batch` at a time: the gradient is that of all of them together, whatever
-the size. Where memory does not suffice it is halved, and the step repeated.
+A process's rows go through the model `--micro-batch` at a time; the gradient is that of all rows, whatever the size.
+When the device is out of memory the size is halved, and the step repeated.
 
-A step whose loss or gradient is no number on any rank is left out on every rank, by a flag on the device: weights,
+When the loss or a gradient of any rank is NaN or infinite, every rank skips the step, by a flag on the device: weights,
 moments, average and batch-norm statistics stay as they are.
 """
 
@@ -40,39 +40,24 @@ from .optimizer import MovingAverage, create_optimizer
 
 _SEED_BITS = 0x7FFFFFFFFFFFFFFF
 _GOLDEN = 0x9E3779B97F4A7C15  # spreads consecutive steps over all seeds
-
-
-_WARM_UP_STEPS = 3  # by then every buffer, graph and cache that lives as long as the run is there
+_WARM_UP_STEPS = 3  # by then every buffer, graph and cache that lives as long as the run exists
 
 
 class Losses(NamedTuple):
-    """Scalars on the device.
+    """Scalars on the device; all but `loss` are detached."""
 
-    Attributes:
-        loss: what is minimised; the others are detached.
-        label_term: its part from the true labels.
-        teacher_term: its part from the teacher; None without one.
-        top1: share of the rows whose class token (or only head) has the largest logit at the label.
-    """
-
-    loss: Tensor
+    loss: Tensor  # what is minimised
     label_term: Tensor
-    teacher_term: Tensor | None
-    top1: Tensor
+    teacher_term: Tensor | None  # None without a teacher
+    top1: Tensor  # share of the rows whose class token (or only head) has the largest logit at the label
 
 
 class StepResult(NamedTuple):
-    """What a step leaves to be logged, on the device.
+    """What a step leaves to be logged, on the device; `grad_norm` and `finite` are the same on every rank."""
 
-    Attributes:
-        losses: detached. Their mean over ranks is the loss of the global batch, however its rows that count are spread.
-        grad_norm: float32 scalar, the Euclidean norm of the gradient of all parameters; the same on every rank.
-        finite: bool scalar, whether it is a number; the same on every rank. Where it is not, the step was left out.
-    """
-
-    losses: Losses
-    grad_norm: Tensor
-    finite: Tensor
+    losses: Losses  # detached; their mean over ranks is the loss of the global batch, unreadable images or not
+    grad_norm: Tensor  # float32 scalar, the Euclidean norm of the gradient of all parameters
+    finite: Tensor  # bool scalar: `grad_norm` is neither NaN nor infinite; where false, the step was skipped
 
 
 class TrainingStep:
@@ -80,12 +65,11 @@ class TrainingStep:
 
     Args:
         model: the student, on its device.
-        teacher: the labels of a batch's rows that it gives the student; None for none.
+        teacher: gives the teacher's labels of a batch's rows; None without distillation.
         autocast: see `precision`.
 
     Attributes:
         model: the student itself: neither wrapped in DDP nor compiled.
-        optimizer: over its parameters.
         ema: its moving average, or None.
         scaler: of the loss, for fp16; None in other precisions.
         peak_lr: the learning rate after warm-up.
@@ -100,7 +84,6 @@ class TrainingStep:
         self.model, self.teacher = model, teacher
         self.peak_lr = config.lr * config.batch_size / 512
         reporter.decide("lr", f"{self.peak_lr:.2e}", f"--lr {config.lr:g} x batch {config.batch_size} / 512")
-        # Fused: one pass over the weights, no wait for the step counter, and a flag on the device can skip the update.
         self.optimizer = create_optimizer(config, model, self.peak_lr)
         self.ema = MovingAverage(model, config.ema_decay) if config.ema_decay else None
         self.scaler = torch.amp.GradScaler(ranks.device.type) if config.precision == "fp16" else None
@@ -116,17 +99,23 @@ class TrainingStep:
         self._losses = partial(losses_of, config)
         student = model
         if compiled:
-            # Every batch has the same shape. Ours has no graph break; what others have is their own.
+            # Every batch has the same shape. Our model has no graph break; others may have some.
             student = torch.compile(model, fullgraph=self._ours, dynamic=False)
             self._losses = torch.compile(self._losses, fullgraph=True, dynamic=False)
-        self._student = _parallel(student, ranks)
+        if ranks.world_size > 1:
+            # DDP averages the gradients over ranks while backward goes on, in the memory that they lie in. Before each
+            # forward it broadcasts rank 0's batch-norm statistics; a transformer has none, so nothing is sent. The
+            # graph is not declared static: a micro-batch whose gradients are not exchanged would contradict it.
+            devices = [ranks.device] if ranks.device.type == "cuda" else None
+            student = DistributedDataParallel(student, device_ids=devices, gradient_as_bucket_view=True)
+        self._student = student
         self.teacher_watch = Stopwatch(ranks.device)
         self._steps = 0
         self._statistics = Statistics(model)
 
     @contextmanager
     def steady(self) -> Iterator[None]:
-        """For the loop: after the first steps, what is in memory stays there and the garbage collector skips it."""
+        """For the loop: what exists after the first steps lives on, so the garbage collector need not look at it."""
         try:
             yield
         finally:
@@ -136,8 +125,8 @@ class TrainingStep:
         """Learn one batch at the learning rate `lr`.
 
         Raises:
-            ValueError: one image at a time is too much for the device's memory; among ranks, the first step fitted and
-                this one does not.
+            ValueError: one image at a time is too much for the device's memory.
+            OfOneRank: among ranks, the first step fitted into this rank's memory and this one does not.
         """
         self._steps += 1
         if self._steps == 1 and self._ranks.world_size > 1:
@@ -146,16 +135,18 @@ class TrainingStep:
             gc.freeze()  # without a collection before it, which hung with compiled models among ranks (torch 2.14)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        counted = self._counted(batch)
+        # Labelled rows of the global batch ÷ world size: dividing each rank's sum by it makes DDP's mean the global
+        # mean, also where one rank has more unreadable images than another.
+        counted = self._ranks.total((batch.labels != IGNORE).sum().float()).clamp_min(1) / self._ranks.world_size
         self._statistics.remember()
         while (losses := self._gradients(batch, counted)) is None:
             self._halve()
-            self._statistics.restore_unless(torch.zeros((), dtype=torch.bool, device=self._ranks.device))
+            self._statistics.restore()
         with record_function("optimiser"):
             return self._update(losses)
 
     def _update(self, losses: Losses) -> StepResult:
-        """Move weights and average along the gradients, which are gone afterwards; nothing where one is no number."""
+        """Update weights and average, unless a gradient is NaN or infinite; then free the gradients."""
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
@@ -173,24 +164,15 @@ class TrainingStep:
             self.ema.update(finite)
         return StepResult(losses, grad_norm, finite)
 
-    def _counted(self, batch: Batch) -> Tensor:
-        """The rows of the global batch that have a label, divided by the ranks; at least 1 in all.
-
-        A sum over a rank's rows divided by this has the global batch's mean as its mean over ranks, and so have its
-        gradients, which DDP averages: also where one rank has more unreadable images than another.
-        """
-        counted = self._ranks.total((batch.labels != IGNORE).sum().float())
-        return counted.clamp_min(1) / self._ranks.world_size
-
     def _gradients(self, batch: Batch, counted: Tensor, alone: bool = False) -> Losses | None:
-        """Forward and backward of all rows; None, and no gradients, when the device's memory does not suffice.
+        """Forward and backward of all rows; None, and no gradients, when the device is out of memory.
 
         Args:
             counted: what the sum over this rank's rows is divided by.
-            alone: leave the other ranks' gradients out.
+            alone: do not exchange gradients with the other ranks.
 
         Raises:
-            OfOneRank: it does not suffice, and the other ranks already wait for these gradients.
+            OfOneRank: out of memory, and the other ranks already wait for these gradients.
         """
         total: Losses | None = None
         try:
@@ -199,7 +181,10 @@ class TrainingStep:
                 hold = self._ranks.world_size > 1 and (alone or not last)
                 with self._student.no_sync() if hold else nullcontext():
                     losses = self._learn(part, counted)
-                total = losses if total is None else Losses(*map(_sum, total, losses))
+                if total is not None:
+                    pairs = zip(total, losses, strict=True)
+                    losses = Losses(*(None if old is None else old + new for old, new in pairs))
+                total = losses
             return total
         except torch.OutOfMemoryError as error:
             self.optimizer.zero_grad(set_to_none=True)
@@ -214,18 +199,18 @@ class TrainingStep:
 
     def _learn(self, batch: Batch, counted: Tensor) -> Losses:
         with record_function("teacher"), self.teacher_watch:
-            taught = self.teacher(batch) if self.teacher else None
+            teacher_labels = self.teacher(batch) if self.teacher else None
         with record_function("forward"), self._autocast:
             outputs = self._forward(batch)
         with record_function("loss"):
-            losses = self._losses(outputs, taught, batch.target, counted)
+            losses = self._losses(outputs, teacher_labels, batch.target, counted)
         with record_function("backward"):
             (self.scaler.scale(losses.loss) if self.scaler else losses.loss).backward(gradient_of(losses.loss))
         return losses._replace(loss=losses.loss.detach())
 
     def _forward(self, batch: Batch) -> Tensor | tuple[Tensor, Tensor]:
         config, ranks = self._config, self._ranks
-        # Dropout, and its like in timm's models, is a function of seed and place in the stream as well.
+        # So dropout, also that of timm's models, depends on the seed and on the rows' place in the stream only.
         if config.dropout or not self._ours:
             number = batch.step * config.batch_size + batch.positions.numpy()[0].item() + 1
             torch.manual_seed(config.seed + _GOLDEN * number & _SEED_BITS)
@@ -239,9 +224,9 @@ class TrainingStep:
         return self._student(batch.images, drop_path)
 
     def _fit(self, batch: Batch) -> None:
-        """Try one batch on every rank alone and agree on the slices: later, a rank without memory would leave the rest
-        waiting for its gradients."""
-        buffers = [buffer.clone() for buffer in self.model.buffers()]
+        """Try one batch on every rank alone and agree on the slices: later, the others would wait for the gradients of
+        a rank that is out of memory."""
+        self._statistics.remember()
         while True:
             losses = self._gradients(batch, torch.ones((), device=self._ranks.device), alone=True)
             self.optimizer.zero_grad(set_to_none=True)
@@ -249,8 +234,7 @@ class TrainingStep:
             if not self._ranks.total(missing).item():
                 break
             self._halve()
-        for buffer, before in zip(self.model.buffers(), buffers, strict=True):
-            buffer.copy_(before)
+        self._statistics.restore()
 
     def _halve(self) -> None:
         """Half as many rows at once.
@@ -273,23 +257,16 @@ class TrainingStep:
         )
 
 
-def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:
-    return None if first is None else first + second
-
-
 def losses_of(
-    config: Config,
-    outputs: Tensor | tuple[Tensor, Tensor],
-    taught: Tensor | TopK | None,
-    target: Target,
+    config: Config, outputs: Tensor | tuple[Tensor, Tensor], teacher_labels: Tensor | TopK | None, target: Target,
     counted: Tensor | None = None,
-) -> Losses:
-    """What the configuration minimises.
+) -> Losses:  # fmt: skip
+    """The losses that the configuration names.
 
     Args:
         outputs: logits (B, C) of one head, or of class and distillation head.
-        taught: what the teacher says: logits (B, C), labels int64 (B,), or a TopK; None without a teacher.
-        target: labels int64 (B,), IGNORE where there is no image, or those of mixed images.
+        teacher_labels: logits (B, C), labels int64 (B,), or a TopK; None without a teacher.
+        target: true labels int64 (B,), IGNORE where there is no image, or those of mixed images.
         counted: what the sum over the rows is divided by; None: the number of rows with a label, for their mean.
     """
     cls_logits, dist_logits = outputs if isinstance(outputs, tuple) else (outputs, None)
@@ -298,18 +275,18 @@ def losses_of(
         counted = (labels != IGNORE).sum()
     top1 = (cls_logits.argmax(1) == labels).sum() / counted
     options = {"label_smoothing": config.label_smoothing, "reduction": "none"}
-    if taught is None:
+    if teacher_labels is None:
         loss = cross_entropy(cls_logits, target, **options).sum() / counted
         return Losses(loss, loss.detach(), None, top1)
     parts = distillation_loss(
-        cls_logits, dist_logits, taught, target, mode=config.distill, alpha=config.alpha, tau=config.tau,
+        cls_logits, dist_logits, teacher_labels, target, mode=config.distill, alpha=config.alpha, tau=config.tau,
         kl_normalizer=config.kl_normalizer, return_parts=True, **options,
     )  # fmt: skip
     return Losses(*(part.sum() / counted for part in parts), top1)
 
 
 def precision(config: Config, device: torch.device, reporter: Reporter) -> AbstractContextManager:
-    """The context of forward passes that --precision means on this device.
+    """The context of forward passes for --precision on this device.
 
     Raises:
         ValueError: fp16 on a CPU.
@@ -324,19 +301,3 @@ def precision(config: Config, device: torch.device, reporter: Reporter) -> Abstr
     names = {torch.bfloat16: "bf16 autocast, fp32 weights", torch.float16: "fp16 autocast, fp32 weights, scaled loss"}
     reporter.decide("precision", names.get(dtype, "fp32"), reason)
     return torch.autocast(device.type, dtype) if dtype else nullcontext()
-
-
-def _parallel(student: nn.Module, ranks: Ranks) -> nn.Module:
-    """The model as the step calls it: among several ranks, its gradients are their mean.
-
-    They are exchanged while backward goes on, out of the memory that they lie in. Batch norm's statistics are rank 0's
-    at every rank, by a broadcast before each forward; a transformer has none, so nothing is sent. The graph is not
-    declared static: a micro-batch whose gradients stay at home would contradict it.
-    """
-    if ranks.world_size == 1:
-        return student
-    return DistributedDataParallel(
-        student,
-        device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
-        gradient_as_bucket_view=True,
-    )

@@ -239,7 +239,7 @@ def test_ranks_that_see_different_pieces_load_the_teacher_together(cached: Confi
         assert teacher_labels.teacher_labels(*arguments, ranks, Reporter(False)).live == live
 
 
-def test_a_rehearsal_of_filling_is_refused(cached: Config, capsys) -> None:
+def test_a_dry_run_of_filling_is_refused(cached: Config, capsys) -> None:
     assert main([*command_line(cached), "--dry-run"]) == 2
     assert "--dry-run" in capsys.readouterr().err
     assert not Path(cached.teacher_cache).exists()

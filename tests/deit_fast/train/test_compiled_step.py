@@ -113,7 +113,7 @@ def test_the_losss_cuda_branch_is_one_graph(taught: str, mixed: bool, counted: b
         target = hard(ROWS)
         if mixed:
             target = MixedTarget(target, hard(ROWS), torch.empty(ROWS, device="cuda"))
-        answers = {
+        teacher_labels = {
             "labels": hard(ROWS),
             "logits": torch.empty(ROWS, CLASSES, device="cuda"),
             "top-k": TopK(hard(2 * ROWS).view(ROWS, 2), torch.empty(ROWS, 2, device="cuda"), 2.0),
@@ -121,7 +121,7 @@ def test_the_losss_cuda_branch_is_one_graph(taught: str, mixed: bool, counted: b
         }
         count = torch.empty((), device="cuda") if counted else None
         function = partial(losses_of, dataclasses.replace(CONFIG, **changes))
-        losses = capture(function, outputs, answers[taught], target, count)
+        losses = capture(function, outputs, teacher_labels[taught], target, count)
         assert losses.loss.device.type == "cuda" and losses.loss.shape == ()
 
 

@@ -31,7 +31,7 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dry_run, "_SECONDS", 0.0)
 
 
-def rehearsed(rank: int, config: Config) -> int:
+def planned(rank: int, config: Config) -> int:
     dry_run._SECONDS = 0.0
     return main(command_line(config))
 
@@ -84,18 +84,18 @@ def test_a_label_cache_is_read_and_left_as_it_is(tiny: Config, tmp_path: Path, b
 
 def test_several_ranks_measure_together(tiny: Config, tmp_path: Path) -> None:
     config = dataclasses.replace(tiny, dry_run=True)
-    with world(2, tmp_path / "printed", rehearsed, config) as running:
+    with world(2, tmp_path / "printed", planned, config) as running:
         assert running.wait() == [0, 0], running.printed(0)
         assert "48 images / (2 x " in running.printed(0)
         assert running.printed(1) == ""
     assert not Path(tiny.out).exists()
 
 
-def test_fine_tuning_in_evaluation_mode_is_rehearsed_so(tiny: Config, tmp_path: Path) -> None:
+def test_fine_tuning_in_evaluation_mode_is_measured_so(tiny: Config, tmp_path: Path) -> None:
     """In training mode a distillation head would get no gradient, for which DDP waits."""
     changes = {"train_mode": "eval", "distill": "none", "teacher": "", "drop_path": 0.0, "dry_run": True}
     config = dataclasses.replace(tiny, **changes)
-    with world(2, tmp_path / "printed", rehearsed, config) as running:
+    with world(2, tmp_path / "printed", planned, config) as running:
         assert running.wait() == [0, 0], running.printed(0)
 
 

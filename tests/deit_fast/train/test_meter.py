@@ -57,9 +57,8 @@ def test_shares_are_of_the_time_without_pauses() -> None:
     with step.teacher_watch:
         time.sleep(0.1)
     batches.wait_seconds = 0.05
-    own.pause()
-    time.sleep(0.3)
-    own.resume()
+    with own.paused():
+        time.sleep(0.3)
     row = own.row(1, 0.1, 0.5)
     seconds = 8 / row["images_per_second"]
     assert 0.1 <= seconds < 0.3
