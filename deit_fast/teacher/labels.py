@@ -34,6 +34,7 @@ from ..ranks.group import Ranks, compiles, has_bf16
 from ..run import checkpoint
 from ..run.report import Reporter
 from ..weights.build import Frozen
+from ..weights.exported import weights_file
 from .cache import LabelCache, Labels
 from .engine import TeacherEngine
 from .load import load_teacher, own_image_size
@@ -121,14 +122,14 @@ class TeacherLabels:
 
 def teacher_labels(
     config: Config, spec: str, loaders: Loaders, ranks: Ranks, reporter: Reporter,
-    load: Callable[..., Frozen] = load_teacher,
+    load: Callable[..., Frozen] | None = None,
 ) -> TeacherLabels:  # fmt: skip
     """The teacher that a configuration names, and its label cache.
 
     Args:
         spec: the teacher, see `load_teacher`.
         loaders: the images that it will see, of every step of the run.
-        load: makes the teacher; another for a dry run.
+        load: replaces `load_teacher` in a dry run.
 
     Raises:
         ValueError: as `load_teacher` and `LabelCache.open`; a cache of other weights.
@@ -156,7 +157,7 @@ def teacher_labels(
             reporter.decide("teacher", "not loaded", f"every label of {spec} is in the cache")
             return TeacherLabels(None, cache, ranks.device, tau)
 
-    teacher = ranks.main_first(lambda: load(config, spec, classes, loaders.normalisation))
+    teacher = ranks.main_first(lambda: (load or load_teacher)(config, spec, classes, loaders.normalisation))
     reporter.decide("teacher", spec, f"{config.distill} labels, learnt by the {config.distill_on} head")
     own_size = own_image_size(spec, teacher.model)
     if own_size not in (None, config.image_size):
@@ -197,10 +198,12 @@ def cache_settings(config: Config, spec: str, dtype: torch.dtype, data: Training
 
 def _identity(config: Config, spec: str) -> str:
     """The teacher by its content, without loading it."""
-    path = Path(spec)
+    path = Path(spec.removeprefix("local-dir:")).expanduser()
     if path.is_dir() and (newest := checkpoint.newest(path)) is not None:
         files = [newest / name for name in ("model.safetensors", "ema.safetensors") if (newest / name).exists()]
         return f"a run, {_digest_of(file.read_bytes() for file in files)}"
+    if path.is_dir():
+        return f"an exported folder, {_digest_of([weights_file(path).read_bytes()])}"
     if path.is_file():
         return f"{config.teacher_model}, {_digest_of([path.read_bytes()])}"
     module, colon, _ = spec.partition(":")

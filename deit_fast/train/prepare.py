@@ -28,7 +28,7 @@ from ..run import checkpoint, folder
 from ..run.report import Reporter
 from ..scores import Scores, evaluate, evaluate_models
 from ..teacher.labels import TeacherLabels, teacher_labels
-from ..teacher.load import load_teacher, recipe_config
+from ..teacher.load import recipe_config
 from ..weights.build import Frozen, normalisation
 from ..weights.trained import classifier
 from .optimizer import learning_rates
@@ -161,7 +161,7 @@ def _teacher(
     config: Config, loaders: Loaders, ranks: Ranks, reporter: Reporter, train_first: TrainFirst
 ) -> TeacherLabels:
     """The teacher's labels; a teacher that is a recipe is trained now."""
-    spec, load, recipe = config.teacher, load_teacher, recipe_config(config)
+    spec, load, recipe = config.teacher, None, recipe_config(config)
     if recipe is not None and config.dry_run:
         reporter.say(f"the teacher of the recipe {recipe.recipe} stays untrained: it is as fast")
         config, load = replace(config, teacher_cache=""), partial(_untrained, recipe)

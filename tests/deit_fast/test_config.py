@@ -4,6 +4,7 @@ import dataclasses
 import json
 import typing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -120,7 +121,8 @@ def test_a_field_decides_cached_labels_or_does_not(base: Config, images: Dataset
 
 def key(config: Config, images: Dataset) -> dict:
     policy, dtype = config.training_policy(IMAGENET_NORMALISATION), labels._dtype(config, CPU)
-    return labels.cache_settings(config, config.teacher, dtype, images, policy, 1)
+    data = SimpleNamespace(train_set=images, share=SimpleNamespace(world_size=1))
+    return labels.cache_settings(config, config.teacher, dtype, data, policy)
 
 
 def test_a_cache_s_settings_keep_their_bytes(base: Config, images: Dataset) -> None:
