@@ -42,7 +42,7 @@ from setuptools.errors import CompileError
 OLDEST_TORCH = (2, 11)
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # torch 2.10
 EXACT = "-ffp-contract=off"  # a fused multiply-add rounds once where Pillow and NumPy round twice; -fmad=false likewise
-# sqrt and rint as single instructions; neither errno nor floating-point traps are looked at.
+# sqrt and rint as single instructions; nothing reads errno or floating-point traps.
 VECTOR = ["-fno-math-errno", "-fno-trapping-math"]
 CXX_FLAGS = ["-std=c++20", "-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", EXACT, *VECTOR]
 NVCC_FLAGS = ["-std=c++20", "-O3", "-fmad=false", "-cudart=shared"]

@@ -35,7 +35,7 @@ def groups() -> dict[str, Path]:
 
 
 class Others:
-    """A plugin of pytest: the rows whose names are known are left out, and tests that are no rows with them."""
+    """A plugin of pytest that leaves out the rows whose names are known, and the tests that measure nothing."""
 
     def __init__(self, known: set[str]) -> None:
         self._known = known

@@ -114,7 +114,7 @@ def provider(name: str) -> Attend:
         ImportError: it is not installed, or has no implementation for this machine.
     """
     if name in ("flash_attn", "xformers") and not (ON_CARD and importlib.util.find_spec(name)):
-        raise ImportError(f"{name} is not installed, or there is no card for it")
+        raise ImportError(f"{name} is not installed, or does not run without a card")
     if name in ("compiled", "flex"):
         if not ON_CARD:
             raise ImportError(f"{name} is timed on a card")

@@ -116,7 +116,7 @@ def ours(root: Path, policy: Policy, repeats: int, device: str = "cpu") -> Conte
 def timm_loader(
     root: Path, policy: Policy, repeats: int, workers: int, prefetcher: bool, device: str = "cpu"
 ) -> Contender:
-    """timm's loader. On the device "meta" its prefetcher normalises and erases nothing, and nobody mixes."""
+    """timm's loader. On the device "meta" its prefetcher neither normalises nor erases, and nothing is mixed."""
     recipe = {"auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.25, "re_mode": "pixel"}
     loader = create_loader(
         ImageDataset(str(root)), 224, BATCH, is_training=True, interpolation="bicubic", num_workers=workers,

@@ -6,7 +6,7 @@
 
 A row is one call, forward, backward alone, or both, on bf16 logits of two heads and a teacher. Its limit is the byte
 floor: each tensor moved once. `extra_info` also holds the kernels launched and the host's microseconds. Without a card
-our kernels do not run: `ours` is then the readable reference, which nobody has tuned, in float32 at B = 256, C = 1000.
+our kernels do not run: `ours` is then the readable, untuned reference, in float32 at B = 256, C = 1000.
 """
 
 from __future__ import annotations

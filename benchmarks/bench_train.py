@@ -162,7 +162,7 @@ def official(size: str, teacher: nn.Module) -> Step:
                 teacher_outputs = teacher(images)
             loss = base * 0.5 + F.cross_entropy(outputs_kd, teacher_outputs.argmax(dim=1)) * 0.5
         if not np.isfinite(loss.item()):
-            raise ArithmeticError("the loss is no number")
+            raise ArithmeticError("the loss is NaN or infinite")
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

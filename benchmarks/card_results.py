@@ -34,7 +34,7 @@ def merge(parts: Path) -> dict:
     """The rows of all parts under the facts of the first.
 
     Raises:
-        ValueError: there is no part with rows.
+        ValueError: no part holds rows.
     """
     contents = [read(path) for path in sorted(parts.glob("*.json")) if path.name != "tune.json"]
     if not contents:

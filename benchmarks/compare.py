@@ -7,7 +7,7 @@
 A row is judged by our speed over a peer's in the same round: a slower machine or a busy minute slows both, and cancels.
 "Slower" takes three things: against every peer of the row the median moved by more than a tenth (--by), and by more
 than two and a half standard errors, estimated from the rounds; and our own time rose by more than half of that against
-the machine, which is the median change of all peers in the files. So a peer that had a bad moment accuses nobody.
+the machine, which is the median change of all peers in the files. So a peer's slow moment does not count against us.
 
 What the rounds of one process cannot show is where its memory happens to lie. What is slower is therefore to be
 measured again: the command for it is printed, and a row that `again` holds counts only when it is slower there as well.

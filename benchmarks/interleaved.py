@@ -16,7 +16,7 @@ tells noise from change. A row in a results file is the `extra_info` that `recor
     percent_of_limit, limit  our rate over the most that the machine allows, where that is known, and what limits it
     smallest, largest        the range of the ratio to the best peer over the rounds
 
-A row of variants compares forms of ours among themselves and has no ratios.
+A row of variants compares our own variants with each other and has no ratios.
 """
 
 from __future__ import annotations
@@ -89,10 +89,10 @@ def record(
         work: units of work in one turn.
         clock: "processor time", "wall clock" or "device time".
         limit: of our rate.
-        versions: of peers that are no distribution of their own name.
-        variants: the other contenders are forms of ours, not peers: they get no ratio.
-        forms: those of the contenders that are forms of ours, where others are peers.
-        more: whatever else belongs into the row.
+        versions: of peers that are not distributions of the same name.
+        variants: the other contenders are our own variants, not peers: they get no ratio.
+        forms: the contenders that are our own variants, where others are peers.
+        more: further fields of the row.
     """
     own, *others = seconds
     peers = [] if variants else [name for name in others if name not in forms]

@@ -5,15 +5,15 @@
 #   LIMIT=1200 benchmarks/run_gpu.sh          # seconds instead of 450: fewer calls until every row is there
 #
 # One JSON and one log (the same name, .log) come out; the ten rows that lose most, or win least, are printed last. What
-# the time does not suffice for is named, in the JSON too, and the exit code is 1: the same command goes on with what is
-# missing. Steps are kept in <results>-<digest of the sources>.parts, so changed code is measured anew.
+# the time does not suffice for is named, in the JSON too, and the exit code is 1: the same command continues with what is
+# missing. Steps are kept in <results>-<digest of the sources>.parts, so changed code is measured again.
 #
 # Needs torch >= 2.11 with triton >= 3.6, numpy, timm, and the wheels pytest, pytest-xdist and pytest-benchmark; no
 # network and no install. nvcc, setuptools >= 77 and ninja build the extensions; without them the augmentation is left out.
 # So is, with the reason, a group that needs more: augment torchvision, pillow and scikit-learn; inference transformers,
 # safetensors and pillow; overhead pillow; loader torchvision, simplejpeg and scikit-image; train and resume what
 # pyproject's extra [train] lists. Stops at the first wrong result, a time of a wrong kernel is worth nothing; and where
-# the tests do not end in time: what they have compiled is kept, and the same command goes on. Not run on a card yet.
+# the tests do not end in time: what they have compiled is kept, and the same command continues. Not run on a card yet.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python}
@@ -49,7 +49,7 @@ step() {
     local name=$1 seconds=$2 left=$((${LIMIT:-450} - SECONDS)) code=0
     shift 2
     [ -e "$parts/$name.done" ] && { echo "$name: done before"; return 0; }
-    [ "$left" -ge 10 ] || { left_out "$name" "no time is left, the same command goes on"; return 1; }
+    [ "$left" -ge 10 ] || { left_out "$name" "no time is left: run the same command again"; return 1; }
     echo "$(date +%T) $name"
     timeout -s INT -k 15 $((seconds < left ? seconds : left)) "$@" || code=$?
     [ "$code" -eq 0 ] || { left_out "$name" "exit code $code, in part at least"; return "$code"; }

@@ -19,7 +19,7 @@ class Row(NamedTuple):
         group: loader, augment, …
         name: of the test, without "test_".
         rate: of ours, in `unit`.
-        ratios: {peer: our rate over its rate}; empty where nobody else does the like.
+        ratios: {peer: our rate over its rate}; empty where there is no peer.
         percent: of the limit; None where that is not known.
         seconds: {contender: seconds for a unit of work, one a round}; the first is ours.
     """
@@ -67,7 +67,8 @@ def read(path: str | Path) -> dict:
             raise ValueError("it has no rows")
         return content
     except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{path} is no results file ({error}): python -m benchmarks --out FILE writes one") from error
+        hint = "to write one, type python -m benchmarks --out FILE"
+        raise ValueError(f"{path} is not a results file ({error}); {hint}") from error
 
 
 def cells(row: Row) -> list[str]:
@@ -77,7 +78,7 @@ def cells(row: Row) -> list[str]:
 
 
 def _variants(row: Row) -> str:
-    """The slowest and the fastest other form of ours."""
+    """The slowest and the fastest of our other variants."""
     rates = sorted(row.info["rate"].items(), key=lambda item: item[1])
     ends = [f"{rate:,.4g} {name}" for name, rate in (rates[0], rates[-1]) if name != row.info["ours"]]
     return "no peer" if len(rates) == 1 else f"own variants: {', '.join(ends)}"

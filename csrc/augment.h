@@ -31,20 +31,20 @@ struct OpBatch {
 
 namespace cpu {
 
-// Throw std::invalid_argument for the first row that would read outside its image or the buffer, mix what is not there,
-// or call an unknown op.
+// Throw std::invalid_argument for the first row that would read outside its image or the buffer, whose partner is
+// outside the batch, or whose op is unknown.
 void check_rows(const Batch& batch);
 void check_mix(const MixRow* mix, int64_t count, int32_t size);
 void check_calls(const OpBatch& batch);
 
-// Parts [begin, end) of a checked batch; called by many threads at once, which only lack of memory can fail.
+// Parts [begin, end) of a checked batch. Many threads call these at once; they throw only when memory runs out.
 void resize(const Batch& batch, int64_t begin, int64_t end, uint8_t* images);
 void run_ops(const OpBatch& batch, int64_t begin, int64_t end);
 
 void apply(const Batch& batch, int64_t begin, int64_t end, const Finish& finish, void* output);
 
-// The parts of a mixed batch that need nothing of each other: its rows, but for those that a row before them is mixed
-// with in both directions and brings along.
+// The independent parts of a mixed batch: its rows, without the second of two rows that are mixed with each other, which
+// the part of the first computes too.
 std::vector<int64_t> mixed_parts(const Batch& batch);
 void apply_mixed(const Batch& batch, const int64_t* parts, int64_t begin, int64_t end, const Finish& finish,
                  void* output);
@@ -53,8 +53,8 @@ void apply_mixed(const Batch& batch, const int64_t* parts, int64_t begin, int64_
 
 namespace cuda {
 
-// All on `stream`; rows are on the device and are not known here: a row with a problem gives zeros and NaN. `scratch`
-// has the size of `images`.
+// All on `stream`. The rows are on the device, so the host cannot check them: an invalid row gives zeros and NaN.
+// `scratch` has the size of `images`.
 void resize(const Batch& batch, uint8_t* images, void* stream);
 void run_plan_ops(const Batch& batch, uint8_t* images, uint8_t* scratch, void* stream);
 void run_ops(const OpBatch& batch, uint8_t* scratch, void* stream);

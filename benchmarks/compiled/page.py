@@ -115,7 +115,7 @@ def cells(
 
 def page(budget: dict, before: dict | None, against: str) -> str:
     """The Markdown page of all architectures."""
-    compared = f"Drift is against the budget of {against}." if before else "There is no earlier budget to compare with."
+    compared = f"Drift is against the budget of {against}." if before else "No earlier budget exists."
     lines = [
         "# What the kernels compile to", "",
         f"Triton {budget['triton']}, written by `python -m benchmarks.compiled.page` from "

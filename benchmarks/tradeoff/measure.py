@@ -166,7 +166,7 @@ def tradeoff(settings: Settings, arguments: Sequence[str] = ()) -> dict[str, Any
         (images_per_second, imagenet, real, v2; or None) and "ours" (top1, data, classes; or None).
 
     Raises:
-        ValueError: unknown network, a folder that is no run, or sizes below one.
+        ValueError: unknown network, a folder that is not a run, or sizes below one.
     """
     if settings.batch_size < 0 or settings.rounds < 1:
         raise ValueError(f"--batch-size {settings.batch_size} --rounds {settings.rounds}: type 1 or more")
@@ -180,7 +180,7 @@ def tradeoff(settings: Settings, arguments: Sequence[str] = ()) -> dict[str, Any
     for number in range(settings.rounds):
         for key in keys:
             print(f"\rround {number + 1} of {settings.rounds}: {key[0]:<40}", end="", file=sys.stderr, flush=True)
-            model = kept[key] if key in kept else build(networks[key])  # built anew: together they take 4 GB
+            model = kept[key] if key in kept else build(networks[key])  # built again each time: together they take 4 GB
             new = measure(model, key[1], batch_size, 1, settings.precision)
             measured[key] = new._replace(seconds=[*(measured[key].seconds if key in measured else ()), *new.seconds])
     print("\r" + " " * 70 + "\r", end="", file=sys.stderr)

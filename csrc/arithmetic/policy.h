@@ -40,7 +40,7 @@ inline Filter drawn_filter(const Policy& policy, uint32_t word) {
   return static_cast<Filter>(policy.interpolation);
 }
 
-// What the draws below rely on; the ranges are checked, with better words, where a Python Policy is made.
+// The ranges that the draws below rely on; Python's Policy checks them too, with a message for each.
 inline bool is_good(const Policy& policy) {
   const auto within = [](auto value, auto low, auto high) { return low <= value && value <= high; };
   const bool choices = within(policy.size, 1, max_output) && within(policy.crop, Crop::random_resized, Crop::simple) &&

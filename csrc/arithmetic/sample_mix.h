@@ -24,7 +24,7 @@ struct MixPolicy {
 };
 static_assert(sizeof(MixPolicy) == 72, "the bytes of MIX_NUMBERS in mix.py");
 
-// What the draws below rely on; the ranges are checked, with better words, where a Python Mix is made.
+// The ranges that the draws below rely on; Python's Mix checks them too, with a message for each.
 inline bool is_good(const MixPolicy& policy) {
   const auto is_alpha = [](double alpha) { return alpha == 0.0 || (alpha >= 0.01 && alpha <= 100.0); };
   return policy.start >= 0 && policy.group >= 2 && policy.group % 2 == 0 && is_alpha(policy.mixup_alpha) &&

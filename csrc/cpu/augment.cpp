@@ -33,7 +33,7 @@ const char* describe(RowProblem problem) {
 
 const char* describe(MixProblem problem) {
   switch (problem) {
-    case MixProblem::partner: return "the partner is no row of this batch";
+    case MixProblem::partner: return "the partner is outside the batch";
     case MixProblem::mode: return "the mode is unknown";
     case MixProblem::lam: return "lam is outside [0, 1]";
     default: return "the box leaves the output";

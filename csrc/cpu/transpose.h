@@ -24,7 +24,7 @@ using Pairs = uint64_t __attribute__((vector_size(16)));
 #endif
 
 // Run i becomes pixel i of four runs: to[j] = from[0] pixel j, from[1] pixel j, from[2] pixel j, from[3] pixel j.
-// Reads 16 bytes and writes 16 bytes at each pointer; the last 4 of each are no pixel's.
+// Reads 16 bytes and writes 16 bytes at each pointer; the last 4 of each belong to no pixel.
 INTO_CLONE void transpose_pixels(const uint8_t* const (&from)[4], uint8_t* const (&to)[4]) {
   Words run[4];
   for (int i = 0; i < 4; ++i) {

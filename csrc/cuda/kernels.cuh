@@ -39,7 +39,7 @@ HOST_DEVICE ResizeShared resize_shared(int32_t size) {
   return shared;
 }
 
-// Grid: (images, ceil(size / lines)). images: uint8 [count][size][size][3]; a row with a problem gives zeros.
+// Grid: (images, ceil(size / lines)). images: uint8 [count][size][size][3]; an invalid row gives zeros.
 DEVICE void resize_block(const uint8_t* data, int64_t data_bytes, const PlanRow* rows, ResizeShared shape,
                          uint8_t* images, unsigned char* shared) {
   const PlanRow& row = rows[blockIdx.x];
@@ -116,7 +116,7 @@ DEVICE void resize_block(const uint8_t* data, int64_t data_bytes, const PlanRow*
     for (int32_t y = 0; y < lines; ++y) output[y * line_bytes + i] = clip8(sum[y * line_bytes + i]);
 }
 
-// Grid: (images). The ops of a plan's rows, in place; a row with a problem stays as it is.
+// Grid: (images). The ops of a plan's rows, in place; an invalid row leaves its image as it is.
 DEVICE void plan_ops_block(int64_t data_bytes, const PlanRow* rows, int32_t size, uint8_t* images, uint8_t* scratch,
                            unsigned char* shared) {
   const PlanRow& row = rows[blockIdx.x];
@@ -135,7 +135,7 @@ DEVICE void ops_block(const OpCall* calls, int32_t height, int32_t width, uint8_
   run_call(images + first, scratch + first, height, width, call, *reinterpret_cast<OpsShared*>(shared));
 }
 
-// A place of an image: the value `index` of its output.
+// Where in an image the value `index` of its output lies.
 struct Site {
   int32_t y, x, channel;
 };
@@ -170,8 +170,8 @@ struct FinishBatch {
   int32_t size;
 };
 
-// Grid: (images, any number of blocks), together striding over an image's values. A row with a problem, or one whose
-// partner has a problem, gives NaN.
+// Grid: (images, any number of blocks), together striding over an image's values. An invalid row, or one whose
+// partner is invalid, gives NaN.
 template <Type type>
 DEVICE void finish_block(const FinishBatch& batch, const Finish& finish, typename Element<type>::Bits* output) {
   const int32_t size = batch.size, values = 3 * size * size;

@@ -31,7 +31,7 @@ _log = logging.getLogger("deit_kernels")
 
 
 def _constant_to_dynamo(function: Callable) -> Callable:
-    """What `torch.compiler.assume_constant_result` does; calling that would import torch._dynamo, seconds, with us.
+    """What `torch.compiler.assume_constant_result` does; calling it would import torch._dynamo, which takes seconds.
 
     Dynamo then calls the function while it traces, but looks through `functools.cache`: the cached part stands apart.
     """
@@ -80,7 +80,7 @@ def _cached_device_reasons(device_type: str, index: int | None) -> tuple[str, ..
 
 
 def _triton_version() -> tuple[int, int]:
-    """Of the installed distribution, without importing it; one under another name is taken to be new enough."""
+    """Triton's version, without importing it; a Triton installed under another name counts as new enough."""
     try:
         major, minor = importlib.metadata.version("triton").split(".")[:2]
         return int(major), int(minor)

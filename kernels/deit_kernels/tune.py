@@ -1,11 +1,11 @@
 """Measure the attention kernels' configurations on this machine's card and write the fastest as a table.
 
     python -m deit_kernels.tune --out h100.json                  # needs a CUDA card; minutes, most of them compilation
-    python -m deit_kernels.tune --out h100.json --seconds 60     # as far as it comes; the same command goes on
+    python -m deit_kernels.tune --out h100.json --seconds 60     # stops after a minute; the same command continues
     DEIT_KERNELS_TABLE=h100.json python -m deit_fast.train …     # its rows go before the shipped ones
 
 The ops themselves never tune: a training run starts at once and takes the same kernels every time. A configuration that
-does not fit the card, or whose result differs from the shipped one's, is left out and named. The table is written anew
+does not fit the card, or whose result differs from the shipped one's, is left out and named. The table is rewritten
 after every row, DeiT's own lengths first; a row that it holds for the same card, shape and versions is not measured
 again. Not yet run on a GPU.
 """
@@ -69,7 +69,7 @@ def make_call(direction: Direction, qkv: Tensor, scale: float) -> Callable[[Conf
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """What a configuration that a card or a compiler cannot take raises."""
+    """The exceptions of a configuration that the card or the compiler cannot take."""
     from triton.errors import TritonError
 
     return TritonError, RuntimeError, AssertionError
@@ -77,7 +77,7 @@ def failures() -> tuple[type[Exception], ...]:
 
 @contextmanager
 def poisoned() -> Iterator[None]:
-    """New memory holds NaN: a kernel that stores nothing must not find the result of the one before it there."""
+    """Fill new memory with NaN, where a kernel that stores nothing could otherwise find an earlier kernel's result."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
@@ -89,7 +89,7 @@ def poisoned() -> Iterator[None]:
 def fastest(
     call: Callable[[Config | None], Tensor], configs: Iterable[Config], measure: Measure
 ) -> tuple[Config, float]:
-    """The configuration of least time, and the time; those that do not run, or disagree, are named."""
+    """The fastest configuration and its time; prints those that do not run or give another result."""
     expected = call(None)
     times: dict[Config, float] = {}
     for config in configs:
@@ -117,7 +117,7 @@ def compile_ahead(direction: Direction, length: int, heads: int, features: int, 
         with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
             list(pool.map(_compile, arguments))
     except (BrokenProcessPool, RuntimeError) as error:  # no memory for as many processes, or a compiler that crashed
-        print(f"  not all is compiled ahead, so it takes longer: {error}")
+        print(f"  compiling ahead failed, so measuring takes longer: {error}")
 
 
 def _compile(arguments: tuple[Direction, int, int, int, list[Config]]) -> None:
@@ -127,7 +127,7 @@ def _compile(arguments: tuple[Direction, int, int, int, list[Config]]) -> None:
     for config in configs:
         try:
             call(config)
-        except failures():  # the measuring process meets it again, and says so
+        except failures():  # the measuring process meets the error again, and prints it
             continue
 
 
@@ -158,18 +158,18 @@ def tune(
 
 
 def rows_of(path: Path, measured: dict[str, object]) -> list[dict]:
-    """The rows of a table that was measured on the same card, shape and versions; none of any other file."""
+    """The rows of a table that was measured on the same card, shape and versions; [] for any other file."""
     if not path.exists():
         return []
     table = json.loads(path.read_text())
     if table.get("measured") != measured:
-        print(f"{path} was measured on {table.get('measured')}: it is written anew")
+        print(f"{path} was measured on {table.get('measured')}: it is overwritten")
         return []
     return table["attention"]
 
 
 def write_table(path: Path, rows: list[dict], measured: dict[str, object]) -> None:
-    """Under a temporary name first, so that a table is whole or absent."""
+    """Write a temporary file and rename it, so that a table is whole or absent."""
     partial = path.with_name(path.name + ".partial")
     with partial.open("w") as file:
         json.dump({"measured": measured, "attention": rows}, file, indent=1)
@@ -210,7 +210,7 @@ def main() -> None:
     left = 2 * len(LENGTHS) - len(rows)
     print(f"to use it: DEIT_KERNELS_TABLE={arguments.out}")
     if left:
-        raise SystemExit(f"{left} rows are left: the same command goes on")
+        raise SystemExit(f"{left} rows are left: run the same command again")
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def test_a_wrong_result_stops_it_before_anything_is_measured(with_a_card, tmp_pa
 def test_a_step_that_hangs_ends_at_the_limit_and_the_rest_is_named(with_a_card, tmp_path: Path) -> None:
     code, printed, ran = with_a_card(HANG="loss", LIMIT="12")
     assert code == 1 and "loss is left out: exit code" in printed
-    assert "train is left out: no time is left, the same command goes on" in printed
+    assert "train is left out: no time is left: run the same command again" in printed
     assert "train" not in ran and json.loads((tmp_path / "out.json").read_text())["rows"]
 
 

@@ -76,7 +76,7 @@ def test_what_is_no_results_file_is_named(tmp_path: Path, content: str | None) -
     path = tmp_path / "results.json"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(ValueError, match=r"results\.json is no results file .* --out FILE writes one"):
+    with pytest.raises(ValueError, match=r"results\.json is not a results file .* python -m benchmarks --out FILE"):
         read(path)
     run = subprocess.run([sys.executable, "-m", "benchmarks.compare", path, path], capture_output=True, text=True)
-    assert run.returncode == 2 and "is no results file" in run.stderr and "Traceback" not in run.stderr
+    assert run.returncode == 2 and "is not a results file" in run.stderr and "Traceback" not in run.stderr

@@ -177,4 +177,4 @@ def test_an_extension_older_than_the_python_code_is_named_at_import(tmp_path: Pa
     op.write_text(op.read_text().replace("_augment_sample_mix", "_augment_sample_mixes"))
     run = run_python("import deit_kernels", tmp_path)
     assert run.returncode == 1
-    assert "has no deit_kernels::_augment_sample_mixes for CPU; to build it anew, type: pip install -e ." in run.stderr
+    assert "has no deit_kernels::_augment_sample_mixes for CPU; to rebuild it, type: pip install -e ." in run.stderr

@@ -83,9 +83,9 @@ def test_rows_come_one_by_one_and_those_that_are_there_are_not_measured_again(mo
     assert measured(rows) == []
 
 
-def test_a_table_of_another_card_or_version_is_written_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_of_another_card_or_version_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "table.json"
     assert tune.rows_of(path, {"device": "a card"}) == []
     tune.write_table(path, [{"direction": "forward"}], {"device": "a card"})
     assert tune.rows_of(path, {"device": "a card"}) == [{"direction": "forward"}]
-    assert tune.rows_of(path, {"device": "another"}) == [] and "written anew" in capsys.readouterr().out
+    assert tune.rows_of(path, {"device": "another"}) == [] and "it is overwritten" in capsys.readouterr().out

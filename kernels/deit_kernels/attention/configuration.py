@@ -51,7 +51,7 @@ class Row:
     max_length: int
     max_features: int
     config: Config
-    min_length: int = 0  # a measured row speaks for its own range only: the table may hold no other yet
+    min_length: int = 0  # a measured row holds for its own range only: the table may have no other yet
 
 
 def _rows(*rows: tuple[int, int, str, int, int, int, int]) -> list[Row]:
@@ -148,7 +148,7 @@ def family(capability: tuple[int, int], shared_bytes: int) -> int:
 
 @functools.cache
 def choose(direction: Direction, card: int, length: int, features: int, pairs: int, multiprocessors: int) -> Config:
-    """The first row that fits.
+    """The configuration of the first row that fits.
 
     Args:
         card: a `family`.
@@ -181,11 +181,12 @@ def _rows_on_request(direction: Direction, card: int) -> list[Row]:
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"DEIT_KERNELS_TABLE names {path}, which is no table ({error!r}); to write one: python -m deit_kernels.tune"
+            f"DEIT_KERNELS_TABLE names {path}, which is not a table ({error!r}); "
+            "to write one, type python -m deit_kernels.tune --out table.json"
         ) from error
 
 
 def forget() -> None:
-    """Look the table up anew, after DEIT_KERNELS_TABLE has changed."""
+    """Read the table again, after DEIT_KERNELS_TABLE has changed."""
     choose.cache_clear()
     _rows_on_request.cache_clear()

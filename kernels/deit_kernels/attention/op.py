@@ -147,7 +147,7 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """`F.scaled_dot_product_attention`, its signature and meaning, and its result where our kernels do not reach.
+    """`F.scaled_dot_product_attention`, its signature and meaning, and its result where our kernels do not run.
 
     Args:
         query: (B, H, N, D). key, value: (B, H, M, D) and (B, H, M, E); fewer heads with enable_gqa. Strides that are
@@ -188,7 +188,7 @@ def attention_qkvpacked(qkv: Tensor, *, scale: float | None = None) -> Tensor:
         (B, N, H, D), contiguous: `.flatten(2)` is the input of the output projection.
 
     Raises:
-        TypeError: qkv is no tensor.
+        TypeError: qkv is not a tensor.
         ValueError: qkv is not of rank 5 with 3 in dimension 2, or not floating-point, or scale is not finite.
     """
     if not isinstance(qkv, Tensor):
@@ -215,7 +215,7 @@ def attention_unsupported_reasons(
     is_causal: bool = False,
     scale: float | None = None,
 ) -> list[str]:
-    """Why `F.scaled_dot_product_attention` runs instead of a kernel of ours; empty when ours runs.
+    """Why `F.scaled_dot_product_attention` runs instead of our kernel; empty when ours runs.
 
     Args:
         query, key, value: (B, H, N, D); with key None, query is packed, (B, N, 3, H, D).
@@ -237,7 +237,7 @@ def attention_unsupported_reasons(
     if length > LONGEST:
         reasons.append(f"more than {LONGEST} tokens")
     if features > WIDEST or features % 8 != 0:
-        reasons.append(f"a head dim that is no multiple of 8 up to {WIDEST}")
+        reasons.append(f"a head dim that is not a multiple of 8 up to {WIDEST}")
     if key is not None and not query.shape == key.shape == value.shape:
         reasons.append("query, key and value of different shapes (cross-attention, grouped queries)")
     if query.numel() == 0:
@@ -254,7 +254,7 @@ def attention_unsupported_reasons(
 
 
 def _autocast_dtype(tensor: Tensor) -> torch.dtype:
-    """The dtype that autocast gives `tensor` on its way into SDPA."""
+    """The dtype to which autocast would convert `tensor` for SDPA."""
     device = tensor.device.type
     if device == "meta" or not tensor.is_floating_point() or tensor.dtype == torch.float64:  # no autocast for these
         return tensor.dtype

@@ -46,7 +46,7 @@ MIX_NUMBERS = np.dtype(
 
 
 class MixPlan(NamedTuple):
-    """One row a row of the batch.
+    """One row per row of the batch.
 
     Fields:
         rows: uint8 (B, MIX.itemsize), the C struct of `MIX`.

@@ -86,16 +86,9 @@ def _(data: Tensor, rows: Tensor, size: int) -> Tensor:
 
 @torch.library.register_fake(f"{_NAMESPACE}::_augment_apply")
 def _(
-    data: Tensor,
-    rows: Tensor,
-    mix: Tensor | None,
-    size: int,
-    mean: list[float],
-    std: list[float],
-    dtype: torch.dtype,
-    layout: str,
-    patch: int,
-) -> Tensor:
+    data: Tensor, rows: Tensor, mix: Tensor | None, size: int, mean: list[float], std: list[float],
+    dtype: torch.dtype, layout: str, patch: int,
+) -> Tensor:  # fmt: skip
     return _output(rows, size, dtype, data.device, layout, patch)
 
 
@@ -105,16 +98,9 @@ def _(data: Tensor, rows: Tensor, *arguments: Any) -> None:
 
 
 def _apply_reference(
-    data: Tensor,
-    rows: Tensor,
-    mix: Tensor | None,
-    size: int,
-    mean: list[float],
-    std: list[float],
-    dtype: torch.dtype,
-    layout: str,
-    patch: int,
-) -> Tensor:
+    data: Tensor, rows: Tensor, mix: Tensor | None, size: int, mean: list[float], std: list[float],
+    dtype: torch.dtype, layout: str, patch: int,
+) -> Tensor:  # fmt: skip
     images = reference.resize.resize_rows(data, rows, size)
     ops = np.ascontiguousarray(rows.numpy().view(ROW)[:, 0]["ops"])
     for layer in range(ops.shape[1]):
@@ -123,18 +109,9 @@ def _apply_reference(
     return reference.finish.finish(images, rows, mix, mean, std, dtype, layout, patch)
 
 
-def _apply_out_reference(
-    data: Tensor,
-    rows: Tensor,
-    mix: Tensor | None,
-    size: int,
-    mean: list[float],
-    std: list[float],
-    layout: str,
-    patch: int,
-    out: Tensor,
-) -> None:
-    out.copy_(_apply_reference(data, rows, mix, size, mean, std, out.dtype, layout, patch))
+def _apply_out_reference(*arguments: Any) -> None:
+    *given, layout, patch, out = arguments
+    out.copy_(_apply_reference(*given, out.dtype, layout, patch))
 
 
 _REFERENCES = {
@@ -156,11 +133,11 @@ def _no_cuda(*arguments: Any) -> None:
 
 def _require_built(names: Iterable[str], device: str) -> None:
     ops = [f"{_NAMESPACE}::{name}" for name in names]
-    lacking = [op for op in ops if not torch._C._dispatch_has_kernel_for_dispatch_key(op, device)]
-    if lacking:
+    missing = [op for op in ops if not torch._C._dispatch_has_kernel_for_dispatch_key(op, device)]
+    if missing:
         raise ImportError(
-            f"the extension of deit_kernels is older than its Python code, it has no {', '.join(lacking)} for {device};"
-            " to build it anew, type: pip install -e ."
+            f"the extension of deit_kernels is older than its Python code, it has no {', '.join(missing)} for {device};"
+            " to rebuild it, type: pip install -e ."
         )
 
 

@@ -7,7 +7,7 @@
     images = apply(batch, plan)            # op.py
 
 A plan is drawn before decoding (only the image's size must be known) and does not depend on the batch, on workers or on
-the number of GPUs. One row an image; the rows are a C struct (`csrc/arithmetic/plan.h`), so a batch's plan is one uint8
+the number of GPUs. It has one row per image: a C struct (`csrc/arithmetic/plan.h`), so a plan of a batch is one uint8
 tensor.
 """
 
@@ -113,7 +113,7 @@ class ImageBatch(NamedTuple):
 
 
 class AugmentPlan(NamedTuple):
-    """One row an image.
+    """One row per image.
 
     Fields:
         rows: uint8 (B, ROW.itemsize), the C struct of `ROW`.

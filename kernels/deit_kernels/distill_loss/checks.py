@@ -39,7 +39,7 @@ def distillation_call(
     reduction: str,
     return_parts: bool,
 ) -> LossCall:
-    """The checked call of `distillation_loss`, without the terms that nobody asked for."""
+    """The checked call of `distillation_loss`, without terms of weight 0."""
     _one_of("mode", mode, ("hard", "soft"))
     if mode == "soft" and (alpha is None or tau is None or kl_normalizer is None):
         raise ValueError(_SOFT_NEEDS)
@@ -113,30 +113,26 @@ def check_target(target: Tensor | MixedTarget, logits: Tensor) -> tuple[Tensor, 
 
 
 def check_reduction(reduction: str) -> bool:
-    """Whether the losses are averaged."""
+    """True for "mean"."""
     _one_of("reduction", reduction, ("mean", "none"))
     return reduction == "mean"
 
 
 def check_normalizer(kl_normalizer: str) -> None:
-    """The divisor of the KL term is one of the two in use."""
     _one_of("kl_normalizer", kl_normalizer, ("batch", "numel"))
 
 
 def check_smoothing(label_smoothing: float) -> float:
-    """The share of probability that smoothing spreads."""
     return _within("label_smoothing", label_smoothing, "a share of probability")
 
 
 def check_ignore_index(ignore_index: int) -> int:
-    """A label, which need not be a class."""
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, (int, torch.SymInt)):
         raise ValueError(f"ignore_index is an integer, got {ignore_index!r}")
     return ignore_index
 
 
 def check_tau(tau: float) -> float:
-    """A temperature is a finite number above 0."""
     if not (_is_number(tau) and tau > 0 and math.isfinite(tau)):
         raise ValueError(f"tau is a temperature: a finite Python number above 0, got {tau!r}")
     return float(tau)

@@ -57,7 +57,7 @@ def distillation_loss(
         TypeError: something that must be a tensor is not.
         ValueError: an argument outside its range, shapes or devices that do not fit, a teacher or target that requires
             grad, a teacher that cannot serve the mode, soft mode without alpha, tau and kl_normalizer; for CPU tensors
-            also a label outside [0, C) and a lam outside [0, 1]. On a GPU the values are not looked at: the loss and
+            also a label outside [0, C) and a lam outside [0, 1]. On a GPU values are not checked: the loss and
             the gradient of such a row are NaN. So they are, on every device, where a hard teacher's row holds a NaN.
     """
     call = checks.distillation_call(

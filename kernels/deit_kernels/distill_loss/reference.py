@@ -44,7 +44,7 @@ class LossCall(NamedTuple):
     """One call of the loss, as the registered ops receive it: the loss is (1 − alpha) · base + alpha · distillation.
 
     Attributes:
-        cls: logits (B, C) of the base term; None: there is no base term.
+        cls: logits (B, C) of the base term; None without a base term.
         dist: logits (B, C) of the distillation term; None: it is computed on `cls`.
         teacher: logits (B, C), labels int64 (B,), or the classes int64 (B, K) of a TopK; None: no distillation term.
         teacher_probs: the probabilities (B, K) of a TopK.

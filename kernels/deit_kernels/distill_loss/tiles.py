@@ -101,7 +101,7 @@ def forward_tile(
 
 @triton.jit
 def label_loss(row_ptr, label, exists, state):
-    """−log softmax at a label; no address is formed from a label that is no class."""
+    """−log softmax at a label; a label outside the classes forms no address."""
     maximum, total, _, _ = state
     return (maximum - tl.load(row_ptr + label, mask=exists, other=0.0).to(tl.float32)) + tl.log(total)
 

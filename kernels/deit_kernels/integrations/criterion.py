@@ -128,7 +128,7 @@ def token_loss(
 
 
 def fused_options(criterion: Criterion) -> dict[str, float] | None:
-    """What `criterion` is in `deit_kernels.cross_entropy`'s terms; None where it is no plain cross-entropy.
+    """What `criterion` is in `deit_kernels.cross_entropy`'s terms; None where it is not a plain cross-entropy.
 
     One difference: a row that `nn.CrossEntropyLoss` ignores is left out of the distillation term as well.
     """

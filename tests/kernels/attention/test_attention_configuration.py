@@ -68,7 +68,7 @@ def test_a_broken_table_says_which_file(tmp_path: Path, monkeypatch: pytest.Monk
     table.write_text("{}")
     monkeypatch.setenv("DEIT_KERNELS_TABLE", str(table))
     configuration.forget()
-    with pytest.raises(ValueError, match=r"table\.json, which is no table.* python -m deit_kernels\.tune"):
+    with pytest.raises(ValueError, match=r"table\.json, which is not a table.* type python -m deit_kernels\.tune"):
         choose("forward", 90, 198, 64, 1536, 132)
     monkeypatch.delenv("DEIT_KERNELS_TABLE")
     configuration.forget()

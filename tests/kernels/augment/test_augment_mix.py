@@ -240,8 +240,8 @@ def test_what_sample_mix_refuses(change: dict[str, int], text: str) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "text"),
     [
-        ("partner", 8, "the partner is no row of this batch"),
-        ("partner", -1, "the partner is no row of this batch"),
+        ("partner", 8, "the partner is outside the batch"),
+        ("partner", -1, "the partner is outside the batch"),
         ("mode", 3, "the mode is unknown"),
         ("lam", float("nan"), r"lam is outside \[0, 1\]"),
         ("lam", 1.5, r"lam is outside \[0, 1\]"),

@@ -50,7 +50,7 @@ def check_mix(mix: NDArray[np.void], size: int) -> None:
     with np.errstate(invalid="ignore"):
         lam_fits = (mix["lam"] >= 0) & (mix["lam"] <= 1)
     checks = (
-        ("the partner is no row of this batch", (mix["partner"] >= 0) & (mix["partner"] < len(mix))),
+        ("the partner is outside the batch", (mix["partner"] >= 0) & (mix["partner"] < len(mix))),
         ("the mode is unknown", (mix["mode"] >= 0) & (mix["mode"] < len(MODES))),
         ("lam is outside [0, 1]", lam_fits),
         ("the box leaves the output", (box >= 0).all(1) & (box[:, :2] + box[:, 2:] <= size).all(1)),
