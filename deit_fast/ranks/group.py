@@ -31,20 +31,14 @@ _SETTING_UP, _TRAINING = timedelta(hours=1), timedelta(minutes=15)
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among `world_size`; rank 0 prints and writes.
-
-    Attributes:
-        cores: how many this process may keep busy.
-        binding: the cores that its threads are bound to, in words.
-        warnings: of the meeting, e.g. about unequal GPUs.
-    """
+    """This process among `world_size`; rank 0 prints and writes."""
 
     rank: int
     world_size: int
     device: torch.device
-    cores: int = 1
-    binding: str = ""
-    warnings: tuple[str, ...] = ()
+    cores: int = 1  # that this process may keep busy
+    binding: str = ""  # the cores that its threads are bound to, in words
+    warnings: tuple[str, ...] = ()  # of the meeting, e.g. about unequal GPUs
 
     @property
     def main(self) -> bool:

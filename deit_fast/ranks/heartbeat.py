@@ -61,24 +61,16 @@ class RankLost(Ending, RuntimeError):
 
 @dataclass
 class Sign:
-    """The content of a status file.
-
-    Attributes:
-        stage: one of STAGES.
-        step: optimiser step, from 0.
-        since: time.time() at which the stage began.
-        written: time.time() of the write.
-        code: exit code of a rank that ended by its own error, else None.
-    """
+    """The content of a status file."""
 
     rank: int
     host: str
     pid: int
     stage: str = STAGES[0]
-    step: int = 0
-    since: float = 0.0
-    written: float = 0.0
-    code: int | None = None
+    step: int = 0  # optimiser step
+    since: float = 0.0  # time.time() at which the stage began
+    written: float = 0.0  # time.time() of the write
+    code: int | None = None  # exit code of a rank that ended by its own error
 
     def __str__(self) -> str:
         return f"rank {self.rank} (process {self.pid} on {self.host})"

@@ -32,22 +32,15 @@ _meetings = itertools.count()
 
 @dataclass
 class Introduction:
-    """What one rank tells the others; JSON values only.
-
-    Attributes:
-        problem: why it cannot take part, or None.
-        gpu, gpu_id, gpu_memory: name, UUID and bytes of its GPU; empty and 0 on a CPU.
-        cores: those its threads may run on.
-        code: see `code_version`.
-    """
+    """What one rank tells the others; JSON values only."""
 
     host: str
-    problem: str | None
-    gpu: str
-    gpu_id: str
-    gpu_memory: int
-    cores: list[int]
-    code: str
+    problem: str | None  # why it cannot take part
+    gpu: str  # its name; "" on a CPU
+    gpu_id: str  # UUID
+    gpu_memory: int  # bytes
+    cores: list[int]  # that its threads may run on
+    code: str  # see `code_version`
     config: dict[str, Any]
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
-from rich.table import Table
 
 from ..picture import picture
+from ..run.report import table_of
 
 
 class Row(NamedTuple):
@@ -121,11 +121,11 @@ def show(results: Mapping[str, Any], folder: Path) -> None:
     """Print the two tables, the sentence, and the paths of the files."""
     console = Console(soft_wrap=True, highlight=False)
     title = f"top-1 on {results['data']}, per cent, mean ± standard deviation of {results['seeds']} seeds"
-    table = _table(title, "Table 3", "here", "paper: Ti", "S", "B")
+    table = table_of(title, "Table 3", "here", "paper: Ti", "S", "B")
     for row in results["table3"].values():
         table.add_row(row["row"], _mean(row), *(f"{row['paper'][size]:.1f}" for size in ("Ti", "S", "B")))
     console.print(table)
-    table = _table(None, "Table 2", "teacher", "student", "paper: teacher", "student B")
+    table = table_of("", "Table 2", "teacher", "student", "paper: teacher", "student B")
     for key, row in results["table2"].items():
         teacher = results["teachers"][key]["top1"]
         paper = row["paper"]
@@ -133,13 +133,6 @@ def show(results: Mapping[str, Any], folder: Path) -> None:
     console.print(table)
     console.print(results["sentence"], markup=False)
     console.print(f"{folder / 'results.json'}, {folder / 'results.png'}", markup=False)
-
-
-def _table(title: str | None, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left")
-    return table
 
 
 def _mean(row: Mapping[str, Any]) -> str:

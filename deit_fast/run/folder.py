@@ -28,16 +28,9 @@ from .checkpoint import newest
 
 # All that a run writes, in the order in which --fresh removes it: first what marks a finished and a resumable run.
 OURS = (
-    "summary.json",
-    "checkpoints",
-    "data.json",
-    "metrics.jsonl",
-    "report.png",
-    "logs",
-    "tensorboard",
-    "profile",
+    "summary.json", "checkpoints", "data.json", "metrics.jsonl", "report.png", "logs", "tensorboard", "profile",
     "config.json",
-)
+)  # fmt: skip
 
 
 def open_run(config: Config, run: Path) -> dict[str, Any] | None:

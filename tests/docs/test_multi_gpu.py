@@ -48,7 +48,7 @@ def test_flags_in_the_text_exist() -> None:
 
 
 def test_the_lines_it_tells_to_look_at_are_printed() -> None:
-    source = "".join(path.read_text() for path in (ROOT / "deit_fast").glob("*.py"))
+    source = "".join(path.read_text() for path in (ROOT / "deit_fast").rglob("*.py"))
     for name in re.findall(r"line `(\w+)`|lines? .*?`(\w+)` prints", PAGE):
         assert f'"{"".join(name)}"' in source, name
     line = re.search(r"^    (step .*)$", PAGE, flags=re.MULTILINE)[1]
