@@ -14,7 +14,7 @@ import torch
 
 from deit_fast import files as durable
 from deit_fast.config import Config
-from deit_fast.data import open_dataset
+from deit_fast.data.training import TrainingData
 from deit_fast.model import IMAGENET_NORMALISATION
 from deit_fast.ranks.group import Ranks
 from deit_fast.run.folder import read_summary
@@ -28,6 +28,7 @@ from deit_fast.train import train
 from tests.deit_fast.command import command_line
 from tests.deit_fast.train.test_train import assert_same_weights
 
+ALONE = Ranks(0, 1, torch.device("cpu"))
 SOFT = {"distill": "soft", "alpha": 0.3, "tau": 2.0, "kl_normalizer": "batch", "teacher_top_k": 2}
 
 
@@ -42,13 +43,13 @@ def cached(tiny: Config, tmp_path: Path) -> Config:
 
 @pytest.fixture
 def no_teacher(monkeypatch: pytest.MonkeyPatch):
-    """Call it, and whoever loads a teacher from then on fails."""
+    """Call it, and from then on a run that loads its teacher fails."""
 
     def forbid() -> None:
-        def loaded(*_: object) -> None:
+        def loaded(*_: object, **__: object) -> None:
             raise AssertionError("the teacher was loaded")
 
-        monkeypatch.setattr(teacher_labels, "load_teacher", loaded)
+        monkeypatch.setattr(teacher_labels, "TeacherEngine", loaded)
 
     return forbid
 
@@ -59,7 +60,7 @@ def labels_of(folder: str) -> dict[str, bytes]:
 
 def table(folder: str, steps: int = 6) -> list[list[int]]:
     """Every label in the cache, by step and position."""
-    cache = LabelCache(Path(folder), range(8), 3, None, 1.0, print)
+    cache = LabelCache(Path(folder), range(8), print)
     return [cache.lookup(step, np.arange(8)).classes.tolist() for step in range(steps)]
 
 
@@ -197,11 +198,11 @@ def test_whatever_decides_a_label_is_among_the_settings(cached: Config, changes:
 
 
 def test_other_images_under_the_same_labels_are_another_data_set(cached: Config, tmp_path: Path) -> None:
-    train_set, _ = open_dataset(cached.data)
+    data = TrainingData.open(cached, ALONE)
     policy = cached.training_policy(IMAGENET_NORMALISATION)
-    settings = cache_settings(cached, cached.teacher, torch.float32, train_set, policy, 1)
-    train_set.read = lambda index: b"other bytes"
-    changed = cache_settings(cached, cached.teacher, torch.float32, train_set, policy, 1)
+    settings = cache_settings(cached, cached.teacher, torch.float32, data, policy)
+    data.train_set.read = lambda index: b"other bytes"
+    changed = cache_settings(cached, cached.teacher, torch.float32, data, policy)
     assert settings["data"].pop("images") != changed["data"].pop("images") and settings == changed
 
 
@@ -231,11 +232,10 @@ def test_ranks_that_see_different_pieces_load_the_teacher_together(cached: Confi
             return body()
 
     train(cached)
-    train_set, _ = open_dataset(cached.data)
-    policy = cached.training_policy(IMAGENET_NORMALISATION)
-    arguments = (cached, cached.teacher, train_set, policy, IMAGENET_NORMALISATION, range(6))
-    for ranks, live in ((Ranks(0, 1, torch.device("cpu")), False), (Complete(0, 2, torch.device("cpu")), True)):
-        assert teacher_labels.teacher_labels(*arguments, ranks, Reporter(False)).live == live
+    loaders = TrainingData.open(cached, ALONE).loaders(IMAGENET_NORMALISATION, ALONE)
+    for ranks, live in ((ALONE, False), (Complete(0, 2, ALONE.device), True)):
+        found = teacher_labels.teacher_labels(cached, cached.teacher, loaders, ranks, Reporter(False))
+        assert found.live == live
 
 
 def test_a_dry_run_of_filling_is_refused(cached: Config, capsys) -> None:
