@@ -58,7 +58,7 @@ class Piece(NamedTuple):
 
     @property
     def chunk(self) -> int:
-        """Its steps lie between this multiple of PIECE_STEPS and the next."""
+        """Its steps lie between this multiple of PIECE_STEPS and the next one."""
         return self.steps.start // PIECE_STEPS
 
 

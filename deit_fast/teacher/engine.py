@@ -86,7 +86,7 @@ class TeacherEngine:
         if not any(isinstance(module, nn.Conv2d) for module in self.module.modules()):
             return "nchw", "it has no convolutions"
         if images.device.type == "cpu":  # not measured: a run would depend on what else the machine does
-            return "channels_last", "ConvNets are faster so on a CPU"
+            return "channels_last", "ConvNets are faster this way on a CPU"
         milliseconds = {name: self._milliseconds(images, form) for name, form in _FORMATS.items()}
         measured = ", ".join(f"{name} {value:.2f} ms" for name, value in milliseconds.items())
         return min(milliseconds, key=milliseconds.get), f"measured on {len(images)} images: {measured}"
