@@ -1,8 +1,8 @@
 """One batch: read and decode its images, plan their augmentation, put them on the device.
 
 A batch is a pure function of (data set, policy, data seed, rows); `order.py` gives the rows. One decode serves all
-copies of an image in the batch: its pixels lie in memory once, and the rows of the plan point at them. Random crops are
-drawn as soon as an image's sides are known, so of a JPEG file only the part around them is decoded (`jpeg_part.py`).
+copies of an image in the batch: its pixels are in memory once, and the rows of the plan point at them. Random crops are
+drawn as soon as an image's sides are known, so only the part of a JPEG file around them is decoded (`jpeg_part.py`).
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from .order import Samples
 from .sources.dataset import Dataset, ReadImage, read_image
 from .sources.in_memory import InMemory
 
-RUN = 4  # images a decoding task: handing over a task costs a twentieth of decoding an image
-IGNORE = -100  # the label that losses and accuracies leave out
+RUN = 4  # images per decoding task: submitting a task costs a twentieth of decoding an image
+IGNORE = -100  # the label that losses and accuracies do not count
 OnBadImage = Literal["skip", "fail"]
 
 
 def bad_image(path: str, reason: str) -> BadImage:
-    """What ends a run under --bad-images fail."""
+    """The error of --bad-images fail."""
     return BadImage(f"{path}: {reason}: repair or remove it, or type --bad-images skip")
 
 
@@ -49,12 +49,12 @@ class Batch(NamedTuple):
 
     Attributes:
         step: the training step, or the number of the evaluation batch.
-        images: (b, 3, S, S), or (b, (S/P)², 3·P²) in the layout "patches"; zeros where the file was bad. On the device.
-        labels: int64 (b,), of the image itself, also where another is mixed into it; IGNORE where the file was bad, or
-            that of the image it would have been mixed with. On the device.
-        samples: int64 (b,), indices into the data set. In host memory, where label caches look them up.
-        positions: int64 (b,), places in the global batch, 0 … B − 1. In host memory, where drop-path is drawn from
-            them.
+        images: (b, 3, S, S), or (b, (S/P)², 3·P²) in the layout "patches", on the device; zeros where the file, or that
+            of the image to be mixed with it, is unreadable.
+        labels: int64 (b,) on the device, of the image itself, also where another is mixed into it; IGNORE where
+            `images` is zero because a file is unreadable.
+        samples: int64 (b,) in host memory, indices into the data set.
+        positions: int64 (b,) in host memory, places in the global batch, 0 … B − 1, for label caches and drop-path.
         target: what losses take: `labels`, or where images are mixed a MixedTarget with the same labels.
     """
 
@@ -83,33 +83,23 @@ def parts(batch: Batch, micro_batch: int) -> Iterator[Batch]:
 
 
 class Built(NamedTuple):
-    """A batch with what only its loader needs.
-
-    Attributes:
-        batch: for the consumer.
-        finished: what the device has of it.
-        reasons: path → what is wrong, of its bad images.
-        labelled: rows that have a label.
-    """
+    """A batch with what only its loader needs."""
 
     batch: Batch
     finished: Finished
-    reasons: dict[str, str]
-    labelled: int
+    reasons: dict[str, str]  # path → what is wrong, of its bad images
+    labelled: int  # rows that have a label
 
 
 @dataclass
 class Seconds:
-    """Where time went: of decoding threads (read, decode), of copying to and augmenting on the device, of waiting.
+    """Where time went: in decoding threads, on the device, and in the consumer, which runs beside them."""
 
-    `wait` is the consumer's time without a batch; the others run beside it, several threads at once.
-    """
-
-    read: float = 0.0
+    read: float = 0.0  # sum over threads, as the next one
     decode: float = 0.0
-    copy: float = 0.0
+    copy: float = 0.0  # to the device
     augment: float = 0.0
-    wait: float = 0.0
+    wait: float = 0.0  # of the consumer for a batch
 
     def add(self, **seconds: float) -> None:
         for name, value in seconds.items():
@@ -120,47 +110,27 @@ class Seconds:
 
 
 class Started(NamedTuple):
-    """A batch whose images are being decoded.
-
-    Attributes:
-        rows: b samples.
-        distinct: int64 (d,), the images of the batch.
-        image_of_row: int64 (b,), indices into `distinct`.
-        decoding: runs of the distinct images; none where the set is in memory.
-    """
+    """A batch whose images are being decoded."""
 
     step: int
-    rows: Samples
-    distinct: NDArray[np.int64]
-    image_of_row: NDArray[np.int64]
+    rows: Samples  # b
+    distinct: NDArray[np.int64]  # (d,), the images of the batch
+    image_of_row: NDArray[np.int64]  # (b,), indices into `distinct`
     arena: Arena
-    decoding: list[Future[list[ReadImage]]]
+    decoding: list[Future[list[ReadImage]]]  # RUN of the distinct images each; none if the data set is in memory
 
 
 class BatchBuilder:
-    """What all batches of a loader have in common; the arguments are described at `TrainLoader`.
-
-    Args:
-        augment: CpuAugment or CudaAugment, made for `policy`.
-        mixing: of all batches; None: none is mixed.
-
-    Attributes:
-        seconds: read, decode, copy and augment so far.
+    """Builds the batches of a loader. The arguments are those of the loader; `augment` was made for `policy`.
 
     Raises:
         ValueError: an argument outside its range.
     """
 
     def __init__(
-        self,
-        dataset: Dataset,
-        policy: Policy,
-        data_seed: int,
-        bad_images: OnBadImage,
-        exif_orientation: bool,
-        augment: CpuAugment | CudaAugment,
-        mixing: Mixing | None,
-    ):
+        self, dataset: Dataset, policy: Policy, data_seed: int, bad_images: OnBadImage, exif_orientation: bool,
+        augment: CpuAugment | CudaAugment, mixing: Mixing | None,
+    ):  # fmt: skip
         if bad_images not in ("skip", "fail"):
             raise ValueError(f"bad images {bad_images!r}: type --bad-images skip or --bad-images fail")
         self.seconds = Seconds()
@@ -173,7 +143,7 @@ class BatchBuilder:
         self._plan(Samples(0, *np.zeros((3, 0), np.int64)), *np.zeros((2, 0), np.int32))  # checks the seed
 
     def keep_in_memory(self, threads: int) -> None:
-        """Decode the whole data set now; batches then point at its pixels.
+        """Decode the whole data set now; batches then use its pixels.
 
         Raises:
             ValueError: it is too large.
@@ -184,13 +154,7 @@ class BatchBuilder:
         self._dataset = in_memory
 
     def start(self, step: int, rows: Samples, submit: Callable[..., Future[list[ReadImage]]]) -> Started:
-        """Begin to decode the images of a step.
-
-        Args:
-            step: what the batch is called.
-            rows: b samples.
-            submit: `Executor.submit` of what runs the reading and decoding, RUN images a task.
-        """
+        """Begin to decode the images of a step; `submit` is that of the executor, and gets RUN images a task."""
         distinct, image_of_row = np.unique(rows.sample, return_inverse=True)
         arena = Arena(self._augment.pixels, self._expected)
         decoding = []
@@ -202,7 +166,7 @@ class BatchBuilder:
         return Started(step, rows, distinct, image_of_row, arena, decoding)
 
     def _crops(self, rows: Samples, image_of_row: NDArray[np.int64]) -> RandomCrops | None:
-        """What the rows show of their images, where that is known before the images are and of use."""
+        """The random crops of the rows, if part of a JPEG file can be decoded."""
         if self._policy.crop != "random_resized" or jpeg_part.missing:
             return None
         counters = np.stack(np.broadcast_arrays(rows.epoch, rows.sample, rows.copy), axis=-1)
@@ -217,10 +181,7 @@ class BatchBuilder:
         ]
 
     def finish(self, started: Started, executor: Executor) -> Built:
-        """The batch.
-
-        Args:
-            executor: augments, where the CPU does.
+        """The batch; on a CPU, `executor` augments.
 
         Raises:
             BadImage: an image is unreadable and bad_images is "fail"; the text names it.
@@ -250,7 +211,7 @@ class BatchBuilder:
             block, offset, end = arena.gather([part.pixels for part in parts], tail)
             self._needed.append(end + tail)
             self._expected = usual(self._needed)
-            # Of every row: the sides of what was decoded, then where that lies in which image.
+            # For every row: the sides of what was decoded, its place in the image, the sides of the image.
             sides = [(*part.pixels.shape[:2], *part[1:]) for part in parts]
             height, width, *place = np.array(sides, np.int32).reshape(-1, 6)[started.image_of_row].T.copy()
             tables = (offset[started.image_of_row], height, width)
@@ -271,9 +232,9 @@ class BatchBuilder:
         return Gathered(images, plan.place(images), mix, labels, blank, block, end), reasons
 
     def _decoded(self, started: Started) -> tuple[dict[int, BadImage], list[Part]]:
-        """The bad images by index, and what was decoded of all distinct images.
+        """The bad images by index, and what was decoded of all distinct images, in their order.
 
-        A bad image goes through the augmentation as one black pixel: every other row keeps its place and its pixels.
+        A bad image is replaced by one black pixel, so that the other rows keep their places and their bits.
         """
         bad: dict[int, BadImage] = {}
         decoded = []
@@ -290,11 +251,6 @@ class BatchBuilder:
 
     def _plan(self, rows: Samples, height: NDArray[np.int32], width: NDArray[np.int32]) -> AugmentPlan:
         return sample_plan(
-            self._policy,
-            seed=self._data_seed,
-            epoch=rows.epoch,
-            sample=rows.sample,
-            copy=rows.copy,
-            height=height,
+            self._policy, seed=self._data_seed, epoch=rows.epoch, sample=rows.sample, copy=rows.copy, height=height,
             width=width,
-        )
+        )  # fmt: skip

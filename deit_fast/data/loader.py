@@ -5,13 +5,13 @@
         loss = cross_entropy(model(batch.images), batch.target)    # a label is IGNORE where the file was bad
     loader.seconds, loader.bad_images
 
-A batch has equal bits for any number of threads, any prefetch and any start step, and the batches of n ranks, one after
-the other, are the batch of one rank (in the order "grouped"); a damaged file may be noticed in one of them and not in
-another (`jpeg_part.py`). Any batch is addressable: `loader.seek(epoch, step)` costs nothing. Threads are enough because
-decoders and augmentation release the interpreter's lock.
+A batch has the same bits for any number of threads, any prefetch and any start step, and in the order "grouped" the
+batches of n ranks, one after the other, are the batch of one rank. Only a damaged file may be noticed in one of these
+cases and not in another (`jpeg_part.py`). `loader.seek(epoch, step)` goes to any batch at no cost. Threads are enough
+because decoders and augmentation release the interpreter's lock.
 
-Each `iter(loader)` owns its threads and starts again at the first step. The threads end with the iterator: exhausted,
-closed, dropped, or ended by an exception. An exception in a thread is raised as itself, at the batch it belongs to.
+Each `iter(loader)` owns its threads and starts again at the first step. The threads end with the iterator: when it is
+exhausted, closed, dropped, or ended by an exception. An exception in a thread is raised at the batch it belongs to.
 """
 
 from __future__ import annotations
@@ -43,31 +43,31 @@ CPU = torch.device("cpu")
 
 
 class Options(TypedDict, total=False):
-    """How batches are built; the same for training and evaluation."""
+    """How batches are built, in training and in evaluation."""
 
     threads: int | None  # that decode; None: the usable cores divided by the ranks on this machine
     prefetch: int  # batches built ahead of the consumer, 3 unless given
-    bad_images: OnBadImage  # "skip" blanks an unreadable image, takes its label away and names it; "fail" stops
+    bad_images: OnBadImage  # "skip" blanks an unreadable image, removes its label and names it; "fail" stops
     exif_orientation: bool  # turn images as their EXIF orientation says; timm and torchvision do not
     in_memory: bool  # decode the whole set once, at construction, and keep its pixels
-    device: torch.device  # where images and labels go; "meta" does the host's share of a GPU's batch only
+    device: torch.device  # where images and labels go; "meta" does only the CPU's work for a GPU's batch
     dtype: torch.dtype  # of the images; float32 unless given
     layout: Layout  # of the images, as `deit_kernels.augment.apply` takes it
     patch: int  # as above
 
 
 class _FewWaiting:
-    """Hands decoding tasks to an executor, few at a time.
+    """Submits decoding tasks to an executor, few at a time.
 
     The augmentation of a batch runs in the same threads and must not wait until the next batches are decoded: its
-    images would have left the caches, and when it is done there would be nothing to do.
+    images would no longer be in the CPU's caches, and after it the threads would be idle.
     """
 
     def __init__(self, executor: Executor, threads: int):
         self._executor, self._free = executor, threading.Semaphore(2 * threads)
 
     def submit(self, task: Callable[..., Any], *arguments: object) -> Future[Any]:
-        """As `Executor.submit`; waits until few tasks do."""
+        """As `Executor.submit`, when fewer than two tasks a thread are queued or running."""
         self._free.acquire()
         try:
             future = self._executor.submit(task, *arguments)
@@ -79,29 +79,18 @@ class _FewWaiting:
 
 
 class _Loader:
-    """The threads; a subclass says which rows a step has.
+    """The threads; a subclass defines the rows of a step.
 
-    Three kinds: a feeder starts the decoding of batches; decoders read and decode, and augment where no GPU does; an
+    There are three kinds. A feeder starts the decoding of batches; decoders read and decode, and augment on a CPU; an
     assembler plans and sends to the device. So a batch is decoded while the one before it is augmented.
     """
 
     def __init__(
-        self,
-        dataset: Dataset,
-        policy: Policy,
-        data_seed: int,
-        world_size: int,
-        mixing: Mixing | None = None,
-        threads: int | None = None,
-        prefetch: int = 3,
-        bad_images: OnBadImage = "skip",
-        exif_orientation: bool = False,
-        in_memory: bool = False,
-        device: torch.device = CPU,
-        dtype: torch.dtype = torch.float32,
-        layout: Layout = "nchw",
-        patch: int = 16,
-    ):
+        self, dataset: Dataset, policy: Policy, data_seed: int, world_size: int, mixing: Mixing | None = None,
+        threads: int | None = None, prefetch: int = 3, bad_images: OnBadImage = "skip", exif_orientation: bool = False,
+        in_memory: bool = False, device: torch.device = CPU, dtype: torch.dtype = torch.float32,
+        layout: Layout = "nchw", patch: int = 16,
+    ):  # fmt: skip
         if threads is not None and threads < 1:
             raise ValueError(f"{threads} threads decode nothing: give 1 or more, or none for the number of cores")
         if prefetch < 1:
@@ -111,16 +100,16 @@ class _Loader:
         self._steps = range(0)
         self._threads = threads or default_threads(world_size)
         self._prefetch = prefetch
+        given = (policy, dtype, layout, patch, self._threads)
         self._augment: CpuAugment | CudaAugment
         if device.type == "meta":
-            self._augment = HostOnly(policy, dtype, layout, patch, self._threads, mixing)
+            self._augment = HostOnly(*given, mixing)
         elif device.type == "cuda":
-            # The current device of this thread is not that of others.
+            # Named here, since other threads have another current device.
             index = torch.cuda.current_device() if device.index is None else device.index
-            on = torch.device("cuda", index)
-            self._augment = CudaAugment(policy, dtype, layout, patch, self._threads, on, mixing)
+            self._augment = CudaAugment(*given, torch.device("cuda", index), mixing)
         else:
-            self._augment = CpuAugment(policy, dtype, layout, patch, self._threads, mixing)
+            self._augment = CpuAugment(*given, mixing)
         self._builder = BatchBuilder(dataset, policy, data_seed, bad_images, exif_orientation, self._augment, mixing)
         if in_memory:
             self._builder.keep_in_memory(self._threads)
@@ -131,7 +120,7 @@ class _Loader:
 
     @property
     def seconds(self) -> Seconds:
-        """Where time went so far: read, decode, copy, augment, wait."""
+        """Where time went so far."""
         return self._builder.seconds
 
     @property
@@ -141,7 +130,7 @@ class _Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         device = self._augment.device
-        # A new thread starts on GPU 0, where pinning memory would open a context for every rank.
+        # A new thread's current device is GPU 0, where pinning memory would open a context for every rank.
         start = (torch.cuda.set_device, (device,)) if device.type == "cuda" else (None, ())
         feeder = ThreadPoolExecutor(1, "deit_fast-feed", *start)
         alone = without_torch_threads, (torch.get_num_threads(),)
@@ -151,7 +140,7 @@ class _Loader:
         steps = iter(self._steps)
 
         def submit(count: int) -> Iterator[Future[Built]]:
-            """Begin the next steps, each when the device is done with the batches that the consumer has given back."""
+            """Begin the next steps, each after the device has finished with the batches that the consumer returned."""
             given_back = self._augment.used()
             for step in islice(steps, count):
                 yield assembler.submit(self._finish, feeder.submit(self._start, step, given_back, decoding), decoders)
@@ -170,7 +159,7 @@ class _Loader:
                 batch = built.batch
                 del built
                 yield batch
-                del batch  # so that its memory is free for the next one as soon as the consumer lets go of it
+                del batch  # so that its memory is free for the next one as soon as the consumer drops it
         finally:
             # Decoders first: the assembler waits for them, and a cancelled decode ends that wait.
             for executor in (decoders, feeder, assembler):
@@ -188,7 +177,7 @@ class _Loader:
         raise NotImplementedError
 
     def _check(self, built: Built) -> None:
-        """Raise BadImage when the batch has too many bad images to go on."""
+        """Raise BadImage when the batch has too many bad images to continue."""
 
 
 class TrainLoader(_Loader):
@@ -196,34 +185,26 @@ class TrainLoader(_Loader):
 
     Args:
         dataset: images and labels.
-        policy: how each image is augmented, and with its `mix` two are mixed (see `mixing.py`).
-        share: which rows of every global batch to give, and in which order (see `order.py`).
-        total_steps, start_step: a resumed run starts at the step where it stopped.
+        policy: how each image is augmented and, by its `mix`, pairs are mixed (see `mixing.py`).
+        share: the rows of every global batch (see `order.py`).
         options: see `Options`.
 
     Attributes:
-        share: as given.
         mixing: how rows are mixed; None where they are not.
         seconds: where time went so far (`Seconds`); wait_seconds is its `wait`.
         bad_images: path → reason of the images skipped so far.
-        labelled: rows with a label given so far.
+        labelled: rows so far that have a label.
 
     Raises:
         ValueError: at construction, an argument outside its range.
-        BadImage: while iterating, an unreadable image ("fail"), or a step without a single readable one ("skip", and
-            one rank: what the others' rows are is not known here).
+        BadImage: while iterating, an unreadable image ("fail"), or a step without a readable one ("skip", on one rank:
+            among several, another may have one).
     """
 
     def __init__(
-        self,
-        dataset: Dataset,
-        policy: Policy,
-        share: Share,
-        *,
-        total_steps: int,
-        start_step: int = 0,
+        self, dataset: Dataset, policy: Policy, share: Share, *, total_steps: int, start_step: int = 0,
         **options: Unpack[Options],
-    ):
+    ):  # fmt: skip
         if not 0 <= start_step <= total_steps:
             raise ValueError(f"start step {start_step} is outside 0 … {total_steps}, the steps of this run")
         assert share.images == len(dataset)
@@ -247,7 +228,7 @@ class TrainLoader(_Loader):
         return self.share.samples(step)
 
     def _check(self, built: Built) -> None:
-        if not built.labelled and self.share.world_size == 1:  # the other ranks' rows may be readable
+        if not built.labelled and self.share.world_size == 1:  # among several, the other ranks' rows may be readable
             first = ": ".join(next(iter(built.reasons.items())))
             what = "pair of readable images to mix" if self.mixing else "readable image"
             raise BadImage(f"step {built.batch.step} has no {what}; the first of {len(built.reasons)} is {first}")
@@ -256,29 +237,19 @@ class TrainLoader(_Loader):
 class EvalLoader(_Loader):
     """Every image of this rank once: rank, rank + world_size, …; the last batch is shorter and nothing is padded.
 
-    Args:
-        batch_size: rows of a batch on this rank.
-        the others: as `TrainLoader`.
-
-    Attributes:
-        seconds, wait_seconds, bad_images: as `TrainLoader`.
+    Arguments and attributes are those of `TrainLoader`; `batch_size` is that of this rank.
 
     Raises:
         ValueError: at construction, an argument outside its range.
-        BadImage: while iterating, an unreadable image ("fail"), or at the end when none was readable ("skip", and one
-            rank). A single batch may be all bad: files lie by class, and a class may be broken.
+        BadImage: while iterating, an unreadable image ("fail"), or at the end when none was readable ("skip", on one
+            rank). A batch may have no readable image: files are in the order of their classes, and a class may be
+            broken.
     """
 
     def __init__(
-        self,
-        dataset: Dataset,
-        policy: Policy,
-        *,
-        batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
+        self, dataset: Dataset, policy: Policy, *, batch_size: int, rank: int = 0, world_size: int = 1,
         **options: Unpack[Options],
-    ):
+    ):  # fmt: skip
         if batch_size < 1:
             raise ValueError(f"batch size {batch_size} holds no image: type --batch-size 1 or more")
         if not 0 <= rank < world_size:

@@ -1,14 +1,13 @@
-"""Mixup and CutMix of training batches: which row is mixed with which, and how a batch is cut so that partners stay.
+"""Mixup and CutMix of training batches: which rows are mixed, and how a batch is cut without parting them.
 
-`grouped` order: rows mix inside mix groups (`order.py`), each group with a λ, a mode and a box of its own, drawn from
-(data seed, step, group). A group lies on one rank, so the mixed global batch is the same for every number of ranks.
+`grouped` order: rows mix inside mix groups (`order.py`), each with its own λ, mode and box, drawn from (data seed,
+step, group). A group is on one rank, so the mixed global batch is the same for any number of ranks.
 
-`official` order: as the official code mixes. Row i of a rank's b rows is mixed with row b − 1 − i (its `x.flip(0)`),
-and one λ, mode and box serve the rank's whole batch; they are drawn from (data seed, step, rank). So the batch depends
-on the number of ranks.
+`official` order: as the official code mixes. Row i of a rank's b rows is mixed with row b − 1 − i (its `x.flip(0)`).
+The whole batch of a rank has the same λ, mode and box, drawn from (data seed, step, rank). So the batch depends on the
+number of ranks.
 
-A row whose own or whose partner's image is unreadable is blank and has no label (`BatchBuilder`): what it would have
-shown is not known, and nothing takes its place.
+If the image of a row or of its partner is unreadable, the row is blank and has no label (`BatchBuilder`).
 """
 
 from __future__ import annotations
@@ -26,23 +25,14 @@ from .order import Share, mix_group
 
 @dataclass(frozen=True)
 class Mixing:
-    """How the batches of one rank are mixed.
-
-    Attributes:
-        policy: whose `mix` is drawn from.
-        data_seed: 64-bit.
-        rows: b, of this rank.
-        start: position of its first row, as `sample_mix` counts them.
-        group: rows that mix among themselves.
-        mirrored: row i of a group meets row g − 1 − i, else the one half a group further.
-    """
+    """How the batches of one rank are mixed."""
 
     policy: Policy
     data_seed: int
-    rows: int
-    start: int
-    group: int
-    mirrored: bool
+    rows: int  # b, of this rank
+    start: int  # position of its first row, as `sample_mix` counts them
+    group: int  # g, rows that mix among themselves
+    mirrored: bool  # row i of a group is mixed with row g − 1 − i, else with row (i + g/2) mod g
 
     @classmethod
     def of_share(cls, policy: Policy, share: Share) -> Mixing | None:
@@ -67,16 +57,14 @@ class Mixing:
 
     @property
     def decision(self) -> tuple[str, str]:
-        """What was decided, and why, in words."""
+        """(value, reason), for `Reporter.decide`."""
         if self.mirrored:
-            return (
-                f"all {self.group} rows of a process with one draw",
-                "the official code's; other numbers of processes differ",
-            )
-        return f"in groups of {self.group} rows", "the smallest that part the copies of an image and fit the batch"
+            reason = "the official code's; other numbers of processes differ"
+            return f"all {self.group} rows of a process with one draw", reason
+        return f"in groups of {self.group} rows", "the smallest that keep copies of an image apart and fit the batch"
 
     def plan(self, step: int) -> MixPlan:
-        """How the rows of a step are mixed, in host memory."""
+        """The plan of a step, in host memory."""
         plan = sample_mix(
             self.policy, seed=self.data_seed, step=step, start=self.start, count=self.rows, group=self.group
         )
@@ -87,7 +75,7 @@ class Mixing:
         return plan._replace(partner_row=torch.from_numpy(table["partner"].astype(np.int64)))
 
     def parts(self, threads: int) -> list[NDArray[np.int64]]:
-        """Rows for each of up to `threads` threads, ascending: a row and its partner are in one part."""
+        """Rows for each of up to `threads` threads, ascending; a row and its partner are in the same part."""
         if self.mirrored:
             halves = np.array_split(np.arange(self.rows // 2), threads)
             return [np.concatenate([half, self.rows - 1 - half[::-1]]) for half in halves if len(half)]
@@ -96,7 +84,7 @@ class Mixing:
 
 
 def part_of(plan: MixPlan, rows: NDArray[np.int64]) -> MixPlan:
-    """The plan of some rows alone, ascending, that hold their partners."""
+    """The plan of some of the rows, which are ascending and include their partners."""
     table = plan.table[rows]
     table["partner"] = np.searchsorted(rows, table["partner"])
     bytes_ = table.view(np.uint8).reshape(len(rows), -1)

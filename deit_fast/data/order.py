@@ -1,6 +1,6 @@
-"""Which image stands where in training: pure functions of (data seed, step), so resuming is slicing.
+"""Which image is where in training: pure functions of (data seed, step), so a run can continue at any step.
 
-Training is one endless stream of positions. Step s takes the slice [s·B, (s+1)·B) of it; a step never mixes two epochs.
+Training is an endless stream of positions. Step s takes the slice [s·B, (s+1)·B) of it; no step spans two epochs.
 
     share = Share(images=len(dataset), batch_size=256, repeats=3, data_seed=0, rank=1, world_size=8)
     rows = share.samples(step)
@@ -8,22 +8,22 @@ Training is one endless stream of positions. Step s takes the slice [s·B, (s+1)
 
 Two orders:
 
-`grouped`: an epoch has ⌊N/B⌋ steps. Every rank takes a contiguous part of the slice, whatever the number of ranks: the
-global batch is the same for all of them. With repeated augmentation (Hoffer et al. 2020; DeiT uses R = 3) position p of
-an epoch shows image order[p // R], copy p % R. An epoch keeps its number of steps and so sees 1/R of the images, as the
-official code's. The copies are neighbours: where every rank's rows are a multiple of R they meet on one rank and the
-image is decoded once. Otherwise some copies fall to the next rank or step; the batches stay exactly the same, the image
-is decoded once more.
+`grouped`: an epoch has ⌊N/B⌋ steps. Each rank takes a contiguous part of the slice, so the global batch is the same for
+any number of ranks. With repeated augmentation (Hoffer et al. 2020; DeiT uses R = 3) position p of an epoch shows image
+order[p // R], copy p % R. An epoch keeps its number of steps and so sees 1/R of the images, as in the official code.
+The copies are neighbours: if the rows of a rank are a multiple of R, all copies are on one rank and the image is
+decoded once. Otherwise some copies belong to the next rank or step: the batches are the same, but the image is decoded
+once more.
 
 `official`: the index lists of the official code, element by element: its `RASampler` (deit/samplers.py) with repeats,
 torch's `DistributedSampler` without, with `drop_last`. Rank r takes every W-th position, so the copies of an image lie
 on different ranks and are decoded there. The permutation depends on the epoch only, not on the data seed; the number of
 steps, and in the last step of an epoch the images, depend on the number of ranks. (Without torch.distributed the
-official code shuffles without a seed, which nobody can repeat; one rank has the lists of a world of one.)
+official code shuffles without a seed, which nobody can repeat; one rank here has the lists of world size 1.)
 
 Mixing (mixup, CutMix) happens inside mix groups: g consecutive positions of the global batch, in which position p is
-mixed with position (p + g/2) mod g. With g/2 ≥ R no image meets a copy of itself, and because g divides every rank's
-rows a group never lies on two ranks, so the mixed batch too is the same for every number of ranks.
+mixed with position (p + g/2) mod g. With g/2 ≥ R no image is mixed with a copy of itself. Because g divides the rows of
+every rank, no group is split between ranks, so the mixed batch is the same for any number of ranks too.
 """
 
 from __future__ import annotations
@@ -44,32 +44,19 @@ OFFICIAL_BLOCK = 256  # RASampler shows a multiple of this many images an epoch
 
 
 class Samples(NamedTuple):
-    """What one rank shows in one step.
+    """The b rows of one rank in one step."""
 
-    Attributes:
-        epoch: the epoch of the step, counted from 0.
-        sample: int64 (b,), indices into the dataset.
-        copy: int64 (b,), which of the R augmented copies of the image, 0 … R − 1.
-        position: int64 (b,), the row's place in the global batch, 0 … B − 1.
-    """
-
-    epoch: int
-    sample: NDArray[np.int64]
-    copy: NDArray[np.int64]
-    position: NDArray[np.int64]
+    epoch: int  # counted from 0
+    sample: NDArray[np.int64]  # (b,), indices into the dataset
+    copy: NDArray[np.int64]  # (b,), which of the R augmented copies of the image, 0 … R − 1
+    position: NDArray[np.int64]  # (b,), places in the global batch, 0 … B − 1
 
 
 @lru_cache(maxsize=2)  # a step reads one epoch, prefetching reads the next; 10 MB each on ImageNet
 def epoch_order(data_seed: int, epoch: int, images: int) -> NDArray[np.int64]:
     """The permutation of one epoch: indices sorted by a 64-bit Philox key each, ties by index.
 
-    Args:
-        data_seed: 64-bit seed of order and augmentation.
-        epoch: counted from 0, below 2**32.
-        images: N, below 2**32.
-
-    Returns:
-        int64 (N,), read-only because it is shared between calls.
+    Epoch and images N are below 2**32. Returns int64 (N,), read-only because it is shared between calls.
     """
     words = philox(data_seed, Stream.ORDER, epoch, np.arange(images), 0, 0)
     keys = words[:, 0].astype(np.uint64) << np.uint64(32) | words[:, 1]
@@ -80,11 +67,7 @@ def epoch_order(data_seed: int, epoch: int, images: int) -> NDArray[np.int64]:
 
 @lru_cache(maxsize=2)
 def official_order(epoch: int, images: int) -> NDArray[np.int64]:
-    """The permutation that the official code's samplers draw: torch's, seeded with the epoch.
-
-    Returns:
-        int64 (N,), read-only because it is shared between calls.
-    """
+    """The permutation of the official code's samplers: torch's, seeded with the epoch. As `epoch_order` otherwise."""
     order = torch.randperm(images, generator=torch.Generator().manual_seed(epoch)).numpy()
     order.flags.writeable = False
     return order
@@ -92,7 +75,7 @@ def official_order(epoch: int, images: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Share:
-    """What one rank shows: its rows of every global batch.
+    """The rows of one rank in every global batch.
 
     Args:
         images: N, the size of the training set.
@@ -100,7 +83,7 @@ class Share:
         repeats: R, augmented copies of every image.
         order: "grouped" or "official", see the module.
         data_seed: 64-bit seed of order, augmentation and mixing.
-        rank, world_size: of this process, and how many there are.
+        rank, world_size: this process's number, and how many processes there are.
 
     Raises:
         ValueError: a number outside its range, or a batch that is larger than the data set or does not divide among
@@ -139,7 +122,7 @@ class Share:
 
     @property
     def _epoch_images(self) -> int:
-        """Rows that an epoch has for whole batches: N, or all that the official sampler gives its ranks."""
+        """Rows of an epoch before it is cut into whole batches: N, or what the official sampler gives all ranks."""
         if self.order == "grouped":
             return self.images
         if self.repeats > 1:
@@ -148,7 +131,7 @@ class Share:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps of an epoch; the remainder, less than one batch and other images every time, is not shown.
+        """Steps of an epoch; the remainder, less than a batch and other images in every epoch, is not shown.
 
         grouped: ⌊N/B⌋. official: whole batches of what its sampler gives a rank, ⌊⌊N/256⌋·256/W⌋ images with repeats
         and ⌈N/W⌉ without.
@@ -162,10 +145,10 @@ class Share:
 
     @property
     def positions(self) -> range:
-        """Places of the rows in every global batch: side by side, or every W-th in the official order."""
+        """Places of the rows in every global batch: neighbours, or every W-th in the official order."""
         official = self.order == "official"
         first, stride = (self.rank, self.world_size) if official else (self.rank * self.rows, 1)
-        # Exactly to behind the last row: pieces of label caches bear these numbers in their names.
+        # The stop is the last row + 1, no more: these numbers are part of the file names of label caches.
         return range(first, first + (self.rows - 1) * stride + 1, stride if self.rows > 1 else 1)
 
     def samples(self, step: int) -> Samples:
@@ -174,7 +157,7 @@ class Share:
         position = np.array(self.positions)
         place = position + step_in_epoch * self.batch_size
         if self.order == "official":
-            # The official list is filled up from its start to a multiple of the ranks; those rows are further copies.
+            # The official list is padded from its start to a multiple of the ranks; those rows are further copies.
             round_, place = np.divmod(place, self.images * self.repeats)
             sample = official_order(epoch, self.images)[place // self.repeats]
             return Samples(epoch, sample, place % self.repeats + round_ * self.repeats, position)
@@ -183,10 +166,10 @@ class Share:
 
 
 def mix_group(batch_size: int, repeats: int = 1) -> int:
-    """The smallest size of a mix group that a global batch allows, so the one that suits most numbers of ranks.
+    """The smallest mix group that a global batch allows: it divides the rows of most numbers of ranks.
 
     Raises:
-        ValueError: no even divisor of the batch leaves the copies of an image apart.
+        ValueError: no even divisor of the batch keeps the copies of an image apart.
     """
     for group in range(2 * repeats, batch_size + 1, 2):
         if batch_size % group == 0:

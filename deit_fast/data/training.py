@@ -1,12 +1,12 @@
-"""What a training sees, built once: a training and the command that fills a label cache both take it from here.
+"""The data of a training, for the training and for the command that fills a label cache.
 
     data = TrainingData.open(config, ranks)
     loaders = data.loaders(normalisation(model), ranks)
     for batch in loaders.training(range(start, data.total_steps)): ...
     evaluate(model, loaders.validation(), ranks)
 
-A cached label has the bits of training because the two cannot differ: data sets, policy, order, rows, mixing and the
-way images are read follow from the configuration here and nowhere else.
+Data sets, policy, order, rows, mixing and reading follow from the configuration here and nowhere else: the two cannot
+differ, and a cached label has the bits of training.
 """
 
 from __future__ import annotations
@@ -30,26 +30,20 @@ from .sources.open import open_dataset
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The data sets of a configuration.
-
-    Attributes:
-        train_set, val_set: with equal classes.
-        identity: what makes them the same to a run (`describe`), JSON values.
-        share: this rank's rows of every step.
-    """
+    """The data sets of a configuration."""
 
     config: Config
     train_set: Dataset
-    val_set: Dataset
-    identity: dict[str, Any]
-    share: Share
+    val_set: Dataset  # of the same classes
+    identity: dict[str, Any]  # `describe`
+    share: Share  # this rank's rows of every step
 
     @classmethod
     def open(cls, config: Config, ranks: Ranks) -> TrainingData:
         """Open the data on every rank.
 
         Raises:
-            ValueError: as `open_dataset` and `Share`; or a rank has other files than rank 0.
+            ValueError: as `open_dataset` and `Share`, or a rank has other files than rank 0.
         """
         train_set, val_set = ranks.main_first(lambda: open_dataset(config.data))
         identity = describe(train_set, val_set)
@@ -82,18 +76,13 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class Loaders:
-    """The batches of one data set for models of one normalisation.
-
-    Attributes:
-        policy, evaluation_policy: what is done to images of training and of validation.
-        mixing: of training batches; None where the configuration mixes nothing.
-    """
+    """The batches of one data set for models of one normalisation."""
 
     data: TrainingData
     normalisation: Normalisation
-    policy: Policy
+    policy: Policy  # of training images
     evaluation_policy: Policy
-    mixing: Mixing | None
+    mixing: Mixing | None  # of training batches
     options: Options
 
     def training(self, steps: range, **options: Any) -> TrainLoader:
@@ -113,14 +102,14 @@ class Loaders:
         )  # fmt: skip
 
     def validation_identity(self) -> dict[str, Any]:
-        """What a score on the validation images depends on beside the model, JSON values."""
+        """Everything but the model that a score on the validation images depends on, JSON values."""
         identity = self.data.identity
         policy = dataclasses.asdict(self.evaluation_policy)
         return {"policy": policy, "images": identity["val"], "labels": identity["labels"]}
 
 
 def describe(train_set: Dataset, val_set: Dataset) -> dict[str, Any]:
-    """What makes two data sets the same to a run: classes, counts and labels in their order."""
+    """What a run continues with only if it is unchanged: classes, counts and labels in order, JSON values."""
     labels = hashlib.sha256(train_set.labels.tobytes() + val_set.labels.tobytes()).hexdigest()
     return {"classes": train_set.classes, "train": len(train_set), "val": len(val_set), "labels": labels}
 

@@ -1,19 +1,19 @@
-"""The teacher's answers on disk, to be used again by another run, another student, another number of processes.
+"""The teacher's labels on disk, for other runs, other students and other numbers of processes.
 
-    cache = LabelCache.open(folder, settings, rows, classes=1000, top_k=None, tau=1.0, say=print, repair=True)
+    cache = LabelCache.open(folder, settings, rows, classes=1000, say=print, repair=True)
     cache.lookup(step, positions)           # labels of some rows of a step, or None
     cache.add(step, positions, labels); cache.flush()
 
-Order, augmentation and mixing are functions of (data seed, epoch, sample, copy) and (data seed, step, group), so the
-image at a position of a step is always the same, and so is what the teacher says of it. Hard labels take 2 bytes, a
-top-K 4·K. What else the answer depends on stands in `settings.json`; a cache of other settings is refused by name.
+Order, augmentation and mixing are functions of (data seed, epoch, sample, copy) and (data seed, step, group): the image
+at a position of a step is always the same, and so is its label. A hard label takes 2 bytes, a top-K 4·K. Everything
+that the labels depend on stands in `settings.json`; if the settings differ, the cache is refused and they are named.
 
     DIR/settings.json                                        what the labels depend on
     DIR/00000000-00000256_0-1024-1.safetensors               labels of steps 0 … 255, positions range(0, 1024, 1)
     DIR/teacher.json                                         the teacher's weights, a digest, and its scores
 
-Pieces are written whole under another name, synced and renamed, and carry a checksum. A piece that is cut off or
-damaged is removed, and its labels are computed again. Pieces may overlap: equal settings give equal labels.
+Each file is a piece, written whole or not at all, with a checksum. A piece that is cut off or damaged is removed, and
+its labels are computed again. Pieces may overlap: equal settings give equal labels.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from torch import Tensor
 
 from deit_kernels import TopK
 
-from .. import files as durable
+from .. import files
 
 FORMAT = "deit_fast labels 1"
 PIECE_STEPS = 256  # no piece crosses a multiple of it
@@ -43,7 +43,7 @@ _SETTINGS, _TEACHER = "settings.json", "teacher.json"
 
 
 class Labels(NamedTuple):
-    """Answers for some rows, in host memory: hard labels (n,), or K classes and probabilities (n, K) each."""
+    """Labels of n rows, in host memory: hard labels (n,), or K classes and probabilities (n, K) each."""
 
     classes: NDArray[np.uint16]
     probs: NDArray[np.float16] | None
@@ -56,40 +56,31 @@ class Piece(NamedTuple):
     steps: range
     rows: range
 
-
-class _Pending:
-    """Labels of one step that are not yet on disk, perhaps not yet off the device."""
-
-    def __init__(self) -> None:
-        self.parts: list[tuple[NDArray[np.int64], Tensor, Tensor | None, torch.cuda.Event | None]] = []
-
-    def rows(self) -> NDArray[np.int64]:
-        return np.concatenate([positions for positions, *_ in self.parts])
+    @property
+    def chunk(self) -> int:
+        """Its steps lie between this multiple of PIECE_STEPS and the next one."""
+        return self.steps.start // PIECE_STEPS
 
 
 class LabelCache:
     """Labels by step and position; see the module. Made by `open`.
 
-    Attributes:
-        folder: where it lies.
-        writes: False after the disk refused a piece, and while a run is only rehearsed: nothing is written then.
+    `writes` is False in a dry run, and after a piece could not be written: nothing is written then.
     """
 
-    def __init__(
-        self, folder: Path, rows: range, classes: int, top_k: int | None, tau: float, say: Callable[[str], None]
-    ) -> None:
-        self.folder, self.writes = folder, True
-        self._rows, self._classes, self._top_k, self._tau, self._say = rows, classes, top_k, tau, say
-        self._pieces: dict[int, list[Piece]] = defaultdict(list)
-        self._read: dict[Path, Labels] = {}
-        self._pending: dict[int, _Pending] = {}
+    def __init__(self, folder: Path, rows: range, say: Callable[[str], None]) -> None:
+        self.folder, self.writes, self._rows, self._say = folder, True, rows, say
+        self._pieces: dict[int, list[Piece]] = defaultdict(list)  # by chunk
+        self._read: dict[Piece, Labels] = {}
+        # By step, not on disk yet: positions, classes, probs, and the event after which the two have left the device.
+        self._pending: dict[int, list[tuple[NDArray, Tensor, Tensor | None, torch.cuda.Event | None]]] = {}
         for piece in _pieces(folder):
-            self._pieces[piece.steps.start // PIECE_STEPS].append(piece)
+            self._pieces[piece.chunk].append(piece)
 
     @classmethod
     def open(
-        cls, folder: Path, settings: dict[str, Any], rows: range, *, classes: int, top_k: int | None, tau: float,
-        say: Callable[[str], None], repair: bool,
+        cls, folder: Path, settings: dict[str, Any], rows: range, *, classes: int, say: Callable[[str], None],
+        repair: bool,
     ) -> LabelCache:  # fmt: skip
         """The cache in `folder`, which is created when it is missing.
 
@@ -97,39 +88,36 @@ class LabelCache:
             settings: everything that the labels depend on, JSON values; nested dictionaries are compared by name.
             rows: this process's positions in every global batch.
             classes: of the teacher.
-            top_k: None for hard labels, else K.
-            tau: temperature of the top-K.
-            say: told of damage and of a full disk, a sentence each.
-            repair: check every piece and remove damaged ones: by one process, before the others open it.
+            say: prints a sentence about damage or a full disk.
+            repair: check every piece and remove damaged ones. One process does so before the others open the cache.
 
         Raises:
             ValueError: other settings (says which differ), not a cache, cannot be written, or more than 65,536 classes.
         """
         if classes > 1 << 16:
             raise ValueError(f"a label cache holds up to 65,536 classes, the teacher knows {classes}: leave it out")
-        known = folder / _SETTINGS
+        known, wanted = folder / _SETTINGS, {"format": FORMAT, **settings}
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if not known.exists():
                 if any(not path.name.startswith(".") for path in folder.iterdir()):
                     raise ValueError(f"{folder} holds something else than labels: type another --teacher-cache")
-                durable.write_json(known, {"format": FORMAT, **settings})
+                files.write_json(known, wanted)
         except OSError as error:
             raise ValueError(
                 f"{folder} cannot be written to ({error.strerror}): type another --teacher-cache"
             ) from error
-        changes = _changes(durable.read_json(known), json.loads(json.dumps({"format": FORMAT, **settings})))
-        if changes:
+        if changes := _changes(files.read_json(known), json.loads(json.dumps(wanted))):
             raise ValueError(
                 f"{folder} holds labels of other settings: {', '.join(changes)}. Type the old values or another "
                 f"--teacher-cache"
             )
         if repair:
             _repair(folder, say)
-        return cls(folder, rows, classes, top_k, tau, say)
+        return cls(folder, rows, say)
 
     def missing(self, steps: Iterable[int], rows: range) -> list[int]:
-        """The steps of which some of `rows` have no label on disk."""
+        """The steps in which one of `rows` has no label on disk."""
         wanted: dict[int, list[int]] = defaultdict(list)
         for step in steps:
             wanted[step // PIECE_STEPS].append(step)
@@ -143,53 +131,42 @@ class LabelCache:
         return missing
 
     def lookup(self, step: int, positions: NDArray[np.int64]) -> Labels | None:
-        """The labels of rows of a step; None when one of them is not on disk.
-
-        Args:
-            positions: (n,), in the global batch.
-        """
-        found: Labels | None = None
-        left = np.ones(len(positions), bool)
-        for piece in tuple(self._pieces.get(step // PIECE_STEPS, ())):
-            if step not in piece.steps:
+        """The labels at `positions` (n,) of a step's global batch; None when one of them is not on disk."""
+        found, left = [], np.ones(len(positions), bool)
+        for piece in tuple(self._pieces.get(step // PIECE_STEPS, ())):  # a copy: `_content` removes a damaged piece
+            if step not in piece.steps or (content := self._content(piece)) is None:
                 continue
             places = _places(positions, piece.rows)
             here = places >= 0
-            if (content := self._content(piece)) is None:
-                continue
-            row = Labels(*(None if part is None else part[step - piece.steps.start] for part in content))
-            if here.all():
-                return Labels(*(None if part is None else part[places] for part in row))
-            found = found or Labels(*(_room(part, len(positions)) for part in row))
-            for into, part in zip(found, row, strict=True):
-                if part is not None:
-                    into[here] = part[places[here]]
+            row = (step - piece.steps.start, places[here])
+            found.append((here, *(None if part is None else part[row] for part in content)))
             left &= ~here
-        return found if found is not None and not left.any() else None
+            if not left.any():
+                return _merged(len(positions), found)
+        return None
 
     def add(self, step: int, positions: NDArray[np.int64], labels: Tensor | TopK) -> None:
-        """Keep labels of a step, on any device; the host does not wait for it. Whole pieces go to the disk."""
+        """Keep labels of a step, on any device; the host does not wait for it. A new chunk writes the one before."""
         if not self.writes:
             return
-        done = [chunk for chunk in {other // PIECE_STEPS for other in self._pending} if chunk != step // PIECE_STEPS]
-        if done:
+        if any(other // PIECE_STEPS != step // PIECE_STEPS for other in self._pending):
             self.flush()
         classes, probs = (labels, None) if isinstance(labels, Tensor) else (labels.indices, labels.probs)
         parts = [None if part is None else _to_host(part) for part in (classes, probs)]
-        event = None
-        if classes.device.type == "cuda":
-            event = torch.cuda.Event()
-            event.record()
-        self._pending.setdefault(step, _Pending()).parts.append((positions, *parts, event))
+        event = torch.cuda.current_stream().record_event() if classes.device.type == "cuda" else None
+        self._pending.setdefault(step, []).append((positions, *parts, event))
 
     def flush(self) -> None:
-        """Write what is pending, as far as whole steps of this process's rows are there."""
-        wanted = set(self._rows)
-        whole = sorted(step for step, pending in self._pending.items() if set(pending.rows().tolist()) == wanted)
+        """Write the pending steps that have all of this process's rows."""
         if not self.writes:
             return
-        for steps in runs(whole, PIECE_STEPS):
-            rows = [self._assembled(self._pending[step]) for step in steps]
+        whole = [
+            step
+            for step, parts in self._pending.items()
+            if {position for positions, *_ in parts for position in positions.tolist()} == set(self._rows)
+        ]
+        for steps in runs(sorted(whole), PIECE_STEPS):
+            rows = [_merged(len(self._rows), self._arrived(step)) for step in steps]
             stacked = Labels(*(None if parts[0] is None else np.stack(parts) for parts in zip(*rows, strict=True)))
             try:
                 piece = _write(self.folder, steps, self._rows, stacked)
@@ -201,16 +178,12 @@ class LabelCache:
                     f"({error}): the run goes on without writing more; what was written stays"
                 )
                 return
-            self._pieces[steps.start // PIECE_STEPS].append(piece)
+            self._pieces[piece.chunk].append(piece)
             for step in steps:
                 del self._pending[step]
 
     def check_weights(self, digest: str) -> None:
-        """Compare the weights of a teacher that was loaded with those that gave the labels.
-
-        Raises:
-            ValueError: they are others.
-        """
+        """Raises ValueError unless the loaded teacher has the weights that gave the cached labels."""
         known = self._teacher().get("weights", digest)
         if known != digest:
             raise ValueError(
@@ -220,7 +193,7 @@ class LabelCache:
         self._keep(weights=digest)
 
     def scores(self, evaluation: dict[str, Any]) -> dict[str, float] | None:
-        """The teacher's scores, where they were kept for this evaluation."""
+        """The teacher's scores in this evaluation; None if they were not kept."""
         kept = self._teacher()
         return kept.get("scores") if kept.get("evaluation") == json.loads(json.dumps(evaluation)) else None
 
@@ -230,47 +203,49 @@ class LabelCache:
 
     def _teacher(self) -> dict[str, Any]:
         path = self.folder / _TEACHER
-        return durable.read_json(path) if path.exists() else {}
+        return files.read_json(path) if path.exists() else {}
 
     def _keep(self, **facts: Any) -> None:
         if not self.writes:
             return
         try:
-            durable.write_json(self.folder / _TEACHER, {**self._teacher(), **facts})
+            files.write_json(self.folder / _TEACHER, {**self._teacher(), **facts})
         except OSError as error:
             self._say(f"{self.folder / _TEACHER} could not be written ({error.strerror}): the run goes on")
 
-    def _assembled(self, pending: _Pending) -> Labels:
-        classes: NDArray | None = None
-        probs: NDArray | None = None
-        for positions, part_classes, part_probs, event in pending.parts:
+    def _arrived(self, step: int) -> Iterator[tuple[NDArray, NDArray, NDArray | None]]:
+        """The pending parts of a step as (index into this process's rows, classes, probs), waiting for the device."""
+        for positions, classes, probs, event in self._pending[step]:
             if event is not None:
                 event.synchronize()
-            places = _places(positions, self._rows)
-            if classes is None:
-                classes = np.empty((len(self._rows), *part_classes.shape[1:]), np.uint16)
-                probs = None if part_probs is None else np.empty(classes.shape, np.float16)
-            classes[places] = part_classes.numpy()
-            if probs is not None:
-                probs[places] = part_probs.numpy()
-        return Labels(classes, probs)
+            yield _places(positions, self._rows), classes.numpy(), None if probs is None else probs.numpy()
 
     def _content(self, piece: Piece) -> Labels | None:
-        """A piece's labels, kept until another chunk is read; None, and said, when it has become unreadable."""
-        if piece.path not in self._read:
-            if any(_chunk_of(path) != _chunk_of(piece.path) for path in self._read):
+        """A piece's labels, kept until another chunk is read; None, with a message, if it has become unreadable."""
+        if piece not in self._read:
+            if any(other.chunk != piece.chunk for other in self._read):
                 self._read.clear()
             try:
-                self._read[piece.path] = _load(piece.path)
+                self._read[piece] = _load(piece.path)
             except ValueError as error:
                 self._say(f"{error}: its labels are computed again")
-                self._pieces[piece.steps.start // PIECE_STEPS].remove(piece)
+                self._pieces[piece.chunk].remove(piece)
                 return None
-        return self._read[piece.path]
+        return self._read[piece]
 
 
-def _room(part: NDArray | None, rows: int) -> NDArray | None:
-    return None if part is None else np.empty((rows, *part.shape[1:]), part.dtype)
+def _merged(rows: int, parts: Iterable[tuple[NDArray, NDArray, NDArray | None]]) -> Labels:
+    """Labels of all rows from parts of (index of their rows, classes, probs)."""
+    classes: NDArray | None = None
+    probs: NDArray | None = None
+    for where, some_classes, some_probs in parts:
+        if classes is None:
+            classes = np.empty((rows, *some_classes.shape[1:]), np.uint16)
+            probs = None if some_probs is None else np.empty(classes.shape, np.float16)
+        classes[where] = some_classes
+        if probs is not None:
+            probs[where] = some_probs
+    return Labels(classes, probs)
 
 
 def _places(positions: NDArray[np.int64], rows: range) -> NDArray[np.int64]:
@@ -286,18 +261,10 @@ def _to_host(values: Tensor) -> Tensor:
 
 
 def runs(steps: Iterable[int], unit: int) -> Iterator[range]:
-    """Ascending steps as ranges of consecutive ones, none of which crosses a multiple of `unit`."""
+    """Ascending steps as ranges of consecutive ones; no range crosses a multiple of `unit`."""
     for _, run in groupby(enumerate(steps), key=lambda pair: (pair[1] - pair[0], pair[1] // unit)):
         members = [step for _, step in run]
         yield range(members[0], members[-1] + 1)
-
-
-def _name(steps: range, rows: range) -> str:
-    return f"{steps.start:08}-{steps.stop:08}_{rows.start}-{rows.stop}-{rows.step}.safetensors"
-
-
-def _chunk_of(path: Path) -> int:
-    return int(path.name[:8]) // PIECE_STEPS
 
 
 def _pieces(folder: Path) -> list[Piece]:
@@ -310,9 +277,9 @@ def _pieces(folder: Path) -> list[Piece]:
 
 def _write(folder: Path, steps: range, rows: range, labels: Labels) -> Piece:
     tensors = {name: torch.from_numpy(part) for name, part in labels._asdict().items() if part is not None}
-    path = folder / _name(steps, rows)
+    path = folder / f"{steps.start:08}-{steps.stop:08}_{rows.start}-{rows.stop}-{rows.step}.safetensors"
     metadata = {"checksum": str(_checksum(labels))}
-    durable.write_file(path, lambda temporary: save_file(tensors, temporary, metadata))
+    files.write_file(path, lambda temporary: save_file(tensors, temporary, metadata))
     return Piece(path, steps, rows)
 
 

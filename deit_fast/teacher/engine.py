@@ -1,12 +1,12 @@
-"""The teacher made fast: it runs forward only, in every step, and is most of a distilled step's arithmetic.
+"""A fast forward pass of the teacher: it runs in every step and is most of a distilled step's arithmetic.
 
     engine = TeacherEngine(load_teacher(…), image_size=224, device=device, dtype=torch.bfloat16, compiled=True)
     engine(images)          # its labels of a batch
     engine.module(images)   # float32 logits, not compiled, for an evaluation
 
-Batch norms become part of the convolutions before them, and the change of normalisation part of the first convolution
-where that is exact; weights are cast once; what is not asked for (1,000 probabilities, where a label will do) is not
-computed. On a GPU the memory layout is measured at the start. Not yet measured on a GPU.
+Batch norms are folded into the convolutions before them, and the change of normalisation into the first convolution
+where that is exact; weights are cast once; for hard labels no probabilities are computed. On a GPU the faster memory
+layout is measured at the start. Not yet measured on a GPU.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from deit_kernels import TopK
 
 from ..weights.build import Frozen
 
-_TOLERANCE = 1e-3  # of the largest logit, between a folded teacher and itself in float32
+_TOLERANCE = 1e-3  # largest difference of logits that folding may make in float32, as a part of the largest logit
+_FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
 class TeacherEngine:
@@ -37,16 +38,14 @@ class TeacherEngine:
 
     Args:
         teacher: on the CPU, in float32; it is copied.
-        image_size: side of the images it will see.
+        image_size: side of its images.
         dtype: of its weights and activations; float32 or bfloat16.
-        compiled: by torch.compile.
-        top_k: None for hard labels; 0 for logits; K for the K most likely classes.
-        tau: temperature of those.
+        top_k: None for hard labels; 0 for logits; K for the K most likely classes, at the temperature `tau`.
         layout: "nchw", "channels_last", or "auto" to measure which is faster.
 
     Attributes:
         module: images normalised for the student -> float32 logits.
-        decisions: what was decided, and why.
+        decisions: (what, reason) of each.
     """
 
     def __init__(
@@ -63,35 +62,31 @@ class TeacherEngine:
         self.decisions = [(folded, ""), (str(dtype).removeprefix("torch."), "its weights, cast once"), (layout, reason)]
         self.layout = layout
         self._top_k, self._tau = top_k, tau
-        # A foreign model may hold what Dynamo cannot trace: it then runs in pieces, and says so in TORCH_LOGS.
-        self._labels: Callable[[Tensor], Any] = torch.compile(self._answer, dynamic=False) if compiled else self._answer
+        # Dynamo may not trace all of a model that is not ours: it then runs in pieces, which TORCH_LOGS lists.
+        self._compute: Callable = torch.compile(self._labels, dynamic=False) if compiled else self._labels
 
     def __call__(self, images: Tensor) -> Tensor | TopK:
-        """Labels int64 (B,), logits (B, C) or a TopK, as asked for.
-
-        Args:
-            images: (B, 3, S, S), normalised for the student.
-        """
+        """Labels int64 (B,), logits (B, C) or a TopK of `images` (B, 3, S, S), which are normalised for the student."""
         with torch.inference_mode(), torch.autocast(images.device.type, enabled=False):
-            labels = self._labels(images)
+            labels = self._compute(images)
         if isinstance(labels, Tensor):
-            return labels.clone()  # autograd takes no tensor of inference mode
+            return labels.clone()  # autograd refuses tensors of inference mode
         return TopK(labels[0].clone(), labels[1].clone(), self._tau)
 
-    def _answer(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def _labels(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         logits = self.module(images)
         if self._top_k is None:
             return logits.argmax(1)
         if self._top_k == 0:
             return logits
         probs, indices = (logits / self._tau).softmax(1).topk(min(self._top_k, logits.shape[1]))
-        return indices, probs.half().float()  # as the label cache keeps them, so that both train alike
+        return indices, probs.half().float()  # rounded as in the label cache, so that both train the same bits
 
     def _faster_layout(self, images: Tensor) -> tuple[str, str]:
         if not any(isinstance(module, nn.Conv2d) for module in self.module.modules()):
             return "nchw", "it has no convolutions"
-        if images.device.type == "cpu":  # fixed: a measurement would make a run depend on the machine's other load
-            return "channels_last", "ConvNets are faster so on a CPU"
+        if images.device.type == "cpu":  # not measured: a run would depend on what else the machine does
+            return "channels_last", "ConvNets are faster this way on a CPU"
         milliseconds = {name: self._milliseconds(images, form) for name, form in _FORMATS.items()}
         measured = ", ".join(f"{name} {value:.2f} ms" for name, value in milliseconds.items())
         return min(milliseconds, key=milliseconds.get), f"measured on {len(images)} images: {measured}"
@@ -110,14 +105,11 @@ class TeacherEngine:
         return min(times[1:])
 
 
-_FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
-
-
 @torch.no_grad()
 def fold(teacher: Frozen, image_size: int) -> tuple[Frozen, str]:
-    """A copy with fewer operations and the same logits, and what was done to it.
+    """A copy with fewer operations and the same logits, and what was done to it in words.
 
-    The copy is compared with the teacher; if the logits are not the same, the teacher is returned as it was.
+    If the logits on random images are not the same, the copy is the teacher as it is.
     """
     images = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     folded = copy.deepcopy(teacher)
@@ -132,12 +124,12 @@ def fold(teacher: Frozen, image_size: int) -> tuple[Frozen, str]:
 
 
 class _Readers(TorchDispatchMode):
-    """How many operations read each tensor."""
+    """Counts the operations that read each tensor, by id."""
 
     def __init__(self) -> None:
         super().__init__()
         self.count: Counter[int] = Counter()
-        self._alive: list[Any] = []  # so that no id is used twice
+        self._alive: list[Any] = []  # a freed tensor's id could be used again
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
@@ -147,8 +139,8 @@ class _Readers(TorchDispatchMode):
 
 
 def _trace(model: nn.Module, images: Tensor) -> tuple[list[tuple[str, str]], str | None]:
-    """(convolution, batch norm) by name where the second alone reads the first, and the convolution that alone reads
-    the images."""
+    """The (convolution, batch norm) pairs by name in which nothing else reads the convolution's output, and the
+    convolution that alone reads the images, if there is one."""
     calls: list[tuple[str, nn.Module, Any, Any]] = []
     hooks = [
         module.register_forward_hook(lambda module, args, out, name=name: calls.append((name, module, args[0], out)))
@@ -186,7 +178,7 @@ def _fold_norm(model: nn.Module, convolution_name: str, norm_name: str) -> None:
 
 
 def _fold_normalisation(teacher: Frozen, first: str | None) -> str:
-    """Take the change of normalisation into the convolution `first`; returns what was done."""
+    """Fold the change of normalisation into the convolution `first` if that is exact; returns what was done."""
     scale, shift = teacher.scale.double().view(1, 3, 1, 1), teacher.shift.double().view(1, 3, 1, 1)
     if not shift.any() and (scale == 1).all():
         teacher.scale = teacher.shift = None

@@ -1,11 +1,11 @@
-"""What a batch's teacher says of it: the live teacher, a cache of its answers, or the one filling the other.
+"""The teacher's labels of a batch: computed, read from a cache, or computed and cached.
 
     labels = teacher_labels(config, spec, loaders, ranks, reporter)
     labels(batch)           # hard labels int64 (b,), logits (b, C), or a TopK, on the device
-    with labels: …          # flushes at the end, however that comes
-    labels.live             # False where a complete cache spares the teacher: it is never loaded
+    with labels: …          # writes the cache at the end, also after an error
+    labels.live             # False if the cache is complete: the teacher is not even loaded
 
-A step whose labels the cache does not hold is answered by the teacher, and then by the cache as well.
+If the cache lacks the labels of a step, the teacher computes them and the cache keeps them.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class TeacherLabels:
     """See the module.
 
     Args:
-        engine: the live teacher; None where the cache is complete.
-        cache: None for none.
+        engine: the teacher; None if the cache is complete.
+        cache: None without --teacher-cache.
         device: of the labels.
         tau: temperature of cached top-K labels.
     """
@@ -61,14 +61,14 @@ class TeacherLabels:
 
     @property
     def live(self) -> bool:
-        """Whether the teacher is loaded and looks at images."""
+        """True if the teacher is loaded and sees the images."""
         return self.engine is not None
 
     def __call__(self, batch: Batch) -> Tensor | TopK:
-        """The labels of a batch's rows.
+        """The teacher's labels of a batch's rows.
 
         Raises:
-            ValueError: the cache was complete at the start and is no more.
+            ValueError: the cache was complete at the start and no longer is.
         """
         if self.cache is None:
             return self.engine(batch.images)
@@ -81,9 +81,9 @@ class TeacherLabels:
                 f"{self.cache.folder} held every label when the run began and lacks those of step {batch.step} now: "
                 f"type the same command again, and the teacher is loaded for them"
             )
-        labels = self.engine(batch.images)
-        self.cache.add(batch.step, positions, labels)
-        return labels
+        computed = self.engine(batch.images)
+        self.cache.add(batch.step, positions, computed)
+        return computed
 
     def __enter__(self) -> TeacherLabels:
         return self
@@ -92,19 +92,19 @@ class TeacherLabels:
         self.flush()
 
     def flush(self) -> None:
-        """Put what was learnt since on disk."""
+        """Write the labels that were computed since the last call to disk."""
         if self.cache is not None:
             self.cache.flush()
 
     def scores(
         self, evaluate: Callable[[nn.Module], dict[str, float]], evaluation: dict[str, Any], main: bool
     ) -> dict[str, float] | None:
-        """The teacher's own scores: of the live one, or those that the cache keeps; None where it keeps none.
+        """The teacher's own scores, computed or from the cache; None if the cache has none.
 
         Args:
             evaluate: scores a classifier; called on every rank or on none.
             evaluation: what it is scored on, JSON values.
-            main: whether this process writes them into the cache.
+            main: this process writes the scores into the cache.
         """
         if self.engine is None:
             return self.cache.scores(evaluation)
@@ -124,11 +124,11 @@ def teacher_labels(
     config: Config, spec: str, loaders: Loaders, ranks: Ranks, reporter: Reporter,
     load: Callable[..., Frozen] | None = None,
 ) -> TeacherLabels:  # fmt: skip
-    """The teacher that a configuration names, and its label cache.
+    """Open the label cache of a configuration and, unless that is complete, load the teacher.
 
     Args:
         spec: the teacher, see `load_teacher`.
-        loaders: the images that it will see, of every step of the run.
+        loaders: of the images that it will see.
         load: replaces `load_teacher` in a dry run.
 
     Raises:
@@ -139,17 +139,19 @@ def teacher_labels(
     tau = config.tau or 1.0
     data, cache = loaders.data, None
     classes = data.train_set.classes
-    # A dry run writes nothing, so it begins no cache.
+    # A dry run writes nothing, so it creates no cache.
     if config.teacher_cache and (not config.dry_run or Path(config.teacher_cache, "settings.json").exists()):
         settings = cache_settings(config, spec, dtype, data, loaders.policy)
 
         def opened() -> LabelCache:
-            options = {"classes": len(classes), "top_k": top_k, "tau": tau, "say": _warn, "repair": ranks.main}
-            return LabelCache.open(Path(config.teacher_cache), settings, data.share.positions, **options)
+            return LabelCache.open(
+                Path(config.teacher_cache), settings, data.share.positions, classes=len(classes), repair=ranks.main,
+                say=lambda sentence: print(sentence, file=sys.stderr),  # every rank: each writes its part of the cache
+            )  # fmt: skip
 
         cache = ranks.main_first(opened)
         cache.writes = not config.dry_run
-        # Of other machines' files a rank may learn later than the rest, and all load the teacher or none.
+        # A rank may see files of other machines later than the rest, but all ranks load the teacher or none.
         steps = data.total_steps
         missing = max(ranks.gather(len(cache.missing(range(steps), range(config.batch_size)))))
         reporter.decide("labels", config.teacher_cache, f"{steps - missing:,} of {steps:,} steps are there")
@@ -176,7 +178,7 @@ def teacher_labels(
 
 
 def cache_settings(config: Config, spec: str, dtype: torch.dtype, data: TrainingData, policy: Policy) -> dict[str, Any]:
-    """Everything that a stored label depends on, JSON values."""
+    """Everything that a cached label depends on, JSON values."""
     train_set = data.train_set
     probes = (_read(train_set, index) for index in np.linspace(0, len(train_set) - 1, _PROBES).astype(int).tolist())
     settings = {
@@ -197,7 +199,7 @@ def cache_settings(config: Config, spec: str, dtype: torch.dtype, data: Training
 
 
 def _identity(config: Config, spec: str) -> str:
-    """The teacher by its content, without loading it."""
+    """The teacher's name and a digest of its files, without loading it."""
     path = Path(spec.removeprefix("local-dir:")).expanduser()
     if path.is_dir() and (newest := checkpoint.newest(path)) is not None:
         files = [newest / name for name in ("model.safetensors", "ema.safetensors") if (newest / name).exists()]
@@ -214,15 +216,10 @@ def _identity(config: Config, spec: str) -> str:
     return spec
 
 
-def _warn(sentence: str) -> None:
-    """Whatever the rank: each writes its own part of the cache."""
-    print(sentence, file=sys.stderr)
-
-
 def _read(dataset: Dataset, index: int) -> bytes | NDArray[np.uint8]:
     try:
         return dataset.read(index)
-    except OSError:  # the loader will name it
+    except OSError:  # the loader will warn of it
         return b""
 
 

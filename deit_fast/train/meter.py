@@ -196,7 +196,7 @@ def forward_flops(model: nn.Module, image_size: int) -> float | None:
 
 
 def training_flops(student: nn.Module, teacher: nn.Module | None, image_size: int) -> float | None:
-    """FLOPs of one image in a training step: the student's forward and backward (3 forwards), its teacher's forward."""
+    """FLOPs of one image in a training step: the student's forward, its backward (twice that), the teacher's."""
     ours = forward_flops(student, image_size)
     theirs = forward_flops(teacher, image_size) if teacher is not None else 0.0
     return None if ours is None or theirs is None else 3 * ours + theirs

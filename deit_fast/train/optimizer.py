@@ -3,7 +3,7 @@
     schedule = learning_rates(config, epoch_steps=5004, peak=1e-3)
     schedule(step)
 
-Schedule "step": linear warm-up, then a cosine, both functions of the step. "official": as the official trainer, which
+Schedule "step": linear warm-up, then a cosine, both functions of the step. "official": the official trainer's, which
 calls timm's `CosineLRScheduler.step(epoch)` after the epoch of that number. So the rate changes once an epoch and one
 epoch late: epochs 0 and 1 both run at the warm-up's first rate, the peak is never reached (epoch 6 of DeiT has 9.993e-4
 of 1e-3), and the last epoch of 300 runs at 1.0109e-5. The official trainer resumes with the rate of the next epoch; a

@@ -128,7 +128,7 @@ def _student(config: Config, classes: int, ranks: Ranks, reporter: Reporter) -> 
     model.to(ranks.device)
     if ranks.device.type == "cpu" and any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         model.to(memory_format=torch.channels_last)
-        reporter.decide("layout", "channels_last", "ConvNets train faster so on a CPU")
+        reporter.decide("layout", "channels_last", "ConvNets train faster this way on a CPU")
     return model
 
 
@@ -166,9 +166,9 @@ def _teacher(
         reporter.say(f"the teacher of the recipe {recipe.recipe} stays untrained: it is as fast")
         config, load = replace(config, teacher_cache=""), partial(_untrained, recipe)
     elif recipe is not None:
-        reporter.say(f"its teacher first, by the recipe {recipe.recipe}")
+        reporter.say(f"training its teacher first, by the recipe {recipe.recipe}")
         spec = str(train_first(recipe))
-        reporter.say(f"{config.recipe} goes on")
+        reporter.say(f"the teacher is trained; {config.recipe} continues")
     return teacher_labels(config, spec, loaders, ranks, reporter, load)
 
 

@@ -253,7 +253,7 @@ class TrainingStep:
         self.slices = slices(self._rows, rows // 2)
         self._reporter.say(
             f"out of memory with {rows} images at once: {self._rows // self.slices} from now on, and still "
-            f"{self._config.batch_size} a step (--micro-batch {self._rows // self.slices} says so from the start)"
+            f"{self._config.batch_size} a step (type --micro-batch {self._rows // self.slices} to begin with that)"
         )
 
 

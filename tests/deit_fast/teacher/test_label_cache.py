@@ -22,18 +22,8 @@ def said() -> list[str]:
     return []
 
 
-def opened(
-    folder: Path,
-    said: list[str],
-    rows: range = range(BATCH),
-    *,
-    top_k: int | None = None,
-    repair: bool = True,
-    **others,
-) -> LabelCache:
-    return LabelCache.open(
-        folder, {**SETTINGS, **others}, rows, classes=1000, top_k=top_k, tau=2.0, say=said.append, repair=repair
-    )
+def opened(folder: Path, said: list[str], rows: range = range(BATCH), **others) -> LabelCache:
+    return LabelCache.open(folder, {**SETTINGS, **others}, rows, classes=1000, say=said.append, repair=True)
 
 
 def label(step: int, positions: np.ndarray) -> np.ndarray:
@@ -72,12 +62,12 @@ def test_a_hard_label_takes_two_bytes(tmp_path: Path, said: list[str]) -> None:
 
 
 def test_a_top_k_comes_back_with_the_bits_that_were_trained_on(tmp_path: Path, said: list[str]) -> None:
-    cache = opened(tmp_path, said, top_k=3)
+    cache = opened(tmp_path, said)
     probs = torch.rand(BATCH, 3).half().float()
     indices = torch.randint(1000, (BATCH, 3))
     cache.add(0, np.arange(BATCH), TopK(indices, probs, 2.0))
     cache.flush()
-    found = opened(tmp_path, said, top_k=3).lookup(0, np.arange(BATCH))
+    found = opened(tmp_path, said).lookup(0, np.arange(BATCH))
     assert np.array_equal(found.classes, indices.numpy())
     assert np.array_equal(found.probs.astype(np.float32), probs.numpy())
 
@@ -188,7 +178,7 @@ def test_on_a_full_disk_the_run_goes_on_and_what_was_written_stays(tmp_path: Pat
 
 
 def test_too_many_classes_for_two_bytes(tmp_path: Path, said: list[str]) -> None:
-    options = {"classes": 65537, "top_k": None, "tau": 1.0, "say": said.append, "repair": True}
+    options = {"classes": 65537, "say": said.append, "repair": True}
     with pytest.raises(ValueError, match="up to 65,536 classes, the teacher knows 65537"):
         LabelCache.open(tmp_path / "new", SETTINGS, range(4), **options)
     assert not (tmp_path / "new").exists()

@@ -43,13 +43,13 @@ def cached(tiny: Config, tmp_path: Path) -> Config:
 
 @pytest.fixture
 def no_teacher(monkeypatch: pytest.MonkeyPatch):
-    """Call it, and whoever loads a teacher from then on fails."""
+    """Call it, and from then on a run that loads its teacher fails."""
 
     def forbid() -> None:
-        def loaded(*_: object) -> None:
+        def loaded(*_: object, **__: object) -> None:
             raise AssertionError("the teacher was loaded")
 
-        monkeypatch.setattr(teacher_labels, "load_teacher", loaded)
+        monkeypatch.setattr(teacher_labels, "TeacherEngine", loaded)
 
     return forbid
 
@@ -60,7 +60,7 @@ def labels_of(folder: str) -> dict[str, bytes]:
 
 def table(folder: str, steps: int = 6) -> list[list[int]]:
     """Every label in the cache, by step and position."""
-    cache = LabelCache(Path(folder), range(8), 3, None, 1.0, print)
+    cache = LabelCache(Path(folder), range(8), print)
     return [cache.lookup(step, np.arange(8)).classes.tolist() for step in range(steps)]
 
 

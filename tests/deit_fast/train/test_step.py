@@ -223,7 +223,7 @@ def test_a_steady_step_never_waits_for_the_device(changes: dict, mixed: bool, mi
 @pytest.mark.parametrize("replayed", [False, True], ids=["filling a cache", "from a cache"])
 def test_neither_the_teacher_nor_its_cache_waits_for_the_device(tmp_path: Path, replayed: bool) -> None:
     engine = TeacherEngine(Frozen(teacher(), IMAGENET_NORMALISATION), image_size=16, device=ALONE.device)
-    options = {"classes": CLASSES, "top_k": None, "tau": 1.0, "say": print, "repair": True}
+    options = {"classes": CLASSES, "say": print, "repair": True}
     cache = LabelCache.open(tmp_path, {}, range(ROWS), **options)
     with TeacherLabels(engine, cache, ALONE.device) as labels:
         expected = [labels(batch(number)) for number in range(3)]
