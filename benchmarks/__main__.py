@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.machine import commit, kind, sources, versions
+from benchmarks.measure.machine import commit, kind, sources, versions
 from benchmarks.table import draw, read, rows_of
 
 FOLDER = Path(__file__).parent

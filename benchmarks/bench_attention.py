@@ -26,7 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks.device_timing import (
+from benchmarks.measure.device_timing import (
     CLOCK_NAME,
     DEVICE,
     ON_CARD,
@@ -38,7 +38,7 @@ from benchmarks.device_timing import (
     memory_limit,
     time_calls,
 )
-from benchmarks.interleaved import record
+from benchmarks.measure.interleaved import record
 from deit_kernels import attention_qkvpacked
 
 pytestmark = pytest.mark.benchmark(group="attention")

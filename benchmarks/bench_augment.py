@@ -29,8 +29,8 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
-from benchmarks.device_timing import memory_limit
-from benchmarks.interleaved import Limit, alternate, record
+from benchmarks.measure.device_timing import memory_limit
+from benchmarks.measure.interleaved import Limit, alternate, record
 from deit_kernels import _extension
 from deit_kernels.augment import (
     OPS,

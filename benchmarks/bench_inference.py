@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DeiTConfig, DeiTForImageClassificationWithTeacher
 
-from benchmarks.device_timing import CLOCK_NAME, DEVICE, ON_CARD, arithmetic_limit, environment, time_calls
-from benchmarks.interleaved import record
+from benchmarks.measure.device_timing import CLOCK_NAME, DEVICE, ON_CARD, arithmetic_limit, environment, time_calls
+from benchmarks.measure.interleaved import record
 from deit_fast import create_model
 from deit_kernels.integrations import patch_timm
 

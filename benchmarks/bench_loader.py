@@ -50,8 +50,8 @@ from torchvision.datasets import ImageFolder
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import InterpolationMode, v2
 
-from benchmarks.interleaved import Limit, record
-from benchmarks.photographs import HEIGHT, IMAGES, WIDTH
+from benchmarks.measure.interleaved import Limit, record
+from benchmarks.measure.photographs import HEIGHT, IMAGES, WIDTH
 from deit_fast.data import Share, TrainLoader
 from deit_fast.data.decode import decode, new_array
 from deit_fast.data.sources import folder as folder_module

@@ -23,7 +23,7 @@ from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.task import TokenDistillationTask
 from torch import Tensor, nn
 
-from benchmarks.device_timing import (
+from benchmarks.measure.device_timing import (
     CLOCK_NAME,
     DEVICE,
     ON_CARD,
@@ -34,7 +34,7 @@ from benchmarks.device_timing import (
     memory_limit,
     time_calls,
 )
-from benchmarks.interleaved import record
+from benchmarks.measure.interleaved import record
 from deit_kernels import MixedTarget, distillation_loss
 
 pytestmark = pytest.mark.benchmark(group="loss")

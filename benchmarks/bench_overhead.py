@@ -22,8 +22,8 @@ from PIL import Image
 from pytest_benchmark.fixture import BenchmarkFixture
 from timm.data import create_transform
 
-from benchmarks.device_timing import DEVICE, ON_CARD
-from benchmarks.interleaved import Limit, alternate, record
+from benchmarks.measure.device_timing import DEVICE, ON_CARD
+from benchmarks.measure.interleaved import Limit, alternate, record
 from deit_kernels import attention_qkvpacked, cross_entropy
 from deit_kernels.augment import ImageBatch, Policy, apply, sample_plan
 

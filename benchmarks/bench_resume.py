@@ -28,8 +28,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from timm.data import ImageDataset, create_transform
 from torch.utils.data import DataLoader
 
-from benchmarks.interleaved import Limit, alternate, record
-from benchmarks.photographs import IMAGES
+from benchmarks.measure.interleaved import Limit, alternate, record
+from benchmarks.measure.photographs import IMAGES
 from deit_fast import create_model
 from deit_fast.data import Share, TrainLoader
 from deit_fast.data.sources.folder import ImageFolder

@@ -41,8 +41,8 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.device_timing import DEVICE, ON_CARD, arithmetic_limit, environment
-from benchmarks.interleaved import alternate, record
+from benchmarks.measure.device_timing import DEVICE, ON_CARD, arithmetic_limit, environment
+from benchmarks.measure.interleaved import alternate, record
 from deit_fast.config import Config
 from deit_fast.data import Batch
 from deit_fast.model import IMAGENET_NORMALISATION, create_model

@@ -28,7 +28,9 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Class folders of JPEG files (photographs.py)."""
-    from benchmarks.photographs import write_photographs  # scikit-image, which a machine with a card need not have
+    from benchmarks.measure.photographs import (
+        write_photographs,  # scikit-image, which a machine with a card need not have
+    )
 
     return write_photographs(tmp_path_factory.mktemp("photographs"))
 

@@ -30,12 +30,12 @@ if not torch.cuda.is_available():
 PYTHON
 card=$($python -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "-"))')
 results=${1:-benchmarks/results/$card-$(date +%Y-%m-%d).json}
-digest=$($python -c 'from benchmarks.machine import sources; print(sources())')
+digest=$($python -c 'from benchmarks.measure.machine import sources; print(sources())')
 parts=${results%.json}-$digest.parts log=${results%.json}.log
 mkdir -p "$parts"
 rm -f "$parts/left_out"
 exec > >(tee -a "$log") 2>&1
-commit=$($python -c 'from benchmarks.machine import commit; print(commit())')
+commit=$($python -c 'from benchmarks.measure.machine import commit; print(commit())')
 echo "$(date '+%F %T') $card, sources $digest, commit $commit"
 status=0
 

@@ -33,7 +33,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.device_timing import CLOCK, DEVICE, ON_CARD, prepare
+from benchmarks.measure.device_timing import CLOCK, DEVICE, ON_CARD, prepare
 from benchmarks.tradeoff import report
 from benchmarks.tradeoff.table import Network, select
 from deit_fast import create_model, load

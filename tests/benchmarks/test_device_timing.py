@@ -4,8 +4,8 @@ from contextlib import nullcontext
 
 import pytest
 
-from benchmarks import device_timing
-from benchmarks.device_timing import time_calls
+from benchmarks.measure import device_timing
+from benchmarks.measure.device_timing import time_calls
 
 
 @pytest.fixture

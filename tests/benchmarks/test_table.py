@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks.interleaved import Limit, alternate, record
+from benchmarks.measure.interleaved import Limit, alternate, record
 from benchmarks.table import draw, read, rows_of, text_table
 from tests.benchmarks.results import measured
 

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.interleaved import Limit, Seconds, alternate
+from benchmarks.measure.interleaved import Limit, Seconds, alternate
 
 ON_CARD = torch.cuda.is_available()
 CLOCK_NAME = "device time" if ON_CARD else "processor time"

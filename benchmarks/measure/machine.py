@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SOURCES = (".py", ".cpp", ".h", ".cu", ".cuh", ".sh")
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "numpy", "pillow", "simplejpeg", "triton", "kornia")
 
