@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Config
-from ..files import LOCK, Lock, write_file, write_json
+from ..files import LOCK, Lock, write_json
 from ..ranks.group import Ranks, join
 from ..ranks.heartbeat import Heartbeat
 from ..ranks.preemption import Preempted, Preemption
@@ -169,7 +169,7 @@ def _conclude(
     reporter.say(f"loader: {prepared.batches.seconds}")
     record.finish()
     if prepared.ranks.main:
-        write_file(run / "report.png", lambda path: report.draw(run, result, path))
+        report.draw(run, result, run / "report.png")
         write_json(run / "summary.json", result)
         reporter.say(f"trained in {record.seconds:.0f} s; {run / 'report.png'}")
         reporter.console.print(report.summary_table(result))
