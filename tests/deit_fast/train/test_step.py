@@ -129,7 +129,7 @@ def test_short_of_memory_the_micro_batch_is_halved_and_the_global_batch_kept(cap
     step(batch(1), 0.01)
     assert cramped.seen[6:] == [3] * 4
     said = capsys.readouterr().out
-    assert "out of memory with 12 images at once: 6 from now on, and still 12 a step (--micro-batch 6" in said
+    assert "out of memory with 12 images at once: 6 from now on, and still 12 a step (type --micro-batch 6" in said
     assert "out of memory with 6 images at once: 3 from now on" in said
 
 
