@@ -26,7 +26,7 @@ _EXPORTS = {
 __all__ = list(_EXPORTS)
 
 # What needs no extras.
-_SMALL = {"config", "files", "model", "weights", "weights.huggingface", "weights.pretrained"}
+_SMALL = {"config", "files", "model", "names", "weights", "weights.huggingface", "weights.pretrained"}
 
 
 def _absent(*names: str) -> list[str]:

@@ -81,7 +81,7 @@ def test_every_recipe_is_consistent(name: str) -> None:
         ({"image_size": 20}, "image_size 20 is not a multiple of patch_size 8: use 16"),
         ({"flip": 1.5}, "--flip lies between 0 and 1, got 1.5"),
         ({"crop_scale": (0.5, 0.2)}, "--crop-scale takes two shares"),
-        ({"weights": "no_file.pth"}, "no weights file at no_file.pth"),
+        ({"weights": "no_file.pth"}, "there is no file or folder no_file.pth for --weights: check the path"),
         ({"gpus": 64}, "--gpus 64"),
         ({"mixup": 0.001}, r"--mixup is 0 \(off\) or in \[0.01, 100\], got 0.001"),
         ({"mixup": 0.8, "batch_size": 9}, "mixing needs groups .* type --batch-size 8"),
