@@ -13,7 +13,9 @@ from deit_fast.model import FUSIONS
 from deit_fast.names import SCORE_NAMES
 from deit_fast.ranks.group import Ranks
 from deit_fast.run import checkpoint
-from deit_fast.train.record import Record, Start
+from deit_fast.run.report import Reporter
+from deit_fast.train.prepare import Start
+from deit_fast.train.record import Record
 
 # Each score is highest after another step.
 TOP1 = {
@@ -26,12 +28,14 @@ TOP1 = {
 
 def best_step(config: Config, run: Path, average: bool, names: list[str]) -> tuple[int, float]:
     step = SimpleNamespace(model=nn.Linear(2, 2), ema=SimpleNamespace(module=nn.Linear(2, 2)))
+    data = SimpleNamespace(share=SimpleNamespace(steps_per_epoch=1))
+    prepared = SimpleNamespace(ranks=Ranks(0, 1, torch.device("cpu")), step=step, start=Start(), data=data)
     run.mkdir()
-    with Record(config, run, Ranks(0, 1, torch.device("cpu")), step, Start()) as record:
+    with Record(config, run, prepared, None, Reporter(False)) as record:
         for done in range(1, 5):
             scores = {name: {"top1": TOP1[name][done - 1]} for name in names}
             others = {name: {"top1": 50.0 - done} for name in names}  # of the weights that do not count
-            record.keep_if_best(done, *((others, scores) if average else (scores, None)))
+            record._keep_if_best(done, *((others, scores) if average else (scores, None)))
     found = checkpoint.best(run)
     assert found is not None
     return found[1]["step"], found[1]["top1"]
