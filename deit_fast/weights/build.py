@@ -16,11 +16,7 @@ HUBS = ("hf_hub:", "hf-hub:", "local-dir:")  # timm's prefixes of models that li
 
 
 def untrained(config: Config, classes: int) -> nn.Module:
-    """The model that a configuration names, with random weights.
-
-    Raises:
-        ValueError: unknown name, or sizes that only our models take.
-    """
+    """The model that a configuration names, with random weights."""
     sizes = {name: getattr(config, name) for name in ("patch_size", "width", "depth", "heads") if getattr(config, name)}
     base, _, tag = config.model.partition(".")
     if config.model in CONFIGS:
@@ -32,10 +28,9 @@ def untrained(config: Config, classes: int) -> nn.Module:
     if sizes and timm.is_model(config.model):
         named = ", ".join(f"--{name.replace('_', '-')}" for name in sizes)
         raise ValueError(f"{named} only changes our own models ({', '.join(CONFIGS)}), not timm's {config.model}")
-    options: dict[str, Any] = {"num_classes": classes, **built_for(config.model, config.image_size)}
-    if config.dropout:
-        options["drop_rate"] = config.dropout
-    return timm_model(config.model, drop_path_rate=config.drop_path, **options)
+    # A rate of 0 is left out: not every model of timm takes both.
+    drops = {name: rate for name, rate in (("drop_rate", config.dropout), ("drop_path_rate", config.drop_path)) if rate}
+    return timm_model(config.model, num_classes=classes, **built_for(config.model, config.image_size), **drops)
 
 
 def built_for(name: str, image_size: int) -> dict[str, int]:
@@ -46,11 +41,7 @@ def built_for(name: str, image_size: int) -> dict[str, int]:
 
 
 def check_forward(model: nn.Module, name: str, image_size: int, classes: int | None = None) -> int:
-    """Try the model on one black image, in evaluation mode; returns how many classes it knows.
-
-    Raises:
-        ValueError: it fails, or does not return logits (1, classes).
-    """
+    """Try the model on one black image, in evaluation mode; returns how many classes it knows."""
     training = model.training
     try:
         with torch.no_grad():
@@ -68,19 +59,14 @@ def check_forward(model: nn.Module, name: str, image_size: int, classes: int | N
     return logits.shape[1]
 
 
-def timm_model(
-    name: str, *, pretrained: bool = False, drop_path_rate: float = 0.0, then: str = "", **options: Any
-) -> nn.Module:
+def timm_model(name: str, *, pretrained: bool = False, then: str = "", **options: Any) -> nn.Module:
     """`timm.create_model`, whose failures are ValueErrors that say what to type.
 
-    Args:
-        then: what to do with weights that were fetched by hand; default: the trainer's two ways.
+    `then` says what to do with weights that were fetched by hand; without it: the trainer's two ways.
     """
     elsewhere = name.startswith(HUBS)
     if not elsewhere and not timm.is_model(name):
         raise ValueError(f"unknown model {name!r}: {nearest_models(name)}")
-    if drop_path_rate:
-        options["drop_path_rate"] = drop_path_rate
     try:
         return timm.create_model(name, pretrained=pretrained, **options)
     except (RuntimeError, TypeError, AssertionError) as error:  # unknown tag, no weights, an option it does not take
@@ -125,10 +111,8 @@ def normalisation(model: nn.Module) -> Normalisation:
 class Frozen(nn.Module):
     """A classifier that only answers: maps images that were normalised for another model to float32 logits (B, C).
 
-    Args:
-        model: images normalised its own way (B, 3, S, S) -> logits; it is frozen and stays in evaluation mode.
-        given: (mean, std) of the images that arrive.
-        own: (mean, std) that the model expects; None: see `normalisation`.
+    `given` is the (mean, std) of the images that arrive, `own` what the model expects (None: see `normalisation`). The
+    model is frozen and stays in evaluation mode.
     """
 
     def __init__(self, model: nn.Module, given: Normalisation, own: Normalisation | None = None) -> None:

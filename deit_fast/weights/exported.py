@@ -25,7 +25,6 @@ OFFICIAL_CROP_RATIO = 0.875  # of the official code, at 384 pixels too: int(256 
 
 
 def from_file(path: Path, architecture: str, sizes: dict[str, Any], timm_size: int) -> Trained:
-    """See `from_tensors`."""
     model = from_tensors(read_weights(path), str(path), architecture, sizes, timm_size)
     # read_weights has compared the content of a file of such a name with the release.
     release = next((name for name, digest in RELEASES.items() if path.name == f"{name}-{digest}.pth"), "")
@@ -38,13 +37,15 @@ def from_tensors(
 ) -> nn.Module:
     """The model that weights fit: of `architecture`, else a DeiT, whose sizes are read off its tensors.
 
-    Args:
-        sizes: what the tensors do not tell, such as {"heads": 2}.
-        timm_size: 0, or have timm build the architecture, DeiTs too, for images of this size.
+    `sizes` are those that the tensors do not tell, such as {"heads": 2}. With a `timm_size`, timm builds the
+    architecture, DeiTs too, for images of this size.
     """
     if architecture and (timm_size or architecture not in CONFIGS):
-        options = {"num_classes": _rows_of_last_matrix(source, weights), **built_for(architecture, timm_size), **sizes}
-        model = timm_model(architecture, **options)
+        matrices = [value for value in weights.values() if value.ndim == 2]
+        if not matrices:
+            raise ValueError(f"{source} holds no classifier: none of its {len(weights)} tensors is a matrix")
+        classes = len(matrices[-1])  # the last matrix of a weights file is its classifier
+        model = timm_model(architecture, **{"num_classes": classes, **built_for(architecture, timm_size), **sizes})
     else:
         model = VisionTransformer(_sizes(source, weights, architecture, sizes))
     load_pretrained(model, weights)
@@ -53,10 +54,10 @@ def from_tensors(
 
 def from_folder(path: Path) -> Trained:
     """A folder with weights and the config.json of timm or transformers."""
-    file = weights_file(path)
+    weights_file(path)  # refuses a folder without
     config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
     if config.get("model_type") in ("deit", "vit"):
-        return _huggingface(path, file, config)
+        return _huggingface(path, config)
     if "architecture" not in config:
         raise _no_model(path)
     labels = config.get("label_names") or (config.get("pretrained_cfg") or {}).get("label_names") or ()
@@ -66,7 +67,6 @@ def from_folder(path: Path) -> Trained:
 
 
 def weights_file(path: Path) -> Path:
-    """The weights file of a folder."""
     files = [file for suffix in SUFFIXES for file in sorted(path.glob(f"*{suffix}"))]
     if not files:
         raise _no_model(path)
@@ -111,7 +111,6 @@ def class_names(count: int) -> list[str]:
 
 
 def _sizes(source: str, weights: Mapping[str, Tensor], architecture: str, given: dict[str, Any]) -> ViTConfig:
-    """The sizes of a DeiT, read off its tensors."""
     try:
         width, _, patch, _ = weights["patch_embed.proj.weight"].shape
         tokens = weights["pos_embed"].shape[1]
@@ -141,14 +140,14 @@ def _sizes(source: str, weights: Mapping[str, Tensor], architecture: str, given:
     )
 
 
-def _huggingface(path: Path, file: Path, config: dict[str, Any]) -> Trained:
+def _huggingface(path: Path, config: dict[str, Any]) -> Trained:
+    file = weights_file(path)
     weights = read_weights(file)
     if "head.weight" not in weights:
         raise ValueError(f"{path} holds a {config['model_type']} without a classifier: it is a start for training only")
     if (activation := config.get("hidden_act", "gelu")) != "gelu":
         raise ValueError(f"{path} computes with {activation}, ours with gelu: use it by transformers")
-    model = VisionTransformer(_sizes(str(file), weights, "", {"heads": config["num_attention_heads"]}))
-    load_pretrained(model, weights)
+    model = from_tensors(weights, str(file), "", {"heads": config["num_attention_heads"]}, 0)
     names = {int(label): name for label, name in config.get("id2label", {}).items()}
     classes = [names.get(label, f"class {label}") for label in range(model.config.classes)]
     trained = ready(model, f"{path}, Hugging Face's {config['model_type']}", classes)
@@ -179,15 +178,4 @@ def _crop_ratio(settings: dict[str, Any], size: int) -> float:
 
 def ours_of_timm(model: nn.Module) -> VisionTransformer:
     """A DeiT of timm as one of ours, in evaluation mode."""
-    weights = model.state_dict()
-    ours = VisionTransformer(_sizes("", weights, "", {"heads": model.blocks[0].attn.num_heads}))
-    load_pretrained(ours, weights)
-    return ours.eval()
-
-
-def _rows_of_last_matrix(source: str, weights: Mapping[str, Tensor]) -> int:
-    """The number of classes: the last matrix of a weights file is its classifier."""
-    matrices = [value for value in weights.values() if value.ndim == 2]
-    if not matrices:
-        raise ValueError(f"{source} holds no classifier: none of its {len(weights)} tensors is a matrix")
-    return matrices[-1].shape[0]
+    return from_tensors(model.state_dict(), "", "", {"heads": model.blocks[0].attn.num_heads}, 0).eval()

@@ -40,14 +40,12 @@ _OUTSIDE = {
     "norm.bias": "layernorm.bias",
 }
 _HEADS = {"cls_classifier": "head", "distillation_classifier": "head_dist", "classifier": "head"}
-# Names that transformers 5 has in memory -> the name in a file.
+# Names that transformers 5 has in memory -> the name in a file; its mlp.fc1 and mlp.fc2 are also ours.
 _IN_MEMORY = {
     "attention.q_proj": _PARTS[0],
     "attention.k_proj": _PARTS[1],
     "attention.v_proj": _PARTS[2],
     "attention.o_proj": "attention.output.dense",
-    "mlp.fc1": "intermediate.dense",
-    "mlp.fc2": "output.dense",
 }
 
 

@@ -108,7 +108,12 @@ def read_weights(source: str | Path | Mapping[str, Tensor]) -> dict[str, Tensor]
 def _read_file(path: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"no weights file at {path}: type the path of a .pth or .safetensors file")
-    _check_release(path)
+    released = {f"{name}-{prefix}.pth" for name, prefix in (RELEASES | TEACHERS).items()}
+    if path.name in released and not (digest := sha256_of(path)).startswith(path.stem.rpartition("-")[2]):
+        raise ValueError(
+            f"{path} is not the released file of that name (its SHA-256 begins with {digest[:8]}): download it again, "
+            f"or rename it if the weights are your own"
+        )
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
@@ -133,17 +138,6 @@ def _read_file(path: Path) -> Mapping[str, Tensor]:
     if not isinstance(weights, Mapping):
         raise ValueError(f"{path} holds a {type(weights).__name__}, not weights by name")
     return weights
-
-
-def _check_release(path: Path) -> None:
-    """A file with the name of a released one must have its content."""
-    if path.name in {f"{name}-{prefix}.pth" for name, prefix in (RELEASES | TEACHERS).items()}:
-        digest = sha256_of(path)
-        if not digest.startswith(path.stem.rpartition("-")[2]):
-            raise ValueError(
-                f"{path} is not the released file of that name (its SHA-256 begins with {digest[:8]}): download it "
-                f"again, or rename it if the weights are your own"
-            )
 
 
 def load_pretrained(
@@ -211,12 +205,12 @@ class _Architecture(NamedTuple):
 
     width: int
     depth: int
-    patch: int
+    patch_size: int
     distilled: bool
 
     def __str__(self) -> str:
         token = "a distillation token" if self.distilled else "no distillation token"
-        return f"{self.width} channels, {self.depth} blocks, patches of {self.patch} pixels and {token}"
+        return f"{self.width} channels, {self.depth} blocks, patches of {self.patch_size} pixels and {token}"
 
 
 def _architecture(weights: Mapping[str, Tensor]) -> _Architecture | None:
@@ -234,10 +228,8 @@ def _refuse_architecture(theirs: _Architecture, ours: _Architecture) -> NoReturn
         for name, config in CONFIGS.items()
         if theirs == (config.width, config.depth, config.patch_size, config.distilled)
     ]
-    flags = {"width": "--width", "depth": "--depth", "patch": "--patch-size"}
-    differing = [
-        f"{flags[name]} {getattr(theirs, name)}" for name in flags if getattr(theirs, name) != getattr(ours, name)
-    ]
+    flags = ("--width", "--depth", "--patch-size")
+    differing = [f"{flag} {value}" for flag, value, own in zip(flags, theirs, ours, strict=False) if value != own]
     if theirs.distilled != ours.distilled:
         differing.append(f"a --model {'with' if theirs.distilled else 'without'} _distilled in its name")
     way = f"--model {fits[0]}" if fits else " and ".join(differing)

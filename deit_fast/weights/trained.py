@@ -42,31 +42,18 @@ _KNOWING = {"run": "a run", "checkpoint": "a checkpoint of a run", "exported": "
 
 
 class Named(NamedTuple):
-    """What a spec names.
-
-    Attributes:
-        spec: as it was typed.
-        flag: where it was typed, such as "--teacher"; "" for an argument of its own.
-        path: of a run, a checkpoint's file, an exported folder or a weights file.
-        run: the run's folder, of a run or a checkpoint.
-    """
-
     kind: Literal["run", "checkpoint", "exported", "file", "name", "function"]
-    spec: str
-    flag: str
-    path: Path
-    run: Path | None = None
+    spec: str  # as it was typed
+    flag: str  # where it was typed, such as "--teacher"; "" for an argument of its own
+    path: Path  # of a run, a checkpoint's file, an exported folder or a weights file
+    run: Path | None = None  # the folder of a run, or of a checkpoint's run
 
     def __str__(self) -> str:
         return f"{self.flag} {self.spec}".strip()
 
 
 def resolve(spec: str | Path, flag: str = "") -> Named:
-    """What a spec names, by its form and by what is on disk; nothing is opened, fetched or imported.
-
-    Raises:
-        ValueError: there is no such file, folder or name (the nearest are offered).
-    """
+    """What a spec names, by its form and by what is on disk; nothing is opened, fetched or imported."""
     spec = str(spec)
     path = Path(spec.removeprefix("local-dir:")).expanduser()
     given = f" for {flag}" if flag else ""
@@ -124,9 +111,7 @@ def opened(
 ) -> Trained:
     """The model that was named; `architecture` and `sizes` count for weights that do not tell them.
 
-    Args:
-        image_size: 0: its own.
-        as_teacher: timm builds weights and names, DeiTs too, at `image_size`; a function's model stays as it is.
+    As a teacher, weights and names are built by timm, DeiTs too, at `image_size`; a function's model stays as it is.
     """
     if named.run is not None:
         return run_model(named.run, weights=None if named.kind == "run" else named.path, image_size=image_size)
@@ -138,16 +123,18 @@ def opened(
     if named.kind == "file":
         trained = exported.from_file(named.path, architecture, sizes or {}, timm_size)
     else:
-        trained = _fetched(named.spec, timm_size)
+        then = "" if as_teacher else "type its path instead of the name"
+        model = timm_model(named.spec, pretrained=True, then=then, **built_for(named.spec, timm_size))
+        if named.spec.split(".")[0] in CONFIGS and not timm_size:
+            model = exported.ours_of_timm(model)
+        trained = exported.ready(model, f"{named.spec}, timm's pretrained weights")
     return trained if as_teacher else resized(trained, image_size)
 
 
 def run_model(run: Path, *, weights: Path | None = None, image_size: int = 0) -> Trained:
-    """The model of a run, finished or not.
+    """The model of a run, finished or not, for images of `image_size` (0: its own).
 
-    Args:
-        weights: a file of one of its checkpoints; None: of the newest, the moving average where that scored better.
-        image_size: build it for this size instead of its own; position embeddings are resized.
+    `weights` is a file of one of its checkpoints; None: of the newest, the moving average where that scored better.
     """
     for name in ("config.json", "data.json"):
         if not (run / name).is_file():
@@ -176,14 +163,6 @@ def run_model(run: Path, *, weights: Path | None = None, image_size: int = 0) ->
         data,
         (summary or {}).get(part) if measured else None,
     )
-
-
-def _fetched(name: str, timm_size: int) -> Trained:
-    """timm's pretrained weights of a name, in our model where it is a DeiT and timm need not build it."""
-    then = "" if timm_size else "type its path instead of the name"
-    model = timm_model(name, pretrained=True, then=then, **built_for(name, timm_size))
-    is_ours = name.split(".")[0] in CONFIGS and not timm_size
-    return exported.ready(exported.ours_of_timm(model) if is_ours else model, f"{name}, timm's pretrained weights")
 
 
 def _called(named: Named, architecture: str, image_size: int, sizes: dict[str, Any], timm_size: int) -> Trained:
@@ -243,11 +222,7 @@ def resized(trained: Trained, image_size: int) -> Trained:
 
 
 def classifier(config: Config, classes: int) -> nn.Module:
-    """The model that a configuration names, with its starting weights.
-
-    Raises:
-        ValueError: unknown name, sizes that only our models take, weights that do not fit or cannot be fetched.
-    """
+    """The model that a configuration names, with its starting weights."""
     model = untrained(config, classes)
     if config.weights:
         load_pretrained(model, _starting_weights(config), config.pos_embed_resize)
@@ -256,7 +231,6 @@ def classifier(config: Config, classes: int) -> nn.Module:
 
 
 def _starting_weights(config: Config) -> Path | Mapping[str, Tensor]:
-    """What --weights names."""
     if config.weights == "timm":
         return timm_model(config.model, pretrained=True).state_dict()
     named = resolve(config.weights, "--weights")
