@@ -16,6 +16,7 @@ and others wait.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -49,11 +50,7 @@ def sync(path: Path) -> None:
 def write_file(path: Path, write: Callable[[Path], object], *, durable: bool = True) -> None:
     """Create or replace `path` as a whole: `write` fills a temporary file, which is synced and renamed.
 
-    Args:
-        durable: False: whole also after a crash of the process, but not of the machine.
-
-    Raises:
-        OSError: from the disk; the old file is then as it was.
+    Not `durable`: whole also after a crash of the process, but not of the machine. After an error the old file stays.
     """
     temporary = _temporary(path)
     try:
@@ -62,10 +59,8 @@ def write_file(path: Path, write: Callable[[Path], object], *, durable: bool = T
             sync(temporary)
         os.replace(temporary, path)
     except BaseException:
-        try:
+        with contextlib.suppress(OSError):  # of a file system that vanished: the error to raise is the first one
             temporary.unlink(missing_ok=True)
-        except OSError:  # a file system that vanished: the error to raise is the first one
-            pass
         raise
     if durable:
         sync(path.parent)
@@ -74,11 +69,8 @@ def write_file(path: Path, write: Callable[[Path], object], *, durable: bool = T
 def write_folder(folder: Path, fill: Callable[[Path], object], *, replace: bool = False) -> None:
     """Create `folder` as a whole: `fill` fills a temporary folder, which is synced with all it holds and renamed.
 
-    Args:
-        replace: a folder of this name is first renamed to `.NAME.old`, which the caller removes.
-
-    Raises:
-        OSError: from the disk, or `folder` is there and not empty; what `fill` wrote is then removed.
+    A folder of this name that is not empty raises OSError; with `replace` it becomes `.NAME.old`, for the caller to
+    remove. After an error nothing that `fill` wrote is left.
     """
     temporary = _temporary(folder)
     temporary.mkdir(parents=True)
@@ -113,11 +105,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file.
-
-    Raises:
-        ValueError: the file is missing, unreadable or not JSON; it is named.
-    """
+    """The value in a JSON file; ValueError names a file that is missing, unreadable or not JSON."""
     try:
         return json.loads(path.read_text())
     except OSError as error:
@@ -156,9 +144,7 @@ class Lock:
     def acquire(self) -> None:
         """Take the lock, unless this object has it; the file names this process. Rank 0 holds it for all ranks.
 
-        Raises:
-            ValueError: another process has it; it is named.
-            OSError: the folder cannot be written to.
+        ValueError names another process that has it; OSError: the folder cannot be written to.
         """
         if self._descriptor is not None:
             return
@@ -172,11 +158,7 @@ class Lock:
         os.pwrite(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
     def wait(self, what: str) -> None:
-        """Take the lock. If another process has it, print "another process `what`" to standard error and wait.
-
-        Raises:
-            ValueError: the folder cannot be written to.
-        """
+        """Take the lock. If another process has it, print "another process `what`" to standard error and wait."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             free = self._take("start one process first")
@@ -205,14 +187,9 @@ class Lock:
 
 
 def check_writable(path: Path, advice: str, *, folder: bool = False) -> None:
-    """Refuse a path that cannot be written, before the work whose result goes there is begun.
+    """Raise ValueError, ending in `advice`, if a path cannot be written, before the work whose result goes there.
 
-    Args:
-        advice: what to type; it ends the sentence.
-        folder: `path` is a folder, made with those above it; else it is a file in a folder that exists.
-
-    Raises:
-        ValueError: it cannot be written; says why.
+    A `folder` is made with those above it; a file needs a folder that exists.
     """
     whole = path.absolute()
     nearest = next(parent for parent in ((whole, *whole.parents) if folder else whole.parents) if parent.exists())

@@ -15,8 +15,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
@@ -28,7 +29,7 @@ from deit_kernels.philox import Stream, philox, uniform
 from .names import did_you_mean
 
 Fusion = Literal["logits", "softmax", "cls", "dist"]
-FUSIONS: tuple[Fusion, ...] = ("logits", "softmax", "cls", "dist")
+FUSIONS: tuple[Fusion, ...] = get_args(Fusion)
 # (mean, std) of the channels red, green, blue, for pixels in [0, 1].
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 IMAGENET_NORMALISATION: Normalisation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -61,10 +62,9 @@ class ViTConfig:
                 )
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
-        if not 0 <= self.drop_path_rate < 1:
-            raise ValueError(f"drop_path_rate is a probability in [0, 1), got {self.drop_path_rate}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is a probability in [0, 1), got {self.dropout}")
+        for name in ("drop_path_rate", "dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is a probability in [0, 1), got {getattr(self, name)}")
         if min(self.width, self.depth, self.classes) < 1:
             raise ValueError(f"width, depth and classes are at least 1, got {self.width}, {self.depth}, {self.classes}")
 
@@ -171,12 +171,7 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """DeiT.
-
-    Args:
-        config: the sizes.
-        fusion: what evaluation returns, see `fuse`; "logits" is the official code's average.
-    """
+    """DeiT; `fusion` is what evaluation returns, see `fuse`: "logits" is the official code's average."""
 
     def __init__(self, config: ViTConfig, fusion: Fusion = "logits") -> None:
         super().__init__()
@@ -232,7 +227,8 @@ class VisionTransformer(nn.Module):
             prefix.append(self.dist_token.expand(batch, -1, -1))
         x = self.dropout(torch.cat([*prefix, x], dim=1) + self.pos_embed)
         if drop_path is None and self.training and self.config.drop_path_rate > 0:
-            drop_path = _random_scales(self.drop_path_rates(), batch, x.device)
+            keep = 1 - torch.tensor(self.drop_path_rates(), device=x.device)[:, None, None]
+            drop_path = torch.where(torch.rand(len(keep), 2, batch, device=x.device) < keep, 1 / keep, 0.0)
         scales: Sequence[Tensor | None] = [None] * len(self.blocks) if drop_path is None else drop_path[..., None, None]
         for block, scale in zip(self.blocks, scales, strict=True):
             x = block(x, scale)
@@ -257,11 +253,7 @@ def fuse(cls_logits: Tensor, dist_logits: Tensor, fusion: Fusion) -> Tensor:
     "logits" averages logits (official code and timm); "softmax" averages the two softmaxes (paper §4) and returns the
     logarithm, so that the result serves as logits everywhere; "cls" and "dist" take one head.
 
-    Args:
-        cls_logits, dist_logits: (B, C).
-
-    Returns:
-        (B, C), logits in every case.
+    Arguments and result are logits (B, C) in every case.
     """
     if fusion == "softmax":
         log_probs = torch.stack([cls_logits, dist_logits]).float().log_softmax(-1)
@@ -279,25 +271,17 @@ def drop_path_scales(seed: int, step: int, positions: ArrayLike, rates: Sequence
 
     Args:
         seed: the run's seed.
-        step: the optimiser step.
         positions: (B,) places in the global batch.
         rates: drop probability of each layer.
 
     Returns:
         float32 (depth, 2, B) on the CPU.
     """
-    bits = philox(
-        seed, Stream.DROP_PATH, step & 0xFFFFFFFF, step >> 32, positions, torch.arange(len(rates)).numpy()[:, None]
-    )
+    layers = np.arange(len(rates))[:, None]
+    bits = philox(seed, Stream.DROP_PATH, step & 0xFFFFFFFF, step >> 32, positions, layers)
     keep = 1 - torch.tensor(rates, dtype=torch.float64)[:, None, None]
     drawn = torch.from_numpy(uniform(bits[..., :2])).transpose(1, 2)  # (depth, 2, B)
     return torch.where(drawn < keep, 1 / keep, 0.0).float()
-
-
-def _random_scales(rates: Sequence[float], batch: int, device: torch.device) -> Tensor:
-    """`drop_path_scales` for callers without a seed and step: drawn from torch's generator."""
-    keep = 1 - torch.tensor(rates, device=device)[:, None, None]
-    return torch.where(torch.rand(len(rates), 2, batch, device=device) < keep, 1 / keep, 0.0)
 
 
 def create_model(name: str, *, fusion: Fusion = "logits", **changes: Any) -> VisionTransformer:

@@ -26,9 +26,7 @@ def did_you_mean(
 ) -> str:  # fmt: skip
     """The end of a sentence, "did you mean A or B?": the known names nearest to `name`, else `otherwise`, else "".
 
-    Args:
-        cutoff: the least likeness, from 0 to 1.
-        flag: to type before each, such as "--recipe ".
+    `cutoff` is the least likeness, from 0 to 1; `flag` is typed before each, such as "--recipe ".
     """
     near = difflib.get_close_matches(name, known, n=most, cutoff=cutoff) or otherwise
     offered = " or ".join(f"{flag}{one}" for one in near)

@@ -20,12 +20,7 @@ def picture(
 ) -> Iterator[tuple[Any, Any]]:
     """(figure, axes) as `plt.subplots` gives them; `target` is written, whole or not at all, when the body ends.
 
-    Args:
-        figsize: width and height in inches, of 110 pixels each.
-        options: of `Figure.subplots`, such as squeeze and sharey.
-
-    Raises:
-        OSError: the disk refuses.
+    `figsize` is width and height in inches, of 110 pixels each; `options` are those of `Figure.subplots`.
     """
     from matplotlib.figure import Figure  # without pyplot: no window, and the caller's backend stays
 

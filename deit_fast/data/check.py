@@ -13,18 +13,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 
-import numpy as np
 from PIL import ExifTags, Image
 
 from deit_kernels.augment.plan import MAX_SIDE
 
 from .decode import BadImage, decode, decode_jpeg, opened
-from .sources.dataset import Dataset, ahead
+from .sources.dataset import Broken, Dataset, ahead
 
 DIGEST_BYTES = 16
 ELONGATED = MAX_SIDE / 1024  # longer side / shorter; crops of up to 1024 pixels accept any image below it
@@ -34,22 +35,14 @@ MODES = {"CMYK": "CMYK", "P": "a palette", "PA": "a palette with alpha", "RGBA":
 
 @dataclass
 class Report:
-    """What `check` found, by the name of the image, shard or parquet file.
-
-    Attributes:
-        images: how many were read.
-        broken: (name, reason); the caller adds those of `open_unpacked`.
-        odd: (name, what is odd, joined by commas).
-        duplicates: groups of names with the same bytes, each with a remark or "".
-    """
+    """What `check` found, by the name of the image, shard or parquet file."""
 
     images: int = 0
-    broken: list[tuple[str, str]] = field(default_factory=list)
-    odd: list[tuple[str, str]] = field(default_factory=list)
-    duplicates: list[tuple[list[str], str]] = field(default_factory=list)
+    broken: Broken = field(default_factory=list)  # the caller adds what `open_unpacked` found
+    odd: list[tuple[str, str]] = field(default_factory=list)  # (name, what is odd, joined by commas)
+    duplicates: list[tuple[list[str], str]] = field(default_factory=list)  # names with the same bytes, a remark or ""
 
     def lines(self) -> list[str]:
-        """The report as text."""
         lines = [f"broken: {name}: {reason}" for name, reason in self.broken]
         lines += [f"odd: {name}: {what}" for name, what in self.odd]
         for names, remark in self.duplicates:
@@ -64,32 +57,28 @@ class Report:
 def check(splits: dict[str, Dataset], threads: int, advance: Callable[[int], None] = lambda images: None) -> Report:
     """Read and decode all images; `advance` is called with the number of images done since its last call."""
     report = Report()
-    digests = {split: np.zeros((len(dataset), DIGEST_BYTES), np.uint8) for split, dataset in splits.items()}
+    digests: dict[str, list[bytes | None]] = {split: [] for split in splits}
     with ThreadPoolExecutor(threads, "deit_fast-check") as pool:
-        try:
-            for split, dataset in splits.items():
-                found = ahead(pool, partial(_inspect, dataset), range(len(dataset)), 4 * threads)
-                for index, (digest, reason, odd) in enumerate(found):
-                    digests[split][index] = np.frombuffer(digest, np.uint8)
-                    if reason:
-                        report.broken.append((dataset.path(index), reason))
-                    elif odd:
-                        report.odd.append((dataset.path(index), odd))
-                    report.images += 1
-                    advance(1)
-        finally:
-            pool.shutdown(cancel_futures=True)
+        for split, dataset in splits.items():
+            found = ahead(pool, partial(_inspect, dataset), range(len(dataset)), 4 * threads)
+            for index, (digest, reason, odd) in enumerate(found):
+                digests[split].append(digest)
+                if reason:
+                    report.broken.append((dataset.path(index), reason))
+                elif odd:
+                    report.odd.append((dataset.path(index), odd))
+                report.images += 1
+                advance(1)
     report.duplicates = _duplicates(splits, digests)
     return report
 
 
-def _inspect(dataset: Dataset, index: int) -> tuple[bytes, str, str]:
-    """(digest, why it is broken or "", what is odd or ""); the digest of an unreadable file is that of its number."""
+def _inspect(dataset: Dataset, index: int) -> tuple[bytes | None, str, str]:
+    """(digest if it can be read, why it is broken or "", what is odd or "")."""
     try:
         data = dataset.read(index)
     except OSError as error:
-        unique = hashlib.blake2b(f"unread {index}".encode(), digest_size=DIGEST_BYTES).digest()
-        return unique, f"it cannot be read ({error.strerror or error})", ""
+        return None, f"it cannot be read ({error.strerror or error})", ""
     content = data if isinstance(data, bytes) else data.tobytes()
     digest = hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()
     if not isinstance(data, bytes):
@@ -130,15 +119,13 @@ def _oddities(data: bytes, path: str, sound: bool) -> list[str]:
     return odd
 
 
-def _duplicates(splits: dict[str, Dataset], digests: dict[str, np.ndarray]) -> list[tuple[list[str], str]]:
-    if not any(map(len, splits.values())):
-        return []
-    where = [(split, index) for split, dataset in splits.items() for index in range(len(dataset))]
-    every = np.concatenate(list(digests.values())).view(f"V{DIGEST_BYTES}")[:, 0]
-    _, group, count = np.unique(every, return_inverse=True, return_counts=True)
-    members: dict[int, list[tuple[str, int]]] = {}
-    for place in np.flatnonzero(count[group] > 1).tolist():
-        members.setdefault(int(group[place]), []).append(where[place])
+def _duplicates(splits: dict[str, Dataset], digests: dict[str, list[bytes | None]]) -> list[tuple[list[str], str]]:
+    times = Counter(chain.from_iterable(digests.values()))
+    members: dict[bytes, list[tuple[str, int]]] = {}
+    for split, every in digests.items():
+        for index, digest in enumerate(every):
+            if digest and times[digest] > 1:
+                members.setdefault(digest, []).append((split, index))
     found = []
     for each in members.values():
         labels = {int(splits[split].labels[index]) for split, index in each}

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, features
+from PIL import ExifTags, Image, ImageOps, features
 
 from deit_kernels.augment.plan import MAX_SIDE
 
@@ -52,17 +52,7 @@ START_OF_SCAN = 0xDAFF  # its marker, as a number of two bytes
 SEQUENTIAL = {0xC0, 0xC1}  # markers of the start of a frame
 SEGMENTS = {0xC4, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE}  # tables, restart interval, application's blocks, comments
 LARGE_PART = 0.8  # share of an image from which on all of it is decoded as fast
-
-# How stored pixels are turned for each EXIF orientation, as in Pillow's ImageOps.exif_transpose.
-TURNS: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
-    2: lambda pixels: pixels[:, ::-1],
-    3: lambda pixels: pixels[::-1, ::-1],
-    4: lambda pixels: pixels[::-1],
-    5: lambda pixels: pixels.swapaxes(0, 1),
-    6: lambda pixels: pixels[::-1].swapaxes(0, 1),
-    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
-    8: lambda pixels: pixels[:, ::-1].swapaxes(0, 1),
-}
+TURNED = range(2, 9)  # EXIF orientations of an image that is not stored upright
 
 # Pillow warns of ImageNet's corrupt EXIF blocks and odd palettes, once for each thread and file, into the progress bar.
 # The pixels are right, and nobody can act on it. `warnings.catch_warnings` is not safe in threads.
@@ -73,18 +63,12 @@ Wanted = Callable[[int, int], Box | None]  # (height, width) → the box of it t
 
 
 class Part(NamedTuple):
-    """Pixels of an image, or of a box that holds the wanted one.
+    """Pixels of an image, or of a box that holds the wanted one."""
 
-    Attributes:
-        pixels: uint8 (h, w, 3).
-        top, left: where in the image they begin.
-        height, width: of the whole image.
-    """
-
-    pixels: NDArray[np.uint8]
-    top: int
+    pixels: NDArray[np.uint8]  # (h, w, 3)
+    top: int  # where in the image they begin
     left: int
-    height: int
+    height: int  # of the whole image
     width: int
 
     @classmethod
@@ -127,8 +111,10 @@ def decode(
     """
     if not data:
         raise BadImage("the file is empty")
-    if exif_orientation and (turn := TURNS.get(_orientation(data))):
-        return copied(turn(decode(data, max_pixels)), reserve)
+    if exif_orientation and (orientation := _orientation(data)) in TURNED:
+        image = Image.fromarray(decode(data, max_pixels))
+        image.getexif()[ExifTags.Base.Orientation] = orientation
+        return copied(np.asarray(ImageOps.exif_transpose(image)), reserve)
     pixels = decode_jpeg(data, max_pixels, reserve)
     return copied(_decode_with_pillow(data, max_pixels), reserve) if pixels is None else pixels
 
@@ -138,10 +124,9 @@ def decode_wanted(
 ) -> Part:
     """`decode` of the box that is wanted, or of more if that is as fast or the file is unusual.
 
-    Raises:
-        BadImage: as `decode`, as far as the box shows it.
+    BadImage as from `decode`, as far as the box shows it.
     """
-    whole = wanted is None or (exif_orientation and _orientation(data) in TURNS)
+    whole = wanted is None or (exif_orientation and _orientation(data) in TURNED)
     part = None if whole else _decode_jpeg_part(data, wanted, reserve)
     return part or Part.whole(decode(data, exif_orientation=exif_orientation, reserve=reserve))
 
@@ -225,11 +210,7 @@ def _has_one_scan(data: bytes) -> bool:
 
 @contextmanager
 def opened(data: bytes) -> Iterator[Image.Image]:
-    """An encoded image for Pillow, its header read; closed at the end.
-
-    Raises:
-        BadImage: it has another format than FORMATS, is a decompression bomb, or is damaged, now or in the body.
-    """
+    """An encoded image for Pillow, its header read. What is wrong with it, now or in the body, raises BadImage."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             yield image
@@ -263,8 +244,7 @@ def _orientation(data: bytes) -> int:
     """The EXIF orientation, 1 to 8; 1 (as stored) if there is none or its block is damaged."""
     try:
         with opened(data) as image:
-            if image.format == "TIFF":  # Pillow has turned it by the time its pixels are loaded
-                return 1
-            return image.getexif().get(ExifTags.Base.Orientation, 1)
+            # Pillow has turned a TIFF by the time its pixels are loaded.
+            return 1 if image.format == "TIFF" else image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # as above; decoding finds what is wrong with the image itself
         return 1

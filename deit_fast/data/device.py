@@ -31,25 +31,15 @@ Target = Tensor | MixedTarget  # for the loss: labels, or those of two images an
 
 
 class Gathered(NamedTuple):
-    """b rows in host memory.
+    """b rows in host memory."""
 
-    Attributes:
-        images: pixels in `block`, or on the device if the whole set is kept there.
-        plan: placed, in host memory.
-        mix: which rows are mixed, in host memory; None: none.
-        labels: int64 (b,).
-        blank: bool (b,), rows without a readable image; None: none.
-        block: uint8, pixels up to `end`, then room for the plans and the target (`tail_bytes`).
-        end: a multiple of ALIGNMENT.
-    """
-
-    images: ImageBatch
-    plan: AugmentPlan
-    mix: MixPlan | None
-    labels: Tensor
-    blank: Tensor | None
-    block: Tensor
-    end: int
+    images: ImageBatch  # pixels in `block`, or on the device if the whole set is kept there
+    plan: AugmentPlan  # placed
+    mix: MixPlan | None  # which rows are mixed; None: none
+    labels: Tensor  # int64 (b,)
+    blank: Tensor | None  # bool (b,), rows without a readable image; None: none
+    block: Tensor  # uint8, pixels up to `end`, then room for the plans and the target (`tail_bytes`)
+    end: int  # a multiple of ALIGNMENT
 
     @property
     def target(self) -> Target:
@@ -120,13 +110,8 @@ class CpuAugment:
     """Augments into host memory, which is reused when nothing refers to the batch.
 
     The rows are divided among the decoding threads. torch's own threads would double their number and spin while they
-    wait for each other: on two busy cores that took a quarter more processor time.
-
-    Args:
-        policy, dtype, layout, patch: as `deit_kernels.augment.apply` takes them.
-        threads: of the executor that runs the parts, each `without_torch_threads`.
-        mixing: of all batches; None: none is mixed.
-        pinned: the memory of outputs.
+    wait for each other: on two busy cores that took a quarter more processor time. So each of the executor's `threads`
+    is `without_torch_threads`. `pinned` is the memory of outputs.
     """
 
     device = torch.device("cpu")

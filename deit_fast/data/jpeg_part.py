@@ -16,6 +16,7 @@ as bad can depend on which crops were drawn.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,10 +36,8 @@ class Box(NamedTuple):
 
 
 class _Library(NamedTuple):
-    """Two views of the binary: calls of microseconds keep Python's lock, long ones release it."""
-
-    brief: ctypes.PyDLL
-    long: ctypes.CDLL
+    random_box: Callable[..., bool]
+    decode_jpeg_part: Callable[..., bool]
 
 
 def _load() -> tuple[_Library | None, str]:
@@ -48,14 +47,15 @@ def _load() -> tuple[_Library | None, str]:
         return None, f"the binary is not built; {hint}"
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     try:
-        library = _Library(ctypes.PyDLL(str(found[0])), ctypes.CDLL(str(found[0])))
-        library.brief.deit_random_box.argtypes = [pointer, number, pointer, number, number, number, pointer]
-        library.long.deit_decode_jpeg_part.argtypes = [ctypes.c_char_p, number, pointer, pointer]
-        for function in (library.brief.deit_random_box, library.long.deit_decode_jpeg_part):
-            function.restype = ctypes.c_bool
+        # Calls of microseconds keep Python's lock (PyDLL), long ones release it (CDLL).
+        random_box = ctypes.PyDLL(str(found[0])).deit_random_box
+        random_box.argtypes = [pointer, number, pointer, number, number, number, pointer]
+        decode_jpeg_part = ctypes.CDLL(str(found[0])).deit_decode_jpeg_part
+        decode_jpeg_part.argtypes = [ctypes.c_char_p, number, pointer, pointer]
+        random_box.restype = decode_jpeg_part.restype = ctypes.c_bool
     except (OSError, AttributeError) as error:
         return None, f"{found[0].name} does not load ({error}); {hint}"
-    return library, ""
+    return _Library(random_box, decode_jpeg_part), ""
 
 
 _library, missing = _load()
@@ -63,10 +63,9 @@ _Four = ctypes.c_int32 * 4
 
 
 class RandomCrops:
-    """The random resized crops of a batch.
+    """The random resized crops of a batch, from the policy's `numbers` with the seed.
 
     Args:
-        numbers: of the policy, with the seed (`Policy.numbers`).
         counters: int64 (b, 3), epoch, sample and copy of each row.
         image_of_row: int64 (b,), which of the batch's n images a row shows; every image has a row.
     """
@@ -84,8 +83,7 @@ class RandomCrops:
         first, end, box = self._ends[image - 1] if image else 0, self._ends[image], _Four()
         numbers, counters = self._addresses
         place = counters + first * self._counters.strides[0]
-        size = self._numbers.nbytes
-        known = _library.brief.deit_random_box(numbers, size, place, end - first, height, width, box)
+        known = _library.random_box(numbers, self._numbers.nbytes, place, end - first, height, width, box)
         return Box(*box) if known else None
 
 
@@ -103,10 +101,8 @@ def decode_part(data: bytes, box: Box, pixels: NDArray[np.uint8]) -> bool:
     """Decode a box of a JPEG file into contiguous uint8 (height, width, 3). From any thread, without Python's lock.
 
     Its left edge is a multiple of BLOCK. Its first and last columns differ from the whole image's unless at its edges.
-
-    Returns:
-        whether libjpeg gave no warning; otherwise the pixels are undefined.
+    False: libjpeg gave a warning, and the pixels are undefined.
     """
     if _library is None:
         return False
-    return _library.long.deit_decode_jpeg_part(data, len(data), _Four(*box), pixels.ctypes.data)
+    return _library.decode_jpeg_part(data, len(data), _Four(*box), pixels.ctypes.data)

@@ -43,10 +43,8 @@ class Blocks:
     """Blocks of memory that become free when nothing refers to them. Thread-safe.
 
     `take` returns a tensor over a block. The block is in use while that tensor or a view of it exists (such as a batch
-    that the consumer keeps). A free block far larger than recent requests is returned to the system.
-
-    Args:
-        pinned: page-locked memory, from which a GPU copies by itself.
+    that the consumer keeps). A free block far larger than recent requests is returned to the system. `pinned` blocks
+    are page-locked, so that a GPU copies from them by itself.
     """
 
     def __init__(self, pinned: bool = False):
@@ -59,17 +57,14 @@ class Blocks:
         """uint8 (size,), uninitialised."""
         with self._lock:
             self._taken.append(size)
-            self._drop_outsized()
+            most = OUTSIZED * max(self._taken)
+            self._blocks = [each for each in self._blocks if each[1].numel() <= most or each[0]() is not None]
             block = self._fitting(size)
             # The tensor's storage keeps this array alive. The next `take` looks whether it is gone; a callback would
             # lose a Ctrl-C that arrives in it.
             lease = block.numpy()[:size]
             self._blocks.append((weakref.ref(lease), block))
         return torch.from_numpy(lease)
-
-    def _drop_outsized(self) -> None:
-        most = OUTSIZED * max(self._taken)
-        self._blocks = [(lease, block) for lease, block in self._blocks if block.numel() <= most or lease() is not None]
 
     def _fitting(self, size: int) -> Tensor:
         """A free block of at least `size` bytes, removed from the list; a new one if there is none."""
@@ -88,10 +83,7 @@ class Arena:
     """Memory into which the images of one batch are decoded, in the order in which threads ask for it.
 
     An image that does not fit gets memory of its own, and `gather` copies all into a larger block. This happens only in
-    the first batches of a run and in outsized ones, whose block is not reused.
-
-    Args:
-        expected: bytes that batches need (`usual`).
+    the first batches of a run and in outsized ones, whose block is not reused. Batches need `expected` bytes (`usual`).
     """
 
     def __init__(self, blocks: Blocks, expected: int):
@@ -112,11 +104,7 @@ class Arena:
         return self._bytes[start : start + size].reshape(height, width, 3)
 
     def gather(self, images: Sequence[NDArray[np.uint8]], tail: int = 0) -> tuple[Tensor, NDArray[np.int64], int]:
-        """All images in one block; the arena is then used up.
-
-        Args:
-            images: n arrays from `reserve`, filled.
-            tail: bytes wanted behind the pixels.
+        """All n images, filled arrays from `reserve`, in one block; the arena is then used up.
 
         Returns:
             (block, offset, end): uint8, with `tail` bytes from `end`, a multiple of ALIGNMENT; int64 (n,), the first

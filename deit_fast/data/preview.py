@@ -44,39 +44,30 @@ def pixels_of(images: Tensor, policy: Policy) -> NDArray[np.uint8]:
     return np.clip(np.rint(unit * 255), 0, 255).astype(np.uint8)
 
 
-def _original(dataset: Dataset, sample: int, policy: Policy) -> NDArray[np.uint8]:
-    part = read_image(dataset, sample, ratio_limit=ratio_limit(policy)).part
-    if isinstance(part, BadImage):
-        raise BadImage(f"{dataset.path(sample)}: {part}: repair or remove it (deit_fast.data check lists all)")
-    return part.pixels
-
-
 def preview(
     dataset: Dataset, policy: Policy, target: Path, *, data_seed: int, epoch: int, images: int, copies: int
 ) -> None:
     """Draw `images` originals, spread over the data set, with `copies` augmented copies of each, into a PNG.
 
-    Raises:
-        ValueError: a number below 1, or more images than the data set has.
-        BadImage: one of the images is unreadable, or the policy's crop refuses it; it is named.
+    BadImage names an image that is unreadable or that the policy's crop refuses.
     """
     if not 1 <= images <= len(dataset):
         raise ValueError(f"--images lies between 1 and {len(dataset)}, the images of the data set, got {images}")
     if not 1 <= copies <= 64:
         raise ValueError(f"--copies lies between 1 and 64, got {copies}")
     samples = np.linspace(0, len(dataset) - 1, images).astype(np.int64)
-    originals = [_original(dataset, int(sample), policy) for sample in samples]
+    originals = []
+    for sample in samples.tolist():
+        part = read_image(dataset, sample, ratio_limit=ratio_limit(policy)).part
+        if isinstance(part, BadImage):
+            raise BadImage(f"{dataset.path(sample)}: {part}: repair or remove it (deit_fast.data check lists all)")
+        originals.append(part.pixels)
     batch = ImageBatch.from_images(originals)
     batch = ImageBatch(batch.data, *(table.repeat_interleave(copies) for table in batch[1:]))
     plan = sample_plan(
-        policy,
-        seed=data_seed,
-        epoch=epoch,
-        sample=samples.repeat(copies),
-        copy=np.tile(np.arange(copies), images),
-        height=batch.height.numpy(),
-        width=batch.width.numpy(),
-    )
+        policy, seed=data_seed, epoch=epoch, sample=samples.repeat(copies), copy=np.tile(np.arange(copies), images),
+        height=batch.height.numpy(), width=batch.width.numpy(),
+    )  # fmt: skip
     augmented = pixels_of(apply(batch, plan), policy)
 
     size = ((copies + 1) * COLUMN, images * LINE)

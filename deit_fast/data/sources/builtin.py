@@ -56,15 +56,7 @@ CROPS = {"train": 14, "val": 10}  # in each of the 6 training and 3 validation t
 
 
 def write_builtin(name: str, cache_dir: Path | None = None) -> Path:
-    """The folder of a built-in set, written on the first call; of processes that call at once, the first rename wins.
-
-    Args:
-        name: a key of BUILTIN.
-        cache_dir: by default as `default_cache_dir`.
-
-    Raises:
-        ValueError: scikit-image or scikit-learn is not installed or lacks a photograph, or the cache is not writable.
-    """
+    """The folder of a built-in set, written on the first call; of calls at the same time, the first rename wins."""
     folder = (cache_dir or default_cache_dir()) / BUILTIN[name]
     if folder.is_dir():
         return folder
@@ -89,9 +81,7 @@ def write_builtin(name: str, cache_dir: Path | None = None) -> Path:
 def photo_boxes(number: int, width: int, height: int) -> dict[str, NDArray[np.int64]]:
     """Left, top and side of a photograph's crops in pixels: for "train" and "val" int64 (tiles, crops, 3).
 
-    Args:
-        number: of the photograph, from which its crops are drawn.
-        width, height: a third of each must be 80 or more.
+    The crops are drawn from the photograph's number; a third of its width and height must be 80 or more.
     """
     boxes = {}
     for split, crops in CROPS.items():

@@ -19,38 +19,23 @@ from numpy.typing import NDArray
 from .dataset import Dataset, check_labels, checked_names
 from .index import locate
 
+BATCHES = [f"data_batch_{number}" for number in range(1, 6)]
 # Folder → files of the training and of the test images, the key of their labels, the file and the key of class names.
 LAYOUTS = {
-    "cifar-10-batches-py": (
-        [f"data_batch_{number}" for number in range(1, 6)],
-        ["test_batch"],
-        "labels",
-        ("batches.meta", "label_names"),
-    ),
-    "cifar-100-python": (["train"], ["test"], "fine_labels", ("meta", "fine_label_names")),
+    "cifar-10-batches-py": (BATCHES, ["test_batch"], "labels", "batches.meta", "label_names"),
+    "cifar-100-python": (["train"], ["test"], "fine_labels", "meta", "fine_label_names"),
 }
 # What a pickled array names, in NumPy 1 and 2. None of it runs code of the file.
-_ALLOWED = {
-    (module, name)
-    for module in ("numpy.core.multiarray", "numpy._core.multiarray")
-    for name in ("_reconstruct", "scalar")
-} | {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
+_ALLOWED = {"numpy.ndarray", "numpy.dtype", "_codecs.encode"} | {
+    f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")
+}
 
 
 class Cifar(Dataset):
-    """One split, decoded, in memory: 154 MB for the 50 000 training images.
-
-    Args:
-        folder: one of LAYOUTS.
-        split: "train" or "val" (the test images).
-        name: the spec as the user gave it.
-
-    Raises:
-        ValueError: a file is missing or damaged.
-    """
+    """One split, "train" or "val" (the test images), decoded, in memory: 154 MB for the 50 000 training images."""
 
     def __init__(self, folder: Path, split: str, name: str):
-        train, test, key, (meta, names) = LAYOUTS[folder.name]
+        train, test, key, meta, names = LAYOUTS[folder.name]
         self.name = name
         self.classes = checked_names(list(_entries(folder / meta, names)[0]), folder / meta)
         self._files = [folder / file for file in (train if split == "train" else test)]
@@ -79,7 +64,7 @@ def _images(file: Path, key: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ALLOWED:
+        if f"{module}.{name}" not in _ALLOWED:
             raise pickle.UnpicklingError(f"it names {module}.{name}, as no CIFAR file does")
         return super().find_class(module, name)
 

@@ -22,27 +22,17 @@ MOST_NUMBERED = 10**6  # classes without a name: a head for more has a billion w
 
 
 class Dataset(Protocol):
-    """One split of a data set: N images with labels. `read` and `path` may be called from any thread.
+    """One split of a data set: N images with labels. `read` and `path` may be called from any thread."""
 
-    Attributes:
-        name: the spec as the user gave it.
-        classes: class names; the index is the label.
-        labels: int64 (N,).
-    """
-
-    name: str
-    classes: list[str]
-    labels: NDArray[np.int64]
+    name: str  # the spec as the user gave it
+    classes: list[str]  # class names; the index is the label
+    labels: NDArray[np.int64]  # (N,)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def read(self, index: int) -> bytes | NDArray[np.uint8]:
-        """The encoded image, or its pixels (H, W, 3) where the set is stored so.
-
-        Raises:
-            OSError: it has become unreadable.
-        """
+        """The encoded image, or its pixels (H, W, 3) where the set is stored so; OSError if it is unreadable now."""
         ...
 
     def path(self, index: int) -> str:
@@ -51,7 +41,7 @@ class Dataset(Protocol):
 
 
 class ReadImage(NamedTuple):
-    """One image, or what is wrong with it, and the seconds that it took."""
+    """One image, or what is wrong with it, and the seconds that reading and decoding took."""
 
     part: Part | BadImage
     read: float
@@ -67,24 +57,19 @@ def read_image(
     reserve: Reserve = new_array,
     ratio_limit: float = inf,
 ) -> ReadImage:
-    """Read and decode an image, or the part of it that `decode_wanted` decodes. What is wrong is not raised.
-
-    Args:
-        ratio_limit: of the policy; an image that is longer is bad.
-    """
+    """Read and decode an image, or the part that `decode_wanted` decodes; bad where longer than the `ratio_limit`."""
     began = time.perf_counter()
     try:
         data = dataset.read(index)
     except OSError as error:
         return ReadImage(BadImage(f"it cannot be read ({error.strerror or error})"), time.perf_counter() - began, 0.0)
     read = time.perf_counter()
-    options = dict(exif_orientation=exif_orientation, reserve=reserve)
     part: Part | BadImage
     try:
-        if not isinstance(data, bytes):
-            part = Part.whole(copied(data, reserve))
+        if isinstance(data, bytes):
+            part = decode_wanted(data, wanted, exif_orientation=exif_orientation, reserve=reserve)
         else:
-            part = decode_wanted(data, wanted, **options)
+            part = Part.whole(copied(data, reserve))
         part.refuse_elongated(ratio_limit)
     except BadImage as error:
         part = error
@@ -121,7 +106,7 @@ def numbered(dataset: Dataset, advice: str, broken: Broken | None = None) -> lis
             f"numbers below {MOST_NUMBERED:,}; {len(wrong)} of {len(dataset.labels)} labels are not: {advice}"
         )
     largest = dataset.labels[dataset.labels < MOST_NUMBERED].max(initial=-1)
-    return [str(number) for number in range(int(largest) + 1)]
+    return list(map(str, range(int(largest) + 1)))
 
 
 def check_labels(dataset: Dataset, broken: Broken | None = None) -> None:
@@ -140,11 +125,9 @@ def check_labels(dataset: Dataset, broken: Broken | None = None) -> None:
 
 def checked_names(names: list[str], origin: object) -> list[str]:
     """The class names; ValueError where one occurs twice."""
-    twice = sorted(name for name, times in Counter(names).items() if times > 1)
-    if twice:
-        raise ValueError(
-            f"{origin} names {counted(twice, 'class', 'classes')} more than once: give every class its own name"
-        )
+    if twice := sorted(name for name, times in Counter(names).items() if times > 1):
+        found = counted(twice, "class", "classes")
+        raise ValueError(f"{origin} names {found} more than once: give every class its own name")
     return names
 
 

@@ -11,6 +11,8 @@ import os
 import stat
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +24,7 @@ from .index import CACHED_FROM, Names, cache_arrays, from_arrays, index_path, lo
 
 # The suffixes of torchvision.datasets.ImageFolder. They only say which files are images; `decode` looks at the content.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+IMAGE_FILES = f"image files end in {', '.join(SUFFIXES)}"
 MAX_FILE_BYTES = 2**30  # a larger "image" is refused instead of filling the memory
 # A file system stamps folders by its own clock, some in whole seconds: a folder modified at the moment of its scan may
 # get no newer stamp from a change right after it.
@@ -33,14 +36,7 @@ class ImageFolder(Dataset):
 
     Names that start with a dot are skipped (.ipynb_checkpoints, macOS's ._*.jpg); links to folders are followed.
 
-    Args:
-        root: the folder that holds the class folders.
-        name: the spec as the user gave it.
-        classes: labels are indices into this list; a class without a folder is left out. Default: the sorted folders.
-
-    Raises:
-        ValueError: a folder is unreadable, links to itself, has no image or a class outside `classes`; without
-            `classes`, also when one of the class folders has no image.
+    Labels are indices into `classes`, by default the sorted folders; a given class may lack a folder or images.
     """
 
     def __init__(self, root: Path, name: str, classes: list[str] | None = None):
@@ -57,11 +53,11 @@ class ImageFolder(Dataset):
             )
         self.classes = found if classes is None else classes
         if not len(scan.files):
-            raise ValueError(f"{root} holds no image in its class folders: {_suffixes()}")
+            raise ValueError(f"{root} holds no image in its class folders: {IMAGE_FILES}")
         empty = [found[label] for label in np.flatnonzero(np.bincount(scan.labels, minlength=len(found)) == 0)]
         if empty and classes is None:
             raise ValueError(
-                f"{root} has {counted(empty, 'class folder', 'class folders')} without an image ({_suffixes()}): "
+                f"{root} has {counted(empty, 'class folder', 'class folders')} without an image ({IMAGE_FILES}): "
                 "add images or remove the folder"
             )
         place = {name: label for label, name in enumerate(self.classes)}
@@ -75,26 +71,19 @@ class ImageFolder(Dataset):
         return os.path.join(self._scan.folders[self._scan.folder_of[index]], self._scan.files[index])
 
 
-class FlatFolder(Dataset):
+class FlatFolder(ImageFolder):
     """Images side by side in one folder, `files`, with their labels from elsewhere."""
 
     def __init__(self, root: Path, name: str, classes: list[str], files: list[str], labels: NDArray[np.int64]):
         self.name, self.classes, self.labels = name, classes, labels
         self._root, self._files = root, Names.of(files)
 
-    def read(self, index: int) -> bytes:
-        return read_file(self.path(index))
-
     def path(self, index: int) -> str:
         return os.path.join(self._root, self._files[index])
 
 
 def read_file(path: str) -> bytes:
-    """The bytes of a regular file.
-
-    Raises:
-        OSError: it cannot be read, is a device or a pipe (whose end may never come), or is larger than MAX_FILE_BYTES.
-    """
+    """The bytes of a file; OSError for a device or a pipe (whose end may never come) and above MAX_FILE_BYTES."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         status = os.fstat(descriptor)
@@ -103,31 +92,22 @@ def read_file(path: str) -> bytes:
         if status.st_size > MAX_FILE_BYTES:
             raise OSError(f"it has {status.st_size:,} bytes, more than the limit of {MAX_FILE_BYTES:,}")
         # Python's own file objects take a third longer for a photograph: six system calls, not four.
-        parts = [os.read(descriptor, status.st_size)]
-        left = status.st_size - len(parts[0])
-        while left > 0 and (part := os.read(descriptor, left)):
-            parts.append(part)
-            left -= len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        data = os.read(descriptor, status.st_size)
+        while len(data) < status.st_size and (more := os.read(descriptor, status.st_size - len(data))):
+            data += more
+        return data
     finally:
         os.close(descriptor)
 
 
 def listing(folder: Path) -> tuple[list[str], list[str]]:
-    """Sorted names of the folders and of the files in a folder, without those that start with a dot.
-
-    Raises:
-        ValueError: the folder cannot be read, or a link in it cannot be followed and may be to a folder.
-    """
+    """Sorted names of the folders and of the files in a folder, without those that start with a dot."""
     folders: list[str] = []
     files: list[str] = []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if not entry.name.startswith("."):
-                    (folders if _is_folder(entry) else files).append(entry.name)
-    except OSError as error:
-        raise _unreadable(folder, error) from error
+    with _readable(folder), os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.name.startswith("."):
+                (folders if _is_folder(entry) else files).append(entry.name)
     return sorted(folders), sorted(files)
 
 
@@ -141,15 +121,12 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         raise ValueError(f"cannot follow the link {entry.path} ({error.strerror}): mend or remove it") from error
 
 
-def _status(folder: Path) -> os.stat_result:
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
     try:
-        return folder.stat()
+        yield
     except OSError as error:
-        raise _unreadable(folder, error) from error
-
-
-def _unreadable(folder: Path, error: OSError) -> ValueError:
-    return ValueError(f"cannot read the folder {folder} ({error.strerror}): check its permissions")
+        raise ValueError(f"cannot read the folder {folder} ({error.strerror}): check its permissions") from error
 
 
 def is_image(file: str) -> bool:
@@ -167,14 +144,10 @@ class _Scan(NamedTuple):
     labels: NDArray[np.int32]  # (N,), indices into classes
 
     def is_current(self) -> bool:
-        return all(_stamp(folder) == stamp for folder, stamp in zip(self.folders, self.stamps, strict=True))
-
-
-def _stamp(folder: str) -> int | None:
-    try:
-        return os.stat(folder).st_mtime_ns
-    except OSError:
-        return None
+        try:
+            return np.array_equal([os.stat(folder).st_mtime_ns for folder in self.folders], self.stamps)
+        except OSError:
+            return False
 
 
 def _scan(root: Path) -> _Scan:
@@ -193,42 +166,31 @@ def _scan(root: Path) -> _Scan:
 
 def _walk(root: Path) -> _Scan:
     # A folder's stamp is read before its names: a change in between makes the scan look older than it is.
-    folders, stamps = [str(root)], [_status(root).st_mtime_ns]
-    files: list[str] = []
-    counts: list[int] = [0]
-    labels: list[NDArray[np.int32]] = []
+    with _readable(root):
+        tree = [(str(root), root.stat().st_mtime_ns, [], 0)]
     classes = listing(root)[0]
     for label, name in enumerate(classes):
-        images = 0
-        for folder, stamp, names in sorted(_tree(root / name, ())):
-            names = [name for name in names if is_image(name)]
-            folders.append(folder)
-            stamps.append(stamp)
-            files += names
-            counts.append(len(names))
-            images += len(names)
-        labels.append(np.full(images, label, np.int32))
+        tree += [(*each, label) for each in sorted(_tree(root / name, ()))]
+    folders, stamps, files, labels = zip(*tree, strict=True)
+    counts = [len(names) for names in files]
     return _Scan(
         Names.of(classes),
         Names.of(folders),
-        Names.of(files),
+        Names.of(chain.from_iterable(files)),
         np.array(stamps, np.int64),
         np.repeat(np.arange(len(folders), dtype=np.int32), counts),
-        np.concatenate(labels) if labels else np.empty(0, np.int32),
+        np.repeat(np.array(labels, np.int32), counts),
     )
 
 
 def _tree(folder: Path, parents: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, int, list[str]]]:
-    """(folder, when it was modified, its files) of a folder and all folders below it; links are followed."""
-    status = _status(folder)
+    """(folder, when it was modified, its images) of a folder and all folders below it; links are followed."""
+    with _readable(folder):
+        status = folder.stat()
     identity = (status.st_dev, status.st_ino)
     if identity in parents:
         raise ValueError(f"{folder} is a link to a folder that contains it: remove the link")
     folders, files = listing(folder)
-    yield str(folder), status.st_mtime_ns, files
+    yield str(folder), status.st_mtime_ns, [file for file in files if is_image(file)]
     for name in folders:
         yield from _tree(folder / name, (*parents, identity))
-
-
-def _suffixes() -> str:
-    return f"image files end in {', '.join(SUFFIXES)}"

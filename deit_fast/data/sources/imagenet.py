@@ -42,31 +42,23 @@ def is_flat(folder: Path) -> bool:
 def flat_validation(folder: Path, name: str, classes: list[str]) -> FlatFolder:
     """The validation images side by side in one folder, in the order of their names.
 
-    Args:
-        folder: val/; the label file is there, in the folder above, in a devkit below that, or up to three folders
-            above (as in Kaggle's archive).
-        classes: of the training images; WordNet ids if the label file has those.
-
-    Raises:
-        ValueError: no label file, an image without a label, a label outside the classes.
+    The label file is there, in the folder above, in a devkit below that, or up to three folders above (as in Kaggle's
+    archive). The classes of the training images are WordNet ids if the label file has those.
     """
     files = [file for file in listing(folder)[1] if is_image(file)]
-    source = _label_file(folder)
+    above = folder.absolute().parent
+    places = [folder, above, *sorted(above.glob("*devkit*/data")), *list(above.parents)[:3]]
+    source = next((place / name for place in places for name in LABEL_FILES if (place / name).is_file()), None)
     if source is None:
         raise ValueError(
             f"{folder} holds images but no class folders: sort its images into one sub-folder per class, or put a file "
             f"of their labels beside it ({', '.join(LABEL_FILES)})"
         )
     known = _labels(source)
-    by_number = not isinstance(known, dict)
     labels = []
     place = {name: label for label, name in enumerate(classes)}
     for file in files:
-        if by_number:
-            number = number_of(file)
-            label = known[number - 1] if 0 < number <= len(known) else None
-        else:
-            label = known.get(Path(file).stem)
+        label = known.get(Path(file).stem, known.get(number_of(file)))
         if label is None:
             raise ValueError(f"{source} has no label for {folder / file}")
         index = place.get(label, -1) if isinstance(label, str) else label
@@ -86,10 +78,9 @@ def numbered_classes(folder: Path, name: str, classes: list[str]) -> ImageFolder
     """ImageNet-V2, whose sub-folder k holds the images of class k, sorted as numbers (2 before 10)."""
     beyond = [number for number in listing(folder)[0] if int(number) >= len(classes)]
     if beyond:
-        raise ValueError(
-            f"{folder} has {counted(beyond, 'class', 'classes')} outside the {len(classes)} of the training images"
-        )
-    images = ImageFolder(folder, name, [str(number) for number in range(len(classes))])
+        found = counted(beyond, "class", "classes")
+        raise ValueError(f"{folder} has {found} outside the {len(classes)} of the training images")
+    images = ImageFolder(folder, name, list(map(str, range(len(classes)))))
     images.classes = classes
     return images
 
@@ -104,9 +95,6 @@ def real_labels(file: Path, files: Sequence[str]) -> NDArray[np.int64]:
     Returns:
         int64 (N, K), every label an image may have, padded with −1. A prediction is right if it equals one of its row;
         an image without labels is not counted.
-
-    Raises:
-        ValueError: the file is not real.json, has neither 50 000 nor N lists, or an image is not one of the 50 000.
     """
     numbers = [number_of(path) for path in files]
     if 0 in numbers:
@@ -132,16 +120,14 @@ def real_labels(file: Path, files: Sequence[str]) -> NDArray[np.int64]:
     return table
 
 
-def _label_file(folder: Path) -> Path | None:
-    above = folder.absolute().parent
-    places = [folder, above, *sorted(above.glob("*devkit*/data")), *list(above.parents)[:3]]
-    return next((place / name for place in places for name in LABEL_FILES if (place / name).is_file()), None)
-
-
-def _labels(file: Path) -> dict[str, str | int] | list[str] | list[int]:
-    """Labels by the name of the image, or in the order of its number (the first is number 1)."""
+def _labels(file: Path) -> dict[str, str | int] | dict[int, str]:
+    """Labels by the name of the image or by its number."""
     if file.name == "meta.bin":
-        return _validation_synsets(file)
+        try:
+            _, synsets = torch.load(file, weights_only=True)
+        except (OSError, RuntimeError, ValueError, TypeError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(f"{file} is not the meta.bin of torchvision.datasets.ImageNet ({error})") from error
+        return dict(enumerate(synsets, 1))
     try:
         lines = [line for line in file.read_text().splitlines() if line.strip()]
     except OSError as error:
@@ -153,8 +139,8 @@ def _labels(file: Path) -> dict[str, str | int] | list[str] | list[int]:
         if file.name == "val.txt":
             return {Path(image).stem: int(label) for image, label in map(str.split, lines)}
         if file.name == SYNSETS:
-            return [line.strip() for line in lines]
-        return _synsets_of_ids(file, [int(line) for line in lines])
+            return dict(enumerate(map(str.strip, lines), 1))
+        return dict(enumerate(_synsets_of_ids(file, list(map(int, lines))), 1))
     except (ValueError, IndexError) as error:
         raise ValueError(f"{file} does not list labels as its name promises ({error})") from error
 
@@ -171,11 +157,3 @@ def _synsets_of_ids(file: Path, ids: list[int]) -> list[str]:
     synsets = loadmat(table, squeeze_me=True)["synsets"]
     names = {int(number): str(synset) for number, synset in zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)}
     return [names.get(number, f"ILSVRC2012_ID {number}") for number in ids]
-
-
-def _validation_synsets(file: Path) -> list[str]:
-    try:
-        _, synsets = torch.load(file, weights_only=True)
-    except (OSError, RuntimeError, ValueError, TypeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{file} is not the meta.bin of torchvision.datasets.ImageNet ({error})") from error
-    return list(synsets)

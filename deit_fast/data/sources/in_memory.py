@@ -16,18 +16,16 @@ from torch import Tensor
 
 from deit_kernels.augment import ImageBatch
 
-from ..decode import BadImage, Part
-from .dataset import Dataset, read_image
+from ..decode import BadImage
+from .dataset import Dataset, ahead, read_image
 
 MAX_BYTES = 16 * 2**30
 
 
 class InMemory(Dataset):
-    """A data set whose pixels are in memory; all of `dataset` is read now, and ValueError raised above MAX_BYTES.
+    """A data set whose `pixels` are in one buffer; all are read now, and ValueError is raised above MAX_BYTES.
 
-    Attributes:
-        pixels: N images in one buffer; an unreadable one is a black pixel.
-        bad: index → what is wrong with it.
+    An image that cannot be read is a black pixel and `bad` says, by its index, what is wrong with it.
     """
 
     def __init__(self, dataset: Dataset, threads: int, exif_orientation: bool = False, ratio_limit: float = inf):
@@ -36,23 +34,18 @@ class InMemory(Dataset):
         self.bad: dict[int, BadImage] = {}
         images: list[NDArray[np.uint8]] = []
         total = 0
+        read = partial(read_image, dataset, exif_orientation=exif_orientation, ratio_limit=ratio_limit)
         with ThreadPoolExecutor(threads, "deit_fast-decode") as pool:
-            try:
-                read = partial(read_image, dataset, exif_orientation=exif_orientation, ratio_limit=ratio_limit)
-                for index, (part, *_) in enumerate(pool.map(read, range(len(dataset)))):
-                    if isinstance(part, BadImage):
-                        self.bad[index] = part
-                        part = Part.whole(np.zeros((1, 1, 3), np.uint8))
-                    image = part.pixels
-                    total += image.size
-                    if total > MAX_BYTES:
-                        raise ValueError(
-                            f"the first {index + 1:,} of {len(dataset):,} images of {dataset.name} take "
-                            f"{total / 2**30:.1f} GiB decoded: leave out --in-memory"
-                        )
-                    images.append(image)
-            finally:
-                pool.shutdown(cancel_futures=True)
+            for index, (part, *_) in enumerate(ahead(pool, read, range(len(dataset)), 4 * threads)):
+                if isinstance(part, BadImage):
+                    self.bad[index] = part
+                images.append(np.zeros((1, 1, 3), np.uint8) if isinstance(part, BadImage) else part.pixels)
+                total += images[-1].size
+                if total > MAX_BYTES:
+                    raise ValueError(
+                        f"the first {index + 1:,} of {len(dataset):,} images of {dataset.name} take "
+                        f"{total / 2**30:.1f} GiB decoded: leave out --in-memory"
+                    )
         self.pixels = ImageBatch.from_images(images)
 
     def rows(self, sample: Tensor) -> ImageBatch:

@@ -11,7 +11,7 @@ import warnings
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,12 +24,7 @@ Index = TypeVar("Index", bound=NamedTuple)
 
 
 class Names:
-    """A sequence of strings in one buffer.
-
-    Args:
-        text: uint8, all of them one after the other, as the file system encodes them.
-        ends: int64 (N,), where each ends in `text`.
-    """
+    """N strings in one buffer: `text` uint8, as the file system encodes them, and `ends` (N,), where each ends."""
 
     def __init__(self, text: NDArray[np.uint8], ends: NDArray[np.int64]):
         self.text, self.ends = text, ends
@@ -44,10 +39,8 @@ class Names:
         return len(self.ends)
 
     def __getitem__(self, index: int) -> str:
-        if not 0 <= index < len(self.ends):
-            raise IndexError(index)
         start = self.ends[index - 1] if index else 0
-        return os.fsdecode(self.text[start : self.ends[index]].tobytes())
+        return os.fsdecode(self.text[start : self.ends[index]].tobytes())  # IndexError ends an iteration
 
 
 def locate(ends: NDArray[np.int64], index: int) -> tuple[int, int]:
@@ -67,12 +60,11 @@ def to_arrays(index: NamedTuple) -> Arrays:
 
 def from_arrays(kind: type[Index], arrays: Arrays) -> Index:
     """The index of this kind that `to_arrays` took apart."""
-    return kind(
-        *(
-            Names(arrays[f"{key}_text"], arrays[f"{key}_ends"]) if f"{key}_text" in arrays else arrays[key]
-            for key in kind._fields
-        )
-    )
+
+    def column(key: str) -> Any:
+        return arrays[key] if key in arrays else Names(arrays[f"{key}_text"], arrays[f"{key}_ends"])
+
+    return kind(*map(column, kind._fields))
 
 
 def default_cache_dir() -> Path:

@@ -18,18 +18,18 @@ import hashlib
 import re
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from urllib.parse import parse_qsl
 
 from ...files import Lock
 from ...names import did_you_mean
-from . import cifar, imagenet
+from . import cifar, imagenet, parquet
 from .builtin import BUILTIN, write_builtin
 from .dataset import Broken, Dataset, counted
 from .folder import ImageFolder, is_image, listing
 from .index import default_cache_dir
 from .pack import PACK_FILE, Settings, index_file, is_begun, is_complete, pack
-from .parquet import ParquetRows, readable
 from .shards import TarShards, fingerprint
 
 LAYOUT = "a folder with train/ and val/, each with one sub-folder per class"
@@ -77,9 +77,8 @@ def open_dataset(spec: str, cache_dir: Path | None = None) -> tuple[Dataset, Dat
 def open_unpacked(spec: str, broken: Broken | None = None) -> dict[str, Dataset]:
     """The splits that are there, "train", "val" or both, to be read in order: parquet files are not unpacked.
 
-    Args:
-        broken: where given, unreadable shards and parquet files and labels outside the classes are appended to it
-            instead of raised; the splits are then of the rest.
+    Unreadable shards and parquet files and labels outside the classes are raised, or appended to `broken`; the splits
+    are then of the rest.
     """
     if spec not in BUILTIN:
         root, columns = _root(spec)
@@ -133,8 +132,9 @@ def _open_files(
     for folder in (root, *(root / name for name in cifar.LAYOUTS)):
         if folder.name in cifar.LAYOUTS and folder.is_dir():
             return {split: cifar.Cifar(folder, split, spec) for split in SPLITS}
-    if _has_class_folders(root):
-        return {}
+    folders = listing(root)[0]
+    if {"train", "val"} <= set(folders) and listing(root / "train")[0]:
+        return {}  # archives beside class folders are ignored: the folders were often unpacked from them
     if (root / PACK_FILE).is_file() and not is_complete(root):
         raise ValueError(f"{root} is only packed in part: run the same deit_fast.data pack command again")
     if shards := _split_files(root, (".tar",)):
@@ -148,16 +148,10 @@ def _open_files(
         rows: dict[str, Dataset] = {}
         for split, paths in files.items():
             classes = rows["train"].classes if rows and not broken else None  # `broken`: a class may have no file left
-            if paths := paths if broken is None else readable(paths, broken):
-                rows[split] = ParquetRows(paths, name, **columns, classes=classes, broken=broken)
+            if tables := parquet.readable(paths, broken):
+                rows[split] = parquet.ParquetRows(tables, name, **columns, classes=classes, broken=broken)
         return _unpacked(root, spec, rows) if unpack else rows
     return {}
-
-
-def _has_class_folders(root: Path) -> bool:
-    """If so, archives beside them are ignored: the folders were often unpacked from them."""
-    folders = listing(root)[0]
-    return {"train", "val"} <= set(folders) and bool(listing(root / "train")[0])
 
 
 def _split_files(root: Path, suffixes: tuple[str, ...]) -> dict[str, list[Path]]:
@@ -189,27 +183,23 @@ def _open_shards(shards: dict[str, list[Path]], spec: str, broken: Broken | None
     return opened
 
 
-def _unpacked(root: Path, spec: str, rows: dict[str, ParquetRows]) -> dict[str, Dataset]:
+def _unpacked(root: Path, spec: str, rows: dict[str, parquet.ParquetRows]) -> dict[str, Dataset]:
     """Shards in the cache folder with the bytes of parquet files, written on the first call."""
     files = [file for each in rows.values() for file in each.files]
     version = hashlib.sha256("\n".join(fingerprint(files, stamps=True)).encode()).hexdigest()[:16]
     columns = next(iter(rows.values()))
     name = hashlib.sha256(f"{root.absolute()} {columns.image} {columns.label}".encode()).hexdigest()[:16]
     cache = default_cache_dir() / f"parquet-{name}"
-    if not _is_unpacked(cache, rows, version):
+    begun = partial(is_begun, cache, rows, Settings(), version)
+    if not (begun() and is_complete(cache)):
         with Lock(cache.with_name(f"{cache.name}.lock")) as lock:
             lock.wait(f"unpacks {root}")
-            if not _is_unpacked(cache, rows, version):
+            if not (begun() and is_complete(cache)):
                 _unpack(root, rows, cache, version)
-    shards = {split: sorted(cache.glob(f"{split}-*.tar")) for split in rows}
-    return _open_shards(shards, spec)
+    return _open_shards({split: sorted(cache.glob(f"{split}-*.tar")) for split in rows}, spec)
 
 
-def _is_unpacked(cache: Path, rows: dict[str, ParquetRows], version: str) -> bool:
-    return is_begun(cache, rows, Settings(), version) and is_complete(cache)
-
-
-def _unpack(root: Path, rows: dict[str, ParquetRows], cache: Path, version: str) -> None:
+def _unpack(root: Path, rows: dict[str, parquet.ParquetRows], cache: Path, version: str) -> None:
     """Write the shards, or those that are missing."""
     if cache.exists() and not is_begun(cache, rows, Settings(), version):
         shutil.rmtree(cache)  # of files that have changed

@@ -50,24 +50,16 @@ FORMATS = {  # first bytes → suffix; a file of another format keeps its own su
 
 @dataclass(frozen=True)
 class Settings:
-    """How images are packed.
+    """How images are packed."""
 
-    Args:
-        max_side: re-encode an image whose longer side is above this many pixels; 0: keep every file's bytes.
-        quality: of re-encoded JPEG, 1 to 95.
-        shard_images: images a shard.
-        threads: that read, decode and encode.
-    """
-
-    max_side: int = 0
-    quality: int = 90
-    shard_images: int = 5000
-    threads: int = 4
+    max_side: int = 0  # re-encode an image whose longer side is above this many pixels; 0: keep every file's bytes
+    quality: int = 90  # of re-encoded JPEG
+    shard_images: int = 5000  # images a shard
+    threads: int = 4  # that read, decode and encode
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("max_side", 0, 65_000), ("quality", 1, 95), ("shard_images", 1, 10**7), ("threads", 1, 1024)
-        ):  # fmt: skip
+        limits = {"max_side": (0, 65_000), "quality": (1, 95), "shard_images": (1, 10**7), "threads": (1, 1024)}
+        for name, (low, high) in limits.items():
             if not low <= getattr(self, name) <= high:
                 option = name.replace("_", "-")
                 raise ValueError(f"--{option} lies between {low} and {high}, got {getattr(self, name)}")
@@ -80,18 +72,11 @@ def pack(
     advance: Callable[[int], None] = lambda images: None,
     version: str = "",
 ) -> None:
-    """Write or continue a packed data set.
+    """Write or continue a packed data set of "train", "val" or both; BadImage names an image that cannot be packed.
 
     Args:
-        splits: "train", "val" or both.
-        folder: created if it is missing.
         advance: called with the number of images done since the last call, those of shards found complete included.
         version: of the source; a folder begun from another version is refused. "": a digest of the images' names.
-
-    Raises:
-        ValueError: the folder holds something else, was begun from another source, list of images or settings, or
-            cannot be written.
-        BadImage: an image cannot be read or re-encoded.
     """
     description = _describe(splits, settings, version)
     try:
@@ -108,9 +93,8 @@ def pack(
             "(deit_fast.data check lists all)"
         ) from error
     except OSError as error:
-        raise ValueError(
-            f"cannot write to {folder} ({error.strerror or error}): check its space and permissions"
-        ) from error
+        reason = error.strerror or error
+        raise ValueError(f"cannot write to {folder} ({reason}): check its space and permissions") from error
 
 
 def index_file(folder: Path, split: str) -> Path:
@@ -134,22 +118,19 @@ def is_complete(folder: Path) -> bool:
 
 
 def _describe(splits: dict[str, Dataset], settings: Settings, version: str) -> dict[str, Any]:
+    if not version:  # the names of all images in their order: a pack is continued only with the list it began with
+        digest = hashlib.sha256()
+        for split, dataset in splits.items():
+            for index in range(len(dataset)):
+                digest.update(os.fsencode(f"{split} {dataset.path(index)}\n"))
+        version = digest.hexdigest()[:16]
     return {
         "source": {split: f"{dataset.name}: {len(dataset)} images" for split, dataset in splits.items()},
         "max_side": settings.max_side,
         "quality": settings.quality if settings.max_side else None,
         "shard_images": settings.shard_images,
-        "version": version or _digest(splits),
+        "version": version,
     }
-
-
-def _digest(splits: dict[str, Dataset]) -> str:
-    """Of the names of all images in their order: a pack is continued only with the list that it began with."""
-    digest = hashlib.sha256()
-    for split, dataset in splits.items():
-        for index in range(len(dataset)):
-            digest.update(os.fsencode(f"{split} {dataset.path(index)}\n"))
-    return digest.hexdigest()[:16]
 
 
 def _read_description(folder: Path) -> dict[str, Any] | None:
@@ -199,8 +180,7 @@ def _write_split(
         raise ValueError(f"{error}; or remove it, and the same command writes it anew") from error
     if not np.array_equal(index.labels, dataset.labels):
         raise ValueError(f"the images of {dataset.name} have changed since {folder} was begun: remove it")
-    valid_for = fingerprint(shards, stamps=False)
-    save_arrays(index_file(folder, split), {**to_arrays(index), "valid_for": valid_for})
+    save_arrays(index_file(folder, split), {**to_arrays(index), "valid_for": fingerprint(shards, stamps=False)})
 
 
 def _write_shard(
@@ -211,8 +191,10 @@ def _write_shard(
     with tarfile.open(shard, "x", format=tarfile.USTAR_FORMAT) as tar:
         for index, data in encoded:
             key, suffix = _member(dataset.path(index), index, data)
-            _add(tar, key + suffix, data)
-            _add(tar, f"{key}.cls", str(dataset.labels[index]).encode())
+            for name, content in ((key + suffix, data), (f"{key}.cls", str(dataset.labels[index]).encode())):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
             written.append((key + suffix, zlib.crc32(data)))
             advance(1)
     index = scan([str(shard)])
@@ -256,13 +238,6 @@ def _member(path: str, index: int, data: bytes) -> tuple[str, str]:
     """
     stem, suffix = os.path.splitext(os.path.basename(path))
     readable = re.sub(r"[^A-Za-z0-9_-]+", "_", stem)[:48]
-    found = next((kind for start, kind in FORMATS.items() if data.startswith(start)), None)
-    if found is None and data[8:12] == b"WEBP":
-        found = ".webp"
+    webp = ".webp" if data[8:12] == b"WEBP" else None
+    found = next((kind for start, kind in FORMATS.items() if data.startswith(start)), webp)
     return f"{index:08}-{readable}", found or (suffix.lower() if suffix.lower() in SUFFIXES else ".jpg")
-
-
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(data)
-    tar.addfile(member, io.BytesIO(data))

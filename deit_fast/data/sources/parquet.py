@@ -30,23 +30,18 @@ GROUPS_KEPT = 2  # row groups in memory: threads that read front to back are nev
 
 
 class ParquetRows(Dataset):
-    """One split: the rows of a list of parquet files, in their order.
+    """One split: the rows of parquet files (`readable`), in their order.
 
     Args:
-        name: the spec as the user gave it.
         image, label: columns; None: found as described above.
         classes: class names; None: those of the label's feature, else the numbers up to the largest label.
         broken: where given, files without readable columns and labels outside the classes are appended to it instead of
             raised.
-
-    Raises:
-        ValueError: pyarrow is not installed, a file is not a readable parquet file, a column is not found or not in
-            every file, a label is missing, outside the classes or too large.
     """
 
     def __init__(
         self,
-        files: Sequence[Path],
+        tables: dict[str, pyarrow.parquet.ParquetFile],
         name: str,
         image: str | None = None,
         label: str | None = None,
@@ -54,7 +49,6 @@ class ParquetRows(Dataset):
         broken: Broken | None = None,
     ):
         self.name = name
-        tables = {str(file): _opened(str(file)) for file in files}
         first, self.image, self.label = _columns(tables, image, label, anywhere=broken is not None)
         features = _features(tables[first].schema_arrow)
         labels: dict[str, np.ndarray] = {}
@@ -106,17 +100,16 @@ class ParquetRows(Dataset):
             return self._kept[group]
 
 
-def readable(files: Sequence[Path], broken: Broken) -> list[Path]:
-    """The parquet files among these; the errors of the others are appended to `broken`."""
+def readable(files: Sequence[Path], broken: Broken | None = None) -> dict[str, pyarrow.parquet.ParquetFile]:
+    """The readable parquet files among these, by path; the errors of the others are appended to `broken` or raised."""
     _pyarrow()
-    found = []
-    for file in files:
+    tables = {}
+    for file in map(str, files):
         try:
-            _opened(str(file))
-            found.append(file)
+            tables[file] = _opened(file)
         except ValueError as error:
-            note(broken, str(file), error)
-    return found
+            note(broken, file, error)
+    return tables
 
 
 def _pyarrow() -> Any:

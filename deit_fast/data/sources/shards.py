@@ -30,6 +30,7 @@ from .index import CACHED_FROM, Names, cache_arrays, from_arrays, index_path, lo
 
 VERSION = 2  # of the kept index; 1 accepted shards that ended too early
 CLASSES_FILE = "classes.txt"
+GZIP = b"\x1f\x8b"  # how a gzip file begins
 BLOCK = 512  # bytes; tar's unit
 # A tar file ends in two zero blocks, padded to a record of 20 blocks (`tar -b` changes that; POSIX allows 63). More
 # zeros are what a broken download leaves where members should be.
@@ -50,16 +51,10 @@ class TarShards(Dataset):
     """One split: the samples of a list of shards, in their order.
 
     Args:
-        shards: paths of uncompressed tar files.
-        name: the spec as the user gave it.
         classes: class names; None: the lines of classes.txt beside the first shard, else the numbers up to the largest.
         index_file: an index that `pack` wrote.
         broken: where given, unreadable shards and labels outside the classes are appended to it instead of raised, and
             headers are read anew.
-
-    Raises:
-        ValueError: a shard is unreadable, not a tar file, cut off, damaged or compressed, a sample lacks its image or
-            label, a label is outside the classes or too large, a class name occurs twice, or the index is of others.
     """
 
     def __init__(
@@ -100,12 +95,10 @@ def fingerprint(shards: Sequence[str], *, stamps: bool) -> NDArray[np.str_]:
         status = [os.stat(shard) for shard in shards]
     except OSError as error:
         raise ValueError(f"cannot read the shard {error.filename} ({error.strerror})") from error
-    return np.array(
-        [
-            f"{os.path.basename(shard)} {each.st_size}" + (f" {each.st_mtime_ns}" if stamps else "")
-            for shard, each in zip(shards, status, strict=True)
-        ]
-    )
+    return np.array([
+        f"{os.path.basename(shard)} {each.st_size}" + (f" {each.st_mtime_ns}" if stamps else "")
+        for shard, each in zip(shards, status, strict=True)
+    ])  # fmt: skip
 
 
 def scan(shards: Sequence[str], broken: Broken | None = None) -> ShardIndex:
@@ -119,15 +112,20 @@ def scan(shards: Sequence[str], broken: Broken | None = None) -> ShardIndex:
             continue
         for column, values in zip(columns, zip(*rows, strict=True), strict=False):  # without rows, no values
             column += values
-    types = (np.int32, np.int64, np.int64, np.int64)
-    numbers = [np.array(column, kind) for column, kind in zip(columns, types, strict=False)]
-    return ShardIndex(*numbers, names=Names.of(columns[4]))
+    shard_of, *numbers, names = columns
+    return ShardIndex(np.array(shard_of, np.int32), *(np.array(each, np.int64) for each in numbers), Names.of(names))
 
 
 def _opened(shards: list[str], index_file: Path | None, broken: Broken | None) -> ShardIndex:
     if index_file is not None:
         try:
-            return _packed(shards, index_file)
+            arrays = load_arrays(index_file)
+            if arrays is not None and np.array_equal(arrays["valid_for"], fingerprint(shards, stamps=False)):
+                return from_arrays(ShardIndex, arrays)
+            raise ValueError(
+                f"the shards beside {index_file} are not those that it lists: restore the missing or damaged ones "
+                "(deit_fast.data check names them), or remove those and run the same deit_fast.data pack command again"
+            )
         except ValueError as error:
             note(broken, str(index_file), error)
     if broken is not None:
@@ -142,20 +140,14 @@ def _opened(shards: list[str], index_file: Path | None, broken: Broken | None) -
     return index
 
 
-def _packed(shards: list[str], index_file: Path) -> ShardIndex:
-    arrays = load_arrays(index_file)
-    if arrays is None or not np.array_equal(arrays["valid_for"], fingerprint(shards, stamps=False)):
-        raise ValueError(
-            f"the shards beside {index_file} are not those that it lists: restore the missing or damaged ones "
-            "(deit_fast.data check names them), or remove those and run the same deit_fast.data pack command again"
-        )
-    return from_arrays(ShardIndex, arrays)
-
-
 def _samples(shard: str) -> Iterator[tuple[int, int, int, str]]:
     """(offset, size, label, name of the member) of each image in a shard."""
     key, image, label = "", None, None
+    hint = "copy or download it again"
     try:
+        with open(shard, "rb") as file:
+            if file.read(2) == GZIP:
+                hint = "it is compressed: unpack it"
         with tarfile.open(shard, "r:") as tar:
             for member in tar:
                 if not member.isfile() or os.path.basename(member.name).startswith("."):
@@ -176,7 +168,6 @@ def _samples(shard: str) -> Iterator[tuple[int, int, int, str]]:
             if key:
                 yield _complete(shard, key, image, label)
     except (tarfile.TarError, OSError) as error:
-        hint = "it is compressed: unpack it" if _is_gzip(shard) else "copy or download it again"
         raise ValueError(f"{shard} is not a readable tar file ({error}): {hint}") from error
 
 
@@ -222,11 +213,3 @@ def _int64(value: Any) -> int:
     if number.bit_length() > 63:
         raise ValueError("the number has more than 64 bits")
     return number
-
-
-def _is_gzip(path: str) -> bool:
-    try:
-        with open(path, "rb") as file:
-            return file.read(2) == b"\x1f\x8b"
-    except OSError:
-        return False
