@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import io
 import os
 import signal
 import subprocess
@@ -256,8 +257,10 @@ def test_a_lock_that_is_held_is_refused_at_once_and_its_holder_named(tmp_path, h
     assert (tmp_path / LOCK).read_text().startswith(f"process {os.getpid()} on ")
 
 
-def test_a_lock_is_waited_for_and_a_sentence_says_so(tmp_path, holder, capfd) -> None:
+def test_a_lock_is_waited_for_and_a_sentence_says_so(tmp_path, holder, monkeypatch) -> None:
     other, got = holder("wait"), []
+    said = io.StringIO()  # capfd loses what is printed while it is read
+    monkeypatch.setattr(sys, "stderr", said)
 
     def second() -> None:
         with Lock(tmp_path / LOCK) as lock:
@@ -266,11 +269,10 @@ def test_a_lock_is_waited_for_and_a_sentence_says_so(tmp_path, holder, capfd) ->
 
     thread = threading.Thread(target=second)
     thread.start()
-    said = ""
     deadline = time.monotonic() + 30
-    while not said.endswith("\n") and time.monotonic() < deadline:
-        said += capfd.readouterr().err
-    assert said == f"another process unpacks flowers: waiting for it ({tmp_path / LOCK})\n"
+    while not said.getvalue().endswith("\n") and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert said.getvalue() == f"another process unpacks flowers: waiting for it ({tmp_path / LOCK})\n"
     assert got == []
     other.kill()
     thread.join(30)
