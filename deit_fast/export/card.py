@@ -6,7 +6,6 @@ import dataclasses
 import json
 import shlex
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
@@ -72,14 +71,15 @@ print(facts["classes"][logits[0].argmax()])""",
 def model_card(trained: Trained, to: str, library: str, difference: float) -> str:
     """Markdown with the front matter of the Hugging Face hub.
 
-    Args:
-        library: which checked the export.
-        difference: the largest of a logit in that check.
+    `library` checked the export and found logits that differ by at most `difference`.
     """
     front = {"timm": "timm", "hf": "transformers", "onnx": "onnx"}[to]
-    policy, kind = trained.policy, type(trained.model).__name__
-    kind = "DeiT" if isinstance(trained.model, VisionTransformer) else kind
+    kind = "DeiT" if isinstance(trained.model, VisionTransformer) else type(trained.model).__name__
     name = trained.config.model if trained.config else trained.release or kind
+    path, comma, rest = trained.source.partition(",")
+    source = Path(path).name + comma + rest
+    policy = trained.policy
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (policy.mean, policy.std))
     return f"""---
 library_name: {front}
 pipeline_tag: image-classification
@@ -111,24 +111,15 @@ In this folder, with an `image.jpg`:
 ```
 
 Images are RGB; the shorter side is resized to {int(policy.size / policy.crop_ratio)} pixels ({policy.interpolation},
-antialiased), the central {policy.size} x {policy.size} pixels are kept and normalised with mean {_numbers(policy.mean)}
-and std {_numbers(policy.std)}.
+antialiased), the central {policy.size} x {policy.size} pixels are kept and normalised with mean ({mean})
+and std ({std}).
 
 ## Where it comes from
 
-Exported by deit-fast from `{_name(trained)}` with torch {torch.__version__.split("+")[0]} and timm {timm.__version__}.
+Exported by deit-fast from `{source}` with torch {torch.__version__.split("+")[0]} and timm {timm.__version__}.
 After the export, {library} loaded these files and gave the same logits within {difference:.1e}, for random images in
 batches of 1 and 5.
 """
-
-
-def _numbers(values: tuple[float, ...]) -> str:
-    return "(" + ", ".join(f"{value:g}" for value in values) + ")"
-
-
-def _name(trained: Trained) -> str:
-    path, comma, rest = trained.source.partition(",")
-    return Path(path).name + comma + rest
 
 
 def _model(trained: Trained) -> str:
@@ -153,20 +144,20 @@ def _recipe(config: Config | None) -> str:
     defaults = (recipe(config.recipe) if config.recipe in RECIPES else Config()).identity()
     command = ["python -m deit_fast.train", "--recipe", config.recipe]
     for name, value in config.identity().items():
-        if name != "recipe" and value != defaults[name]:
-            command += _spelled(name, Path(value).name if name in _PATHS and value else value)
+        if name == "recipe" or value == defaults[name]:
+            continue
+        value = Path(value).name if name in _PATHS else value
+        if isinstance(value, bool):
+            command.append(flag(name if value else f"no_{name}"))
+        else:
+            values = value if isinstance(value, list | tuple) else [value]
+            command += [flag(name), *(shlex.quote(str(item)) for item in values)]
     names = {name: Path(getattr(config, name)).name for name in _PATHS}
     whole = json.dumps(dataclasses.asdict(config) | {"out": ""} | names, indent=2)
     return (
         f"```\n{' '.join(command)}\n```\n\n<details><summary>The whole configuration</summary>\n\n"
         f"```json\n{whole}\n```\n\n</details>"
     )
-
-
-def _spelled(name: str, value: Any) -> list[str]:
-    if isinstance(value, bool):
-        return [flag(name) if value else flag(f"no_{name}")]
-    return [flag(name), *(shlex.quote(str(item)) for item in (value if isinstance(value, list | tuple) else [value]))]
 
 
 def _data(trained: Trained) -> str:
@@ -189,12 +180,11 @@ def _metrics(trained: Trained) -> str:
             f"reports it for the released file, which this is by its sha256. Not measured again here."
         )
     scores = trained.scores
-    if trained.summary is None or not scores:
+    if not scores:
         return "None is known for these weights."
     lines = ["| head | top-1 | top-5 | cross-entropy |", "|---|---|---|---|"]
     for key, label in HEADS.items():
-        if key in scores:
-            row = scores[key]
+        if row := scores.get(key):
             lines.append(f"| {label} | {row['top1']:.2f} % | {row['top5']:.2f} % | {row['loss']:.4f} |")
     n = next(iter(scores.values()))["n"]
     source = f"\nSource: `summary.json` of the run, {n:,} validation images, measured by the trainer at its end"

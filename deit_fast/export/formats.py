@@ -30,31 +30,19 @@ class Disagreement(Ending, RuntimeError):
 
 
 class Form(NamedTuple):
-    """One value of --to.
-
-    Attributes:
-        packages: needed to write and check, as pip spells them; the extra `export` of pyproject.toml.
-        tolerance: largest difference of a logit, as a share of the largest logit (or of 1).
-        write: puts the files into a folder.
-        read: folder -> images to logits, by that library.
-    """
+    """One value of --to."""
 
     library: str
-    packages: tuple[str, ...]
-    tolerance: float
-    write: Callable[[Trained, Path], None]
-    read: Callable[[Path], Callable[[Tensor], Tensor]]
+    packages: tuple[str, ...]  # as pip spells them; the extra `export` of pyproject.toml
+    tolerance: float  # largest difference of a logit, as a share of the largest logit (or of 1)
+    write: Callable[[Trained, Path], None]  # the files into a folder
+    read: Callable[[Path], Callable[[Tensor], Tensor]]  # folder -> images to logits, by that library
 
 
 def export(trained: Trained, to: str, out: Path) -> float:
-    """Write, check, and move into place; returns the largest difference of a logit between the two libraries.
-
-    Args:
-        to: "onnx", "timm" or "hf".
-        out: a folder that does not exist yet, or is empty.
+    """Write into a new or empty folder, check; returns the largest difference of a logit between the two libraries.
 
     Raises:
-        ValueError: the folder is taken, a library is missing, or this model has no such form.
         Disagreement: the logits differ; nothing is left behind.
     """
     form = FORMS[to]
@@ -127,14 +115,8 @@ def _write_onnx(trained: Trained, folder: Path) -> None:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"torch.onnx cannot export a {type(trained.model).__name__} ({reason})") from error
     model = program.model_proto
-    facts = {
-        "classes": trained.classes,
-        "image_size": side,
-        "crop_ratio": policy.crop_ratio,
-        "interpolation": policy.interpolation,
-        "mean": policy.mean,
-        "std": policy.std,
-    }
+    facts = {"classes": trained.classes, "image_size": side}
+    facts |= {name: getattr(policy, name) for name in ("crop_ratio", "interpolation", "mean", "std")}
     onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in facts.items()})
     onnx.save_model(model, folder / "model.onnx")
 
@@ -161,7 +143,11 @@ def _write_timm(trained: Trained, folder: Path) -> None:
         timm.models.save_for_hf(model, folder, labels, safe_serialization=True)
         return
     sizes = model.config
-    architecture = _named(model)
+    # The official model of the same tokens, and if possible of the same width and image size.
+    architecture = max(
+        (name for name, config in CONFIGS.items() if config.distilled == sizes.distilled),
+        key=lambda name: (CONFIGS[name].width == sizes.width, CONFIGS[name].image_size == sizes.image_size),
+    )
     arguments = {
         "img_size": sizes.image_size, "patch_size": sizes.patch_size, "embed_dim": sizes.width, "depth": sizes.depth,
         "num_heads": sizes.heads, "mlp_ratio": sizes.mlp_ratio,
@@ -180,15 +166,6 @@ def _write_timm(trained: Trained, folder: Path) -> None:
     }  # fmt: skip
     _write_weights(model.state_dict(), folder)
     write_json(folder / "config.json", config)
-
-
-def _named(model: VisionTransformer) -> str:
-    """The official model of the same tokens, and if possible of the same width and image size."""
-    sizes = model.config
-    return max(
-        (name for name, config in CONFIGS.items() if config.distilled == sizes.distilled),
-        key=lambda name: (CONFIGS[name].width == sizes.width, CONFIGS[name].image_size == sizes.image_size),
-    )
 
 
 def _read_timm(folder: Path) -> Callable[[Tensor], Tensor]:

@@ -51,10 +51,6 @@ def bind(device: torch.device, pci: Path = _PCI) -> str:
 
 
 def share_of_cores(mine: Collection[int], everyone: Iterable[Collection[int]]) -> int:
-    """How many cores a process may keep busy: a core that n processes of this machine may use counts 1 / n.
-
-    Args:
-        everyone: the cores of every process on this machine, this one included.
-    """
+    """How many of its cores a process may keep busy: one that n of `everyone` on this machine may use counts 1 / n."""
     users = Counter(core for cores in everyone for core in cores)
     return max(1, int(sum(1 / max(users[core], 1) for core in mine) + 1e-6))

@@ -96,21 +96,20 @@ class Ranks:
         """
         if self.world_size == 1:
             return body()
-        outcome: list[Any] = [None, None, None]  # result, the words of a mistake, an error of another kind
+        outcome: list[Any] = [None, None]  # result, and the error to raise instead
         if self.main:
             try:
                 outcome[0] = body()
             except (ValueError, OSError) as error:
-                outcome[1] = str(error)
+                outcome[1] = ValueError(str(error))
             except Exception as error:  # sent before it is raised, or the others would wait for rank 0
-                dist.broadcast_object_list([None, None, f"{type(error).__name__}: {error}"], src=0)
+                failure = RuntimeError(f"rank 0 has ended by {type(error).__name__}: {error}")
+                dist.broadcast_object_list([None, failure], src=0)
                 raise
         dist.broadcast_object_list(outcome, src=0)
-        result, mistake, failure = outcome
-        if mistake is not None:
-            raise ValueError(mistake)
-        if failure is not None:
-            raise RuntimeError(f"rank 0 has ended by {failure}")
+        result, error = outcome
+        if error is not None:
+            raise error
         return result
 
     def main_first(self, body: Callable[[], T]) -> T:
@@ -129,8 +128,8 @@ class Ranks:
                 own.append(body())
             except (ValueError, OSError) as error:
                 message = f"{error} (rank {self.rank} on {socket.gethostname()})"
-        if failed := [text for text in self.gather(message) if text]:
-            raise ValueError(failed[0])
+        if failed := next(filter(None, self.gather(message)), None):
+            raise ValueError(failed)
         return own[0]
 
     def training_begins(self) -> None:

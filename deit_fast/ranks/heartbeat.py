@@ -21,6 +21,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,23 +41,18 @@ STAGES = ("set-up", "data", "step", "evaluation", "checkpoint")  # in a step's o
 
 
 class RankLost(Ending, RuntimeError):
-    """Another rank has ended, so this one cannot go on.
-
-    Attributes:
-        code: the other's exit code if it ended by an error, which it has printed; LOST if it was killed.
-        speaks: True on the one rank that prints this: the first that is left, and only if the other was killed.
-    """
-
-    def said_by(self, _rank: int) -> bool:
-        return self.speaks and LAUNCHED not in os.environ  # the launcher names whom it has started
+    """Another rank has ended, so this one cannot go on."""
 
     def __init__(self, sign: Sign, rank: int) -> None:
         super().__init__(
             f"{sign} is gone; it was last seen in the stage {sign.stage} of step {sign.step}. The same command "
             f"continues from the last checkpoint"
         )
-        self.code = LOST if sign.code is None else sign.code
-        self.speaks = self.code == LOST and rank == (0 if sign.rank else 1)
+        self.code = LOST if sign.code is None else sign.code  # of the other's own error, which it has printed
+        self.speaks = self.code == LOST and rank == (0 if sign.rank else 1)  # on the first rank that is left
+
+    def said_by(self, _rank: int) -> bool:
+        return self.speaks and LAUNCHED not in os.environ  # the launcher names whom it has started
 
 
 @dataclass
@@ -99,10 +95,8 @@ def read(folder: Path, world_size: int) -> list[Sign]:
     """The newest sign of each rank; missing and unreadable files are left out."""
     signs = []
     for rank in range(world_size):
-        try:
+        with suppress(OSError, ValueError, TypeError):
             signs.append(Sign(**json.loads(path(folder, rank).read_text())))
-        except (OSError, ValueError, TypeError):
-            continue
     return signs
 
 
@@ -124,12 +118,10 @@ class Heartbeat:
         """Write the exit code of this rank's own error for the others, or raise RankLost if another has ended."""
         try:
             if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
-                lost = self._culprit()
-                if lost is not None:
+                if (lost := self._culprit()) is not None:
                     self._end(None)
                     raise RankLost(lost, self._sign.rank) from error
-            own = isinstance(error, Exception)
-            self._end((exit_code(error) or 1) if own else None)
+            self._end((exit_code(error) or 1) if isinstance(error, Exception) else None)
         finally:
             self._log.__exit__(kind, error, trace)
 
@@ -159,19 +151,13 @@ class Heartbeat:
             self.at("data", done)
 
     def _culprit(self, patience: float = 5.0) -> Sign | None:
-        """The rank whose end made a collective fail: it ended by an error, or is gone. None if there is none.
-
-        Args:
-            patience: seconds to look for it: a killed process lives on for a moment.
-        """
-        deadline = time.monotonic() + patience
+        """The rank whose end made a collective fail: it ended by an error, or is gone. None if there is none."""
+        deadline = time.monotonic() + patience  # a killed process lives on for a moment
         while self._folder is not None and self._world_size > 1:
             others = [sign for sign in read(self._folder, self._world_size) if sign.rank != self._sign.rank]
             failed = [sign for sign in others if sign.code is not None] or [sign for sign in others if sign.gone]
-            if failed:
-                return min(failed, key=lambda sign: sign.written)
-            if time.monotonic() > deadline:
-                return None
+            if failed or time.monotonic() > deadline:
+                return min(failed, key=lambda sign: sign.written, default=None)
             time.sleep(0.1)
         return None
 
@@ -187,10 +173,8 @@ class Heartbeat:
         assert self._folder is not None
         self._sign.written = time.time()
         target = path(self._folder, self._sign.rank)
-        try:
+        with suppress(OSError):  # a full disk, or a folder that another command's --fresh removed: the run goes on
             write_file(target, lambda part: part.write_text(json.dumps(asdict(self._sign))), durable=False)
-        except OSError:  # a full disk, or a folder that another command's --fresh removed: the run goes on
-            return
 
     def _beat(self) -> None:
         parent, said = os.getppid(), None

@@ -18,11 +18,7 @@ from .slurm import adopt_slurm
 
 
 def one_process_per_gpu(config: Config, arguments: Sequence[str], logs: Path, module: str) -> int | None:
-    """`launch` where several GPUs are to be used and nothing has started one process for each; None elsewhere.
-
-    Raises:
-        ValueError: a mistake in the configuration.
-    """
+    """`launch` where several GPUs are to be used and nothing has started one process for each; None elsewhere."""
     if "RANK" in os.environ or adopt_slurm(os.environ):
         return None
     config.check()
@@ -37,10 +33,7 @@ def launch(arguments: Sequence[str], processes: int, logs: Path, module: str = "
     """Run `python -m module arguments` as `processes` processes of one group.
 
     When one fails, the others get SIGTERM, and SIGKILL 25 s later. A signal to this process goes to all of them; each
-    has 25 s to save.
-
-    Args:
-        logs: the folder of the ranks' status files, which tell in which stage one was killed.
+    has 25 s to save. The ranks' status files in `logs` tell in which stage one was killed.
 
     Returns:
         0; the exit code of the process that failed first; LOST if it was killed; after a signal to this process

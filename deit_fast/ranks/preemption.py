@@ -43,32 +43,24 @@ _SHOW_CURSOR = "\x1b[?25h"  # a progress bar hides it, and after a second Ctrl-C
 
 
 class Preempted(SystemExit, command.Ending):
-    """A signal ended the run; `code` is the exit code, so a program that does not catch it ends with that.
-
-    Attributes:
-        number: of the signal.
-        kept: what is not lost.
-    """
+    """A signal ended the run; `code` is the exit code, so a program that does not catch it ends with that."""
 
     prefix = ""
 
     def __init__(self, number: int, step: int | None = None, kept: str = NOTHING_LOST) -> None:
         super().__init__(command.INTERRUPTED if number == signal.SIGINT else command.PREEMPTED)
-        self.number, self.kept = number, kept if step is None else f"step {step} is saved"
+        self.number = number
+        self.kept = kept if step is None else f"step {step} is saved"
 
     def __str__(self) -> str:
         return f"stopped by {signal.Signals(self.number).name}, {self.kept}: the same command continues"
 
 
 class Preemption:
-    """Listens to SIGNALS while its context is open; in the main thread only, where Python handles signals.
-
-    Args:
-        kept: what is not lost when a signal comes before the training.
-    """
+    """Listens to SIGNALS while its context is open; in the main thread only, where Python handles signals."""
 
     def __init__(self, kept: str = NOTHING_LOST) -> None:
-        self._kept = kept
+        self._kept = kept  # what is not lost when a signal comes before the training
         self._ranks: Ranks | None = None  # while training
         self._number = 0
         self._before: dict[signal.Signals, Any] = {}
@@ -117,14 +109,11 @@ class Preemption:
         if done < self._next:
             return 0
         seconds = (time.monotonic() - self._when) / (done - self._last)
-        vote = torch.tensor([float(self._number), seconds], dtype=torch.float64, device=_agreement_device(ranks))
+        # A group that the caller has made may have NCCL only.
+        device = torch.device("cpu") if "cpu" in dist.get_backend_config() else ranks.device
+        vote = torch.tensor([float(self._number), seconds], dtype=torch.float64, device=device)
         dist.all_reduce(vote, dist.ReduceOp.MAX)
         number, seconds = vote.tolist()
         self._last, self._when = done, time.monotonic()
         self._next = done + max(1, int(AGREE_EVERY / max(seconds, 1e-6)))
         return int(number)
-
-
-def _agreement_device(ranks: Ranks) -> torch.device:
-    """The CPU if the group has a backend for it; a group that the caller has made may have NCCL only."""
-    return torch.device("cpu") if "cpu" in dist.get_backend_config() else ranks.device

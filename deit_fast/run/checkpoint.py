@@ -41,7 +41,9 @@ Tensors = dict[str, dict[str, Tensor]]  # file name without suffix → name → 
 def tensors_of(model: nn.Module, ema: nn.Module | None, optimizer: torch.optim.Optimizer) -> Tensors:
     """The tensors of a checkpoint by file; not copies."""
     averages = {} if ema is None else {"ema": ema.state_dict()}
-    return {"model": model.state_dict(), **averages, "optimizer": _optimizer_tensors(optimizer)}
+    state = optimizer.state_dict()["state"]
+    moments = {f"{index}.{name}": value for index, values in state.items() for name, value in values.items()}
+    return {"model": model.state_dict(), **averages, "optimizer": moments}
 
 
 def state_of(config: Config, world_size: int, step: int, seconds: float) -> dict[str, Any]:
@@ -62,9 +64,7 @@ def save(
 ) -> Path:
     """Write the checkpoint of `step`, point to it, and delete all but the `keep` newest.
 
-    Args:
-        tensors: in host memory, or the host waits for the device.
-        state: JSON values.
+    The host waits for `tensors` on a device.
 
     Raises:
         OSError, SafetensorError: the disk refuses; the checkpoints are then as they were.
@@ -185,11 +185,7 @@ def load(folder: Path, model: nn.Module, ema: nn.Module | None, optimizer: torch
 
 
 def save_best(run: Path, step: int, tensors: Mapping[str, Tensor], score: Mapping[str, Any]) -> None:
-    """Write the best weights, then best.json with their `score`, then remove the old ones.
-
-    Raises:
-        OSError, SafetensorError: the disk refuses; the best are then the old ones.
-    """
+    """Write the best weights, then best.json with their `score`, then remove the old ones, which stay on an error."""
     file = run / "checkpoints" / f"best_{step:08d}.safetensors"
     file.parent.mkdir(parents=True, exist_ok=True)
     _write_tensors(file, tensors)
@@ -230,11 +226,6 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     write_file(path, lambda temporary: save_file({k: v.contiguous() for k, v in tensors.items()}, temporary))
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    state = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": value for index, values in state.items() for name, value in values.items()}
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:

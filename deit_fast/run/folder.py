@@ -40,7 +40,8 @@ def open_run(config: Config, run: Path) -> dict[str, Any] | None:
         ValueError: the folder is not a run, cannot be written, or holds a run of another configuration.
     """
     known, summary = run / "config.json", run / "summary.json"
-    if run.exists() and not (run.is_dir() and (known.exists() or _is_empty(run))):
+    # A process that locked the folder and then refused to train leaves the lock file.
+    if run.exists() and not (run.is_dir() and (known.exists() or all(path.name == LOCK for path in run.iterdir()))):
         raise ValueError(f"{run} exists and is not a run of deit_fast: type another --out")
     check_writable(run, "type another --out", folder=True)
     if not known.exists():
@@ -48,33 +49,20 @@ def open_run(config: Config, run: Path) -> dict[str, Any] | None:
     old = Config.from_json(known)  # a foreign config.json, such as a downloaded model's, is refused here
     if config.fresh:
         return None
-    changes = difference(old, config)
-    if changes:
+    if changes := difference(old, config):
         raise ValueError(
             f"{run} was trained with another configuration: {', '.join(changes)}. Type the old values, another "
             f"--out, or --fresh to discard it"
         )
     if summary.exists():
         return read_summary(run)
-    _refuse_half_a_copy(run)
-    return None
-
-
-def _is_empty(run: Path) -> bool:
-    """Whether it holds at most the lock file, which a process leaves that locked it and then refused to train."""
-    return all(path.name == LOCK for path in run.iterdir())
-
-
-def _refuse_half_a_copy(run: Path) -> None:
-    """Refuse checkpoints without the files that are written before them."""
-    if not any((run / "checkpoints").glob("*")):
-        return
-    for name in ("data.json", "metrics.jsonl"):
-        if not (run / name).is_file():
+    for name in ("data.json", "metrics.jsonl"):  # written before the first checkpoint
+        if any((run / "checkpoints").glob("*")) and not (run / name).is_file():
             raise ValueError(
                 f"{run} holds checkpoints but no {name}, so it was copied in part: copy it again, type another --out, "
                 f"or --fresh to discard it"
             )
+    return None
 
 
 def read_summary(run: Path) -> dict[str, Any]:
@@ -86,11 +74,7 @@ def read_summary(run: Path) -> dict[str, Any]:
 
 
 def chosen_weights(run: Path) -> Path:
-    """A file of the newest checkpoint: the moving average if its headline score is better, else the last weights.
-
-    Raises:
-        ValueError: the folder holds no checkpoint.
-    """
+    """A file of the newest checkpoint: the moving average if its headline score is better, else the last weights."""
     checkpoint = newest(run)
     if checkpoint is None:
         raise ValueError(f"{run} holds no checkpoint yet: wait for the first, or train it again with --fresh")
@@ -126,16 +110,18 @@ def refuse_a_second(run: Path, lock: Lock) -> None:
 
 
 def begin(config: Config, run: Path, data: dict[str, Any], lock: Lock) -> None:
-    """Create and lock the folder; --fresh removes the old run.
-
-    Raises:
-        ValueError: the folder cannot be written to, or another process trains in it.
-    """
+    """Create and lock the folder; --fresh removes the old run's files only: the folder may hold the user's notes."""
     try:
         run.mkdir(parents=True, exist_ok=True)
         lock.acquire()
-        if config.fresh:
-            _discard(run)
+        for path in [run / name for name in OURS] if config.fresh else ():
+            if path.is_dir():
+                # Renamed first, since half a removed folder must not look like checkpoints.
+                shutil.rmtree(run / ".discarded", ignore_errors=True)
+                os.replace(path, run / ".discarded")
+                shutil.rmtree(run / ".discarded")
+            else:
+                path.unlink(missing_ok=True)
         remove_parts(run)
         write_json(run / "config.json", dataclasses.asdict(config))
         write_json(run / "data.json", data)
@@ -153,16 +139,3 @@ def wait_for(run: Path, seconds: float = 70.0) -> None:
         if time.monotonic() > deadline:
             raise ValueError(f"{run} of rank 0 does not exist here: type an --out on storage that all machines share")
         time.sleep(0.5)
-
-
-def _discard(run: Path) -> None:
-    """Remove an old run's files only: the folder may be a link, or hold the user's notes."""
-    for name in OURS:
-        path = run / name
-        if path.is_dir():
-            # Renamed first, since half a removed folder must not look like checkpoints.
-            shutil.rmtree(run / ".discarded", ignore_errors=True)
-            os.replace(path, run / ".discarded")
-            shutil.rmtree(run / ".discarded")
-        else:
-            path.unlink(missing_ok=True)

@@ -26,11 +26,7 @@ logger = logging.getLogger(__name__)
 class Metrics:
     """Lines on disk, or in memory until the disk takes them.
 
-    Args:
-        start: the step that the run continues from; lines of later ones, and one that was cut off, are removed.
-
-    Raises:
-        OSError: the file cannot be written.
+    Lines of steps after `start`, where the run continues, and one that was cut off, are removed.
     """
 
     def __init__(self, path: Path, start: int) -> None:
@@ -97,9 +93,8 @@ class TensorBoard:
     def __init__(self, folder: Path, start: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: SummaryWriter | None = SummaryWriter(
-            str(folder), purge_step=start + 1 if start else None, flush_secs=10
-        )
+        purge = start + 1 if start else None
+        self._writer: SummaryWriter | None = SummaryWriter(str(folder), purge_step=purge, flush_secs=10)
 
     @staticmethod
     def missing() -> str:

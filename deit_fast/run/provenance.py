@@ -18,25 +18,20 @@ PACKAGES = ("deit-fast", "torch", "timm", "numpy")
 
 def provenance(module: str, arguments: Sequence[str]) -> dict[str, object]:
     """{"command", "date", "machine", "versions": {package: version}} of a result of python -m `module`."""
+    found = dict.fromkeys(PACKAGES, "not installed") | versions(PACKAGES)
     return {
         "command": shlex.join(["python", "-m", module, *arguments]),
         "date": date.today().isoformat(),
         "machine": machine(),
-        "versions": {
-            "python": platform.python_version(),
-            **dict.fromkeys(PACKAGES, "not installed"),
-            **versions(PACKAGES),
-        },
+        "versions": {"python": platform.python_version(), **found},
     }
 
 
 def machine() -> str:
     """Such as "2-core AMD EPYC, no GPU" or "16-core Intel(R) Xeon(R), 8 x NVIDIA H100 80GB HBM3"."""
-    model = platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
-        if line.startswith("model name"):
-            model = line.partition(":")[2].strip()
-            break
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ()
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    model = next(models, platform.machine())
     cores = len(os.sched_getaffinity(0))
     cards = torch.cuda.device_count()
     gpus = f"{cards} x {torch.cuda.get_device_name(0)}" if cards else "no GPU"

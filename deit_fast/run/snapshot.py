@@ -30,16 +30,9 @@ logger = logging.getLogger(__name__)
 
 
 class Snapshots:
-    """Writes the checkpoints of one run.
+    """Writes the checkpoints of one run, of which the `keep` newest stay.
 
-    Args:
-        keep: how many checkpoints are kept, the newest.
-        saved: the step that the run continues from; None for a new run.
-        before: called in the thread before each checkpoint is written: what it syncs is durable first.
-
-    Attributes:
-        saved: the step of the newest checkpoint on disk, or None.
-        failures: a sentence for each write that the disk refused.
+    `before` is called in the thread before each checkpoint is written: what it syncs is durable first.
     """
 
     def __init__(
@@ -51,8 +44,8 @@ class Snapshots:
         self._writing: Future[None] | None = None
         found = checkpoint.best(run)
         self._best: float | None = found[1]["top1"] if found else None
-        self.saved = saved
-        self.failures: list[str] = []
+        self.saved = saved  # the step of the newest checkpoint on disk, or None
+        self.failures: list[str] = []  # a sentence for each write that the disk refused
 
     def __enter__(self) -> Snapshots:
         return self
@@ -65,8 +58,8 @@ class Snapshots:
 
     def wait(self) -> None:
         """Wait for the last write."""
-        writing, self._writing = self._writing, None
-        if writing is not None:
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
             writing.result()
 
     def take(self, step: int, tensors: checkpoint.Tensors, state: Mapping[str, Any]) -> None:
@@ -119,25 +112,16 @@ class HostCopies:
     def __call__(self, tensors: checkpoint.Tensors) -> tuple[checkpoint.Tensors, torch.cuda.Event | None]:
         """(copies, event): the copies are complete after the event, or now if it is None."""
         flat = {(file, name): value.detach() for file, values in tensors.items() for name, value in values.items()}
-        copies = {key: self._place(key, value) for key, value in flat.items()}
-        copied = None
-        if self._stream is None:
-            for key, value in flat.items():
-                copies[key].copy_(value)
-        else:
-            copied = self._from_device(self._stream, flat, copies)
-        return {file: {name: copies[file, name] for name in values} for file, values in tensors.items()}, copied
+        pinned = self._stream is not None
+        for key, value in flat.items():
+            if key not in self._memory:  # a tensor never changes its shape
+                self._memory[key] = torch.empty(value.shape, dtype=value.dtype, device="cpu", pin_memory=pinned)
+            if not pinned:
+                self._memory[key].copy_(value)
+        copied = self._from_device(self._stream, flat) if pinned else None
+        return {file: {name: self._memory[file, name] for name in values} for file, values in tensors.items()}, copied
 
-    def _place(self, key: tuple[str, str], value: Tensor) -> Tensor:
-        place = self._memory.get(key)
-        if place is None or (place.shape, place.dtype) != (value.shape, value.dtype):
-            pinned = self._stream is not None
-            place = self._memory[key] = torch.empty(value.shape, dtype=value.dtype, device="cpu", pin_memory=pinned)
-        return place
-
-    def _from_device(
-        self, stream: torch.cuda.Stream, flat: Mapping[tuple[str, str], Tensor], copies: Mapping[tuple, Tensor]
-    ) -> torch.cuda.Event:
+    def _from_device(self, stream: torch.cuda.Stream, flat: Mapping[tuple[str, str], Tensor]) -> torch.cuda.Event:
         current = torch.cuda.current_stream(self._device)
         try:
             sources, enough = {key: value.clone() for key, value in flat.items()}, True
@@ -146,7 +130,7 @@ class HostCopies:
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
             for key, source in sources.items():
-                copies[key].copy_(source, non_blocking=True)
+                self._memory[key].copy_(source, non_blocking=True)
                 if source.is_cuda:
                     source.record_stream(stream)
             copied = torch.cuda.Event()
