@@ -35,7 +35,7 @@ from typing import Any, NoReturn, TypeVar
 
 import tyro
 
-from .names import did_you_mean
+from .names import did_you_mean, flag
 
 Settings = TypeVar("Settings")
 Body = Callable[[Sequence[str]], "int | None"]
@@ -155,7 +155,7 @@ def parse(
     if {"-h", "--help"} & set(arguments):
         print(help_text(kind, program, description, defaults, epilog), end="")
         raise SystemExit(0)
-    own = {_flag(field.name): field for field in dataclasses.fields(kind)}
+    own = {flag(field.name): field for field in dataclasses.fields(kind)}
     if defaults is None:  # else the defaults may depend on a flag that is typed in full
         arguments = [_whole(word, own) for word in arguments]
     given: dict[str, Any] = {} if defaults is None else {"default": defaults}
@@ -197,7 +197,7 @@ def help_text(kind: type, program: str, description: str, defaults: Any = None, 
             plain = types[name].__origin__ if marks else types[name]
             metavar = next((mark.metavar for mark in marks if hasattr(mark, "metavar")), None) or _metavar(plain)
             default = own[name] if defaults is None else getattr(defaults, name)
-            spelled = _flag(name)
+            spelled = flag(name)
             if tyro.conf.Positional in marks:
                 spelled = name
                 usage.append(f"{metavar}…" if _count(plain) else metavar)
@@ -220,14 +220,10 @@ def listed(named: Mapping[str, Any]) -> str:
     return "\n".join(f"  {name:<16} {(make.__doc__ or '').strip().splitlines()[0]}" for name, make in named.items())
 
 
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
 def _whole(word: str, flags: Collection[str]) -> str:
     """A flag in full that was typed by its first letters, where it is the only one that begins so."""
     name, equals, value = word.partition("=")
-    near = [flag for flag in flags if flag.startswith(name)]
+    near = [known for known in flags if known.startswith(name)]
     return near[0] + equals + value if name.startswith("--") and name not in flags and len(near) == 1 else word
 
 

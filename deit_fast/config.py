@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from deit_kernels.augment import Erase, Mix, Policy, RandAugment
 
 from .model import Normalisation
+from .names import flag
 
 
 @dataclass(frozen=True)
@@ -252,11 +253,6 @@ def fields_where(meaning: str) -> dict[str, Any]:
     marks = [(name, mark) for name, kind in types.items() for mark in getattr(kind, "__metadata__", ())]
     found = {name: value for name, mark in marks if (value := getattr(mark, meaning))}
     return dict(sorted(found.items(), key=lambda item: item[1]))
-
-
-def flag(name: str) -> str:
-    """The command line's spelling of a field."""
-    return "--" + name.replace("_", "-")
 
 
 def difference(old: Config, new: Config) -> list[str]:

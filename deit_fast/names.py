@@ -1,4 +1,4 @@
-"""Names that people read and type: those of a model's scores, and those nearest to a name that does not exist."""
+"""Names that people read and type: a model's scores, flags, and those nearest to a name that does not exist."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ SCORE_NAMES = {"logits": "fused", "softmax": "softmax", "cls": "cls", "dist": "d
 def headline(scores: Collection[str], fusion: str) -> str:
     """The name of the score that --fusion makes the model's own."""
     return SCORE_NAMES[fusion] if SCORE_NAMES[fusion] in scores else "cls"
+
+
+def flag(field: str) -> str:
+    """The command line's spelling of a field."""
+    return "--" + field.replace("_", "-")
 
 
 def did_you_mean(

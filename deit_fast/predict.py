@@ -15,7 +15,6 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -62,15 +61,14 @@ def image_paths(given: Sequence[str]) -> list[str]:
 
 def answers(trained: Trained, paths: list[str], top: int, batch_size: int) -> Iterator[Any]:
     """`Trained.predict` behind a progress bar on standard error when there are many images and someone looks."""
-    console = Console(stderr=True)
+    rows = trained.predict(paths, top, batch_size)
+    if len(paths) <= batch_size:
+        yield from rows
+        return
     columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TextColumn("images"), TimeRemainingColumn())
     # Standard output stays what it is: the JSON that goes there may be on its way into a file.
-    bar = (
-        Progress(*columns, console=console, transient=True, redirect_stdout=False) if len(paths) > batch_size else None
-    )
-    with bar or nullcontext():
-        rows = trained.predict(paths, top, batch_size)
-        yield from bar.track(rows, total=len(paths)) if bar else rows
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as bar:
+        yield from bar.track(rows, total=len(paths))
 
 
 def table(rows: list[Prediction]) -> Table:
@@ -87,12 +85,6 @@ def table(rows: list[Prediction]) -> Table:
             end_section=True,
         )
     return drawn
-
-
-def as_json(row: Prediction) -> str:
-    """One line."""
-    named = [{"class": name, "label": label, "probability": probability} for name, label, probability in row.top]
-    return json.dumps({"path": row.path, "predictions": named}, ensure_ascii=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +128,8 @@ def main(arguments: Sequence[str]) -> int:
         if isinstance(row, Prediction):
             rows.append(row)
             if given.json:
-                print(as_json(row))
+                named = [{"class": name, "label": label, "probability": value} for name, label, value in row.top]
+                print(json.dumps({"path": row.path, "predictions": named}, ensure_ascii=False))
             continue
         path, error = row
         broken += 1

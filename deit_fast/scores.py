@@ -129,13 +129,7 @@ def predict(
     """Predictions of every model for every readable image of all ranks, on every rank.
 
     Each model's training mode is restored. A batch that does not fit into the device's memory is halved, and so are
-    those after it.
-
-    Args:
-        models: by name.
-        data: this rank's share of the images, as `EvalLoader` gives it.
-        ranks: that evaluate together; None for this process alone.
-        autocast: context of the forward passes.
+    those after it. `data` is this rank's share of the images, `autocast` the context of the forward passes.
 
     Raises:
         OfOneRank: not even one image fits.

@@ -68,10 +68,7 @@ class Settings:
 
 
 def evaluate_all(settings: Settings, arguments: Sequence[str] = ()) -> dict[str, Any]:
-    """Open models and data, evaluate, print, write.
-
-    Args:
-        arguments: as typed, for the results.
+    """Open models and data, evaluate, print, write; the results hold the `arguments` as typed.
 
     Returns:
         What --json holds: the models, how images were prepared, and under "data" for each data set "scores", "real",
@@ -112,7 +109,9 @@ def evaluate_all(settings: Settings, arguments: Sequence[str] = ()) -> dict[str,
             if ranks.main:
                 evaluation_report.show(result, reporter.console)
                 if settings.confusion:
-                    target = _one_of(Path(settings.confusion), len(sets), len(results["data"]))
+                    target = Path(settings.confusion)
+                    if len(sets) > 1:  # confusion-1.png, confusion-2.png
+                        target = target.with_stem(f"{target.stem}-{len(results['data'])}")
                     of = result["confused"]["of"]
                     evaluation_report.draw(predictions.confusion(of), dataset.classes, of, target)
                     reporter.say(f"confusion matrix: {target}")
@@ -208,11 +207,7 @@ def _real(dataset: Dataset, file: str, count: int) -> NDArray[np.int64] | None:
 def _pass(
     settings: Settings, subjects: Subjects, dataset: Dataset, ranks: Ranks, reporter: Reporter
 ) -> tuple[Predictions, dict[str, Any]]:
-    """One pass over the images, and how fast it was.
-
-    Raises:
-        ValueError: an image is unreadable and --bad-images is "fail"; the text names it.
-    """
+    """One pass over the images, and how fast it was."""
     # Several ranks end together, after the pass: if one ended in the middle, the others would wait for it.
     alone = ranks.world_size == 1
     loader = EvalLoader(
@@ -237,8 +232,3 @@ def _pass(
     rate = (len(predictions) + len(unreadable)) / seconds
     measured = {"images": len(predictions), "unreadable": unreadable, "seconds": seconds, "images_per_second": rate}
     return predictions, measured
-
-
-def _one_of(target: Path, total: int, number: int) -> Path:
-    """confusion.png, or confusion-2.png for the second of several data sets."""
-    return target if total == 1 else target.with_stem(f"{target.stem}-{number}")

@@ -57,7 +57,15 @@ def _fill(config: Config, ranks: Ranks, reporter: Reporter) -> int:
     if config.model not in CONFIGS:
         seen = normalisation(classifier(dataclasses.replace(config, weights=""), len(data.train_set.classes)))
     loaders = data.loaders(seen, ranks)
-    labels = teacher_labels(config, _spec(config), loaders, ranks, reporter)
+    spec = config.teacher
+    if recipe := recipe_config(config):
+        spec = str(recipe.run_folder())
+        if not Path(spec, "summary.json").exists():
+            raise ValueError(
+                f"the teacher {config.teacher} is not trained yet: type python -m deit_fast.train --recipe "
+                f"{recipe.recipe} --data {config.data} --out {spec} first"
+            )
+    labels = teacher_labels(config, spec, loaders, ranks, reporter)
     steps = data.total_steps
     missing = labels.cache.missing(range(steps), data.share.positions)
     with reporter.progress("labels", steps - len(missing), steps) as advance, labels:
@@ -67,24 +75,11 @@ def _fill(config: Config, ranks: Ranks, reporter: Reporter) -> int:
                     labels(some)
                 advance(batch.step + 1, {})
     if labels.live:  # its scores too: a run that uses the cache will not load it
-        validation = loaders.validation()
-        settings = loaders.validation_identity()
+        validation, settings = loaders.validation(), loaders.validation_identity()
         labels.scores(lambda teacher: evaluate(teacher, validation, ranks)["cls"], settings, ranks.main)
     ranks.wait()
     reporter.say(f"{config.teacher_cache} holds the labels of {steps:,} steps, {len(missing):,} of them new")
     return len(missing)
-
-
-def _spec(config: Config) -> str:
-    own = recipe_config(config)
-    if own is None:
-        return config.teacher
-    if not (own.run_folder() / "summary.json").exists():
-        raise ValueError(
-            f"the teacher {config.teacher} is not trained yet: type python -m deit_fast.train --recipe {own.recipe} "
-            f"--data {config.data} --out {own.run_folder()} first"
-        )
-    return str(own.run_folder())
 
 
 @command.entry("interrupted: nothing was begun")

@@ -87,8 +87,6 @@ class LabelCache:
         Args:
             settings: everything that the labels depend on, JSON values; nested dictionaries are compared by name.
             rows: this process's positions in every global batch.
-            classes: of the teacher.
-            say: prints a sentence about damage or a full disk.
             repair: check every piece and remove damaged ones. One process does so before the others open the cache.
 
         Raises:
@@ -112,8 +110,12 @@ class LabelCache:
                 f"{folder} holds labels of other settings: {', '.join(changes)}. Type the old values or another "
                 f"--teacher-cache"
             )
-        if repair:
-            _repair(folder, say)
+        for piece in _pieces(folder) if repair else ():
+            try:
+                _load(piece.path)
+            except ValueError as error:
+                say(f"{error}: it is removed, and its labels are computed again")
+                piece.path.unlink()
         return cls(folder, rows, say)
 
     def missing(self, steps: Iterable[int], rows: range) -> list[int]:
@@ -299,15 +301,6 @@ def _load(path: Path) -> Labels:
 
 def _checksum(labels: Labels) -> int:
     return zlib.crc32(labels.probs.tobytes() if labels.probs is not None else b"", zlib.crc32(labels.classes.tobytes()))
-
-
-def _repair(folder: Path, say: Callable[[str], None]) -> None:
-    for piece in _pieces(folder):
-        try:
-            _load(piece.path)
-        except ValueError as error:
-            say(f"{error}: it is removed, and its labels are computed again")
-            piece.path.unlink()
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

@@ -34,25 +34,16 @@ _FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_las
 
 
 class TeacherEngine:
-    """A teacher's labels, computed fast.
+    """A teacher's labels, computed fast; the teacher, on the CPU and in float32, is copied.
 
-    Args:
-        teacher: on the CPU, in float32; it is copied.
-        image_size: side of its images.
-        dtype: of its weights and activations; float32 or bfloat16.
-        top_k: None for hard labels; 0 for logits; K for the K most likely classes, at the temperature `tau`.
-        layout: "nchw", "channels_last", or "auto" to measure which is faster.
-
-    Attributes:
-        module: images normalised for the student -> float32 logits.
-        decisions: (what, reason) of each.
+    `top_k` is None for hard labels, 0 for logits, or K for the K most likely classes, at the temperature `tau`.
     """
 
     def __init__(
         self, teacher: Frozen, *, image_size: int, device: torch.device, dtype: torch.dtype = torch.float32,
         compiled: bool = False, top_k: int | None = None, tau: float = 1.0, layout: str = "auto",
     ) -> None:  # fmt: skip
-        self.module, folded = fold(teacher, image_size)
+        self.module, folded = fold(teacher, image_size)  # images normalised for the student -> float32 logits
         self.module.cast(dtype).to(device)
         if layout == "auto":
             layout, reason = self._faster_layout(torch.zeros(8, 3, image_size, image_size, device=device))

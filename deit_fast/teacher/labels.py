@@ -43,20 +43,14 @@ _PROBES = 16  # images of the data set whose bytes are part of the settings
 
 
 class TeacherLabels:
-    """See the module.
-
-    Args:
-        engine: the teacher; None if the cache is complete.
-        cache: None without --teacher-cache.
-        device: of the labels.
-        tau: temperature of cached top-K labels.
-    """
+    """See the module; `tau` is the temperature of cached top-K labels."""
 
     def __init__(
         self, engine: TeacherEngine | None, cache: LabelCache | None, device: torch.device, tau: float = 1.0
     ) -> None:
         assert engine is not None or cache is not None
-        self.engine, self.cache = engine, cache
+        self.engine = engine  # None if the cache is complete
+        self.cache = cache  # None without --teacher-cache
         self._device, self._tau = device, tau
 
     @property
@@ -99,12 +93,9 @@ class TeacherLabels:
     def scores(
         self, evaluate: Callable[[nn.Module], dict[str, float]], evaluation: dict[str, Any], main: bool
     ) -> dict[str, float] | None:
-        """The teacher's own scores, computed or from the cache; None if the cache has none.
+        """The teacher's own scores, computed or from the cache, where `main` keeps them; None if the cache has none.
 
-        Args:
-            evaluate: scores a classifier; called on every rank or on none.
-            evaluation: what it is scored on, JSON values.
-            main: this process writes the scores into the cache.
+        `evaluate` is called on every rank or on none; `evaluation` says what it scores on, in JSON values.
         """
         if self.engine is None:
             return self.cache.scores(evaluation)
@@ -122,14 +113,11 @@ class TeacherLabels:
 
 def teacher_labels(
     config: Config, spec: str, loaders: Loaders, ranks: Ranks, reporter: Reporter,
-    load: Callable[..., Frozen] | None = None,
+    load: Callable[[], Frozen] | None = None,
 ) -> TeacherLabels:  # fmt: skip
     """Open the label cache of a configuration and, unless that is complete, load the teacher.
 
-    Args:
-        spec: the teacher, see `load_teacher`.
-        loaders: of the images that it will see.
-        load: replaces `load_teacher` in a dry run.
+    A dry run replaces `load_teacher` by `load`.
 
     Raises:
         ValueError: as `load_teacher` and `LabelCache.open`; a cache of other weights.
@@ -159,7 +147,7 @@ def teacher_labels(
             reporter.decide("teacher", "not loaded", f"every label of {spec} is in the cache")
             return TeacherLabels(None, cache, ranks.device, tau)
 
-    teacher = ranks.main_first(lambda: (load or load_teacher)(config, spec, classes, loaders.normalisation))
+    teacher = ranks.main_first(load or (lambda: load_teacher(config, spec, classes, loaders.normalisation)))
     reporter.decide("teacher", spec, f"{config.distill} labels, learnt by the {config.distill_on} head")
     own_size = own_image_size(spec, teacher.model)
     if own_size not in (None, config.image_size):

@@ -23,7 +23,6 @@ from ..model import Normalisation
 from ..recipes.named import recipe
 from ..weights.build import Frozen, check_forward
 from ..weights.exported import class_names, image_size_of_folder
-from ..weights.prediction import Trained
 from ..weights.pretrained import read_weights
 from ..weights.trained import opened, resolve
 
@@ -95,19 +94,16 @@ def load_teacher(config: Config, spec: str, classes: list[str], student_normalis
     count, wanted = check_forward(teacher, f"the teacher {spec}", config.image_size), len(classes)
     if count != wanted:
         raise ValueError(f"the teacher {spec} knows {count} classes, the data has {wanted}: {_ADVICE}")
-    if _tells_classes(trained) and trained.classes != classes:
-        first = next(label for label in range(count) if trained.classes[label] != classes[label])
+    # Exported folders spell ImageNet's class names in many ways, or have none.
+    known = trained.classes
+    comparable = trained.data is not None or (len(known) != 1000 and known != class_names(len(known)))
+    if comparable and known != classes:
+        first = next(label for label in range(count) if known[label] != classes[label])
         raise ValueError(
-            f"the teacher {spec} was trained on other classes: its class {first} is {trained.classes[first]}, the "
+            f"the teacher {spec} was trained on other classes: its class {first} is {known[first]}, the "
             f"data's is {classes[first]}: {_ADVICE}"
         )
     return teacher
-
-
-def _tells_classes(trained: Trained) -> bool:
-    """Whether its class names can be compared; exported folders spell ImageNet's in many ways."""
-    count = len(trained.classes)
-    return trained.data is not None or (count != 1000 and trained.classes != class_names(count))
 
 
 def own_image_size(spec: str, model: nn.Module) -> int | None:

@@ -13,13 +13,13 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 
 import torch
 
 from ..config import Config
-from ..data import Batch, TrainLoader
+from ..data import Batch
 from ..ranks.group import Ranks
 from ..run.report import Reporter
 from .meter import memory_used
@@ -92,22 +92,17 @@ class Plan:
 
 
 def make_plan(config: Config, run: Path, prepared: Prepared, reporter: Reporter) -> Plan:
-    """Take two steps, measure, print the plan and return it. This changes the model, but no file.
-
-    Raises:
-        ValueError: the loss of the second step is NaN or infinite.
-    """
+    """Take two steps, measure, print the plan and return it. This changes the model, but no file."""
     step, batches, ranks, schedule = prepared.step, prepared.batches, prepared.ranks, prepared.schedule
     step.model.train(config.train_mode == "train")
     batches.seek(0)  # any steps will do, and a run that is almost finished has few left
-    stream = _endless(batches)
+    stream = (batch for again in repeat(batches) for batch in again)  # endless
     for batch in islice(stream, 2):
         loss = step(batch, schedule(batch.step)).losses.loss
     if not torch.isfinite(loss):
         raise ValueError(f"the loss of the second step is {loss.item()}: try half the rate, --lr {config.lr / 2:g}")
     reporter.say("two steps done; now the speed of each part")
 
-    step.teacher_watch.seconds()
     lr = schedule(0)
     alone, teacher = _measure(lambda: step(batch, lr), ranks, step)
     before = vars(batches.seconds).copy()
@@ -141,11 +136,6 @@ def make_plan(config: Config, run: Path, prepared: Prepared, reporter: Reporter)
     for line in plan.lines():
         reporter.decide(*line)
     return plan
-
-
-def _endless(batches: TrainLoader) -> Iterator[Batch]:
-    while True:
-        yield from batches
 
 
 def _seconds_of_a_batch(stream: Iterator[Batch]) -> float:

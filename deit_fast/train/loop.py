@@ -52,6 +52,9 @@ def train(config: Config) -> Summary:
 
 
 def _run(config: Config, ranks: Ranks, heartbeat: Heartbeat, preemption: Preemption) -> Summary:
+    def train_first(teacher_config: Config) -> Path:
+        return _run(teacher_config, ranks, heartbeat, preemption).run
+
     reporter = report.Reporter(ranks.main)
     run = config.run_folder()
     finished = ranks.main_first(lambda: folder.open_run(config, run))
@@ -62,26 +65,15 @@ def _run(config: Config, ranks: Ranks, heartbeat: Heartbeat, preemption: Preempt
     with Lock(run / LOCK) as lock:
         if not config.dry_run:
             ranks.on_main(lambda: folder.refuse_a_second(run, lock))
-        return _train(config, run, lock, ranks, reporter, heartbeat, preemption)
-
-
-def _train(
-    config: Config, run: Path, lock: Lock, ranks: Ranks, reporter: report.Reporter, heartbeat: Heartbeat,
-    preemption: Preemption,
-) -> Summary:  # fmt: skip
-    def train_first(teacher_config: Config) -> Path:
-        return _run(teacher_config, ranks, heartbeat, preemption).run
-
-    prepared = prepare(config, run, ranks, reporter, train_first)
-    if config.dry_run:
-        return Summary(run, {"plan": asdict(dry_run.make_plan(config, run, prepared, reporter))})
-    ranks.main_first(
-        lambda: folder.begin(config, run, prepared.data.identity, lock) if ranks.main else folder.wait_for(run)
-    )
-    ranks.training_begins()
-    heartbeat.begin(run / "logs")
-    reporter.decide("tensorboard", "off" if TensorBoard.missing() else run / "tensorboard", TensorBoard.missing())
-    return _loop(config, run, prepared, reporter, heartbeat, preemption)
+        prepared = prepare(config, run, ranks, reporter, train_first)
+        if config.dry_run:
+            return Summary(run, {"plan": asdict(dry_run.make_plan(config, run, prepared, reporter))})
+        ranks.on_main(lambda: folder.begin(config, run, prepared.data.identity, lock))
+        ranks.main_first(lambda: folder.wait_for(run))
+        ranks.training_begins()
+        heartbeat.begin(run / "logs")
+        reporter.decide("tensorboard", "off" if TensorBoard.missing() else run / "tensorboard", TensorBoard.missing())
+        return _loop(config, run, prepared, reporter, heartbeat, preemption)
 
 
 @dataclass(frozen=True)

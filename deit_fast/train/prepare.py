@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ from torch import nn
 from ..config import Config
 from ..data import EvalLoader, TrainLoader, jpeg_part
 from ..data.training import Loaders, TrainingData
-from ..model import Normalisation, VisionTransformer
+from ..model import VisionTransformer
 from ..ranks.group import Ranks
 from ..run import checkpoint, folder
 from ..run.report import Reporter
@@ -94,7 +93,11 @@ def prepare(config: Config, run: Path, ranks: Ranks, reporter: Reporter, train_f
     autocast = precision(config, ranks.device, reporter)
     data = _open_data(config, run, ranks, reporter)
     model = _student(config, len(data.train_set.classes), ranks, reporter)
-    loaders = _loaders(data, model, ranks, reporter)
+    loaders = data.loaders(normalisation(model), ranks)
+    if loaders.mixing is not None:
+        reporter.decide("mixing", *loaders.mixing.decision)
+    if jpeg_part.missing and loaders.policy.crop == "random_resized":
+        reporter.decide("JPEG files", "decoded whole, not only what the crops need", jpeg_part.missing)
     teacher = None if config.distill == "none" else _teacher(config, loaders, ranks, reporter, train_first)
     step = TrainingStep(config, model, teacher, ranks, autocast, reporter)
     validation = loaders.validation()
@@ -124,16 +127,8 @@ def _open_data(config: Config, run: Path, ranks: Ranks, reporter: Reporter) -> T
 def _student(config: Config, classes: int, ranks: Ranks, reporter: Reporter) -> nn.Module:
     torch.manual_seed(config.seed)
     model = ranks.main_first(lambda: classifier(config, classes))
-    _check_heads(config, isinstance(model, VisionTransformer) and model.config.distilled)
-    model.to(ranks.device)
-    if ranks.device.type == "cpu" and any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
-        model.to(memory_format=torch.channels_last)
-        reporter.decide("layout", "channels_last", "ConvNets train faster this way on a CPU")
-    return model
-
-
-def _check_heads(config: Config, distilled: bool) -> None:
-    """Raises ValueError unless the model has exactly the heads that the configuration trains."""
+    # The model must have exactly the heads that the configuration trains.
+    distilled = isinstance(model, VisionTransformer) and model.config.distilled
     on_token = config.distill != "none" and config.distill_on == "token"
     if on_token and not distilled:
         raise ValueError(
@@ -146,37 +141,31 @@ def _check_heads(config: Config, distilled: bool) -> None:
             f"the distillation token of {config.model} would never be trained with --distill {config.distill}"
             f"{'' if config.distill == 'none' else ' --distill-on class'}: type --model {plain}"
         )
-
-
-def _loaders(data: TrainingData, model: nn.Module, ranks: Ranks, reporter: Reporter) -> Loaders:
-    loaders = data.loaders(normalisation(model), ranks)
-    if loaders.mixing is not None:
-        reporter.decide("mixing", *loaders.mixing.decision)
-    if jpeg_part.missing and loaders.policy.crop == "random_resized":
-        reporter.decide("JPEG files", "decoded whole, not only what the crops need", jpeg_part.missing)
-    return loaders
+    model.to(ranks.device)
+    if ranks.device.type == "cpu" and any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+        model.to(memory_format=torch.channels_last)
+        reporter.decide("layout", "channels_last", "ConvNets train faster this way on a CPU")
+    return model
 
 
 def _teacher(
     config: Config, loaders: Loaders, ranks: Ranks, reporter: Reporter, train_first: TrainFirst
 ) -> TeacherLabels:
     """The teacher's labels; a teacher that is a recipe is trained now."""
-    spec, load, recipe = config.teacher, None, recipe_config(config)
-    if recipe is not None and config.dry_run:
+    recipe = recipe_config(config)
+    if recipe is None:
+        return teacher_labels(config, config.teacher, loaders, ranks, reporter)
+    if config.dry_run:
+
+        def load() -> Frozen:
+            return Frozen(classifier(recipe, len(loaders.data.train_set.classes)), loaders.normalisation)
+
         reporter.say(f"the teacher of the recipe {recipe.recipe} stays untrained: it is as fast")
-        config, load = replace(config, teacher_cache=""), partial(_untrained, recipe)
-    elif recipe is not None:
-        reporter.say(f"training its teacher first, by the recipe {recipe.recipe}")
-        spec = str(train_first(recipe))
-        reporter.say(f"the teacher is trained; {config.recipe} continues")
-    return teacher_labels(config, spec, loaders, ranks, reporter, load)
-
-
-def _untrained(
-    teacher: Config, _student: Config, _spec: str, classes: list[str], student_normalisation: Normalisation
-) -> Frozen:
-    """Replaces `load_teacher` in a dry run: an untrained model of the recipe is as fast as a trained one."""
-    return Frozen(classifier(teacher, len(classes)), student_normalisation)
+        return teacher_labels(replace(config, teacher_cache=""), config.teacher, loaders, ranks, reporter, load)
+    reporter.say(f"training its teacher first, by the recipe {recipe.recipe}")
+    spec = str(train_first(recipe))
+    reporter.say(f"the teacher is trained; {config.recipe} continues")
+    return teacher_labels(config, spec, loaders, ranks, reporter)
 
 
 def _start(config: Config, run: Path, ranks: Ranks, step: TrainingStep, reporter: Reporter) -> Start:

@@ -37,11 +37,7 @@ class Diverged(Ending, ArithmeticError):
 
 
 class Record:
-    """A context manager: leaving it waits for the last checkpoint.
-
-    Raises:
-        OSError: the run folder cannot be written to.
-    """
+    """A context manager: leaving it waits for the last checkpoint."""
 
     def __init__(self, config: Config, run: Path, prepared: Prepared, meter: Meter, reporter: report.Reporter) -> None:
         self._config, self._prepared, self._meter, self._reporter = config, prepared, meter, reporter

@@ -61,28 +61,15 @@ class StepResult(NamedTuple):
 
 
 class TrainingStep:
-    """Teacher, student, loss, backward, update, moving average.
-
-    Args:
-        model: the student, on its device.
-        teacher: gives the teacher's labels of a batch's rows; None without distillation.
-        autocast: see `precision`.
-
-    Attributes:
-        model: the student itself: neither wrapped in DDP nor compiled.
-        ema: its moving average, or None.
-        scaler: of the loss, for fp16; None in other precisions.
-        peak_lr: the learning rate after warm-up.
-        teacher_watch: the time that the teacher's labels take.
-        slices: equal parts in which this rank's rows go through the model.
-    """
+    """Teacher, student, loss, backward, update, moving average."""
 
     def __init__(
         self, config: Config, model: nn.Module, teacher: Callable[[Batch], Tensor | TopK] | None, ranks: Ranks,
         autocast: AbstractContextManager, reporter: Reporter,
     ) -> None:  # fmt: skip
-        self.model, self.teacher = model, teacher
-        self.peak_lr = config.lr * config.batch_size / 512
+        self.model = model  # the student itself, on its device: neither wrapped in DDP nor compiled
+        self.teacher = teacher  # gives the teacher's labels of a batch's rows; None without distillation
+        self.peak_lr = config.lr * config.batch_size / 512  # after warm-up
         reporter.decide("lr", f"{self.peak_lr:.2e}", f"--lr {config.lr:g} x batch {config.batch_size} / 512")
         self.optimizer = create_optimizer(config, model, self.peak_lr)
         self.ema = MovingAverage(model, config.ema_decay) if config.ema_decay else None
@@ -90,7 +77,7 @@ class TrainingStep:
         self._config, self._ranks, self._autocast, self._reporter = config, ranks, autocast, reporter
         self._ours = isinstance(model, VisionTransformer)
         self._rows = config.batch_size // ranks.world_size
-        self.slices = slices(self._rows, config.micro_batch)
+        self.slices = slices(self._rows, config.micro_batch)  # equal parts in which the rows go through the model
         share = f", {self._rows // self.slices} at once" if self.slices > 1 else ""
         reporter.decide("processes", f"{ranks.world_size}, {self._rows} images a step each{share}", str(ranks.device))
         compiled = compiles(config.compile, ranks.device)
@@ -109,7 +96,7 @@ class TrainingStep:
             devices = [ranks.device] if ranks.device.type == "cuda" else None
             student = DistributedDataParallel(student, device_ids=devices, gradient_as_bucket_view=True)
         self._student = student
-        self.teacher_watch = Stopwatch(ranks.device)
+        self.teacher_watch = Stopwatch(ranks.device)  # the time that the teacher's labels take
         self._steps = 0
         self._statistics = Statistics(model)
 
@@ -167,12 +154,8 @@ class TrainingStep:
     def _gradients(self, batch: Batch, counted: Tensor, alone: bool = False) -> Losses | None:
         """Forward and backward of all rows; None, and no gradients, when the device is out of memory.
 
-        Args:
-            counted: what the sum over this rank's rows is divided by.
-            alone: do not exchange gradients with the other ranks.
-
-        Raises:
-            OfOneRank: out of memory, and the other ranks already wait for these gradients.
+        The sum over this rank's rows is divided by `counted`. With `alone`, no gradients are exchanged; without, a rank
+        that is out of memory ends, since the others already wait for its gradients.
         """
         total: Losses | None = None
         try:
@@ -237,11 +220,7 @@ class TrainingStep:
         self._statistics.restore()
 
     def _halve(self) -> None:
-        """Half as many rows at once.
-
-        Raises:
-            ValueError: it is one already.
-        """
+        """Half as many rows at once."""
         rows = self._rows // self.slices
         if rows == 1:
             raise ValueError(
@@ -286,11 +265,7 @@ def losses_of(
 
 
 def precision(config: Config, device: torch.device, reporter: Reporter) -> AbstractContextManager:
-    """The context of forward passes for --precision on this device.
-
-    Raises:
-        ValueError: fp16 on a CPU.
-    """
+    """The context of forward passes for --precision on this device."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
     reason = "--precision"
     if dtype is torch.float16 and device.type != "cuda":
