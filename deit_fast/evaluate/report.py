@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 
 from ..names import HEADS
 from ..picture import picture
+from ..run.report import table_of
 
 MODELS = {"model": "", "ema": "moving average"}
 ALL_CLASSES = 20  # are shown; of more classes the WORST
@@ -34,7 +34,8 @@ def show(result: dict[str, Any], console: Console) -> None:
     scores, real = result["scores"], result.get("real")
     skipped = f", {len(result['unreadable'])} unreadable left out" if result["unreadable"] else ""
     rate = f"{result['images_per_second']:,.0f} images/s, all models together"
-    table = _table(f"{result['name']}: {result['images']:,} images{skipped}, {rate}", ["", "top-1", "top-5", "loss"])
+    title = f"{result['name']}: {result['images']:,} images{skipped}, {rate}"
+    table = table_of(title, "", "top-1", "top-5", "loss")
     if real:
         n = next(iter(next(iter(real.values())).values()))["n"]
         table.add_column(f"ReaL, {n:,} images", justify="right")
@@ -75,7 +76,7 @@ def _show_classes(result: dict[str, Any], labels: dict[str, str], console: Conso
     if len(counted) > ALL_CLASSES:
         shown = sorted(counted, key=lambda number: per_class["top1"][of][number])[:WORST]
         title = f"the worst {len(shown)} of {len(counted)} classes, {labels[of]}"
-    table = _table(title, ["class", "images", "top-1"])
+    table = table_of(title, "class", "images", "top-1")
     for number in shown:
         name, n, top1 = per_class["classes"][number], per_class["n"][number], per_class["top1"][of][number]
         table.add_row(name, str(n), f"{top1:.1f}")
@@ -83,13 +84,6 @@ def _show_classes(result: dict[str, Any], labels: dict[str, str], console: Conso
     if pairs := result["confused"]["pairs"][:5]:
         said = ", ".join(f"{true} taken for {taken} ({n})" for true, taken, n in pairs)
         console.print(f"most frequent mistakes: {said}", markup=False)
-
-
-def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left")
-    return table
 
 
 def draw(matrix: NDArray[np.int64], classes: Sequence[str], of: str, target: Path) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
-from rich.table import Table
 
 from ..picture import picture
+from ..run.report import table_of
 
 
 class Row(NamedTuple):
@@ -50,36 +50,28 @@ T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.
 
 
 def results(measured: Mapping[str, Sequence[Mapping[str, Any]]], teachers: Mapping[str, Any]) -> dict[str, Any]:
-    """The tables and the verdict on every claim.
+    """The tables and the verdict on every claim, from the scores of each training by seed.
 
-    Args:
-        measured: scores of the heads for each seed, by training.
-        teachers: scores of "convnet" and "transformer".
-
-    Returns:
-        {"teachers": {name: scores}, "table3": {key: row}, "table2": {key: row}, "claims": [claim]}. A row has the
-        top-1 of every seed, their mean and standard deviation (n − 1), and the paper's; a claim has the mean of the
-        differences of equal seeds, its 95 % interval, and "holds", "reversed" or, if that contains 0, "undecided".
+    {"teachers": {name: scores}, "table3": {key: row}, "table2": {key: row}, "claims": [claim]}. A row has the top-1 of
+    every seed, their mean and standard deviation (n − 1), and the paper's; a claim has the mean of the differences of
+    equal seeds, its 95 % interval, and "holds", "reversed" or, if that contains 0, "undecided".
     """
     top1 = {key: [scores[row.head]["top1"] for scores in measured[row.training]] for key, row in ROWS.items()}
-
-    def table(rows: Mapping[str, Row]) -> dict[str, Any]:
-        return {
-            key: {
-                "row": row.label,
-                "head": row.head,
-                "top1": top1[key],
-                "mean": statistics.mean(top1[key]),
-                "std": statistics.stdev(top1[key]) if len(top1[key]) > 1 else None,
-                "paper": row.paper,
-            }
-            for key, row in rows.items()
+    rows = {
+        key: {
+            "row": row.label,
+            "head": row.head,
+            "top1": top1[key],
+            "mean": statistics.mean(top1[key]),
+            "std": statistics.stdev(top1[key]) if len(top1[key]) > 1 else None,
+            "paper": row.paper,
         }
-
+        for key, row in ROWS.items()
+    }
     return {
         "teachers": dict(teachers),
-        "table3": table(TABLE3),
-        "table2": table(TABLE2),
+        "table3": {key: rows[key] for key in TABLE3},
+        "table2": {key: rows[key] for key in TABLE2},
         "claims": [
             {"claim": text, "better": better, "worse": worse, **compare(top1[better], top1[worse])}
             for better, worse, text in CLAIMS
@@ -121,11 +113,11 @@ def show(results: Mapping[str, Any], folder: Path) -> None:
     """Print the two tables, the sentence, and the paths of the files."""
     console = Console(soft_wrap=True, highlight=False)
     title = f"top-1 on {results['data']}, per cent, mean ± standard deviation of {results['seeds']} seeds"
-    table = _table(title, "Table 3", "here", "paper: Ti", "S", "B")
+    table = table_of(title, "Table 3", "here", "paper: Ti", "S", "B")
     for row in results["table3"].values():
         table.add_row(row["row"], _mean(row), *(f"{row['paper'][size]:.1f}" for size in ("Ti", "S", "B")))
     console.print(table)
-    table = _table(None, "Table 2", "teacher", "student", "paper: teacher", "student B")
+    table = table_of("", "Table 2", "teacher", "student", "paper: teacher", "student B")
     for key, row in results["table2"].items():
         teacher = results["teachers"][key]["top1"]
         paper = row["paper"]
@@ -133,13 +125,6 @@ def show(results: Mapping[str, Any], folder: Path) -> None:
     console.print(table)
     console.print(results["sentence"], markup=False)
     console.print(f"{folder / 'results.json'}, {folder / 'results.png'}", markup=False)
-
-
-def _table(title: str | None, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left")
-    return table
 
 
 def _mean(row: Mapping[str, Any]) -> str:

@@ -30,15 +30,10 @@ class Reporter:
     def __init__(self, enabled: bool) -> None:
         self.console = Console(quiet=not enabled, soft_wrap=True, highlight=False)
         self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[text]} · eta"),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not (enabled and self.console.is_terminal),
-            transient=True,
-        )
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+            TextColumn("{task.fields[text]} · eta"), TimeRemainingColumn(),
+            console=self.console, disable=not (enabled and self.console.is_terminal), transient=True,
+        )  # fmt: skip
         self._printed = time.monotonic()
 
     def decide(self, what: str, value: object, reason: str = "") -> None:
@@ -105,14 +100,20 @@ def skipped_lines(paths: Sequence[str]) -> str:
     return "\n".join(lines + [f"  and {len(paths) - _NAMED} more"] * (len(paths) > _NAMED))
 
 
+def table_of(title: str, *columns: str) -> Table:
+    """An empty table of names in the first column and numbers in the others."""
+    table = Table(title=title, title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left")
+    return table
+
+
 def summary_table(summary: dict[str, Any]) -> Table:
     """Top-1 of the teacher and of every head of the student and its moving average."""
     student, ema, teacher = summary["student"], summary.get("ema"), summary.get("teacher")
     n = next(iter(student.values()))["n"]
-    table = Table(title=f"top-1 on {n} validation images, per cent", title_justify="left")
-    table.add_column("")
-    for column in ("last weights", "moving average"):
-        table.add_column(column, justify="right")
+    title = f"top-1 on {n} validation images, per cent"
+    table = table_of(title, "", "last weights", "moving average")
     if teacher:
         table.add_row("teacher", f"{teacher['top1']:.1f}", "")
     for key, label in HEADS.items():
