@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import types
 
 _EXPORTS = {
     "Config": "config",
@@ -33,20 +34,11 @@ def _absent(*names: str) -> list[str]:
     return [name for name in names if importlib.util.find_spec(name) is None]
 
 
-class _Complete:
-    """Stands before Python's own finders where something is missing: importing what needs it ends in a sentence."""
-
-    @staticmethod
-    def find_spec(name: str, path: object = None, target: object = None) -> None:
-        room = name.removeprefix(f"{__name__}.")
-        if room != name and room not in _SMALL:
-            raise ImportError(_message)
-
-
-def _is_command() -> bool:
-    """`python -m deit_fast.…`, while it is being imported, or `deit-fast …`."""
-    ours = any(word.removeprefix("-m").startswith(__name__) for word in sys.orig_argv[1:])
-    return (sys.argv[0] == "-m" and ours) or os.path.basename(sys.argv[0]) == "deit-fast"
+def _refuse_incomplete(name: str, path: object = None, target: object = None) -> None:
+    """Asked before Python's own finders where something is missing: importing what needs it ends in a sentence."""
+    room = name.removeprefix(f"{__name__}.")
+    if room != name and room not in _SMALL:
+        raise ImportError(_message)
 
 
 _core = _absent("deit_kernels", "torch", "numpy", "safetensors")
@@ -57,12 +49,14 @@ if _missing:
         _message = "deit_fast is installed in .venv: type .venv/bin/python, or source .venv/bin/activate first"
     elif {"deit_kernels", "torch"} & {*_core}:
         _message = "deit_fast is not installed here: run make setup, or pip install -e '.[train]'"
-    if _is_command():  # a sentence, not a traceback
+    ours = any(word.removeprefix("-m").startswith(__name__) for word in sys.orig_argv[1:])
+    # A command, `python -m deit_fast.…` while it is being imported, or `deit-fast …`: a sentence, not a traceback.
+    if (sys.argv[0] == "-m" and ours) or os.path.basename(sys.argv[0]) == "deit-fast":
         print(f"error: {_message}", file=sys.stderr)
         sys.exit(2)
     if _core:
         raise ImportError(_message)
-    sys.meta_path.insert(0, _Complete)
+    sys.meta_path.insert(0, types.SimpleNamespace(find_spec=_refuse_incomplete))
 
 
 def __getattr__(name: str) -> object:

@@ -24,7 +24,6 @@ MOST_IMAGES = 16  # rows of one picture
 
 
 def require_deit(model: nn.Module) -> VisionTransformer:
-    """The model, if it is a DeiT; else a sentence."""
     if not isinstance(model, VisionTransformer):
         raise ValueError(f"maps are drawn for a DeiT: {type(model).__name__} has no class and distillation token")
     return model
@@ -60,11 +59,7 @@ def attention_maps(model: nn.Module, images: Tensor, block: int = -1) -> Tensor:
 
 
 def draw_attention(trained: Trained, images: list[tuple[str, NDArray[np.uint8]]], target: Path) -> None:
-    """A row for each image: the image as the model sees it, then each token's map, averaged over the heads.
-
-    Args:
-        images: (caption, uint8 (H, W, 3)), at most 16.
-    """
+    """A row for each (caption, uint8 (H, W, 3)): what the model sees, and each token's map, averaged over the heads."""
     prepared = trained.prepare([pixels for _, pixels in images])
     device = next(trained.model.parameters()).device
     maps = attention_maps(trained.model, prepared.to(device)).mean(2).cpu().numpy()

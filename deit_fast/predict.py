@@ -93,7 +93,7 @@ class Settings:
     images: Annotated[tuple[str, ...], Positional, arg(metavar="IMAGE_OR_FOLDER")]  # image files, and folders of them
 
     # The model
-    model: str  # a run folder, a weights file, an exported folder, or a name
+    model: str  # a run folder, a file of its checkpoints, an exported folder, a weights file, name or module:function
     architecture: Annotated[str, arg(metavar="NAME")] = ""  # timm's name of what a weights file fits (default: a DeiT)
     heads: int = 0  # of a DeiT of unusual width (default: as the official)
 

@@ -28,8 +28,9 @@ from ..ranks.group import Ranks, join
 from ..run.provenance import provenance
 from ..run.report import Reporter
 from ..scores import TRUTH, Predictions, nested, predict
+from ..teacher.load import load_teacher, recipe_config
 from . import report as evaluation_report
-from .models import Subjects, classes_of_data, open_subjects, open_teacher, parameters, teacher_of_run
+from .models import EvaluatedModels, classes_of_data, open_models
 
 File = Annotated[str, arg(metavar="FILE")]
 Name = Annotated[str, arg(metavar="NAME")]
@@ -82,18 +83,18 @@ def evaluate_all(settings: Settings, arguments: Sequence[str] = ()) -> dict[str,
     agreed = Config(data=" ".join(settings.data or settings.models) or "nothing", model=" ".join(settings.models))
     with join(agreed) as ranks:
         reporter = Reporter(ranks.main)
-        subjects, sets = ranks.main_first(lambda: _open(settings))
-        for name, module in subjects.models.items():
+        evaluated, sets = ranks.main_first(lambda: _open(settings))
+        models = {}
+        for name, module in evaluated.models.items():
             module.to(ranks.device)
-            reporter.decide(name, subjects.sources[name], f"{parameters(module):,} parameters")
-        policy = subjects.policy
+            parameters = sum(weight.numel() for weight in module.parameters())
+            reporter.decide(name, evaluated.sources[name], f"{parameters:,} parameters")
+            models[name] = {"source": evaluated.sources[name], "parameters": parameters}
+        policy = evaluated.policy
         reporter.decide("images", f"{policy.size} x {policy.size} pixels", f"crop ratio {policy.crop_ratio:g}")
         reporter.decide("precision", settings.precision)
         results = {
-            "models": {
-                name: {"source": subjects.sources[name], "parameters": parameters(module)}
-                for name, module in subjects.models.items()
-            },
+            "models": models,
             "image_size": policy.size,
             "crop_ratio": policy.crop_ratio,
             "precision": settings.precision,
@@ -103,7 +104,7 @@ def evaluate_all(settings: Settings, arguments: Sequence[str] = ()) -> dict[str,
             **provenance("deit_fast.evaluate", arguments),
         }
         for dataset, real in sets:
-            predictions, measured = _pass(settings, subjects, dataset, ranks, reporter)
+            predictions, measured = _pass(settings, evaluated, dataset, ranks, reporter)
             result = {"name": dataset.name, **measured, **scored(predictions, dataset.classes, real)}
             results["data"].append(result)
             if ranks.main:
@@ -142,7 +143,7 @@ def scored(predictions: Predictions, classes: Sequence[str], real: NDArray[np.in
     return result
 
 
-def _open(settings: Settings) -> tuple[Subjects, list[tuple[Dataset, NDArray[np.int64] | None]]]:
+def _open(settings: Settings) -> tuple[EvaluatedModels, list[tuple[Dataset, NDArray[np.int64] | None]]]:
     """The models, with the teacher, and the data sets with their reassessed labels."""
     if not settings.models:
         raise ValueError("nothing to evaluate: type a run folder, a weights file or a model's name")
@@ -153,34 +154,38 @@ def _open(settings: Settings) -> tuple[Subjects, list[tuple[Dataset, NDArray[np.
         check_writable(Path(target), "type the path of a file in a folder that exists")
     if settings.confusion and Path(settings.confusion).suffix.lower() != ".png":
         raise ValueError(f"--confusion {settings.confusion}: the picture is a PNG, type {settings.confusion}.png")
-    subjects = open_subjects(settings.models, settings.architecture, settings.image_size, settings.crop_ratio)
-    specs = [part for spec in settings.data or (subjects.data,) if spec for part in variants(spec)]
+    evaluated = open_models(settings.models, settings.architecture, settings.image_size, settings.crop_ratio)
+    data = settings.data or ((evaluated.config.data,) if evaluated.config is not None else ())
+    specs = [part for spec in data if spec for part in variants(spec)]
     if not specs:
         raise ValueError(f"{settings.models[0]} does not say what it was trained on: type --data FOLDER")
-    classes = subjects.classes or classes_of_data(specs[0], subjects.count)
+    classes = evaluated.classes or classes_of_data(specs[0], evaluated.count)
     sets = [open_evaluation(spec, classes) for spec in specs]
-    real = [_real(dataset, settings.real_labels, subjects.count) for dataset in sets]
+    real = [_real(dataset, settings.real_labels, evaluated.count) for dataset in sets]
     if settings.real_labels and not any(labels is not None for labels in real):
         raise ValueError(
             f"--real-labels {settings.real_labels} labels ImageNet's validation images, named "
             f"ILSVRC2012_val_00000001.JPEG and so on: --data {' '.join(specs)} has none of them"
         )
     spec, architecture = settings.teacher, settings.teacher_model
-    if not spec:
-        spec, architecture = teacher_of_run(subjects.config)
+    if not spec and (run := evaluated.config) is not None and run.teacher:  # what the run learned from
+        first = recipe_config(run)
+        spec, architecture = (str(first.run_folder()) if first is not None else run.teacher), run.teacher_model
     if spec not in ("", "-"):
         try:
-            teacher = open_teacher(subjects, spec, architecture, classes)
+            policy = evaluated.policy
+            config = Config(teacher=spec, teacher_model=architecture, image_size=policy.size)
+            teacher = load_teacher(config, spec, classes, (policy.mean, policy.std))
         except ValueError as error:
             hint = "" if settings.teacher else "; type --teacher - to evaluate without it"
             raise ValueError(f"{error}{hint}") from error
-        if "teacher" in subjects.models:
+        if "teacher" in evaluated.models:
             raise ValueError(
                 f"one of {' '.join(settings.models)} is called teacher, as is {spec}, from which {settings.models[0]} "
                 f"learned: type --teacher - to leave that one out"
             )
-        subjects.models["teacher"], subjects.sources["teacher"] = teacher, spec
-    return subjects, list(zip(sets, real, strict=True))
+        evaluated.models["teacher"], evaluated.sources["teacher"] = teacher, spec
+    return evaluated, list(zip(sets, real, strict=True))
 
 
 def variants(spec: str) -> list[str]:
@@ -205,13 +210,13 @@ def _real(dataset: Dataset, file: str, count: int) -> NDArray[np.int64] | None:
 
 
 def _pass(
-    settings: Settings, subjects: Subjects, dataset: Dataset, ranks: Ranks, reporter: Reporter
+    settings: Settings, evaluated: EvaluatedModels, dataset: Dataset, ranks: Ranks, reporter: Reporter
 ) -> tuple[Predictions, dict[str, Any]]:
     """One pass over the images, and how fast it was."""
     # Several ranks end together, after the pass: if one ended in the middle, the others would wait for it.
     alone = ranks.world_size == 1
     loader = EvalLoader(
-        dataset, subjects.policy, batch_size=settings.batch_size, threads=settings.threads or ranks.cores,
+        dataset, evaluated.policy, batch_size=settings.batch_size, threads=settings.threads or ranks.cores,
         rank=ranks.rank, world_size=ranks.world_size, device=ranks.device,
         bad_images=settings.bad_images if alone else "skip",
     )  # fmt: skip
@@ -221,7 +226,7 @@ def _pass(
     batches = track(loader, dataset.name, len(loader), console=console, transient=True, disable=not console.is_terminal)
     ranks.wait()
     began = time.perf_counter()
-    predictions = predict(subjects.models, batches, ranks, autocast)
+    predictions = predict(evaluated.models, batches, ranks, autocast)
     seconds = time.perf_counter() - began
     reasons = {path: reason for bad in ranks.gather(loader.bad_images) for path, reason in bad.items()}
     unreadable = sorted(reasons)

@@ -28,7 +28,8 @@ from .formats import FORMS, export, require
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     # The model
-    model: Annotated[str, Positional, arg(metavar="RUN_OR_FILE")]  # a run folder, a weights file, or a model's name
+    model: Annotated[str, Positional, arg(metavar="RUN_OR_FILE")]  # a run folder, a file of its checkpoints,
+    # an exported folder, a weights file, a name, or module:function
     architecture: Annotated[str, arg(metavar="NAME")] = ""  # timm's name of what a weights file fits (default: a DeiT)
     heads: int = 0  # of a DeiT of unusual width (default: as the official)
 

@@ -165,7 +165,7 @@ def _data(trained: Trained) -> str:
     listed = ", ".join(trained.classes[:_NAMED_CLASSES]) + (", …" if count > _NAMED_CLASSES else "")
     if data is None:
         return f"Not recorded with these weights. Its {count} classes: {listed}."
-    source = Path(trained.config.data).name if trained.config else "unknown"
+    source = Path(trained.config.data).name
     return (
         f"`{source}`: {data['train']:,} training and {data['val']:,} validation images of {count} classes ({listed}); "
         f"sha256 of the labels in their order: `{data['labels']}`."

@@ -24,7 +24,7 @@ BATCHES = (1, 5)  # of the check: two sizes, so that one which was frozen into t
 
 
 class Disagreement(Ending, RuntimeError):
-    """The other library gives other logits."""
+    """The other library gives other logits; nothing is left behind."""
 
     code = 1
 
@@ -40,11 +40,7 @@ class Form(NamedTuple):
 
 
 def export(trained: Trained, to: str, out: Path) -> float:
-    """Write into a new or empty folder, check; returns the largest difference of a logit between the two libraries.
-
-    Raises:
-        Disagreement: the logits differ; nothing is left behind.
-    """
+    """Write into a new or empty folder, check; returns the largest difference of a logit between the two libraries."""
     form = FORMS[to]
     if out.suffix in (".onnx", ".safetensors", ".pth"):
         raise ValueError(f"--out {out} is a folder of several files: type --out {out.with_suffix('')}")
@@ -100,11 +96,10 @@ def _write_onnx(trained: Trained, folder: Path) -> None:
     import onnx
 
     side, policy = trained.policy.size, trained.policy
-    example = torch.zeros(2, 3, side, side)
     try:
         program = torch.onnx.export(
             trained.model,
-            (example,),
+            (torch.zeros(2, 3, side, side),),
             dynamo=True,
             input_names=["images"],
             output_names=["logits"],

@@ -147,8 +147,7 @@ def parse(arguments: Sequence[str], description: str) -> Config:
     if config.distill == "none" and config.teacher == defaults.teacher:
         changes["teacher"] = ""
     if config.distill == "soft" and defaults.distill != "soft":
-        given = {name: getattr(config, name) for name in ("alpha", "tau", "kl_normalizer")}
-        changes |= {key: value for key, value in SOFT.get(name, {}).items() if given[key] is None}
+        changes |= {key: value for key, value in SOFT.get(name, {}).items() if getattr(config, key) is None}
     if config.warmup_epochs >= config.epochs and config.warmup_epochs == defaults.warmup_epochs:
         changes["warmup_epochs"] = config.epochs / 10
     return dataclasses.replace(config, **changes)

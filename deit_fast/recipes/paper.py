@@ -89,8 +89,7 @@ def deit_base_soft() -> Config:
 
     Top-1 81.8 (paper, Table 3). Time: 8.1 h on 8 × H100 (estimate).
     """
-    settings = {"distill": "soft", "distill_on": "class", **SOFT["paper"]}
-    return distilled("deit_base_patch16_224", **settings)
+    return distilled("deit_base_patch16_224", distill="soft", distill_on="class", **SOFT["paper"])
 
 
 def deit_base_hard() -> Config:
@@ -166,8 +165,7 @@ def paper() -> Config:
 
     Top-1 81.2 (paper, Table 5). Time: as `deit`.
     """
-    text = {"fusion": "softmax", "decay_dist_token": False, "ema_decay": 0.0}
-    return distilled("deit_small_distilled_patch16_224", **text)
+    return distilled("deit_small_distilled_patch16_224", fusion="softmax", decay_dist_token=False, ema_decay=0.0)
 
 
 def _at(size: int, model: str, **changes: Any) -> Config:

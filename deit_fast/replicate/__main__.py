@@ -25,28 +25,26 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from tyro.conf import arg
 
 from .. import command
 from ..config import Config
-from ..files import write_file, write_json
+from ..files import write_json
 from ..recipes.named import recipe
+from ..recipes.paper import SOFT
 from ..run.provenance import provenance
 from ..train import Summary, train
 from . import report
 
 PLAIN, DISTILLED = "deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"
-# Soft distillation as the paper's text has it (equation 2, and its best λ and τ); see `Config.check`.
 TRAININGS: dict[str, dict[str, Any]] = {
     "none": {"model": PLAIN, "distill": "none"},
-    "soft": {
-        "model": PLAIN, "distill": "soft", "distill_on": "class", "alpha": 0.1, "tau": 3.0, "kl_normalizer": "batch",
-    },
+    "soft": {"model": PLAIN, "distill": "soft", "distill_on": "class", **SOFT["paper"]},
     "hard": {"model": PLAIN, "distill": "hard", "distill_on": "class"},
     "token": {"model": DISTILLED, "distill": "hard", "distill_on": "token"},
-}  # fmt: skip
+}
 # The transformer teacher: the student's kind, wide and long enough to be about as good as the ConvNet.
 TRANSFORMERS: dict[str, dict[str, Any]] = {
     "digits": {"model": PLAIN, "width": 128, "depth": 6, "heads": 4, "epochs": 60, "warmup_epochs": 4, "lr": 0.015},
@@ -74,7 +72,6 @@ class Settings:
         return Path(self.out or f"runs/replicate-{Path(self.data).name}")
 
     def check(self) -> None:
-        """Raises ValueError: no seed at all, or a negative length."""
         if self.seeds < 1:
             raise ValueError(f"--seeds {self.seeds} trains nothing: type --seeds 5, or at least 1")
         if self.epochs < 0:
@@ -85,8 +82,7 @@ class Settings:
             )
 
 
-@dataclass(frozen=True)
-class Training:
+class Training(NamedTuple):
     """One run: a teacher, or a student of one seed."""
 
     name: str
@@ -113,27 +109,18 @@ def students(settings: Settings) -> Iterator[tuple[int, str, Training]]:
         base, epochs=epochs, warmup_epochs=base.warmup_epochs * epochs / base.epochs, ema_decay=0.0
     )
     known = teachers(settings)
-    kinds = {key: (changes, "convnet") for key, changes in TRAININGS.items()}
-    kinds["transformer"] = (TRAININGS["token"], "transformer")
     for seed in range(settings.seeds):
-        for key, (changes, teacher) in kinds.items():
-            spec = "" if changes["distill"] == "none" else str(known[teacher].config.run_folder())
+        for key, changes in (TRAININGS | {"transformer": TRAININGS["token"]}).items():
+            teacher = known.get(key, known["convnet"])
+            spec = "" if changes["distill"] == "none" else str(teacher.config.run_folder())
             config = dataclasses.replace(base, **changes, teacher=spec, seed=seed, data_seed=seed)
             yield seed, key, Training(f"seed {seed}, {key}", _run(settings, config, f"seed{seed}-{key}"))
 
 
 def replicate(settings: Settings, arguments: Sequence[str] = ()) -> dict[str, Any]:
-    """Train what is not trained yet, and write results.json and results.png into the folder.
+    """Train what is not trained yet, write results.json and results.png; returns what results.json holds.
 
-    Args:
-        arguments: as typed, for the record.
-
-    Returns:
-        What results.json holds, see `replication_report.results`.
-
-    Raises:
-        ValueError: a mistake in the settings or the data.
-        Diverged: a training's loss, gradient or weights became NaN or infinite.
+    `arguments` are those of the command line, for the record.
     """
     settings.check()
     folder = settings.folder()
@@ -158,7 +145,7 @@ def replicate(settings: Settings, arguments: Sequence[str] = ()) -> dict[str, An
     }
     results["sentence"] = report.sentence(results)
     write_json(folder / "results.json", results)
-    write_file(folder / "results.png", lambda path: report.draw(results, path))
+    report.draw(results, folder / "results.png")
     return results
 
 

@@ -50,36 +50,28 @@ T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.
 
 
 def results(measured: Mapping[str, Sequence[Mapping[str, Any]]], teachers: Mapping[str, Any]) -> dict[str, Any]:
-    """The tables and the verdict on every claim.
+    """The tables and the verdict on every claim, from the scores of each training by seed.
 
-    Args:
-        measured: scores of the heads for each seed, by training.
-        teachers: scores of "convnet" and "transformer".
-
-    Returns:
-        {"teachers": {name: scores}, "table3": {key: row}, "table2": {key: row}, "claims": [claim]}. A row has the
-        top-1 of every seed, their mean and standard deviation (n − 1), and the paper's; a claim has the mean of the
-        differences of equal seeds, its 95 % interval, and "holds", "reversed" or, if that contains 0, "undecided".
+    {"teachers": {name: scores}, "table3": {key: row}, "table2": {key: row}, "claims": [claim]}. A row has the top-1 of
+    every seed, their mean and standard deviation (n − 1), and the paper's; a claim has the mean of the differences of
+    equal seeds, its 95 % interval, and "holds", "reversed" or, if that contains 0, "undecided".
     """
     top1 = {key: [scores[row.head]["top1"] for scores in measured[row.training]] for key, row in ROWS.items()}
-
-    def table(rows: Mapping[str, Row]) -> dict[str, Any]:
-        return {
-            key: {
-                "row": row.label,
-                "head": row.head,
-                "top1": top1[key],
-                "mean": statistics.mean(top1[key]),
-                "std": statistics.stdev(top1[key]) if len(top1[key]) > 1 else None,
-                "paper": row.paper,
-            }
-            for key, row in rows.items()
+    rows = {
+        key: {
+            "row": row.label,
+            "head": row.head,
+            "top1": top1[key],
+            "mean": statistics.mean(top1[key]),
+            "std": statistics.stdev(top1[key]) if len(top1[key]) > 1 else None,
+            "paper": row.paper,
         }
-
+        for key, row in ROWS.items()
+    }
     return {
         "teachers": dict(teachers),
-        "table3": table(TABLE3),
-        "table2": table(TABLE2),
+        "table3": {key: rows[key] for key in TABLE3},
+        "table2": {key: rows[key] for key in TABLE2},
         "claims": [
             {"claim": text, "better": better, "worse": worse, **compare(top1[better], top1[worse])}
             for better, worse, text in CLAIMS

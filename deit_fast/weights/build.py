@@ -20,9 +20,9 @@ def untrained(config: Config, classes: int) -> nn.Module:
     sizes = {name: getattr(config, name) for name in ("patch_size", "width", "depth", "heads") if getattr(config, name)}
     base, _, tag = config.model.partition(".")
     if config.model in CONFIGS:
-        changes = {**sizes, "image_size": config.image_size, "classes": classes}
+        sizes |= {"image_size": config.image_size, "classes": classes}
         drops = {"drop_path_rate": config.drop_path, "dropout": config.dropout}
-        return create_model(config.model, fusion=config.fusion, **changes, **drops)
+        return create_model(config.model, fusion=config.fusion, **sizes, **drops)
     if base in CONFIGS:
         raise ValueError(f"{config.model} is ours under its name without .{tag}: type --model {base} --weights timm")
     if sizes and timm.is_model(config.model):

@@ -104,10 +104,7 @@ def ready(model: nn.Module, source: str, classes: Sequence[str] = (), **others: 
 
 def class_names(count: int) -> list[str]:
     """ImageNet's names for 1000 classes, else "class 0", "class 1", …: weights alone tell only the number."""
-    if count != 1000:
-        return [f"class {label}" for label in range(count)]
-    info = ImageNetInfo()
-    return [info.index_to_description(label) for label in range(count)]
+    return ImageNetInfo().label_descriptions() if count == 1000 else [f"class {label}" for label in range(count)]
 
 
 def _sizes(source: str, weights: Mapping[str, Tensor], architecture: str, given: dict[str, Any]) -> ViTConfig:

@@ -57,10 +57,8 @@ def is_huggingface(weights: Mapping[str, Any]) -> bool:
 def from_huggingface(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights under our names, which are the official code's and timm's.
 
-    The pooler, which no classifier uses, is left out; an unknown name stays as it is.
-
-    Raises:
-        ValueError: a block lacks its query, key or value, or a model with a distillation token one of its classifiers.
+    The pooler, which no classifier uses, is left out; an unknown name stays as it is. A block without its query, key or
+    value, or a distillation token without its classifier, is a ValueError.
     """
     ours, parts = {}, {}
     outside = {theirs: name for name, theirs in _OUTSIDE.items()}
@@ -94,22 +92,17 @@ def from_huggingface(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_huggingface(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our weights under the names of Hugging Face's files.
-
-    Raises:
-        ValueError: a name that a DeiT does not have.
-    """
+    """Our weights under the names of Hugging Face's files; a name that a DeiT does not have is a ValueError."""
     distilled = "dist_token" in weights
-    prefix, heads = ("deit.", "cls_classifier") if distilled else ("vit.", "classifier")
+    prefix = "deit." if distilled else "vit."
+    heads = {"head": "cls_classifier" if distilled else "classifier", "head_dist": "distillation_classifier"}
     theirs: dict[str, Tensor] = {}
     for name, value in weights.items():
         head, _, kind = name.rpartition(".")
         if name in _OUTSIDE:
             theirs[prefix + _OUTSIDE[name]] = value
-        elif head == "head":
-            theirs[f"{heads}.{kind}"] = value
-        elif head == "head_dist":
-            theirs[f"distillation_classifier.{kind}"] = value
+        elif head in heads:
+            theirs[f"{heads[head]}.{kind}"] = value
         elif block := re.match(r"blocks\.(\d+)\.attn\.qkv\.(weight|bias)$", name):
             layer = f"{prefix}encoder.layer.{block[1]}"
             for part, third in zip(_PARTS, value.chunk(3), strict=True):

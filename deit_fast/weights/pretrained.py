@@ -166,8 +166,9 @@ def load_pretrained(
     if theirs and ours and theirs != ours:
         _refuse_architecture(theirs, ours)
     if ours and "pos_embed" in weights and (old_grid or weights["pos_embed"].shape != own["pos_embed"].shape):
-        old = weights["pos_embed"].shape[1]
-        grid, prefix_tokens = _grid(model, own), 2 if "dist_token" in weights else 1
+        old, prefix_tokens = weights["pos_embed"].shape[1], 2 if "dist_token" in weights else 1
+        sizes = model.config if isinstance(model, VisionTransformer) else model.patch_embed  # ours, or timm's
+        grid = getattr(sizes, "grid_size", None) or math.isqrt(own["pos_embed"].shape[1] - prefix_tokens)
         weights["pos_embed"] = resize_pos_embed(weights["pos_embed"], grid, prefix_tokens, resize, old_grid)
         notes.append(f"position embeddings resized from {old} to {weights['pos_embed'].shape[1]} tokens ({resize})")
     for head in _heads_of_other_classes(model, weights, own):
@@ -175,9 +176,7 @@ def load_pretrained(
             f"{head} starts anew: the file has {len(weights[f'{head}.weight'])} classes, "
             f"the model {len(own[f'{head}.weight'])}"
         )
-        for part in ("weight", "bias"):
-            if f"{head}.{part}" in own:
-                weights[f"{head}.{part}"] = own[f"{head}.{part}"]
+        weights |= {key: own[key] for key in (f"{head}.weight", f"{head}.bias") if key in own}
     problems = {
         "missing": sorted(own.keys() - weights.keys()),
         "unexpected": sorted(weights.keys() - own.keys()),
@@ -236,23 +235,13 @@ def _refuse_architecture(theirs: _Architecture, ours: _Architecture) -> NoReturn
     raise ValueError(f"these weights do not fit the model: they have {theirs}, the model has {ours}: type {way}")
 
 
-def _grid(model: nn.Module, own: Mapping[str, Tensor]) -> Grid:
-    """Rows and columns of a model's patches."""
-    if isinstance(model, VisionTransformer):
-        return model.config.grid_size
-    grid = getattr(model.patch_embed, "grid_size", None)  # timm's
-    side = math.isqrt(own["pos_embed"].shape[1] - (2 if "dist_token" in own else 1))
-    return tuple(grid) if grid else (side, side)
-
-
 def _heads_of_other_classes(model: nn.Module, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
     """Classifiers that differ in the number of rows only; timm's models name theirs in `pretrained_cfg`."""
     named = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ("head", "head_dist")
-    return [
-        name
-        for name in ((named,) if isinstance(named, str) else named)
-        if f"{name}.weight" in weights
-        and f"{name}.weight" in own
-        and weights[f"{name}.weight"].shape[0] != own[f"{name}.weight"].shape[0]
-        and weights[f"{name}.weight"].shape[1:] == own[f"{name}.weight"].shape[1:]
-    ]
+    found = []
+    for name in (named,) if isinstance(named, str) else named:
+        if (key := f"{name}.weight") in weights and key in own:
+            theirs, ours = weights[key].shape, own[key].shape
+            if theirs[0] != ours[0] and theirs[1:] == ours[1:]:
+                found.append(name)
+    return found

@@ -175,8 +175,7 @@ def _called(named: Named, architecture: str, image_size: int, sizes: dict[str, A
     mean, std = normalisation(model)
     policy = dataclasses.replace(Policy.eval(side, exported.OFFICIAL_CROP_RATIO), mean=mean, std=std)
     trained = Trained(model.eval(), [], policy, f"{named.spec} {architecture}".strip())
-    if not timm_size:
-        trained = resized(trained, image_size)
+    trained = trained if timm_size else resized(trained, image_size)
     count = check_forward(trained.model, str(named), image_size or side)
     return dataclasses.replace(trained, classes=exported.class_names(count))
 
