@@ -103,7 +103,8 @@ def box_of(rooms: Rooms, room: str) -> Box:
         used.append("deit_kernels")
     if used:
         texts.append(("small", "imports " + ", ".join(used)))
-    count = "" if room.endswith(".py") else f"{len(members)} files"
+    inner = [file for file in members if file.count("/") > 1]
+    count = "" if room.endswith(".py") else f"{len(members) - len(inner)} files" + (f" + {len(inner)}" if inner else "")
     return Box(room if room.endswith(".py") else f"{room}/", count, texts)
 
 
@@ -192,7 +193,12 @@ def picture(rooms: Rooms) -> str:
         f"<style>{STYLE}</style>",
         f'<rect class="card" x="0.5" y="0.5" width="{WIDTH - 1}" height="{height - 1:.1f}" rx="10"/>',
         _text("head mono", left, 32, "deit_fast/"),
-        _text("text", left + 112, 31, "A room imports from the floors below it, never from its own floor or above."),
+        _text(
+            "text",
+            left + 112,
+            31,
+            "A room imports from the floors below it only; the files of deit_fast/ itself are one room a floor.",
+        ),
         _text("small", left, 51, "drawn from the imports, by make rooms"),
         f'<line class="line" x1="{axis}" y1="{middles[0]:.1f}" x2="{axis}" y2="{arrow:.1f}" stroke-width="1.5"/>',
         f'<path class="tip" d="M {axis - 5} {arrow - 2:.1f} h 10 l -5 9 z"/>',

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -38,8 +38,8 @@ from numpy.typing import NDArray
 
 from deit_kernels.philox import Stream, philox
 
-OrderKind = Literal["grouped", "official"]
-ORDERS = ("grouped", "official")
+from ..config import Order
+
 OFFICIAL_BLOCK = 256  # RASampler shows a multiple of this many images an epoch
 
 
@@ -93,7 +93,7 @@ class Share:
     images: int
     batch_size: int
     repeats: int = 1
-    order: OrderKind = "grouped"
+    order: Order = "grouped"
     data_seed: int = 0
     rank: int = 0
     world_size: int = 1
@@ -102,7 +102,7 @@ class Share:
         batch_size, ranks = self.batch_size, self.world_size
         if batch_size < 1:
             raise ValueError(f"batch size {batch_size} holds no image: type --batch-size 1 or more")
-        if self.order not in ORDERS:
+        if self.order not in get_args(Order):
             raise ValueError(f"order {self.order!r}: type --order grouped or --order official")
         if self.repeats < 1:
             raise ValueError(f"repeats {self.repeats} shows no image: type --repeats 1 (each image once) or more")

@@ -5,8 +5,8 @@
     for batch in loaders.training(range(start, data.total_steps)): ...
     evaluate(model, loaders.validation(), ranks)
 
-Data sets, policy, order, rows, mixing and reading follow from the configuration here and nowhere else: the two cannot
-differ, and a cached label has the bits of training.
+Data sets, policy, order, rows, mixing and reading follow from the configuration here and nowhere else: training and
+filling a cache cannot differ, so a cached label has the bits of training.
 """
 
 from __future__ import annotations

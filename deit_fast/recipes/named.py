@@ -123,7 +123,7 @@ def recipe(name: str) -> Config:
     return dataclasses.replace(RECIPES[name](), recipe=name)
 
 
-def parse(arguments: Sequence[str], description: str) -> Config:
+def parse(arguments: Sequence[str], description: str, program: str = "python -m deit_fast.train") -> Config:
     """The command line over the defaults of its recipe.
 
     Without --recipe it is the built-in data's own, `deit` for other data, and `demo` for a command without either.
@@ -140,9 +140,8 @@ def parse(arguments: Sequence[str], description: str) -> Config:
         raise ValueError(f"recipe {name} needs data: type --data FOLDER")
     epilog = f"The defaults above are those of the recipe {name}. The recipes:\n{command.listed(RECIPES)}"
     config = command.parse(
-        Config, arguments, program="python -m deit_fast.train", description=description, defaults=defaults,
-        epilog=epilog,
-    )  # fmt: skip
+        Config, arguments, program=program, description=description, defaults=defaults, epilog=epilog
+    )
     changes: dict[str, object] = {}
     if config.distill == "none" and config.teacher == defaults.teacher:
         changes["teacher"] = ""

@@ -84,7 +84,7 @@ def _fill(config: Config, ranks: Ranks, reporter: Reporter) -> int:
 
 @command.entry("interrupted: nothing was begun")
 def main(arguments: Sequence[str]) -> int | None:
-    config = parse(arguments, __doc__)
+    config = parse(arguments, __doc__, "python -m deit_fast.teacher")
     code = one_process_per_gpu(config, arguments, Path(config.teacher_cache) / "logs", "deit_fast.teacher")
     if code is not None:
         return code

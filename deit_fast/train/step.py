@@ -196,7 +196,7 @@ class TrainingStep:
         # So dropout, also that of timm's models, depends on the seed and on the rows' place in the stream only.
         if config.dropout or not self._ours:
             number = batch.step * config.batch_size + batch.positions.numpy()[0].item() + 1
-            torch.manual_seed(config.seed + _GOLDEN * number & _SEED_BITS)
+            torch.manual_seed((config.seed + _GOLDEN * number) & _SEED_BITS)
         if not self._ours:
             return self._student(batch.images)
         drop_path = None

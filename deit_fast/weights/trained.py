@@ -62,12 +62,14 @@ def resolve(spec: str | Path, flag: str = "") -> Named:
             return Named("run", spec, flag, path, path)
         return Named("exported", spec, flag, path)
     if path.is_file():
+        if path.suffix not in SUFFIXES:
+            raise ValueError(
+                f"{path} is not a weights file, whose name ends in {', '.join(SUFFIXES)}: type one, or the folder"
+            )
         # checkpoints/best_….safetensors, checkpoints/step_…/ema.safetensors
         for run in path.resolve().parents[1:3]:
             if (run / "checkpoints").is_dir() and (run / "config.json").is_file():
                 return Named("checkpoint", spec, flag, path, run)
-        if path.suffix not in SUFFIXES:
-            raise ValueError(f"{path} is no weights file: its name ends in {', '.join(SUFFIXES)}, or it is a folder")
         return Named("file", spec, flag, path)
     if "://" in spec:
         raise ValueError(f"{spec} is an address{given}: download the file, and type its path")

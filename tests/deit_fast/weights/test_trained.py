@@ -209,7 +209,7 @@ def test_what_is_no_model_says_so(tmp_path: Path, finished_run: Path) -> None:
         ("regnety_16", "did you mean regnety_"),
         (tmp_path / "nothing.pth", "there is no file or folder"),
         (tmp_path / "empty", "holds no model: expected a run"),
-        (tmp_path / "photo.jpg", "is no weights file"),
+        (tmp_path / "photo.jpg", "is not a weights file"),
     ]:
         with pytest.raises(ValueError, match=says):
             load(source)
