@@ -2,7 +2,7 @@
 
     make same-bits                                            the working tree against the last commit
     make same-bits AGAINST=43e124b                            against any commit
-    python -m tests.same_bits --against 43e124b --quick       a teacher and a distilled training only, 40 s
+    python -m tests.same_bits --against 43e124b --quick       a teacher and a distilled training only
 
 Both versions run the same commands, side by side, in folders of the same shape: one torch thread and one loader thread
 each, fixed seeds, no GPU, built-in data that each side writes for itself. Every path is typed relative. About three
