@@ -24,7 +24,7 @@ from timm.data import create_transform
 
 from benchmarks.measure.device_timing import DEVICE, ON_CARD
 from benchmarks.measure.interleaved import Limit, alternate, record
-from deit_kernels import attention_qkvpacked, cross_entropy
+from deit_kernels import attention, attention_qkvpacked, cross_entropy
 from deit_kernels.augment import ImageBatch, Policy, apply, sample_plan
 
 pytestmark = [pytest.mark.benchmark(group="overhead"), pytest.mark.usefixtures("one_thread")]
@@ -61,15 +61,25 @@ def compare(benchmark: BenchmarkFixture, contenders: dict[str, Callable[[], obje
     record(benchmark, seconds, work=CALLS, clock="processor time", limit=limit, versions=versions)
 
 
-def test_call_attention(benchmark: BenchmarkFixture) -> None:
-    """One token of one head, in the type and width that our kernel takes on a card."""
-    qkv = torch.randn(1, 1, 3, 1, 64, device=DEVICE, dtype=torch.bfloat16 if ON_CARD else torch.float32)
+@pytest.mark.parametrize(("tokens", "heads"), [(1, 1), (8, 3)])
+def test_call_attention_packed(benchmark: BenchmarkFixture, tokens: int, heads: int) -> None:
+    """The packed form against the three lines that timm writes, in the type and width of our kernels on a card."""
+    qkv = torch.randn(1, tokens, 3, heads, 64, device=DEVICE, dtype=torch.bfloat16 if ON_CARD else torch.float32)
 
     def as_timm_writes_it() -> torch.Tensor:
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
 
     compare(benchmark, {"ours": lambda: attention_qkvpacked(qkv), "torch": as_timm_writes_it})
+
+
+@pytest.mark.parametrize(("tokens", "heads"), [(1, 1), (8, 3)])
+def test_call_attention(benchmark: BenchmarkFixture, tokens: int, heads: int) -> None:
+    """The form with SDPA's signature, against SDPA."""
+    shape, dtype = (1, heads, tokens, 64), torch.bfloat16 if ON_CARD else torch.float32
+    qkv = [torch.randn(shape, device=DEVICE, dtype=dtype) for _ in range(3)]
+    runs = {"ours": lambda: attention(*qkv), "torch": lambda: F.scaled_dot_product_attention(*qkv)}
+    compare(benchmark, runs)
 
 
 def test_call_cross_entropy(benchmark: BenchmarkFixture) -> None:

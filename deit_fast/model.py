@@ -112,7 +112,7 @@ def _init_linear(module: nn.Module) -> None:
 
 
 class PatchEmbed(nn.Module):
-    """A convolution of stride P, computed as what it is: one matrix product on patches."""
+    """A convolution of stride P: one matrix product on patches. On a CPU, oneDNN's convolution is faster than that."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -120,6 +120,8 @@ class PatchEmbed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) images or (B, N, 3·P·P) patches, channel-major inside a patch -> (B, N, width)."""
+        if images.dim() == 4 and images.is_cpu:
+            return F.conv2d(images, self.proj.weight, self.proj.bias, self.proj.stride).flatten(2).transpose(1, 2)
         if images.dim() == 4:
             batch, channels, height, width = images.shape
             side = self.proj.kernel_size[0]

@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ..config import Config
+from ..config import Config, Precision
 from ..data import EvalLoader, TrainLoader, jpeg_part
 from ..data.training import Loaders, TrainingData
+from ..files import read_json
 from ..model import VisionTransformer
 from ..ranks.group import Ranks
 from ..run import checkpoint, folder
@@ -31,7 +32,7 @@ from ..teacher.load import recipe_config
 from ..weights.build import Frozen, normalisation
 from ..weights.trained import classifier
 from .optimizer import learning_rates
-from .step import TrainingStep, precision
+from .step import TrainingStep, autocast, precision
 
 TrainFirst = Callable[[Config], Path]  # trains a configuration and returns its run folder
 
@@ -60,6 +61,7 @@ class Prepared:
     validation: EvalLoader
     schedule: Callable[[int], float]  # step -> learning rate
     start: Start
+    precision: Precision  # of forward passes, resolved
     autocast: AbstractContextManager  # of evaluations
 
     def evaluate(self) -> tuple[Scores, Scores | None]:
@@ -90,7 +92,9 @@ def prepare(config: Config, run: Path, ranks: Ranks, reporter: Reporter, train_f
     reporter.say(f"{config.recipe}: {config.model} on {config.data}, in {run}")
     for decision in ranks.decisions():
         reporter.decide(*decision)
-    autocast = precision(config, ranks.device, reporter)
+    newest, begun = (None, None) if config.fresh else ranks.on_main(lambda: _newest(run))
+    chosen = precision(config, ranks, begun, reporter)
+    forward = autocast(chosen, ranks.device)
     data = _open_data(config, run, ranks, reporter)
     model = _student(config, len(data.train_set.classes), ranks, reporter)
     loaders = data.loaders(normalisation(model), ranks)
@@ -99,16 +103,16 @@ def prepare(config: Config, run: Path, ranks: Ranks, reporter: Reporter, train_f
     if jpeg_part.missing and loaders.policy.crop == "random_resized":
         reporter.decide("JPEG files", "decoded whole, not only what the crops need", jpeg_part.missing)
     teacher = None if config.distill == "none" else _teacher(config, loaders, ranks, reporter, train_first)
-    step = TrainingStep(config, model, teacher, ranks, autocast, reporter)
+    step = TrainingStep(config, model, teacher, ranks, forward, reporter)
     validation = loaders.validation()
-    start = _start(config, run, ranks, step, reporter)
+    start = _start(config, newest, ranks, step, reporter)
     layout = {}
     if isinstance(model, VisionTransformer) and (teacher is None or not teacher.live):
         # Only the student reads the images.
         layout = {"layout": "patches", "patch": model.config.patch_size}
     batches = loaders.training(range(start.step, data.total_steps), **layout)
     schedule = learning_rates(config, data.share.steps_per_epoch, step.peak_lr)
-    return Prepared(ranks, data, loaders, step, teacher, batches, validation, schedule, start, autocast)
+    return Prepared(ranks, data, loaders, step, teacher, batches, validation, schedule, start, chosen, forward)
 
 
 def _open_data(config: Config, run: Path, ranks: Ranks, reporter: Reporter) -> TrainingData:
@@ -168,11 +172,17 @@ def _teacher(
     return teacher_labels(config, spec, loaders, ranks, reporter)
 
 
-def _start(config: Config, run: Path, ranks: Ranks, step: TrainingStep, reporter: Reporter) -> Start:
-    """Restore the newest checkpoint, if there is one and no --fresh."""
-    start = Start() if config.fresh else restore(run, ranks, step)
-    if not start.folder:
-        return start
+def _newest(run: Path) -> tuple[Path | None, Precision | None]:
+    """The newest whole checkpoint and its precision; None without one, and for the precision of an older version."""
+    newest = checkpoint.newest(run)
+    return newest, read_json(newest / "state.json").get("precision") if newest else None
+
+
+def _start(config: Config, newest: Path | None, ranks: Ranks, step: TrainingStep, reporter: Reporter) -> Start:
+    """Restore the checkpoint `newest`, if there is one."""
+    if newest is None:
+        return Start()
+    start = restore(newest, ranks, step)
     reporter.decide("continue", f"from step {start.step:,}", str(start.folder))
     # The official order's lists and mixing depend on the number of processes.
     if config.order == "official" and start.world_size != ranks.world_size:
@@ -183,15 +193,12 @@ def _start(config: Config, run: Path, ranks: Ranks, step: TrainingStep, reporter
     return start
 
 
-def restore(run: Path, ranks: Ranks, step: TrainingStep) -> Start:
-    """Load the newest whole checkpoint on every rank; rank 0 has verified it.
+def restore(newest: Path, ranks: Ranks, step: TrainingStep) -> Start:
+    """Load a checkpoint, which rank 0 has verified, on every rank.
 
     Raises:
-        ValueError: no checkpoint is whole, or another version of deit_fast wrote it.
+        ValueError: its tensors are not those of this model.
     """
-    newest = ranks.on_main(lambda: checkpoint.newest(run))
-    if newest is None:
-        return Start()
     average = step.ema.module if step.ema else None
     state = ranks.main_first(lambda: checkpoint.load(newest, step.model, average, step.optimizer))
     if step.scaler and state["scaler"]:

@@ -109,7 +109,8 @@ class Record:
             tensors = checkpoint.tensors_of(step.model, average, step.optimizer)
             state = checkpoint.state_of(self._config, self._ranks.world_size, done, self.seconds)
             scaler = step.scaler.state_dict() if step.scaler else None
-            self._snapshots.take(done, tensors, {**state, "meter": meter, "scaler": scaler, "unreadable": unreadable})
+            state |= {"precision": prepared.precision, "meter": meter, "scaler": scaler, "unreadable": unreadable}
+            self._snapshots.take(done, tensors, state)
 
     def lacks_evaluation(self) -> bool:
         """True if no evaluation was logged at the step where the run continues."""

@@ -28,12 +28,12 @@ from torch.profiler import record_function
 from deit_kernels import TopK, cross_entropy, distillation_loss
 
 from ..command import OfOneRank
-from ..config import Config
+from ..config import Config, Precision
 from ..data import IGNORE, Batch, Target
 from ..data.batch import parts, slices
 from ..data.memory import to_device
 from ..model import VisionTransformer, drop_path_scales
-from ..ranks.group import Ranks, compiles, has_bf16
+from ..ranks.group import Ranks, compiles, why_bf16
 from ..run.report import Reporter
 from .counters import Statistics, Stopwatch, gradient_of
 from .optimizer import MovingAverage, create_optimizer
@@ -264,15 +264,22 @@ def losses_of(
     return Losses(*(part.sum() / counted for part in parts), top1)
 
 
-def precision(config: Config, device: torch.device, reporter: Reporter) -> AbstractContextManager:
-    """The context of forward passes for --precision on this device."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
-    reason = "--precision"
-    if dtype is torch.float16 and device.type != "cuda":
+def precision(config: Config, ranks: Ranks, begun: Precision | None, reporter: Reporter) -> Precision:
+    """The precision of forward passes; "auto" is that of the checkpoint, `begun`, else what rank 0's device has."""
+    chosen, reason = config.precision, "--precision"
+    if chosen == "fp16" and ranks.device.type != "cuda":
         raise ValueError("--precision fp16 needs a CUDA GPU, this is a CPU: type --precision bf16 or --precision fp32")
-    if config.precision == "auto":
-        yes, no = (torch.bfloat16, "this GPU has it"), (None, "bf16 pays on a GPU that has it")
-        dtype, reason = yes if has_bf16(device) else no
-    names = {torch.bfloat16: "bf16 autocast, fp32 weights", torch.float16: "fp16 autocast, fp32 weights, scaled loss"}
-    reporter.decide("precision", names.get(dtype, "fp32"), reason)
+    if chosen == "auto" and begun:
+        chosen, reason = begun, "this run began with it"
+    elif chosen == "auto":
+        why = ranks.on_main(lambda: why_bf16(ranks.device))
+        chosen = "bf16" if why else "fp32"
+        reason = why or "bf16 pays on a GPU that has it, or a processor with AMX tiles"
+    names = {"bf16": "bf16 autocast, fp32 weights", "fp16": "fp16 autocast, fp32 weights, scaled loss"}
+    reporter.decide("precision", names.get(chosen, chosen), reason)
+    return chosen
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager:
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     return torch.autocast(device.type, dtype) if dtype else nullcontext()

@@ -39,9 +39,10 @@ def _constant_to_dynamo(function: Callable) -> Callable:
     return function
 
 
-def kernel_unavailable_reasons(device: torch.device) -> list[str]:
+@_constant_to_dynamo
+def kernel_unavailable_reasons(device: torch.device) -> tuple[str, ...]:
     """Why a Triton kernel of this package cannot run on `device`; empty when it can."""
-    return list(_device_reasons(device.type, device.index))
+    return _cached_reasons(device)
 
 
 def report_fallback(op: str, reason: str, expected: bool) -> None:
@@ -50,31 +51,26 @@ def report_fallback(op: str, reason: str, expected: bool) -> None:
 
 
 @_constant_to_dynamo
-def _device_reasons(device_type: str, index: int | None) -> tuple[str, ...]:
-    return _cached_device_reasons(device_type, index)
-
-
-@_constant_to_dynamo
 def _report(op: str, reason: str, expected: bool) -> bool:
     return _report_once(op, reason, expected)
 
 
 @functools.cache
-def _cached_device_reasons(device_type: str, index: int | None) -> tuple[str, ...]:
+def _cached_reasons(device: torch.device) -> tuple[str, ...]:
     if not _TRITON_INSTALLED:
         return ("triton is not installed",)
     if (version := _triton_version()) < _OLDEST_TRITON:
         return (f"triton {version[0]}.{version[1]} is older than {_OLDEST_TRITON[0]}.{_OLDEST_TRITON[1]}",)
-    if device_type == "cpu":
+    if device.type == "cpu":
         return () if INTERPRETING else ("the tensors are on the CPU",)
-    if device_type != "cuda":
-        return (f"no kernel for device type {device_type!r}",)
+    if device.type != "cuda":
+        return (f"no kernel for device type {device.type!r}",)
     if torch.version.hip is not None:
         return ("ROCm is not supported",)
     # Fake CUDA tensors exist on machines without a driver, where asking for the capability would raise.
     if not torch.cuda.is_available():
         return ("no CUDA driver",)
-    if torch.cuda.get_device_capability(index) < _OLDEST_CAPABILITY:
+    if torch.cuda.get_device_capability(device.index) < _OLDEST_CAPABILITY:
         return ("compute capability below 8.0",)
     return ()
 

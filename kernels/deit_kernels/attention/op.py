@@ -156,23 +156,24 @@ def attention(
         scale: factor on the logits; None is D ** -0.5.
 
     Returns:
-        (B, H, N, E), a view of (B, N, H, E) memory, so that `.transpose(1, 2).flatten(2)` copies nothing.
+        (B, H, N, E). From our kernels it is a view of (B, N, H, E) memory, so that `.transpose(1, 2).flatten(2)`
+        copies nothing; from SDPA it has SDPA's strides.
 
     Raises:
         ValueError: a rank other than 4, shapes, dtypes or devices that do not match, or a scale that is not finite.
     """
-    _check_shapes(query, key, value, enable_gqa)
+    _check_operands(query, key, value, enable_gqa)
     _check_features(query)
     _check_scale(scale)
-    reasons = attention_unsupported_reasons(
+    # On a CPU the first list names the reason; the second costs a third of a small call.
+    reasons = kernel_unavailable_reasons(query.device) or attention_unsupported_reasons(
         query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale
     )
     if reasons:
-        report_fallback("deit_kernels.attention", reasons[0], expected=query.device.type == "cpu")
-        result = F.scaled_dot_product_attention(
+        report_fallback("deit_kernels.attention", reasons[0], expected=query.is_cpu)
+        return F.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
-        return result.transpose(1, 2).contiguous().transpose(1, 2)
     query, key, value = (_autocast(tensor) for tensor in (query, key, value))
     return _Attention.apply(query, key, value, query.shape[-1] ** -0.5 if scale is None else float(scale))[0]
 
@@ -197,10 +198,10 @@ def attention_qkvpacked(qkv: Tensor, *, scale: float | None = None) -> Tensor:
         raise ValueError(f"attention_qkvpacked takes qkv of shape (B, N, 3, H, D), got {tuple(qkv.shape)}")
     _check_features(qkv)
     _check_scale(scale)
-    reasons = attention_unsupported_reasons(qkv, scale=scale)
+    reasons = kernel_unavailable_reasons(qkv.device) or attention_unsupported_reasons(qkv, scale=scale)
     if reasons:
-        report_fallback("deit_kernels.attention_qkvpacked", reasons[0], expected=qkv.device.type == "cpu")
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        report_fallback("deit_kernels.attention_qkvpacked", reasons[0], expected=qkv.is_cpu)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         return F.scaled_dot_product_attention(query, key, value, scale=scale).transpose(1, 2).contiguous()
     return _PackedAttention.apply(_autocast(qkv), qkv.shape[-1] ** -0.5 if scale is None else float(scale))[0]
 
@@ -229,7 +230,7 @@ def attention_unsupported_reasons(
     if query.dim() != (5 if key is None else 4):
         form = "packed (B, N, 3, H, D) when key is None" if key is None else "(B, H, N, D)"
         raise ValueError(f"query is {form}, got shape {tuple(query.shape)}")
-    reasons = kernel_unavailable_reasons(query.device)
+    reasons = list(kernel_unavailable_reasons(query.device))
     dtype = _autocast_dtype(query)
     length, features = (query.shape[1], query.shape[4]) if key is None else query.shape[2:]
     if dtype not in _DTYPES:
@@ -284,6 +285,19 @@ def _check_features(tensor: Tensor) -> None:
         raise ValueError(f"attention takes a head dim of at least 1, got shape {tuple(tensor.shape)}")
 
 
+def _check_operands(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> None:
+    if query.dim() != 4 or not query.shape == key.shape == value.shape:
+        _check_shapes(query, key, value, enable_gqa)
+    if not query.device == key.device == value.device:
+        seen = f"{query.device}, {key.device}, {value.device}"
+        raise ValueError(f"attention takes query, key and value on one device, got {seen}")
+    if query.dtype == key.dtype == value.dtype:
+        return
+    if not _autocast_dtype(query) == _autocast_dtype(key) == _autocast_dtype(value):
+        seen = f"{query.dtype}, {key.dtype}, {value.dtype}"
+        raise ValueError(f"attention takes query, key and value of one dtype, got {seen}")
+
+
 def _check_shapes(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> None:
     # The messages are made where they are raised: Dynamo does not trace text made of dynamic shapes.
     if not query.dim() == key.dim() == value.dim() == 4:
@@ -293,12 +307,6 @@ def _check_shapes(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -
     if key.shape[0] != batch or key.shape[3] != features or key.shape[:3] != value.shape[:3] or not shared:
         expected = f"key ({batch}, {heads}, M, {features}) and value ({batch}, {heads}, M, E)"
         raise ValueError(f"attention takes {expected} with this query, got {_seen(query, key, value)}")
-    if not query.device == key.device == value.device:
-        seen = f"{query.device}, {key.device}, {value.device}"
-        raise ValueError(f"attention takes query, key and value on one device, got {seen}")
-    if not _autocast_dtype(query) == _autocast_dtype(key) == _autocast_dtype(value):
-        seen = f"{query.dtype}, {key.dtype}, {value.dtype}"
-        raise ValueError(f"attention takes query, key and value of one dtype, got {seen}")
 
 
 def _seen(query: Tensor, key: Tensor, value: Tensor) -> str:

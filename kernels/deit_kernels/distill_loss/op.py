@@ -173,7 +173,7 @@ def _backward(grad: Tensor, statistics: Tensor, count: Tensor, *args: object) ->
 
 def _implementation(call: LossCall) -> ModuleType:
     """`launch` where its kernels can run, else `reference`: both have the same two functions."""
-    reasons = kernel_unavailable_reasons(call.logits.device)
+    reasons = list(kernel_unavailable_reasons(call.logits.device))
     if call.exact_dtype == torch.float64:
         reasons.append("float64 logits")
     if INTERPRETING and any(head is not None and head.dtype == torch.bfloat16 for head in (call.cls, call.dist)):

@@ -183,7 +183,22 @@ def test_a_scaled_loss_trains_the_same_weights() -> None:
 
 def test_fp16_needs_a_gpu() -> None:
     with pytest.raises(ValueError, match="fp16 needs a CUDA GPU, this is a CPU: type --precision bf16"):
-        precision(dataclasses.replace(CONFIG, precision="fp16"), ALONE.device, Reporter(False))
+        precision(dataclasses.replace(CONFIG, precision="fp16"), ALONE, None, Reporter(False))
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "chosen", "reason"),
+    [
+        ({"amx_bf16": True, "avx512_bf16": True}, "bf16", "this processor has AMX tiles"),
+        ({"amx_bf16": False, "avx512_bf16": True}, "fp32", "bf16 pays on a GPU that has it, or a processor with AMX"),
+    ],
+)
+def test_the_processor_decides_the_precision(capabilities, chosen: str, reason: str, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    auto = dataclasses.replace(CONFIG, precision="auto")
+    assert precision(auto, ALONE, None, Reporter(True)) == chosen
+    assert reason in " ".join(capsys.readouterr().out.split())
+    assert precision(dataclasses.replace(auto, precision="fp32"), ALONE, None, Reporter(False)) == "fp32"
 
 
 class NoWaiting(TorchDispatchMode):

@@ -308,6 +308,21 @@ def test_bf16_autocast_on_the_cpu_when_asked(tiny: Config) -> None:
     assert all(value.dtype == torch.float32 for name, value in weights(tiny.out).items())
 
 
+@pytest.mark.parametrize(("amx", "begun"), [(True, "bf16"), (False, "fp32")])
+def test_a_run_keeps_the_precision_that_it_began_with(tiny: Config, amx: bool, begun: str, monkeypatch, capsys) -> None:
+    auto = dataclasses.replace(tiny, precision="auto", save_every=2, keep=5)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
+    train(auto)
+    whole = weights(auto.out)
+    (Path(auto.out) / "summary.json").unlink()
+    (Path(auto.out) / "checkpoints" / "newest").write_text("step_00000002\n")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": not amx})
+    capsys.readouterr()
+    train(auto)
+    assert f"precision {begun}" in " ".join(capsys.readouterr().out.split())
+    assert all(torch.equal(value, whole[name]) for name, value in weights(auto.out).items())
+
+
 @pytest.mark.slow
 def test_compiled(tiny: Config, tmp_path: Path) -> None:
     train(tiny)
