@@ -2,12 +2,12 @@
 
     pytest benchmarks/bench_train.py -s
     pytest benchmarks/bench_train.py --benchmark-json=benchmarks/results/train-cpu.json
-    DEIT_FAST_BENCH_COMPILED=1 pytest benchmarks/bench_train.py         # compiled contenders on a CPU too: minutes
 
 A step is what a batch does to the weights: teacher, forward, loss, backward, AdamW, moving average. All take the
-same images and labels, the same initial weights, the same precision (float32 on a CPU, bfloat16 autocast on a card,
-where our teacher's weights are cast once, as in the trainer), hard distillation with weights ½ and ½, and no drop-path.
-The number is images/s. On a card a name stands for the compiled form, and the eager one is beside it.
+same images and labels, the same initial weights, the same precision (bfloat16 autocast on a card; on a CPU float32, or
+bfloat16 autocast where the row says so; the weights of our bfloat16 teacher are cast once, as in the trainer), hard
+distillation with weights ½ and ½, and no drop-path. The number is images/s. On a card a name stands for the compiled
+form, and the eager one is beside it; on a CPU all contenders of a row are eager, or all are compiled.
 
     student only     no teacher: the class token's cross-entropy; timm's model in the official loop's form beside it
     live teacher     timm's TokenDistillationTask, AdamW and ModelEmaV3, and the official loop's form, against
@@ -23,10 +23,10 @@ the rate of one large product of matrices. Not yet measured on a GPU.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -43,13 +43,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure.device_timing import DEVICE, ON_CARD, arithmetic_limit, environment
 from benchmarks.measure.interleaved import alternate, record
-from deit_fast.config import Config
+from deit_fast.config import Config, Precision
 from deit_fast.data import Batch
 from deit_fast.model import IMAGENET_NORMALISATION, create_model
 from deit_fast.ranks.group import Ranks
 from deit_fast.run.report import Reporter
 from deit_fast.teacher.engine import TeacherEngine
-from deit_fast.train.step import TrainingStep
+from deit_fast.train.step import TrainingStep, autocast
 from deit_fast.weights.build import Frozen
 
 pytestmark = pytest.mark.benchmark(group="train")
@@ -57,9 +57,26 @@ pytestmark = pytest.mark.benchmark(group="train")
 CLASSES, SIZE, STEPS, DECAY, LR = 1000, 224, 2, 0.99996, 1e-3
 ROWS = 256 if ON_CARD else 4
 TEACHER = "regnety_160" if ON_CARD else "regnety_008"
-SIZES = ("tiny", "small", "base") if ON_CARD else ("tiny", "small")
-COMPILES = ON_CARD or os.environ.get("DEIT_FAST_BENCH_COMPILED") == "1"
 Step = Callable[[Tensor, Tensor], object]
+
+
+class Form(NamedTuple):
+    """How both sides of a row compute."""
+
+    size: str
+    precision: Precision = "bf16" if ON_CARD else "fp32"
+    compiled: bool = ON_CARD
+
+    def autocast(self) -> AbstractContextManager:
+        return autocast(self.precision, DEVICE)
+
+    def __str__(self) -> str:
+        return "-".join([self.size, *([] if ON_CARD else [self.precision, *["compiled"] * self.compiled])])
+
+
+FORMS = [Form(size) for size in (("tiny", "small", "base") if ON_CARD else ("tiny", "small"))]
+ALSO_BF16 = FORMS if ON_CARD else [*FORMS, Form("tiny", "bf16")]
+ALSO_COMPILED = FORMS if ON_CARD else [*ALSO_BF16, Form("tiny", compiled=True)]
 
 
 @pytest.fixture(autouse=True)
@@ -71,32 +88,28 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def autocast() -> AbstractContextManager:
-    return torch.autocast("cuda", torch.bfloat16) if ON_CARD else nullcontext()
-
-
 def name_of(size: str) -> str:
     return f"deit_{size}_distilled_patch16_224"
 
 
-def ours(size: str, teacher: nn.Module | None, *, cached: bool = False, compiled: bool = False) -> Step:
+def ours(form: Form, teacher: nn.Module | None, *, cached: bool = False) -> Step:
     distill = "hard" if teacher is not None else "none"
     config = Config(
-        model=name_of(size), batch_size=ROWS, lr=LR, ema_decay=DECAY, compile="on" if compiled else "off",
+        model=name_of(form.size), batch_size=ROWS, lr=LR, ema_decay=DECAY, compile="on" if form.compiled else "off",
         distill=distill, teacher="x" if distill == "hard" else "",
     )  # fmt: skip
     torch.manual_seed(0)
-    model = create_model(name_of(size), classes=CLASSES).to(DEVICE).train()
+    model = create_model(name_of(form.size), classes=CLASSES).to(DEVICE).train()
     taught = None
     if cached:
         labels = torch.zeros(ROWS, dtype=torch.int64, device=DEVICE)
         taught = lambda batch: labels  # noqa: E731
     elif teacher is not None:
-        dtype = torch.bfloat16 if ON_CARD else torch.float32
+        dtype = torch.bfloat16 if form.precision == "bf16" else torch.float32
         own = Frozen(teacher, IMAGENET_NORMALISATION)
-        engine = TeacherEngine(own, image_size=SIZE, device=DEVICE, dtype=dtype, compiled=compiled)
+        engine = TeacherEngine(own, image_size=SIZE, device=DEVICE, dtype=dtype, compiled=form.compiled)
         taught = lambda batch: engine(batch.images)  # noqa: E731
-    step = TrainingStep(config, model, taught, Ranks(0, 1, DEVICE), autocast(), Reporter(False))
+    step = TrainingStep(config, model, taught, Ranks(0, 1, DEVICE), form.autocast(), Reporter(False))
     rows = torch.arange(ROWS)
     return lambda images, labels: step(Batch(0, images, labels, rows, rows, labels), LR)
 
@@ -108,19 +121,19 @@ def peer_parts(size: str) -> tuple[nn.Module, torch.optim.Optimizer, ModelEmaV3]
     return model, optimizer, ModelEmaV3(model, decay=DECAY)
 
 
-def with_timm(size: str, teacher: nn.Module, *, compiled: bool = False) -> Step:
+def with_timm(form: Form, teacher: nn.Module) -> Step:
     """timm's train.py with --kd-distill-type token --kd-token-distill-type hard --task-loss-weight 0.5."""
-    model, optimizer, average = peer_parts(size)
+    model, optimizer, average = peer_parts(form.size)
     task = TokenDistillationTask(
         model, teacher, LabelSmoothingCrossEntropy(0.1), distill_type="hard", task_loss_weight=0.5, device=DEVICE,
         verbose=False,
     )  # fmt: skip
     task.to(DEVICE).train()
-    if compiled:
+    if form.compiled:
         task.compile()
 
     def step(images: Tensor, labels: Tensor) -> None:
-        with autocast():
+        with form.autocast():
             loss = task(images, labels)["loss"]
         loss.backward()
         optimizer.step()
@@ -130,14 +143,14 @@ def with_timm(size: str, teacher: nn.Module, *, compiled: bool = False) -> Step:
     return step
 
 
-def timm_student(size: str, *, compiled: bool = False) -> Step:
+def timm_student(form: Form) -> Step:
     """timm's train.py without a teacher."""
-    model, optimizer, average = peer_parts(size)
+    model, optimizer, average = peer_parts(form.size)
     criterion = LabelSmoothingCrossEntropy(0.1)
-    forward = torch.compile(model) if compiled else model
+    forward = torch.compile(model) if form.compiled else model
 
     def step(images: Tensor, labels: Tensor) -> None:
-        with autocast():
+        with form.autocast():
             loss = criterion(forward(images), labels)
         loss.backward()
         optimizer.step()
@@ -147,15 +160,15 @@ def timm_student(size: str, *, compiled: bool = False) -> Step:
     return step
 
 
-def official(size: str, teacher: nn.Module) -> Step:
+def official(form: Form, teacher: nn.Module) -> Step:
     """The official engine.py and losses.py, in their form: eager, a read and a synchronisation every step."""
-    model, _, average = peer_parts(size)
+    model, _, average = peer_parts(form.size)
     model.set_distilled_training(True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.05)
     criterion = LabelSmoothingCrossEntropy(0.1)
 
     def step(images: Tensor, labels: Tensor) -> None:
-        with autocast():
+        with form.autocast():
             outputs, outputs_kd = model(images)
             base = criterion(outputs, labels)
             with torch.no_grad():
@@ -198,21 +211,24 @@ def turns(steps: dict[str, Step]) -> dict[str, Callable[[], object]]:
     return {name: turn(step) for name, step in steps.items()}
 
 
-def operations(size: str, teacher: bool) -> float:
+def operations(form: Form, teacher: bool) -> float:
     """Of an image, two a multiplication: the student forward and backward, the teacher forward."""
     images, labels = torch.randn(1, 3, SIZE, SIZE, device=DEVICE), torch.zeros(1, dtype=torch.int64, device=DEVICE)
     with FlopCounterMode(display=False) as counter:
-        timm_student(size)(images, labels)
+        timm_student(form._replace(compiled=False))(images, labels)
         if teacher:
             fresh_teacher().to(DEVICE)(images)
     return counter.get_total_flops()
 
 
-def compare(benchmark: BenchmarkFixture, steps: dict[str, Step], size: str, teacher: bool) -> None:
+def compare(benchmark: BenchmarkFixture, steps: dict[str, Step], form: Form, teacher: bool) -> None:
     clock, named = (time.perf_counter, "wall clock") if ON_CARD else (time.process_time, "processor time")
     seconds = alternate(turns(steps), rounds=20 if ON_CARD else 5, clock=clock, warmup=3 if ON_CARD else 1)
-    details = {"model": name_of(size), "teacher": TEACHER, "batch": ROWS, "image_size": SIZE, **environment()}
-    limit = arithmetic_limit(operations(size, teacher))
+    details = {
+        "model": name_of(form.size), "teacher": TEACHER, "batch": ROWS, "image_size": SIZE, **environment(),
+        "dtype": {"fp32": "float32", "bf16": "bfloat16 autocast"}[form.precision], "compiled": form.compiled,
+    }  # fmt: skip
+    limit = arithmetic_limit(operations(form, teacher)) if form.precision == FORMS[0].precision else None
     record(
         benchmark, seconds, work=ROWS * STEPS, unit="images/s", clock=named, limit=limit,
         forms=("deit_fast, eager",), **details,
@@ -221,26 +237,26 @@ def compare(benchmark: BenchmarkFixture, steps: dict[str, Step], size: str, teac
     print(f"\n{benchmark.name}: {info['rate']} images/s, {named}")
 
 
-def both_forms(make: Callable[..., Step], name: str, *args: object, **options: object) -> dict[str, Step]:
-    """Compiled under the name itself, as by the trainer's --compile auto, and eager beside it; on a CPU eager alone."""
-    eager = make(*args, **options)
-    return {name: make(*args, compiled=True, **options), f"{name}, eager": eager} if COMPILES else {name: eager}
+def both_forms(make: Callable[..., Step], name: str, form: Form, *args: object, **options: object) -> dict[str, Step]:
+    """On a card the eager form stands beside the compiled one, which has the name."""
+    eager = {f"{name}, eager": make(form._replace(compiled=False), *args, **options)} if ON_CARD else {}
+    return {name: make(form, *args, **options), **eager}
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_student_only(benchmark: BenchmarkFixture, size: str) -> None:
-    steps = both_forms(ours, "deit_fast", size, None) | both_forms(timm_student, "timm", size)
-    compare(benchmark, steps, size, teacher=False)
+@pytest.mark.parametrize("form", ALSO_COMPILED, ids=str)
+def test_student_only(benchmark: BenchmarkFixture, form: Form) -> None:
+    steps = both_forms(ours, "deit_fast", form, None) | both_forms(timm_student, "timm", form)
+    compare(benchmark, steps, form, teacher=False)
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_live_teacher(benchmark: BenchmarkFixture, size: str) -> None:
-    peers = both_forms(with_timm, "timm", size, fresh_teacher().to(DEVICE))
-    peers["official"] = official(size, fresh_teacher().to(DEVICE))
-    compare(benchmark, both_forms(ours, "deit_fast", size, fresh_teacher()) | peers, size, teacher=True)
+@pytest.mark.parametrize("form", ALSO_BF16, ids=str)
+def test_live_teacher(benchmark: BenchmarkFixture, form: Form) -> None:
+    peers = both_forms(with_timm, "timm", form, fresh_teacher().to(DEVICE))
+    peers["official"] = official(form, fresh_teacher().to(DEVICE))
+    compare(benchmark, both_forms(ours, "deit_fast", form, fresh_teacher()) | peers, form, teacher=True)
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_cached_labels(benchmark: BenchmarkFixture, size: str) -> None:
-    peers = both_forms(with_timm, "timm", size, fresh_teacher().to(DEVICE))
-    compare(benchmark, both_forms(ours, "deit_fast", size, fresh_teacher(), cached=True) | peers, size, teacher=False)
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_cached_labels(benchmark: BenchmarkFixture, form: Form) -> None:
+    peers = both_forms(with_timm, "timm", form, fresh_teacher().to(DEVICE))
+    compare(benchmark, both_forms(ours, "deit_fast", form, fresh_teacher(), cached=True) | peers, form, teacher=False)

@@ -117,7 +117,7 @@ class Config:
     weight_decay: Rate = 0.05  # of matrices and of the distillation token
     decay_dist_token: bool = True  # the official code decays it, today's timm does not
     ema_decay: Annotated[float, span(0, 0.9999999)] = 0.99996  # moving average of the weights; 0: none
-    precision: Shared[Precision] = "auto"  # auto: bf16 autocast on a GPU that has it, else fp32
+    precision: Shared[Precision] = "auto"  # auto: bf16 autocast on a GPU that has it or a CPU with AMX, else fp32
     compile: Literal["auto", "on", "off"] = "auto"  # torch.compile of the model; auto: on a GPU
     seed: Seed = 0  # initialisation and stochastic depth
     data_seed: Annotated[Shared[Seed], label(1)] = 0  # order and augmentation

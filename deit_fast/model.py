@@ -138,9 +138,10 @@ class Attention(nn.Module):
         self.proj = nn.Linear(config.width, config.width)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, tokens: int | None = None) -> Tensor:
+        """x (B, N, width) -> (B, tokens, width), of the first tokens; None for all."""
         packed = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # (B, N, 3, H, D)
-        return self.dropout(self.proj(attention_qkvpacked(packed).flatten(2)))
+        return self.dropout(self.proj(attention_qkvpacked(packed)[:, :tokens].flatten(2)))
 
 
 class Mlp(nn.Module):
@@ -163,12 +164,18 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(config.width, eps=1e-6)
         self.mlp = Mlp(config)
 
-    def forward(self, x: Tensor, scale: Tensor | None) -> Tensor:
-        """x (B, N, width); scale (2, B, 1, 1): factor of each residual branch for each image, None for 1."""
+    def forward(self, x: Tensor, scale: Tensor | None, tokens: int | None = None) -> Tensor:
+        """x (B, N, width) -> (B, tokens, width).
+
+        scale (2, B, 1, 1) is the factor of each residual branch for each image, None for 1. Of `tokens`, the first of
+        x, all is computed, of the others keys and values; None is all tokens.
+        """
+        attended = self.attn(self.norm1(x), tokens)
+        x = x[:, :tokens]
         if scale is None:
-            x = x + self.attn(self.norm1(x))
+            x = x + attended
             return x + self.mlp(self.norm2(x))
-        x = x + self.attn(self.norm1(x)) * scale[0].to(x.dtype)
+        x = x + attended * scale[0].to(x.dtype)
         return x + self.mlp(self.norm2(x)) * scale[1].to(x.dtype)
 
 
@@ -212,15 +219,16 @@ class VisionTransformer(nn.Module):
         """Parameters that the official code leaves undecayed beside biases and norms; it does decay `dist_token`."""
         return {"pos_embed", "cls_token"}
 
-    def features(self, images: Tensor, drop_path: Tensor | None = None) -> Tensor:
-        """All tokens after the last norm.
+    def features(self, images: Tensor, drop_path: Tensor | None = None, tokens: int | None = None) -> Tensor:
+        """The first `tokens` after the last norm; all by default.
 
         Args:
             images: (B, 3, S, S), or patches (B, N, 3·P·P).
             drop_path: (depth, 2, B), see `drop_path_scales`. Without it, training draws from torch's generator.
+            tokens: how many are needed; the last block computes the projection and the MLP of these only.
 
         Returns:
-            (B, prefix + N, width): class token, distillation token if there is one, patches row by row.
+            (B, tokens or prefix + N, width): class token, distillation token if there is one, patches row by row.
         """
         x = self.patch_embed(images)
         batch = x.shape[0]
@@ -232,13 +240,15 @@ class VisionTransformer(nn.Module):
             keep = 1 - torch.tensor(self.drop_path_rates(), device=x.device)[:, None, None]
             drop_path = torch.where(torch.rand(len(keep), 2, batch, device=x.device) < keep, 1 / keep, 0.0)
         scales: Sequence[Tensor | None] = [None] * len(self.blocks) if drop_path is None else drop_path[..., None, None]
-        for block, scale in zip(self.blocks, scales, strict=True):
+        *before, last = zip(self.blocks, scales, strict=True)
+        for block, scale in before:
             x = block(x, scale)
-        return self.norm(x)
+        block, scale = last
+        return self.norm(block(x, scale, tokens))
 
     def heads(self, images: Tensor, drop_path: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """(cls_logits, dist_logits or None), each (B, classes), in training and in evaluation."""
-        x = self.features(images, drop_path)
+        x = self.features(images, drop_path, self.config.prefix_tokens)
         return self.head(x[:, 0]), self.head_dist(x[:, 1]) if self.config.distilled else None
 
     def forward(self, images: Tensor, drop_path: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:

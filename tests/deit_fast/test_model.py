@@ -5,8 +5,9 @@ import copy
 import pytest
 import timm
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from deit_fast.model import CONFIGS, FUSIONS, create_model, drop_path_scales, fuse
+from deit_fast.model import CONFIGS, FUSIONS, VisionTransformer, ViTConfig, create_model, drop_path_scales, fuse
 
 SMALL = {"image_size": 32, "patch_size": 8, "width": 64, "depth": 3, "heads": 2, "classes": 7}
 NAMES = [
@@ -127,6 +128,30 @@ def test_a_dropped_branch_contributes_nothing_and_a_kept_one_is_scaled() -> None
     expected = tokens + 2 * attention
     assert torch.allclose(block(tokens, torch.tensor([2.0, 0.0]).view(2, 1, 1, 1)), expected, atol=1e-6)
     assert torch.equal(model.features(images, torch.ones(1, 2, 1)), model.features(images))
+
+
+@pytest.mark.parametrize("distilled", [False, True])
+def test_the_last_block_computes_only_the_tokens_that_the_heads_read(distilled: bool) -> None:
+    config = ViTConfig(32, 8, 64, 3, 2, 5, distilled)
+    model = VisionTransformer(config).double()
+    images = torch.randn(3, 3, 32, 32, dtype=torch.float64)
+    scales = torch.rand(3, 2, 3, dtype=torch.float64)
+    tokens = model.features(images, scales)
+    whole = [model.head(tokens[:, 0])] + ([model.head_dist(tokens[:, 1])] if distilled else [])
+    short = [logits for logits in model.heads(images, scales) if logits is not None]
+    for mine, theirs in zip(short, whole, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+    parameters = list(model.parameters())
+    gradients = (torch.autograd.grad(sum(logits.sin().sum() for logits in both), parameters) for both in (short, whole))
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-13)
+    with FlopCounterMode(display=False) as counted, torch.no_grad():
+        model.heads(images)
+    with FlopCounterMode(display=False) as everything, torch.no_grad():
+        model.features(images)
+    left_out = (config.grid**2 * 64 * 64 * (1 + 2 * 4)) * 2 * 3  # projection and MLP of the patches of 3 images
+    heads = 3 * 64 * 5 * 2 * (1 + distilled)
+    assert everything.get_total_flops() - counted.get_total_flops() == left_out - heads
 
 
 def test_training_without_a_mask_draws_one() -> None:
