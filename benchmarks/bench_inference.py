@@ -3,8 +3,9 @@
     pytest benchmarks/bench_inference.py
 
 A row is one batch from images to logits, without gradients; float32 and one thread on a CPU, bf16 on a card. On a card
-ours and timm's are compiled in every row, on a CPU in a row of their own. Weights are random. The limit of a row is the arithmetic of the model (two operations a
-multiplication) at the rate of one large product of matrices, measured in the same run.
+ours and timm's are compiled in every row, on a CPU in a row of their own. Weights are random. The limit of a row is the
+arithmetic of the model (two operations a multiplication) at the rate of one large product of matrices, measured in the
+same run.
 """
 
 from __future__ import annotations
