@@ -48,7 +48,8 @@ UpTo1e6 = Annotated[int, span(0, 10**6)]
 Every = Annotated[int, span(1, 10**9)]
 Seed = Annotated[int, span(0, 2**63 - 1)]
 Order = Literal["grouped", "official"]
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Precision = Literal["auto", "fp32", "bf16", "bf16-residual", "fp16"]
+CompileMode = Literal["default", "max-autotune-no-cudagraphs"]
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,10 @@ class Config:
     weight_decay: Rate = 0.05  # of matrices and of the distillation token
     decay_dist_token: bool = True  # the official code decays it, today's timm does not
     ema_decay: Annotated[float, span(0, 0.9999999)] = 0.99996  # moving average of the weights; 0: none
-    precision: Shared[Precision] = "auto"  # auto: bf16 autocast on a GPU that has it or a CPU with AMX, else fp32
+    # auto: bf16 autocast on a GPU that has it or a CPU with AMX, else fp32; bf16-residual: the sums between blocks too
+    precision: Shared[Precision] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"  # torch.compile of the model; auto: on a GPU
+    compile_mode: Free[CompileMode] = "default"  # torch.compile's mode; the other tries more kernels: minutes longer
     seed: Seed = 0  # initialisation and stochastic depth
     data_seed: Annotated[Shared[Seed], label(1)] = 0  # order and augmentation
 

@@ -190,6 +190,7 @@ class VisionTransformer(nn.Module):
             raise ValueError('fusion="dist" needs a distilled model: this one has no distillation token')
         self.config = config
         self.fusion = fusion
+        self.residual_dtype: torch.dtype | None = None  # of the sums between blocks; None: float32 under autocast
         tokens = math.prod(config.grid_size) + config.prefix_tokens
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, tokens, config.width))
@@ -236,6 +237,7 @@ class VisionTransformer(nn.Module):
         if self.config.distilled:
             prefix.append(self.dist_token.expand(batch, -1, -1))
         x = self.dropout(torch.cat([*prefix, x], dim=1) + self.pos_embed)
+        x = x if self.residual_dtype is None else x.to(self.residual_dtype)
         if drop_path is None and self.training and self.config.drop_path_rate > 0:
             keep = 1 - torch.tensor(self.drop_path_rates(), device=x.device)[:, None, None]
             drop_path = torch.where(torch.rand(len(keep), 2, batch, device=x.device) < keep, 1 / keep, 0.0)

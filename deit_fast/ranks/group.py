@@ -64,6 +64,21 @@ class Ranks:
             dist.all_reduce(counts)
         return counts
 
+    def begin_total(self, counts: Tensor) -> Callable[[], Tensor]:
+        """Begin the sum over ranks, in place; the result's call waits for it. What is computed between waits for no rank.
+
+        It may be called again, and has to be called before the next collective's result is used.
+        """
+        if self.world_size == 1:
+            return lambda: counts
+        work = dist.all_reduce(counts, async_op=True)
+
+        def total() -> Tensor:
+            work.wait()
+            return counts
+
+        return total
+
     def gather(self, value: Any) -> list[Any]:
         """The values of all ranks, in their order; anything that pickles."""
         if self.world_size == 1:

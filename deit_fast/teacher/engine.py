@@ -36,17 +36,18 @@ _FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_las
 class TeacherEngine:
     """A teacher's labels, computed fast; the teacher, on the CPU and in float32, is copied.
 
-    `top_k` is None for hard labels, 0 for logits, or K for the K most likely classes, at the temperature `tau`.
+    `top_k` is None for hard labels, 0 for logits, or K for the K most likely classes, at the temperature `tau`. On a GPU
+    the faster memory layout is measured on `rows` images, which should be as many as a call has.
     """
 
     def __init__(
         self, teacher: Frozen, *, image_size: int, device: torch.device, dtype: torch.dtype = torch.float32,
-        compiled: bool = False, top_k: int | None = None, tau: float = 1.0, layout: str = "auto",
+        compiled: bool = False, top_k: int | None = None, tau: float = 1.0, layout: str = "auto", rows: int = 8,
     ) -> None:  # fmt: skip
         self.module, folded = fold(teacher, image_size)  # images normalised for the student -> float32 logits
         self.module.cast(dtype).to(device)
         if layout == "auto":
-            layout, reason = self._faster_layout(torch.zeros(8, 3, image_size, image_size, device=device))
+            layout, reason = self._faster_layout(torch.zeros(rows, 3, image_size, image_size, device=device))
         else:
             reason = "--teacher-layout"
         self.module.to(memory_format=_FORMATS[layout])

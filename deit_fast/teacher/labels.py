@@ -158,7 +158,7 @@ def teacher_labels(
     compiled = compiles(config.compile, ranks.device)
     engine = TeacherEngine(
         teacher, image_size=config.image_size, device=ranks.device, dtype=dtype, compiled=compiled, top_k=top_k,
-        tau=tau, layout=config.teacher_layout,
+        tau=tau, layout=config.teacher_layout, rows=config.micro_batch or config.batch_size // ranks.world_size,
     )  # fmt: skip
     for what, reason in engine.decisions:
         reporter.decide("", what, reason)

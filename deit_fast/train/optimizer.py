@@ -77,6 +77,11 @@ class MovingAverage:
         floating = [pair for pair in pairs if pair[0].is_floating_point()]
         self._averages, self._values = map(list, zip(*floating, strict=True))
         self._counts = [pair for pair in pairs if not pair[0].is_floating_point()]  # batch norm's step counters
+        self._move = _move
+
+    def compile(self) -> None:
+        """From now on read each value and each average once; three passes, of 2.7 x the bytes, otherwise."""
+        self._move = torch.compile(_move, fullgraph=True, dynamic=False)
 
     @torch.no_grad()
     def update(self, finite: Tensor | None = None) -> None:
@@ -87,12 +92,16 @@ class MovingAverage:
         if finite is None:
             torch._foreach_lerp_(self._averages, self._values, 1 - self.decay)
         else:
-            # lerp takes no factor on the device for a list. The temporary list uses the memory of the freed gradients.
-            distances = torch._foreach_sub(self._values, self._averages)
-            torch._foreach_mul_(distances, finite * (1 - self.decay))
-            torch._foreach_add_(self._averages, distances)
+            self._move(self._averages, self._values, finite * (1 - self.decay))
         for average, value in self._counts:
             average.copy_(value)
+
+
+def _move(averages: list[Tensor], values: list[Tensor], factor: Tensor) -> None:
+    """averages += factor · (values − averages), in place; `factor` is a scalar on the device, which lerp refuses."""
+    distances = torch._foreach_sub(values, averages)  # in the memory of the freed gradients
+    torch._foreach_mul_(distances, factor)
+    torch._foreach_add_(averages, distances)
 
 
 @torch.no_grad()

@@ -97,6 +97,8 @@ def prepare(config: Config, run: Path, ranks: Ranks, reporter: Reporter, train_f
     forward = autocast(chosen, ranks.device)
     data = _open_data(config, run, ranks, reporter)
     model = _student(config, len(data.train_set.classes), ranks, reporter)
+    if chosen == "bf16-residual" and isinstance(model, VisionTransformer):
+        model.residual_dtype = torch.bfloat16
     loaders = data.loaders(normalisation(model), ranks)
     if loaders.mixing is not None:
         reporter.decide("mixing", *loaders.mixing.decision)

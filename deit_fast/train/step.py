@@ -87,8 +87,10 @@ class TrainingStep:
         student = model
         if compiled:
             # Every batch has the same shape. Our model has no graph break; others may have some.
-            student = torch.compile(model, fullgraph=self._ours, dynamic=False)
+            student = torch.compile(model, fullgraph=self._ours, dynamic=False, mode=config.compile_mode)
             self._losses = torch.compile(self._losses, fullgraph=True, dynamic=False)
+            if self.ema:
+                self.ema.compile()
         if ranks.world_size > 1:
             # DDP averages the gradients over ranks while backward goes on, in the memory that they lie in. Before each
             # forward it broadcasts rank 0's batch-norm statistics; a transformer has none, so nothing is sent. The
@@ -124,7 +126,7 @@ class TrainingStep:
             group["lr"] = lr
         # Labelled rows of the global batch ÷ world size: dividing each rank's sum by it makes DDP's mean the global
         # mean, also where one rank has more unreadable images than another.
-        counted = self._ranks.total((batch.labels != IGNORE).sum().float()).clamp_min(1) / self._ranks.world_size
+        counted = self._ranks.begin_total((batch.labels != IGNORE).sum().float())
         self._statistics.remember()
         while (losses := self._gradients(batch, counted)) is None:
             self._halve()
@@ -151,11 +153,11 @@ class TrainingStep:
             self.ema.update(finite)
         return StepResult(losses, grad_norm, finite)
 
-    def _gradients(self, batch: Batch, counted: Tensor, alone: bool = False) -> Losses | None:
+    def _gradients(self, batch: Batch, counted: Callable[[], Tensor], alone: bool = False) -> Losses | None:
         """Forward and backward of all rows; None, and no gradients, when the device is out of memory.
 
-        The sum over this rank's rows is divided by `counted`. With `alone`, no gradients are exchanged; without, a rank
-        that is out of memory ends, since the others already wait for its gradients.
+        The sum over this rank's rows is divided by the global `counted` ÷ world size. With `alone`, no gradients are
+        exchanged; without, a rank that is out of memory ends, since the others already wait for its gradients.
         """
         total: Losses | None = None
         try:
@@ -180,13 +182,14 @@ class TrainingStep:
                 ) from error
         return None
 
-    def _learn(self, batch: Batch, counted: Tensor) -> Losses:
+    def _learn(self, batch: Batch, counted: Callable[[], Tensor]) -> Losses:
         with record_function("teacher"), self.teacher_watch:
             teacher_labels = self.teacher(batch) if self.teacher else None
         with record_function("forward"), self._autocast:
             outputs = self._forward(batch)
         with record_function("loss"):
-            losses = self._losses(outputs, teacher_labels, batch.target, counted)
+            divisor = counted().clamp_min(1) / self._ranks.world_size
+            losses = self._losses(outputs, teacher_labels, batch.target, divisor)
         with record_function("backward"):
             (self.scaler.scale(losses.loss) if self.scaler else losses.loss).backward(gradient_of(losses.loss))
         return losses._replace(loss=losses.loss.detach())
@@ -211,7 +214,7 @@ class TrainingStep:
         a rank that is out of memory."""
         self._statistics.remember()
         while True:
-            losses = self._gradients(batch, torch.ones((), device=self._ranks.device), alone=True)
+            losses = self._gradients(batch, lambda: torch.ones((), device=self._ranks.device), alone=True)
             self.optimizer.zero_grad(set_to_none=True)
             missing = torch.tensor(float(losses is None), device=self._ranks.device)
             if not self._ranks.total(missing).item():
@@ -275,11 +278,15 @@ def precision(config: Config, ranks: Ranks, begun: Precision | None, reporter: R
         why = ranks.on_main(lambda: why_bf16(ranks.device))
         chosen = "bf16" if why else "fp32"
         reason = why or "bf16 pays on a GPU that has it, or a processor with AMX tiles"
-    names = {"bf16": "bf16 autocast, fp32 weights", "fp16": "fp16 autocast, fp32 weights, scaled loss"}
+    names = {
+        "bf16": "bf16 autocast, fp32 weights",
+        "bf16-residual": "bf16 autocast, also of the sums between a deit_ model's blocks, fp32 weights",
+        "fp16": "fp16 autocast, fp32 weights, scaled loss",
+    }
     reporter.decide("precision", names.get(chosen, chosen), reason)
     return chosen
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager:
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    dtype = {"bf16": torch.bfloat16, "bf16-residual": torch.bfloat16, "fp16": torch.float16}.get(precision)
     return torch.autocast(device.type, dtype) if dtype else nullcontext()

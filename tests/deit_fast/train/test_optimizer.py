@@ -4,6 +4,8 @@ import pytest
 import timm
 import torch
 from timm.optim import create_optimizer_v2
+from torch._inductor import metrics
+from torch._inductor.utils import fresh_cache
 
 from deit_fast import create_model
 from deit_fast.config import Config
@@ -64,6 +66,29 @@ def test_the_moving_average_follows_parameters_and_batch_norm() -> None:
     torch.testing.assert_close(dict(average.module.state_dict()), expected)
     assert average.module[1].num_batches_tracked == 3
     assert not any(parameter.requires_grad for parameter in average.module.parameters())
+
+
+def test_a_compiled_average_reads_each_tensor_once_and_is_the_same_average() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(30, 40), torch.nn.BatchNorm1d(40), torch.nn.Linear(40, 20))
+    plain, compiled = MovingAverage(model, 0.9), MovingAverage(model, 0.9)
+    compiled.compile()
+    with fresh_cache():
+        metrics.reset()
+        compiled.update(torch.tensor(True))
+        tensors = [value for value in model.state_dict().values() if value.is_floating_point()]
+        assert metrics.generated_kernel_count == len(tensors)  # on a CPU a kernel a tensor; eager has three
+    plain.update(torch.tensor(True))
+    for number, finite in enumerate([True, False, True]):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(number + 1)
+        before = {name: value.clone() for name, value in compiled.module.named_parameters()}
+        for average in (plain, compiled):
+            average.update(torch.tensor(finite))
+        torch.testing.assert_close(compiled.module.state_dict(), plain.module.state_dict(), rtol=1e-6, atol=1e-7)
+        kept = all(torch.equal(value, before[name]) for name, value in compiled.module.named_parameters())
+        assert kept is not finite
 
 
 def test_a_decay_of_one_is_refused() -> None:

@@ -20,7 +20,7 @@ from deit_fast.teacher.cache import LabelCache
 from deit_fast.teacher.engine import TeacherEngine
 from deit_fast.teacher.labels import TeacherLabels
 from deit_fast.train.meter import Meter, Scale
-from deit_fast.train.step import TrainingStep, precision
+from deit_fast.train.step import TrainingStep, autocast, precision
 from deit_fast.weights.build import Frozen
 from deit_kernels import MixedTarget
 
@@ -179,6 +179,40 @@ def test_a_scaled_loss_trains_the_same_weights() -> None:
     overflowing = batch(3)
     assert not scaled(overflowing._replace(images=overflowing.images * torch.inf), 0.01).finite
     assert all(map(torch.equal, before, scaled.model.parameters())), "an overflow must not reach the weights"
+
+
+def test_the_global_count_of_rows_is_summed_while_the_forward_pass_runs() -> None:
+    order: list[str] = []
+
+    class Recorded(Ranks):
+        def begin_total(self, counts: Tensor) -> Callable[[], Tensor]:
+            order.append("begin")
+
+            def total() -> Tensor:
+                order.append("wait")
+                return counts
+
+            return total
+
+    model = student(drop_path=0.0)
+    model.register_forward_hook(lambda *_: order.append("forward"))
+    ranks = Recorded(0, 1, ALONE.device)
+    config = dataclasses.replace(CONFIG, drop_path=0.0)
+    TrainingStep(config, model, taught_by(teacher()), ranks, nullcontext(), Reporter(False))(batch(), 0.01)
+    assert order == ["begin", "forward", "wait"]
+
+
+@pytest.mark.parametrize(("chosen", "between"), [("bf16", torch.float32), ("bf16-residual", torch.bfloat16)])
+def test_the_sums_between_blocks(chosen: str, between: torch.dtype) -> None:
+    model, seen = student(drop_path=0.5), []
+    model.residual_dtype = torch.bfloat16 if chosen == "bf16-residual" else None
+    for block in model.blocks:
+        block.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    with autocast(chosen, ALONE.device):
+        logits = model(batch().images)
+    assert seen == [between] * len(model.blocks)
+    sum(head.float().sum() for head in logits).backward()
+    assert all(parameter.grad.dtype == torch.float32 for parameter in model.parameters())
 
 
 def test_fp16_needs_a_gpu() -> None:
