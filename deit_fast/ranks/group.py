@@ -65,10 +65,7 @@ class Ranks:
         return counts
 
     def begin_total(self, counts: Tensor) -> Callable[[], Tensor]:
-        """Begin the sum over ranks, in place; the result's call waits for it. What is computed between waits for no rank.
-
-        It may be called again, and has to be called before the next collective's result is used.
-        """
+        """Begin the sum over ranks, in place, and return what waits for it: until then, no rank waits for another."""
         if self.world_size == 1:
             return lambda: counts
         work = dist.all_reduce(counts, async_op=True)

@@ -36,8 +36,8 @@ _FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_las
 class TeacherEngine:
     """A teacher's labels, computed fast; the teacher, on the CPU and in float32, is copied.
 
-    `top_k` is None for hard labels, 0 for logits, or K for the K most likely classes, at the temperature `tau`. On a GPU
-    the faster memory layout is measured on `rows` images, which should be as many as a call has.
+    `top_k` is None for hard labels, 0 for logits, or K for the K most likely classes, at the temperature `tau`. On a
+    GPU the faster memory layout is measured on `rows` images: as many as a call has.
     """
 
     def __init__(

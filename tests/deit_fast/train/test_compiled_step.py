@@ -1,4 +1,4 @@
-"""Compiled: one graph each for student, teacher, loss and moving average, compiled once, also as a GPU would run them."""
+"""Compiled: one graph each for student, teacher, loss and moving average, compiled once; also as on a GPU."""
 
 import dataclasses
 from collections.abc import Iterator
