@@ -18,7 +18,7 @@ from deit_fast.data import EvalLoader, open_dataset
 from deit_fast.export.card import model_card
 from deit_fast.files import sha256_of
 from deit_fast.scores import evaluate
-from deit_fast.weights import exported, prediction, trained
+from deit_fast.weights import exported, trained
 from deit_fast.weights.build import normalisation
 from deit_fast.weights.huggingface import huggingface_config, to_huggingface
 
@@ -41,7 +41,7 @@ def test_a_run_scores_what_its_summary_says(finished_run: Path) -> None:
     loaded = load(finished_run)
     assert loaded.classes == ["class0", "class1", "class2"]
     config = Config.from_json(finished_run / "config.json")
-    assert loaded.policy == config.evaluation_policy(normalisation(loaded.model))
+    assert loaded.preprocessing == config.preprocessing(normalisation(loaded.model))
     scores = evaluate(loaded.model, EvalLoader(open_dataset(config.data)[1], loaded.policy, batch_size=15))
     which = "ema" if "moving average" in loaded.source else "student"
     assert scores["fused"]["loss"] == pytest.approx(loaded.summary[which]["fused"]["loss"], rel=1e-6)
@@ -177,7 +177,7 @@ def test_images_are_prepared_as_timm_prepares_them(tmp_path: Path) -> None:
     image = Image.effect_mandelbrot((300, 220), (-2, -1, 1, 1), 30).convert("RGB")
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(theirs))
     image.save(tmp_path / "image.png")
-    assert torch.equal(loaded.prepare([prediction._read(tmp_path / "image.png")])[0], transform(image))
+    assert torch.equal(loaded.prepare([loaded.read(tmp_path / "image.png")])[0], transform(image))
     ((path, top),) = loaded.predict([tmp_path / "image.png"], top=2)
     expected = theirs(transform(image)[None]).softmax(-1)[0]
     assert path == str(tmp_path / "image.png") and len(top) == 2
