@@ -15,7 +15,7 @@ import deit_fast
 from deit_fast import create_model, load
 from deit_fast.config import Config
 from deit_fast.data import EvalLoader, open_dataset
-from deit_fast.export.card import model_card
+from deit_fast.export.card import Differences, model_card
 from deit_fast.files import sha256_of
 from deit_fast.scores import evaluate
 from deit_fast.weights import exported, trained
@@ -24,6 +24,7 @@ from deit_fast.weights.huggingface import huggingface_config, to_huggingface
 
 NAME = "deit_tiny_distilled_patch16_224"
 SMALL = {"image_size": 32, "patch_size": 8, "width": 192, "depth": 2, "heads": 3, "classes": 5}
+SAME = Differences(0.0, 0.0, None)
 CLASSES = [f"kind {label}" for label in range(5)]
 
 
@@ -73,7 +74,7 @@ def test_the_scores_of_the_end_are_not_those_of_an_earlier_checkpoint(finished_r
     earlier = last.with_name("step_00000003")
     assert load(last / "model.safetensors").scores == load(run).summary["student"]
     assert load(earlier / "model.safetensors").scores is None
-    assert "None is known for these weights" in model_card(load(earlier / "model.safetensors"), "timm", "timm", 0.0)
+    assert "None is known for these weights" in model_card(load(earlier / "model.safetensors"), "timm", "timm", SAME)
 
 
 def test_an_unfinished_run_is_used_and_said_to_be_one(finished_run: Path, tmp_path: Path) -> None:
@@ -228,5 +229,5 @@ def test_a_run_still_says_what_it_began_with(finished_run: Path, tmp_path: Path)
     (run / "config.json").write_text(json.dumps(config | {"weights": "/somewhere/begun-with.safetensors"}))
     loaded = load(run)
     assert loaded.config.weights == "/somewhere/begun-with.safetensors"
-    card = model_card(loaded, "timm", "timm", 0.0)
+    card = model_card(loaded, "timm", "timm", SAME)
     assert "--weights begun-with.safetensors" in card and "/somewhere" not in card
