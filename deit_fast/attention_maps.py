@@ -63,8 +63,8 @@ def draw_attention(trained: Trained, images: list[tuple[str, NDArray[np.uint8]]]
     prepared = trained.prepare([pixels for _, pixels in images])
     device = next(trained.model.parameters()).device
     maps = attention_maps(trained.model, prepared.to(device)).mean(2).cpu().numpy()
-    policy = trained.policy
-    unit = prepared.permute(0, 2, 3, 1).numpy() * np.float32(policy.std) + np.float32(policy.mean)
+    mean, std = trained.preprocessing.normalisation
+    unit = prepared.permute(0, 2, 3, 1).numpy() * np.float32(std) + np.float32(mean)
     columns = 1 + maps.shape[1]
     size = (2.6 * columns, 2.8 * len(images))
     with picture(target, len(images), columns, figsize=size, squeeze=False) as (_, axes):

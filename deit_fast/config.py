@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from deit_kernels.augment import Erase, Mix, Policy, RandAugment
 
-from .model import Normalisation
+from .model import IMAGENET_NORMALISATION, Normalisation
 from .names import flag
 
 
@@ -50,6 +50,7 @@ Seed = Annotated[int, span(0, 2**63 - 1)]
 Order = Literal["grouped", "official"]
 Precision = Literal["auto", "fp32", "bf16", "bf16-residual", "fp16"]
 CompileMode = Literal["default", "max-autotune-no-cudagraphs"]
+OFFICIAL_CROP_RATIO = 0.875  # of the official code, at 384 pixels too: int(256 / 224 · 384)
 
 
 @dataclass(frozen=True)
@@ -169,10 +170,12 @@ class Config:
             mix=Mix(self.mixup, self.cutmix, self.mix_prob, self.mix_switch_prob) if mixes else None,
         )
 
-    def evaluation_policy(self, normalisation: Normalisation) -> Policy:
-        """The shorter side resized, then the central crop."""
+    def preprocessing(self, normalisation: Normalisation) -> Preprocessing:
+        """What evaluation does to an image, in the run and wherever its model is used."""
         mean, std = normalisation
-        return replace(Policy.eval(self.image_size, self.crop_ratio), mean=mean, std=std)
+        return Preprocessing(
+            self.image_size, self.crop_ratio, mean=mean, std=std, exif_orientation=self.exif_orientation
+        )
 
     @staticmethod
     def from_json(path: Path) -> Config:
@@ -247,6 +250,53 @@ class Config:
                 "  --alpha 0.1 --tau 3 --kl-normalizer batch    the paper (arXiv 2012.12877, eq. 2)\n"
                 "  --alpha 0.5 --tau 1 --kl-normalizer numel    the official code's defaults"
             )
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What evaluation does to an image file: the one object from the run to everything that uses its model.
+
+    The shorter side is resized, the central square kept and normalised. All fields are JSON values.
+
+    Args:
+        image_size: side of the square, pixels.
+        crop_ratio: the square's side / the shorter side after resizing.
+        interpolation: of the resizing, which is Pillow's, antialiased.
+        mean, std: of red, green and blue, for pixels in [0, 1].
+        exif_orientation: the image is first turned as its EXIF orientation says.
+
+    Raises:
+        ValueError: a number outside its range.
+    """
+
+    image_size: int = 224
+    crop_ratio: float = OFFICIAL_CROP_RATIO
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    mean: tuple[float, ...] = IMAGENET_NORMALISATION[0]
+    std: tuple[float, ...] = IMAGENET_NORMALISATION[1]
+    exif_orientation: bool = False
+
+    def __post_init__(self) -> None:
+        _ = self.policy  # which checks the numbers
+
+    def __str__(self) -> str:
+        turned = ", turned as their EXIF orientation says" if self.exif_orientation else ""
+        return f"{self.image_size} pixels, crop ratio {self.crop_ratio:g}, {self.interpolation}{turned}"
+
+    @functools.cached_property
+    def policy(self) -> Policy:
+        """What follows the decoding, as the augmentation op takes it."""
+        policy = Policy.eval(self.image_size, self.crop_ratio)
+        return replace(policy, interpolation=self.interpolation, mean=self.mean, std=self.std)
+
+    @property
+    def resized(self) -> int:
+        """The shorter side after resizing, pixels."""
+        return int(self.image_size / self.crop_ratio)
+
+    @property
+    def normalisation(self) -> Normalisation:
+        return self.mean, self.std
 
 
 @functools.cache

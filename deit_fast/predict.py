@@ -27,8 +27,7 @@ from tyro.conf import Positional, arg
 
 from . import command
 from .attention_maps import MOST_IMAGES, draw_attention, require_deit
-from .data import decode
-from .data.sources.folder import SUFFIXES, read_file
+from .data.sources.folder import SUFFIXES
 from .files import check_writable
 from .weights.prediction import Prediction, Trained
 from .weights.trained import load
@@ -141,7 +140,7 @@ def main(arguments: Sequence[str]) -> int:
     if rows and given.attention:
         shown = rows[:MOST_IMAGES]
         captions = [f"{os.path.basename(row.path)}\n{row.top[0][0]} {row.top[0][2]:.0%}" for row in shown]
-        pixels = [decode(read_file(row.path)) for row in shown]
+        pixels = [trained.read(row.path) for row in shown]
         draw_attention(trained, list(zip(captions, pixels, strict=True)), Path(given.attention))
         print(f"drawn: {given.attention}", file=sys.stderr)
     return command.USAGE if broken else command.DONE

@@ -18,7 +18,7 @@ from typing import Any
 
 from deit_kernels.augment import Policy
 
-from ..config import Config
+from ..config import Config, Preprocessing
 from ..model import Normalisation
 from ..ranks.group import Ranks
 from .loader import EvalLoader, Options, TrainLoader
@@ -65,13 +65,13 @@ class TrainingData:
             ValueError: this rank's rows cannot be mixed; says which --batch-size can.
         """
         config = self.config
-        policy, evaluation_policy = config.training_policy(normalisation), config.evaluation_policy(normalisation)
+        policy, preprocessing = config.training_policy(normalisation), config.preprocessing(normalisation)
         options: Options = {
             "threads": config.threads or ranks.cores, "bad_images": config.bad_images, "in_memory": config.in_memory,
-            "exif_orientation": config.exif_orientation, "device": ranks.device,
+            "exif_orientation": preprocessing.exif_orientation, "device": ranks.device,
         }  # fmt: skip
         mixing = Mixing.of_share(policy, self.share)
-        return Loaders(self, normalisation, policy, evaluation_policy, mixing, options)
+        return Loaders(self, normalisation, policy, preprocessing, mixing, options)
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Loaders:
     data: TrainingData
     normalisation: Normalisation
     policy: Policy  # of training images
-    evaluation_policy: Policy
+    preprocessing: Preprocessing  # of validation images
     mixing: Mixing | None  # of training batches
     options: Options
 
@@ -97,14 +97,14 @@ class Loaders:
         """This rank's validation images, each once."""
         share = self.data.share
         return EvalLoader(
-            self.data.val_set, self.evaluation_policy, batch_size=min(256, share.batch_size), rank=share.rank,
+            self.data.val_set, self.preprocessing.policy, batch_size=min(256, share.batch_size), rank=share.rank,
             world_size=share.world_size, **self.options,
         )  # fmt: skip
 
     def validation_identity(self) -> dict[str, Any]:
         """Everything but the model that a score on the validation images depends on, JSON values."""
         identity = self.data.identity
-        policy = dataclasses.asdict(self.evaluation_policy)
+        policy = dataclasses.asdict(self.preprocessing.policy)
         return {"policy": policy, "images": identity["val"], "labels": identity["labels"]}
 
 

@@ -11,9 +11,7 @@ import timm
 from timm.data import ImageNetInfo
 from torch import nn
 
-from deit_kernels.augment import Policy
-
-from ..config import Config
+from ..config import OFFICIAL_CROP_RATIO, Config, Preprocessing
 from ..data.sources.folder import is_image, listing
 from ..data.sources.imagenet import has_numbered_classes, is_flat
 from ..data.sources.open import BUILTIN, open_dataset
@@ -21,7 +19,6 @@ from ..model import VisionTransformer
 from ..run.checkpoint import newest
 from ..scores import Renormalised
 from ..weights.build import check_forward
-from ..weights.exported import OFFICIAL_CROP_RATIO
 from ..weights.prediction import Trained
 from ..weights.trained import opened, resolve, run_model
 
@@ -31,7 +28,7 @@ class EvaluatedModels:
     """Models that see the same images."""
 
     models: dict[str, nn.Module]  # by name; "model" and "ema" of a run alone, else each under its own
-    policy: Policy  # how an image is resized, cropped and normalised, for all of them
+    preprocessing: Preprocessing  # of the images, for all of them
     count: int  # of the classes that they know
     classes: list[str] | None  # names, index = label; None where weights alone cannot tell
     sources: dict[str, str]  # where each comes from, in words
@@ -49,23 +46,21 @@ def open_models(specs: Sequence[str], architecture: str, image_size: int, crop_r
         return first
     together = dataclasses.replace(first, models={}, sources={})
     for spec, evaluated in zip(specs, found, strict=True):
-        policy = evaluated.policy
-        if (policy.size, policy.crop_ratio) != (first.policy.size, first.policy.crop_ratio):
-            raise ValueError(
-                f"{specs[0]} sees images of {first.policy.size} pixels, crop ratio {first.policy.crop_ratio:g}, {spec} "
-                f"of {policy.size} pixels, crop ratio {policy.crop_ratio:g}: evaluate them one by one, or give all the "
-                f"same --image-size and --crop-ratio"
-            )
+        common, own = first.preprocessing, evaluated.preprocessing
+        if dataclasses.replace(own, mean=common.mean, std=common.std) != common:
+            alike = (own.interpolation, own.exif_orientation) == (common.interpolation, common.exif_orientation)
+            way = ", or give all the same --image-size and --crop-ratio" if alike else ""
+            raise ValueError(f"{specs[0]} sees images of {common}, {spec} of {own}: evaluate them one by one{way}")
         known = evaluated.classes if first.classes is not None else None
         if evaluated.count != first.count or (known is not None and known != first.classes):
             raise ValueError(f"{specs[0]} and {spec} know different classes: evaluate them one by one")
         short = Path(spec).name
-        given, own = (first.policy.mean, first.policy.std), (policy.mean, policy.std)
+        given, wanted = common.normalisation, own.normalisation
         for name, model in evaluated.models.items():
             unique = short if name == "model" else f"{short} {name}"
             if unique in together.models:
                 raise ValueError(f"{unique} is named twice: give every model once, and run folders of different names")
-            together.models[unique] = model if own == given else Renormalised(model, given, own)
+            together.models[unique] = model if wanted == given else Renormalised(model, given, wanted)
             together.sources[unique] = evaluated.sources[name]
     return together
 
@@ -106,11 +101,11 @@ def _open(spec: str, architecture: str, image_size: int, crop_ratio: str) -> Eva
     else:
         parts = {"model": opened(named, architecture, image_size)}
     trained = parts["model"]
-    policy = dataclasses.replace(trained.policy, crop_ratio=_crop_ratio(crop_ratio, trained))
+    preprocessing = dataclasses.replace(trained.preprocessing, crop_ratio=_crop_ratio(crop_ratio, trained))
     return EvaluatedModels(
         {name: part.model for name, part in parts.items()},
-        policy,
-        check_forward(trained.model, spec, policy.size),
+        preprocessing,
+        check_forward(trained.model, spec, preprocessing.image_size),
         trained.classes if trained.data is not None else None,
         {name: part.source for name, part in parts.items()},
         trained.config,
@@ -129,7 +124,7 @@ def _crop_ratio(text: str, trained: Trained) -> float:
             raise ValueError(f"timm has no crop ratio for {trained.source}: type --crop-ratio 0.875, or another number")
         return min(1.0, cfg["crop_pct"])
     if not text:
-        return trained.policy.crop_ratio
+        return trained.preprocessing.crop_ratio
     try:
         ratio = float(text)
     except ValueError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Sequence
@@ -90,13 +91,11 @@ def evaluate_all(settings: Settings, arguments: Sequence[str] = ()) -> dict[str,
             parameters = sum(weight.numel() for weight in module.parameters())
             reporter.decide(name, evaluated.sources[name], f"{parameters:,} parameters")
             models[name] = {"source": evaluated.sources[name], "parameters": parameters}
-        policy = evaluated.policy
-        reporter.decide("images", f"{policy.size} x {policy.size} pixels", f"crop ratio {policy.crop_ratio:g}")
+        reporter.decide("images", str(evaluated.preprocessing))
         reporter.decide("precision", settings.precision)
         results = {
             "models": models,
-            "image_size": policy.size,
-            "crop_ratio": policy.crop_ratio,
+            **dataclasses.asdict(evaluated.preprocessing),
             "precision": settings.precision,
             "batch_size": settings.batch_size,
             "processes": ranks.world_size,
@@ -173,9 +172,9 @@ def _open(settings: Settings) -> tuple[EvaluatedModels, list[tuple[Dataset, NDAr
         spec, architecture = (str(first.run_folder()) if first is not None else run.teacher), run.teacher_model
     if spec not in ("", "-"):
         try:
-            policy = evaluated.policy
-            config = Config(teacher=spec, teacher_model=architecture, image_size=policy.size)
-            teacher = load_teacher(config, spec, classes, (policy.mean, policy.std))
+            images = evaluated.preprocessing
+            config = Config(teacher=spec, teacher_model=architecture, image_size=images.image_size)
+            teacher = load_teacher(config, spec, classes, images.normalisation)
         except ValueError as error:
             hint = "" if settings.teacher else "; type --teacher - to evaluate without it"
             raise ValueError(f"{error}{hint}") from error
@@ -216,9 +215,10 @@ def _pass(
     # Several ranks end together, after the pass: if one ended in the middle, the others would wait for it.
     alone = ranks.world_size == 1
     loader = EvalLoader(
-        dataset, evaluated.policy, batch_size=settings.batch_size, threads=settings.threads or ranks.cores,
-        rank=ranks.rank, world_size=ranks.world_size, device=ranks.device,
+        dataset, evaluated.preprocessing.policy, batch_size=settings.batch_size,
+        threads=settings.threads or ranks.cores, rank=ranks.rank, world_size=ranks.world_size, device=ranks.device,
         bad_images=settings.bad_images if alone else "skip",
+        exif_orientation=evaluated.preprocessing.exif_orientation,
     )  # fmt: skip
     bf16 = settings.precision == "bf16"
     autocast = torch.autocast(ranks.device.type, torch.bfloat16) if bf16 else nullcontext()

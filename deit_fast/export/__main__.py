@@ -6,7 +6,8 @@
 
 --out becomes a folder: the weights (model.onnx or model.safetensors), what that library needs to read them, and
 README.md, the card: recipe, data, metrics with their source, how to load. The other library then loads the folder and
-must give the same logits, within 1e-5 of the largest one (ONNX: 1e-4); otherwise nothing is written. `deit_fast.load`
+must give the same logits, within 1e-5 of the largest one (ONNX: 1e-4), for tensors and, by the code on the card, for
+image files; otherwise nothing is written. What its own preprocessing of the files changes is printed. `deit_fast.load`
 reads the folders of timm and Hugging Face back, bit for bit. Exit codes: 0 done, 1 the other library disagrees, 2 a
 mistake in the command, 130 interrupted.
 """
@@ -22,6 +23,7 @@ from tyro.conf import Positional, arg
 
 from .. import command
 from ..weights.trained import load
+from .card import IMAGE_FILES
 from .formats import FORMS, export, require
 
 
@@ -45,11 +47,14 @@ def main(arguments: Sequence[str]) -> None:
     require(form.packages, f"--to {given.to}")  # before the model is loaded
     sizes = {"heads": given.heads} if given.heads else {}
     trained = load(given.model, architecture=given.architecture, **sizes)
-    difference = export(trained, given.to, out)
+    differences = export(trained, given.to, out)
     files = sorted(out.iterdir())
     megabytes = sum(file.stat().st_size for file in files) / 1e6
     print(f"exported: {out}/ ({', '.join(file.name for file in files)}; {megabytes:.1f} MB)")
-    print(f"checked:  {form.library} gives the same logits within {difference:.1e}, in batches of 1 and 5")
+    print(f"checked:  {form.library} gives the same logits within {differences.tensors:.1e}, in batches of 1 and 5")
+    print(f"          and, from {IMAGE_FILES} image files by the code on its card, within {differences.files:.1e}")
+    if differences.own is not None:
+        print(f"          (by its own preprocessing within {differences.own:.1e}: README.md, the card, says why)")
 
 
 if __name__ == "__main__":

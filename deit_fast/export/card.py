@@ -6,15 +6,17 @@ import dataclasses
 import json
 import shlex
 from pathlib import Path
+from typing import NamedTuple
 
 import timm
 import torch
 
-from ..config import Config, flag
+from ..config import Config, Preprocessing, flag
 from ..model import VisionTransformer
 from ..names import HEADS, SCORE_NAMES
 from ..recipes.named import RECIPES, recipe
 from ..weights.prediction import Trained
+from .code import code_of
 
 # Top-1 and top-5 on ImageNet's validation images, from facebookresearch/deit's README.
 PUBLISHED = {
@@ -30,56 +32,32 @@ PUBLISHED = {
 _PATHS = ("data", "teacher", "weights")  # written without the folders above them
 _NAMED_CLASSES = 20  # listed at most
 
-_LOADING = {
-    "timm": """import timm
-import torch
-from PIL import Image
+IMAGE_FILES = 10  # of the check
 
-model = timm.create_model("local-dir:.", pretrained=True).eval()
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-with torch.no_grad():
-    probabilities = model(transform(Image.open("image.jpg").convert("RGB"))[None]).softmax(-1)[0]
-print(model.pretrained_cfg["label_names"][probabilities.argmax()])""",
-    "hf": """import torch
-from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForImageClassification
-
-model = AutoModelForImageClassification.from_pretrained(".").eval()
-processor = AutoImageProcessor.from_pretrained(".")
-with torch.no_grad():
-    logits = model(**processor(Image.open("image.jpg").convert("RGB"), return_tensors="pt")).logits
-print(model.config.id2label[logits.argmax().item()])""",
-    "onnx": """import json
-
-import numpy as np
-import onnxruntime
-from PIL import Image
-
-session = onnxruntime.InferenceSession("model.onnx")
-facts = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
-size, image = facts["image_size"], Image.open("image.jpg").convert("RGB")
-scale = int(size / facts["crop_ratio"]) / min(image.size)  # the shorter side, then the central crop
-image = image.resize([round(scale * side) for side in image.size], Image.Resampling[facts["interpolation"].upper()])
-left, top = ((side - size) // 2 for side in image.size)
-pixels = np.asarray(image.crop((left, top, left + size, top + size)), np.float32) / 255
-images = ((pixels - np.float32(facts["mean"])) / np.float32(facts["std"])).transpose(2, 0, 1)[None]
-(logits,) = session.run(["logits"], {"images": images})
-print(facts["classes"][logits[0].argmax()])""",
+# What a library's own preprocessing does otherwise than evaluation.
+_OWN = {
+    "timm": "timm's transform alone turns no image",
+    "hf": "transformers' image processor alone resizes by torch instead of Pillow, which makes a level more or less, "
+    "rounds the place of the crop down, which moves it by a pixel for a quarter of all sizes or more, and turns no "
+    "image, while its `pipeline` turns every image as EXIF says",
 }
 
 
-def model_card(trained: Trained, to: str, library: str, difference: float) -> str:
-    """Markdown with the front matter of the Hugging Face hub.
+class Differences(NamedTuple):
+    """The largest differences between logits of the model and of the other library."""
 
-    `library` checked the export and found logits that differ by at most `difference`.
-    """
+    tensors: float  # of random tensors
+    files: float  # of image files, by the code on the card
+    own: float | None  # of image files, by the library's own preprocessing; None where it has none or that is the code
+
+
+def model_card(trained: Trained, to: str, library: str, differences: Differences) -> str:
+    """Markdown with the front matter of the Hugging Face hub; `library` checked the export and found `differences`."""
     front = {"timm": "timm", "hf": "transformers", "onnx": "onnx"}[to]
     kind = "DeiT" if isinstance(trained.model, VisionTransformer) else type(trained.model).__name__
     name = trained.config.model if trained.config else trained.release or kind
     path, comma, rest = trained.source.partition(",")
     source = Path(path).name + comma + rest
-    policy = trained.policy
-    mean, std = (", ".join(f"{value:g}" for value in values) for values in (policy.mean, policy.std))
     return f"""---
 library_name: {front}
 pipeline_tag: image-classification
@@ -107,25 +85,44 @@ tags: [image-classification, deit, deit-fast]
 In this folder, with an `image.jpg`:
 
 ```python
-{_LOADING[to]}
+{code_of(to, trained.preprocessing).script()}
 ```
 
-Images are RGB; the shorter side is resized to {int(policy.size / policy.crop_ratio)} pixels ({policy.interpolation},
-antialiased), the central {policy.size} x {policy.size} pixels are kept and normalised with mean ({mean})
-and std ({std}).
+{_images(trained.preprocessing)}{_own(to, differences)}
 
 ## Where it comes from
 
 Exported by deit-fast from `{source}` with torch {torch.__version__.split("+")[0]} and timm {timm.__version__}.
-After the export, {library} loaded these files and gave the same logits within {difference:.1e}, for random images in
-batches of 1 and 5.
+After the export, {library} loaded these files and gave the same logits: within {differences.tensors:.1e} for random
+images in batches of 1 and 5, and within {differences.files:.1e} for {IMAGE_FILES} image files of odd sizes by the code
+above.
 """
+
+
+def _images(preprocessing: Preprocessing) -> str:
+    side = preprocessing.image_size
+    turned = "turned as their EXIF orientation says" if preprocessing.exif_orientation else "not turned by EXIF"
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in preprocessing.normalisation)
+    return f"""Images are RGB, {turned}. The shorter side is resized to {preprocessing.resized} pixels
+({preprocessing.interpolation}, antialiased), the longer one in proportion, rounded down; the central {side} x {side}
+pixels are kept and normalised with mean ({mean}) and std ({std})."""
+
+
+def _own(to: str, differences: Differences) -> str:
+    """How the library's own preprocessing differs, and by how much."""
+    if differences.own is None:
+        return ""
+    return f"""
+
+The code above gives exactly these pixels. {_OWN[to]}.
+On the image files named below its logits differ from those of the code by up to {differences.own:.2g}."""
 
 
 def _model(trained: Trained) -> str:
     model = trained.model
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    about = f"{parameters:,} parameters, {len(trained.classes)} classes, images of {trained.policy.size} pixels."
+    side = trained.preprocessing.image_size
+    about = f"{parameters:,} parameters, {len(trained.classes)} classes, images of {side} pixels."
     if not isinstance(model, VisionTransformer):
         origin = " of timm" if hasattr(model, "pretrained_cfg") else ""
         return f"A {type(model).__name__}{origin}: {about}"

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
+import numpy as np
 import timm
 import torch
+from PIL import ExifTags, Image
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..command import Ending
 from ..files import check_writable, write_folder, write_json
 from ..model import CONFIGS, VisionTransformer
+from ..weights.exported import EXIF
 from ..weights.huggingface import huggingface_config, to_huggingface
 from ..weights.prediction import Trained
-from .card import model_card
+from .card import IMAGE_FILES, Differences, model_card
+from .code import code_of, runner
 
 BATCHES = (1, 5)  # of the check: two sizes, so that one which was frozen into the file fails
 
@@ -39,8 +45,8 @@ class Form(NamedTuple):
     read: Callable[[Path], Callable[[Tensor], Tensor]]  # folder -> images to logits, by that library
 
 
-def export(trained: Trained, to: str, out: Path) -> float:
-    """Write into a new or empty folder, check; returns the largest difference of a logit between the two libraries."""
+def export(trained: Trained, to: str, out: Path) -> Differences:
+    """Write into a new or empty folder, check; returns how far the logits of the two libraries are apart."""
     form = FORMS[to]
     if out.suffix in (".onnx", ".safetensors", ".pth"):
         raise ValueError(f"--out {out} is a folder of several files: type --out {out.with_suffix('')}")
@@ -54,16 +60,15 @@ def export(trained: Trained, to: str, out: Path) -> float:
             f"type --to onnx, which keeps that"
         )
     require(form.packages, f"--to {to}")
-    difference = 0.0
+    found: list[Differences] = []
 
     def fill(folder: Path) -> None:
-        nonlocal difference
         form.write(trained, folder)
-        difference = _check(trained, form, folder)
-        (folder / "README.md").write_text(model_card(trained, to, form.library, difference))
+        found.append(_check(trained, to, folder))
+        (folder / "README.md").write_text(model_card(trained, to, form.library, found[0]))
 
     write_folder(out.absolute(), fill)
-    return difference
+    return found[0]
 
 
 def require(packages: Sequence[str], what: str) -> None:
@@ -74,28 +79,52 @@ def require(packages: Sequence[str], what: str) -> None:
         raise ValueError(f"{what} needs {' and '.join(missing)}, not installed here: type pip install {line}")
 
 
-def _check(trained: Trained, form: Form, folder: Path) -> float:
-    theirs, side, worst = form.read(folder), trained.policy.size, 0.0
+def _check(trained: Trained, to: str, folder: Path) -> Differences:
+    form, code, side = FORMS[to], code_of(to, trained.preprocessing), trained.preprocessing.image_size
     generator = torch.Generator().manual_seed(0)
-    for batch in BATCHES:
-        images = torch.randn(batch, 3, side, side, generator=generator)
-        with torch.inference_mode():
-            expected, got = trained.model(images), theirs(images)
-        difference = (expected - got).abs().max().item()
-        allowed = form.tolerance * max(1.0, expected.abs().max().item())
-        if not difference <= allowed:
-            raise Disagreement(
-                f"{form.library} gives other logits than the model, by up to {difference:.2g} where {allowed:.2g} is "
-                f"allowed, so nothing was written: report this with the versions that pip list shows"
-            )
-        worst = max(worst, difference)
-    return worst
+    batches = [torch.randn(batch, 3, side, side, generator=generator) for batch in BATCHES]
+    with torch.inference_mode(), TemporaryDirectory() as temporary:
+        theirs = form.read(folder)
+        tensors = [_difference(form, trained.model(images), theirs(images)) for images in batches]
+        answer, files, own = runner(code, folder), [], []
+        for file in _image_files(Path(temporary), side):
+            logits = trained.model(trained.prepare([trained.read(file)]))
+            files.append(_difference(form, logits, answer(code.images, file)))
+            if code.own:
+                own.append((logits - answer(code.own, file)).abs().max().item())
+    return Differences(max(tensors), max(files), max(own, default=None))
+
+
+def _difference(form: Form, expected: Tensor, got: Tensor) -> float:
+    """The largest difference of a logit; Disagreement where the form's tolerance does not allow it."""
+    difference = (expected - got).abs().max().item()
+    allowed = form.tolerance * max(1.0, expected.abs().max().item())
+    if not difference <= allowed:
+        raise Disagreement(
+            f"{form.library} gives other logits than the model, by up to {difference:.2g} where {allowed:.2g} is "
+            f"allowed, so nothing was written: report this with the versions that pip list shows"
+        )
+    return difference
+
+
+def _image_files(folder: Path, side: int) -> Iterator[Path]:
+    """Random images of odd sides from half to twice `side`, coarse and fine, with each EXIF orientation in turn."""
+    generator = np.random.default_rng(0)
+    for number in range(IMAGE_FILES):
+        size = tuple((generator.integers(side // 4, side, 2) * 2 + 1).tolist())
+        grains = [generator.integers(0, 256, (grain, grain, 3), np.uint8) for grain in (4, 16, 64)]
+        image = np.mean([Image.fromarray(grain).resize(size) for grain in grains], 0).astype(np.uint8)
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = number % 8 + 1
+        file = folder / f"{number}.png"
+        Image.fromarray(image).save(file, exif=exif)
+        yield file
 
 
 def _write_onnx(trained: Trained, folder: Path) -> None:
     import onnx
 
-    side, policy = trained.policy.size, trained.policy
+    preprocessing, side = trained.preprocessing, trained.preprocessing.image_size
     try:
         program = torch.onnx.export(
             trained.model,
@@ -110,8 +139,7 @@ def _write_onnx(trained: Trained, folder: Path) -> None:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"torch.onnx cannot export a {type(trained.model).__name__} ({reason})") from error
     model = program.model_proto
-    facts = {"classes": trained.classes, "image_size": side}
-    facts |= {name: getattr(policy, name) for name in ("crop_ratio", "interpolation", "mean", "std")}
+    facts = {"classes": trained.classes, **dataclasses.asdict(preprocessing)}
     onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in facts.items()})
     onnx.save_model(model, folder / "model.onnx")
 
@@ -124,17 +152,19 @@ def _read_onnx(folder: Path) -> Callable[[Tensor], Tensor]:
 
 
 def _write_timm(trained: Trained, folder: Path) -> None:
-    policy, model = trained.policy, trained.model
+    preprocessing, model = trained.preprocessing, trained.model
     seen = {
-        "input_size": [3, policy.size, policy.size], "crop_pct": policy.crop_ratio, "crop_mode": "center",
-        "interpolation": policy.interpolation, "mean": policy.mean, "std": policy.std,
+        "input_size": [3, preprocessing.image_size, preprocessing.image_size], "crop_pct": preprocessing.crop_ratio,
+        "crop_mode": "center", "interpolation": preprocessing.interpolation, "mean": preprocessing.mean,
+        "std": preprocessing.std,
     }  # fmt: skip
+    turned = {EXIF: preprocessing.exif_orientation}
     if not isinstance(model, VisionTransformer):
         if not hasattr(model, "pretrained_cfg"):
             raise ValueError(
                 f"--to timm writes DeiTs and models of timm, and this is a {type(model).__name__}: type --to onnx"
             )
-        labels = {"label_names": trained.classes, "pretrained_cfg": seen}
+        labels = {"label_names": trained.classes, "pretrained_cfg": seen, **turned}
         timm.models.save_for_hf(model, folder, labels, safe_serialization=True)
         return
     sizes = model.config
@@ -158,6 +188,7 @@ def _write_timm(trained: Trained, folder: Path) -> None:
             **seen, "num_classes": sizes.classes, "fixed_input_size": True, "first_conv": "patch_embed.proj",
             "classifier": heads,
         },
+        **turned,
     }  # fmt: skip
     _write_weights(model.state_dict(), folder)
     write_json(folder / "config.json", config)
@@ -168,7 +199,7 @@ def _read_timm(folder: Path) -> Callable[[Tensor], Tensor]:
 
 
 def _write_huggingface(trained: Trained, folder: Path) -> None:
-    model, policy = trained.model, trained.policy
+    model, preprocessing = trained.model, trained.preprocessing
     if not isinstance(model, VisionTransformer):
         raise ValueError(
             f"--to hf writes transformers' DeiT and ViT, and this is a {type(model).__name__}: type --to timm or onnx"
@@ -180,15 +211,16 @@ def _write_huggingface(trained: Trained, folder: Path) -> None:
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"shortest_edge": int(policy.size / policy.crop_ratio)},
-        "resample": {"bilinear": 2, "bicubic": 3}[policy.interpolation],  # Pillow's numbers
+        "size": {"shortest_edge": preprocessing.resized},
+        "resample": {"bilinear": 2, "bicubic": 3}[preprocessing.interpolation],  # Pillow's numbers
         "do_center_crop": True,
-        "crop_size": {"height": policy.size, "width": policy.size},
+        "crop_size": {"height": preprocessing.image_size, "width": preprocessing.image_size},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": policy.mean,
-        "image_std": policy.std,
+        "image_mean": preprocessing.mean,
+        "image_std": preprocessing.std,
+        EXIF: preprocessing.exif_orientation,
     }
     write_json(folder / "preprocessor_config.json", processor)
 

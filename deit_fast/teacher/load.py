@@ -89,8 +89,7 @@ def load_teacher(config: Config, spec: str, classes: list[str], student_normalis
                     f"it, or type another --teacher"
                 )
     trained = opened(named, config.teacher_model, config.image_size, as_teacher=True)
-    own = trained.policy.mean, trained.policy.std
-    teacher = Frozen(trained.model, student_normalisation, own)
+    teacher = Frozen(trained.model, student_normalisation, trained.preprocessing.normalisation)
     count, wanted = check_forward(teacher, f"the teacher {spec}", config.image_size), len(classes)
     if count != wanted:
         raise ValueError(f"the teacher {spec} knows {count} classes, the data has {wanted}: {_ADVICE}")

@@ -12,16 +12,16 @@ from typing import Any
 from timm.data import ImageNetInfo, resolve_model_data_config
 from torch import Tensor, nn
 
-from deit_kernels.augment import Policy
 from deit_kernels.augment.policy import FILTERS
 
+from ..config import Preprocessing
 from ..files import read_json
 from ..model import CONFIGS, VisionTransformer, ViTConfig
 from .build import built_for, timm_model
 from .prediction import Trained
 from .pretrained import RELEASES, SUFFIXES, load_pretrained, read_weights
 
-OFFICIAL_CROP_RATIO = 0.875  # of the official code, at 384 pixels too: int(256 / 224 · 384)
+EXIF = "exif_orientation"  # what we add to the files of timm (config.json) and transformers (preprocessor_config.json)
 
 
 def from_file(path: Path, architecture: str, sizes: dict[str, Any], timm_size: int) -> Trained:
@@ -63,7 +63,9 @@ def from_folder(path: Path) -> Trained:
     labels = config.get("label_names") or (config.get("pretrained_cfg") or {}).get("label_names") or ()
     model = timm_model(f"local-dir:{path}", pretrained=True)
     trained = ready(model, f"{path}, timm's {config['architecture']}", labels)
-    return dataclasses.replace(trained, model=ours_of_timm(model)) if config["architecture"] in CONFIGS else trained
+    preprocessing = dataclasses.replace(trained.preprocessing, exif_orientation=config.get(EXIF, False))
+    model = ours_of_timm(model) if config["architecture"] in CONFIGS else model
+    return dataclasses.replace(trained, model=model, preprocessing=preprocessing)
 
 
 def weights_file(path: Path) -> Path:
@@ -90,16 +92,17 @@ def _no_model(path: Path) -> ValueError:
 def ready(model: nn.Module, source: str, classes: Sequence[str] = (), **others: Any) -> Trained:
     """A DeiT, which sees images as in the official code's evaluation, or a model of timm, as in timm's."""
     if isinstance(model, VisionTransformer):
-        count, policy = model.config.classes, Policy.eval(model.config.image_size, OFFICIAL_CROP_RATIO)
+        count, preprocessing = model.config.classes, Preprocessing(model.config.image_size)
     else:
         count, wanted = model.num_classes, resolve_model_data_config(model)
-        policy = dataclasses.replace(
-            Policy.eval(wanted["input_size"][-1], min(1.0, wanted["crop_pct"])),
-            mean=tuple(wanted["mean"]),
-            std=tuple(wanted["std"]),
-            interpolation=wanted["interpolation"] if wanted["interpolation"] in FILTERS else "bicubic",
+        preprocessing = Preprocessing(
+            wanted["input_size"][-1],
+            min(1.0, wanted["crop_pct"]),
+            wanted["interpolation"] if wanted["interpolation"] in FILTERS else "bicubic",
+            tuple(wanted["mean"]),
+            tuple(wanted["std"]),
         )
-    return Trained(model.eval(), list(classes) or class_names(count), policy, source, **others)
+    return Trained(model.eval(), list(classes) or class_names(count), preprocessing, source, **others)
 
 
 def class_names(count: int) -> list[str]:
@@ -152,14 +155,15 @@ def _huggingface(path: Path, config: dict[str, Any]) -> Trained:
     if not processor.is_file():
         return trained
     settings = read_json(processor)
-    policy = dataclasses.replace(
-        trained.policy,
-        mean=tuple(settings.get("image_mean", trained.policy.mean)),
-        std=tuple(settings.get("image_std", trained.policy.std)),
-        interpolation={2: "bilinear", 3: "bicubic"}.get(settings.get("resample", 3), "bicubic"),  # Pillow's numbers
+    preprocessing = dataclasses.replace(
+        trained.preprocessing,
         crop_ratio=_crop_ratio(settings, model.config.image_size),
+        interpolation={2: "bilinear", 3: "bicubic"}.get(settings.get("resample", 3), "bicubic"),  # Pillow's numbers
+        mean=tuple(settings.get("image_mean", trained.preprocessing.mean)),
+        std=tuple(settings.get("image_std", trained.preprocessing.std)),
+        exif_orientation=settings.get(EXIF, False),
     )
-    return dataclasses.replace(trained, policy=policy)
+    return dataclasses.replace(trained, preprocessing=preprocessing)
 
 
 def _crop_ratio(settings: dict[str, Any], size: int) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from deit_kernels.augment import ImageBatch, Policy, apply, sample_plan
 from deit_kernels.augment.plan import ratio_limit
 
-from ..config import Config
+from ..config import Config, Preprocessing
 from ..data import BadImage, decode
 from ..data.decode import Part
 from ..data.sources.folder import read_file
@@ -39,9 +38,9 @@ class Trained:
     """A model to be used.
 
     Attributes:
-        model: in evaluation mode; images normalised by `policy` (B, 3, S, S) -> logits (B, C).
+        model: in evaluation mode; images as `prepare` gives them (B, 3, S, S) -> logits (B, C).
         classes: names, index = label.
-        policy: how an image is resized, cropped and normalised.
+        preprocessing: how an image is read, resized, cropped and normalised.
         source: where it comes from, in words.
         config, summary, data: `config.json`, `summary.json` and `data.json` of the run it comes from, else None.
         scores: of exactly these weights, by head, as the run measured them; None for a run's earlier checkpoints.
@@ -50,13 +49,27 @@ class Trained:
 
     model: nn.Module
     classes: list[str]
-    policy: Policy
+    preprocessing: Preprocessing
     source: str
     config: Config | None = None
     summary: dict[str, Any] | None = None
     data: dict[str, Any] | None = None
     scores: dict[str, Any] | None = None
     release: str = ""
+
+    @property
+    def policy(self) -> Policy:
+        """How an image is resized, cropped and normalised."""
+        return self.preprocessing.policy
+
+    def read(self, path: str | Path) -> NDArray[np.uint8]:
+        """The decoded image, uint8 (H, W, 3), turned if evaluation turns it; BadImage where evaluation refuses it."""
+        try:
+            pixels = decode(read_file(str(path)), exif_orientation=self.preprocessing.exif_orientation)
+        except OSError as error:
+            raise BadImage(f"it cannot be read ({error.strerror or error})") from error
+        Part.whole(pixels).refuse_elongated(ratio_limit(self.policy))
+        return pixels
 
     def prepare(self, images: list[NDArray[np.uint8]]) -> Tensor:
         """Decoded images, uint8 (H, W, 3) of any sizes -> float32 (B, 3, S, S), the pixels that evaluation sees."""
@@ -69,10 +82,10 @@ class Trained:
         self, paths: Iterable[str | Path], top: int = 5, batch_size: int = 32
     ) -> Iterator[Prediction | tuple[str, BadImage]]:
         """Predictions in the order of `paths`; a file that holds no image comes as (path, its error)."""
-        device, longest = next(self.model.parameters()).device, ratio_limit(self.policy)
+        device = next(self.model.parameters()).device
         paths = list(paths)
         for start in range(0, len(paths), batch_size):
-            chunk = [(str(path), _read(path, longest)) for path in paths[start : start + batch_size]]
+            chunk = [(str(path), self._read(path)) for path in paths[start : start + batch_size]]
             good = [image for _, image in chunk if not isinstance(image, BadImage)]
             if good:
                 with torch.inference_mode():
@@ -86,13 +99,8 @@ class Trained:
                     named = zip(labels, values, strict=True)
                     yield Prediction(path, [(self.classes[label], label, value) for label, value in named])
 
-
-def _read(path: str | Path, longest: float = math.inf) -> NDArray[np.uint8] | BadImage:
-    try:
-        pixels = decode(read_file(str(path)))
-        Part.whole(pixels).refuse_elongated(longest)
-        return pixels
-    except BadImage as error:
-        return error
-    except OSError as error:
-        return BadImage(f"it cannot be read ({error.strerror or error})")
+    def _read(self, path: str | Path) -> NDArray[np.uint8] | BadImage:
+        try:
+            return self.read(path)
+        except BadImage as error:
+            return error

@@ -25,9 +25,7 @@ from typing import Any, Literal, NamedTuple
 import timm
 from torch import Tensor, nn
 
-from deit_kernels.augment import Policy
-
-from ..config import Config
+from ..config import Config, Preprocessing
 from ..files import read_json
 from ..model import CONFIGS, VisionTransformer
 from ..run.checkpoint import newest
@@ -158,7 +156,7 @@ def run_model(run: Path, *, weights: Path | None = None, image_size: int = 0) ->
     return Trained(
         model.eval(),
         data["classes"],
-        config.evaluation_policy(normalisation(model)),
+        config.preprocessing(normalisation(model)),
         f"{run}, {which}{when}{unfinished}",
         config,
         summary,
@@ -175,8 +173,7 @@ def _called(named: Named, architecture: str, image_size: int, sizes: dict[str, A
     own = model.config.image_size if isinstance(model, VisionTransformer) else None
     side = own or (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))[-1]
     mean, std = normalisation(model)
-    policy = dataclasses.replace(Policy.eval(side, exported.OFFICIAL_CROP_RATIO), mean=mean, std=std)
-    trained = Trained(model.eval(), [], policy, f"{named.spec} {architecture}".strip())
+    trained = Trained(model.eval(), [], Preprocessing(side, mean=mean, std=std), f"{named.spec} {architecture}".strip())
     trained = trained if timm_size else resized(trained, image_size)
     count = check_forward(trained.model, str(named), image_size or side)
     return dataclasses.replace(trained, classes=exported.class_names(count))
@@ -219,7 +216,8 @@ def resized(trained: Trained, image_size: int) -> Trained:
             model.set_input_size(img_size=(image_size, image_size))
         except AssertionError as error:
             raise ValueError(f"{trained.source} cannot see images of {image_size} pixels: {error}") from error
-    return dataclasses.replace(trained, model=model, policy=dataclasses.replace(trained.policy, size=image_size))
+    preprocessing = dataclasses.replace(trained.preprocessing, image_size=image_size)
+    return dataclasses.replace(trained, model=model, preprocessing=preprocessing)
 
 
 def classifier(config: Config, classes: int) -> nn.Module:

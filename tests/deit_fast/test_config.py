@@ -17,12 +17,13 @@ from deit_fast.teacher import labels
 from deit_fast.teacher.load import recipe_config
 from tests.deit_fast.data.memory_dataset import MemoryDataset
 
-# i: identifies the run; r: must be the same on all ranks; t: a teacher recipe takes it over; k: decides cached labels.
+# i: identifies the run; r: must be the same on all ranks; t: a teacher recipe takes it over; k: decides cached labels;
+# e: decides the pixels of evaluation (weights/test_preprocessing.py).
 MEANING = {
-    "recipe": "ir", "data": "irt", "image_size": "irtk", "crop_scale": "irtk", "flip": "irtk", "rand_augment": "irk",
-    "erase": "irk", "mixup": "irk", "cutmix": "irk", "mix_prob": "irk", "mix_switch_prob": "irk", "crop_ratio": "irt",
-    "repeats": "irk", "order": "irtk", "exif_orientation": "irtk", "in_memory": "t", "bad_images": "irt",
-    "threads": "t", "model": "ir", "weights": "ir", "pos_embed_resize": "ir", "patch_size": "ir", "width": "ir",
+    "recipe": "ir", "data": "irte", "image_size": "irtke", "crop_scale": "irtk", "flip": "irtk", "rand_augment": "irk",
+    "erase": "irk", "mixup": "irk", "cutmix": "irk", "mix_prob": "irk", "mix_switch_prob": "irk", "crop_ratio": "irte",
+    "repeats": "irk", "order": "irtk", "exif_orientation": "irtke", "in_memory": "t", "bad_images": "irt",
+    "threads": "t", "model": "ire", "weights": "ir", "pos_embed_resize": "ir", "patch_size": "ir", "width": "ir",
     "depth": "ir", "heads": "ir", "drop_path": "ir", "dropout": "ir", "fusion": "ir", "train_mode": "ir",
     "distill": "irk", "distill_on": "ir", "teacher": "irk", "teacher_model": "irk", "teacher_cache": "r",
     "teacher_top_k": "irk", "teacher_precision": "irk", "teacher_layout": "r", "alpha": "ir", "tau": "irk",

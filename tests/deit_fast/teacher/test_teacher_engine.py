@@ -185,7 +185,7 @@ def test_folding_and_bf16_change_few_labels_of_the_photographs(tmp_path: Path) -
     engines = {dtype: TeacherEngine(teacher, dtype=dtype, **options) for dtype in (torch.float32, torch.bfloat16)}
     train_set, _ = open_dataset(config.data)
     different = dict.fromkeys(engines, 0)
-    for batch in EvalLoader(train_set, config.evaluation_policy(IMAGENET_NORMALISATION), batch_size=32):
+    for batch in EvalLoader(train_set, config.preprocessing(IMAGENET_NORMALISATION).policy, batch_size=32):
         labels = teacher(batch.images).argmax(1)
         for dtype, engine in engines.items():
             different[dtype] += (engine(batch.images) != labels).sum().item()

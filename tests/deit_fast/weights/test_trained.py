@@ -15,15 +15,16 @@ import deit_fast
 from deit_fast import create_model, load
 from deit_fast.config import Config
 from deit_fast.data import EvalLoader, open_dataset
-from deit_fast.export.card import model_card
+from deit_fast.export.card import Differences, model_card
 from deit_fast.files import sha256_of
 from deit_fast.scores import evaluate
-from deit_fast.weights import exported, prediction, trained
+from deit_fast.weights import exported, trained
 from deit_fast.weights.build import normalisation
 from deit_fast.weights.huggingface import huggingface_config, to_huggingface
 
 NAME = "deit_tiny_distilled_patch16_224"
 SMALL = {"image_size": 32, "patch_size": 8, "width": 192, "depth": 2, "heads": 3, "classes": 5}
+SAME = Differences(0.0, 0.0, None)
 CLASSES = [f"kind {label}" for label in range(5)]
 
 
@@ -41,7 +42,7 @@ def test_a_run_scores_what_its_summary_says(finished_run: Path) -> None:
     loaded = load(finished_run)
     assert loaded.classes == ["class0", "class1", "class2"]
     config = Config.from_json(finished_run / "config.json")
-    assert loaded.policy == config.evaluation_policy(normalisation(loaded.model))
+    assert loaded.preprocessing == config.preprocessing(normalisation(loaded.model))
     scores = evaluate(loaded.model, EvalLoader(open_dataset(config.data)[1], loaded.policy, batch_size=15))
     which = "ema" if "moving average" in loaded.source else "student"
     assert scores["fused"]["loss"] == pytest.approx(loaded.summary[which]["fused"]["loss"], rel=1e-6)
@@ -73,7 +74,7 @@ def test_the_scores_of_the_end_are_not_those_of_an_earlier_checkpoint(finished_r
     earlier = last.with_name("step_00000003")
     assert load(last / "model.safetensors").scores == load(run).summary["student"]
     assert load(earlier / "model.safetensors").scores is None
-    assert "None is known for these weights" in model_card(load(earlier / "model.safetensors"), "timm", "timm", 0.0)
+    assert "None is known for these weights" in model_card(load(earlier / "model.safetensors"), "timm", "timm", SAME)
 
 
 def test_an_unfinished_run_is_used_and_said_to_be_one(finished_run: Path, tmp_path: Path) -> None:
@@ -177,7 +178,7 @@ def test_images_are_prepared_as_timm_prepares_them(tmp_path: Path) -> None:
     image = Image.effect_mandelbrot((300, 220), (-2, -1, 1, 1), 30).convert("RGB")
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(theirs))
     image.save(tmp_path / "image.png")
-    assert torch.equal(loaded.prepare([prediction._read(tmp_path / "image.png")])[0], transform(image))
+    assert torch.equal(loaded.prepare([loaded.read(tmp_path / "image.png")])[0], transform(image))
     ((path, top),) = loaded.predict([tmp_path / "image.png"], top=2)
     expected = theirs(transform(image)[None]).softmax(-1)[0]
     assert path == str(tmp_path / "image.png") and len(top) == 2
@@ -228,5 +229,5 @@ def test_a_run_still_says_what_it_began_with(finished_run: Path, tmp_path: Path)
     (run / "config.json").write_text(json.dumps(config | {"weights": "/somewhere/begun-with.safetensors"}))
     loaded = load(run)
     assert loaded.config.weights == "/somewhere/begun-with.safetensors"
-    card = model_card(loaded, "timm", "timm", 0.0)
+    card = model_card(loaded, "timm", "timm", SAME)
     assert "--weights begun-with.safetensors" in card and "/somewhere" not in card
