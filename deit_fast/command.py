@@ -156,6 +156,8 @@ def parse(
         print(help_text(kind, program, description, defaults, epilog), end="")
         raise SystemExit(0)
     own = {flag(field.name): field for field in dataclasses.fields(kind)}
+    if _positional(kind):
+        arguments = [f"./{word}" if word not in own and _looks_like_a_flag(word) else word for word in arguments]
     if defaults is None:  # else the defaults may depend on a flag that is typed in full
         arguments = [_whole(word, own) for word in arguments]
     given: dict[str, Any] = {} if defaults is None else {"default": defaults}
@@ -225,6 +227,16 @@ def _whole(word: str, flags: Collection[str]) -> str:
     name, equals, value = word.partition("=")
     near = [known for known in flags if known.startswith(name)]
     return near[0] + equals + value if name.startswith("--") and name not in flags and len(near) == 1 else word
+
+
+def _positional(kind: type) -> bool:
+    types = typing.get_type_hints(kind, include_extras=True).values()
+    return any(tyro.conf.Positional in getattr(each, "__metadata__", ()) for each in types)
+
+
+def _looks_like_a_flag(word: str) -> bool:
+    """Whether a file or folder has this name, such as -007.jpg, which a parser would take for a flag."""
+    return re.match(r"-(?![\d.]*$)", word) is not None and os.path.lexists(word)
 
 
 def _value(value: object) -> str:

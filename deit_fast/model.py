@@ -50,6 +50,7 @@ class ViTConfig:
     classes: int = 1000
     distilled: bool = False
     mlp_ratio: float = 4.0
+    layer_norm_eps: float = 1e-6
     drop_path_rate: float = 0.0
     dropout: float = 0.0
 
@@ -159,9 +160,9 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(config.width, eps=1e-6)
+        self.norm1 = nn.LayerNorm(config.width, config.layer_norm_eps)
         self.attn = Attention(config)
-        self.norm2 = nn.LayerNorm(config.width, eps=1e-6)
+        self.norm2 = nn.LayerNorm(config.width, config.layer_norm_eps)
         self.mlp = Mlp(config)
 
     def forward(self, x: Tensor, scale: Tensor | None, tokens: int | None = None) -> Tensor:
@@ -199,7 +200,7 @@ class VisionTransformer(nn.Module):
         self.patch_embed = PatchEmbed(config)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.norm = nn.LayerNorm(config.width, eps=1e-6)
+        self.norm = nn.LayerNorm(config.width, config.layer_norm_eps)
         self.head = nn.Linear(config.width, config.classes)
 
         # The official order of draws: the plain model first, whose position embedding the distilled one draws anew.

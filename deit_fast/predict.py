@@ -6,7 +6,7 @@
 
 A folder is searched with its sub-folders. Images are resized and cropped as in the model's evaluation. JSON is one line
 an image: {"path", "predictions": [{"class", "label", "probability"}, …]} or {"path", "error"}. Exit codes: 0 done, 2 a
-mistake in the command, or a file that holds no image (the others are answered all the same), 130 interrupted.
+mistake in the command, or a path without an image (the others are answered all the same), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ from .weights.prediction import Prediction, Trained
 from .weights.trained import load
 
 
-def image_paths(given: Sequence[str]) -> list[str]:
-    """Files as given, and all images in the folders, sorted.
+def image_paths(given: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """(files as given, and all images in the folders, sorted; what is wrong with each other path).
 
     Raises:
-        ValueError: a path that does not exist, or a folder without images.
+        ValueError: there is nothing but paths that do not exist and folders without images.
     """
     found: list[str] = []
+    wrong: dict[str, str] = {}
     for path in given:
         if os.path.isdir(path):
             inside = sorted(
@@ -49,13 +50,15 @@ def image_paths(given: Sequence[str]) -> list[str]:
                 if name.lower().endswith(SUFFIXES) and not name.startswith(".")
             )
             if not inside:
-                raise ValueError(f"{path} holds no image: files end in {', '.join(SUFFIXES)}")
+                wrong[path] = f"{path} holds no image: files end in {', '.join(SUFFIXES)}"
             found += inside
         elif os.path.exists(path):
             found.append(path)
         else:
-            raise ValueError(f"there is no image or folder {path}: check the path")
-    return found
+            wrong[path] = f"there is no image or folder {path}: check the path"
+    if not found:
+        raise ValueError("\n".join(wrong.values()))
+    return found, wrong
 
 
 def answers(trained: Trained, paths: list[str], top: int, batch_size: int) -> Iterator[Any]:
@@ -115,14 +118,18 @@ def main(arguments: Sequence[str]) -> int:
             raise ValueError(f"{name} is 1 or more, got {value}")
     if given.attention:
         check_writable(Path(given.attention), "type --attention and the path of a PNG in a folder that exists")
-    paths = image_paths(given.images)  # before the model, which takes longer to load
+    paths, wrong = image_paths(given.images)  # before the model, which takes longer to load
     trained = load(given.model, architecture=given.architecture, **({"heads": given.heads} if given.heads else {}))
     if given.attention:
         require_deit(trained.model)
     print(f"model: {trained.source}", file=sys.stderr)
     trained.model.to(_device(given.device))
     rows: list[Prediction] = []
-    broken = 0
+    broken = len(wrong)
+    for path, error in wrong.items():
+        print(f"error: {error}", file=sys.stderr)
+        if given.json:
+            print(json.dumps({"path": path, "error": error}))
     for row in answers(trained, paths, given.top, given.batch_size):
         if isinstance(row, Prediction):
             rows.append(row)

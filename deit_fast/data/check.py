@@ -1,11 +1,11 @@
 """Read every image of a data set and list, by name, those that are broken, odd or duplicates.
 
 broken: not readable as an image; training would skip it or stop (`--bad-images`). Also an animation that is damaged
-after its first frame, the only one that training reads; and an unreadable shard or parquet file or a label outside the
-classes, with which training would not begin.
+after its first frame, the only one that training reads; and what training would not begin with: an unreadable shard,
+parquet file or folder, a class folder without images, a class or label that the training images lack.
 odd: readable, but of another format than its name says, or not plain RGB or grey: CMYK, a palette, alpha, 16 bits, more
-than one frame, an EXIF orientation (ignored without --exif-orientation), damage that a decoder tolerates, or so
-elongated that some policies' crops refuse it.
+than one frame, an EXIF orientation (ignored without --exif-orientation), damage that a decoder tolerates, or of sides
+of which a crop shows almost nothing: fewer than 8 pixels, or one more than ten times the other.
 duplicate: the same bytes as another; worth a look if the labels differ or a training image is a validation image too.
 """
 
@@ -29,13 +29,15 @@ from .sources.dataset import Broken, Dataset, ahead
 
 DIGEST_BYTES = 16
 ELONGATED = MAX_SIDE / 1024  # longer side / shorter; crops of up to 1024 pixels accept any image below it
+LONG = 10  # longer side / shorter
+FEWEST_PIXELS = 8  # of a side; as many as scikit-learn's digits have
 PLAIN_MODES = {"RGB", "L"}
 MODES = {"CMYK": "CMYK", "P": "a palette", "PA": "a palette with alpha", "RGBA": "alpha", "LA": "grey with alpha"}
 
 
 @dataclass
 class Report:
-    """What `check` found, by the name of the image, shard or parquet file."""
+    """What `check` found, by the name of the image, folder, shard or parquet file."""
 
     images: int = 0
     broken: Broken = field(default_factory=list)  # the caller adds what `open_unpacked` found
@@ -101,8 +103,8 @@ def _oddities(data: bytes, path: str, sound: bool) -> list[str]:
         kind = "JPEG" if image.format == "MPO" else image.format
         if named is not None and named not in (kind, "JPEG2000" if kind == "JPEG" else kind):
             odd.append(f"{kind}, named {suffix}")
-        if max(image.size) >= ELONGATED * min(image.size):
-            odd.append(f"{image.width} × {image.height} pixels, which some crops refuse")
+        if sides := _odd_sides(min(image.size), max(image.size)):
+            odd.append(f"{image.width} × {image.height} pixels, {sides}")
         if image.mode not in PLAIN_MODES:
             odd.append(MODES.get(image.mode, f"mode {image.mode}"))
         if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
@@ -117,6 +119,15 @@ def _oddities(data: bytes, path: str, sound: bool) -> list[str]:
         if kind == "JPEG" and not sound and image.mode in PLAIN_MODES:
             odd.append("damaged in part")
     return odd
+
+
+def _odd_sides(short: int, long: int) -> str:
+    """What a crop of such an image lacks, or ""."""
+    if long >= ELONGATED * short:
+        return "which some crops refuse"
+    if short < FEWEST_PIXELS:
+        return "too few to show anything"
+    return f"of which a square crop sees {100 * short / long:.2g} %" if long > LONG * short else ""
 
 
 def _duplicates(splits: dict[str, Dataset], digests: dict[str, list[bytes | None]]) -> list[tuple[list[str], str]]:

@@ -106,7 +106,7 @@ class Share:
             raise ValueError(f"order {self.order!r}: type --order grouped or --order official")
         if self.repeats < 1:
             raise ValueError(f"repeats {self.repeats} shows no image: type --repeats 1 (each image once) or more")
-        if batch_size > (most := self._epoch_images):
+        if batch_size > (most := self.epoch_images):
             official = f"{most} of {self.images} images of an official epoch"
             what = official if most < self.images else f"{self.images} training images"
             way = f"type --batch-size {most} or less" if most else "type --order grouped"
@@ -121,7 +121,7 @@ class Share:
             )
 
     @property
-    def _epoch_images(self) -> int:
+    def epoch_images(self) -> int:
         """Rows of an epoch before it is cut into whole batches: N, or what the official sampler gives all ranks."""
         if self.order == "grouped":
             return self.images
@@ -136,7 +136,7 @@ class Share:
         grouped: ⌊N/B⌋. official: whole batches of what its sampler gives a rank, ⌊⌊N/256⌋·256/W⌋ images with repeats
         and ⌈N/W⌉ without.
         """
-        return self._epoch_images // self.batch_size
+        return self.epoch_images // self.batch_size
 
     @property
     def rows(self) -> int:

@@ -37,7 +37,7 @@ from ..weights.build import Frozen
 from ..weights.exported import weights_file
 from .cache import LabelCache, Labels
 from .engine import TeacherEngine
-from .load import load_teacher, own_image_size
+from .load import load_teacher, own_view
 
 _PROBES = 16  # images of the data set whose bytes are part of the settings
 
@@ -149,9 +149,11 @@ def teacher_labels(
 
     teacher = ranks.main_first(load or (lambda: load_teacher(config, spec, classes, loaders.normalisation)))
     reporter.decide("teacher", spec, f"{config.distill} labels, learnt by the {config.distill_on} head")
-    own_size = own_image_size(spec, teacher.model)
+    own_size, own_ratio = own_view(spec, teacher.model)
     if own_size not in (None, config.image_size):
         reporter.decide("", f"sees {config.image_size} x {config.image_size} pixels", f"it was trained on {own_size}")
+    if own_ratio not in (None, config.crop_ratio):
+        reporter.decide("", f"is scored at crop ratio {config.crop_ratio:g}", f"its own is {own_ratio:g}")
     if cache is not None:
         digest = _digest_of(value for _, value in sorted(teacher.model.state_dict().items()))
         ranks.main_first(lambda: cache.check_weights(digest))

@@ -105,12 +105,13 @@ def load_teacher(config: Config, spec: str, classes: list[str], student_normalis
     return teacher
 
 
-def own_image_size(spec: str, model: nn.Module) -> int | None:
-    """The side of the images that a teacher was trained on, pixels; None where nothing says it."""
+def own_view(spec: str, model: nn.Module) -> tuple[int | None, float | None]:
+    """(side of the images that a teacher was trained on, pixels, its crop ratio); None where nothing says it."""
     named = resolve(spec, "--teacher")
     if named.run is not None:
-        return Config.from_json(named.run / "config.json").image_size
+        config = Config.from_json(named.run / "config.json")
+        return config.image_size, config.crop_ratio
     if named.kind == "exported":
-        return image_size_of_folder(named.path)
+        return image_size_of_folder(named.path), None
     cfg = getattr(model, "pretrained_cfg", None) or {}
-    return cfg["input_size"][-1] if cfg.get("input_size") else None
+    return cfg["input_size"][-1] if cfg.get("input_size") else None, cfg.get("crop_pct")

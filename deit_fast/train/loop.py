@@ -60,7 +60,7 @@ def _run(config: Config, ranks: Ranks, heartbeat: Heartbeat, preemption: Preempt
     finished = ranks.main_first(lambda: folder.open_run(config, run))
     if finished is not None:
         reporter.say(f"{run} is finished; with --fresh it is trained anew")
-        reporter.console.print(report.summary_table(finished))
+        reporter.console.print(report.summary_table(finished, config))
         return Summary(run, finished)
     with Lock(run / LOCK) as lock:
         if not config.dry_run:
@@ -164,6 +164,6 @@ def _conclude(
         report.draw(run, result, run / "report.png")
         write_json(run / "summary.json", result)
         reporter.say(f"trained in {record.seconds:.0f} s; {run / 'report.png'}")
-        reporter.console.print(report.summary_table(result))
+        reporter.console.print(report.summary_table(result, prepared.data.config))
     prepared.ranks.wait()
     return Summary(run, result)

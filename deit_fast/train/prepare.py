@@ -124,7 +124,10 @@ def _open_data(config: Config, run: Path, ranks: Ranks, reporter: Reporter) -> T
     images, classes = len(data.train_set), len(data.train_set.classes)
     counts = f"{images:,} training and {len(data.val_set):,} validation images, {classes} classes"
     reporter.decide("data", counts)
-    reporter.decide("steps", f"{data.total_steps:,}", f"{config.epochs} epochs of {images:,} // {config.batch_size}")
+    shown = data.share.epoch_images
+    of_all = "" if shown == images else f", its order's rows of {images:,} images"
+    reason = f"{config.epochs} epochs of {shown:,} // {config.batch_size}{of_all}"
+    reporter.decide("steps", f"{data.total_steps:,}", reason)
     if config.order == "official":
         reporter.decide("order", "official", f"its lists for {ranks.world_size} processes; for others they differ")
     return data

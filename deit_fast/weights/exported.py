@@ -137,6 +137,7 @@ def _sizes(source: str, weights: Mapping[str, Tensor], architecture: str, given:
         classes=classes,
         distilled=distilled,
         mlp_ratio=hidden / width,
+        layer_norm_eps=given.get("layer_norm_eps", ViTConfig.layer_norm_eps),
     )
 
 
@@ -147,7 +148,8 @@ def _huggingface(path: Path, config: dict[str, Any]) -> Trained:
         raise ValueError(f"{path} holds a {config['model_type']} without a classifier: it is a start for training only")
     if (activation := config.get("hidden_act", "gelu")) != "gelu":
         raise ValueError(f"{path} computes with {activation}, ours with gelu: use it by transformers")
-    model = from_tensors(weights, str(file), "", {"heads": config["num_attention_heads"]}, 0)
+    sizes = {"heads": config["num_attention_heads"], "layer_norm_eps": config.get("layer_norm_eps", 1e-12)}  # theirs
+    model = from_tensors(weights, str(file), "", sizes, 0)
     names = {int(label): name for label, name in config.get("id2label", {}).items()}
     classes = [names.get(label, f"class {label}") for label in range(model.config.classes)]
     trained = ready(model, f"{path}, Hugging Face's {config['model_type']}", classes)

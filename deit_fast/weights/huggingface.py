@@ -117,7 +117,7 @@ def to_huggingface(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def huggingface_config(model: VisionTransformer, classes: list[str]) -> dict[str, Any]:
     """The `config.json` of a model, for `DeiTForImageClassificationWithTeacher` or, undistilled, a ViT.
 
-    `layer_norm_eps` is ours and the official code's 1e-6; the files on the Hugging Face hub say 1e-12.
+    `layer_norm_eps` is 1e-6 in ours and in the official code; the files on the Hugging Face hub say 1e-12.
     """
     sizes = model.config
     return {
@@ -134,7 +134,7 @@ def huggingface_config(model: VisionTransformer, classes: list[str]) -> dict[str
         "hidden_act": "gelu",
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
-        "layer_norm_eps": 1e-6,
+        "layer_norm_eps": sizes.layer_norm_eps,
         "initializer_range": 0.02,
         "id2label": {str(label): name for label, name in enumerate(classes)},
         "label2id": {name: label for label, name in enumerate(classes)},

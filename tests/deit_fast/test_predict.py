@@ -99,6 +99,34 @@ def test_a_mistake_is_a_sentence_and_exit_code_2(
     assert captured.out == ""
 
 
+@pytest.mark.parametrize("name", ["-007.jpg", "-h.jpg", "--top.jpg", "-7.5.jpg"])
+def test_an_image_whose_name_begins_with_a_dash(
+    finished_run: Path, images: Path, tmp_path: Path, monkeypatch, name: str, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_bytes((images / "val/class0/0.png").read_bytes())
+    for arguments in ([name, "--top", "1"], ["--top", "1", name]):
+        assert main(["--json", "--model", str(finished_run), *arguments]) == 0
+        assert [row["path"] for row in lines(capsys)] == [f"./{name}"]
+
+
+def test_what_is_missing_is_named_and_the_others_are_answered(
+    finished_run: Path, images: Path, tmp_path: Path, capsys
+) -> None:
+    first, second = (str(images / f"val/class0/{number}.png") for number in (0, 1))
+    missing, empty = str(tmp_path / "missing.jpg"), str(tmp_path / "empty")
+    Path(empty).mkdir()
+    assert main([first, missing, empty, second, "--model", str(finished_run), "--json"]) == 2
+    out, err = capsys.readouterr()
+    rows = {row["path"]: row for row in map(json.loads, out.splitlines())}
+    assert rows.keys() == {first, missing, empty, second}
+    assert all("predictions" in rows[path] for path in (first, second))
+    assert rows[missing]["error"] == f"there is no image or folder {missing}: check the path"
+    assert rows[empty]["error"].startswith(f"{empty} holds no image: files end in .jpg")
+    for path in (missing, empty):
+        assert f"error: {rows[path]['error']}" in err.splitlines()
+
+
 def test_a_path_without_images_says_so_before_the_model_is_loaded(tmp_path: Path, capsys) -> None:
     assert main([str(tmp_path), "--model", "none/such"]) == 2
     assert "holds no image: files end in .jpg" in capsys.readouterr().err

@@ -90,7 +90,8 @@ def note(broken: Broken | None, name: str, error: ValueError) -> None:
     """Append the error to `broken`; raise it when `broken` is None."""
     if broken is None:
         raise error
-    broken.append((name, str(error).removeprefix(name).lstrip(": /")))
+    reason = str(error)
+    broken.append((name, reason.removeprefix(name).lstrip(": /") if reason.startswith(name) else reason))
 
 
 def numbered(dataset: Dataset, advice: str, broken: Broken | None = None) -> list[str]:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .dataset import Dataset, counted
+from .dataset import Broken, Dataset, counted, note
 from .index import CACHED_FROM, Names, cache_arrays, from_arrays, index_path, load_arrays, to_arrays
 
 # The suffixes of torchvision.datasets.ImageFolder. They only say which files are images; `decode` looks at the content.
@@ -37,31 +37,43 @@ class ImageFolder(Dataset):
     Names that start with a dot are skipped (.ipynb_checkpoints, macOS's ._*.jpg); links to folders are followed.
 
     Labels are indices into `classes`, by default the sorted folders; a given class may lack a folder or images.
+
+    Where `broken` is given, folders with a mistake are appended to it instead of raised, and the images are those of
+    the others; a class that the training images lack has the label −1.
     """
 
-    def __init__(self, root: Path, name: str, classes: list[str] | None = None):
+    def __init__(self, root: Path, name: str, classes: list[str] | None = None, broken: Broken | None = None):
         self.name = name
-        scan = _scan(root)
+        scan = _scan(root, broken)
         found = list(scan.classes)
         if not found:
             what = "images but no class folders" if any(map(is_image, listing(root)[1])) else "no class folders"
             raise ValueError(f"{root} holds {what}: sort its images into one sub-folder per class")
-        if classes is not None and (unknown := sorted(set(found) - set(classes))):
-            raise ValueError(
-                f"{root} has {counted(unknown, 'class', 'classes')} that the training images lack: "
-                f"add images of each to train/ or remove its folder from {root}"
-            )
+        unknown = [] if classes is None else sorted(set(found) - set(classes))
         self.classes = found if classes is None else classes
-        if not len(scan.files):
-            raise ValueError(f"{root} holds no image in its class folders: {IMAGE_FILES}")
         empty = [found[label] for label in np.flatnonzero(np.bincount(scan.labels, minlength=len(found)) == 0)]
-        if empty and classes is None:
-            raise ValueError(
-                f"{root} has {counted(empty, 'class folder', 'class folders')} without an image ({IMAGE_FILES}): "
-                "add images or remove the folder"
-            )
+        if broken is None:
+            if unknown:
+                raise ValueError(
+                    f"{root} has {counted(unknown, 'class', 'classes')} that the training images lack: "
+                    f"add images of each to train/ or remove its folder from {root}"
+                )
+            if not len(scan.files):
+                raise ValueError(f"{root} holds no image in its class folders: {IMAGE_FILES}")
+            if empty and classes is None:
+                raise ValueError(
+                    f"{root} has {counted(empty, 'class folder', 'class folders')} without an image ({IMAGE_FILES}): "
+                    "add images or remove the folder"
+                )
+        else:
+            advice = "is a class that the training images lack: add images of it to train/ or remove its folder"
+            broken += [(str(root / name), advice) for name in unknown]
+            unread = dict(broken)
+            for path in [str(root / name) for name in empty] if classes is None else ():
+                if path not in unread:
+                    broken.append((path, f"has no image ({IMAGE_FILES}): add images or remove the folder"))
         place = {name: label for label, name in enumerate(self.classes)}
-        self.labels = np.array([place[name] for name in found], np.int64)[scan.labels]
+        self.labels = np.array([place.get(name, -1) for name in found], np.int64)[scan.labels]
         self._scan = scan
 
     def read(self, index: int) -> bytes:
@@ -100,25 +112,29 @@ def read_file(path: str) -> bytes:
         os.close(descriptor)
 
 
-def listing(folder: Path) -> tuple[list[str], list[str]]:
-    """Sorted names of the folders and of the files in a folder, without those that start with a dot."""
+def listing(folder: Path, broken: Broken | None = None) -> tuple[list[str], list[str]]:
+    """Sorted names of the folders and of the files in a folder, without those that start with a dot.
+
+    A link that cannot be followed and has no image's name is a ValueError, or is appended to `broken`.
+    """
     folders: list[str] = []
     files: list[str] = []
     with _readable(folder), os.scandir(folder) as entries:
         for entry in entries:
             if not entry.name.startswith("."):
-                (folders if _is_folder(entry) else files).append(entry.name)
+                (folders if _is_folder(entry, broken) else files).append(entry.name)
     return sorted(folders), sorted(files)
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """A link that cannot be followed is one bad image if it is named so; else it may be a class, which raises."""
+def _is_folder(entry: os.DirEntry[str], broken: Broken | None = None) -> bool:
+    """A link that cannot be followed is one bad image if it is named so; else it may be a class."""
     try:
         return entry.is_dir()
     except OSError as error:
-        if is_image(entry.name):
-            return False
-        raise ValueError(f"cannot follow the link {entry.path} ({error.strerror}): mend or remove it") from error
+        if not is_image(entry.name):
+            reason = f"cannot follow the link {entry.path} ({error.strerror}): mend or remove it"
+            note(broken, entry.path, ValueError(reason))
+        return False
 
 
 @contextmanager
@@ -150,8 +166,10 @@ class _Scan(NamedTuple):
             return False
 
 
-def _scan(root: Path) -> _Scan:
-    """The images under a folder, from the cache where nothing has changed."""
+def _scan(root: Path, broken: Broken | None = None) -> _Scan:
+    """The images under a folder, from the cache where nothing has changed and `broken` asks for no mistakes."""
+    if broken is not None:
+        return _walk(root, broken)
     cache = index_path("folder", 1, str(root.absolute()))
     arrays = load_arrays(cache)
     if arrays is not None and (scan := from_arrays(_Scan, arrays)).is_current():
@@ -164,13 +182,13 @@ def _scan(root: Path) -> _Scan:
     return scan
 
 
-def _walk(root: Path) -> _Scan:
+def _walk(root: Path, broken: Broken | None = None) -> _Scan:
     # A folder's stamp is read before its names: a change in between makes the scan look older than it is.
     with _readable(root):
         tree = [(str(root), root.stat().st_mtime_ns, [], 0)]
-    classes = listing(root)[0]
+    classes = listing(root, broken)[0]
     for label, name in enumerate(classes):
-        tree += [(*each, label) for each in sorted(_tree(root / name, ()))]
+        tree += [(*each, label) for each in sorted(_tree(root / name, (), broken))]
     folders, stamps, files, labels = zip(*tree, strict=True)
     counts = [len(names) for names in files]
     return _Scan(
@@ -183,14 +201,20 @@ def _walk(root: Path) -> _Scan:
     )
 
 
-def _tree(folder: Path, parents: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, int, list[str]]]:
+def _tree(
+    folder: Path, parents: tuple[tuple[int, int], ...], broken: Broken | None
+) -> Iterator[tuple[str, int, list[str]]]:
     """(folder, when it was modified, its images) of a folder and all folders below it; links are followed."""
-    with _readable(folder):
-        status = folder.stat()
-    identity = (status.st_dev, status.st_ino)
-    if identity in parents:
-        raise ValueError(f"{folder} is a link to a folder that contains it: remove the link")
-    folders, files = listing(folder)
+    try:
+        with _readable(folder):
+            status = folder.stat()
+        identity = (status.st_dev, status.st_ino)
+        if identity in parents:
+            raise ValueError(f"{folder} is a link to a folder that contains it: remove the link")
+        folders, files = listing(folder, broken)
+    except ValueError as error:
+        note(broken, str(folder), error)
+        return
     yield str(folder), status.st_mtime_ns, [file for file in files if is_image(file)]
     for name in folders:
-        yield from _tree(folder / name, (*parents, identity))
+        yield from _tree(folder / name, (*parents, identity), broken)

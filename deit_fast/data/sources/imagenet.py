@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .dataset import counted
+from .dataset import Broken, counted, note
 from .folder import FlatFolder, ImageFolder, is_image, listing
 
 SYNSETS = "imagenet_2012_validation_synset_labels.txt"
@@ -39,11 +39,12 @@ def is_flat(folder: Path) -> bool:
     return not folders and any(map(is_image, files))
 
 
-def flat_validation(folder: Path, name: str, classes: list[str]) -> FlatFolder:
+def flat_validation(folder: Path, name: str, classes: list[str], broken: Broken | None = None) -> FlatFolder:
     """The validation images side by side in one folder, in the order of their names.
 
     The label file is there, in the folder above, in a devkit below that, or up to three folders above (as in Kaggle's
-    archive). The classes of the training images are WordNet ids if the label file has those.
+    archive). The classes of the training images are WordNet ids if the label file has those. An image without a label
+    of theirs is a ValueError, or is appended to `broken` and has the label −1.
     """
     files = [file for file in listing(folder)[1] if is_image(file)]
     above = folder.absolute().parent
@@ -59,11 +60,11 @@ def flat_validation(folder: Path, name: str, classes: list[str]) -> FlatFolder:
     place = {name: label for label, name in enumerate(classes)}
     for file in files:
         label = known.get(Path(file).stem, known.get(number_of(file)))
-        if label is None:
-            raise ValueError(f"{source} has no label for {folder / file}")
-        index = place.get(label, -1) if isinstance(label, str) else label
+        index = label if isinstance(label, int) else place.get(label, -1)
         if not 0 <= index < len(classes):
-            raise ValueError(f"{source} gives {folder / file} the label {label}, which the training images lack")
+            path, index = str(folder / file), -1
+            given = f"gives {path} the label {label}, which the training images lack"
+            note(broken, path, ValueError(f"{source} {f'has no label for {path}' if label is None else given}"))
         labels.append(index)
     return FlatFolder(folder, name, classes, files, np.array(labels, np.int64))
 

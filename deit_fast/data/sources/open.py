@@ -26,7 +26,7 @@ from ...files import Lock
 from ...names import did_you_mean
 from . import cifar, imagenet, parquet
 from .builtin import BUILTIN, write_builtin
-from .dataset import Broken, Dataset, counted
+from .dataset import Broken, Dataset, counted, note
 from .folder import ImageFolder, is_image, listing
 from .index import default_cache_dir
 from .pack import PACK_FILE, Settings, index_file, is_begun, is_complete, pack
@@ -69,23 +69,20 @@ def open_dataset(spec: str, cache_dir: Path | None = None) -> tuple[Dataset, Dat
             f"--data {spec} has {'training' if missing == 'val' else 'validation'} images only: "
             f"add files with {' or '.join(SPLITS[missing])} in their names"
         )
-    _check_splits(root, spec)
-    train = ImageFolder(root / "train", spec)
-    return train, _class_folders(root / "val", spec, train.classes)
+    splits = _folders(root, spec)
+    return splits["train"], splits["val"]
 
 
 def open_unpacked(spec: str, broken: Broken | None = None) -> dict[str, Dataset]:
     """The splits that are there, "train", "val" or both, to be read in order: parquet files are not unpacked.
 
-    Unreadable shards and parquet files and labels outside the classes are raised, or appended to `broken`; the splits
-    are then of the rest.
+    Unreadable shards, parquet files and folders and labels outside the classes are raised, or appended to `broken`; the
+    splits are then of the rest.
     """
     if spec not in BUILTIN:
         root, columns = _root(spec)
-        if opened := _open_files(root, spec, columns, unpack=False, broken=broken):
-            return opened
-        if broken:
-            return {}
+        opened = _open_files(root, spec, columns, unpack=False, broken=broken)
+        return opened if opened or broken else _folders(root, spec, broken)
     train, val = open_dataset(spec)
     return {"train": train, "val": val}
 
@@ -215,21 +212,37 @@ def _unpack(root: Path, rows: dict[str, parquet.ParquetRows], cache: Path, versi
     pack(rows, cache, Settings(), version=version)
 
 
-def _class_folders(folder: Path, spec: str, classes: list[str]) -> Dataset:
+def _folders(root: Path, spec: str, broken: Broken | None = None) -> dict[str, Dataset]:
+    """train/ and val/ of class folders; where `broken` is given, without a split that cannot be opened."""
+    opened: dict[str, Dataset] = {}
+    for split in _splits(root, spec, broken):
+        try:
+            if split == "train":
+                opened[split] = ImageFolder(root / split, spec, broken=broken)
+            else:
+                classes = opened["train"].classes if "train" in opened else listing(root / split)[0]
+                opened[split] = _class_folders(root / split, spec, classes, broken)
+        except ValueError as error:
+            note(broken, str(root / split), error)
+    return opened
+
+
+def _class_folders(folder: Path, spec: str, classes: list[str], broken: Broken | None = None) -> Dataset:
     """Evaluation images of known classes: flat, in numbered folders, or in class folders."""
     if imagenet.is_flat(folder):
-        return imagenet.flat_validation(folder, spec, classes)
+        return imagenet.flat_validation(folder, spec, classes, broken)
     if imagenet.has_numbered_classes(folder, classes):
         return imagenet.numbered_classes(folder, spec, classes)
-    return ImageFolder(folder, spec, classes)
+    return ImageFolder(folder, spec, classes, broken)
 
 
-def _check_splits(root: Path, spec: str) -> None:
-    """Raise where a folder has no train/ and val/."""
+def _splits(root: Path, spec: str, broken: Broken | None) -> list[str]:
+    """The splits that a folder has; a missing one is a ValueError, or is appended to `broken` if the other is there."""
     folders, _ = listing(root)
-    missing = [f"{split}/" for split in ("train", "val") if split not in folders]
+    there = [split for split in SPLITS if split in folders]
+    missing = [f"{split}/" for split in SPLITS if split not in folders]
     if not missing:
-        return
+        return there
     # The usual slip: the class folders themselves, often the train/ of a complete data set.
     if any(is_image(file) for folder in folders for file in listing(root / folder)[1]):
         fix = "its sub-folders look like classes: put them into a train/ folder, and held-out images into val/"
@@ -238,4 +251,6 @@ def _check_splits(root: Path, spec: str) -> None:
     else:
         fix = ALLOWED
     found = f"only {counted(folders, 'folder', 'folders')}" if folders else "no folder at all"
-    raise ValueError(f"--data {spec} has no {' and no '.join(missing)} inside but {found}: {fix}")
+    reason = f"--data {spec} has no {' and no '.join(missing)} inside but {found}: {fix}"
+    note(broken if there else None, str(root), ValueError(reason))
+    return there

@@ -118,6 +118,8 @@ def token_loss(
             cls_logits, dist_logits, teacher_logits, labels, mode=mode, alpha=distill_weight / total, return_parts=True,
             **soft, **fused,
         )  # fmt: skip
+        if 0 in weights:  # an unused head would get no gradient: no weight decay either, and an error of DDP
+            loss = loss + cls_logits[:0].sum() + dist_logits[:0].sum()
         return (loss if total == 1 else total * loss), base, distill
     base = base_criterion(cls_logits, labels)
     if mode == "soft":

@@ -17,6 +17,9 @@ from __future__ import annotations
 import functools
 from typing import Any, NamedTuple
 
+import torch
+import torch.fx
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attention import attention, attention_qkvpacked
@@ -38,7 +41,10 @@ def patch_timm(model: nn.Module, *, strict: bool = False) -> Patch:
     """Let the attention modules of a timm model call `attention_qkvpacked`; parameters and their names stay.
 
     Changed are modules of exactly `timm.layers.Attention`, which ViT, DeiT and their many relatives use, without q/k
-    norm. A call with a mask, a causal flag or attention dropout in training goes the way that timm wrote.
+    norm. A call with a mask, a causal flag or attention dropout in training runs SDPA, as timm's own does.
+
+    Graphs that torch.fx traces, such as the feature extractors of timm and torchvision, call our kernels too, in nodes
+    named `packed_attention`. TorchScript compiles a patched model and runs SDPA: a script holds no Triton kernel.
 
     Args:
         model: changed in place; a second call changes nothing. It can still be copied, saved, compiled.
@@ -87,16 +93,25 @@ def _why_not(module: nn.Module, packed: type[nn.Module]) -> str | None:
     return None
 
 
+@torch.fx.wrap  # one node of a traced graph: which attention runs is decided by its arguments when the graph runs
+def packed_attention(qkv: Tensor, attn_mask: Tensor | None, is_causal: bool, dropout_p: float, scale: float) -> Tensor:
+    """qkv (B, N, 3, H, D) -> (B, N, H, D), by our kernels; with a mask, dropout or a causal flag by SDPA."""
+    if torch.jit.is_scripting() or attn_mask is not None or is_causal or dropout_p > 0:
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale)
+        return out.transpose(1, 2)
+    return attention_qkvpacked(qkv, scale=scale)
+
+
 @functools.cache
 def packed_timm_attention() -> type[nn.Module]:
     from timm.layers import Attention
 
     class PackedTimmAttention(Attention):
         def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-            if attn_mask is not None or is_causal or (self.training and self.attn_drop.p > 0):
-                return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
             qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))  # (B, N, 3, H, D), a view
-            out = self.norm(attention_qkvpacked(qkv, scale=self.scale).flatten(2))
+            dropout = self.attn_drop.p if self.training else 0.0
+            out = self.norm(packed_attention(qkv, attn_mask, is_causal, dropout, self.scale).flatten(2))
             gate = getattr(self, "gate", None)  # timm >= 1.0.28
             if gate is not None:
                 out = out * gate(x).sigmoid()

@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from PIL import Image
 from deit_fast.data.__main__ import main
 from deit_fast.data.check import check
 from deit_fast.data.decode import decode
+from deit_fast.data.sources.folder import IMAGE_FILES
 from deit_fast.data.sources.open import open_unpacked
 from deit_fast.data.sources.pack import Settings, pack
 
@@ -76,13 +78,19 @@ def test_everything_is_named_and_nothing_sound_is(odd_folder):
     }
 
 
-def test_an_image_too_long_for_some_crops_is_odd_and_for_all_broken(image_folder):
+def test_an_image_of_which_crops_see_almost_nothing_is_odd_and_one_that_all_refuse_is_broken(image_folder):
     ant = image_folder / "train/ant"
-    save(ant / "long.png", Image.new("1", (1, 80_000)).convert("L"), format="PNG")
-    save(ant / "short.png", Image.new("1", (1, 16_000)).convert("L"), format="PNG")
+    sizes = {"long": (1, 80_000), "strip": (8000, 50), "dot": (1, 1), "low": (60, 7), "digit": (8, 8), "sign": (90, 10)}
+    for name, size in sizes.items():
+        save(ant / f"{name}.png", Image.new("1", size).convert("L"), format="PNG")
     save(ant / "endless.png", Image.new("1", (17_000_000, 1)), format="PNG")
     report = check(open_unpacked(str(image_folder)), threads=2)
-    assert by_file(report.odd) == {"long.png": "1 × 80000 pixels, which some crops refuse"}
+    assert by_file(report.odd) == {
+        "long.png": "1 × 80000 pixels, which some crops refuse",
+        "strip.png": "8000 × 50 pixels, of which a square crop sees 0.62 %",
+        "dot.png": "1 × 1 pixels, too few to show anything",
+        "low.png": "60 × 7 pixels, too few to show anything",
+    }
     assert by_file(report.broken) == {"endless.png": "17000000 × 1 has a side above the limit of 16777215 pixels"}
 
 
@@ -134,6 +142,64 @@ def test_decoded_sets_are_checked_too(tmp_path):
     write_cifar10(tmp_path, images=2)
     report = check(open_unpacked(str(tmp_path)), threads=1)
     assert (report.images, report.broken, report.odd, report.duplicates) == (12, [], [], [])
+
+
+def test_folder_errors_are_all_named_and_the_other_images_are_read(image_folder):
+    train, val = image_folder / "train", image_folder / "val"
+    (train / "cat").mkdir()
+    (train / "ant/again").symlink_to(train / "ant")
+    (train / "bee/loop").symlink_to("loop")
+    (val / "dog").mkdir()
+    (val / "dog/0.jpg").write_bytes(encoded_image(9, "JPEG"))
+    broken, images = checked(image_folder)
+    assert broken == {
+        "cat": f"has no image ({IMAGE_FILES}): add images or remove the folder",
+        "again": "is a link to a folder that contains it: remove the link",
+        "loop": f"cannot follow the link {train / 'bee/loop'} (Too many levels of symbolic links): mend or remove it",
+        "dog": "is a class that the training images lack: add images of it to train/ or remove its folder",
+    }
+    assert images == 13, "those of the dog too"
+
+
+def test_a_folder_that_may_not_be_read_is_named_and_the_others_are_read(image_folder, monkeypatch):
+    scandir, closed = os.scandir, image_folder / "train/ant"
+
+    def guarded(path):
+        if str(path) == str(closed):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    broken, images = checked(image_folder)
+    assert broken == {"ant": f"cannot read the folder {closed} (Permission denied): check its permissions"}
+    assert images == 8
+
+
+def test_a_split_without_classes_is_named_and_the_other_is_read(image_folder):
+    shutil.rmtree(image_folder / "train/ant")
+    shutil.rmtree(image_folder / "train/bee")
+    broken, images = checked(image_folder)
+    assert broken == {"train": "holds no class folders: sort its images into one sub-folder per class"} and images == 4
+    shutil.rmtree(image_folder / "train")
+    broken, images = checked(image_folder)
+    assert set(broken) == {"set"} and "has no train/" in broken["set"] and images == 4
+
+
+def test_validation_images_without_a_label_are_all_named(image_folder):
+    flat = image_folder / "val"
+    shutil.rmtree(flat)
+    flat.mkdir()
+    for name in "abcd":
+        (flat / f"{name}.jpg").write_bytes(encoded_image(ord(name), "JPEG"))
+    (image_folder / "val.txt").write_text("a.jpg 1\nb.jpg 7\n")
+    broken, images = checked(image_folder)
+    source = image_folder / "val.txt"
+    assert broken == {
+        "b.jpg": f"{source} gives {flat / 'b.jpg'} the label 7, which the training images lack",
+        "c.jpg": f"{source} has no label for {flat / 'c.jpg'}",
+        "d.jpg": f"{source} has no label for {flat / 'd.jpg'}",
+    }
+    assert images == 12
 
 
 # Files that hold many images

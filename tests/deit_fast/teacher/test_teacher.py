@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from deit_fast.config import Config
 from deit_fast.model import IMAGENET_NORMALISATION
 from deit_fast.run import checkpoint
-from deit_fast.teacher.load import efficientnet_lite0_weights, load_teacher, own_image_size, recipe_config
+from deit_fast.teacher.load import efficientnet_lite0_weights, load_teacher, own_view, recipe_config
 from deit_fast.weights.build import Frozen, normalisation, timm_model
 from deit_fast.weights.pretrained import load_pretrained
 from deit_fast.weights.trained import classifier
@@ -168,7 +168,7 @@ def test_a_transformer_from_a_file_is_resized_to_the_images(tmp_path) -> None:
     spec = str(tmp_path / "teacher.safetensors")
     teacher = load_teacher(config, spec, CLASSES, IMAGENET_NORMALISATION)
     assert teacher.model.pos_embed.shape[1] == 5 < model.pos_embed.shape[1]
-    assert own_image_size(spec, teacher.model) == 160
+    assert own_view(spec, teacher.model)[0] == 160
 
 
 @pytest.mark.parametrize("name", ["summary.json", "data.json", "config.json"])

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -168,6 +169,39 @@ def test_a_timm_classifier_is_trained_and_becomes_a_teacher(tiny: Config, tmp_pa
     average = json.loads((tmp_path / "teacher" / "summary.json").read_text())["ema"]["cls"]["top1"]
     student = dataclasses.replace(tiny, teacher=teacher.out)
     assert train(student).scores["teacher"]["top1"] == max(top1, average)
+
+
+def test_a_table_says_at_which_crop_ratio_the_teacher_was_scored(tiny: Config, tmp_path: Path, capsys) -> None:
+    """A teacher's own table has another number where the two runs crop differently."""
+    plain = {"distill": "none", "teacher": "", "model": "deit_tiny_patch16_224"}
+    teacher = dataclasses.replace(tiny, crop_ratio=0.5, out=str(tmp_path / "teacher"), **plain)
+    own = train(teacher).scores
+    assert "at 16 pixels, crop ratio 0.5, per cent" in capsys.readouterr().out
+    student = dataclasses.replace(tiny, crop_ratio=1.0, teacher=teacher.out)
+    scores = train(student).scores
+    out = capsys.readouterr().out
+    assert "at 16 pixels, crop ratio 1, per cent" in out
+    assert "is scored at crop ratio 1  (its own is 0.5)" in out
+    assert scores["teacher"]["loss"] not in [own[which]["cls"]["loss"] for which in ("student", "ema")]
+    train(student)
+    assert "at 16 pixels, crop ratio 1, per cent" in capsys.readouterr().out, "in the table of a finished run too"
+
+
+@pytest.mark.parametrize(("order", "repeats"), [("grouped", 3), ("official", 3), ("official", 1)])
+def test_the_line_of_the_steps_multiplies_to_them(
+    tiny: Config, tmp_path: Path, order: str, repeats: int, capsys
+) -> None:
+    """The official order shows a multiple of 256 images an epoch."""
+    data = tmp_path / "data"
+    shutil.copytree(tiny.data, data)
+    for number in range(270):
+        shutil.copy(data / "train/class0/0.png", data / f"train/class0/again{number}.png")
+    config = dataclasses.replace(tiny, data=str(data), batch_size=32, repeats=repeats, order=order, dry_run=True)
+    plan = train(config).scores["plan"]
+    out = capsys.readouterr().out
+    steps, epochs, shown, batch = map(int, re.search(r"steps +(\d+)  \((\d+) epochs of (\d+) // (\d+)", out).groups())
+    assert steps == epochs * (shown // batch) == plan["images"] // batch
+    assert ("its order's rows of 294 images" in out) == (shown != 294) == ((order, repeats) == ("official", 3))
 
 
 def rewind(run: str, step: int) -> None:

@@ -26,7 +26,7 @@ from deit_fast.export.formats import export as exported_to
 from deit_fast.model import IMAGENET_NORMALISATION
 from deit_fast.predict import main as predict
 from deit_fast.run import checkpoint
-from deit_fast.teacher.load import load_teacher, own_image_size
+from deit_fast.teacher.load import load_teacher, own_view
 from deit_fast.weights.huggingface import huggingface_config, to_huggingface
 from deit_fast.weights.trained import classifier, resolve
 
@@ -172,7 +172,7 @@ def as_teacher(world: World, case: str, told: bool, tmp_path: Path) -> None:
     classes = world.classes(case)
     teacher = load_teacher(config, world.specs[case], classes, IMAGENET_NORMALISATION)
     assert same(teacher.model, len(classes))
-    assert own_image_size(world.specs[case], teacher.model) == 160
+    assert own_view(world.specs[case], teacher.model)[0] == 160
 
 
 def as_load(world: World, case: str, told: bool, tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ def test_a_teacher_in_a_folder_of_hugging_face_sees_images_as_the_folder_says(tm
     pixels = torch.rand(2, 3, 32, 32)
     mean, std = (torch.tensor(part).view(3, 1, 1) for part in IMAGENET_NORMALISATION)
     torch.testing.assert_close(teacher((pixels - mean) / std), model((pixels - 0.5) / 0.25), rtol=1e-4, atol=1e-5)
-    assert own_image_size(str(tmp_path), teacher.model) == 32
+    assert own_view(str(tmp_path), teacher.model)[0] == 32
 
 
 @pytest.mark.parametrize(

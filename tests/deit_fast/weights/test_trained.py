@@ -159,6 +159,24 @@ def test_a_folder_of_transformers(model, tmp_path: Path) -> None:
         load(tmp_path)
 
 
+@pytest.mark.parametrize("eps", [0.3, None])
+def test_a_folder_of_transformers_keeps_its_layer_norm_eps(model, tmp_path: Path, eps: float | None) -> None:
+    """None: the key is left out, and transformers' default counts."""
+    transformers = pytest.importorskip("transformers")
+    config = huggingface_config(model, CLASSES)
+    del config["layer_norm_eps"]
+    config |= {} if eps is None else {"layer_norm_eps": eps}
+    save_file(to_huggingface(model.state_dict()), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    theirs = getattr(transformers, config["architectures"][0]).from_pretrained(tmp_path).eval()
+    loaded = load(tmp_path)
+    assert loaded.model.config.layer_norm_eps == theirs.config.layer_norm_eps
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(loaded.model(images), theirs(images).logits, rtol=1e-5, atol=1e-5)
+    assert huggingface_config(loaded.model, CLASSES)["layer_norm_eps"] == theirs.config.layer_norm_eps
+    assert load(tmp_path, image_size=48).model.config.layer_norm_eps == theirs.config.layer_norm_eps
+
+
 @pytest.mark.parametrize("name", [NAME, "test_efficientnet"])
 def test_a_folder_of_timm(name: str, tmp_path: Path) -> None:
     sizes = {"img_size": 32, "patch_size": 8, "depth": 2} if name == NAME else {}

@@ -87,6 +87,19 @@ def test_distillation_loss_is_the_official_one(
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_a_head_of_weight_0_gets_a_gradient_of_zeros(
+    kind: str, alpha: float, outputs: tuple[Tensor, Tensor], teacher: nn.Module
+) -> None:
+    with torch.no_grad():
+        outputs[0][0, 3] = -torch.inf  # a class that is masked out
+    criterion = DistillationLoss(nn.CrossEntropyLoss(), teacher, kind, alpha, tau=3.0)
+    criterion(torch.randn(ROWS, 3, 2, 2), outputs, torch.zeros(ROWS, dtype=torch.int64)).backward()
+    idle, learning = outputs if alpha == 1 else outputs[::-1]
+    assert learning.grad.any() and idle.grad is not None and not idle.grad.any()
+
+
 def test_a_mixed_target_is_the_dense_one_that_timm_would_build(
     outputs: tuple[Tensor, Tensor], teacher: nn.Module
 ) -> None:
@@ -147,6 +160,8 @@ WEIGHTS = {
     "default": {},
     "complementary": {"task_loss_weight": 0.7},
     "independent": {"task_loss_weight": 2.0, "distill_loss_weight": 0.5},
+    "labels only": {"task_loss_weight": 1.0},
+    "teacher only": {"task_loss_weight": 0.0},
 }
 
 

@@ -3,6 +3,7 @@
 import copy
 import importlib
 import io
+import pickle
 
 import pytest
 import torch
@@ -108,6 +109,46 @@ def test_a_patched_model_is_copied_saved_and_compiled() -> None:
     assert (packed.__module__, packed.__qualname__) == ("deit_kernels.integrations", "PackedTimmAttention"), (
         "in pickles"
     )
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "crossvit_9_240"])
+def test_a_feature_extractor_of_a_patched_model_calls_our_attention(name: str, calls: list[str]) -> None:
+    model, side, node = (timm.create_model(name), 240, "mean") if "cross" in name else (make_timm(name), 32, "truediv")
+    images = torch.randn(2, 3, side, side)
+    expected = model.eval()(images)  # the logits, which the node gives
+    changed = patch_timm(model).changed
+    extractor = timm.models.create_feature_extractor(model, [node])
+    assert calls == [], "tracing computes nothing"
+    torch.testing.assert_close(extractor.eval()(images)[node], expected)
+    assert calls == ["attention_qkvpacked"] * changed
+
+
+def test_a_traced_graph_is_pickled_and_takes_a_mask(calls: list[str]) -> None:
+    model, images = make_timm(), torch.randn(2, 3, 32, 32)
+    mask = torch.ones(18, 18, dtype=torch.bool).tril()
+    expected, masked = model.eval()(images), model(images, attn_mask=mask)
+    patch_timm(model)
+    graph = pickle.loads(pickle.dumps(torch.fx.symbolic_trace(model)))
+    torch.testing.assert_close(graph(images), expected)
+    assert calls == ["attention_qkvpacked"] * 2
+    torch.testing.assert_close(graph(images, mask), masked)
+    assert len(calls) == 2, "with a mask SDPA runs"
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
+def test_a_patched_model_is_scripted_and_computes_the_same(calls: list[str]) -> None:
+    model, images = make_timm(), torch.randn(2, 3, 32, 32)
+    expected = outputs_and_gradients(model.eval(), images)
+    patch_timm(model)
+    scripted = torch.jit.script(model)
+    torch.testing.assert_close(outputs_and_gradients(scripted, images), expected)
+    buffer = io.BytesIO()
+    torch.jit.save(scripted, buffer)
+    buffer.seek(0)
+    torch.testing.assert_close(torch.jit.load(buffer)(images), expected[0])
+    assert calls == []
+    model(images)
+    assert calls == ["attention_qkvpacked"] * 2, "the model itself keeps our attention"
 
 
 @pytest.mark.parametrize("family", ["ViT", "DeiT"])
