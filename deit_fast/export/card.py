@@ -14,6 +14,7 @@ from ..config import Config, flag
 from ..model import VisionTransformer
 from ..names import HEADS, SCORE_NAMES
 from ..recipes.named import RECIPES, recipe
+from ..weights.exported import knows_classes
 from ..weights.prediction import Trained
 
 # Top-1 and top-5 on ImageNet's validation images, from facebookresearch/deit's README.
@@ -29,6 +30,16 @@ PUBLISHED = {
 }
 _PATHS = ("data", "teacher", "weights")  # written without the folders above them
 _NAMED_CLASSES = 20  # listed at most
+
+# timm's scripts read it; without it they sort class folders by their numbers and without case, and we by code point.
+CLASS_MAP = "class_map.txt"
+_VALIDATION = f"""
+timm's own scripts sort class folders in another order (1, 2, 10; Apple, banana, Cherry) unless they are given this one:
+
+```bash
+python validate.py --data-dir DATA --split val --model local-dir:. --pretrained --class-map {CLASS_MAP}
+```
+"""
 
 _LOADING = {
     "timm": """import timm
@@ -109,7 +120,7 @@ In this folder, with an `image.jpg`:
 ```python
 {_LOADING[to]}
 ```
-
+{_VALIDATION if to == "timm" and knows_classes(trained) else ""}
 Images are RGB; the shorter side is resized to {int(policy.size / policy.crop_ratio)} pixels ({policy.interpolation},
 antialiased), the central {policy.size} x {policy.size} pixels are kept and normalised with mean ({mean})
 and std ({std}).

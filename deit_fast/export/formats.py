@@ -16,9 +16,10 @@ from torch import Tensor
 from ..command import Ending
 from ..files import check_writable, write_folder, write_json
 from ..model import CONFIGS, VisionTransformer
+from ..weights.exported import knows_classes
 from ..weights.huggingface import huggingface_config, to_huggingface
 from ..weights.prediction import Trained
-from .card import model_card
+from .card import CLASS_MAP, model_card
 
 BATCHES = (1, 5)  # of the check: two sizes, so that one which was frozen into the file fails
 
@@ -125,6 +126,9 @@ def _read_onnx(folder: Path) -> Callable[[Tensor], Tensor]:
 
 def _write_timm(trained: Trained, folder: Path) -> None:
     policy, model = trained.policy, trained.model
+    if knows_classes(trained):
+        names = "".join(f"{name}\n" for name in trained.classes)
+        (folder / CLASS_MAP).write_text(names, encoding="utf-8")
     seen = {
         "input_size": [3, policy.size, policy.size], "crop_pct": policy.crop_ratio, "crop_mode": "center",
         "interpolation": policy.interpolation, "mean": policy.mean, "std": policy.std,

@@ -22,7 +22,7 @@ from ..config import Config, difference, fields_where
 from ..model import Normalisation
 from ..recipes.named import recipe
 from ..weights.build import Frozen, check_forward
-from ..weights.exported import class_names, image_size_of_folder
+from ..weights.exported import image_size_of_folder, knows_classes
 from ..weights.pretrained import read_weights
 from ..weights.trained import opened, resolve
 
@@ -94,10 +94,8 @@ def load_teacher(config: Config, spec: str, classes: list[str], student_normalis
     count, wanted = check_forward(teacher, f"the teacher {spec}", config.image_size), len(classes)
     if count != wanted:
         raise ValueError(f"the teacher {spec} knows {count} classes, the data has {wanted}: {_ADVICE}")
-    # Exported folders spell ImageNet's class names in many ways, or have none.
     known = trained.classes
-    comparable = trained.data is not None or (len(known) != 1000 and known != class_names(len(known)))
-    if comparable and known != classes:
+    if knows_classes(trained) and known != classes:
         first = next(label for label in range(count) if known[label] != classes[label])
         raise ValueError(
             f"the teacher {spec} was trained on other classes: its class {first} is {known[first]}, the "

@@ -107,6 +107,12 @@ def class_names(count: int) -> list[str]:
     return ImageNetInfo().label_descriptions() if count == 1000 else [f"class {label}" for label in range(count)]
 
 
+def knows_classes(trained: Trained) -> bool:
+    """Whether its class names are its data's: weights alone have none, and ImageNet's are spelled in many ways."""
+    count = len(trained.classes)
+    return trained.data is not None or (count != 1000 and trained.classes != class_names(count))
+
+
 def _sizes(source: str, weights: Mapping[str, Tensor], architecture: str, given: dict[str, Any]) -> ViTConfig:
     try:
         width, _, patch, _ = weights["patch_embed.proj.weight"].shape
