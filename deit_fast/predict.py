@@ -45,7 +45,7 @@ def image_paths(given: Sequence[str]) -> list[str]:
         if os.path.isdir(path):
             inside = sorted(
                 os.path.join(folder, name)
-                for folder, _, names in os.walk(path)
+                for folder, _, names in os.walk(path, onerror=_raise)
                 for name in names
                 if name.lower().endswith(SUFFIXES) and not name.startswith(".")
             )
@@ -57,6 +57,11 @@ def image_paths(given: Sequence[str]) -> list[str]:
         else:
             raise ValueError(f"there is no image or folder {path}: check the path")
     return found
+
+
+def _raise(error: OSError) -> None:
+    """Of a folder that cannot be read: `os.walk` would leave it out."""
+    raise error
 
 
 def answers(trained: Trained, paths: list[str], top: int, batch_size: int) -> Iterator[Any]:

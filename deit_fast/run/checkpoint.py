@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
 import platform
 import re
 import shutil
@@ -28,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..config import Config
-from ..files import read_json, sha256_of, write_file, write_folder, write_json
+from ..files import check_readable, read_json, sha256_of, write_file, write_folder, write_json
 from . import provenance
 
 logger = logging.getLogger(__name__)
@@ -105,8 +106,12 @@ def _remove(path: Path) -> None:
 
 
 def _steps(run: Path) -> list[Path]:
-    folders = (run / "checkpoints").glob("step_*")
-    return sorted(folder for folder in folders if re.fullmatch(r"step_\d{8,}", folder.name) and folder.is_dir())
+    try:
+        names = os.listdir(run / "checkpoints")
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    folders = (run / "checkpoints" / name for name in names if re.fullmatch(r"step_\d{8,}", name))
+    return sorted(folder for folder in folders if folder.is_dir())
 
 
 def newest(run: Path) -> Path | None:
@@ -116,6 +121,7 @@ def newest(run: Path) -> Path | None:
 
     Raises:
         ValueError: there are checkpoints, but none is whole, or one is of another version of deit_fast.
+        PermissionError: one may not be read; it may be whole.
     """
     pointer, folders = run / "checkpoints" / "newest", _steps(run)
     if not pointer.is_file() and not folders:
@@ -143,6 +149,7 @@ def damage(folder: Path) -> str | None:
 
     Raises:
         ValueError: it was written by another version of deit_fast.
+        PermissionError: a file of it may not be read.
     """
     try:
         state = read_json(folder / "state.json")
@@ -163,6 +170,8 @@ def damage(folder: Path) -> str | None:
         try:
             if sha256_of(folder / name) != expected:
                 return f"{name} has changed since it was written"
+        except PermissionError:
+            raise
         except OSError as error:
             return f"{name} cannot be read ({error.strerror})"
     return None
@@ -197,7 +206,7 @@ def save_best(run: Path, step: int, tensors: Mapping[str, Tensor], score: Mappin
 
 
 def best(run: Path) -> tuple[Path, dict[str, Any]] | None:
-    """(file, best.json) of the best weights; None if there are none, or they are damaged."""
+    """(file, best.json) of the best weights; None if there are none, or they are damaged. PermissionError if denied."""
     pointer = run / "checkpoints" / "best.json"
     if not pointer.is_file():
         return None
@@ -207,6 +216,8 @@ def best(run: Path) -> tuple[Path, dict[str, Any]] | None:
         if content["format"] == FORMAT and sha256_of(file) == content["sha256"]:
             return file, content
         reason = "its file has changed since it was written"
+    except PermissionError:
+        raise
     except (ValueError, KeyError, TypeError, OSError) as error:
         reason = str(error)
     logger.warning(f"{pointer} is skipped: {reason}")
@@ -219,7 +230,10 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
+        check_readable(path)
         return load_file(path)
+    except PermissionError:
+        raise
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} is not whole ({error}): remove {path.parent} to go back to the one before") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -67,7 +68,8 @@ def from_folder(path: Path) -> Trained:
 
 
 def weights_file(path: Path) -> Path:
-    files = [file for suffix in SUFFIXES for file in sorted(path.glob(f"*{suffix}"))]
+    names = sorted(os.listdir(path))  # Path.glob finds nothing in a folder that may not be read
+    files = [path / name for suffix in SUFFIXES for name in names if name.endswith(suffix)]
     if not files:
         raise _no_model(path)
     return files[0]

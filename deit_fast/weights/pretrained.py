@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..files import sha256_of
+from ..files import check_readable, sha256_of
 from ..model import CONFIGS, VisionTransformer
 from .huggingface import from_huggingface, is_huggingface
 
@@ -114,6 +114,7 @@ def _read_file(path: Path) -> Mapping[str, Tensor]:
             f"{path} is not the released file of that name (its SHA-256 begins with {digest[:8]}): download it again, "
             f"or rename it if the weights are your own"
         )
+    check_readable(path)
     if path.suffix == ".safetensors":
         try:
             return load_file(path)

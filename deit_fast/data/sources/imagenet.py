@@ -125,6 +125,8 @@ def _labels(file: Path) -> dict[str, str | int] | dict[int, str]:
     if file.name == "meta.bin":
         try:
             _, synsets = torch.load(file, weights_only=True)
+        except PermissionError:
+            raise
         except (OSError, RuntimeError, ValueError, TypeError, EOFError, pickle.UnpicklingError) as error:
             raise ValueError(f"{file} is not the meta.bin of torchvision.datasets.ImageNet ({error})") from error
         return dict(enumerate(synsets, 1))

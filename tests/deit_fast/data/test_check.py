@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -12,11 +13,13 @@ from cifar_files import write_cifar10
 from memory_dataset import encoded_image
 from PIL import Image
 
+from deit_fast.data import open_dataset
 from deit_fast.data.__main__ import main
 from deit_fast.data.check import check
 from deit_fast.data.decode import decode
 from deit_fast.data.sources.open import open_unpacked
 from deit_fast.data.sources.pack import Settings, pack
+from tests.deit_fast.forbidden import forbid, sentence
 
 
 def save(path, image, **options):
@@ -170,6 +173,23 @@ def test_broken_shards_are_all_named_and_the_others_are_read(packed_folder):
     assert images == 6
 
 
+def test_a_shard_that_may_not_be_read_is_not_called_damaged(packed_folder, monkeypatch):
+    shard = packed_folder / "train-00001.tar"
+    forbid(monkeypatch, shard)
+    assert checked(packed_folder) == ({shard.name: sentence(shard)}, 10)
+    with pytest.raises(ValueError, match=re.escape(sentence(shard))):
+        open_dataset(str(packed_folder))
+
+
+def test_an_index_that_may_not_be_read_is_not_called_damaged(image_folder, tmp_path, monkeypatch):
+    pack(open_unpacked(str(image_folder)), tmp_path / "packed", Settings(shard_images=2))
+    index = tmp_path / "packed" / "train.index.npz"
+    forbid(monkeypatch, index)
+    assert checked(tmp_path / "packed") == ({index.name: sentence(index)}, 12)
+    with pytest.raises(ValueError, match=re.escape(sentence(index))):
+        open_dataset(str(tmp_path / "packed"))
+
+
 def test_a_split_of_which_no_shard_can_be_read_is_named_and_the_other_is_read(packed_folder):
     for shard in packed_folder.glob("train-*.tar"):
         shard.write_bytes(shard.read_bytes()[:700])
@@ -227,6 +247,20 @@ def test_broken_parquet_files_are_all_named_and_the_others_are_read(parquet_fold
     assert broken["train-0.parquet"].startswith("is not a readable parquet file")
     assert broken["train-2.parquet"] == "has 1 rows without a value of 'label'"
     assert images == 4
+
+
+def test_a_parquet_file_that_may_not_be_read_is_not_called_damaged(parquet_folder, monkeypatch):
+    from pyarrow import parquet
+
+    file, opened = parquet_folder.path / "train-1.parquet", parquet.ParquetFile
+
+    def denied(path):
+        if path == str(file):
+            raise PermissionError(13, f"Failed to open local file '{path}'. Detail: [errno 13] Permission denied")
+        return opened(path)
+
+    monkeypatch.setattr(parquet, "ParquetFile", denied)
+    assert checked(parquet_folder.path) == ({file.name: sentence(file)}, 6)
 
 
 def test_a_first_parquet_file_of_other_columns_is_named_and_the_others_are_read(parquet_folder):
