@@ -24,6 +24,7 @@ import argparse
 import dataclasses
 import functools
 import inspect
+import io
 import os
 import re
 import sys
@@ -91,6 +92,9 @@ def entry(interrupted: str = "interrupted") -> Callable[[Body], Callable[..., in
     def decorate(body: Body) -> Callable[..., int]:
         @functools.wraps(body)
         def main(arguments: Sequence[str] | None = None) -> int:
+            for stream in (sys.stdout, sys.stderr):
+                if isinstance(stream, io.TextIOWrapper):  # no name of a file ends a command that prints it
+                    stream.reconfigure(errors="backslashreplace")
             try:
                 return body(sys.argv[1:] if arguments is None else arguments) or DONE
             except KeyboardInterrupt:

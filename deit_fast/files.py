@@ -130,6 +130,11 @@ def check_readable(path: Path) -> None:
     open(path, "rb").close()
 
 
+def shown(name: str) -> str:
+    """A file's name for people and for files of text: a byte that is not UTF-8 becomes four characters, as \\xe9."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
 def denied(path: object) -> str:
     """The sentence for a file or folder that this user may not read or write."""
     quoted = shlex.quote(str(path))
@@ -221,6 +226,8 @@ def check_writable(path: Path, advice: str, *, folder: bool = False) -> None:
         reason = f"there is no folder {whole.parent}"
     elif not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         reason = f"{nearest} is not a folder that you may write to"
+    elif folder and shown(str(path)) != str(path):
+        reason = "safetensors writes to no path that is not UTF-8"
     else:
         return
     raise ValueError(f"{path} cannot be written ({reason}): {advice}")

@@ -17,6 +17,7 @@ from ..config import Config
 from ..data.sources.folder import is_image, listing
 from ..data.sources.imagenet import has_numbered_classes, is_flat
 from ..data.sources.open import BUILTIN, open_dataset
+from ..files import shown
 from ..model import VisionTransformer
 from ..run.checkpoint import newest
 from ..scores import Renormalised
@@ -87,7 +88,7 @@ def classes_of_data(spec: str, count: int) -> list[str]:
         if synsets and (known or is_flat(inside) or has_numbered_classes(inside, synsets)):
             return synsets
         if inside == root and any(is_image(file) for folder in folders for file in listing(root / folder)[1]):
-            classes = sorted(folders, key=int) if all(map(str.isdecimal, folders)) else folders
+            classes = sorted(folders, key=int) if all(map(str.isdecimal, folders)) else list(map(shown, folders))
     classes = classes or open_dataset(spec)[1].classes
     if len(classes) != count:
         raise ValueError(

@@ -61,7 +61,8 @@ def export(trained: Trained, to: str, out: Path) -> float:
         nonlocal difference
         form.write(trained, folder)
         difference = _check(trained, form, folder)
-        (folder / "README.md").write_text(model_card(trained, to, form.library, difference))
+        card = model_card(trained, to, form.library, difference)
+        (folder / "README.md").write_text(card, errors="backslashreplace")  # of a --data that is not UTF-8
 
     write_folder(out.absolute(), fill)
     return difference

@@ -20,6 +20,7 @@ from torch import nn
 
 from ..config import Config
 from ..data import EvalLoader, TrainLoader, jpeg_part
+from ..data.sources.folder import by_suffix
 from ..data.training import Loaders, TrainingData
 from ..model import VisionTransformer
 from ..ranks.group import Ranks
@@ -118,6 +119,8 @@ def _open_data(config: Config, run: Path, ranks: Ranks, reporter: Reporter) -> T
     images, classes = len(data.train_set), len(data.train_set.classes)
     counts = f"{images:,} training and {len(data.val_set):,} validation images, {classes} classes"
     reporter.decide("data", counts)
+    if left_out := [*data.train_set.left_out, *data.val_set.left_out]:
+        reporter.decide("left out", by_suffix(left_out), "files that are not read: deit_fast.data check names them")
     reporter.decide("steps", f"{data.total_steps:,}", f"{config.epochs} epochs of {images:,} // {config.batch_size}")
     if config.order == "official":
         reporter.decide("order", "official", f"its lists for {ranks.world_size} processes; for others they differ")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...files import denied
+from ...files import denied, shown
 from .dataset import Dataset, check_labels, checked_names
 from .index import locate
 
@@ -50,7 +50,7 @@ class Cifar(Dataset):
 
     def path(self, index: int) -> str:
         file, place = locate(self._ends, index)
-        return f"{self._files[file]}[{place}]"
+        return shown(f"{self._files[file]}[{place}]")
 
 
 def _images(file: Path, key: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

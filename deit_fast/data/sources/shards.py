@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ...files import check_readable, denied
+from ...files import check_readable, denied, shown
 from .dataset import Broken, Dataset, check_labels, checked_names, note, numbered
 from .folder import SUFFIXES, is_image
 from .index import CACHED_FROM, Names, cache_arrays, from_arrays, index_path, load_arrays, to_arrays
@@ -74,7 +74,7 @@ class TarShards(Dataset):
             note(broken, self._shards[0], ValueError(f"{self._shards[0]} holds no sample"))
         names = shards[0].parent / CLASSES_FILE
         if classes is None and names.is_file():
-            classes = checked_names(names.read_text().removesuffix("\n").split("\n"), names)
+            classes = checked_names(names.read_text(errors="backslashreplace").removesuffix("\n").split("\n"), names)
         self.classes = numbered(self, "mend or remove the sample", broken) if classes is None else classes
         check_labels(self, broken)
 
@@ -87,7 +87,7 @@ class TarShards(Dataset):
         return data
 
     def path(self, index: int) -> str:
-        return f"{self._shards[self._index.shard[index]]}/{self._index.names[index]}"
+        return shown(f"{self._shards[self._index.shard[index]]}/{self._index.names[index]}")
 
 
 def fingerprint(shards: Sequence[str], *, stamps: bool) -> NDArray[np.str_]:

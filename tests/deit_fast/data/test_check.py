@@ -79,6 +79,26 @@ def test_everything_is_named_and_nothing_sound_is(odd_folder):
     }
 
 
+def test_what_is_left_out_is_named_with_the_reason(image_folder, capsys):
+    ant = image_folder / "train/ant"
+    for path in (ant / "photo.heic", ant / "notes", image_folder / "val" / "loose.png"):
+        path.touch()
+    assert main(["check", str(image_folder)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert f"left out: {ant}/photo.heic: .heic is no suffix of an image" in said
+    assert f"left out: {ant}/notes: its name has no suffix" in said
+    assert f"left out: {image_folder}/val/loose.png: it lies beside the class folders" in said
+    assert said[-1].startswith("12 images: 0 broken, 0 odd, ") and said[-1].endswith(", 3 left out")
+
+
+def test_the_suffixes_of_one_format_are_not_odd(image_folder):
+    pixels = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8))
+    save(image_folder / "train/ant/a.jfif", pixels, format="JPEG")
+    save(image_folder / "train/ant/b.mpo", pixels, format="MPO", save_all=True, append_images=[pixels])
+    save(image_folder / "train/ant/c.jp2", pixels, format="JPEG2000")
+    assert by_file(check(open_unpacked(str(image_folder)), threads=1).odd) == {}
+
+
 def test_an_image_too_long_for_some_crops_is_odd_and_for_all_broken(image_folder):
     ant = image_folder / "train/ant"
     save(ant / "long.png", Image.new("1", (1, 80_000)).convert("L"), format="PNG")
