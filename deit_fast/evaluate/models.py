@@ -37,6 +37,7 @@ class EvaluatedModels:
     classes: list[str] | None  # names, index = label; None where weights alone cannot tell
     sources: dict[str, str]  # where each comes from, in words
     config: Config | None  # of the run that the first comes from, if it does
+    timm_order: bool = False  # timm sorted the class folders that one of them was trained on
 
 
 def open_models(specs: Sequence[str], architecture: str, image_size: int, crop_ratio: str) -> EvaluatedModels:
@@ -57,6 +58,7 @@ def open_models(specs: Sequence[str], architecture: str, image_size: int, crop_r
                 f"of {policy.size} pixels, crop ratio {policy.crop_ratio:g}: evaluate them one by one, or give all the "
                 f"same --image-size and --crop-ratio"
             )
+        together.timm_order |= evaluated.timm_order
         known = evaluated.classes if first.classes is not None else None
         if evaluated.count != first.count or (known is not None and known != first.classes):
             raise ValueError(f"{specs[0]} and {spec} know different classes: evaluate them one by one")
@@ -112,9 +114,10 @@ def _open(spec: str, architecture: str, image_size: int, crop_ratio: str) -> Eva
         {name: part.model for name, part in parts.items()},
         policy,
         check_forward(trained.model, spec, policy.size),
-        trained.classes if trained.data is not None else None,
+        trained.classes if trained.data is not None or trained.timm_classes == "mapped" else None,
         {name: part.source for name, part in parts.items()},
         trained.config,
+        trained.timm_classes == "sorted",
     )
 
 
