@@ -24,6 +24,7 @@ import argparse
 import dataclasses
 import functools
 import inspect
+import io
 import os
 import re
 import sys
@@ -35,6 +36,7 @@ from typing import Any, NoReturn, TypeVar
 
 import tyro
 
+from .files import denied
 from .names import did_you_mean, flag
 
 Settings = TypeVar("Settings")
@@ -74,6 +76,13 @@ def exit_code(error: BaseException) -> int | None:
     return USAGE if isinstance(error, (ValueError, OSError)) else None
 
 
+def sentence(error: BaseException) -> str:
+    """An error in words; Python's own for a missing permission begin with "[Errno 13]"."""
+    if isinstance(error, PermissionError) and error.filename is not None:
+        return denied(error.filename)
+    return str(error)
+
+
 def entry(interrupted: str = "interrupted") -> Callable[[Body], Callable[..., int]]:
     """Make a body the `main(arguments=None)` of a command: errors become a sentence and the exit code it returns.
 
@@ -83,6 +92,9 @@ def entry(interrupted: str = "interrupted") -> Callable[[Body], Callable[..., in
     def decorate(body: Body) -> Callable[..., int]:
         @functools.wraps(body)
         def main(arguments: Sequence[str] | None = None) -> int:
+            for stream in (sys.stdout, sys.stderr):
+                if isinstance(stream, io.TextIOWrapper):  # no name of a file ends a command that prints it
+                    stream.reconfigure(errors="backslashreplace")
             try:
                 return body(sys.argv[1:] if arguments is None else arguments) or DONE
             except KeyboardInterrupt:
@@ -95,7 +107,7 @@ def entry(interrupted: str = "interrupted") -> Callable[[Body], Callable[..., in
                 if os.environ.get(TRACEBACK) and isinstance(error, Exception):  # a signal has no cause to be traced
                     traceback.print_exception(error)
                 elif ending.said_by(int(os.environ.get("RANK", "0"))):
-                    print(f"{ending.prefix}{error}", file=sys.stderr)
+                    print(f"{ending.prefix}{sentence(error)}", file=sys.stderr)
                 return code
 
         return main

@@ -4,6 +4,7 @@
     write_folder(out, fill)                         # the same for all that `fill(temporary folder)` writes
 
 A crash leaves the old file or the new one, and at worst a temporary one, `.NAME.….part`, which `remove_parts` removes.
+Who may read them is what the umask says, whoever wrote them: safetensors makes its files readable by their owner only.
 
     with Lock(run / LOCK) as lock:
         lock.acquire()                  # as soon as the folder is there; ValueError names the process that has the lock
@@ -23,6 +24,7 @@ import hashlib
 import json
 import logging
 import os
+import shlex
 import shutil
 import socket
 import sys
@@ -54,7 +56,11 @@ def write_file(path: Path, write: Callable[[Path], object], *, durable: bool = T
     """
     temporary = _temporary(path)
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        temporary.unlink()
         write(temporary)
+        temporary.chmod(mode)
         if durable:
             sync(temporary)
         os.replace(temporary, path)
@@ -74,9 +80,12 @@ def write_folder(folder: Path, fill: Callable[[Path], object], *, replace: bool 
     """
     temporary = _temporary(folder)
     temporary.mkdir(parents=True)
+    mode = temporary.stat().st_mode & 0o666
     try:
         fill(temporary)
         entries = [*temporary.rglob("*"), temporary]
+        for file in filter(Path.is_file, entries):
+            file.chmod(mode)
         # Flushes that wait together share one commit of the file system's journal: 0.2 s for 1800 photos, not 2 to 6.
         with ThreadPoolExecutor(min(16, 1 + len(entries) // 16)) as pool:
             list(pool.map(sync, entries))
@@ -105,13 +114,31 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file; ValueError names a file that is missing, unreadable or not JSON."""
+    """The value in a JSON file; ValueError names a file that is missing, unreadable or not JSON; PermissionError."""
     try:
         return json.loads(path.read_text())
+    except PermissionError:
+        raise
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:  # also bytes that are not UTF-8
         raise ValueError(f"{path} is damaged, it is not JSON ({error})") from error
+
+
+def check_readable(path: Path) -> None:
+    """Raise the OSError that says why a file cannot be read: safetensors says of each that it does not exist."""
+    open(path, "rb").close()
+
+
+def shown(name: str) -> str:
+    """A file's name for people and for files of text: a byte that is not UTF-8 becomes four characters, as \\xe9."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
+def denied(path: object) -> str:
+    """The sentence for a file or folder that this user may not read or write."""
+    quoted = shlex.quote(str(path))
+    return f"permission denied for {path}: let its owner type chmod -R a+rX {quoted}, or type another path"
 
 
 def sha256_of(path: Path) -> str:
@@ -173,7 +200,7 @@ class Lock:
 
     def _take(self, advice: str) -> bool:
         """Open the file; False if another process has its lock. `advice` is for a file system without locks."""
-        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -199,6 +226,8 @@ def check_writable(path: Path, advice: str, *, folder: bool = False) -> None:
         reason = f"there is no folder {whole.parent}"
     elif not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         reason = f"{nearest} is not a folder that you may write to"
+    elif folder and shown(str(path)) != str(path):
+        reason = "safetensors writes to no path that is not UTF-8"
     else:
         return
     raise ValueError(f"{path} cannot be written ({reason}): {advice}")

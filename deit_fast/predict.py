@@ -25,9 +25,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from . import command
+from . import command, files
 from .attention_maps import MOST_IMAGES, draw_attention, require_deit
-from .data.sources.folder import SUFFIXES
+from .data.sources.folder import SUFFIXES, by_suffix, is_image
 from .files import check_writable
 from .weights.prediction import Prediction, Trained
 from .weights.trained import load
@@ -45,13 +45,16 @@ def image_paths(given: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         if os.path.isdir(path):
             inside = sorted(
                 os.path.join(folder, name)
-                for folder, _, names in os.walk(path)
+                for folder, _, names in os.walk(path, onerror=_raise)
                 for name in names
-                if name.lower().endswith(SUFFIXES) and not name.startswith(".")
+                if not name.startswith(".")
             )
-            if not inside:
+            images = list(filter(is_image, inside))
+            if not images:
                 wrong[path] = f"{path} holds no image: files end in {', '.join(SUFFIXES)}"
-            found += inside
+            found += images
+            if left_out := [file for file in inside if not is_image(file)]:
+                print(f"left out: {by_suffix(left_out)} in {path}", file=sys.stderr)
         elif os.path.exists(path):
             found.append(path)
         else:
@@ -59,6 +62,11 @@ def image_paths(given: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     if not found:
         raise ValueError("\n".join(wrong.values()))
     return found, wrong
+
+
+def _raise(error: OSError) -> None:
+    """Of a folder that cannot be read: `os.walk` would leave it out."""
+    raise error
 
 
 def answers(trained: Trained, paths: list[str], top: int, batch_size: int) -> Iterator[Any]:
@@ -81,7 +89,7 @@ def table(rows: list[Prediction]) -> Table:
     drawn.add_column("probability", justify="right")
     for row in rows:
         drawn.add_row(
-            row.path,
+            files.shown(row.path),
             "\n".join(name for name, _, _ in row.top),
             "\n".join(f"{100 * probability:.1f} %" for _, _, probability in row.top),
             end_section=True,
@@ -135,22 +143,32 @@ def main(arguments: Sequence[str]) -> int:
             rows.append(row)
             if given.json:
                 named = [{"class": name, "label": label, "probability": value} for name, label, value in row.top]
-                print(json.dumps({"path": row.path, "predictions": named}, ensure_ascii=False))
+                print(_json({"path": row.path, "predictions": named}))
             continue
         path, error = row
         broken += 1
-        print(f"error: {path} holds no image: {error}", file=sys.stderr)
+        print(f"error: {files.shown(path)} holds no image: {error}", file=sys.stderr)
         if given.json:
-            print(json.dumps({"path": path, "error": str(error)}))
+            print(_json({"path": path, "error": str(error)}))
     if rows and not given.json:
         Console(highlight=False).print(table(rows))
     if rows and given.attention:
         shown = rows[:MOST_IMAGES]
-        captions = [f"{os.path.basename(row.path)}\n{row.top[0][0]} {row.top[0][2]:.0%}" for row in shown]
+        captions = [f"{os.path.basename(files.shown(row.path))}\n{row.top[0][0]} {row.top[0][2]:.0%}" for row in shown]
         pixels = [trained.read(row.path) for row in shown]
         draw_attention(trained, list(zip(captions, pixels, strict=True)), Path(given.attention))
         print(f"drawn: {given.attention}", file=sys.stderr)
     return command.USAGE if broken else command.DONE
+
+
+def _json(value: dict[str, Any]) -> str:
+    """A line of JSON, in ASCII where standard output lacks one of its characters or a name is not UTF-8."""
+    line = json.dumps(value, ensure_ascii=False)
+    try:
+        line.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(value)
+    return line
 
 
 def _device(name: str) -> torch.device:

@@ -1,4 +1,4 @@
-"""Read every image of a data set and list, by name, those that are broken, odd or duplicates.
+"""Read every image of a data set and list, by name, those that are broken, odd, duplicates or left out.
 
 broken: not readable as an image; training would skip it or stop (`--bad-images`). Also an animation that is damaged
 after its first frame, the only one that training reads; and what training would not begin with: an unreadable shard,
@@ -6,6 +6,7 @@ parquet file or folder, a class folder without images, a class or label that the
 odd: readable, but of another format than its name says, or not plain RGB or grey: CMYK, a palette, alpha, 16 bits, more
 than one frame, an EXIF orientation (ignored without --exif-orientation), damage that a decoder tolerates, or of sides
 of which a crop shows almost nothing: fewer than 8 pixels, or one more than ten times the other.
+left out: a file in a class folder whose suffix is no image's, or an image beside the class folders.
 duplicate: the same bytes as another; worth a look if the labels differ or a training image is a validation image too.
 """
 
@@ -24,8 +25,10 @@ from PIL import ExifTags, Image
 
 from deit_kernels.augment.plan import MAX_SIDE
 
+from ..files import shown
 from .decode import BadImage, decode, decode_jpeg, opened
 from .sources.dataset import Broken, Dataset, ahead
+from .sources.folder import is_image
 
 DIGEST_BYTES = 16
 ELONGATED = MAX_SIDE / 1024  # longer side / shorter; crops of up to 1024 pixels accept any image below it
@@ -43,16 +46,18 @@ class Report:
     broken: Broken = field(default_factory=list)  # the caller adds what `open_unpacked` found
     odd: list[tuple[str, str]] = field(default_factory=list)  # (name, what is odd, joined by commas)
     duplicates: list[tuple[list[str], str]] = field(default_factory=list)  # names with the same bytes, a remark or ""
+    left_out: list[tuple[str, str]] = field(default_factory=list)  # (name, why it is not read)
 
     def lines(self) -> list[str]:
         lines = [f"broken: {name}: {reason}" for name, reason in self.broken]
         lines += [f"odd: {name}: {what}" for name, what in self.odd]
+        lines += [f"left out: {name}: {why}" for name, why in self.left_out]
         for names, remark in self.duplicates:
             lines.append(f"duplicate{f' ({remark})' if remark else ''}: {' = '.join(names)}")
         return [
             *lines,
             f"{self.images:,} images: {len(self.broken):,} broken, {len(self.odd):,} odd, "
-            f"{len(self.duplicates):,} groups of duplicates",
+            f"{len(self.duplicates):,} groups of duplicates, {len(self.left_out):,} left out",
         ]
 
 
@@ -62,6 +67,7 @@ def check(splits: dict[str, Dataset], threads: int, advance: Callable[[int], Non
     digests: dict[str, list[bytes | None]] = {split: [] for split in splits}
     with ThreadPoolExecutor(threads, "deit_fast-check") as pool:
         for split, dataset in splits.items():
+            report.left_out += [(shown(file), _why_left_out(file)) for file in dataset.left_out]
             found = ahead(pool, partial(_inspect, dataset), range(len(dataset)), 4 * threads)
             for index, (digest, reason, odd) in enumerate(found):
                 digests[split].append(digest)
@@ -73,6 +79,13 @@ def check(splits: dict[str, Dataset], threads: int, advance: Callable[[int], Non
                 advance(1)
     report.duplicates = _duplicates(splits, digests)
     return report
+
+
+def _why_left_out(file: str) -> str:
+    if is_image(file):
+        return "it lies beside the class folders"
+    suffix = os.path.splitext(file)[1]
+    return f"{shown(suffix)} is no suffix of an image" if suffix else "its name has no suffix"
 
 
 def _inspect(dataset: Dataset, index: int) -> tuple[bytes | None, str, str]:
@@ -99,7 +112,7 @@ def _oddities(data: bytes, path: str, sound: bool) -> list[str]:
     odd = []
     with opened(data) as image:
         suffix = os.path.splitext(path)[1].lower()
-        named = Image.registered_extensions().get(suffix)
+        named = "JPEG" if suffix == ".mpo" else Image.registered_extensions().get(suffix)
         kind = "JPEG" if image.format == "MPO" else image.format
         if named is not None and named not in (kind, "JPEG2000" if kind == "JPEG" else kind):
             odd.append(f"{kind}, named {suffix}")

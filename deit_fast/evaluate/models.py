@@ -15,6 +15,7 @@ from ..config import OFFICIAL_CROP_RATIO, Config, Preprocessing
 from ..data.sources.folder import is_image, listing
 from ..data.sources.imagenet import has_numbered_classes, is_flat
 from ..data.sources.open import BUILTIN, open_dataset
+from ..files import shown
 from ..model import VisionTransformer
 from ..run.checkpoint import newest
 from ..scores import Renormalised
@@ -33,6 +34,7 @@ class EvaluatedModels:
     classes: list[str] | None  # names, index = label; None where weights alone cannot tell
     sources: dict[str, str]  # where each comes from, in words
     config: Config | None  # of the run that the first comes from, if it does
+    timm_order: bool = False  # timm sorted the class folders that one of them was trained on
 
 
 def open_models(specs: Sequence[str], architecture: str, image_size: int, crop_ratio: str) -> EvaluatedModels:
@@ -51,6 +53,7 @@ def open_models(specs: Sequence[str], architecture: str, image_size: int, crop_r
             alike = (own.interpolation, own.exif_orientation) == (common.interpolation, common.exif_orientation)
             way = ", or give all the same --image-size and --crop-ratio" if alike else ""
             raise ValueError(f"{specs[0]} sees images of {common}, {spec} of {own}: evaluate them one by one{way}")
+        together.timm_order |= evaluated.timm_order
         known = evaluated.classes if first.classes is not None else None
         if evaluated.count != first.count or (known is not None and known != first.classes):
             raise ValueError(f"{specs[0]} and {spec} know different classes: evaluate them one by one")
@@ -82,7 +85,7 @@ def classes_of_data(spec: str, count: int) -> list[str]:
         if synsets and (known or is_flat(inside) or has_numbered_classes(inside, synsets)):
             return synsets
         if inside == root and any(is_image(file) for folder in folders for file in listing(root / folder)[1]):
-            classes = sorted(folders, key=int) if all(map(str.isdecimal, folders)) else folders
+            classes = sorted(folders, key=int) if all(map(str.isdecimal, folders)) else list(map(shown, folders))
     classes = classes or open_dataset(spec)[1].classes
     if len(classes) != count:
         raise ValueError(
@@ -106,9 +109,10 @@ def _open(spec: str, architecture: str, image_size: int, crop_ratio: str) -> Eva
         {name: part.model for name, part in parts.items()},
         preprocessing,
         check_forward(trained.model, spec, preprocessing.image_size),
-        trained.classes if trained.data is not None else None,
+        trained.classes if trained.data is not None or trained.timm_classes == "mapped" else None,
         {name: part.source for name, part in parts.items()},
         trained.config,
+        trained.timm_classes == "sorted",
     )
 
 

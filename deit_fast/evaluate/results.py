@@ -30,6 +30,7 @@ from ..run.provenance import provenance
 from ..run.report import Reporter
 from ..scores import TRUTH, Predictions, nested, predict
 from ..teacher.load import load_teacher, recipe_config
+from ..weights.exported import in_timms_order
 from . import report as evaluation_report
 from .models import EvaluatedModels, classes_of_data, open_models
 
@@ -159,6 +160,13 @@ def _open(settings: Settings) -> tuple[EvaluatedModels, list[tuple[Dataset, NDAr
     if not specs:
         raise ValueError(f"{settings.models[0]} does not say what it was trained on: type --data FOLDER")
     classes = evaluated.classes or classes_of_data(specs[0], evaluated.count)
+    if evaluated.timm_order and (ordered := in_timms_order(classes)) != classes:
+        if len(settings.models) > 1:
+            raise ValueError(
+                f"one of {' '.join(settings.models)} was trained by timm, which sorts class folders by number and "
+                f"without case, as others do not: evaluate them one by one"
+            )
+        classes = ordered
     sets = [open_evaluation(spec, classes) for spec in specs]
     real = [_real(dataset, settings.real_labels, evaluated.count) for dataset in sets]
     if settings.real_labels and not any(labels is not None for labels in real):

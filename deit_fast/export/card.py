@@ -15,6 +15,7 @@ from ..config import Config, Preprocessing, flag
 from ..model import VisionTransformer
 from ..names import HEADS, SCORE_NAMES
 from ..recipes.named import RECIPES, recipe
+from ..weights.exported import knows_classes
 from ..weights.prediction import Trained
 from .code import code_of
 
@@ -33,6 +34,16 @@ _PATHS = ("data", "teacher", "weights")  # written without the folders above the
 _NAMED_CLASSES = 20  # listed at most
 
 IMAGE_FILES = 10  # of the check
+
+# timm's scripts read it; without it they sort class folders by their numbers and without case, and we by code point.
+CLASS_MAP = "class_map.txt"
+_VALIDATION = f"""
+timm's own scripts sort class folders in another order (1, 2, 10; Apple, banana, Cherry) unless they are given this one:
+
+```bash
+python validate.py --data-dir DATA --split val --model local-dir:. --pretrained --class-map {CLASS_MAP}
+```
+"""
 
 # What a library's own preprocessing does otherwise than evaluation.
 _OWN = {
@@ -87,7 +98,7 @@ In this folder, with an `image.jpg`:
 ```python
 {code_of(to, trained.preprocessing).script()}
 ```
-
+{_VALIDATION if to == "timm" and knows_classes(trained) else ""}
 {_images(trained.preprocessing)}{_own(to, differences)}
 
 ## Where it comes from

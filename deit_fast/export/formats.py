@@ -20,10 +20,10 @@ from torch import Tensor
 from ..command import Ending
 from ..files import check_writable, write_folder, write_json
 from ..model import CONFIGS, VisionTransformer
-from ..weights.exported import EXIF
+from ..weights.exported import EXIF, knows_classes
 from ..weights.huggingface import huggingface_config, to_huggingface
 from ..weights.prediction import Trained
-from .card import IMAGE_FILES, Differences, model_card
+from .card import CLASS_MAP, IMAGE_FILES, Differences, model_card
 from .code import code_of, runner
 
 BATCHES = (1, 5)  # of the check: two sizes, so that one which was frozen into the file fails
@@ -65,7 +65,8 @@ def export(trained: Trained, to: str, out: Path) -> Differences:
     def fill(folder: Path) -> None:
         form.write(trained, folder)
         found.append(_check(trained, to, folder))
-        (folder / "README.md").write_text(model_card(trained, to, form.library, found[0]))
+        card = model_card(trained, to, form.library, found[0])
+        (folder / "README.md").write_text(card, errors="backslashreplace")  # of a --data that is not UTF-8
 
     write_folder(out.absolute(), fill)
     return found[0]
@@ -153,6 +154,9 @@ def _read_onnx(folder: Path) -> Callable[[Tensor], Tensor]:
 
 def _write_timm(trained: Trained, folder: Path) -> None:
     preprocessing, model = trained.preprocessing, trained.model
+    if knows_classes(trained):
+        names = "".join(f"{name}\n" for name in trained.classes)
+        (folder / CLASS_MAP).write_text(names, encoding="utf-8")
     seen = {
         "input_size": [3, preprocessing.image_size, preprocessing.image_size], "crop_pct": preprocessing.crop_ratio,
         "crop_mode": "center", "interpolation": preprocessing.interpolation, "mean": preprocessing.mean,

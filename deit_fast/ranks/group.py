@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..command import sentence
 from ..config import Config
 from . import meeting
 from .cores import bind, share_of_cores
@@ -113,7 +114,7 @@ class Ranks:
             try:
                 outcome[0] = body()
             except (ValueError, OSError) as error:
-                outcome[1] = ValueError(str(error))
+                outcome[1] = ValueError(sentence(error))
             except Exception as error:  # sent before it is raised, or the others would wait for rank 0
                 failure = RuntimeError(f"rank 0 has ended by {type(error).__name__}: {error}")
                 dist.broadcast_object_list([None, failure], src=0)
@@ -139,7 +140,7 @@ class Ranks:
             try:
                 own.append(body())
             except (ValueError, OSError) as error:
-                message = f"{error} (rank {self.rank} on {socket.gethostname()})"
+                message = f"{sentence(error)} (rank {self.rank} on {socket.gethostname()})"
         if failed := next(filter(None, self.gather(message)), None):
             raise ValueError(failed)
         return own[0]

@@ -49,7 +49,7 @@ class RankLog:
     def begin(self, folder: Path) -> None:
         """Write what was logged so far, and all that follows, into `folder`; a later call changes the folder."""
         folder.mkdir(parents=True, exist_ok=True)
-        file = _File(folder / f"rank_{self._rank}.log", delay=True)
+        file = _File(folder / f"rank_{self._rank}.log", delay=True, errors="backslashreplace")
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         for record in self._kept.buffer:
             file.handle(record)

@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
 import platform
 import re
 import shutil
@@ -29,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..config import Config
-from ..files import read_json, sha256_of, write_file, write_folder, write_json
+from ..files import check_readable, read_json, sha256_of, write_file, write_folder, write_json
 from . import provenance
 
 logger = logging.getLogger(__name__)
@@ -106,8 +107,12 @@ def _remove(path: Path) -> None:
 
 
 def _steps(run: Path) -> list[Path]:
-    folders = (run / "checkpoints").glob("step_*")
-    return sorted(folder for folder in folders if re.fullmatch(r"step_\d{8,}", folder.name) and folder.is_dir())
+    try:
+        names = os.listdir(run / "checkpoints")
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    folders = (run / "checkpoints" / name for name in names if re.fullmatch(r"step_\d{8,}", name))
+    return sorted(folder for folder in folders if folder.is_dir())
 
 
 def newest(run: Path) -> Path | None:
@@ -117,6 +122,7 @@ def newest(run: Path) -> Path | None:
 
     Raises:
         ValueError: there are checkpoints, but none is whole, or one is of another version of deit_fast.
+        PermissionError: one may not be read; it may be whole.
     """
     pointer, folders = run / "checkpoints" / "newest", _steps(run)
     if not pointer.is_file() and not folders:
@@ -144,6 +150,7 @@ def damage(folder: Path) -> str | None:
 
     Raises:
         ValueError: it was written by another version of deit_fast.
+        PermissionError: a file of it may not be read.
     """
     try:
         state = read_json(folder / "state.json")
@@ -164,6 +171,8 @@ def damage(folder: Path) -> str | None:
     def damage_of(name: str) -> str | None:
         try:
             return None if sha256_of(folder / name) == files[name] else f"{name} has changed since it was written"
+        except PermissionError:
+            raise
         except OSError as error:
             return f"{name} cannot be read ({error.strerror})"
 
@@ -200,7 +209,7 @@ def save_best(run: Path, step: int, tensors: Mapping[str, Tensor], score: Mappin
 
 
 def best(run: Path) -> tuple[Path, dict[str, Any]] | None:
-    """(file, best.json) of the best weights; None if there are none, or they are damaged."""
+    """(file, best.json) of the best weights; None if there are none, or they are damaged. PermissionError if denied."""
     pointer = run / "checkpoints" / "best.json"
     if not pointer.is_file():
         return None
@@ -210,6 +219,8 @@ def best(run: Path) -> tuple[Path, dict[str, Any]] | None:
         if content["format"] == FORMAT and sha256_of(file) == content["sha256"]:
             return file, content
         reason = "its file has changed since it was written"
+    except PermissionError:
+        raise
     except (ValueError, KeyError, TypeError, OSError) as error:
         reason = str(error)
     logger.warning(f"{pointer} is skipped: {reason}")
@@ -222,7 +233,10 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
+        check_readable(path)
         return load_file(path)
+    except PermissionError:
+        raise
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} is not whole ({error}): remove {path.parent} to go back to the one before") from error
 

@@ -286,12 +286,15 @@ def _write(folder: Path, steps: range, rows: range, labels: Labels) -> Piece:
 
 
 def _load(path: Path) -> Labels:
-    """Raises ValueError: the file is cut off or damaged."""
+    """Raises ValueError: the file is cut off or damaged. PermissionError: it may be whole."""
     try:
+        files.check_readable(path)
         with safe_open(path, "numpy") as file:
             names = set(file.keys())
             labels = Labels(file.get_tensor("classes"), file.get_tensor("probs") if "probs" in names else None)
             checksum = (file.metadata() or {}).get("checksum")
+    except PermissionError:
+        raise
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} is cut off or damaged ({error})") from error
     if checksum != str(_checksum(labels)):

@@ -3,6 +3,7 @@
 --teacher runs/flowers-teacher                            a finished run, or a file of its checkpoints
 --teacher regnety_160.deit_in1k                           a timm name, its pretrained weights
 --teacher regnety_160-a5fe301d.pth --teacher-model NAME   a weights file and the architecture it fits
+--teacher output/model_best.pth.tar                       a checkpoint of timm's train.py
 --teacher flowers-timm                                    a folder that deit_fast.export, timm or transformers wrote
 --teacher package.module:function                         a function that returns an nn.Module, or weights
 --teacher recipe:demo-teacher                             a recipe, trained first on the same data
@@ -22,7 +23,7 @@ from ..config import Config, difference, fields_where
 from ..model import Normalisation
 from ..recipes.named import recipe
 from ..weights.build import Frozen, check_forward
-from ..weights.exported import class_names, image_size_of_folder
+from ..weights.exported import image_size_of_folder, in_timms_order, knows_classes
 from ..weights.pretrained import read_weights
 from ..weights.trained import opened, resolve
 
@@ -93,14 +94,17 @@ def load_teacher(config: Config, spec: str, classes: list[str], student_normalis
     count, wanted = check_forward(teacher, f"the teacher {spec}", config.image_size), len(classes)
     if count != wanted:
         raise ValueError(f"the teacher {spec} knows {count} classes, the data has {wanted}: {_ADVICE}")
-    # Exported folders spell ImageNet's class names in many ways, or have none.
-    known = trained.classes
-    comparable = trained.data is not None or (len(known) != 1000 and known != class_names(len(known)))
-    if comparable and known != classes:
+    known, what, advice = trained.classes, "on other classes", _ADVICE
+    if trained.timm_classes == "sorted":
+        known, what = in_timms_order(classes), "by timm, which sorts class folders by number and without case"
+        advice = f"train it with the --class-map of docs/from-timm.md, or {_ADVICE}"
+    elif not knows_classes(trained):
+        return teacher
+    if known != classes:
         first = next(label for label in range(count) if known[label] != classes[label])
         raise ValueError(
-            f"the teacher {spec} was trained on other classes: its class {first} is {known[first]}, the "
-            f"data's is {classes[first]}: {_ADVICE}"
+            f"the teacher {spec} was trained {what}: its class {first} is {known[first]}, the data's is "
+            f"{classes[first]}: {advice}"
         )
     return teacher
 

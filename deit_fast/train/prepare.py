@@ -20,6 +20,7 @@ from torch import nn
 
 from ..config import Config, Precision
 from ..data import EvalLoader, TrainLoader, jpeg_part
+from ..data.sources.folder import by_suffix
 from ..data.training import Loaders, TrainingData
 from ..files import read_json
 from ..model import VisionTransformer
@@ -124,6 +125,8 @@ def _open_data(config: Config, run: Path, ranks: Ranks, reporter: Reporter) -> T
     images, classes = len(data.train_set), len(data.train_set.classes)
     counts = f"{images:,} training and {len(data.val_set):,} validation images, {classes} classes"
     reporter.decide("data", counts)
+    if left_out := [*data.train_set.left_out, *data.val_set.left_out]:
+        reporter.decide("left out", by_suffix(left_out), "files that are not read: deit_fast.data check names them")
     shown = data.share.epoch_images
     of_all = "" if shown == images else f", its order's rows of {images:,} images"
     reason = f"{config.epochs} epochs of {shown:,} // {config.batch_size}{of_all}"

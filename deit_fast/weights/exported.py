@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import timm
 from timm.data import ImageNetInfo, resolve_model_data_config
+from timm.utils import natural_key
 from torch import Tensor, nn
 
 from deit_kernels.augment.policy import FILTERS
@@ -19,14 +22,21 @@ from ..files import read_json
 from ..model import CONFIGS, VisionTransformer, ViTConfig
 from .build import built_for, timm_model
 from .prediction import Trained
-from .pretrained import RELEASES, SUFFIXES, load_pretrained, read_weights
+from .pretrained import RELEASES, SUFFIXES, WeightsFile, load_pretrained, read_weights, read_weights_file
 
 EXIF = "exif_orientation"  # what we add to the files of timm (config.json) and transformers (preprocessor_config.json)
 
 
 def from_file(path: Path, architecture: str, sizes: dict[str, Any], timm_size: int) -> Trained:
-    model = from_tensors(read_weights(path), str(path), architecture, sizes, timm_size)
-    # read_weights has compared the content of a file of such a name with the release.
+    file = read_weights_file(path)
+    if timm.is_model(file.architecture):
+        if sizes or (architecture and not timm_size and architecture != file.architecture):
+            raise ValueError(
+                f"{path} already tells that it is a {file.architecture} of timm: leave out --architecture and --heads"
+            )
+        return _of_timms_training(path, file, timm_size)
+    model = from_tensors(file.weights, str(path), architecture, sizes, timm_size)
+    # read_weights_file has compared the content of a file of such a name with the release.
     release = next((name for name, digest in RELEASES.items() if path.name == f"{name}-{digest}.pth"), "")
     source = str(path) if isinstance(model, VisionTransformer) else f"{path}, {architecture}"
     return ready(model, source, release=release)
@@ -41,15 +51,48 @@ def from_tensors(
     architecture, DeiTs too, for images of this size.
     """
     if architecture and (timm_size or architecture not in CONFIGS):
-        matrices = [value for value in weights.values() if value.ndim == 2]
-        if not matrices:
-            raise ValueError(f"{source} holds no classifier: none of its {len(weights)} tensors is a matrix")
-        classes = len(matrices[-1])  # the last matrix of a weights file is its classifier
-        model = timm_model(architecture, **{"num_classes": classes, **built_for(architecture, timm_size), **sizes})
+        options = {"num_classes": _classes(weights, source), **built_for(architecture, timm_size), **sizes}
+        model = timm_model(architecture, **options)
     else:
         model = VisionTransformer(_sizes(source, weights, architecture, sizes))
     load_pretrained(model, weights)
     return model
+
+
+def _of_timms_training(path: Path, file: WeightsFile, timm_size: int) -> Trained:
+    """The model of a checkpoint of timm's train.py, built and shown its images as the arguments there say."""
+    arguments, name, weights = file.arguments, file.architecture, file.weights
+    own = dict(arguments.get("model_kwargs") or {}) | ({"global_pool": arguments["gp"]} if arguments.get("gp") else {})
+    sides = (timm_size, own.get("img_size"), arguments.get("img_size"), (arguments.get("input_size") or [0])[-1])
+    classes = arguments.get("num_classes") or _classes(weights, str(path))
+    options = {"num_classes": classes, **own}
+    model = timm_model(name, **{**options, **built_for(name, next(filter(None, sides), 0))})
+    if not timm_size and "pos_embed" in weights and model.pos_embed.shape != weights["pos_embed"].shape:
+        model = timm_model(name, **options)  # it sees images of other sizes than its own
+    load_pretrained(model, weights)
+    model.pretrained_cfg = {**model.pretrained_cfg, **resolve_model_data_config(model, dict(arguments))}
+    names, timm_classes = [], ""
+    if arguments.get("dataset") == "":  # class folders, not a data set of another library
+        names = _class_map(arguments)
+        timm_classes = "mapped" if len(names) == classes else "" if arguments.get("class_map") else "sorted"
+    source = f"{path}, timm's {name}{', moving average' if file.average else ''}"
+    trained = ready(model, source, names if timm_classes == "mapped" else (), timm_classes=timm_classes)
+    ours = name.split(".")[0] in CONFIGS and not timm_size and not own
+    return dataclasses.replace(trained, model=ours_of_timm(model)) if ours else trained
+
+
+def _class_map(arguments: Mapping[str, Any]) -> list[str]:
+    """The class names in the class map of a training of timm, index = label; empty if it had none or it is not here."""
+    file, root = arguments.get("class_map") or "", Path(arguments.get("data_dir") or arguments.get("data") or ".")
+    for place in (Path(file), root / str(arguments.get("train_split")) / file):
+        if place.suffix == ".txt" and place.is_file():
+            return list(map(str.strip, place.read_text(errors="backslashreplace").removesuffix("\n").split("\n")))
+    return []
+
+
+def in_timms_order(classes: Sequence[str]) -> list[str]:
+    """Class folders as timm sorts them: by the numbers in their names, and without case."""
+    return sorted(classes, key=natural_key)
 
 
 def from_folder(path: Path) -> Trained:
@@ -69,7 +112,9 @@ def from_folder(path: Path) -> Trained:
 
 
 def weights_file(path: Path) -> Path:
-    files = [file for suffix in SUFFIXES for file in sorted(path.glob(f"*{suffix}"))]
+    names = sorted(os.listdir(path))  # Path.glob finds nothing in a folder that may not be read
+    # Not .pth.tar: of the many checkpoints in a folder of timm's train.py, none is the folder's model.
+    files = [path / name for suffix in SUFFIXES for name in names if os.path.splitext(name)[1] == suffix]
     if not files:
         raise _no_model(path)
     return files[0]
@@ -108,6 +153,20 @@ def ready(model: nn.Module, source: str, classes: Sequence[str] = (), **others: 
 def class_names(count: int) -> list[str]:
     """ImageNet's names for 1000 classes, else "class 0", "class 1", …: weights alone tell only the number."""
     return ImageNetInfo().label_descriptions() if count == 1000 else [f"class {label}" for label in range(count)]
+
+
+def knows_classes(trained: Trained) -> bool:
+    """Whether its class names are its data's: weights alone have none, and ImageNet's are spelled in many ways."""
+    count = len(trained.classes)
+    return trained.data is not None or (count != 1000 and trained.classes != class_names(count))
+
+
+def _classes(weights: Mapping[str, Tensor], source: str) -> int:
+    """How many there are: the last matrix of a weights file is its classifier."""
+    matrices = [value for value in weights.values() if value.ndim == 2]
+    if not matrices:
+        raise ValueError(f"{source} holds no classifier: none of its {len(weights)} tensors is a matrix")
+    return len(matrices[-1])
 
 
 def _sizes(source: str, weights: Mapping[str, Tensor], architecture: str, given: dict[str, Any]) -> ViTConfig:

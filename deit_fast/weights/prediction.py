@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -45,6 +45,8 @@ class Trained:
         config, summary, data: `config.json`, `summary.json` and `data.json` of the run it comes from, else None.
         scores: of exactly these weights, by head, as the run measured them; None for a run's earlier checkpoints.
         release: the official model whose released file this is, by its sha256, else "".
+        timm_classes: of timm's train.py, which took the order from a class map, or sorted the class folders, whose
+            names it does not keep; else "".
     """
 
     model: nn.Module
@@ -56,6 +58,7 @@ class Trained:
     data: dict[str, Any] | None = None
     scores: dict[str, Any] | None = None
     release: str = ""
+    timm_classes: Literal["", "mapped", "sorted"] = ""
 
     @property
     def policy(self) -> Policy:

@@ -15,7 +15,8 @@ import math
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple, NoReturn
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..files import sha256_of
+from ..files import check_readable, sha256_of
 from ..model import CONFIGS, VisionTransformer
 from .huggingface import from_huggingface, is_huggingface
 
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 ResizeMethod = Literal["official", "timm"]
 Grid = tuple[int, int]  # rows and columns of patches
-SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
+SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".pth.tar")
 
 # SHA-256 prefixes in the names of the released files (facebookresearch/deit, README and hubconf).
 RELEASES = {
@@ -86,23 +87,50 @@ def resize_pos_embed(
     return torch.cat([prefix, patches.flatten(2).transpose(1, 2).to(pos_embed.dtype)], dim=1)
 
 
+class WeightsFile(NamedTuple):
+    """Weights, and what a checkpoint of timm's train.py tells beside them."""
+
+    weights: dict[str, Tensor]
+    architecture: str = ""  # by timm's name; "" where nothing tells it
+    arguments: Mapping[str, Any] = MappingProxyType({})  # of train.py, by its own names
+    average: bool = False  # the weights are the moving average of those that were trained
+
+
 def read_weights(source: str | Path | Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors in a file, by name, from under "model" or "state_dict", without the prefixes of compile and DDP.
 
-    A DeiT or ViT under Hugging Face's names gets our names.
+    A checkpoint of timm's train.py gives its moving average where it has one, as `timm.models.load_checkpoint`. A DeiT
+    or ViT under Hugging Face's names gets our names.
 
     Raises:
         ValueError: no such file, not a weights file, or a pickle that holds code (which is not run).
     """
-    weights = source if isinstance(source, Mapping) else _read_file(Path(source))
-    for key in ("model", "state_dict"):
+    return read_weights_file(source).weights
+
+
+def read_weights_file(source: str | Path | Mapping[str, Any]) -> WeightsFile:
+    """`read_weights`, and what the file tells of the model."""
+    content = weights = source if isinstance(source, Mapping) else _read_file(Path(source))
+    average = False
+    for key in ("model", "state_dict_ema", "state_dict"):
         if isinstance(weights.get(key), Mapping):
-            weights = weights[key]
+            weights, average = weights[key], average or key == "state_dict_ema"
     if not weights or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()):
         where = "the mapping" if isinstance(source, Mapping) else f"{source}"
         raise ValueError(f'{where} holds no weights: expected tensors by name, plain or under "model" or "state_dict"')
-    weights = {key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in weights.items()}
-    return from_huggingface(weights) if is_huggingface(weights) else weights
+    weights = {_own_name(key): value for key, value in weights.items()}
+    weights = from_huggingface(weights) if is_huggingface(weights) else weights
+    architecture, arguments = content.get("arch"), content.get("args")
+    if not isinstance(architecture, str):
+        return WeightsFile(weights)
+    return WeightsFile(
+        weights, architecture, vars(arguments) if isinstance(arguments, argparse.Namespace) else {}, average
+    )
+
+
+def _own_name(key: str) -> str:
+    """Without the prefixes of torch.compile and of DDP, whichever is around the other."""
+    return key.removeprefix("_orig_mod.").removeprefix("module.").removeprefix("_orig_mod.")
 
 
 def _read_file(path: Path) -> Mapping[str, Tensor]:
@@ -114,6 +142,7 @@ def _read_file(path: Path) -> Mapping[str, Tensor]:
             f"{path} is not the released file of that name (its SHA-256 begins with {digest[:8]}): download it again, "
             f"or rename it if the weights are your own"
         )
+    check_readable(path)
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
@@ -123,7 +152,7 @@ def _read_file(path: Path) -> Mapping[str, Tensor]:
         if file.read(2) not in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):  # zip; pickle protocol 2, 4, 5
             raise ValueError(f"{path} is not a PyTorch weights file, whatever its name says: download it again")
     try:
-        # Official training checkpoints carry their argparse.Namespace, a plain holder of values.
+        # Checkpoints of the official code and of timm carry their argparse.Namespace, a plain holder of values.
         with torch.serialization.safe_globals([argparse.Namespace]):
             weights = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -161,7 +190,8 @@ def load_pretrained(
         ValueError: unreadable file, weights of another architecture (both are described), or keys that are missing,
             unexpected or of another shape (listed); the model is then as it was.
     """
-    weights, own, notes = read_weights(source), model.state_dict(), []
+    file, own, notes = read_weights_file(source), model.state_dict(), []
+    weights = file.weights
     theirs, ours = _architecture(weights), _architecture(own)
     if theirs and ours and theirs != ours:
         _refuse_architecture(theirs, ours)
@@ -188,7 +218,8 @@ def load_pretrained(
     }
     if any(problems.values()):
         listed = "; ".join(f"{what}: {_some(keys)}" for what, keys in problems.items() if keys)
-        raise ValueError(f"these weights do not fit the model. {listed}")
+        way = f"; they are of {file.architecture}: type --model {file.architecture}" if file.architecture else ""
+        raise ValueError(f"these weights do not fit the model. {listed}{way}")
     model.load_state_dict(weights)
     for note in notes:
         logger.warning(note)

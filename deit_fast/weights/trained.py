@@ -4,6 +4,7 @@ trained = deit_fast.load("runs/flowers")                        a run: its movin
 trained = deit_fast.load("runs/flowers/checkpoints/best_00000300.safetensors")   one of its checkpoints
 trained = deit_fast.load("exported/")                           a folder of ours, of timm or of Hugging Face
 trained = deit_fast.load("deit_small_distilled_patch16_224-649709d9.pth")        weights of the official code
+trained = deit_fast.load("output/model_best.pth.tar")           a checkpoint of timm's train.py
 trained = deit_fast.load("deit_tiny_patch16_224")               a name: fetched from the Hugging Face hub
 trained = deit_fast.load("my_models:build")                     a function that returns a model, or weights
 
@@ -60,7 +61,7 @@ def resolve(spec: str | Path, flag: str = "") -> Named:
             return Named("run", spec, flag, path, path)
         return Named("exported", spec, flag, path)
     if path.is_file():
-        if path.suffix not in SUFFIXES:
+        if not path.name.endswith(SUFFIXES):
             raise ValueError(
                 f"{path} is not a weights file, whose name ends in {', '.join(SUFFIXES)}: type one, or the folder"
             )
@@ -73,7 +74,7 @@ def resolve(spec: str | Path, flag: str = "") -> Named:
         raise ValueError(f"{spec} is an address{given}: download the file, and type its path")
     if spec in CONFIGS or timm.is_model(spec) or spec.startswith(("hf_hub:", "hf-hub:")):
         return Named("name", spec, flag, path)
-    if "/" in spec or path.suffix in SUFFIXES or spec.startswith(HUBS):
+    if "/" in spec or spec.endswith(SUFFIXES) or spec.startswith(HUBS):
         raise ValueError(f"there is no file or folder {path}{given}: check the path, or type a model's name")
     if ":" in spec:
         return Named("function", spec, flag, path)
@@ -86,8 +87,9 @@ def load(source: str | Path, *, architecture: str = "", image_size: int = 0, **s
 
     Args:
         source: a run folder; a file of its checkpoints; a folder that `deit_fast.export`, timm or transformers wrote;
-            a weights file (official, timm, Hugging Face, ours); one of the eight DeiT names, or a name of timm or of
-            the Hugging Face hub, whose weights are then fetched; module:function that returns a model, or weights.
+            a weights file (official, timm, Hugging Face, ours), or a checkpoint of timm's train.py; one of the eight
+            DeiT names, or a name of timm or of the Hugging Face hub, whose weights are then fetched; module:function
+            that returns a model, or weights.
         architecture: timm's name of what weights fit, where it is not a DeiT.
         image_size: of other images than it was trained on, pixels; position embeddings are resized.
         sizes: what the tensors of a weights file do not tell, such as heads=2.

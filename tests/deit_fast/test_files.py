@@ -5,6 +5,7 @@ import fcntl
 import io
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -13,9 +14,22 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from deit_fast import files
-from deit_fast.files import LOCK, Lock, check_writable, read_json, remove_parts, write_file, write_folder, write_json
+from deit_fast import command, files
+from deit_fast.files import (
+    LOCK,
+    Lock,
+    check_readable,
+    check_writable,
+    read_json,
+    remove_parts,
+    write_file,
+    write_folder,
+    write_json,
+)
+from tests.deit_fast.forbidden import forbid, sentence
 
 CALLS = ("open", "fsync", "replace", "mkdir")  # of os
 
@@ -109,6 +123,44 @@ def test_a_kill_at_any_call_leaves_it_whole_or_absent_and_the_next_writer_succee
         assert content(path) == whole
         number += 1
     assert number > 4 and {} in found and all(each in ({}, whole) for each in found)
+
+
+@pytest.fixture(params=[0o022, 0o077, 0o002])
+def umask(request: pytest.FixtureRequest):
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_who_may_read_a_file_is_what_the_umask_says_whoever_wrote_it(tmp_path, umask: int) -> None:
+    def write(path: Path) -> None:
+        save_file({"weight": torch.zeros(3)}, path)
+        assert mode(path) == 0o600, "as safetensors makes it; else there is nothing to do"
+
+    def fill_both(folder: Path) -> None:
+        fill(folder)
+        write(folder / "sub" / "model.safetensors")
+
+    write_file(tmp_path / "it.safetensors", write)
+    write_folder(tmp_path / "folder", fill_both)
+    with Lock(tmp_path / LOCK) as lock:
+        lock.acquire()
+    found = sorted(tmp_path.rglob("*"))
+    assert len(found) == 7
+    assert all(mode(path) == (0o777 if path.is_dir() else 0o666) & ~umask for path in found)
+
+
+def test_a_file_that_may_not_be_read_is_said_to_be_one(tmp_path, monkeypatch) -> None:
+    write_json(tmp_path / "data.json", {})
+    forbid(monkeypatch, tmp_path)
+    for read in (read_json, check_readable):
+        with pytest.raises(PermissionError) as denial:
+            read(tmp_path / "data.json")
+        assert command.sentence(denial.value) == sentence(tmp_path / "data.json")
 
 
 def test_the_old_file_stays_when_the_writer_fails(tmp_path) -> None:

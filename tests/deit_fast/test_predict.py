@@ -78,6 +78,16 @@ def test_files_that_are_no_images_are_named_and_the_others_answered(
     assert f"error: {tmp_path / 'bad.jpg'} holds no image: {reason}" in err
 
 
+def test_what_is_left_out_of_a_folder_is_said(finished_run: Path, images: Path, tmp_path: Path, capsys) -> None:
+    for name in ("a.png", "b.heic", "sub/c.txt", ".hidden"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((images / "val" / "class0" / "0.png").read_bytes())
+    assert main([str(tmp_path), "--model", str(finished_run), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 1
+    assert f"left out: 1 .heic, 1 .txt in {tmp_path}\n" in err
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...files import denied, shown
 from .dataset import Dataset, check_labels, checked_names
 from .index import locate
 
@@ -49,7 +50,7 @@ class Cifar(Dataset):
 
     def path(self, index: int) -> str:
         file, place = locate(self._ends, index)
-        return f"{self._files[file]}[{place}]"
+        return shown(f"{self._files[file]}[{place}]")
 
 
 def _images(file: Path, key: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -74,6 +75,8 @@ def _entries(file: Path, *keys: str) -> list[Any]:
         with open(file, "rb") as opened:
             content = _Unpickler(opened, encoding="latin1").load()
         return [content[key] for key in keys]
+    except PermissionError as error:
+        raise ValueError(denied(file)) from error
     except OSError as error:
         raise ValueError(f"cannot read {file} ({error.strerror}): unpack the archive of CIFAR again") from error
     except Exception as error:  # an unpickler meets anything in a damaged file

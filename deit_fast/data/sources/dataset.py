@@ -27,6 +27,7 @@ class Dataset(Protocol):
     name: str  # the spec as the user gave it
     classes: list[str]  # class names; the index is the label
     labels: NDArray[np.int64]  # (N,)
+    left_out: Iterable[str] = ()  # files that lie among its images and are not read
 
     def __len__(self) -> int:
         return len(self.labels)

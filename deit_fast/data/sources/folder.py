@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -19,11 +20,17 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .dataset import Broken, Dataset, counted, note
+from ...files import shown
+from .dataset import Broken, Dataset, checked_names, counted, note
 from .index import CACHED_FROM, Names, cache_arrays, from_arrays, index_path, load_arrays, to_arrays
 
-# The suffixes of torchvision.datasets.ImageFolder. They only say which files are images; `decode` looks at the content.
-SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+# They only say which files are images; `decode` looks at the content. First those of torchvision.datasets.ImageFolder,
+# then what else Pillow calls the formats that `decode` reads, but .pfm, whose numbers are no levels.
+SUFFIXES = (
+    ".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp",
+    ".gif", ".avif", ".avifs", ".jfif", ".jpe", ".mpo", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".apng", ".pbm",
+    ".pnm",
+)  # fmt: skip
 IMAGE_FILES = f"image files end in {', '.join(SUFFIXES)}"
 MAX_FILE_BYTES = 2**30  # a larger "image" is refused instead of filling the memory
 # A file system stamps folders by its own clock, some in whole seconds: a folder modified at the moment of its scan may
@@ -34,7 +41,9 @@ STAMP_SECONDS = 2.0
 class ImageFolder(Dataset):
     """Images in class folders.
 
-    Names that start with a dot are skipped (.ipynb_checkpoints, macOS's ._*.jpg); links to folders are followed.
+    Names that start with a dot are skipped (.ipynb_checkpoints, macOS's ._*.jpg); links to folders are followed. What
+    else is not read, images beside the class folders and other files in them, is `left_out`. A name that is not UTF-8
+    is as any other; where it is shown, and in the name of a class, its bytes are written out (`files.shown`).
 
     Labels are indices into `classes`, by default the sorted folders; a given class may lack a folder or images.
 
@@ -45,7 +54,7 @@ class ImageFolder(Dataset):
     def __init__(self, root: Path, name: str, classes: list[str] | None = None, broken: Broken | None = None):
         self.name = name
         scan = _scan(root, broken)
-        found = list(scan.classes)
+        found = checked_names(list(map(shown, scan.classes)), root)
         if not found:
             what = "images but no class folders" if any(map(is_image, listing(root)[1])) else "no class folders"
             raise ValueError(f"{root} holds {what}: sort its images into one sub-folder per class")
@@ -74,12 +83,16 @@ class ImageFolder(Dataset):
                     broken.append((path, f"has no image ({IMAGE_FILES}): add images or remove the folder"))
         place = {name: label for label, name in enumerate(self.classes)}
         self.labels = np.array([place.get(name, -1) for name in found], np.int64)[scan.labels]
+        self.left_out = scan.left_out
         self._scan = scan
 
     def read(self, index: int) -> bytes:
-        return read_file(self.path(index))
+        return read_file(self._file(index))
 
     def path(self, index: int) -> str:
+        return shown(self._file(index))
+
+    def _file(self, index: int) -> str:
         return os.path.join(self._scan.folders[self._scan.folder_of[index]], self._scan.files[index])
 
 
@@ -90,7 +103,7 @@ class FlatFolder(ImageFolder):
         self.name, self.classes, self.labels = name, classes, labels
         self._root, self._files = root, Names.of(files)
 
-    def path(self, index: int) -> str:
+    def _file(self, index: int) -> str:
         return os.path.join(self._root, self._files[index])
 
 
@@ -149,6 +162,12 @@ def is_image(file: str) -> bool:
     return file.lower().endswith(SUFFIXES)
 
 
+def by_suffix(files: Iterable[str]) -> str:
+    """How many files end in what, such as "2 .heic, 1 .txt", the most frequent first."""
+    counts = Counter(shown(os.path.splitext(file)[1]).lower() or "without a suffix" for file in files)
+    return ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common())
+
+
 class _Scan(NamedTuple):
     """The images under a folder of class folders: F folders, N files, C classes."""
 
@@ -158,6 +177,7 @@ class _Scan(NamedTuple):
     stamps: NDArray[np.int64]  # (F,), when each folder was modified, ns
     folder_of: NDArray[np.int32]  # (N,)
     labels: NDArray[np.int32]  # (N,), indices into classes
+    left_out: Names  # with their folders
 
     def is_current(self) -> bool:
         try:
@@ -170,7 +190,7 @@ def _scan(root: Path, broken: Broken | None = None) -> _Scan:
     """The images under a folder, from the cache where nothing has changed and `broken` asks for no mistakes."""
     if broken is not None:
         return _walk(root, broken)
-    cache = index_path("folder", 1, str(root.absolute()))
+    cache = index_path("folder", 2, str(root.absolute()))
     arrays = load_arrays(cache)
     if arrays is not None and (scan := from_arrays(_Scan, arrays)).is_current():
         return scan
@@ -185,11 +205,12 @@ def _scan(root: Path, broken: Broken | None = None) -> _Scan:
 def _walk(root: Path, broken: Broken | None = None) -> _Scan:
     # A folder's stamp is read before its names: a change in between makes the scan look older than it is.
     with _readable(root):
-        tree = [(str(root), root.stat().st_mtime_ns, [], 0)]
-    classes = listing(root, broken)[0]
+        stamp = root.stat().st_mtime_ns
+    classes, beside = listing(root, broken)
+    tree = [(str(root), stamp, [], list(filter(is_image, beside)), 0)]
     for label, name in enumerate(classes):
         tree += [(*each, label) for each in sorted(_tree(root / name, (), broken))]
-    folders, stamps, files, labels = zip(*tree, strict=True)
+    folders, stamps, files, others, labels = zip(*tree, strict=True)
     counts = [len(names) for names in files]
     return _Scan(
         Names.of(classes),
@@ -198,13 +219,14 @@ def _walk(root: Path, broken: Broken | None = None) -> _Scan:
         np.array(stamps, np.int64),
         np.repeat(np.arange(len(folders), dtype=np.int32), counts),
         np.repeat(np.array(labels, np.int32), counts),
+        Names.of(os.path.join(folder, name) for folder, names in zip(folders, others, strict=True) for name in names),
     )
 
 
 def _tree(
     folder: Path, parents: tuple[tuple[int, int], ...], broken: Broken | None
-) -> Iterator[tuple[str, int, list[str]]]:
-    """(folder, when it was modified, its images) of a folder and all folders below it; links are followed."""
+) -> Iterator[tuple[str, int, list[str], list[str]]]:
+    """(folder, when it was modified, its images, its other files) of a folder and all below it; links are followed."""
     try:
         with _readable(folder):
             status = folder.stat()
@@ -215,6 +237,7 @@ def _tree(
     except ValueError as error:
         note(broken, str(folder), error)
         return
-    yield str(folder), status.st_mtime_ns, [file for file in files if is_image(file)]
+    images = list(filter(is_image, files))
+    yield str(folder), status.st_mtime_ns, images, [file for file in files if not is_image(file)]
     for name in folders:
         yield from _tree(folder / name, (*parents, identity), broken)

@@ -46,7 +46,8 @@ def flat_validation(folder: Path, name: str, classes: list[str], broken: Broken 
     archive). The classes of the training images are WordNet ids if the label file has those. An image without a label
     of theirs is a ValueError, or is appended to `broken` and has the label −1.
     """
-    files = [file for file in listing(folder)[1] if is_image(file)]
+    every = listing(folder)[1]
+    files = list(filter(is_image, every))
     above = folder.absolute().parent
     places = [folder, above, *sorted(above.glob("*devkit*/data")), *list(above.parents)[:3]]
     source = next((place / name for place in places for name in LABEL_FILES if (place / name).is_file()), None)
@@ -66,7 +67,9 @@ def flat_validation(folder: Path, name: str, classes: list[str], broken: Broken 
             given = f"gives {path} the label {label}, which the training images lack"
             note(broken, path, ValueError(f"{source} {f'has no label for {path}' if label is None else given}"))
         labels.append(index)
-    return FlatFolder(folder, name, classes, files, np.array(labels, np.int64))
+    images = FlatFolder(folder, name, classes, files, np.array(labels, np.int64))
+    images.left_out = [str(folder / file) for file in every if not is_image(file) and file not in LABEL_FILES]
+    return images
 
 
 def has_numbered_classes(folder: Path, classes: Sequence[str]) -> bool:
@@ -126,11 +129,13 @@ def _labels(file: Path) -> dict[str, str | int] | dict[int, str]:
     if file.name == "meta.bin":
         try:
             _, synsets = torch.load(file, weights_only=True)
+        except PermissionError:
+            raise
         except (OSError, RuntimeError, ValueError, TypeError, EOFError, pickle.UnpicklingError) as error:
             raise ValueError(f"{file} is not the meta.bin of torchvision.datasets.ImageNet ({error})") from error
         return dict(enumerate(synsets, 1))
     try:
-        lines = [line for line in file.read_text().splitlines() if line.strip()]
+        lines = [line for line in file.read_text(errors="surrogateescape").splitlines() if line.strip()]
     except OSError as error:
         raise ValueError(f"cannot read {file} ({error.strerror})") from error
     try:

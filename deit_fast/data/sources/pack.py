@@ -141,6 +141,8 @@ def _read_description(folder: Path) -> dict[str, Any] | None:
         return found
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except PermissionError:
+        raise
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder / PACK_FILE} cannot be read ({error}): remove {folder} and pack again") from error
 

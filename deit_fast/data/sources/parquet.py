@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...files import denied, shown
 from .dataset import Broken, Dataset, check_labels, checked_names, note, numbered
 from .index import locate
 
@@ -124,6 +125,10 @@ def _opened(file: str) -> pyarrow.parquet.ParquetFile:
     pyarrow = _pyarrow()
     try:
         return pyarrow.parquet.ParquetFile(file)
+    except PermissionError as error:
+        raise ValueError(denied(file)) from error
+    except UnicodeEncodeError as error:
+        raise ValueError(f"pyarrow reads no path that is not UTF-8: rename {shown(file)} or its folder") from error
     except (OSError, pyarrow.ArrowException) as error:
         raise ValueError(f"{file} is not a readable parquet file ({error}): copy or download it again") from error
 

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ...files import check_readable, denied, shown
 from .dataset import Broken, Dataset, check_labels, checked_names, note, numbered
 from .folder import SUFFIXES, is_image
 from .index import CACHED_FROM, Names, cache_arrays, from_arrays, index_path, load_arrays, to_arrays
@@ -73,7 +74,7 @@ class TarShards(Dataset):
             note(broken, self._shards[0], ValueError(f"{self._shards[0]} holds no sample"))
         names = shards[0].parent / CLASSES_FILE
         if classes is None and names.is_file():
-            classes = checked_names(names.read_text().removesuffix("\n").split("\n"), names)
+            classes = checked_names(names.read_text(errors="backslashreplace").removesuffix("\n").split("\n"), names)
         self.classes = numbered(self, "mend or remove the sample", broken) if classes is None else classes
         check_labels(self, broken)
 
@@ -86,7 +87,7 @@ class TarShards(Dataset):
         return data
 
     def path(self, index: int) -> str:
-        return f"{self._shards[self._index.shard[index]]}/{self._index.names[index]}"
+        return shown(f"{self._shards[self._index.shard[index]]}/{self._index.names[index]}")
 
 
 def fingerprint(shards: Sequence[str], *, stamps: bool) -> NDArray[np.str_]:
@@ -119,6 +120,7 @@ def scan(shards: Sequence[str], broken: Broken | None = None) -> ShardIndex:
 def _opened(shards: list[str], index_file: Path | None, broken: Broken | None) -> ShardIndex:
     if index_file is not None:
         try:
+            check_readable(index_file)
             arrays = load_arrays(index_file)
             if arrays is not None and np.array_equal(arrays["valid_for"], fingerprint(shards, stamps=False)):
                 return from_arrays(ShardIndex, arrays)
@@ -126,6 +128,8 @@ def _opened(shards: list[str], index_file: Path | None, broken: Broken | None) -
                 f"the shards beside {index_file} are not those that it lists: restore the missing or damaged ones "
                 "(deit_fast.data check names them), or remove those and run the same deit_fast.data pack command again"
             )
+        except PermissionError as error:
+            note(broken, str(index_file), ValueError(denied(error.filename)))
         except ValueError as error:
             note(broken, str(index_file), error)
     if broken is not None:
@@ -167,6 +171,8 @@ def _samples(shard: str) -> Iterator[tuple[int, int, int, str]]:
             _check_end(tar)
             if key:
                 yield _complete(shard, key, image, label)
+    except PermissionError as error:
+        raise ValueError(denied(shard)) from error
     except (tarfile.TarError, OSError) as error:
         raise ValueError(f"{shard} is not a readable tar file ({error}): {hint}") from error
 

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,12 +14,14 @@ from cifar_files import write_cifar10
 from memory_dataset import encoded_image
 from PIL import Image
 
+from deit_fast.data import open_dataset
 from deit_fast.data.__main__ import main
 from deit_fast.data.check import check
 from deit_fast.data.decode import decode
 from deit_fast.data.sources.folder import IMAGE_FILES
 from deit_fast.data.sources.open import open_unpacked
 from deit_fast.data.sources.pack import Settings, pack
+from tests.deit_fast.forbidden import forbid, sentence
 
 
 def save(path, image, **options):
@@ -76,6 +79,26 @@ def test_everything_is_named_and_nothing_sound_is(odd_folder):
         "turned.jpg": "EXIF orientation 6",
         "scratched.jpg": "damaged in part",
     }
+
+
+def test_what_is_left_out_is_named_with_the_reason(image_folder, capsys):
+    ant = image_folder / "train/ant"
+    for path in (ant / "photo.heic", ant / "notes", image_folder / "val" / "loose.png"):
+        path.touch()
+    assert main(["check", str(image_folder)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert f"left out: {ant}/photo.heic: .heic is no suffix of an image" in said
+    assert f"left out: {ant}/notes: its name has no suffix" in said
+    assert f"left out: {image_folder}/val/loose.png: it lies beside the class folders" in said
+    assert said[-1].startswith("12 images: 0 broken, 0 odd, ") and said[-1].endswith(", 3 left out")
+
+
+def test_the_suffixes_of_one_format_are_not_odd(image_folder):
+    pixels = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8))
+    save(image_folder / "train/ant/a.jfif", pixels, format="JPEG")
+    save(image_folder / "train/ant/b.mpo", pixels, format="MPO", save_all=True, append_images=[pixels])
+    save(image_folder / "train/ant/c.jp2", pixels, format="JPEG2000")
+    assert by_file(check(open_unpacked(str(image_folder)), threads=1).odd) == {}
 
 
 def test_an_image_of_which_crops_see_almost_nothing_is_odd_and_one_that_all_refuse_is_broken(image_folder):
@@ -236,6 +259,23 @@ def test_broken_shards_are_all_named_and_the_others_are_read(packed_folder):
     assert images == 6
 
 
+def test_a_shard_that_may_not_be_read_is_not_called_damaged(packed_folder, monkeypatch):
+    shard = packed_folder / "train-00001.tar"
+    forbid(monkeypatch, shard)
+    assert checked(packed_folder) == ({shard.name: sentence(shard)}, 10)
+    with pytest.raises(ValueError, match=re.escape(sentence(shard))):
+        open_dataset(str(packed_folder))
+
+
+def test_an_index_that_may_not_be_read_is_not_called_damaged(image_folder, tmp_path, monkeypatch):
+    pack(open_unpacked(str(image_folder)), tmp_path / "packed", Settings(shard_images=2))
+    index = tmp_path / "packed" / "train.index.npz"
+    forbid(monkeypatch, index)
+    assert checked(tmp_path / "packed") == ({index.name: sentence(index)}, 12)
+    with pytest.raises(ValueError, match=re.escape(sentence(index))):
+        open_dataset(str(tmp_path / "packed"))
+
+
 def test_a_split_of_which_no_shard_can_be_read_is_named_and_the_other_is_read(packed_folder):
     for shard in packed_folder.glob("train-*.tar"):
         shard.write_bytes(shard.read_bytes()[:700])
@@ -293,6 +333,20 @@ def test_broken_parquet_files_are_all_named_and_the_others_are_read(parquet_fold
     assert broken["train-0.parquet"].startswith("is not a readable parquet file")
     assert broken["train-2.parquet"] == "has 1 rows without a value of 'label'"
     assert images == 4
+
+
+def test_a_parquet_file_that_may_not_be_read_is_not_called_damaged(parquet_folder, monkeypatch):
+    from pyarrow import parquet
+
+    file, opened = parquet_folder.path / "train-1.parquet", parquet.ParquetFile
+
+    def denied(path):
+        if path == str(file):
+            raise PermissionError(13, f"Failed to open local file '{path}'. Detail: [errno 13] Permission denied")
+        return opened(path)
+
+    monkeypatch.setattr(parquet, "ParquetFile", denied)
+    assert checked(parquet_folder.path) == ({file.name: sentence(file)}, 6)
 
 
 def test_a_first_parquet_file_of_other_columns_is_named_and_the_others_are_read(parquet_folder):

@@ -11,9 +11,11 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from timm.data.readers.reader_image_folder import ReaderImageFolder
 from torch import Tensor, nn
 
 from deit_fast import create_model, load
+from deit_fast.data import open_dataset
 from deit_fast.export import card as model_card
 from deit_fast.export import formats as export
 from deit_fast.export.__main__ import main
@@ -21,6 +23,7 @@ from deit_fast.export.card import Differences
 from deit_fast.export.formats import FORMS
 from deit_fast.recipes.named import parse
 from deit_fast.weights import pretrained
+from tests.deit_fast.conftest import write_images
 
 ROOT = Path(__file__).parents[3]
 NAME = "deit_tiny_distilled_patch16_224"
@@ -136,6 +139,34 @@ def test_the_card_of_a_run(exported: dict[str, Path], finished_run: Path) -> Non
     config = parse(shlex.split(command), "")
     expected = {**origin.config.identity(), "data": Path(origin.config.data).name}
     assert config.identity() == expected
+
+
+@pytest.mark.parametrize("folders", [["1", "2", "10"], ["Apple", "banana", "Cherry"]])
+def test_timm_numbers_class_folders_as_we_do_by_the_exported_class_map(
+    folders: list[str], finished_run: Path, tmp_path: Path
+) -> None:
+    root = write_images(tmp_path / "data", train=2, val=1)
+    for number, name in enumerate(folders):
+        for split in ("train", "val"):
+            (root / split / f"class{number}").rename(root / split / name)
+    for images in open_dataset(str(root)):
+        labels = {images.path(index): label for index, label in enumerate(images.labels.tolist())}
+        folder = str(Path(images.path(0)).parents[1])
+        assert dict(ReaderImageFolder(folder).samples) != labels, "timm's own order is another"
+        out = tmp_path / Path(folder).name
+        export.export(dataclasses.replace(load(finished_run), classes=images.classes), "timm", out)
+        assert dict(ReaderImageFolder(folder, class_map=str(out / "class_map.txt")).samples) == labels
+
+
+def test_the_card_passes_the_class_map_where_the_classes_are_known(
+    exported: dict[str, Path], official: Path, tmp_path: Path
+) -> None:
+    cards = {to: (folder / "README.md").read_text() for to, folder in exported.items()}
+    assert [to for to, card in cards.items() if "--class-map class_map.txt" in card] == ["timm"]
+    assert (exported["timm"] / "class_map.txt").read_text() == "class0\nclass1\nclass2\n"
+    export.export(load(official), "timm", tmp_path / "out")
+    assert not (tmp_path / "out" / "class_map.txt").exists()
+    assert "--class-map" not in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_the_card_of_a_release_quotes_its_published_accuracy(official: Path, monkeypatch: pytest.MonkeyPatch) -> None:

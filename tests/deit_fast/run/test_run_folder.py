@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -10,13 +11,17 @@ from pathlib import Path
 import pytest
 
 from deit_fast.config import Config
+from deit_fast.evaluate.__main__ import main as evaluate
+from deit_fast.export.__main__ import main as export
 from deit_fast.files import LOCK, Lock, read_json, write_json
+from deit_fast.predict import main as predict
 from deit_fast.run import checkpoint
 from deit_fast.run import folder as run_folder
 from deit_fast.train import train
 from deit_fast.train.__main__ import main
 from deit_fast.train.prepare import Start
 from tests.deit_fast.command import command_line
+from tests.deit_fast.forbidden import forbid, sentence
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -42,6 +47,45 @@ def half_way(tiny: Config) -> Config:
     (Path(tiny.out) / "summary.json").unlink()
     (Path(tiny.out) / "checkpoints" / "newest").write_text("step_00000002\n")
     return config
+
+
+def test_a_group_may_read_what_the_umask_lets_it_read(tiny: Config) -> None:
+    before = os.umask(0o027)
+    try:
+        train(dataclasses.replace(tiny, teacher_cache=str(Path(tiny.out).parent / "labels")))
+    finally:
+        os.umask(before)
+    for folder in (Path(tiny.out), Path(tiny.out).parent / "labels"):
+        found = [folder, *folder.rglob("*")]
+        assert {path.suffix for path in found} >= {".safetensors", ".json"}
+        modes = {path: stat.S_IMODE(path.stat().st_mode) for path in found}
+        assert modes == {path: 0o750 if path.is_dir() else 0o640 for path in found}
+
+
+def test_weights_that_may_not_be_read_are_not_called_damaged(half_way: Config, capsys, monkeypatch) -> None:
+    """A colleague's file: nobody is told to discard the run."""
+    run = Path(half_way.out)
+    file = run / "checkpoints" / "step_00000002" / "model.safetensors"
+    image = str(next(Path(half_way.data).rglob("*.png")))
+    forbid(monkeypatch, file)
+    for command in (
+        lambda: main(command_line(half_way)),
+        lambda: predict([image, "--model", str(run)]),
+        lambda: evaluate([str(run)]),
+        lambda: export([str(run), "--to", "timm", "--out", f"{run}-timm"]),
+    ):
+        assert command() == 2
+        assert capsys.readouterr().err.endswith(f"error: {sentence(file)}\n")
+
+
+@pytest.mark.parametrize("folder", ["", "checkpoints"])
+def test_a_run_that_may_not_be_listed_is_not_called_empty(folder: str, half_way: Config, capsys, monkeypatch) -> None:
+    path = Path(half_way.out) / folder
+    image = str(next(Path(half_way.data).rglob("*.png")))
+    forbid(monkeypatch, path)
+    assert predict([image, "--model", half_way.out]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: permission denied for {path}") and "--fresh" not in said
 
 
 def test_a_second_process_is_refused_at_once_and_the_first_is_named(half_way: Config, capsys) -> None:

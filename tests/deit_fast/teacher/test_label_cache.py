@@ -12,6 +12,7 @@ from deit_fast import files as durable
 from deit_fast.teacher import cache as label_cache
 from deit_fast.teacher.cache import PIECE_STEPS, LabelCache, runs
 from deit_kernels import TopK
+from tests.deit_fast.forbidden import forbid
 
 BATCH = 8
 SETTINGS = {"data_seed": 0, "policy": {"flip": 0.5, "size": 16}}
@@ -70,6 +71,16 @@ def test_a_top_k_comes_back_with_the_bits_that_were_trained_on(tmp_path: Path, s
     found = opened(tmp_path, said).lookup(0, np.arange(BATCH))
     assert np.array_equal(found.classes, indices.numpy())
     assert np.array_equal(found.probs.astype(np.float32), probs.numpy())
+
+
+def test_labels_that_may_not_be_read_are_not_removed_as_damaged(tmp_path: Path, said: list[str], monkeypatch) -> None:
+    fill(opened(tmp_path, said), range(3), range(BATCH))
+    (piece,) = tmp_path.glob("*.safetensors")
+    with monkeypatch.context() as patch:
+        forbid(patch, piece)
+        with pytest.raises(PermissionError):
+            opened(tmp_path, said)
+    assert opened(tmp_path, said).missing(range(3), range(BATCH)) == [] and said == []
 
 
 @pytest.mark.parametrize("shares", [[range(0, 4), range(4, 8)], [range(0, 8, 2), range(1, 8, 2)]])

@@ -80,6 +80,17 @@ def test_a_run_says_when_whole_jpeg_files_are_decoded(tiny: Config, monkeypatch,
     )
 
 
+def test_a_run_says_which_files_it_leaves_out(tiny: Config, tmp_path: Path, capsys) -> None:
+    root = shutil.copytree(tiny.data, tmp_path / "images")
+    train(dataclasses.replace(tiny, data=str(root)))
+    assert "left out" not in capsys.readouterr().out
+    for name in ("train/class0/a.heic", "train/class0/b.heic", "val/class1/notes.txt"):
+        (root / name).touch()
+    train(dataclasses.replace(tiny, data=str(root), fresh=True))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "left out 2 .heic, 1 .txt (files that are not read: deit_fast.data check names them)" in said
+
+
 def test_equal_seeds_give_equal_weights_and_others_do_not(tiny: Config, tmp_path: Path) -> None:
     again, seed, data_seed = (
         dataclasses.replace(tiny, out=str(tmp_path / name), **change)

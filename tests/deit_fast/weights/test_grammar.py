@@ -1,8 +1,9 @@
-"""The table of docs/using-a-model.md, cell by cell: six kinds of names, six uses, one model behind all of them.
+"""The table of docs/using-a-model.md, cell by cell: seven kinds of names, six uses, one model behind all of them.
 
 The model is timm's small test_vit. Whatever names it, every use must find exactly its weights.
 """
 
+import argparse
 import dataclasses
 import json
 import re
@@ -16,6 +17,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from timm.utils import CheckpointSaver, ModelEmaV3
 from torch import nn
 
 from deit_fast import create_model, load
@@ -71,6 +73,7 @@ KINDS = {
     "file of its `checkpoints/`": ["step", "best"],
     "exported folder": ["timm", "local-dir"],
     "weights file": [".pth", ".pt", ".bin", ".safetensors"],
+    "checkpoint of timm": ["model_best.pth.tar", "checkpoint-0.pth.tar", "renamed.pth"],
     "name": ["name.tag", "hf_hub"],
     "`module:function`": ["model", "weights", "path"],
 }
@@ -100,6 +103,25 @@ def reference(classes: int) -> nn.Module:
     return timm.create_model("test_vit", num_classes=classes).eval()
 
 
+def write_timms_training(folder: Path, average: nn.Module, **arguments: object) -> None:
+    """model_best.pth.tar, checkpoint-0.pth.tar and last.pth.tar of timm's own saver, and what else train.py leaves.
+
+    `average` is the moving average; the last weights are others.
+    """
+    torch.manual_seed(1)
+    last = timm.create_model("test_vit", num_classes=average.num_classes)
+    given = {"model": "test_vit", "num_classes": average.num_classes, "dataset": "", "data_dir": "nowhere"}
+    given |= {"train_split": "train", "class_map": "", "gp": None, "img_size": None, "input_size": None, "mean": None}
+    given |= {"std": None, "crop_pct": None, "interpolation": "", "in_chans": None, "model_kwargs": {}, **arguments}
+    folder.mkdir()
+    (folder / "args.yaml").write_text("model: test_vit\n")
+    saver = CheckpointSaver(
+        last, torch.optim.SGD(last.parameters(), lr=0.1), argparse.Namespace(**given),
+        model_ema=ModelEmaV3(average), checkpoint_dir=str(folder),
+    )  # fmt: skip
+    saver.save_checkpoint(0, metric=50.0)
+
+
 def write_run(folder: Path, model: nn.Module, data: Path) -> None:
     config = Config(data=str(data), model="test_vit", image_size=160, out=str(folder), label_smoothing=0.0)
     folder.mkdir()
@@ -124,12 +146,15 @@ def world(images: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
     for suffix in (".pth", ".pt", ".bin"):
         torch.save({"model": model.state_dict()}, root / f"model{suffix}")
     save_file(model.state_dict(), root / "model.safetensors")
+    write_timms_training(root / "output", model)
+    shutil.copy(root / "output" / "last.pth.tar", root / "output" / "renamed.pth")
     (root / "my_models.py").write_text(FUNCTIONS)
     exported_to(load(root / "run"), "timm", root / "timm")
     (root / "photos" / SYNSET).mkdir(parents=True)
     Image.effect_mandelbrot((180, 170), (-2, -1, 1, 1), 30).convert("RGB").save(root / "photos" / SYNSET / "a.png")
     paths = {"run": "run", "unfinished": "unfinished", "step": step, "best": best, "timm": "timm"}
     paths |= {suffix: f"model{suffix}" for suffix in KINDS["weights file"]}
+    paths |= {name: f"output/{name}" for name in KINDS["checkpoint of timm"]}
     specs = {name: str(root / path) for name, path in paths.items()}
     specs |= {"local-dir": f"local-dir:{root / 'timm'}", "name.tag": "test_vit.r160_in1k"}
     specs |= {"hf_hub": "hf_hub:timm/test_vit.r160_in1k"}
@@ -224,7 +249,7 @@ def uses(world: World, tmp_path: Path, capsys: pytest.CaptureFixture) -> dict[st
     return {use: lambda case, told, f=f: f(world, case, told, tmp_path) for use, f in functions.items()}
 
 
-def test_the_table_has_all_six_kinds_and_uses() -> None:
+def test_the_table_has_all_kinds_and_uses() -> None:
     assert list(table()) == list(KINDS)
     assert all(tuple(row) == USES for row in table().values())
 
@@ -257,7 +282,7 @@ def test_a_weights_file_without_its_architecture_is_a_sentence(use: str, uses, c
 
 
 def test_a_spec_is_of_one_kind(world: World) -> None:
-    words = ("run", "checkpoint", "exported", "file", "name", "function")
+    words = ("run", "checkpoint", "exported", "file", "file", "name", "function")
     for kind, cases in zip(words, KINDS.values(), strict=True):
         assert {resolve(world.specs[case]).kind for case in cases} == {kind}
 

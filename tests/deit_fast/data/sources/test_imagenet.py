@@ -68,6 +68,13 @@ def test_a_flat_validation_folder_has_its_labels_from_a_file_beside_it(imagenet,
     assert val.path(2).endswith("val/ILSVRC2012_val_00000003.JPEG")
 
 
+def test_what_is_no_image_in_a_flat_folder_is_listed_but_the_labels(imagenet):
+    caffe(imagenet)
+    (imagenet / "val" / "notes.doc").touch()
+    _, val = open_dataset(str(imagenet))
+    assert val.left_out == [str(imagenet / "val" / "notes.doc")]
+
+
 def refused(imagenet) -> str:
     with pytest.raises(ValueError) as caught:
         open_dataset(str(imagenet))

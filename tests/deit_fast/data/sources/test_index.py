@@ -63,12 +63,16 @@ def scanned(monkeypatch, root) -> int:
 
 
 def test_a_list_is_read_back_instead_of_scanned_again(kept, monkeypatch):
+    (kept / "train" / "ant" / "notes.txt").touch()
+    age(kept)
     first = open_dataset(str(kept))
     assert scanned(monkeypatch, kept) == 0
     for fresh, again in zip(first, open_dataset(str(kept)), strict=True):
         assert [fresh.path(index) for index in range(len(fresh))] == [again.path(index) for index in range(len(again))]
         assert np.array_equal(fresh.labels, again.labels)
         assert fresh.classes == again.classes
+        assert list(fresh.left_out) == list(again.left_out)
+    assert list(again.left_out) == [] and len(list(first[0].left_out)) == 1
 
 
 @pytest.mark.parametrize("change", ["add", "remove", "rename", "new class", "nested"])

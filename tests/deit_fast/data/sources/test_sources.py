@@ -5,8 +5,11 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from deit_fast.data import decode, open_dataset
+from deit_fast.data.decode import FORMATS
+from deit_fast.data.sources.folder import SUFFIXES, by_suffix
 
 
 def touch(path):
@@ -38,6 +41,39 @@ def test_images_stand_in_the_order_of_torchvision(image_folder):
     theirs = folder(train)
     assert ours.classes == theirs.classes == ["Zoo", "ant", "bee", "cow"]
     assert [(ours.path(index), ours.labels[index]) for index in range(len(ours))] == theirs.samples
+
+
+def test_every_suffix_of_a_format_that_is_read_is_an_images():
+    """As Pillow calls them: JPEG includes MPO; .pfm is left out, since its numbers are no levels."""
+    Image.init()
+    registered = {suffix for suffix, kind in Image.registered_extensions().items() if kind in {*FORMATS, "MPO"}}
+    assert {".gif", ".jfif", ".jp2"} < registered
+    known = set(SUFFIXES) if "AVIF" in FORMATS else set(SUFFIXES) - {".avif", ".avifs"}
+    assert known == registered - {".pfm"}
+
+
+def test_files_of_every_format_are_read_under_their_suffixes(image_folder):
+    pixels = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8))
+    kinds = {"a.gif": "GIF", "b.jfif": "JPEG", "c.JP2": "JPEG2000", "d.GIF": "GIF", "e.jpe": "JPEG", "f.pnm": "PPM"}
+    if "AVIF" in FORMATS:
+        kinds["g.avif"] = "AVIF"
+    for name, kind in kinds.items():
+        pixels.save(image_folder / "train/ant" / name, kind)
+    train, _ = open_dataset(str(image_folder))
+    names = [os.path.basename(train.path(index)) for index in range(len(train))]
+    assert names == ["0.jpg", "1.jpg", "2.jpg", "3.jpg", *sorted(kinds), "0.jpg", "1.jpg", "2.jpg", "3.jpg"]
+    assert all(decode(train.read(index)).shape == (20, 30, 3) for index in range(4, 4 + len(kinds)))
+    assert list(train.left_out) == []
+
+
+def test_what_is_not_read_is_listed(image_folder):
+    left_out = ["ant/notes.txt", "ant/sub/a.HEIC", "bee/README", "loose.jpg"]
+    for name in (*left_out, "classes.txt", "ant/.hidden", ".DS_Store"):
+        touch(image_folder / "train" / name)
+    train, val = open_dataset(str(image_folder))
+    assert sorted(train.left_out) == [str(image_folder / "train" / name) for name in left_out]
+    assert list(val.left_out) == [] and len(train) == 8
+    assert by_suffix(train.left_out) == "1 .jpg, 1 .txt, 1 .heic, 1 without a suffix"
 
 
 def test_hidden_files_and_folders_are_skipped(image_folder):
