@@ -135,10 +135,11 @@ def shown(name: str) -> str:
     return os.fsencode(name).decode(errors="backslashreplace")
 
 
-def denied(path: object) -> str:
-    """The sentence for a file or folder that this user may not read or write."""
-    quoted = shlex.quote(str(path))
-    return f"permission denied for {path}: let its owner type chmod -R a+rX {quoted}, or type another path"
+def denied(path: str | os.PathLike[str]) -> str:
+    """The sentence for a file or folder that this user may not read or write; its advice is for what closes it."""
+    closed = next((parent for parent in reversed(Path(path).parents) if not os.access(parent, os.X_OK)), path)
+    advice = f"let its owner type chmod -R a+rX {shlex.quote(str(closed))}, or type another path"
+    return f"permission denied for {path}: {advice}"
 
 
 def sha256_of(path: Path) -> str:

@@ -163,6 +163,12 @@ def test_a_file_that_may_not_be_read_is_said_to_be_one(tmp_path, monkeypatch) ->
         assert command.sentence(denial.value) == sentence(tmp_path / "data.json")
 
 
+def test_the_advice_is_for_the_folder_that_is_closed(tmp_path, monkeypatch) -> None:
+    file = tmp_path / "a run" / "checkpoints" / "model.safetensors"
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path).name not in ("a run", "checkpoints"))
+    assert files.denied(file).endswith(f"let its owner type chmod -R a+rX '{tmp_path}/a run', or type another path")
+
+
 def test_the_old_file_stays_when_the_writer_fails(tmp_path) -> None:
     path = tmp_path / "summary.json"
     write_json(path, {"top1": 80.0})
