@@ -138,7 +138,10 @@ def parse(arguments: Sequence[str], description: str, program: str = "python -m 
     defaults = recipe(name)
     if not (named.data or defaults.data or {"-h", "--help"} & set(arguments)):
         raise ValueError(f"recipe {name} needs data: type --data FOLDER")
-    epilog = f"The defaults above are those of the recipe {name}. The recipes:\n{command.listed(RECIPES)}"
+    description += f"\n\nThe defaults below are those of the recipe {name}"
+    if not (named.recipe or named.data):
+        description += "; with your own --data others count, which --data FOLDER --help shows"
+    epilog = f"The recipes:\n{command.listed(RECIPES)}"
     config = command.parse(
         Config, arguments, program=program, description=description, defaults=defaults, epilog=epilog
     )

@@ -13,7 +13,7 @@ from ..files import LOCK, Lock, write_json
 from ..ranks.group import Ranks, join
 from ..ranks.heartbeat import Heartbeat
 from ..ranks.preemption import Preempted, Preemption
-from ..run import folder, report
+from ..run import checkpoint, folder, report
 from ..run.metrics import TensorBoard
 from ..scores import Scores
 from . import dry_run
@@ -60,7 +60,7 @@ def _run(config: Config, ranks: Ranks, heartbeat: Heartbeat, preemption: Preempt
     finished = ranks.main_first(lambda: folder.open_run(config, run))
     if finished is not None:
         reporter.say(f"{run} is finished; with --fresh it is trained anew")
-        reporter.console.print(report.summary_table(finished, config))
+        _show(run, config, finished, ranks, reporter)
         return Summary(run, finished)
     with Lock(run / LOCK) as lock:
         if not config.dry_run:
@@ -164,6 +164,14 @@ def _conclude(
         report.draw(run, result, run / "report.png")
         write_json(run / "summary.json", result)
         reporter.say(f"trained in {record.seconds:.0f} s; {run / 'report.png'}")
-        reporter.console.print(report.summary_table(result, prepared.data.config))
+    _show(run, prepared.data.config, result, prepared.ranks, reporter)
     prepared.ranks.wait()
     return Summary(run, result)
+
+
+def _show(run: Path, config: Config, result: dict[str, Any], ranks: Ranks, reporter: report.Reporter) -> None:
+    """The table of a finished run, and where its best weights are."""
+    reporter.console.print(report.summary_table(result, config))
+    if ranks.main and (best := checkpoint.best(run)) is not None:
+        file, found = best
+        reporter.say(f"best weights: {file}, top-1 {found['top1']:.1f} % after step {found['step']:,}")

@@ -63,6 +63,18 @@ def test_defaults_are_those_of_the_recipe(capsys) -> None:
     assert all(re.search(rf"^  {name} ", text, flags=re.MULTILINE) for name in RECIPES)
 
 
+@pytest.mark.parametrize("name", ["train", "teacher"])
+def test_whose_defaults_are_shown_is_said_before_them(name: str, capsys) -> None:
+    said = {}
+    for arguments in ((), ("--data", "/mine"), ("--recipe", "deit-base")):
+        said[arguments] = " ".join(shown(name, *arguments, capsys=capsys).partition("--recipe TEXT")[0].split())
+    others = "; with your own --data others count, which --data FOLDER --help shows"
+    assert f"The defaults below are those of the recipe demo{others}" in said[()]
+    assert "The defaults below are those of the recipe deit " in said["--data", "/mine"]
+    assert "The defaults below are those of the recipe deit-base " in said["--recipe", "deit-base"]
+    assert all(others not in text for arguments, text in said.items() if arguments)
+
+
 def test_predict_says_how_many_images_it_draws(capsys) -> None:
     assert f"for the first {MOST_IMAGES} images" in flags(shown("predict", capsys=capsys))["--attention"]
 

@@ -63,6 +63,9 @@ def test_a_run_leaves_its_files_and_a_table(tiny: Config, capsys) -> None:
         assert head.keys() == {"top1", "top5", "loss", "n"} and head["n"] == 15 and head["top5"] == 100
     assert (run / "report.png").read_bytes().startswith(b"\x89PNG")
     out = capsys.readouterr().out
+    best = next((run / "checkpoints").glob("best_*.safetensors"))
+    top1 = max(row["ema"]["fused"]["top1"] for row in rows(run) if "ema" in row)
+    assert f"best weights: {best}, top-1 {top1:.1f} % after step {int(best.stem[-8:])}" in out
     for line in ("teacher", "student, class token", "student, distillation token", "student, fused, mean logits"):
         assert line in out
     assert not list(run.rglob("*.part*"))
@@ -147,7 +150,8 @@ def test_a_finished_run_prints_its_table_and_fresh_starts_anew(tiny: Config, cap
     pointer = Path(tiny.out) / "checkpoints" / "newest"
     written = pointer.stat().st_mtime_ns
     assert main(command_line(tiny)) == 0
-    assert "is finished" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "is finished" in out and "best weights: " in out
     assert pointer.stat().st_mtime_ns == written
     assert train(dataclasses.replace(tiny, fresh=True)).scores == scores
     assert pointer.stat().st_mtime_ns > written
