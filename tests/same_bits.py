@@ -63,7 +63,7 @@ NOT_COMPARED = {
 }  # fmt: skip
 LEFT_OUT = {"logs", "tensorboard", "report.png", "lock", "README.md"}
 
-SEEDS = "--seed 1 --data-seed 2 --threads 1"
+SEEDS = "--seed 1 --data-seed 2 --threads 1 --precision fp32"
 STUDENT = (
     f"--recipe digits --epochs 2 {SEEDS} --teacher ../teacher/run --rand-augment rand-m9-mstd0.5-inc1 --flip 0.5 "
     "--erase 0.25 --mixup 0.8 --cutmix 1.0 --drop-path 0.1 --dropout 0.1 --save-every 4"

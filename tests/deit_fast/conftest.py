@@ -50,6 +50,7 @@ def tiny_config(data: Path, out: Path) -> Config:
         recipe="deit",
         data=str(data),
         image_size=16,
+        precision="fp32",  # on every processor, so that numbers can be compared
         model="deit_tiny_distilled_patch16_224",
         patch_size=8,
         width=32,

@@ -98,7 +98,8 @@ def config(folder: Path, teachers: Path) -> Iterator[Config]:
     (data / "val" / "class1" / "2.png").write_bytes(b"no image")
     sys.path.insert(0, str(teachers))  # the ranks get this path
     yield Config(
-        recipe="deit", data=str(data), image_size=16, model="deit_tiny_distilled_patch16_224", patch_size=8, width=32,
+        recipe="deit", data=str(data), precision="fp32", image_size=16, model="deit_tiny_distilled_patch16_224",
+        patch_size=8, width=32,
         depth=2, heads=2, drop_path=0.3, rand_augment="rand-m9-mstd0.5-inc1", erase=0.5, mixup=0.8, cutmix=1.0,
         distill="soft", alpha=0.5, tau=2.0, kl_normalizer="batch", teacher="tiny_teachers:three_classes",
         epochs=2, warmup_epochs=0.5, batch_size=BATCH, lr=0.02, ema_decay=0.9, log_every=1, threads=1,
