@@ -108,7 +108,8 @@ def test_equal_seeds_give_equal_weights_and_others_do_not(tiny: Config, tmp_path
 
 def start(config: Config, teachers: Path, *command: str) -> subprocess.Popen:
     paths = os.pathsep.join([str(teachers), *sys.path])
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    threads = str(torch.get_num_threads())  # bits depend on them, so they are those of runs in this process
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": threads}
     command = command or (sys.executable, "-m", "deit_fast.train")
     return subprocess.Popen(
         [*command, *command_line(config)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
