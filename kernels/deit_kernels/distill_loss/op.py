@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .. import _extension
 from ..dispatch import INTERPRETING, kernel_unavailable_reasons, report_fallback
 from . import checks, reference
 from .reference import LossCall, MixedTarget, TopK
@@ -146,17 +147,16 @@ _CALL_SCHEMA = (
     "SymInt ignore_index, bool mean"
 )
 _FORWARD, _BACKWARD = "deit_kernels::_distill_loss_fwd", "deit_kernels::_distill_loss_bwd"
-torch.library.define(
-    _FORWARD, f"({_CALL_SCHEMA}) -> (Tensor loss, Tensor base, Tensor distill, Tensor statistics, Tensor count)"
-)
-torch.library.define(
-    _BACKWARD,
-    f"(Tensor grad, Tensor statistics, Tensor count, {_CALL_SCHEMA}, bool need_cls, bool need_dist) "
+_SCHEMAS = {
+    _FORWARD: f"({_CALL_SCHEMA}) -> (Tensor loss, Tensor base, Tensor distill, Tensor statistics, Tensor count)",
+    _BACKWARD: f"(Tensor grad, Tensor statistics, Tensor count, {_CALL_SCHEMA}, bool need_cls, bool need_dist) "
     "-> (Tensor grad_cls, Tensor grad_dist)",
-)
+}
+for _name, _schema in _SCHEMAS.items():
+    torch.library.define(_name, _schema)
+    torch.library.define(f"{_name}_exact", _schema)  # to which the C++ of CPU tensors sends float64 logits
 
 
-@torch.library.impl(_FORWARD, "default")
 def _forward(*args: object) -> tuple[Tensor, ...]:
     call = LossCall(*args)
     if call.logits.device.type == "cpu":
@@ -164,11 +164,17 @@ def _forward(*args: object) -> tuple[Tensor, ...]:
     return _implementation(call).forward(call)
 
 
-@torch.library.impl(_BACKWARD, "default")
 def _backward(grad: Tensor, statistics: Tensor, count: Tensor, *args: object) -> tuple[Tensor, Tensor]:
     call, (need_cls, need_dist) = LossCall(*args[:-2]), args[-2:]
     gradients = _implementation(call).backward(grad, statistics, count, call, need_cls, need_dist)
     return tuple(statistics.new_empty(0) if gradient is None else gradient for gradient in gradients)
+
+
+for _name, _function in ((_FORWARD, _forward), (_BACKWARD, _backward)):
+    torch.library.impl(_name, "default", _function)
+    torch.library.impl(f"{_name}_exact", "CPU", _function)
+    if INTERPRETING:
+        torch.library.impl(_name, "CPU", _function)
 
 
 def _implementation(call: LossCall) -> ModuleType:
