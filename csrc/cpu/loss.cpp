@@ -65,8 +65,8 @@ template <int bytes>
 class Rows {
  public:
   Rows(const LossCall& call, bool teacher)
-      : call(call), n(call.classes), inverse_tau(static_cast<float>(1 / call.tau)),
-        teacher_inverse_tau(call.teacher_probs.data ? 1 : inverse_tau) {
+      : call(call), n(call.classes), tau(static_cast<float>(call.tau)),
+        teacher_tau(call.teacher_probs.data ? 1 : tau) {
     thread_local std::vector<float> memory;
     if (static_cast<int64_t>(memory.size()) < 5 * n) memory.resize(5 * n);
     buffer = memory.data();
@@ -161,7 +161,7 @@ class Rows {
   }
 
   INTO_CALLER double soft_term(float* saved) {
-    const Divergence found = divergence<bytes>(x[dist], inverse_tau, x[logits], teacher_inverse_tau, n);
+    const Divergence found = divergence<bytes>(x[dist], tau, x[logits], teacher_tau, n);
     saved[dist_max] = found.student.largest;
     saved[dist_rest] = static_cast<float>(found.student.rest);
     saved[teacher_max] = found.teacher.largest;
@@ -181,7 +181,7 @@ class Rows {
   INTO_CALLER void distill_gradient(const float* saved, double scale, float* gradient) {
     const Softmax softmax{saved[dist_max], saved[dist_rest]};
     if (call.soft)
-      divergence_gradient<bytes, added>(x[dist], inverse_tau, softmax, x[logits], teacher_inverse_tau,
+      divergence_gradient<bytes, added>(x[dist], tau, softmax, x[logits], teacher_tau,
                                         {saved[teacher_max], saved[teacher_rest]}, n,
                                         scale * call.kl_scale / call.tau, gradient);
     else
@@ -206,7 +206,7 @@ class Rows {
 
   const LossCall& call;
   const int64_t n;
-  const float inverse_tau, teacher_inverse_tau;
+  const float tau, teacher_tau;
   const Matrix* matrix[4];
   const float* x[4];  // the rows that are read; null where there is none
   float* buffer;

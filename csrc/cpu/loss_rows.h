@@ -176,16 +176,16 @@ struct Divergence {
   double value;  // KL(teacher ‖ student)
 };
 
-// Both at a temperature: the largest logit goes first, since dividing first loses 2e-4 of every probability at 1e4.
+// Both at a temperature: the largest logit goes first, since dividing first loses 2e-4 of every probability at 1e4. A
+// product with 1 / tau would scale all logits by the same rounding, which no sum over classes evens out.
 template <int bytes>
-INTO_CALLER Divergence divergence(const float* x, float inverse_tau, const float* t, float teacher_inverse_tau,
-                                  int64_t n) {
+INTO_CALLER Divergence divergence(const float* x, float tau, const float* t, float teacher_tau, int64_t n) {
   const float top = largest_of<bytes>(x, n), teacher_top = largest_of<bytes>(t, n);
   ExponentialSum<bytes> sum, teacher_sum;
   LaneSums<bytes> dot;
   over_row<bytes>(n, [&](int64_t i, int64_t part, auto whole) IN_LANES {
-    const Floats<bytes> u = (load<bytes>(x, i, n, top, whole) - top) * inverse_tau;
-    const Floats<bytes> v = (load<bytes>(t, i, n, teacher_top, whole) - teacher_top) * teacher_inverse_tau;
+    const Floats<bytes> u = (load<bytes>(x, i, n, top, whole) - top) / tau;
+    const Floats<bytes> v = (load<bytes>(t, i, n, teacher_top, whole) - teacher_top) / teacher_tau;
     const Floats<bytes> e = exponential<bytes>(v);
     sum.add(exponential<bytes>(u), part);
     teacher_sum.add(e, part);
@@ -244,8 +244,8 @@ INTO_CALLER void dense_gradient(const float* x, const float* target, int64_t n, 
 
 // gradient = scale · (p − p_teacher), or added to it.
 template <int bytes, bool added>
-INTO_CALLER void divergence_gradient(const float* x, float inverse_tau, const Softmax& softmax, const float* t,
-                                     float teacher_inverse_tau, const Softmax& teacher, int64_t n, double scale,
+INTO_CALLER void divergence_gradient(const float* x, float tau, const Softmax& softmax, const float* t,
+                                     float teacher_tau, const Softmax& teacher, int64_t n, double scale,
                                      float* gradient) {
   const float top = softmax.largest, teacher_top = teacher.largest, by = static_cast<float>(scale);
   const float factor = static_cast<float>(1 / (1 + softmax.rest));
@@ -253,9 +253,9 @@ INTO_CALLER void divergence_gradient(const float* x, float inverse_tau, const So
   const float largest = static_cast<float>(teacher.missing() - softmax.missing());
   const float dominant = softmax.dominant(), teacher_dominant = teacher.dominant();
   over_row<bytes>(n, [&](int64_t i, int64_t, auto whole) IN_LANES {
-    const Floats<bytes> e = exponential<bytes>((load<bytes>(x, i, n, top, whole) - top) * inverse_tau);
-    const Floats<bytes> f =
-        exponential<bytes>((load<bytes>(t, i, n, teacher_top, whole) - teacher_top) * teacher_inverse_tau);
+    const Floats<bytes> u = (load<bytes>(x, i, n, top, whole) - top) / tau, e = exponential<bytes>(u);
+    const Floats<bytes> v = (load<bytes>(t, i, n, teacher_top, whole) - teacher_top) / teacher_tau;
+    const Floats<bytes> f = exponential<bytes>(v);
     Floats<bytes> slope = where<bytes>((e == dominant) & (f == teacher_dominant), Floats<bytes>{} + largest,
                                        e * factor - f * teacher_factor) * by;
     if constexpr (added) slope += load<bytes>(gradient, i, n, 0.0f, whole);
