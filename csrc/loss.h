@@ -30,12 +30,13 @@ struct LossCall {
   Labels labels, partner;
   Matrix lam;
   Matrix dense;  // probabilities (B, C)
-  bool soft;
-  double alpha, tau, kl_scale, label_smoothing, teacher_smoothing;
+  bool soft, numel;
+  double alpha, tau, label_smoothing, teacher_smoothing;
   int64_t ignore_index;
 
   const Matrix& student() const { return dist.data ? dist : cls; }
   bool distills() const { return teacher.data || teacher_labels.data; }
+  double kl_scale() const { return numel ? tau * tau / static_cast<double>(classes) : tau * tau; }
 };
 
 // The columns that reference.py names.

@@ -1,14 +1,13 @@
 // Binds the losses on the CPU to the ops whose schemas deit_kernels/distill_loss/op.py defines.
 //
-// As in ops.cpp only the LibTorch stable ABI is used. The functions read the stack themselves, because both ops have the
-// same fifteen arguments; a float64 head sends the call, as it is, to an op that Python implements by the reference.
+// As in ops.cpp only the LibTorch stable ABI is used. The functions read the stack of arguments themselves: two ops share
+// fifteen of them, and a call with a float64 head goes on, as it is, to an op that Python implements by the reference.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <cmath>
-#include <limits>
+#include <atomic>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -29,32 +28,61 @@ void require(bool condition, const char* message) {
   if (!condition) throw std::invalid_argument(message);
 }
 
-// The arguments that both ops share, in the order of the schema.
+// One call, in the order of the schema that forward and backward share: seven tensors, then eight options.
 struct Arguments {
   static constexpr int tensors = 7, count = 15;
   std::optional<Tensor> tensor[tensors];
   LossCall call;
   bool mean, exact;
 
-  explicit Arguments(Stack stack) {
-    for (int i = 0; i < tensors; ++i) tensor[i] = to<std::optional<Tensor>>(stack[i]);
-    const auto &[cls, dist, teacher, probs, target, partner, lam] = tensor;
+  static Arguments of_both_ops(Stack stack) {
+    Arguments read;
+    for (int i = 0; i < tensors; ++i) read.tensor[i] = to<std::optional<Tensor>>(stack[i]);
+    read.call.soft = to<bool>(stack[7]);
+    read.call.alpha = to<double>(stack[8]);
+    read.call.tau = to<double>(stack[9]);
+    read.call.numel = to<bool>(stack[10]);
+    read.call.label_smoothing = to<double>(stack[11]);
+    read.call.teacher_smoothing = to<double>(stack[12]);
+    read.call.ignore_index = to<int64_t>(stack[13]);
+    read.mean = to<bool>(stack[14]);
+    read.look();
+    return read;
+  }
+
+  static Arguments of_cross_entropy(Stack stack) {
+    Arguments read;
+    read.tensor[0] = to<Tensor>(stack[0]);
+    read.tensor[4] = to<Tensor>(stack[1]);
+    read.call.tau = 1;
+    read.call.label_smoothing = to<double>(stack[2]);
+    read.call.ignore_index = to<int64_t>(stack[3]);
+    read.mean = to<bool>(stack[4]);
+    read.look();
+    return read;
+  }
+
+  // Whether the term with a gradient for a head is there.
+  bool base() const { return tensor[0] && call.alpha < 1; }
+  bool distill() const { return tensor[2] && call.alpha > 0; }
+
+  ScalarType head_type(int index) const { return tensor[index]->scalar_type(); }
+
+  // What `columns` is 0 for is a vector.
+  bool has_shape(const Tensor& given, int64_t columns) const {
+    return given.dim() == (columns ? 2 : 1) && given.size(0) == call.rows && (!columns || given.size(1) == columns);
+  }
+
+ private:
+  Arguments() : call{} {}
+
+  void look() {
+    const auto& [cls, dist, teacher, probs, target, partner, lam] = tensor;
     require(cls || dist, "a call has logits");
     const Tensor& logits = cls ? *cls : *dist;
     require(logits.dim() == 2, "logits are (B, C)");
-    call = {};
     call.rows = logits.size(0);
     call.classes = logits.size(1);
-    call.soft = to<bool>(stack[7]);
-    call.alpha = to<double>(stack[8]);
-    call.tau = to<double>(stack[9]);
-    const bool numel = to<bool>(stack[10]);
-    call.kl_scale = call.tau * call.tau / (numel ? static_cast<double>(call.classes) : 1.0);
-    call.label_smoothing = to<double>(stack[11]);
-    call.teacher_smoothing = to<double>(stack[12]);
-    call.ignore_index = to<int64_t>(stack[13]);
-    mean = to<bool>(stack[14]);
-
     call.cls = matrix(cls, call.classes);
     call.dist = matrix(dist, call.classes);
     exact = call.cls.type == Number::float64 || call.dist.type == Number::float64;
@@ -80,15 +108,6 @@ struct Arguments {
             "labels are a hard teacher, a TopK is a soft one");
   }
 
-  // Whether the term with a gradient for a head is there.
-  bool base() const { return tensor[0] && call.alpha < 1; }
-  bool distill() const { return tensor[2] && call.alpha > 0; }
-
-  // What `columns` is 0 for is a vector.
-  bool has_shape(const Tensor& given, int64_t columns) const {
-    return given.dim() == (columns ? 2 : 1) && given.size(0) == call.rows && (!columns || given.size(1) == columns);
-  }
-
   Matrix matrix(const std::optional<Tensor>& given, int64_t columns) const {
     if (!given) return {};
     require(has_shape(*given, columns), "logits and probabilities are (B, C), lam is (B,)");
@@ -107,13 +126,6 @@ struct Arguments {
     if (!given) return {};
     require(has_shape(*given, columns) && given->scalar_type() == ScalarType::Long, "labels are int64 (B,)");
     return {static_cast<const int64_t*>(given->const_data_ptr()), given->stride(0), columns ? given->stride(1) : 0};
-  }
-
-  ScalarType head_type(int index) const { return tensor[index]->scalar_type(); }
-
-  // The stack as it was, for an op of the same schema.
-  void put_back(Stack stack) const {
-    for (int i = 0; i < tensors; ++i) stack[i] = from(tensor[i]);
   }
 };
 
@@ -146,63 +158,104 @@ float weighted(const Terms& terms, double alpha) {
   return static_cast<float>((1 - alpha) * terms.base + alpha * terms.distill);
 }
 
+void require_values(const LossCall& call) {
+  const std::string problem = cpu::problem_of(call);
+  if (!problem.empty()) throw std::invalid_argument(problem);
+}
+
+// Python's implementation of an op, by the reference; the stack is as the op has found it.
+void run_exact(const char* name, Stack stack) {
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "", stack, TORCH_ABI_VERSION));
+}
+
+struct Rows {
+  std::vector<Terms> terms;
+  Tensor statistics;
+  const float* saved;
+};
+
+Rows rows_of(const LossCall& call) {
+  Rows rows{std::vector<Terms>(call.rows), new_tensor({call.rows, statistics_columns}, ScalarType::Float), nullptr};
+  float* saved = floats(rows.statistics);
+  std::atomic<bool> good = true;
+  in_parallel(call, [&](int64_t begin, int64_t end) {
+    if (!cpu::loss_forward(call, begin, end, rows.terms.data(), saved)) good = false;
+  });
+  if (!good) require_values(call);
+  rows.saved = saved;
+  return rows;
+}
+
+float counted(const float* saved, int64_t rows) {
+  int64_t sum = 0;
+  for (int64_t row = 0; row < rows; ++row) sum += saved[row * statistics_columns + row_weight] != 0;
+  return static_cast<float>(sum);
+}
+
+// Both terms over the rows that count; one order of the rows, so one result for any number of threads.
+Terms mean_of(const std::vector<Terms>& terms, double count) {
+  Terms sum{0, 0};
+  for (const Terms& row : terms) {
+    sum.base += row.base;
+    sum.distill += row.distill;
+  }
+  return {sum.base / count, sum.distill / count};
+}
+
 void forward(Stack stack, uint64_t, uint64_t) {
-  const Arguments given(stack);
+  const Arguments given = Arguments::of_both_ops(stack);
   const LossCall& call = given.call;
   if (given.exact) {
-    const std::string problem = cpu::problem_of(call);
-    if (!problem.empty()) throw std::invalid_argument(problem);
-    given.put_back(stack);
-    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("deit_kernels::_distill_loss_fwd_exact", "", stack, TORCH_ABI_VERSION));
-    return;
+    require_values(call);
+    int at = 0;
+    for (const std::optional<Tensor>& tensor : given.tensor) stack[at++] = from(tensor);
+    return run_exact("deit_kernels::_distill_loss_fwd_exact", stack);
   }
-  const Tensor statistics = new_tensor({call.rows, statistics_columns}, ScalarType::Float);
-  float* saved = floats(statistics);
-  std::vector<Terms> terms(call.rows);
-  std::vector<char> refused(call.rows);
-  in_parallel(call, [&](int64_t begin, int64_t end) {
-    if (begin < end) refused[begin] = !cpu::loss_forward(call, begin, end, terms.data(), saved);
-  });
-  if (std::find(refused.begin(), refused.end(), 1) != refused.end()) throw std::invalid_argument(cpu::problem_of(call));
-
+  const Rows rows = rows_of(call);
   const Tensor loss = new_rows(given), base = new_rows(given), distill = new_rows(given);
   const Tensor count = given.mean ? new_tensor({}, ScalarType::Float) : new_tensor({0}, ScalarType::Float);
-  if (given.mean) {
-    Terms sum{0, 0};
-    int64_t counted = 0;
-    for (int64_t row = 0; row < call.rows; ++row) {
-      sum.base += terms[row].base;
-      sum.distill += terms[row].distill;
-      counted += saved[row * statistics_columns + row_weight] != 0;
-    }
-    const Terms mean{sum.base / static_cast<double>(counted), sum.distill / static_cast<double>(counted)};
-    *floats(loss) = weighted(mean, call.alpha);
-    *floats(base) = static_cast<float>(mean.base);
-    *floats(distill) = static_cast<float>(mean.distill);
-    *floats(count) = static_cast<float>(counted);
-  } else {
-    for (int64_t row = 0; row < call.rows; ++row) {
-      floats(loss)[row] = weighted(terms[row], call.alpha);
-      floats(base)[row] = static_cast<float>(terms[row].base);
-      floats(distill)[row] = static_cast<float>(terms[row].distill);
-    }
+  const auto write = [&](int64_t at, const Terms& terms) {
+    floats(loss)[at] = weighted(terms, call.alpha);
+    floats(base)[at] = static_cast<float>(terms.base);
+    floats(distill)[at] = static_cast<float>(terms.distill);
+  };
+  if (given.mean)
+    write(0, mean_of(rows.terms, *floats(count) = counted(rows.saved, call.rows)));
+  else
+    for (int64_t row = 0; row < call.rows; ++row) write(row, rows.terms[row]);
+  int at = 0;
+  for (const Tensor* result : {&loss, &base, &distill, &rows.statistics, &count}) stack[at++] = from(*result);
+}
+
+void cross_entropy(Stack stack, uint64_t, uint64_t) {
+  const Arguments given = Arguments::of_cross_entropy(stack);
+  const LossCall& call = given.call;
+  if (given.exact) {
+    require_values(call);
+    stack[0] = from(*given.tensor[0]);
+    stack[1] = from(*given.tensor[4]);
+    return run_exact("deit_kernels::_cross_entropy_fwd_exact", stack);
   }
-  const Tensor* results[] = {&loss, &base, &distill, &statistics, &count};
-  for (int i = 0; i < 5; ++i) stack[i] = from(*results[i]);
+  const Rows rows = rows_of(call);
+  const Tensor loss = new_rows(given);
+  if (given.mean)
+    *floats(loss) = static_cast<float>(mean_of(rows.terms, counted(rows.saved, call.rows)).base);
+  else
+    for (int64_t row = 0; row < call.rows; ++row) floats(loss)[row] = static_cast<float>(rows.terms[row].base);
+  stack[0] = from(loss);
+  stack[1] = from(rows.statistics);
 }
 
 void backward(Stack stack, uint64_t, uint64_t) {
   constexpr int before = 3;
   const Tensor grad = to<Tensor>(stack[0]), statistics = to<Tensor>(stack[1]), count = to<Tensor>(stack[2]);
-  const Arguments given(stack + before);
+  const Arguments given = Arguments::of_both_ops(stack + before);
   const LossCall& call = given.call;
   if (given.exact) {
-    stack[0] = from(grad);
-    stack[1] = from(statistics);
-    stack[2] = from(count);
-    given.put_back(stack + before);
-    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("deit_kernels::_distill_loss_bwd_exact", "", stack, TORCH_ABI_VERSION));
-    return;
+    int at = 0;
+    for (const Tensor* saved : {&grad, &statistics, &count}) stack[at++] = from(*saved);
+    for (const std::optional<Tensor>& tensor : given.tensor) stack[at++] = from(tensor);
+    return run_exact("deit_kernels::_distill_loss_bwd_exact", stack);
   }
   const bool need_cls = to<bool>(stack[before + Arguments::count]);
   const bool need_dist = to<bool>(stack[before + Arguments::count + 1]);
@@ -210,7 +263,7 @@ void backward(Stack stack, uint64_t, uint64_t) {
               statistics.size(0) == call.rows && statistics.size(1) == statistics_columns,
           "the statistics are those of the forward op");
   require(grad.scalar_type() == ScalarType::Float && count.scalar_type() == ScalarType::Float &&
-              (given.mean ? grad.numel() == 1 && count.numel() == 1 : given.has_shape(grad, 0)),
+              (given.mean ? grad.numel() == 1 && count.numel() <= 1 : given.has_shape(grad, 0)),
           "the gradient is float32, a scalar or (B,), and the count is that of the forward op");
   require(!need_cls || (given.tensor[0] && (given.base() || (given.distill() && !given.tensor[1]))),
           "only logits of a term with a weight get a gradient");
@@ -220,11 +273,13 @@ void backward(Stack stack, uint64_t, uint64_t) {
     return needed ? new_tensor({call.rows, call.classes}, given.head_type(head)) : new_tensor({0}, ScalarType::Float);
   };
   const Tensor grad_cls = gradient(need_cls, 0), grad_dist = gradient(need_dist, 1);
+  const auto* saved = static_cast<const float*>(statistics.const_data_ptr());
+  const float rows = !given.mean       ? 1.0f
+                     : count.numel() ? *static_cast<const float*>(count.const_data_ptr())
+                                     : counted(saved, call.rows);  // of a cross-entropy's own op
   const Gradients results{need_cls ? grad_cls.mutable_data_ptr() : nullptr,
                           need_dist ? grad_dist.mutable_data_ptr() : nullptr,
-                          static_cast<const float*>(grad.const_data_ptr()), given.mean ? 0 : grad.stride(0),
-                          given.mean ? *static_cast<const float*>(count.const_data_ptr()) : 1.0f};
-  const auto* saved = static_cast<const float*>(statistics.const_data_ptr());
+                          static_cast<const float*>(grad.const_data_ptr()), given.mean ? 0 : grad.stride(0), rows};
   in_parallel(call, [&](int64_t begin, int64_t end) { cpu::loss_backward(call, begin, end, saved, results); });
   stack[0] = from(grad_cls);
   stack[1] = from(grad_dist);
@@ -236,4 +291,5 @@ void backward(Stack stack, uint64_t, uint64_t) {
 STABLE_TORCH_LIBRARY_IMPL(deit_kernels, CPU, library) {
   library.impl("_distill_loss_fwd", &deit::forward);
   library.impl("_distill_loss_bwd", &deit::backward);
+  library.impl("_cross_entropy_fwd", &deit::cross_entropy);
 }

@@ -166,7 +166,7 @@ class Rows {
     saved[dist_rest] = static_cast<float>(found.student.rest);
     saved[teacher_max] = found.teacher.largest;
     saved[teacher_rest] = static_cast<float>(found.teacher.rest);
-    return call.kl_scale * found.value;
+    return call.kl_scale() * found.value;
   }
 
   INTO_CALLER void base_gradient(int64_t row, const float* saved, double scale, float* gradient) {
@@ -183,7 +183,7 @@ class Rows {
     if (call.soft)
       divergence_gradient<bytes, added>(x[dist], tau, softmax, x[logits], teacher_tau,
                                         {saved[teacher_max], saved[teacher_rest]}, n,
-                                        scale * call.kl_scale / call.tau, gradient);
+                                        scale * call.kl_scale() / call.tau, gradient);
     else
       label_gradient<bytes, added>(x[dist], n, softmax, {1, {static_cast<int64_t>(saved[teacher_label])}, {1}},
                                    call.teacher_smoothing, scale, gradient);
