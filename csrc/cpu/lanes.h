@@ -3,6 +3,9 @@
 //
 // A vector is whatever part of the sixteen the size allows. Loops go over a row in steps of `lanes` and, inside, over
 // the parts; a row that is no multiple of 16 long ends in lanes that are filled with a number of the loop's choice.
+//
+// A comparison stands where its result is used, as in `a < b ? x : y`. Kept as a vector, AVX-512's masks make g++ 12 go
+// from lane to lane.
 #pragma once
 
 #include <algorithm>
@@ -28,6 +31,12 @@ template <int bytes>
 using Floats = typename Vector<bytes>::Floats;
 template <int bytes>
 using Words = typename Vector<bytes>::Words;
+
+// All lanes the same.
+template <int bytes>
+INTO_CALLER Floats<bytes> all(float number) {
+  return Floats<bytes>{} + number;
+}
 
 // body(i, part, whole) for every vector of a row; `whole` is std::true_type where it does not reach beyond n. The sums
 // that the body adds to are emptied after every 256 numbers.
@@ -58,7 +67,7 @@ INTO_CALLER Floats<bytes> load(const float* x, int64_t i, int64_t n, float fill,
   if constexpr (Whole::value) {
     std::memcpy(&values, x + i, sizeof values);
   } else {
-    values = Floats<bytes>{} + fill;
+    values = all<bytes>(fill);
     copy_end(x + i, std::min(n - i, Vector<bytes>::width), reinterpret_cast<float*>(&values));
   }
   return values;
@@ -70,11 +79,6 @@ INTO_CALLER void store(const Floats<bytes>& values, float* x, int64_t i, int64_t
     std::memcpy(x + i, &values, sizeof values);
   else
     copy_end(reinterpret_cast<const float*>(&values), std::min(n - i, Vector<bytes>::width), x + i);
-}
-
-template <int bytes>
-INTO_CALLER Floats<bytes> where(Words<bytes> condition, Floats<bytes> yes, Floats<bytes> no) {
-  return condition ? yes : no;
 }
 
 // e**x for x <= 0: exactly 1 at 0, 0 below ln 2**-126, NaN for NaN. x = k ln 2 + r with |r| <= ln 2 / 2, then a
@@ -91,7 +95,7 @@ INTO_CALLER Floats<bytes> exponential(Floats<bytes> x) {
   series = series * r + 5.0000001201e-1f;
   series = (series * (r * r) + r) + 1.0f;
   const Words<bytes> power = ((Words<bytes>)shifted + (127 - 0x4B400000)) << 23;
-  return where<bytes>(x < -87.33654f, Floats<bytes>{}, series * (Floats<bytes>)power);
+  return x < -87.33654f ? Floats<bytes>{} : series * (Floats<bytes>)power;
 }
 
 }  // namespace deit::cpu

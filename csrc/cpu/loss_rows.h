@@ -63,9 +63,8 @@ struct ExponentialSum : LaneSums<bytes> {
   Words<bytes> ones[Vector<bytes>::parts] = {};
 
   INTO_CALLER void add(Floats<bytes> e, int64_t part) {
-    const Words<bytes> one = e == 1.0f;
-    this->part[part] += where<bytes>(one, Floats<bytes>{}, e);
-    ones[part] -= one;
+    this->part[part] += e == 1.0f ? Floats<bytes>{} : e;
+    ones[part] += e == 1.0f ? Words<bytes>{} + 1 : Words<bytes>{};
   }
   // The lanes beyond the row's end held the largest logit.
   INTO_CALLER double rest(int64_t n) {
@@ -86,10 +85,10 @@ INTO_CALLER float largest_in(const Floats<bytes>* part) {
 template <int bytes>
 INTO_CALLER float largest_of(const float* x, int64_t n) {
   Floats<bytes> top[Vector<bytes>::parts];
-  for (Floats<bytes>& each : top) each = Floats<bytes>{} - infinity;
+  for (Floats<bytes>& each : top) each = all<bytes>(-infinity);
   over_row<bytes>(n, [&](int64_t i, int64_t part, auto whole) IN_LANES {
     const Floats<bytes> values = load<bytes>(x, i, n, -infinity, whole);
-    top[part] = where<bytes>(values > top[part], values, top[part]);
+    top[part] = values > top[part] ? values : top[part];
   });
   return largest_in<bytes>(top);
 }
@@ -99,13 +98,13 @@ template <int bytes>
 INTO_CALLER int64_t arg_max(const float* x, int64_t n) {
   Floats<bytes> top[Vector<bytes>::parts];
   Words<bytes> first[Vector<bytes>::parts] = {}, bad = {};  // `first`: where the vector of a lane's largest begins
-  for (Floats<bytes>& each : top) each = Floats<bytes>{} - infinity;
+  for (Floats<bytes>& each : top) each = all<bytes>(-infinity);
   over_row<bytes>(n, [&](int64_t i, int64_t part, auto whole) IN_LANES {
     const Floats<bytes> values = load<bytes>(x, i, n, -infinity, whole);
-    const Words<bytes> larger = values > top[part];
-    first[part] = larger ? Words<bytes>{} + static_cast<int32_t>(i - part * Vector<bytes>::width) : first[part];
-    top[part] = where<bytes>(larger, values, top[part]);
-    bad |= values != values;
+    const Words<bytes> here = Words<bytes>{} + static_cast<int32_t>(i - part * Vector<bytes>::width);
+    first[part] = values > top[part] ? here : first[part];
+    top[part] = values > top[part] ? values : top[part];
+    bad |= values == values ? Words<bytes>{} : Words<bytes>{} + 1;
   });
   for (int64_t j = 0; j < Vector<bytes>::width; ++j)
     if (bad[j]) return -1;
@@ -164,7 +163,7 @@ INTO_CALLER double dense_loss(const float* x, const float* target, int64_t n, co
   over_row<bytes>(n, [&](int64_t i, int64_t part, auto whole) IN_LANES {
     const Floats<bytes> given = load<bytes>(target, i, n, 0.0f, whole), smoothed = given * keep + spread;
     const Floats<bytes> distance = top - load<bytes>(x, i, n, top, whole);
-    below.part[part] += where<bytes>(smoothed == 0.0f, Floats<bytes>{}, smoothed * distance);
+    below.part[part] += smoothed == 0.0f ? Floats<bytes>{} : smoothed * distance;
     sum.part[part] += given;
   }, below, sum);
   *mass = (1 - smoothing) * sum.total() + smoothing;
@@ -189,7 +188,7 @@ INTO_CALLER Divergence divergence(const float* x, float tau, const float* t, flo
     const Floats<bytes> e = exponential<bytes>(v);
     sum.add(exponential<bytes>(u), part);
     teacher_sum.add(e, part);
-    dot.part[part] += where<bytes>(e == 0.0f, Floats<bytes>{}, e * (v - u));
+    dot.part[part] += e == 0.0f ? Floats<bytes>{} : e * (v - u);
   }, sum, teacher_sum, dot);
   const Softmax student{top, sum.rest(n)}, teacher{teacher_top, teacher_sum.rest(n)};
   const double total = 1 + teacher.rest;
@@ -198,7 +197,7 @@ INTO_CALLER Divergence divergence(const float* x, float tau, const float* t, flo
 
 template <int bytes>
 INTO_CALLER float exponential_at(const float* x, int64_t class_number, const Softmax& softmax) {
-  return exponential<bytes>(Floats<bytes>{} + (x[class_number] - softmax.largest))[0];
+  return exponential<bytes>(all<bytes>(x[class_number] - softmax.largest))[0];
 }
 
 // gradient = scale · (p − t), or added to it, for the target of `label_loss`.
@@ -237,7 +236,7 @@ INTO_CALLER void dense_gradient(const float* x, const float* target, int64_t n, 
   over_row<bytes>(n, [&](int64_t i, int64_t, auto whole) IN_LANES {
     const Floats<bytes> smoothed = load<bytes>(target, i, n, 0.0f, whole) * keep + spread;
     const Floats<bytes> e = exponential<bytes>(load<bytes>(x, i, n, top, whole) - top);
-    const Floats<bytes> slope = where<bytes>(e == dominant, (mass - smoothed) - missing, e * factor - smoothed);
+    const Floats<bytes> slope = e == dominant ? (mass - smoothed) - missing : e * factor - smoothed;
     store<bytes>(slope * by, gradient, i, n, whole);
   });
 }
@@ -251,13 +250,13 @@ INTO_CALLER void divergence_gradient(const float* x, float tau, const Softmax& s
   const float factor = static_cast<float>(1 / (1 + softmax.rest));
   const float teacher_factor = static_cast<float>(1 / (1 + teacher.rest));
   const float largest = static_cast<float>(teacher.missing() - softmax.missing());
-  const float dominant = softmax.dominant(), teacher_dominant = teacher.dominant();
+  const float dominant = std::max(softmax.dominant(), teacher.dominant());  // of both
   over_row<bytes>(n, [&](int64_t i, int64_t, auto whole) IN_LANES {
     const Floats<bytes> u = (load<bytes>(x, i, n, top, whole) - top) / tau, e = exponential<bytes>(u);
     const Floats<bytes> v = (load<bytes>(t, i, n, teacher_top, whole) - teacher_top) / teacher_tau;
     const Floats<bytes> f = exponential<bytes>(v);
-    Floats<bytes> slope = where<bytes>((e == dominant) & (f == teacher_dominant), Floats<bytes>{} + largest,
-                                       e * factor - f * teacher_factor) * by;
+    const Floats<bytes> smaller = e < f ? e : f;
+    Floats<bytes> slope = (smaller == dominant ? all<bytes>(largest) : e * factor - f * teacher_factor) * by;
     if constexpr (added) slope += load<bytes>(gradient, i, n, 0.0f, whole);
     store<bytes>(slope, gradient, i, n, whole);
   });
