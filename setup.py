@@ -44,7 +44,8 @@ STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # torch 2.10
 EXACT = "-ffp-contract=off"  # a fused multiply-add rounds once where Pillow and NumPy round twice; -fmad=false likewise
 # sqrt and rint as single instructions; nothing reads errno or floating-point traps.
 VECTOR = ["-fno-math-errno", "-fno-trapping-math"]
-CXX_FLAGS = ["-std=c++20", "-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", EXACT, *VECTOR]
+WARNINGS = ["-Wall", "-Wextra", "-Wno-psabi"]  # vectors are passed between functions that are always inlined
+CXX_FLAGS = ["-std=c++20", "-O3", "-g0", "-fPIC", "-fvisibility=hidden", *WARNINGS, EXACT, *VECTOR]
 NVCC_FLAGS = ["-std=c++20", "-O3", "-fmad=false", "-cudart=shared"]
 
 
@@ -220,7 +221,7 @@ GIL_DISABLED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
 setup(
     ext_modules=[
-        Extension("deit_kernels._C", ["csrc/ops.cpp", *CPU_SOURCES], depends=HEADERS, optional=True),
+        Extension("deit_kernels._C", ["csrc/ops.cpp", "csrc/loss_ops.cpp", *CPU_SOURCES], depends=HEADERS, optional=True),
         Extension("deit_kernels._C_cuda", ["csrc/ops.cpp", "csrc/cuda/augment.cu"], depends=HEADERS, optional=True),
         Extension(
             "deit_fast.data._jpeg_part", ["csrc/jpeg_part.cpp"], libraries=["jpeg"], depends=HEADERS, optional=True

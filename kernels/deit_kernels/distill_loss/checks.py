@@ -76,6 +76,27 @@ def distillation_call(
     )  # fmt: skip
 
 
+def is_plain(logits: Tensor, target: Tensor) -> bool:
+    """True where `check_logits` and `check_target` find nothing, asked in the fewest steps: float32 and labels."""
+    if not (
+        type(logits) is Tensor is type(target)
+        and logits.dtype is torch.float32
+        and target.dtype is torch.int64
+        and logits.is_cpu
+        and target.is_cpu
+    ):
+        return False
+    shape, rows = logits.shape, target.shape
+    return len(shape) == 2 and len(rows) == 1 and shape[0] == rows[0] and 1 <= shape[1] < _MOST_CLASSES
+
+
+def are_plain(smoothing: float, ignore_index: int, reduction: str) -> bool:
+    """The same of the options of a cross-entropy."""
+    return type(smoothing) is float and 0 <= smoothing <= 1 and type(ignore_index) is int and (
+        reduction == "mean" or reduction == "none"
+    )
+
+
 def check_logits(name: str, logits: Tensor, like: Tensor | None = None) -> None:
     """Logits are floating (B, C); the second head has the shape and device of the first."""
     _tensor(name, logits)

@@ -16,18 +16,20 @@ from .tiles import (
     edge_tile,
     forward_tile,
     label_loss,
+    log_1p,
     read_label,
+    rest_of,
     row_address,
     topk_rest,
     weighted,
 )
 
 CLS_MAX = tl.constexpr(reference.CLS_MAX)
-CLS_LOG_SUM = tl.constexpr(reference.CLS_LOG_SUM)
+CLS_REST = tl.constexpr(reference.CLS_REST)
 DIST_MAX = tl.constexpr(reference.DIST_MAX)
-DIST_LOG_SUM = tl.constexpr(reference.DIST_LOG_SUM)
+DIST_REST = tl.constexpr(reference.DIST_REST)
 TEACHER_MAX = tl.constexpr(reference.TEACHER_MAX)  # also the TEACHER_LABEL
-TEACHER_LOG_SUM = tl.constexpr(reference.TEACHER_LOG_SUM)
+TEACHER_REST = tl.constexpr(reference.TEACHER_REST)
 TARGET_SUM = tl.constexpr(reference.TARGET_SUM)
 ROW_WEIGHT = tl.constexpr(reference.ROW_WEIGHT)
 STATISTICS = tl.constexpr(reference.STATISTICS)
@@ -43,13 +45,13 @@ UNSPECIALISED = [
 
 @triton.jit
 def _base_term(cls_row, before, labels, label_smoothing, state, BASE: tl.constexpr, TARGET: tl.constexpr):
-    """(base term, maximum, log-sum, sum of the target) of a row whose tiles have been read."""
-    maximum, total, dot, mass = state
+    """(base term, maximum, rest, sum of the target) of a row whose tiles have been read."""
+    maximum, _, _, dot, mass = state
     if not BASE:
         return mass, maximum, mass, mass  # zeros, but for the maximum
     else:
-        log_sum = tl.log(total)
-        base = mass * log_sum - dot
+        rest = rest_of(state)
+        base = mass * log_1p(rest) - dot
         if TARGET != "dense":
             label, exists, partner, partner_exists, lam = labels
             from_labels = label_loss(cls_row - before, label, exists, state)
@@ -59,7 +61,7 @@ def _base_term(cls_row, before, labels, label_smoothing, state, BASE: tl.constex
                 from_labels += tl.where(lam == 1, 0.0, (1 - lam) * from_partner)
             base += (1 - label_smoothing) * from_labels
             mass += 1 - label_smoothing
-        return base, maximum, log_sum, mass
+        return base, maximum, rest, mass
 
 
 @triton.jit
@@ -67,22 +69,24 @@ def _distill_term(
     student_row, before, teacher_label, known, kl_scale, teacher_smoothing, student_state, teacher_state,
     DISTILL: tl.constexpr,
 ):  # fmt: skip
-    """(distillation term, maximum and log-sum of the student, of the teacher: hard, its label and 0)."""
-    student_max, student_total, dot, mass = student_state
-    teacher_max, teacher_total, arg_max, _ = teacher_state
+    """(distillation term, maximum and rest of the student, of the teacher: hard, its label and 0)."""
+    student_max, _, _, dot, mass = student_state
+    teacher_max, _, _, arg_max, _ = teacher_state
     if DISTILL == "none":
         return mass, student_max, mass, teacher_max, mass  # zeros, but for the maxima
-    elif DISTILL == "soft" or DISTILL == "topk":
-        student_log_sum, teacher_log_sum = tl.log(student_total), tl.log(teacher_total)
-        divergence = dot / teacher_total - teacher_log_sum + student_log_sum
-        return divergence * kl_scale, student_max, student_log_sum, teacher_max, teacher_log_sum
     else:
-        student_log_sum = tl.log(student_total)
-        if DISTILL == "logits":
-            teacher_label, known = arg_max, arg_max >= 0
-        from_label = label_loss(student_row - before, teacher_label, known, student_state)
-        distill = mass * student_log_sum - dot + (1 - teacher_smoothing) * from_label
-        return distill, student_max, student_log_sum, teacher_label.to(tl.float32), teacher_total
+        rest = rest_of(student_state)
+        if DISTILL == "soft" or DISTILL == "topk":
+            teacher_rest = rest_of(teacher_state)
+            teacher_total = 1 + teacher_rest
+            divergence = dot / teacher_total + log_1p((rest - teacher_rest) / teacher_total)
+            return divergence * kl_scale, student_max, rest, teacher_max, teacher_rest
+        else:
+            if DISTILL == "logits":
+                teacher_label, known = arg_max, arg_max >= 0
+            from_label = label_loss(student_row - before, teacher_label, known, student_state)
+            distill = mass * log_1p(rest) - dot + (1 - teacher_smoothing) * from_label
+            return distill, student_max, rest, teacher_label.to(tl.float32), mass * 0
 
 
 @triton.jit(do_not_specialize=UNSPECIALISED)
@@ -127,9 +131,9 @@ def forward_kernel(
         bad |= outside
 
     zero = tl.zeros([], tl.float32)
-    cls_state = (zero + LOWEST, zero, zero, zero)
-    student_state = (zero + LOWEST, zero, zero, zero)
-    teacher_state = (zero + LOWEST, zero, row * 0, row * 0)
+    cls_state = (zero + LOWEST, zero, zero, zero, zero)
+    student_state = (zero + LOWEST, zero, zero, zero, zero)
+    teacher_state = (zero + LOWEST, zero, zero, row * 0, row * 0)
     for first in range(0, aligned, BLOCK):
         b_offset = first + tl.arange(0, BLOCK)  # [BLOCK]
         cls_state, student_state, teacher_state = forward_tile(
@@ -145,12 +149,12 @@ def forward_kernel(
             BASE, TARGET, DISTILL, ONE_HEAD, SMOOTH_TARGET, SMOOTH_TEACHER,
         )  # fmt: skip
 
-    base, cls_max, cls_log_sum, mass = _base_term(cls_row, before, labels, label_smoothing, cls_state, BASE, TARGET)
-    distill, student_max, student_log_sum, teacher_max, teacher_log_sum = _distill_term(
+    base, cls_max, cls_rest, mass = _base_term(cls_row, before, labels, label_smoothing, cls_state, BASE, TARGET)
+    distill, student_max, student_rest, teacher_max, teacher_rest = _distill_term(
         student_row, before, teacher_label, known, kl_scale, teacher_smoothing, student_state, teacher_state, DISTILL
     )
     if DISTILL == "logits":
-        bad |= teacher_state[3] != 0
+        bad |= teacher_state[4] != 0
 
     weight = tl.where(ignored, 0.0, tl.where(bad, float("nan"), 1.0))
     base, distill = tl.where(ignored, 0.0, base * weight), tl.where(ignored, 0.0, distill * weight)
@@ -160,11 +164,11 @@ def forward_kernel(
         tl.store(loss_ptr + row, weighted(base, distill, alpha))
     statistics = statistics_ptr + row.to(tl.int64) * STATISTICS
     tl.store(statistics + CLS_MAX, cls_max)
-    tl.store(statistics + CLS_LOG_SUM, cls_log_sum)
+    tl.store(statistics + CLS_REST, cls_rest)
     tl.store(statistics + DIST_MAX, student_max)
-    tl.store(statistics + DIST_LOG_SUM, student_log_sum)
+    tl.store(statistics + DIST_REST, student_rest)
     tl.store(statistics + TEACHER_MAX, teacher_max)
-    tl.store(statistics + TEACHER_LOG_SUM, teacher_log_sum)
+    tl.store(statistics + TEACHER_REST, teacher_rest)
     tl.store(statistics + TARGET_SUM, mass)
     tl.store(statistics + ROW_WEIGHT, weight)
 
@@ -224,11 +228,11 @@ def backward_kernel(
     saved = statistics_ptr + row.to(tl.int64) * STATISTICS
     statistics = (
         tl.load(saved + CLS_MAX),
-        tl.load(saved + CLS_LOG_SUM),
+        tl.load(saved + CLS_REST),
         tl.load(saved + DIST_MAX),
-        tl.load(saved + DIST_LOG_SUM),
+        tl.load(saved + DIST_REST),
         tl.load(saved + TEACHER_MAX),
-        tl.load(saved + TEACHER_LOG_SUM),
+        tl.load(saved + TEACHER_REST),
         tl.load(saved + TARGET_SUM),
     )
     weight = tl.load(saved + ROW_WEIGHT)

@@ -99,9 +99,10 @@ class LossCall(NamedTuple):
         return [(name, labels) for name, labels in named if labels is not None and labels.dtype == torch.int64]
 
 
-# Columns of the per-row statistics (B, 8) that forward saves for backward. Maximum and log-sum are apart: their sum
-# loses the log-sum beside a maximum of 1e4 (float32: 5e-4 relative error in the row's gradient).
-CLS_MAX, CLS_LOG_SUM, DIST_MAX, DIST_LOG_SUM, TEACHER_MAX, TEACHER_LOG_SUM = range(6)
+# Columns of the per-row statistics (B, 8) that forward saves for backward. A softmax is its largest logit and the rest,
+# the sum of the exponentials of all other classes relative to it. The largest class has probability p = 1 / (1 + rest);
+# what p lacks to 1 is rest / (1 + rest), whose digits p itself has lost.
+CLS_MAX, CLS_REST, DIST_MAX, DIST_REST, TEACHER_MAX, TEACHER_REST = range(6)
 TARGET_SUM, ROW_WEIGHT = 6, 7
 TEACHER_LABEL = TEACHER_MAX  # hard mode has no teacher softmax; a label is exact in float32 below 2**24
 STATISTICS = 8
@@ -218,23 +219,28 @@ def backward(
     """Gradients of the loss for `cls` and `dist`, where one is needed.
 
     For a softmax p and a target t, d(−Σ t log p)/dx = p Σt − t; for the KL at temperature τ, τ² · (q − p_teacher) / τ.
+    Where p is over 1/2, both differences are taken between what their sides lack to 1.
     """
     weight = statistics[:, ROW_WEIGHT]
     scale = torch.where(weight == 0, 0.0, (grad / count if call.mean else grad) * weight)[:, None]
     base = distill = None
     if call.cls is not None and call.alpha < 1:
-        probs = _saved_softmax(statistics, CLS_MAX, call.cls.to(weight.dtype), 1.0)
-        slope = probs * statistics[:, TARGET_SUM, None] - target_probabilities(call)
+        probs, missing = _saved_softmax(statistics, CLS_MAX, call.cls.to(weight.dtype), 1.0)
+        total, target = statistics[:, TARGET_SUM, None], target_probabilities(call)
+        slope = torch.where(missing < 1, (total - target) - missing * total, probs * total - target)
         base = torch.where(scale == 0, 0.0, scale * (1 - call.alpha) * slope)
     if call.teacher is not None and call.alpha > 0:
         student = call.student.to(weight.dtype)
+        probs, missing = _saved_softmax(statistics, DIST_MAX, student, call.tau if call.soft else 1.0)
         if call.soft:
-            slope = _saved_softmax(statistics, DIST_MAX, student, call.tau)
-            slope = slope - _saved_softmax(statistics, TEACHER_MAX, *soft_teacher(call))
-            slope = slope * (kl_scale(call) / call.tau)
+            target, target_missing = _saved_softmax(statistics, TEACHER_MAX, *soft_teacher(call))
         else:
             target = _teacher_target(call, statistics[:, TEACHER_LABEL].nan_to_num().long())
-            slope = _saved_softmax(statistics, DIST_MAX, student, 1.0) - target
+            target_missing = 1 - target
+        both = (missing < 1) & (target_missing < 1)
+        slope = torch.where(both, target_missing - missing, probs - target)
+        if call.soft:
+            slope = slope * (kl_scale(call) / call.tau)
         distill = torch.where(scale == 0, 0.0, scale * call.alpha * slope)
     if call.dist is None:  # both terms are on cls
         base = distill if base is None else base if distill is None else base + distill
@@ -272,9 +278,14 @@ def _log_softmax(logits: Tensor, tau: float) -> Tensor:
 
 def _save_softmax(statistics: Tensor, column: int, logits: Tensor, tau: float) -> None:
     maximum = logits.amax(1)
+    exponentials = ((logits - maximum[:, None]) / tau).exp()
+    ones = exponentials == 1
     statistics[:, column] = maximum
-    statistics[:, column + 1] = ((logits - maximum[:, None]) / tau).exp().sum(1).log()
+    statistics[:, column + 1] = exponentials.masked_fill(ones, 0.0).sum(1) + (ones.sum(1) - 1)
 
 
-def _saved_softmax(statistics: Tensor, column: int, logits: Tensor, tau: float) -> Tensor:
-    return ((logits - statistics[:, column, None]) / tau - statistics[:, column + 1, None]).exp()
+def _saved_softmax(statistics: Tensor, column: int, logits: Tensor, tau: float) -> tuple[Tensor, Tensor]:
+    """Probabilities, and what each lacks to 1 where it is over 1/2; the others get 1 there."""
+    exponentials = ((logits - statistics[:, column, None]) / tau).exp()
+    rest = statistics[:, column + 1, None]
+    return exponentials / (1 + rest), torch.where((exponentials == 1) & (rest < 1), rest / (1 + rest), 1.0)

@@ -74,7 +74,11 @@ def forward_tile(
     BASE: tl.constexpr, TARGET: tl.constexpr, DISTILL: tl.constexpr, ONE_HEAD: tl.constexpr,
     SMOOTH_TARGET: tl.constexpr, SMOOTH_TEACHER: tl.constexpr,
 ):  # fmt: skip
-    """Read one tile and carry on (max, total, dot, mass) of both heads and the teacher's (max, total, arg-max, NaN)."""
+    """Read one tile and carry on (max, ones, others, dot, mass) of both heads, and the same of the teacher.
+
+    `ones` counts the classes whose exponential relative to the maximum is 1, `others` is the sum of all other ones: a
+    sum beside 1 would lose the digits of a small one. A hard teacher's last two are its arg-max and whether it has NaN.
+    """
     cls_row, student_row, teacher_row, dense_row = rows
     b_class = b_offset + before  # [BLOCK]
     b_even = tl.where(b_mask, 1.0 / classes, 0.0)  # [BLOCK]
@@ -100,10 +104,25 @@ def forward_tile(
 
 
 @triton.jit
+def rest_of(state):
+    """The sum of the exponentials of all classes but the largest, relative to it."""
+    _, ones, others, _, _ = state
+    return others + (ones - 1)
+
+
+@triton.jit
+def log_1p(x):
+    """log(1 + x), near 0 by the series of 2 artanh(x / (2 + x))."""
+    s = x / (2 + x)
+    square = s * s
+    series = 2 * s * (1 + square * (1 / 3 + square * (1 / 5 + square * (1 / 7 + square * (1 / 9)))))
+    return tl.where(tl.abs(x) < 0.25, series, tl.log(1 + x))
+
+
+@triton.jit
 def label_loss(row_ptr, label, exists, state):
     """−log softmax at a label; a label outside the classes forms no address."""
-    maximum, total, _, _ = state
-    return (maximum - tl.load(row_ptr + label, mask=exists, other=0.0).to(tl.float32)) + tl.log(total)
+    return (state[0] - tl.load(row_ptr + label, mask=exists, other=0.0).to(tl.float32)) + log_1p(rest_of(state))
 
 
 @triton.jit
@@ -119,10 +138,13 @@ def backward_tile(
     inverse_tau, label_smoothing, teacher_smoothing,
     BASE: tl.constexpr, TARGET: tl.constexpr, DISTILL: tl.constexpr, ONE_HEAD: tl.constexpr,
 ):  # fmt: skip
-    """Store one tile of the gradients: p Σt − t for a softmax p and a target t, q − p_teacher for a KL, each scaled."""
+    """Store one tile of the gradients: p Σt − t for a softmax p and a target t, q − p_teacher for a KL, each scaled.
+
+    Where p is over 1/2, the difference is that of what both sides lack to 1.
+    """
     cls_row, student_row, teacher_row, dense_row = rows
     cls_gradient_row, student_gradient_row = gradient_rows
-    cls_max, cls_log_sum, dist_max, dist_log_sum, teacher_max, teacher_log_sum, target_sum = statistics
+    cls_max, cls_rest, dist_max, dist_rest, teacher_max, teacher_rest, target_sum = statistics
     b_class = b_offset + before  # [BLOCK]
     if BASE:
         label, partner, lam = labels
@@ -134,20 +156,24 @@ def backward_tile(
         if TARGET == "mixed":
             b_target += tl.where(b_class == partner, 1 - lam, 0.0)
         b_target = (1 - label_smoothing) * b_target + label_smoothing / classes
-        b_gradient = _scaled(_softmax(b_cls, cls_max, cls_log_sum, 1.0) * target_sum - b_target, scales[0])  # [BLOCK]
+        b_gradient = _scaled(_slope(_exponential(b_cls, cls_max, 1.0), cls_rest, b_target, target_sum), scales[0])
         if not ONE_HEAD:
             tl.store(cls_gradient_row + b_offset, b_gradient, mask=b_mask)
     if DISTILL != "none":
         soft: tl.constexpr = DISTILL == "soft" or DISTILL == "topk"
         b_student = b_cls if ONE_HEAD else _load(student_row, b_offset, b_mask, -INFINITY)  # [BLOCK]
-        b_probs = _softmax(b_student, dist_max, dist_log_sum, inverse_tau if soft else 1.0)  # [BLOCK]
+        b_e = _exponential(b_student, dist_max, inverse_tau if soft else 1.0)  # [BLOCK]
         if soft:
             b_teacher = _soft_teacher(teacher_row, topk, rest, b_offset, b_mask, b_class, DISTILL)  # [BLOCK]
-            b_target = _softmax(b_teacher, teacher_max, teacher_log_sum, inverse_tau if DISTILL == "soft" else 1.0)
+            b_f = _exponential(b_teacher, teacher_max, inverse_tau if DISTILL == "soft" else 1.0)  # [BLOCK]
+            total, teacher_total = 1 + dist_rest, 1 + teacher_rest
+            both_lack = teacher_rest / teacher_total - dist_rest / total
+            b_over_half = (b_e == _dominant(dist_rest)) & (b_f == _dominant(teacher_rest))  # [BLOCK]
+            b_distill = tl.where(b_over_half, both_lack, b_e / total - b_f / teacher_total)  # [BLOCK]
         else:  # teacher_max holds the TEACHER_LABEL
             b_target = tl.where(b_class == teacher_max.to(tl.int32), 1 - teacher_smoothing, 0.0)  # [BLOCK]
-            b_target += teacher_smoothing / classes
-        b_distill = _scaled(b_probs - b_target, scales[1])  # [BLOCK]
+            b_distill = _slope(b_e, dist_rest, b_target + teacher_smoothing / classes, 1.0)  # [BLOCK]
+        b_distill = _scaled(b_distill, scales[1])
         if ONE_HEAD:
             b_distill += b_gradient
         tl.store(student_gradient_row + b_offset, b_distill, mask=b_mask)
@@ -176,54 +202,76 @@ def _soft_teacher(teacher_row, topk, rest, b_offset, b_mask, b_class, DISTILL: t
 
 @triton.jit
 def _cross_entropy_tile(b_x, b_target, state, HAS_TARGET: tl.constexpr):
-    """Carry on the sum of exponentials and, of the target t that is spread over classes, Σ t·(x − max) and Σ t."""
-    old, total, dot, mass = state
+    """Carry on the exponentials and, of the target t that is spread over classes, Σ t·(x − max) and Σ t."""
+    old, ones, others, dot, mass = state
     maximum = tl.maximum(old, tl.max(b_x, 0))
-    total = total * tl.exp(old - maximum) + tl.sum(tl.exp(b_x - maximum), 0)
+    ones, others = _carried(tl.exp(b_x - maximum), tl.exp(old - maximum), ones, others)
     if HAS_TARGET:
         # A class of probability 0 takes nothing from a logit of −inf; before the first tile the mass is 0.
         b_term = tl.where(b_target == 0, 0.0, b_target * (b_x - maximum))  # [BLOCK]
         dot += tl.where(mass == 0, 0.0, mass * (old - maximum)) + tl.sum(b_term, 0)
         mass += tl.sum(b_target, 0)
-    return maximum, total, dot, mass
+    return maximum, ones, others, dot, mass
+
+
+@triton.jit
+def _carried(b_e, kept, ones, others):
+    """(ones, others) with a tile's exponentials; `kept` is what an exponential of 1 before it has become."""
+    b_one = b_e == 1  # [BLOCK]
+    others = tl.where(kept == 1, others, (ones + others) * kept) + tl.sum(tl.where(b_one, 0.0, b_e), 0)
+    return tl.where(kept == 1, ones, 0.0) + tl.sum(b_one.to(tl.float32), 0), others
 
 
 @triton.jit
 def _divergence_tile(b_s, b_t, inverse_tau, teacher_inverse_tau, student_state, teacher_state):
-    """Carry on both sums of exponentials and Σ exp(t)·(t − s), each logit relative to its row's maximum and over τ.
+    """Carry on both rows' exponentials and Σ exp(t)·(t − s), each logit relative to its row's maximum and over τ.
 
     The maximum is subtracted before the division: at logits of 1e4 the other order loses 2e-4 of every probability.
     """
-    s_old, s_total, dot, mass = student_state
-    t_old, t_total, arg_max, has_nan = teacher_state
+    s_old, s_ones, s_others, dot, mass = student_state
+    t_old, t_ones, t_others, arg_max, has_nan = teacher_state
     s_max, t_max = tl.maximum(s_old, tl.max(b_s, 0)), tl.maximum(t_old, tl.max(b_t, 0))
     s_shift, t_shift = (s_old - s_max) * inverse_tau, (t_old - t_max) * teacher_inverse_tau
     b_s, b_t = (b_s - s_max) * inverse_tau, (b_t - t_max) * teacher_inverse_tau  # [BLOCK]
     b_weight = tl.exp(b_t)  # [BLOCK]
     b_term = tl.where(b_weight == 0, 0.0, b_weight * (b_t - b_s))  # [BLOCK]
+    t_total = t_ones + t_others
     dot += tl.where(t_total == 0, 0.0, t_total * (t_shift - s_shift))
     # Classes whose weight has underflowed are gone, even those where the student's −inf made the dot product infinite.
     kept = tl.exp(t_shift)
     dot = tl.where(kept == 0, 0.0, dot * kept) + tl.sum(b_term, 0)
-    t_total = t_total * kept + tl.sum(b_weight, 0)
-    s_total = s_total * tl.exp(s_shift) + tl.sum(tl.exp(b_s), 0)
-    return (s_max, s_total, dot, mass), (t_max, t_total, arg_max, has_nan)
+    t_ones, t_others = _carried(b_weight, kept, t_ones, t_others)
+    s_ones, s_others = _carried(tl.exp(b_s), tl.exp(s_shift), s_ones, s_others)
+    return (s_max, s_ones, s_others, dot, mass), (t_max, t_ones, t_others, arg_max, has_nan)
 
 
 @triton.jit
 def _arg_max_tile(b_x, b_class, b_mask, state):
     """Carry on the largest logit, the lowest class that has it, and whether a NaN came by (a maximum skips it)."""
-    best, total, label, has_nan = state
+    best, ones, others, label, has_nan = state
     peak = tl.max(b_x, 0)
     peak_class = tl.min(tl.where(b_mask & (b_x == peak), b_class, NO_CLASS), 0)
     wins = (peak > best) | ((peak == best) & (peak_class < label))
     has_nan |= tl.max((b_x != b_x).to(tl.int32), 0)
-    return tl.where(wins, peak, best), total, tl.where(wins, peak_class, label), has_nan
+    return tl.where(wins, peak, best), ones, others, tl.where(wins, peak_class, label), has_nan
 
 
 @triton.jit
-def _softmax(b_x, maximum, log_sum, inverse_tau):
-    return tl.exp((b_x - maximum) * inverse_tau - log_sum)
+def _exponential(b_x, maximum, inverse_tau):
+    return tl.exp((b_x - maximum) * inverse_tau)
+
+
+@triton.jit
+def _slope(b_e, rest, b_target, total):
+    """p · total − target, where `total` is the sum of the target."""
+    by = total / (1 + rest)
+    return tl.where(b_e == _dominant(rest), (total - b_target) - by * rest, b_e * by - b_target)
+
+
+@triton.jit
+def _dominant(rest):
+    """What an exponential is compared with to see whether its class is the largest and has p over 1/2."""
+    return tl.where(rest < 1, 1.0, 2.0)
 
 
 @triton.jit

@@ -64,8 +64,8 @@ def test_every_element_of_every_output_is_written(case: Case, poisoned: None) ->
 @pytest.mark.parametrize("case", KINDS[::2], ids=str)
 def test_forward_saves_what_the_reference_saves(case: Case) -> None:
     arguments = loss_call(make_call(case, rows=3, classes=41))
-    used = [reference.CLS_MAX, reference.CLS_LOG_SUM, reference.DIST_MAX, reference.DIST_LOG_SUM, reference.TEACHER_MAX,
-            reference.TARGET_SUM, reference.ROW_WEIGHT] + [reference.TEACHER_LOG_SUM] * arguments.soft  # fmt: skip
+    used = [reference.CLS_MAX, reference.CLS_REST, reference.DIST_MAX, reference.DIST_REST, reference.TEACHER_MAX,
+            reference.TARGET_SUM, reference.ROW_WEIGHT] + [reference.TEACHER_REST] * arguments.soft  # fmt: skip
     got, expected = launch.forward(arguments), reference.forward(arguments)
     counts = expected[3][:, reference.ROW_WEIGHT] != 0
     torch.testing.assert_close(got[3][counts][:, used], expected[3][counts][:, used])

@@ -1,0 +1,265 @@
+// Forward and backward of the losses, a row at a time: its values are checked, the passes of loss_rows.h run, and what
+// backward needs is saved. Compiled for AVX-512, AVX2 and plain x86-64; all give the same bits.
+#include <algorithm>
+#include <vector>
+
+#include "../loss.h"
+#include "loss_rows.h"
+#include "number_rows.h"
+
+namespace deit::cpu {
+namespace {
+
+int64_t label_at(const Labels& labels, int64_t row, int64_t column = 0) {
+  return labels.data[row * labels.row + column * labels.column];
+}
+
+enum class Standing { counts, ignored, refused };
+
+Standing standing_of(const LossCall& call, int64_t row) {
+  bool ignored = false, refused = false;
+  const auto see = [&](const Labels& labels) {
+    if (!labels.data) return;
+    const int64_t label = label_at(labels, row);
+    ignored |= label == call.ignore_index;
+    refused |= label < 0 || label >= call.classes;
+  };
+  see(call.labels);
+  see(call.partner);
+  if (!call.teacher_probs.data) see(call.teacher_labels);
+  if (ignored) return Standing::ignored;
+  if (call.lam.data) {
+    const double lam = number_at(call.lam, row, 0);
+    refused |= !(lam >= 0 && lam <= 1);
+  }
+  return refused ? Standing::refused : Standing::counts;
+}
+
+Picks picks_of(const LossCall& call, int64_t row) {
+  const int64_t label = label_at(call.labels, row);
+  if (!call.partner.data) return {1, {label}, {1}};
+  const double lam = number_at(call.lam, row, 0);
+  return {2, {label, label_at(call.partner, row)}, {lam, 1 - lam}};
+}
+
+// Logarithms of the probabilities that a TopK stands for; false where it is refused.
+bool read_topk(const LossCall& call, int64_t row, float* to) {
+  constexpr float empty = 1;  // no logarithm of a probability
+  std::fill(to, to + call.classes, empty);
+  double sum = 0;
+  for (int64_t k = 0; k < call.listed; ++k) {
+    const int64_t label = label_at(call.teacher_labels, row, k);
+    const double probability = number_at(call.teacher_probs, row, k);
+    if (label < 0 || label >= call.classes || to[label] != empty || !(probability >= 0 && probability <= 1))
+      return false;
+    sum += probability;
+    to[label] = static_cast<float>(std::log(probability));
+  }
+  const double others = static_cast<double>(std::max<int64_t>(call.classes - call.listed, 1));
+  std::replace(to, to + call.classes, empty, static_cast<float>(std::log(std::max(1 - sum, 0.0) / others)));
+  return true;
+}
+
+// What is done with the rows of one call.
+template <int bytes>
+class Rows {
+ public:
+  Rows(const LossCall& call, bool teacher)
+      : call(call), n(call.classes), tau(static_cast<float>(call.tau)),
+        teacher_tau(call.teacher_probs.data ? 1 : tau) {
+    thread_local std::vector<float> memory;
+    if (static_cast<int64_t>(memory.size()) < 5 * n) memory.resize(5 * n);
+    buffer = memory.data();
+    matrix[cls] = &call.cls;
+    matrix[dist] = &call.dist;
+    matrix[dense] = &call.dense;
+    matrix[logits] = teacher ? &call.teacher : nullptr;
+  }
+
+  // False where the row is refused.
+  INTO_CALLER bool forward(int64_t row, Terms& terms, float* saved) {
+    std::fill(saved, saved + statistics_columns, 0.0f);
+    terms = {0, 0};
+    const Standing standing = standing_of(call, row);
+    if (standing != Standing::counts) return standing == Standing::ignored;
+    if (!read(row)) return false;
+    saved[row_weight] = 1;
+    Softmax softmax{};
+    if (x[cls]) {
+      softmax = softmax_of<bytes>(x[cls], n);
+      terms.base = base_term(softmax, row, saved);
+    }
+    if (!call.distills()) return true;
+    if (call.soft) {
+      terms.distill = soft_term(saved);
+    } else {
+      if (call.dist.data) softmax = softmax_of<bytes>(x[dist], n);
+      terms.distill = hard_term(softmax, row, saved);
+      terms.base *= saved[row_weight];
+    }
+    return true;
+  }
+
+  INTO_CALLER void backward(int64_t row, const float* saved, const Gradients& to) {
+    const float weight = saved[row_weight];
+    const float scale = weight == 0 ? 0 : to.incoming[row * to.stride] / to.count * weight;
+    if (scale == 0) {  // whatever the row holds
+      clear(to.cls, call.cls, row);
+      clear(to.dist, call.dist, row);
+      return;
+    }
+    read(row);
+    const bool base = call.cls.data && call.alpha < 1, distill = call.distills() && call.alpha > 0;
+    if (to.cls && base) {
+      float* gradient = place(to.cls, call.cls, row);
+      base_gradient(row, saved, double{scale} * (1 - call.alpha), gradient);
+      if (distill && !call.dist.data) distill_gradient<true>(saved, double{scale} * call.alpha, gradient);
+      finish(to.cls, call.cls, row);
+    }
+    void* alone = call.dist.data ? to.dist : base ? nullptr : to.cls;
+    if (alone && distill) {
+      distill_gradient<false>(saved, double{scale} * call.alpha, place(alone, call.student(), row));
+      finish(alone, call.student(), row);
+    }
+  }
+
+ private:
+  enum Which { cls, dist, dense, logits };
+
+  // The rows as float32, where they do not lie so in memory that the thread keeps. False where a TopK is refused.
+  INTO_CALLER bool read(int64_t row) {
+#pragma GCC unroll 1
+    for (int k = 0; k < 4; ++k)
+      x[k] = matrix[k] && matrix[k]->data ? row_of<bytes>(*matrix[k], row, n, buffer + k * n) : nullptr;
+    if (!call.dist.data) x[dist] = x[cls];
+    if (!call.teacher_probs.data) return true;
+    x[logits] = buffer + logits * n;
+    return read_topk(call, row, buffer + logits * n);
+  }
+
+  INTO_CALLER double base_term(const Softmax& softmax, int64_t row, float* saved) {
+    double mass = 1;
+    const double term =
+        x[dense] ? dense_loss<bytes>(x[cls], x[dense], n, softmax, call.label_smoothing, &mass)
+                 : label_loss<bytes>(x[cls], n, softmax, picks_of(call, row), call.label_smoothing);
+    saved[cls_max] = softmax.largest;
+    saved[cls_rest] = static_cast<float>(softmax.rest);
+    saved[target_sum] = static_cast<float>(mass);
+    return term;
+  }
+
+  INTO_CALLER double hard_term(const Softmax& softmax, int64_t row, float* saved) {
+    int64_t label = x[logits] ? arg_max<bytes>(x[logits], n) : label_at(call.teacher_labels, row);
+    if (label < 0) {  // a NaN has no arg-max
+      saved[row_weight] = std::numeric_limits<float>::quiet_NaN();
+      label = 0;
+    }
+    saved[dist_max] = softmax.largest;
+    saved[dist_rest] = static_cast<float>(softmax.rest);
+    saved[teacher_label] = static_cast<float>(label);
+    return label_loss<bytes>(x[dist], n, softmax, {1, {label}, {1}}, call.teacher_smoothing) * saved[row_weight];
+  }
+
+  INTO_CALLER double soft_term(float* saved) {
+    const Divergence found = divergence<bytes>(x[dist], tau, x[logits], teacher_tau, n);
+    saved[dist_max] = found.student.largest;
+    saved[dist_rest] = static_cast<float>(found.student.rest);
+    saved[teacher_max] = found.teacher.largest;
+    saved[teacher_rest] = static_cast<float>(found.teacher.rest);
+    return call.kl_scale() * found.value;
+  }
+
+  INTO_CALLER void base_gradient(int64_t row, const float* saved, double scale, float* gradient) {
+    const Softmax softmax{saved[cls_max], saved[cls_rest]};
+    if (x[dense])
+      dense_gradient<bytes>(x[cls], x[dense], n, softmax, call.label_smoothing, saved[target_sum], scale, gradient);
+    else
+      label_gradient<bytes, false>(x[cls], n, softmax, picks_of(call, row), call.label_smoothing, scale, gradient);
+  }
+
+  template <bool added>
+  INTO_CALLER void distill_gradient(const float* saved, double scale, float* gradient) {
+    const Softmax softmax{saved[dist_max], saved[dist_rest]};
+    if (call.soft)
+      divergence_gradient<bytes, added>(x[dist], tau, softmax, x[logits], teacher_tau,
+                                        {saved[teacher_max], saved[teacher_rest]}, n,
+                                        scale * call.kl_scale() / call.tau, gradient);
+    else
+      label_gradient<bytes, added>(x[dist], n, softmax, {1, {static_cast<int64_t>(saved[teacher_label])}, {1}},
+                                   call.teacher_smoothing, scale, gradient);
+  }
+
+  float* place(void* gradient, const Matrix& head, int64_t row) {
+    return head.type == Number::float32 ? static_cast<float*>(gradient) + row * n : buffer + 4 * n;
+  }
+
+  INTO_CALLER void finish(void* gradient, const Matrix& head, int64_t row) {
+    uint16_t* halves = static_cast<uint16_t*>(gradient) + row * n;
+    if (head.type == Number::float16) narrow<bytes, to_float16<bytes>>(buffer + 4 * n, n, halves);
+    if (head.type == Number::bfloat16) narrow<bytes, to_bfloat16<bytes>>(buffer + 4 * n, n, halves);
+  }
+
+  void clear(void* gradient, const Matrix& head, int64_t row) {
+    const int64_t size = n * (head.type == Number::float32 ? 4 : 2);
+    if (gradient) std::memset(static_cast<char*>(gradient) + row * size, 0, size);
+  }
+
+  const LossCall& call;
+  const int64_t n;
+  const float tau, teacher_tau;
+  const Matrix* matrix[4];
+  const float* x[4];  // the rows that are read; null where there is none
+  float* buffer;
+};
+
+template <int bytes>
+INTO_CALLER bool forward_rows(const LossCall& call, int64_t begin, int64_t end, Terms* terms, float* statistics) {
+  Rows<bytes> rows(call, true);
+  bool good = true;
+  for (int64_t row = begin; row < end; ++row)
+    good &= rows.forward(row, terms[row], statistics + row * statistics_columns);
+  return good;
+}
+
+template <int bytes>
+INTO_CALLER void backward_rows(const LossCall& call, int64_t begin, int64_t end, const float* statistics,
+                               const Gradients& to) {
+  Rows<bytes> rows(call, call.soft);  // a hard teacher's label is saved
+  for (int64_t row = begin; row < end; ++row) rows.backward(row, statistics + row * statistics_columns, to);
+}
+
+// A function and its copies for longer vectors; which runs is decided when the binary loads.
+#define FOR_VECTORS_OF(bytes, name, target)                                                                   \
+  target bool forward_##name(const LossCall& call, int64_t begin, int64_t end, Terms* terms, float* saved) {  \
+    return forward_rows<bytes>(call, begin, end, terms, saved);                                               \
+  }                                                                                                           \
+  target void backward_##name(const LossCall& call, int64_t begin, int64_t end, const float* saved,           \
+                              const Gradients& to) {                                                          \
+    backward_rows<bytes>(call, begin, end, saved, to);                                                        \
+  }
+FOR_VECTORS_OF(16, plain, )
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(DEIT_NO_CLONES)
+FOR_VECTORS_OF(32, avx2, __attribute__((target("avx2"))))
+FOR_VECTORS_OF(64, avx512, __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl"))))
+
+const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+const bool has_avx2 = __builtin_cpu_supports("avx2");
+const auto forward_here = has_avx512 ? forward_avx512 : has_avx2 ? forward_avx2 : forward_plain;
+const auto backward_here = has_avx512 ? backward_avx512 : has_avx2 ? backward_avx2 : backward_plain;
+#else
+const auto forward_here = forward_plain;
+const auto backward_here = backward_plain;
+#endif
+
+}  // namespace
+
+bool loss_forward(const LossCall& call, int64_t begin, int64_t end, Terms* terms, float* statistics) {
+  return forward_here(call, begin, end, terms, statistics);
+}
+
+void loss_backward(const LossCall& call, int64_t begin, int64_t end, const float* statistics, const Gradients& to) {
+  backward_here(call, begin, end, statistics, to);
+}
+
+}  // namespace deit::cpu
