@@ -7,9 +7,9 @@
 
 namespace deit::cuda {
 
-HOST_DEVICE int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
-HOST_DEVICE int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
-HOST_DEVICE int32_t divided_up(int32_t count, int32_t by) { return (count + by - 1) / by; }
+HOST_DEVICE constexpr int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
+HOST_DEVICE constexpr int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
+HOST_DEVICE constexpr int32_t divided_up(int32_t count, int32_t by) { return (count + by - 1) / by; }
 
 // The cells of a grid of `columns` columns, row by row: thread i takes cell i and then every blockDim.x-th, with one
 // division for all of them.
@@ -29,6 +29,17 @@ struct Cells {
     }
   }
 };
+
+// A copy of a row in shared memory, which all threads read: its fields would come from global memory one by one.
+template <typename Row>
+DEVICE const Row& shared_copy(const Row* row, unsigned char* shared) {
+  static_assert(sizeof(Row) % sizeof(uint32_t) == 0);
+  const auto* from = reinterpret_cast<const uint32_t*>(row);
+  auto* to = reinterpret_cast<uint32_t*>(shared);
+  for (uint32_t i = threadIdx.x; i < sizeof(Row) / sizeof(uint32_t); i += blockDim.x) to[i] = from[i];
+  __syncthreads();
+  return *reinterpret_cast<const Row*>(shared);
+}
 
 // A pixel in a word: red in the lowest byte, then green and blue; the highest byte may be anything.
 DEVICE int32_t level_of(uint32_t pixel, int channel) {
