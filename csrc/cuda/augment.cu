@@ -12,7 +12,6 @@ namespace {
 
 constexpr int threads = 256;
 constexpr int ops_threads = 384;  // one block an image; the compiler keeps all in registers then
-constexpr int finish_blocks = 32;  // blocks an image: at 224 pixels each thread makes about 18 values
 
 __global__ void __launch_bounds__(threads, 3)
     resize_kernel(const uint8_t* data, int64_t data_bytes, const PlanRow* rows, int32_t size, uint8_t* images) {
@@ -35,13 +34,15 @@ __global__ void __launch_bounds__(ops_threads)
 template <Type type>
 __global__ void __launch_bounds__(threads)
     finish_kernel(FinishBatch batch, Finish finish, typename Element<type>::Bits* output) {
-  finish_block<type>(batch, finish, output);
+  extern __shared__ __align__(16) unsigned char shared[];
+  finish_block<type>(batch, finish, output, shared);
 }
 
 template <Type type>
 void launch_finish(const FinishBatch& batch, const Finish& finish, void* output, cudaStream_t stream) {
-  const dim3 grid(static_cast<unsigned>(batch.count), finish_blocks);
-  finish_kernel<type><<<grid, threads, 0, stream>>>(batch, finish, static_cast<typename Element<type>::Bits*>(output));
+  const dim3 grid(static_cast<unsigned>(batch.count), divided_up(batch.size, lines_of_part));
+  finish_kernel<type><<<grid, threads, sizeof(FinishShared), stream>>>(
+      batch, finish, static_cast<typename Element<type>::Bits*>(output));
 }
 
 void check(cudaError_t error, const char* kernel) {

@@ -30,15 +30,14 @@ struct Cells {
   }
 };
 
-// A copy of a row in shared memory, which all threads read: its fields would come from global memory one by one.
+// A row into shared memory, where all threads read it behind a barrier: from global memory its fields would come one by
+// one, each when it is asked for.
 template <typename Row>
-DEVICE const Row& shared_copy(const Row* row, unsigned char* shared) {
+DEVICE void copy_row(const Row* row, Row& shared) {
   static_assert(sizeof(Row) % sizeof(uint32_t) == 0);
   const auto* from = reinterpret_cast<const uint32_t*>(row);
-  auto* to = reinterpret_cast<uint32_t*>(shared);
+  auto* to = reinterpret_cast<uint32_t*>(&shared);
   for (uint32_t i = threadIdx.x; i < sizeof(Row) / sizeof(uint32_t); i += blockDim.x) to[i] = from[i];
-  __syncthreads();
-  return *reinterpret_cast<const Row*>(shared);
 }
 
 // A pixel in a word: red in the lowest byte, then green and blue; the highest byte may be anything.

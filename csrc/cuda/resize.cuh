@@ -62,6 +62,12 @@ DEVICE_CALL void find_weights(const AxisTaps* shared, int32_t output, int32_t fr
     shared->weights[slot * shared->outputs + output] = fixed_point(axis.weight(taps, taps.first + tap), total);
 }
 
+struct alignas(16) ResizeState {
+  PlanRow row;
+  AxisTaps across, down;
+  bool good;
+};
+
 // The shared memory of a block, in bytes from its beginning: 48 KB, and more from 384 pixels on.
 struct ResizeShared {
   int32_t size;
@@ -73,9 +79,8 @@ struct ResizeShared {
     return smaller(larger((48 * 1024 - strip()) / line_bytes(), 8), 32);
   }
 
-  HOST_DEVICE constexpr int32_t row() const { return 0; }
-  HOST_DEVICE constexpr int32_t axes() const { return row() + divided_up(sizeof(PlanRow), 16) * 16; }
-  HOST_DEVICE constexpr int32_t pixels() const { return axes() + 2 * sizeof(AxisTaps); }
+  HOST_DEVICE constexpr int32_t state() const { return 0; }
+  HOST_DEVICE constexpr int32_t pixels() const { return state() + sizeof(ResizeState); }
   HOST_DEVICE constexpr int32_t columns() const { return pixels() + 4 * lines_at_once * columns_at_once; }
   HOST_DEVICE constexpr int32_t lines() const { return columns() + AxisTaps::bytes(size, kept()); }
   HOST_DEVICE constexpr int32_t sums() const { return lines() + AxisTaps::bytes(lines_of_band, kept()); }
@@ -130,11 +135,24 @@ DEVICE void store_levels(const int32_t (&sum)[vector_bytes], int32_t line_bytes,
 DEVICE void resize_block(const uint8_t* data, int64_t data_bytes, const PlanRow* rows, int32_t size, uint8_t* images,
                          unsigned char* shared) {
   const ResizeShared shape{size};
-  const PlanRow& row = shared_copy(rows + blockIdx.x, shared + shape.row());
+  auto& state = *reinterpret_cast<ResizeState*>(shared + shape.state());
+  const PlanRow& row = state.row;
   const int32_t thread = threadIdx.x, threads = blockDim.x, line_bytes = 3 * size;
   const int32_t first_line = blockIdx.y * lines_of_band, lines = smaller(lines_of_band, size - first_line);
   uint8_t* output = images + (int64_t{blockIdx.x} * size + first_line) * line_bytes;
-  if (row_problem(row, data_bytes, size) != RowProblem::none) {
+  copy_row(rows + blockIdx.x, state.row);
+  __syncthreads();
+  const AxisTaps across(row.box.width, row.resized_width, row.window_left, row.filter, size, shape.kept(),
+                        shared + shape.columns());
+  const AxisTaps down(row.box.height, row.resized_height, row.window_top + first_line, row.filter, lines, shape.kept(),
+                      shared + shape.lines());
+  if (thread == 0) {
+    state.good = row_problem(row, data_bytes, size) == RowProblem::none;
+    state.across = across;
+    state.down = down;
+  }
+  __syncthreads();
+  if (!state.good) {
     for (int32_t i = thread; i < lines * line_bytes; i += threads) output[i] = 0;
     return;
   }
@@ -144,23 +162,13 @@ DEVICE void resize_block(const uint8_t* data, int64_t data_bytes, const PlanRow*
   const int32_t strip_lines = shape.strip_lines(), strip_stride = shape.line_bytes();
   const uint8_t* strip_end = strip + strip_lines * strip_stride;
 
-  const AxisTaps across(row.box.width, row.resized_width, row.window_left, row.filter, size, shape.kept(),
-                        shared + shape.columns());
-  const AxisTaps down(row.box.height, row.resized_height, row.window_top + first_line, row.filter, lines, shape.kept(),
-                      shared + shape.lines());
-  auto* axes = reinterpret_cast<AxisTaps*>(shared + shape.axes());  // across and down, for the functions with float64
-  if (thread == 0) {
-    axes[0] = across;
-    axes[1] = down;
-  }
-  __syncthreads();
   for (int32_t x = thread; x < size; x += threads) {
-    find_taps(&axes[0], x);
-    find_weights(&axes[0], x, 0, across.kept, 0);
+    find_taps(&state.across, x);
+    find_weights(&state.across, x, 0, across.kept, 0);
   }
   for (int32_t y = threads - 1 - thread; y < lines; y += threads) {
-    find_taps(&axes[1], y);
-    find_weights(&axes[1], y, 0, down.kept, 0);
+    find_taps(&state.down, y);
+    find_weights(&state.down, y, 0, down.kept, 0);
   }
   __syncthreads();
 
@@ -190,7 +198,7 @@ DEVICE void resize_block(const uint8_t* data, int64_t data_bytes, const PlanRow*
         const int32_t end = smaller(right, across.end[x]);
         for (int32_t at = larger(left, across.first[x]); at < end;) {
           int32_t kept_from = across.first[x];
-          if (!across.fits(x)) find_weights(&axes[0], x, (kept_from = at) - across.first[x], across.kept, 0);
+          if (!across.fits(x)) find_weights(&state.across, x, (kept_from = at) - across.first[x], across.kept, 0);
           const int32_t kept_to = smaller(end, kept_from + across.kept);
           const int32_t* weight = across.weights + (at - kept_from) * size + x;
           for (const uint32_t* pixel = pixels + at - left; at < kept_to; ++at, ++pixel, weight += size)
@@ -233,7 +241,7 @@ DEVICE void resize_block(const uint8_t* data, int64_t data_bytes, const PlanRow*
       made_from = larger(made_from, made_to - strip_lines);
       __syncthreads();
       if (!down.fits(y)) {
-        for (int32_t i = thread; i < down.kept; i += threads) find_weights(&axes[1], y, part - begin + i, 1, i);
+        for (int32_t i = thread; i < down.kept; i += threads) find_weights(&state.down, y, part - begin + i, 1, i);
         __syncthreads();
       }
       for (Cells cell(strip_stride / vector_bytes); cell.row < count; cell.next()) {

@@ -59,8 +59,10 @@ template <deit::Type type>
 void run_finish(const deit::Batch& batch, const deit::Finish& finish, const uint8_t* images, unsigned threads,
                 void* output) {
   const deit::cuda::FinishBatch staged{images, batch.data_bytes, batch.rows, batch.mix, batch.count, batch.size};
-  emulate::launch({static_cast<unsigned>(batch.count), 2}, threads, 0, [&](unsigned char*) {
-    deit::cuda::finish_block<type>(staged, finish, static_cast<typename deit::Element<type>::Bits*>(output));
+  const unsigned parts = deit::cuda::divided_up(batch.size, deit::cuda::lines_of_part);
+  const emulate::Dim grid{static_cast<unsigned>(batch.count), parts};
+  emulate::launch(grid, threads, sizeof(deit::cuda::FinishShared), [&](unsigned char* shared) {
+    deit::cuda::finish_block<type>(staged, finish, static_cast<typename deit::Element<type>::Bits*>(output), shared);
   });
 }
 
