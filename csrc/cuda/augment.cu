@@ -11,7 +11,7 @@ namespace deit::cuda {
 namespace {
 
 constexpr int threads = 256;
-constexpr int ops_threads = 384;  // one block an image; the compiler keeps all in registers then
+constexpr int ops_threads = 512;  // one block an image
 
 __global__ void __launch_bounds__(threads, 3)
     resize_kernel(const uint8_t* data, int64_t data_bytes, const PlanRow* rows, int32_t size, uint8_t* images) {
@@ -20,13 +20,13 @@ __global__ void __launch_bounds__(threads, 3)
 }
 
 __global__ void __launch_bounds__(ops_threads)
-    plan_ops_kernel(int64_t data_bytes, const PlanRow* rows, int32_t size, uint8_t* images, uint8_t* scratch) {
+    plan_ops_kernel(int64_t data_bytes, const PlanRow* rows, int32_t size, uint8_t* images, uint32_t* scratch) {
   extern __shared__ __align__(16) unsigned char shared[];
   plan_ops_block(data_bytes, rows, size, images, scratch, shared);
 }
 
 __global__ void __launch_bounds__(ops_threads)
-    ops_kernel(const OpCall* calls, int32_t height, int32_t width, uint8_t* images, uint8_t* scratch) {
+    ops_kernel(const OpCall* calls, int32_t height, int32_t width, uint8_t* images, uint32_t* scratch) {
   extern __shared__ __align__(16) unsigned char shared[];
   ops_block(calls, height, width, images, scratch, shared);
 }
@@ -61,14 +61,14 @@ void resize(const Batch& batch, uint8_t* images, void* stream) {
   check(cudaGetLastError(), "resize_kernel");
 }
 
-void run_plan_ops(const Batch& batch, uint8_t* images, uint8_t* scratch, void* stream) {
+void run_plan_ops(const Batch& batch, uint8_t* images, uint32_t* scratch, void* stream) {
   if (batch.count == 0) return;
   plan_ops_kernel<<<static_cast<unsigned>(batch.count), ops_threads, sizeof(OpsShared),
                     static_cast<cudaStream_t>(stream)>>>(batch.data_bytes, batch.rows, batch.size, images, scratch);
   check(cudaGetLastError(), "plan_ops_kernel");
 }
 
-void run_ops(const OpBatch& batch, uint8_t* scratch, void* stream) {
+void run_ops(const OpBatch& batch, uint32_t* scratch, void* stream) {
   if (batch.count == 0) return;
   ops_kernel<<<static_cast<unsigned>(batch.count), ops_threads, sizeof(OpsShared), static_cast<cudaStream_t>(stream)>>>(
       batch.calls, batch.height, batch.width, batch.images, scratch);

@@ -73,10 +73,11 @@ void run_cuda(const deit::Batch& batch, const deit::Finish& finish, unsigned thr
     deit::cuda::resize_block(batch.data, batch.data_bytes, batch.rows, batch.size, images, shared);
   });
   const size_t bytes = 3 * batch.count * size_t(batch.size) * batch.size;
-  Guarded staged(bytes), scratch(bytes);
+  Guarded staged(bytes), scratch(4 * batch.count * deit::cuda::scratch_pixels(batch.size, batch.size));
   std::copy(images, images + bytes, staged.data());
   emulate::launch({count}, threads, sizeof(deit::cuda::OpsShared), [&](unsigned char* shared) {
-    deit::cuda::plan_ops_block(batch.data_bytes, batch.rows, batch.size, staged.data(), scratch.data(), shared);
+    deit::cuda::plan_ops_block(batch.data_bytes, batch.rows, batch.size, staged.data(),
+                               reinterpret_cast<uint32_t*>(scratch.data()), shared);
   });
   staged.check("staged");
   scratch.check("scratch");
