@@ -43,14 +43,31 @@ struct Padded {
   int32_t height, width;
 
   DEVICE int32_t stride() const { return width + 2 * margin; }
-  DEVICE const uint32_t* at(int32_t row, int32_t column) const {
+  DEVICE uint32_t* at(int32_t row, int32_t column) const {
     return words + (int64_t{row} + margin) * stride() + margin + column;
   }
 
   DEVICE void fill(const uint8_t* image) const {
-    for (Cells cell(stride()); cell.row < height + 2 * margin; cell.next()) {
-      const int32_t row = clipped(cell.row - margin, height), column = clipped(cell.column - margin, width);
-      words[int64_t{cell.row} * stride() + cell.column] = pixel_at(image + 3 * (int64_t{row} * width + column));
+    const auto copy = [&](int32_t row, int32_t column) {
+      const int64_t from = int64_t{clipped(row, height)} * width + clipped(column, width);
+      *at(row, column) = pixel_at(image + 3 * from);
+    };
+    const auto outside = [](int32_t index, int32_t count) {  // of the indices 0 to 3: -2, -1, count and count + 1
+      return index < margin ? index - margin : count + index - margin;
+    };
+    for (Cells cell(2 * margin); cell.row < height + 2 * margin; cell.next())
+      copy(cell.row - margin, outside(cell.column, width));
+    for (Cells cell(width); cell.row < 2 * margin; cell.next()) copy(outside(cell.row, height), cell.column);
+    if (width % 4 == 0) {
+      for (Cells cell(width / 4); cell.row < height; cell.next()) {
+        const auto* from = reinterpret_cast<const uint32_t*>(image) + 3 * (int64_t{cell.row} * (width / 4) + cell.column);
+        auto* to = reinterpret_cast<Words2*>(at(cell.row, 4 * cell.column));
+        const Words4 four = four_pixels(from[0], from[1], from[2]);
+        to[0] = {{four.word[0], four.word[1]}};
+        to[1] = {{four.word[2], four.word[3]}};
+      }
+    } else {
+      for (Cells cell(width); cell.row < height; cell.next()) copy(cell.row, cell.column);
     }
   }
 };
@@ -82,10 +99,10 @@ DEVICE FixedAxis fixed_axis(const double* line, uint32_t slack) {
 
 DEVICE FixedAffine fixed_affine(const double* matrix, int32_t height, int32_t width) {
   constexpr double limit = 1 << 20;
+  if (height > limit || width > limit || int64_t{height} * width > (1 << 28)) return {};
   for (int line = 0; line < 6; line += 3)
     if (!(fabs(matrix[line]) * width + fabs(matrix[line + 1]) * height + fabs(matrix[line + 2]) < limit))
       return {};  // or a number is NaN
-  if (height > limit || width > limit) return {};
   const uint32_t slack = static_cast<uint32_t>(height + width) / 16 + 6;
   return {fixed_axis(matrix, slack), fixed_axis(matrix + 3, slack), true};
 }
@@ -113,8 +130,9 @@ struct FixedSums {
   int32_t sum[3];
   uint32_t difference;
 
-  DEVICE FixedSums(const FixedWeights& weights, const uint32_t* at, int32_t step) {
-    const uint32_t tap[4] = {at[-step], at[0], at[step], at[2 * step]};
+  // The outer taps of a filter that has none are those beside them.
+  DEVICE FixedSums(const FixedWeights& weights, bool has_outer, const uint32_t* at, int32_t step) {
+    const uint32_t tap[4] = {at[has_outer ? -step : 0], at[0], at[step], at[has_outer ? 2 * step : step]};
     difference = (tap[0] ^ tap[1]) | (tap[2] ^ tap[1]) | (tap[3] ^ tap[1]);
     for (int c = 0; c < 3; ++c) {
       sum[c] = 0;
@@ -137,8 +155,10 @@ DEVICE FixedPixel fixed_pixel(const FixedAffine& affine, const Padded& source, c
   const auto inside_x = static_cast<uint32_t>((at_x + half) >> 36), inside_y = static_cast<uint32_t>((at_y + half) >> 36);
   if (inside_x >= static_cast<uint32_t>(source.width) || inside_y >= static_cast<uint32_t>(source.height))
     return {{call.fill[0], call.fill[1], call.fill[2]}, true};
-  const uint32_t* pixel = source.at(static_cast<int32_t>(at_y >> 36), static_cast<int32_t>(at_x >> 36));
+  const uint32_t* pixel = source.words + (static_cast<int32_t>(at_y >> 36) + Padded::margin) * source.stride() +
+                          Padded::margin + static_cast<int32_t>(at_x >> 36);
   const auto filter = static_cast<Filter>(call.filter);
+  const bool has_outer = filter == Filter::bicubic;
   // A fraction of 0 is exact: others as small are not certain.
   if (dx == 0 && dy == 0)
     return {{static_cast<uint8_t>(level_of(*pixel, 0)), static_cast<uint8_t>(level_of(*pixel, 1)),
@@ -148,7 +168,7 @@ DEVICE FixedPixel fixed_pixel(const FixedAffine& affine, const Padded& source, c
   uint32_t difference;
   int32_t error = static_cast<int32_t>(affine.x.slack + affine.y.slack);
   if (dx == 0 || dy == 0) {
-    const FixedSums sums(FixedWeights(filter, dx + dy), pixel, dx == 0 ? source.stride() : 1);
+    const FixedSums sums(FixedWeights(filter, dx + dy), has_outer, pixel, dx == 0 ? source.stride() : 1);
     for (int c = 0; c < 3; ++c) sum[c] = sums.sum[c];
     difference = sums.difference;
     error += 414;
@@ -157,8 +177,9 @@ DEVICE FixedPixel fixed_pixel(const FixedAffine& affine, const Padded& source, c
     int64_t total[3] = {0, 0, 0};
     difference = 0;
     for (int i = 0; i < 4; ++i) {
-      const uint32_t* row = pixel + (i - 1) * source.stride();
-      const FixedSums sums(across, row, 1);
+      const int32_t below = has_outer ? i - 1 : i / 2;
+      const uint32_t* row = pixel + below * source.stride();
+      const FixedSums sums(across, has_outer, row, 1);
       for (int c = 0; c < 3; ++c) total[c] += int64_t{down.weight[i]} * sums.sum[c];
       difference |= sums.difference | (*row ^ *pixel);
     }
@@ -217,7 +238,7 @@ struct AffineShared {
   static constexpr uint32_t capacity = 1024;
   FixedAffine fixed;
   uint32_t listed;
-  uint32_t pixel[capacity];
+  int32_t pixel[capacity];
 };
 
 DEVICE void affine_pixels(const Padded& source, const OpCall& call, AffineShared& shared, uint8_t* image) {
@@ -232,23 +253,23 @@ DEVICE void affine_pixels(const Padded& source, const OpCall& call, AffineShared
     shared.listed = 0;
   }
   __syncthreads();
-  const int64_t pixels = int64_t{height} * width;
-  const bool use_fixed = shared.fixed.usable && pixels <= UINT32_MAX;
-  if (use_fixed) {
+  const bool usable = shared.fixed.usable;
+  if (usable) {
     const FixedAffine affine = shared.fixed;
     for (Cells cell(width); cell.row < height; cell.next()) {
-      const int64_t index = int64_t{cell.row} * width + cell.column;
+      const int32_t index = cell.row * width + cell.column;
       const FixedPixel pixel = fixed_pixel(affine, source, call, cell.row, cell.column);
       if (pixel.certain) {
         for (int c = 0; c < 3; ++c) image[3 * index + c] = pixel.rgb[c];
       } else {
         const uint32_t place = atomicAdd(&shared.listed, 1u);
-        if (place < AffineShared::capacity) shared.pixel[place] = static_cast<uint32_t>(index);
+        if (place < AffineShared::capacity) shared.pixel[place] = index;
       }
     }
     __syncthreads();
   }
-  const bool all = !use_fixed || shared.listed > AffineShared::capacity;
+  const int64_t pixels = int64_t{height} * width;
+  const bool all = !usable || shared.listed > AffineShared::capacity;
   for (int64_t i = threadIdx.x; i < (all ? pixels : shared.listed); i += blockDim.x) {
     const int64_t index = all ? i : shared.pixel[i];
     real_pixel<double>(source, call, static_cast<int32_t>(index / width), static_cast<int32_t>(index % width),

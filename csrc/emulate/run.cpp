@@ -4,11 +4,11 @@
 // below, `count` plan rows, as many mix rows if the header says so, `data_bytes` pixels. OUTPUT: uint8 images as
 // cropped and resized, then the finished values. Both start poisoned and lie between guard bytes, which must survive.
 #include "cuda_on_cpu.h"
+#include "guarded.h"
 
 #include <algorithm>
 #include <cstdint>
 #include <fstream>
-#include <iostream>
 #include <string>
 
 #include "../augment.h"
@@ -16,25 +16,12 @@
 
 namespace {
 
+using emulate::Guarded;
+
 struct Header {
   int64_t count, data_bytes;
   int32_t size, mixed;
   deit::Finish finish;
-};
-
-struct Guarded {
-  static constexpr size_t guard = 64;
-  explicit Guarded(size_t bytes) : bytes(bytes), memory(bytes + 2 * guard, 0xA5) {}
-  uint8_t* data() { return memory.data() + guard; }
-  void check(const char* name) const {
-    for (size_t i = 0; i < guard; ++i)
-      if (memory[i] != 0xA5 || memory[guard + bytes + i] != 0xA5) {
-        std::cerr << name << ": a guard byte was overwritten\n";
-        std::_Exit(4);
-      }
-  }
-  size_t bytes;
-  std::vector<uint8_t> memory;
 };
 
 // body(i) for every image, a thread each.
