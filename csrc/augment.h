@@ -53,11 +53,14 @@ void apply_mixed(const Batch& batch, const int64_t* parts, int64_t begin, int64_
 
 namespace cuda {
 
+// Of an image in scratch memory: a word for each pixel, and edges two pixels wide.
+HOST_DEVICE constexpr int64_t scratch_pixels(int64_t height, int64_t width) { return (height + 4) * (width + 4); }
+
 // All on `stream`. The rows are on the device, so the host cannot check them: an invalid row gives zeros and NaN.
-// `scratch` has the size of `images`.
+// `scratch` has scratch_pixels of each image.
 void resize(const Batch& batch, uint8_t* images, void* stream);
-void run_plan_ops(const Batch& batch, uint8_t* images, uint8_t* scratch, void* stream);
-void run_ops(const OpBatch& batch, uint8_t* scratch, void* stream);
+void run_plan_ops(const Batch& batch, uint8_t* images, uint32_t* scratch, void* stream);
+void run_ops(const OpBatch& batch, uint32_t* scratch, void* stream);
 void finish(const Batch& batch, const uint8_t* images, const Finish& finish, void* output, void* stream);
 
 }  // namespace cuda

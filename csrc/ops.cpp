@@ -218,6 +218,10 @@ struct OnDevice {
   void* stream = nullptr;
 };
 
+Tensor new_scratch(const Tensor& like, int64_t count, int64_t height, int64_t width) {
+  return new_tensor({count, cuda::scratch_pixels(height, width)}, ScalarType::Int, like);
+}
+
 void resize_into(const Tensor& data, const Batch& batch, uint8_t* images) {
   const OnDevice device(data);
   cuda::resize(batch, images, device.stream);
@@ -225,16 +229,17 @@ void resize_into(const Tensor& data, const Batch& batch, uint8_t* images) {
 
 void run_ops_in(const Tensor& images, const OpBatch& batch) {
   const OnDevice device(images);
-  const Tensor scratch = torch::stable::empty_like(images);
-  cuda::run_ops(batch, static_cast<uint8_t*>(scratch.mutable_data_ptr()), device.stream);
+  const Tensor scratch = new_scratch(images, batch.count, batch.height, batch.width);
+  cuda::run_ops(batch, static_cast<uint32_t*>(scratch.mutable_data_ptr()), device.stream);
 }
 
 void apply_into(const Tensor& data, const Batch& batch, const Finish& finish, void* output) {
   const OnDevice device(data);
-  const Tensor staging = new_tensor({2, batch.count, batch.size, batch.size, 3}, ScalarType::Byte, data);
-  auto* images = static_cast<uint8_t*>(staging.mutable_data_ptr());
+  const Tensor staged = new_tensor({batch.count, batch.size, batch.size, 3}, ScalarType::Byte, data);
+  const Tensor scratch = new_scratch(data, batch.count, batch.size, batch.size);
+  auto* images = static_cast<uint8_t*>(staged.mutable_data_ptr());
   cuda::resize(batch, images, device.stream);
-  cuda::run_plan_ops(batch, images, images + 3 * batch.count * batch.size * batch.size, device.stream);
+  cuda::run_plan_ops(batch, images, static_cast<uint32_t*>(scratch.mutable_data_ptr()), device.stream);
   cuda::finish(batch, images, finish, output, device.stream);
 }
 

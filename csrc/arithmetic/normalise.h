@@ -43,6 +43,8 @@ HOST_DEVICE uint32_t float_bits(float value) {
   return bits;
 }
 
+HOST_DEVICE bool is_finite(float value) { return (float_bits(value) & 0x7F800000) != 0x7F800000; }
+
 HOST_DEVICE float not_a_number() {
   const uint32_t bits = 0x7FC00000;
   float value;

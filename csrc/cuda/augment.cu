@@ -11,23 +11,22 @@ namespace deit::cuda {
 namespace {
 
 constexpr int threads = 256;
-constexpr int ops_threads = 384;  // one block an image; the compiler keeps all in registers then
-constexpr int finish_blocks = 32;  // blocks an image: at 224 pixels each thread makes about 18 values
+constexpr int ops_threads = 512;  // one block an image
 
-__global__ void __launch_bounds__(threads)
-    resize_kernel(const uint8_t* data, int64_t data_bytes, const PlanRow* rows, ResizeShared shape, uint8_t* images) {
+__global__ void __launch_bounds__(threads, 3)
+    resize_kernel(const uint8_t* data, int64_t data_bytes, const PlanRow* rows, int32_t size, uint8_t* images) {
   extern __shared__ __align__(16) unsigned char shared[];
-  resize_block(data, data_bytes, rows, shape, images, shared);
+  resize_block(data, data_bytes, rows, size, images, shared);
 }
 
 __global__ void __launch_bounds__(ops_threads)
-    plan_ops_kernel(int64_t data_bytes, const PlanRow* rows, int32_t size, uint8_t* images, uint8_t* scratch) {
+    plan_ops_kernel(int64_t data_bytes, const PlanRow* rows, int32_t size, uint8_t* images, uint32_t* scratch) {
   extern __shared__ __align__(16) unsigned char shared[];
   plan_ops_block(data_bytes, rows, size, images, scratch, shared);
 }
 
 __global__ void __launch_bounds__(ops_threads)
-    ops_kernel(const OpCall* calls, int32_t height, int32_t width, uint8_t* images, uint8_t* scratch) {
+    ops_kernel(const OpCall* calls, int32_t height, int32_t width, uint8_t* images, uint32_t* scratch) {
   extern __shared__ __align__(16) unsigned char shared[];
   ops_block(calls, height, width, images, scratch, shared);
 }
@@ -35,43 +34,45 @@ __global__ void __launch_bounds__(ops_threads)
 template <Type type>
 __global__ void __launch_bounds__(threads)
     finish_kernel(FinishBatch batch, Finish finish, typename Element<type>::Bits* output) {
-  finish_block<type>(batch, finish, output);
+  extern __shared__ __align__(16) unsigned char shared[];
+  finish_block<type>(batch, finish, output, shared);
 }
 
 template <Type type>
 void launch_finish(const FinishBatch& batch, const Finish& finish, void* output, cudaStream_t stream) {
-  const dim3 grid(static_cast<unsigned>(batch.count), finish_blocks);
-  finish_kernel<type><<<grid, threads, 0, stream>>>(batch, finish, static_cast<typename Element<type>::Bits*>(output));
+  const dim3 grid(static_cast<unsigned>(batch.count), divided_up(batch.size, lines_of_part));
+  finish_kernel<type><<<grid, threads, sizeof(FinishShared), stream>>>(
+      batch, finish, static_cast<typename Element<type>::Bits*>(output));
 }
 
-void check_launch(const char* kernel) {
-  if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess)
-    throw std::runtime_error(std::string(kernel) + ": " + cudaGetErrorString(error));
+void check(cudaError_t error, const char* kernel) {
+  if (error != cudaSuccess) throw std::runtime_error(std::string(kernel) + ": " + cudaGetErrorString(error));
 }
 
 }  // namespace
 
 void resize(const Batch& batch, uint8_t* images, void* stream) {
   if (batch.count == 0) return;
-  const ResizeShared shape = resize_shared(batch.size);
-  const dim3 grid(static_cast<unsigned>(batch.count), (batch.size + shape.lines - 1) / shape.lines);
-  resize_kernel<<<grid, threads, shape.bytes(), static_cast<cudaStream_t>(stream)>>>(batch.data, batch.data_bytes,
-                                                                                     batch.rows, shape, images);
-  check_launch("resize_kernel");
+  const int32_t shared = ResizeShared{batch.size}.bytes();
+  check(cudaFuncSetAttribute(resize_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), "resize_kernel");
+  const dim3 grid(static_cast<unsigned>(batch.count), divided_up(batch.size, lines_of_band));
+  resize_kernel<<<grid, threads, shared, static_cast<cudaStream_t>(stream)>>>(batch.data, batch.data_bytes, batch.rows,
+                                                                             batch.size, images);
+  check(cudaGetLastError(), "resize_kernel");
 }
 
-void run_plan_ops(const Batch& batch, uint8_t* images, uint8_t* scratch, void* stream) {
+void run_plan_ops(const Batch& batch, uint8_t* images, uint32_t* scratch, void* stream) {
   if (batch.count == 0) return;
   plan_ops_kernel<<<static_cast<unsigned>(batch.count), ops_threads, sizeof(OpsShared),
                     static_cast<cudaStream_t>(stream)>>>(batch.data_bytes, batch.rows, batch.size, images, scratch);
-  check_launch("plan_ops_kernel");
+  check(cudaGetLastError(), "plan_ops_kernel");
 }
 
-void run_ops(const OpBatch& batch, uint8_t* scratch, void* stream) {
+void run_ops(const OpBatch& batch, uint32_t* scratch, void* stream) {
   if (batch.count == 0) return;
   ops_kernel<<<static_cast<unsigned>(batch.count), ops_threads, sizeof(OpsShared), static_cast<cudaStream_t>(stream)>>>(
       batch.calls, batch.height, batch.width, batch.images, scratch);
-  check_launch("ops_kernel");
+  check(cudaGetLastError(), "ops_kernel");
 }
 
 void finish(const Batch& batch, const uint8_t* images, const Finish& finish, void* output, void* stream) {
@@ -83,7 +84,7 @@ void finish(const Batch& batch, const uint8_t* images, const Finish& finish, voi
     case Type::float16: launch_finish<Type::float16>(staged, finish, output, on); break;
     case Type::bfloat16: launch_finish<Type::bfloat16>(staged, finish, output, on); break;
   }
-  check_launch("finish_kernel");
+  check(cudaGetLastError(), "finish_kernel");
 }
 
 }  // namespace deit::cuda

@@ -1,136 +1,179 @@
-// One op of RandAugment by a CUDA block, over the same arithmetic as the CPU; a part of kernels.cuh.
+// One op of RandAugment by a CUDA block, over the same arithmetic as the CPU.
 #pragma once
 
 #include <cstdint>
 
-#include "../arithmetic/affine.h"
 #include "../arithmetic/colour.h"
 #include "../arithmetic/histogram.h"
 #include "../arithmetic/plan.h"
+#include "../augment.h"
+#include "affine.cuh"
+#include "block.cuh"
 
 namespace deit::cuda {
 
 // What the threads of a block share about their image.
 struct OpsShared {
-  unsigned long long gray_sum;
+  // Pixels of a level, in several counters each: neighbours often have the same level, and would wait for each other.
+  static constexpr int32_t counters = 8;
+  uint32_t counter[3 * levels][counters];
   uint32_t histogram[3 * levels];
   uint8_t table[3 * levels];
+  AffineShared affine;
+  PlanRow row;
+  OpCall call;
+  bool good;
 };
-static_assert(sizeof(OpsShared) <= 4096, "the ops leave an SM's shared memory to the L1 cache");
 
-template <typename Real>
-struct Rgb {
-  Real red, green, blue;
-};
-template <typename Real>
-HOST_DEVICE Rgb<Real> operator+(Rgb<Real> a, Rgb<Real> b) {
-  return {a.red + b.red, a.green + b.green, a.blue + b.blue};
-}
-template <typename Real>
-HOST_DEVICE Rgb<Real> operator-(Rgb<Real> a, Rgb<Real> b) {
-  return {a.red - b.red, a.green - b.green, a.blue - b.blue};
-}
-template <typename Real, typename Scale>
-HOST_DEVICE Rgb<Real> operator*(Rgb<Real> a, Scale scale) {
-  const Real by = scale;
-  return {a.red * by, a.green * by, a.blue * by};
-}
-
-template <typename Real>
-DEVICE void affine_pixels(const uint8_t* from, int32_t height, int32_t width, const OpCall& call, uint8_t* to) {
-  Real matrix[6];
-  for (int i = 0; i < 6; ++i) matrix[i] = static_cast<Real>(call.matrix[i]);
-  struct Load {
-    const uint8_t* from;
-    int32_t width;
-    HOST_DEVICE Rgb<Real> operator()(int32_t row, int32_t column) const {
-      const uint8_t* pixel = from + 3 * (int64_t{row} * width + column);
-      return {Real(pixel[0]), Real(pixel[1]), Real(pixel[2])};
+// visit(pixel) for every pixel, four from three words where images begin at such words.
+template <typename Visit>
+DEVICE void visit_pixels(const uint8_t* image, int64_t pixels, const Visit& visit) {
+  if (pixels % 4 == 0) {
+    const auto* words = reinterpret_cast<const uint32_t*>(image);
+    for (int64_t i = threadIdx.x; i < pixels / 4; i += blockDim.x) {
+      const Words4 four = four_pixels(words[3 * i], words[3 * i + 1], words[3 * i + 2]);
+      for (int k = 0; k < 4; ++k) visit(four.word[k]);
     }
-  };
-  const auto filter = static_cast<Filter>(call.filter);
-  for (int64_t i = threadIdx.x; i < int64_t{height} * width; i += blockDim.x) {
-    const auto y = static_cast<int32_t>(i / width), x = static_cast<int32_t>(i % width);
-    const Point<Real> point = source_point(matrix, y, x, height, width);
-    uint8_t* pixel = to + 3 * i;
-    if (point.inside) {
-      const auto value = interpolate<Rgb<Real>>(point, filter, height, width, Load{from, width});
-      pixel[0] = truncated(value.red);
-      pixel[1] = truncated(value.green);
-      pixel[2] = truncated(value.blue);
-    } else {
-      for (int c = 0; c < 3; ++c) pixel[c] = call.fill[c];
+  } else {
+    for (int64_t i = threadIdx.x; i < pixels; i += blockDim.x) visit(pixel_at(image + 3 * i));
+  }
+}
+
+// pixel = changed(pixel) for every pixel; the highest byte of what `changed` returns is 0.
+template <typename Changed>
+DEVICE void change_pixels(uint8_t* image, int64_t pixels, const Changed& changed) {
+  if (pixels % 4 == 0) {
+    auto* words = reinterpret_cast<uint32_t*>(image);
+    for (int64_t i = threadIdx.x; i < pixels / 4; i += blockDim.x) {
+      Words4 four = four_pixels(words[3 * i], words[3 * i + 1], words[3 * i + 2]);
+      for (int k = 0; k < 4; ++k) four.word[k] = changed(four.word[k]);
+      words[3 * i] = four.word[0] | four.word[1] << 24;
+      words[3 * i + 1] = four.word[1] >> 8 | four.word[2] << 16;
+      words[3 * i + 2] = four.word[2] >> 16 | four.word[3] << 8;
+    }
+  } else {
+    for (int64_t i = threadIdx.x; i < pixels; i += blockDim.x) {
+      const uint32_t pixel = changed(pixel_at(image + 3 * i));
+      for (int c = 0; c < 3; ++c) image[3 * i + c] = static_cast<uint8_t>(level_of(pixel, c));
     }
   }
 }
 
-DEVICE void sharpen_pixels(const uint8_t* from, int32_t height, int32_t width, float factor, uint8_t* to) {
-  const int64_t line = 3 * int64_t{width};
-  for (int64_t i = threadIdx.x; i < line * height; i += blockDim.x) {
-    const int64_t y = i / line, x = i % line;
-    if (y == 0 || y == height - 1 || x < 3 || x >= line - 3) continue;
-    const uint8_t* at = from + i;
-    const int32_t neighbours = at[-line - 3] + at[-line] + at[-line + 3] + at[-3] + at[3] + at[line - 3] + at[line] +
-                               at[line + 3];
-    to[i] = blend(smoothed(neighbours, *at), *at, factor);
+DEVICE uint32_t gray_of(uint32_t pixel) {
+  return static_cast<uint32_t>(gray(level_of(pixel, 0), level_of(pixel, 1), level_of(pixel, 2)));
+}
+
+DEVICE void sharpen_pixels(const Padded& source, float factor, uint8_t* image) {
+  const int32_t height = source.height, width = source.width, stride = source.stride();
+  for (Cells cell(width); cell.row < height; cell.next()) {
+    if (cell.row == 0 || cell.row == height - 1 || cell.column == 0 || cell.column == width - 1) continue;
+    const uint32_t* at = source.at(cell.row, cell.column);
+    uint32_t red_blue = 0, green = 0;  // sums of 8 levels, two in a word
+    for (int down = -1; down <= 1; ++down)
+      for (int right = -1; right <= 1; ++right) {
+        const uint32_t pixel = down == 0 && right == 0 ? 0 : at[down * stride + right];
+        red_blue += pixel & 0xFF00FF;
+        green += pixel >> 8 & 0xFF;
+      }
+    const auto sharpened = [&](uint32_t neighbours, int c) {
+      const int32_t level = level_of(*at, c);
+      return blend(smoothed(static_cast<int32_t>(neighbours), level), level, factor);
+    };
+    uint8_t* to = image + 3 * (int64_t{cell.row} * width + cell.column);
+    to[0] = sharpened(red_blue & 0xFFFF, 0);
+    to[1] = sharpened(green, 1);
+    to[2] = sharpened(red_blue >> 16, 2);
+  }
+}
+
+// How many pixels have a level of a channel; for contrast the gray levels, as channel 0.
+DEVICE void count_levels(const uint8_t* image, int64_t pixels, bool as_gray, OpsShared& shared) {
+  for (int32_t i = threadIdx.x; i < 3 * levels; i += blockDim.x)
+    for (uint32_t& counter : shared.counter[i]) counter = 0;
+  __syncthreads();
+  const int32_t mine = threadIdx.x % OpsShared::counters;
+  visit_pixels(image, pixels, [&](uint32_t pixel) {
+    if (as_gray)
+      atomicAdd(&shared.counter[gray_of(pixel)][mine], 1u);
+    else
+      for (int c = 0; c < 3; ++c) atomicAdd(&shared.counter[c * levels + level_of(pixel, c)][mine], 1u);
+  });
+  __syncthreads();
+  for (int32_t i = threadIdx.x; i < 3 * levels; i += blockDim.x) {
+    uint32_t count = 0;
+    for (const uint32_t counter : shared.counter[i]) count += counter;
+    shared.histogram[i] = count;
+  }
+  __syncthreads();
+}
+
+// What a level of a channel becomes.
+DEVICE uint8_t new_level(const OpCall& call, int32_t level, const uint32_t* gray_histogram, const uint32_t* histogram,
+                         int64_t pixels) {
+  switch (call.op) {
+    case Op::auto_contrast: return auto_contrast_level(histogram, level);
+    case Op::equalize: return equalize_level(histogram, level);
+    case Op::contrast: return table_level(call, level, rounded_mean(sum_of_levels(gray_histogram), pixels));
+    default: return table_level(call, level, 0);
   }
 }
 
 // One op in place, by the whole block. What one thread stores here another reads only behind a barrier.
-DEVICE void run_call(uint8_t* image, uint8_t* scratch, int32_t height, int32_t width, const OpCall& call,
+DEVICE void run_call(uint8_t* image, uint32_t* scratch, int32_t height, int32_t width, const OpCall& call,
                      OpsShared& shared) {
-  const int64_t pixels = int64_t{height} * width, bytes = 3 * pixels;
-  const int32_t thread = threadIdx.x, threads = blockDim.x;
+  const int64_t pixels = int64_t{height} * width;
+  const auto factor = static_cast<float>(call.arg);
   if (call.op == Op::none) return;
   if (call.op == Op::color) {
-    for (int64_t i = thread; i < pixels; i += threads) {
-      uint8_t* pixel = image + 3 * i;
-      const int32_t degenerate = gray(pixel[0], pixel[1], pixel[2]);
-      for (int c = 0; c < 3; ++c) pixel[c] = blend(degenerate, pixel[c], static_cast<float>(call.arg));
-    }
-    __syncthreads();
-    return;
-  }
-  if (call.op == Op::sharpness || call.op >= Op::shear_x || call.op == Op::rotate) {
-    for (int64_t i = thread; i < bytes; i += threads) scratch[i] = image[i];
+    change_pixels(image, pixels, [&](uint32_t pixel) {
+      const auto degenerate = static_cast<int32_t>(gray_of(pixel));
+      return pixel_of(blend(degenerate, level_of(pixel, 0), factor), blend(degenerate, level_of(pixel, 1), factor),
+                      blend(degenerate, level_of(pixel, 2), factor));
+    });
+  } else if (call.op == Op::sharpness || call.op >= Op::shear_x || call.op == Op::rotate) {
+    const Padded source{scratch, height, width};
+    source.fill(image);
     __syncthreads();
     if (call.op == Op::sharpness)
-      sharpen_pixels(scratch, height, width, static_cast<float>(call.arg), image);
-    else if (call.fast)
-      affine_pixels<float>(scratch, height, width, call, image);
+      sharpen_pixels(source, factor, image);
     else
-      affine_pixels<double>(scratch, height, width, call, image);
-    __syncthreads();
-    return;
-  }
-  if (call.op == Op::contrast) {
-    if (thread == 0) shared.gray_sum = 0;
-    __syncthreads();
-    unsigned long long sum = 0;
-    for (int64_t i = thread; i < pixels; i += threads) sum += gray(image[3 * i], image[3 * i + 1], image[3 * i + 2]);
-    atomicAdd(&shared.gray_sum, sum);
-    __syncthreads();
-  }
-  if (is_table(call.op)) {
-    const int32_t mean = call.op == Op::contrast ? rounded_mean(shared.gray_sum, pixels) : 0;
-    for (int32_t i = thread; i < 3 * levels; i += threads) shared.table[i] = table_level(call, i % levels, mean);
+      affine_pixels(source, call, shared.affine, image);
   } else {
-    for (int32_t i = thread; i < 3 * levels; i += threads) shared.histogram[i] = 0;
+    if (!is_table(call.op) || call.op == Op::contrast) count_levels(image, pixels, call.op == Op::contrast, shared);
+    for (int32_t i = threadIdx.x; i < 3 * levels; i += blockDim.x)
+      shared.table[i] = new_level(call, i % levels, shared.histogram, shared.histogram + i / levels * levels, pixels);
     __syncthreads();
-    for (int64_t i = thread; i < bytes; i += threads) atomicAdd(&shared.histogram[i % 3 * levels + image[i]], 1u);
-    __syncthreads();
-    for (int32_t c = thread; c < 3; c += threads) {
-      const uint32_t* histogram = shared.histogram + c * levels;
-      uint8_t* table = shared.table + c * levels;
-      if (call.op == Op::equalize)
-        equalize_table(histogram, table);
-      else
-        auto_contrast_table(histogram, table);
-    }
+    change_pixels(image, pixels, [&](uint32_t pixel) {
+      return pixel_of(shared.table[level_of(pixel, 0)], shared.table[levels + level_of(pixel, 1)],
+                      shared.table[2 * levels + level_of(pixel, 2)]);
+    });
   }
   __syncthreads();
-  for (int64_t i = thread; i < bytes; i += threads) image[i] = shared.table[i % 3 * levels + image[i]];
+}
+
+// Grid: (images). The ops of a plan's rows, in place; an invalid row leaves its image as it is.
+DEVICE void plan_ops_block(int64_t data_bytes, const PlanRow* rows, int32_t size, uint8_t* images, uint32_t* scratch,
+                           unsigned char* memory) {
+  auto& shared = *reinterpret_cast<OpsShared*>(memory);
+  copy_row(rows + blockIdx.x, shared.row);
   __syncthreads();
+  if (threadIdx.x == 0) shared.good = row_problem(shared.row, data_bytes, size) == RowProblem::none;
+  __syncthreads();
+  if (!shared.good) return;
+  uint8_t* image = images + 3 * int64_t{blockIdx.x} * size * size;
+  for (const OpCall& call : shared.row.ops)
+    run_call(image, scratch + blockIdx.x * scratch_pixels(size, size), size, size, call, shared);
+}
+
+// Grid: (images). One op for each image, in place; an unknown op does nothing.
+DEVICE void ops_block(const OpCall* calls, int32_t height, int32_t width, uint8_t* images, uint32_t* scratch,
+                      unsigned char* memory) {
+  auto& shared = *reinterpret_cast<OpsShared*>(memory);
+  copy_row(calls + blockIdx.x, shared.call);
+  __syncthreads();
+  if (!is_good(shared.call)) return;
+  run_call(images + 3 * int64_t{blockIdx.x} * height * width, scratch + blockIdx.x * scratch_pixels(height, width),
+           height, width, shared.call, shared);
 }
 
 }  // namespace deit::cuda

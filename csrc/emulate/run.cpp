@@ -4,11 +4,11 @@
 // below, `count` plan rows, as many mix rows if the header says so, `data_bytes` pixels. OUTPUT: uint8 images as
 // cropped and resized, then the finished values. Both start poisoned and lie between guard bytes, which must survive.
 #include "cuda_on_cpu.h"
+#include "guarded.h"
 
 #include <algorithm>
 #include <cstdint>
 #include <fstream>
-#include <iostream>
 #include <string>
 
 #include "../augment.h"
@@ -16,25 +16,12 @@
 
 namespace {
 
+using emulate::Guarded;
+
 struct Header {
   int64_t count, data_bytes;
   int32_t size, mixed;
   deit::Finish finish;
-};
-
-struct Guarded {
-  static constexpr size_t guard = 64;
-  explicit Guarded(size_t bytes) : bytes(bytes), memory(bytes + 2 * guard, 0xA5) {}
-  uint8_t* data() { return memory.data() + guard; }
-  void check(const char* name) const {
-    for (size_t i = 0; i < guard; ++i)
-      if (memory[i] != 0xA5 || memory[guard + bytes + i] != 0xA5) {
-        std::cerr << name << ": a guard byte was overwritten\n";
-        std::_Exit(4);
-      }
-  }
-  size_t bytes;
-  std::vector<uint8_t> memory;
 };
 
 // body(i) for every image, a thread each.
@@ -59,22 +46,25 @@ template <deit::Type type>
 void run_finish(const deit::Batch& batch, const deit::Finish& finish, const uint8_t* images, unsigned threads,
                 void* output) {
   const deit::cuda::FinishBatch staged{images, batch.data_bytes, batch.rows, batch.mix, batch.count, batch.size};
-  emulate::launch({static_cast<unsigned>(batch.count), 2}, threads, 0, [&](unsigned char*) {
-    deit::cuda::finish_block<type>(staged, finish, static_cast<typename deit::Element<type>::Bits*>(output));
+  const unsigned parts = deit::cuda::divided_up(batch.size, deit::cuda::lines_of_part);
+  const emulate::Dim grid{static_cast<unsigned>(batch.count), parts};
+  emulate::launch(grid, threads, sizeof(deit::cuda::FinishShared), [&](unsigned char* shared) {
+    deit::cuda::finish_block<type>(staged, finish, static_cast<typename deit::Element<type>::Bits*>(output), shared);
   });
 }
 
 void run_cuda(const deit::Batch& batch, const deit::Finish& finish, unsigned threads, uint8_t* images, void* output) {
-  const deit::cuda::ResizeShared shape = deit::cuda::resize_shared(batch.size);
-  const unsigned bands = (batch.size + shape.lines - 1) / shape.lines, count = static_cast<unsigned>(batch.count);
-  emulate::launch({count, bands}, threads, shape.bytes(), [&](unsigned char* shared) {
-    deit::cuda::resize_block(batch.data, batch.data_bytes, batch.rows, shape, images, shared);
+  const unsigned count = static_cast<unsigned>(batch.count);
+  const unsigned bands = deit::cuda::divided_up(batch.size, deit::cuda::lines_of_band);
+  emulate::launch({count, bands}, threads, deit::cuda::ResizeShared{batch.size}.bytes(), [&](unsigned char* shared) {
+    deit::cuda::resize_block(batch.data, batch.data_bytes, batch.rows, batch.size, images, shared);
   });
   const size_t bytes = 3 * batch.count * size_t(batch.size) * batch.size;
-  Guarded staged(bytes), scratch(bytes);
+  Guarded staged(bytes), scratch(4 * batch.count * deit::cuda::scratch_pixels(batch.size, batch.size));
   std::copy(images, images + bytes, staged.data());
   emulate::launch({count}, threads, sizeof(deit::cuda::OpsShared), [&](unsigned char* shared) {
-    deit::cuda::plan_ops_block(batch.data_bytes, batch.rows, batch.size, staged.data(), scratch.data(), shared);
+    deit::cuda::plan_ops_block(batch.data_bytes, batch.rows, batch.size, staged.data(),
+                               reinterpret_cast<uint32_t*>(scratch.data()), shared);
   });
   staged.check("staged");
   scratch.check("scratch");

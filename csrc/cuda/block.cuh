@@ -1,0 +1,74 @@
+// What the kernels share: how a block's threads divide work, and pixels as words of 4 bytes.
+#pragma once
+
+#include <cstdint>
+
+#include "../arithmetic/host_device.h"
+
+namespace deit::cuda {
+
+HOST_DEVICE constexpr int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
+HOST_DEVICE constexpr int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
+HOST_DEVICE constexpr int32_t divided_up(int32_t count, int32_t by) { return (count + by - 1) / by; }
+
+// The cells of a grid of `columns` columns, row by row: thread i takes cell i and then every blockDim.x-th, with one
+// division for all of them.
+struct Cells {
+  int32_t columns, row, column, rows_on, columns_on;
+
+  DEVICE explicit Cells(int32_t columns)
+      : columns(columns), row(threadIdx.x / columns), column(threadIdx.x % columns), rows_on(blockDim.x / columns),
+        columns_on(blockDim.x % columns) {}
+
+  DEVICE void next() {
+    row += rows_on;
+    column += columns_on;
+    if (column >= columns) {
+      column -= columns;
+      ++row;
+    }
+  }
+};
+
+// A row into shared memory, where all threads read it behind a barrier: from global memory its fields would come one by
+// one, each when it is asked for.
+template <typename Row>
+DEVICE void copy_row(const Row* row, Row& shared) {
+  static_assert(sizeof(Row) % sizeof(uint32_t) == 0);
+  const auto* from = reinterpret_cast<const uint32_t*>(row);
+  auto* to = reinterpret_cast<uint32_t*>(&shared);
+  for (uint32_t i = threadIdx.x; i < sizeof(Row) / sizeof(uint32_t); i += blockDim.x) to[i] = from[i];
+}
+
+// A pixel in a word: red in the lowest byte, then green and blue; the highest byte may be anything.
+DEVICE int32_t level_of(uint32_t pixel, int channel) {
+#ifdef __CUDA_ARCH__
+  return static_cast<int32_t>(__byte_perm(pixel, 0, 0x4440 + channel));  // one instruction; the compiler makes two
+#else
+  return static_cast<int32_t>(pixel >> (8 * channel) & 255);
+#endif
+}
+
+HOST_DEVICE uint32_t pixel_of(uint32_t red, uint32_t green, uint32_t blue) { return red | green << 8 | blue << 16; }
+
+HOST_DEVICE uint32_t pixel_at(const uint8_t* rgb) { return pixel_of(rgb[0], rgb[1], rgb[2]); }
+
+// The word that begins `bytes` bytes, 0 to 3, after the beginning of `low`, whose next word is `high`.
+HOST_DEVICE uint32_t word_between(uint32_t low, uint32_t high, uint32_t bytes) {
+  return static_cast<uint32_t>((uint64_t{high} << 32 | low) >> (8 * bytes));
+}
+
+// Words for one access to memory.
+struct alignas(8) Words2 {
+  uint32_t word[2];
+};
+struct alignas(16) Words4 {
+  uint32_t word[4];
+};
+
+// The four pixels in 12 bytes.
+HOST_DEVICE Words4 four_pixels(uint32_t first, uint32_t second, uint32_t third) {
+  return {{first, word_between(first, second, 3), word_between(second, third, 2), third >> 8}};
+}
+
+}  // namespace deit::cuda

@@ -1,0 +1,67 @@
+// Applies an op to each image of a file by the CUDA code, without Python or torch: ops INPUT OUTPUT THREADS. Test-only.
+//
+// INPUT: the header below, `count` calls, as many images of height x width. OUTPUT: the images, then for each the number
+// of pixels (int64) that an exact affine op cannot make in integers.
+#include "cuda_on_cpu.h"
+#include "guarded.h"
+
+#include <cstdint>
+#include <fstream>
+#include <string>
+
+#include "../cuda/kernels.cuh"
+
+namespace {
+
+struct Header {
+  int64_t count;
+  int32_t height, width;
+};
+
+bool is_exact_affine(const deit::OpCall& call) {
+  return (call.op >= deit::Op::shear_x || call.op == deit::Op::rotate) && !call.fast;
+}
+
+int64_t uncertain_pixels(const deit::OpCall& call, const deit::cuda::Padded& source, const uint8_t* image) {
+  int64_t uncertain = 0;
+  emulate::launch({1, 1}, 1, 1, [&](unsigned char*) {
+    source.fill(image);
+    const deit::cuda::FixedAffine affine = deit::cuda::fixed_affine(call.matrix, source.height, source.width);
+    for (int32_t y = 0; y < source.height; ++y)
+      for (int32_t x = 0; x < source.width; ++x)
+        uncertain += !affine.usable || !deit::cuda::fixed_pixel(affine, source, call, y, x).certain;
+  });
+  return uncertain;
+}
+
+}  // namespace
+
+int main(int, char** arguments) {
+  std::ifstream input(arguments[1], std::ios::binary);
+  const unsigned threads = std::stoi(arguments[3]);
+  Header header;
+  input.read(reinterpret_cast<char*>(&header), sizeof header);
+  const int64_t image_bytes = 3 * int64_t{header.height} * header.width;
+  const int64_t scratch_bytes = 4 * deit::cuda::scratch_pixels(header.height, header.width);
+  std::vector<deit::OpCall> calls(header.count);
+  input.read(reinterpret_cast<char*>(calls.data()), header.count * sizeof(deit::OpCall));
+  emulate::Guarded images(header.count * image_bytes), scratch(header.count * scratch_bytes);
+  input.read(reinterpret_cast<char*>(images.data()), images.bytes);
+  auto* words = reinterpret_cast<uint32_t*>(scratch.data());
+
+  std::vector<int64_t> uncertain(header.count);
+  for (int64_t i = 0; i < header.count; ++i)
+    if (is_exact_affine(calls[i]))
+      uncertain[i] = uncertain_pixels(calls[i], {words, header.height, header.width}, images.data() + i * image_bytes);
+  const emulate::Dim grid{static_cast<unsigned>(header.count), 1};
+  emulate::launch(grid, threads, sizeof(deit::cuda::OpsShared), [&](unsigned char* shared) {
+    deit::cuda::ops_block(calls.data(), header.height, header.width, images.data(), words, shared);
+  });
+  images.check("images");
+  scratch.check("scratch");
+
+  std::ofstream result(arguments[2], std::ios::binary);
+  result.write(reinterpret_cast<const char*>(images.data()), images.bytes);
+  result.write(reinterpret_cast<const char*>(uncertain.data()), header.count * sizeof(int64_t));
+  return result ? 0 : 1;
+}
