@@ -43,20 +43,26 @@ def _refuse_incomplete(name: str, path: object = None, target: object = None) ->
 
 _core = _absent("deit_kernels", "torch", "numpy", "safetensors")
 _missing = _core + _absent("timm", "PIL", "tyro", "rich", "matplotlib")
+_ours = any(word.removeprefix("-m").startswith(__name__) for word in sys.orig_argv[1:])
+# A command: `python -m deit_fast.…` while it is being imported, or `deit-fast …`.
+_starting = (sys.argv[0] == "-m" and _ours) or os.path.basename(sys.argv[0]) == "deit-fast"
 if _missing:
     _message = f"deit_fast needs {', '.join(_missing)}: run pip install 'deit-fast[train]'"
     if os.path.exists(".venv/setup.stamp") and not sys.prefix.endswith(".venv"):
         _message = "deit_fast is installed in .venv: type .venv/bin/python, or source .venv/bin/activate first"
     elif {"deit_kernels", "torch"} & {*_core}:
         _message = "deit_fast is not installed here: run make setup, or pip install -e '.[train]'"
-    ours = any(word.removeprefix("-m").startswith(__name__) for word in sys.orig_argv[1:])
-    # A command, `python -m deit_fast.…` while it is being imported, or `deit-fast …`: a sentence, not a traceback.
-    if (sys.argv[0] == "-m" and ours) or os.path.basename(sys.argv[0]) == "deit-fast":
+    if _starting:  # a sentence, not a traceback
         print(f"error: {_message}", file=sys.stderr)
         sys.exit(2)
     if _core:
         raise ImportError(_message)
     sys.meta_path.insert(0, types.SimpleNamespace(find_spec=_refuse_incomplete))
+
+if _starting:  # torch and others are imported for seconds, in which someone may type Ctrl-C
+    from . import command
+
+    command.watch()
 
 
 def __getattr__(name: str) -> object:

@@ -1,6 +1,6 @@
 """How a command begins and ends: a command line from a dataclass; for every error one sentence and an exit code.
 
-    @command.entry("interrupted: the same command continues")
+    @command.entry("train")
     def main(arguments: Sequence[str]) -> None:
         config = command.parse(Config, arguments, program="python -m deit_fast.train", description=__doc__)
         …
@@ -27,14 +27,14 @@ import inspect
 import io
 import os
 import re
+import signal
 import sys
 import traceback
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING
+from types import FrameType
 from typing import Any, NoReturn, TypeVar
-
-import tyro
 
 from .files import denied
 from .names import did_you_mean, flag
@@ -48,6 +48,14 @@ DIVERGED = 3  # the loss, a gradient or a weight is NaN or infinite: the same co
 LOST = 4  # another process of the run was killed or cannot be reached: run the same command again
 PREEMPTED = 75  # SIGTERM or SIGUSR1, the run is saved: run the same command again (EX_TEMPFAIL of sysexits.h)
 INTERRUPTED = 130  # Ctrl-C, as shells count it
+_CONTINUES = "the same command continues from the last checkpoint"
+# What Ctrl-C leaves behind, by command.
+_LEFT = {
+    "train": _CONTINUES,
+    "replicate": _CONTINUES,
+    "teacher": "nothing was begun",
+    "evaluate": "nothing was written",
+}
 TRACEBACK = "DEIT_FAST_TRACEBACK"  # set in the environment, it shows an error's traceback
 
 
@@ -83,22 +91,24 @@ def sentence(error: BaseException) -> str:
     return str(error)
 
 
-def entry(interrupted: str = "interrupted") -> Callable[[Body], Callable[..., int]]:
+def entry(name: str = "") -> Callable[[Body], Callable[..., int]]:
     """Make a body the `main(arguments=None)` of a command: errors become a sentence and the exit code it returns.
 
-    After Ctrl-C it prints `interrupted`.
+    So does Ctrl-C, from the command's first import on (`watch`). `name` is its own, "" that of deit-fast itself.
     """
 
     def decorate(body: Body) -> Callable[..., int]:
         @functools.wraps(body)
         def main(arguments: Sequence[str] | None = None) -> int:
+            if name and signal.getsignal(signal.SIGINT) is _end:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
             for stream in (sys.stdout, sys.stderr):
                 if isinstance(stream, io.TextIOWrapper):  # no name of a file ends a command that prints it
                     stream.reconfigure(errors="backslashreplace")
             try:
                 return body(sys.argv[1:] if arguments is None else arguments) or DONE
             except KeyboardInterrupt:
-                print(interrupted, file=sys.stderr)
+                print(interrupted(name), file=sys.stderr)
                 return INTERRUPTED
             except BaseException as error:
                 if (code := exit_code(error)) is None:
@@ -113,6 +123,28 @@ def entry(interrupted: str = "interrupted") -> Callable[[Body], Callable[..., in
         return main
 
     return decorate
+
+
+def interrupted(name: str) -> str:
+    """What a command says after Ctrl-C."""
+    return f"interrupted: {_LEFT[name]}" if name in _LEFT else "interrupted"
+
+
+def watch() -> None:
+    """Let Ctrl-C end this process at once, with the command's sentence, until its own `main` begins.
+
+    A KeyboardInterrupt would be a traceback then, or be taken for a failed import by what is being imported.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        # python -m deit_fast.train, or deit-fast train
+        named = re.search(r"deit[-_]fast[. ](\w+)", " ".join(sys.orig_argv[1:]))
+        print(interrupted(named[1] if named else ""), file=sys.stderr, flush=True)
+    os._exit(INTERRUPTED)
 
 
 def leave(code: int) -> NoReturn:
@@ -164,6 +196,8 @@ def parse(
         SystemExit: --help (0), or a flag that does not exist or cannot be read (2).
         ValueError: a list that is empty.
     """
+    import tyro  # here, so that `watch` waits for nothing
+
     if {"-h", "--help"} & set(arguments):
         print(help_text(kind, program, description, defaults, epilog), end="")
         raise SystemExit(0)
@@ -197,6 +231,8 @@ def reasons(kind: type) -> dict[str, dict[str, str]]:
 
 def help_text(kind: type, program: str, description: str, defaults: Any = None, epilog: str = "") -> str:
     """The whole help; the arguments are those of `parse`."""
+    from tyro.conf import Positional
+
     parser = argparse.ArgumentParser(
         prog=program, description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"{epilog}\n{TRACEBACK}=1 in the environment shows the traceback of an error.".lstrip(),
@@ -212,7 +248,7 @@ def help_text(kind: type, program: str, description: str, defaults: Any = None, 
             metavar = next((mark.metavar for mark in marks if hasattr(mark, "metavar")), None) or _metavar(plain)
             default = own[name] if defaults is None else getattr(defaults, name)
             spelled = flag(name)
-            if tyro.conf.Positional in marks:
+            if Positional in marks:
                 spelled = name
                 usage.append(f"{metavar}…" if _count(plain) else metavar)
             elif default is MISSING:
@@ -242,8 +278,10 @@ def _whole(word: str, flags: Collection[str]) -> str:
 
 
 def _positional(kind: type) -> bool:
+    from tyro.conf import Positional
+
     types = typing.get_type_hints(kind, include_extras=True).values()
-    return any(tyro.conf.Positional in getattr(each, "__metadata__", ()) for each in types)
+    return any(Positional in getattr(each, "__metadata__", ()) for each in types)
 
 
 def _looks_like_a_flag(word: str) -> bool:

@@ -118,7 +118,7 @@ class Settings:
     device: str = ""  # cpu, cuda, cuda:1 … (default: the first GPU if there is one)
 
 
-@command.entry()
+@command.entry("predict")
 def main(arguments: Sequence[str]) -> int:
     given = command.parse(Settings, arguments, program="python -m deit_fast.predict", description=__doc__)
     for name, value in (("--top", given.top), ("--batch-size", given.batch_size)):

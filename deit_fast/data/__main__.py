@@ -123,7 +123,7 @@ class Preview:
 COMMANDS = {kind.__name__.lower(): kind for kind in (Check, Pack, Preview)}
 
 
-@command.entry()
+@command.entry("data")
 def main(arguments: Sequence[str]) -> int | None:
     described = {name: inspect.cleandoc(kind.__doc__).splitlines()[0] for name, kind in COMMANDS.items()}
     program = "python -m deit_fast.data"

@@ -24,7 +24,7 @@ from .. import command
 from .results import Settings, evaluate_all
 
 
-@command.entry("interrupted: nothing was written")
+@command.entry("evaluate")
 def main(arguments: Sequence[str]) -> None:
     settings = command.parse(Settings, arguments, program="python -m deit_fast.evaluate", description=__doc__)
     evaluate_all(settings, arguments)

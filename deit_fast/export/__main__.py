@@ -40,7 +40,7 @@ class Settings:
     out: Annotated[str, arg(metavar="PATH")]  # the folder to write, new or empty
 
 
-@command.entry()
+@command.entry("export")
 def main(arguments: Sequence[str]) -> None:
     given = command.parse(Settings, arguments, program="python -m deit_fast.export", description=__doc__)
     form, out = FORMS[given.to], Path(given.out)

@@ -168,7 +168,7 @@ def _trained(training: Training, number: int, total: int) -> Summary:
     return train(training.config)
 
 
-@command.entry("interrupted: the same command continues from the last checkpoint")
+@command.entry("replicate")
 def main(arguments: Sequence[str]) -> None:
     given = command.parse(Settings, arguments, program="python -m deit_fast.replicate", description=__doc__)
     report.show(replicate(given, arguments), given.folder())

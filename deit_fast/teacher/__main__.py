@@ -82,7 +82,7 @@ def _fill(config: Config, ranks: Ranks, reporter: Reporter) -> int:
     return len(missing)
 
 
-@command.entry("interrupted: nothing was begun")
+@command.entry("teacher")
 def main(arguments: Sequence[str]) -> int | None:
     config = parse(arguments, __doc__, "python -m deit_fast.teacher")
     code = one_process_per_gpu(config, arguments, Path(config.teacher_cache) / "logs", "deit_fast.teacher")

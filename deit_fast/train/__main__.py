@@ -20,7 +20,7 @@ from ..recipes.named import parse
 from .loop import train
 
 
-@command.entry("interrupted: the same command continues from the last checkpoint")
+@command.entry("train")
 def main(arguments: Sequence[str]) -> int | None:
     config = parse(arguments, __doc__)
     code = one_process_per_gpu(config, arguments, config.run_folder() / "logs", "deit_fast.train")

@@ -99,6 +99,28 @@ def test_ctrl_c_says_what_is_left(monkeypatch, capsys, name: str) -> None:
     assert capsys.readouterr().err == INTERRUPTED.get(name, "interrupted") + "\n"
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("name", "module"), [*((name, "torch") for name in WORK), ("train", "timm")])
+@pytest.mark.parametrize("script", [False, True])
+def test_ctrl_c_while_a_command_is_imported_says_the_same(
+    tmp_path: Path, script: bool, name: str, module: str, rank: int
+) -> None:
+    """In the first seconds, which torch and others take to be imported: one of them is replaced by a Ctrl-C."""
+    (tmp_path / f"{module}.py").write_text(
+        "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit('it went on')"
+    )
+    (tmp_path / "deit-fast").write_text("from deit_fast.__main__ import script\nscript()")
+    start = [str(tmp_path / "deit-fast"), name] if script else ["-m", f"deit_fast.{name}"]
+    paths = os.pathsep.join([str(tmp_path), str(ROOT), str(ROOT / "kernels")])
+    run = subprocess.run(
+        [sys.executable, *start, "--help"], env={**os.environ, "PYTHONPATH": paths, "RANK": str(rank)},
+        capture_output=True, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job has it ignored
+    )  # fmt: skip
+    assert (run.returncode, run.stdout) == (130, "")
+    assert run.stderr == ("" if rank else INTERRUPTED.get(name, "interrupted") + "\n")
+
+
 @pytest.mark.parametrize("name", WORK)
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_traceback_is_shown_on_request(monkeypatch, capsys, name: str, rank: int) -> None:
