@@ -119,8 +119,7 @@ class Config:
     weight_decay: Rate = 0.05  # of matrices and of the distillation token
     decay_dist_token: bool = True  # the official code decays it, today's timm does not
     ema_decay: Annotated[float, span(0, 0.9999999)] = 0.99996  # moving average of the weights; 0: none
-    # auto: bf16 autocast on a GPU that has it or a CPU with AMX, else fp32; bf16-residual: the sums between blocks too
-    precision: Shared[Precision] = "auto"
+    precision: Shared[Precision] = "auto"  # auto: bf16 on a GPU or a CPU with AMX; -residual: sums between blocks too
     compile: Literal["auto", "on", "off"] = "auto"  # torch.compile of the model; auto: on a GPU
     compile_mode: Free[CompileMode] = "default"  # torch.compile's mode; the other tries more kernels: minutes longer
     seed: Seed = 0  # initialisation and stochastic depth
