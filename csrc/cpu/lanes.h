@@ -24,7 +24,9 @@ template <int bytes>
 struct Vector {
   typedef float Floats __attribute__((vector_size(bytes)));
   typedef int32_t Words __attribute__((vector_size(bytes)));
-  typedef uint16_t Halves __attribute__((vector_size(bytes / 2)));
+  typedef float HalfFloats __attribute__((vector_size(bytes / 2)));
+  typedef double Doubles __attribute__((vector_size(bytes)));
+  typedef uint16_t Halves __attribute__((vector_size(bytes / 2)));  // of 16 bits each
   static constexpr int64_t width = bytes / 4, parts = 64 / bytes;
 };
 template <int bytes>

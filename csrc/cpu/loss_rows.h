@@ -31,29 +31,39 @@ struct Picks {
   double weight[2];
 };
 
-// Sixteen numbers in a tree of three levels below the result, in the same order for every size of a vector.
-template <typename Number, typename Join>
+// `count` numbers in a tree, in the same order for every size of a vector.
+template <int64_t count = lanes, typename Number, typename Join>
 INTO_CALLER Number joined(Number* number, const Join& join) {
-  for (int64_t half = lanes / 2; half; half /= 2)
-    for (int64_t j = 0; j < half; ++j) number[j] = join(number[j], number[j + half]);
-  return number[0];
+  if constexpr (count == 1) {
+    return number[0];
+  } else {
+    for (int64_t j = 0; j < count / 2; ++j) number[j] = join(number[j], number[j + count / 2]);
+    return joined<count / 2>(number, join);
+  }
 }
 
-// Sums in float32 lanes, which a row's loop empties into float64 before many roundings meet (`empty_lanes`).
+// Sums in float32 lanes, which `over_row` empties into float64 before many roundings meet.
 template <int bytes>
 struct LaneSums {
-  Floats<bytes> part[Vector<bytes>::parts] = {};
-  double sum[lanes] = {};
+  using Doubles = typename Vector<bytes>::Doubles;
+  static constexpr int64_t parts = Vector<bytes>::parts;
+  Floats<bytes> part[parts] = {};
+  Doubles sum[2 * parts] = {};
 
   INTO_CALLER void empty() {
-    float each[lanes];
-    std::memcpy(each, part, sizeof each);
-    for (int64_t j = 0; j < lanes; ++j) sum[j] += each[j];
-    for (Floats<bytes>& lane : part) lane = Floats<bytes>{};
+    for (int64_t k = 0; k < parts; ++k) {
+      typename Vector<bytes>::HalfFloats half[2];
+      std::memcpy(half, &part[k], sizeof half);
+      sum[2 * k] += __builtin_convertvector(half[0], Doubles);
+      sum[2 * k + 1] += __builtin_convertvector(half[1], Doubles);
+      part[k] = Floats<bytes>{};
+    }
   }
   INTO_CALLER double total() {
     empty();
-    return joined(sum, [](double a, double b) IN_LANES { return a + b; });
+    double each[lanes];
+    std::memcpy(each, sum, sizeof each);
+    return joined(each, [](double a, double b) IN_LANES { return a + b; });
   }
 };
 
