@@ -67,9 +67,10 @@ class Rows {
   Rows(const LossCall& call, bool teacher)
       : call(call), n(call.classes), tau(static_cast<float>(call.tau)),
         teacher_tau(call.teacher_probs.data ? 1 : tau) {
+    constexpr int64_t buffers = 5;
     thread_local std::vector<float> memory;
-    if (static_cast<int64_t>(memory.size()) < 5 * n) memory.resize(5 * n);
-    buffer = memory.data();
+    if (static_cast<int64_t>(memory.size()) < buffers * (lanes + n)) memory.resize(buffers * (lanes + n));
+    for (int64_t k = 0; k < buffers; ++k) buffer[k] = memory.data() + k * (lanes + n) + lanes;
     matrix[cls] = &call.cls;
     matrix[dist] = &call.dist;
     matrix[dense] = &call.dense;
@@ -114,27 +115,28 @@ class Rows {
       float* gradient = place(to.cls, call.cls, row);
       base_gradient(row, saved, double{scale} * (1 - call.alpha), gradient);
       if (distill && !call.dist.data) distill_gradient<true>(saved, double{scale} * call.alpha, gradient);
-      finish(to.cls, call.cls, row);
+      finish(gradient, to.cls, call.cls, row);
     }
     void* alone = call.dist.data ? to.dist : base ? nullptr : to.cls;
     if (alone && distill) {
-      distill_gradient<false>(saved, double{scale} * call.alpha, place(alone, call.student(), row));
-      finish(alone, call.student(), row);
+      float* gradient = place(alone, call.student(), row);
+      distill_gradient<false>(saved, double{scale} * call.alpha, gradient);
+      finish(gradient, alone, call.student(), row);
     }
   }
 
  private:
-  enum Which { cls, dist, dense, logits };
+  enum Which { cls, dist, dense, logits, own };  // `own`: the gradient
 
   // The rows as float32, where they do not lie so in memory that the thread keeps. False where a TopK is refused.
   INTO_CALLER bool read(int64_t row) {
 #pragma GCC unroll 1
     for (int k = 0; k < 4; ++k)
-      x[k] = matrix[k] && matrix[k]->data ? row_of<bytes>(*matrix[k], row, n, buffer + k * n) : nullptr;
+      x[k] = matrix[k] && matrix[k]->data ? row_of<bytes>(*matrix[k], row, n, buffer[k]) : nullptr;
     if (!call.dist.data) x[dist] = x[cls];
     if (!call.teacher_probs.data) return true;
-    x[logits] = buffer + logits * n;
-    return read_topk(call, row, buffer + logits * n);
+    x[logits] = buffer[logits];
+    return read_topk(call, row, buffer[logits]);
   }
 
   INTO_CALLER double base_term(const Softmax& softmax, int64_t row, float* saved) {
@@ -190,13 +192,12 @@ class Rows {
   }
 
   float* place(void* gradient, const Matrix& head, int64_t row) {
-    return head.type == Number::float32 ? static_cast<float*>(gradient) + row * n : buffer + 4 * n;
+    const bool here = head.type == Number::float32 && n >= lanes;
+    return here ? static_cast<float*>(gradient) + row * n : buffer[own];
   }
 
-  INTO_CALLER void finish(void* gradient, const Matrix& head, int64_t row) {
-    uint16_t* halves = static_cast<uint16_t*>(gradient) + row * n;
-    if (head.type == Number::float16) narrow<bytes, to_float16<bytes>>(buffer + 4 * n, n, halves);
-    if (head.type == Number::bfloat16) narrow<bytes, to_bfloat16<bytes>>(buffer + 4 * n, n, halves);
+  INTO_CALLER void finish(const float* gradient, void* to, const Matrix& head, int64_t row) {
+    if (gradient == buffer[own]) write_row<bytes>(gradient, n, head.type, to, row);
   }
 
   void clear(void* gradient, const Matrix& head, int64_t row) {
@@ -209,7 +210,7 @@ class Rows {
   const float tau, teacher_tau;
   const Matrix* matrix[4];
   const float* x[4];  // the rows that are read; null where there is none
-  float* buffer;
+  float* buffer[5];  // each after sixteen numbers that may be read
 };
 
 template <int bytes>

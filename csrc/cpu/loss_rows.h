@@ -33,12 +33,12 @@ struct Picks {
 
 // `count` numbers in a tree, in the same order for every size of a vector.
 template <int64_t count = lanes, typename Number, typename Join>
-INTO_CALLER Number joined(Number* number, const Join& join) {
+INTO_CALLER Number reduced(Number* number, const Join& join) {
   if constexpr (count == 1) {
     return number[0];
   } else {
     for (int64_t j = 0; j < count / 2; ++j) number[j] = join(number[j], number[j + count / 2]);
-    return joined<count / 2>(number, join);
+    return reduced<count / 2>(number, join);
   }
 }
 
@@ -63,7 +63,7 @@ struct LaneSums {
     empty();
     double each[lanes];
     std::memcpy(each, sum, sizeof each);
-    return joined(each, [](double a, double b) IN_LANES { return a + b; });
+    return reduced(each, [](double a, double b) IN_LANES { return a + b; });
   }
 };
 
@@ -76,11 +76,11 @@ struct ExponentialSum : LaneSums<bytes> {
     this->part[part] += e == 1.0f ? Floats<bytes>{} : e;
     ones[part] += e == 1.0f ? Words<bytes>{} + 1 : Words<bytes>{};
   }
-  // The lanes beyond the row's end held the largest logit.
+  // The lanes that a row's end left out held the largest logit.
   INTO_CALLER double rest(int64_t n) {
-    int32_t each[lanes], beyond = static_cast<int32_t>((n + lanes - 1) / lanes * lanes - n);
+    int32_t each[lanes], left_out = static_cast<int32_t>((lanes - n % lanes) % lanes);
     std::memcpy(each, ones, sizeof each);
-    return this->total() + (joined(each, [](int32_t a, int32_t b) IN_LANES { return a + b; }) - beyond - 1);
+    return this->total() + (reduced(each, [](int32_t a, int32_t b) IN_LANES { return a + b; }) - left_out - 1);
   }
 };
 
@@ -88,7 +88,7 @@ template <int bytes>
 INTO_CALLER float largest_in(const Floats<bytes>* part) {
   float each[lanes];
   std::memcpy(each, part, sizeof each);
-  return joined(each, [](float a, float b) IN_LANES { return a > b ? a : b; });
+  return reduced(each, [](float a, float b) IN_LANES { return a > b ? a : b; });
 }
 
 // A NaN is passed over; it shows in every sum.
@@ -96,8 +96,8 @@ template <int bytes>
 INTO_CALLER float largest_of(const float* x, int64_t n) {
   Floats<bytes> top[Vector<bytes>::parts];
   for (Floats<bytes>& each : top) each = all<bytes>(-infinity);
-  over_row<bytes>(n, [&](int64_t i, int64_t part, auto whole) IN_LANES {
-    const Floats<bytes> values = load<bytes>(x, i, n, -infinity, whole);
+  over_row<bytes>(n, [&](int64_t i, int64_t part, auto end) IN_LANES {
+    const Floats<bytes> values = load<bytes>(x + i, -infinity, part, end);
     top[part] = values > top[part] ? values : top[part];
   });
   return largest_in<bytes>(top);
@@ -109,8 +109,8 @@ INTO_CALLER int64_t arg_max(const float* x, int64_t n) {
   Floats<bytes> top[Vector<bytes>::parts];
   Words<bytes> first[Vector<bytes>::parts] = {}, bad = {};  // `first`: where the vector of a lane's largest begins
   for (Floats<bytes>& each : top) each = all<bytes>(-infinity);
-  over_row<bytes>(n, [&](int64_t i, int64_t part, auto whole) IN_LANES {
-    const Floats<bytes> values = load<bytes>(x, i, n, -infinity, whole);
+  over_row<bytes>(n, [&](int64_t i, int64_t part, auto end) IN_LANES {
+    const Floats<bytes> values = load<bytes>(x + i, -infinity, part, end);
     const Words<bytes> here = Words<bytes>{} + static_cast<int32_t>(i - part * Vector<bytes>::width);
     first[part] = values > top[part] ? here : first[part];
     top[part] = values > top[part] ? values : top[part];
@@ -133,8 +133,8 @@ template <int bytes>
 INTO_CALLER Softmax softmax_of(const float* x, int64_t n) {
   const float top = largest_of<bytes>(x, n);
   ExponentialSum<bytes> sum;
-  over_row<bytes>(n, [&](int64_t i, int64_t part, auto whole) IN_LANES {
-    sum.add(exponential<bytes>(load<bytes>(x, i, n, top, whole) - top), part);
+  over_row<bytes>(n, [&](int64_t i, int64_t part, auto end) IN_LANES {
+    sum.add(exponential<bytes>(load<bytes>(x + i, top, part, end) - top), part);
   }, sum);
   return {top, sum.rest(n)};
 }
@@ -143,8 +143,8 @@ INTO_CALLER Softmax softmax_of(const float* x, int64_t n) {
 template <int bytes>
 INTO_CALLER double sum_below(const float* x, int64_t n, float top) {
   LaneSums<bytes> sum;
-  over_row<bytes>(n, [&](int64_t i, int64_t part, auto whole) IN_LANES {
-    sum.part[part] += top - load<bytes>(x, i, n, top, whole);
+  over_row<bytes>(n, [&](int64_t i, int64_t part, auto end) IN_LANES {
+    sum.part[part] += top - load<bytes>(x + i, top, part, end);
   }, sum);
   return sum.total();
 }
@@ -170,9 +170,9 @@ INTO_CALLER double dense_loss(const float* x, const float* target, int64_t n, co
   const float top = softmax.largest, keep = static_cast<float>(1 - smoothing);
   const float spread = static_cast<float>(smoothing / static_cast<double>(n));
   LaneSums<bytes> below, sum;
-  over_row<bytes>(n, [&](int64_t i, int64_t part, auto whole) IN_LANES {
-    const Floats<bytes> given = load<bytes>(target, i, n, 0.0f, whole), smoothed = given * keep + spread;
-    const Floats<bytes> distance = top - load<bytes>(x, i, n, top, whole);
+  over_row<bytes>(n, [&](int64_t i, int64_t part, auto end) IN_LANES {
+    const Floats<bytes> given = load<bytes>(target + i, 0.0f, part, end), smoothed = given * keep + spread;
+    const Floats<bytes> distance = top - load<bytes>(x + i, top, part, end);
     below.part[part] += smoothed == 0.0f ? Floats<bytes>{} : smoothed * distance;
     sum.part[part] += given;
   }, below, sum);
@@ -192,9 +192,9 @@ INTO_CALLER Divergence divergence(const float* x, float tau, const float* t, flo
   const float top = largest_of<bytes>(x, n), teacher_top = largest_of<bytes>(t, n);
   ExponentialSum<bytes> sum, teacher_sum;
   LaneSums<bytes> dot;
-  over_row<bytes>(n, [&](int64_t i, int64_t part, auto whole) IN_LANES {
-    const Floats<bytes> u = (load<bytes>(x, i, n, top, whole) - top) / tau;
-    const Floats<bytes> v = (load<bytes>(t, i, n, teacher_top, whole) - teacher_top) / teacher_tau;
+  over_row<bytes>(n, [&](int64_t i, int64_t part, auto end) IN_LANES {
+    const Floats<bytes> u = (load<bytes>(x + i, top, part, end) - top) / tau;
+    const Floats<bytes> v = (load<bytes>(t + i, teacher_top, part, end) - teacher_top) / teacher_tau;
     const Floats<bytes> e = exponential<bytes>(v);
     sum.add(exponential<bytes>(u), part);
     teacher_sum.add(e, part);
@@ -220,10 +220,10 @@ INTO_CALLER void label_gradient(const float* x, int64_t n, const Softmax& softma
   float before[2] = {};
   if constexpr (added)
     for (int k = 0; k < picks.count; ++k) before[k] = gradient[picks.label[k]];
-  over_row<bytes>(n, [&](int64_t i, int64_t, auto whole) IN_LANES {
-    Floats<bytes> slope = exponential<bytes>(load<bytes>(x, i, n, top, whole) - top) * factor - offset;
-    if constexpr (added) slope += load<bytes>(gradient, i, n, 0.0f, whole);
-    store<bytes>(slope, gradient, i, n, whole);
+  over_row<bytes>(n, [&](int64_t i, int64_t part, auto end) IN_LANES {
+    Floats<bytes> slope = exponential<bytes>(load<bytes>(x + i, top, part, end) - top) * factor - offset;
+    if constexpr (added) slope += load<bytes>(gradient + i, 0.0f, part, end);
+    store<bytes>(slope, gradient + i, part, end);
   });
   const bool one_class = picks.count == 2 && picks.label[0] == picks.label[1];
   for (int k = 0; k < picks.count; ++k) {
@@ -243,11 +243,11 @@ INTO_CALLER void dense_gradient(const float* x, const float* target, int64_t n, 
   const float spread = static_cast<float>(smoothing / static_cast<double>(n));
   const float factor = static_cast<float>(mass / (1 + softmax.rest)), dominant = softmax.dominant();
   const float missing = static_cast<float>(mass * softmax.missing());
-  over_row<bytes>(n, [&](int64_t i, int64_t, auto whole) IN_LANES {
-    const Floats<bytes> smoothed = load<bytes>(target, i, n, 0.0f, whole) * keep + spread;
-    const Floats<bytes> e = exponential<bytes>(load<bytes>(x, i, n, top, whole) - top);
+  over_row<bytes>(n, [&](int64_t i, int64_t part, auto end) IN_LANES {
+    const Floats<bytes> smoothed = load<bytes>(target + i, 0.0f, part, end) * keep + spread;
+    const Floats<bytes> e = exponential<bytes>(load<bytes>(x + i, top, part, end) - top);
     const Floats<bytes> slope = e == dominant ? (mass - smoothed) - missing : e * factor - smoothed;
-    store<bytes>(slope * by, gradient, i, n, whole);
+    store<bytes>(slope * by, gradient + i, part, end);
   });
 }
 
@@ -261,14 +261,14 @@ INTO_CALLER void divergence_gradient(const float* x, float tau, const Softmax& s
   const float teacher_factor = static_cast<float>(1 / (1 + teacher.rest));
   const float largest = static_cast<float>(teacher.missing() - softmax.missing());
   const float dominant = std::max(softmax.dominant(), teacher.dominant());  // of both
-  over_row<bytes>(n, [&](int64_t i, int64_t, auto whole) IN_LANES {
-    const Floats<bytes> u = (load<bytes>(x, i, n, top, whole) - top) / tau, e = exponential<bytes>(u);
-    const Floats<bytes> v = (load<bytes>(t, i, n, teacher_top, whole) - teacher_top) / teacher_tau;
+  over_row<bytes>(n, [&](int64_t i, int64_t part, auto end) IN_LANES {
+    const Floats<bytes> u = (load<bytes>(x + i, top, part, end) - top) / tau, e = exponential<bytes>(u);
+    const Floats<bytes> v = (load<bytes>(t + i, teacher_top, part, end) - teacher_top) / teacher_tau;
     const Floats<bytes> f = exponential<bytes>(v);
     const Floats<bytes> smaller = e < f ? e : f;
     Floats<bytes> slope = (smaller == dominant ? all<bytes>(largest) : e * factor - f * teacher_factor) * by;
-    if constexpr (added) slope += load<bytes>(gradient, i, n, 0.0f, whole);
-    store<bytes>(slope, gradient, i, n, whole);
+    if constexpr (added) slope += load<bytes>(gradient + i, 0.0f, part, end);
+    store<bytes>(slope, gradient + i, part, end);
   });
 }
 
