@@ -18,7 +18,7 @@ struct Softmax {
   float largest;
   double rest;
 
-  double log_sum() const { return std::log1p(rest); }
+  double log_sum() const { return rest < 1 ? std::log1p(rest) : std::log(1 + rest); }  // log is twice as fast
   double missing() const { return rest / (1 + rest); }  // 1 − p
   // What the exponential of a class is compared with to see whether it is the largest and p is over 1/2.
   float dominant() const { return rest < 1 ? 1.0f : 2.0f; }
