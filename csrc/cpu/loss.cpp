@@ -104,7 +104,8 @@ class Rows {
   INTO_CALLER void backward(int64_t row, const float* saved, const Gradients& to) {
     const float weight = saved[row_weight];
     const float scale = weight == 0 ? 0 : to.incoming[row * to.stride] / to.count * weight;
-    if (scale == 0) {  // whatever the row holds
+    // Whatever the row holds. That forward has accepted its values keeps no caller from bringing others.
+    if (scale == 0 || standing_of(call, row) != Standing::counts) {
       clear(to.cls, call.cls, row);
       clear(to.dist, call.dist, row);
       return;
@@ -182,13 +183,15 @@ class Rows {
   template <bool added>
   INTO_CALLER void distill_gradient(const float* saved, double scale, float* gradient) {
     const Softmax softmax{saved[dist_max], saved[dist_rest]};
-    if (call.soft)
-      divergence_gradient<bytes, added>(x[dist], tau, softmax, x[logits], teacher_tau,
-                                        {saved[teacher_max], saved[teacher_rest]}, n,
-                                        scale * call.kl_scale() / call.tau, gradient);
-    else
-      label_gradient<bytes, added>(x[dist], n, softmax, {1, {static_cast<int64_t>(saved[teacher_label])}, {1}},
-                                   call.teacher_smoothing, scale, gradient);
+    if (call.soft) {
+      const Softmax teacher{saved[teacher_max], saved[teacher_rest]};
+      scale *= call.kl_scale() / call.tau;
+      divergence_gradient<bytes, added>(x[dist], tau, softmax, x[logits], teacher_tau, teacher, n, scale, gradient);
+    } else {
+      const float given = saved[teacher_label];
+      const int64_t label = given >= 0 && given < static_cast<float>(n) ? static_cast<int64_t>(given) : 0;
+      label_gradient<bytes, added>(x[dist], n, softmax, {1, {label}, {1}}, call.teacher_smoothing, scale, gradient);
+    }
   }
 
   float* place(void* gradient, const Matrix& head, int64_t row) {

@@ -49,16 +49,15 @@ __attribute__((noinline)) inline void gather(const Matrix& matrix, int64_t row, 
 // A row in place where it lies as float32 side by side, else in `buffer`, before which there are sixteen numbers.
 template <int bytes>
 INTO_CALLER const float* row_of(const Matrix& matrix, int64_t row, int64_t n, float* buffer) {
-  const auto* floats = static_cast<const float*>(matrix.data) + row * matrix.row;
-  const auto* halves = static_cast<const uint16_t*>(matrix.data) + row * matrix.row;
+  const auto begin = [&](auto* data) IN_LANES { return data + row * matrix.row; };
   if (n < lanes || matrix.column != 1 || matrix.type == Number::float64)
     gather(matrix, row, n, buffer);
   else if (matrix.type == Number::float32)
-    return floats;
+    return begin(static_cast<const float*>(matrix.data));
   else if (matrix.type == Number::float16)
-    widen<bytes, from_float16<bytes>>(halves, n, buffer);
+    widen<bytes, from_float16<bytes>>(begin(static_cast<const uint16_t*>(matrix.data)), n, buffer);
   else
-    widen<bytes, from_bfloat16<bytes>>(halves, n, buffer);
+    widen<bytes, from_bfloat16<bytes>>(begin(static_cast<const uint16_t*>(matrix.data)), n, buffer);
   return buffer;
 }
 
@@ -86,20 +85,20 @@ INTO_CALLER void narrow(const float* from, int64_t n, uint16_t* to) {
   });
 }
 
-// A row of float32, before which there are sixteen numbers, as another type.
+// A row of float32, before which there are sixteen numbers, as row `row` of a matrix of another type.
 template <int bytes>
 INTO_CALLER void write_row(const float* from, int64_t n, Number type, void* to, int64_t row) {
-  auto* floats = static_cast<float*>(to) + row * n;
-  auto* halves = static_cast<uint16_t*>(to) + row * n;
-  uint16_t few[2 * lanes];
-  uint16_t* whole = n < lanes ? few + lanes : halves;
-  if (type == Number::float32)
-    std::memcpy(floats, from, n * sizeof(float));
-  else if (type == Number::float16)
-    narrow<bytes, to_float16<bytes>>(from, n, whole);
+  if (type == Number::float32) {
+    std::memcpy(static_cast<float*>(to) + row * n, from, n * sizeof(float));
+    return;
+  }
+  uint16_t *halves = static_cast<uint16_t*>(to) + row * n, few[2 * lanes];
+  uint16_t* begin = n < lanes ? few + lanes : halves;
+  if (type == Number::float16)
+    narrow<bytes, to_float16<bytes>>(from, n, begin);
   else
-    narrow<bytes, to_bfloat16<bytes>>(from, n, whole);
-  if (n < lanes && type != Number::float32) std::memcpy(halves, whole, n * sizeof(uint16_t));
+    narrow<bytes, to_bfloat16<bytes>>(from, n, begin);
+  if (begin != halves) std::memcpy(halves, begin, n * sizeof(uint16_t));
 }
 
 }  // namespace deit::cpu
