@@ -232,7 +232,7 @@ INTO_CALLER void backward_rows(const LossCall& call, int64_t begin, int64_t end,
   for (int64_t row = begin; row < end; ++row) rows.backward(row, statistics + row * statistics_columns, to);
 }
 
-// A function and its copies for longer vectors; which runs is decided when the binary loads.
+// Forward and backward for every size of a vector; which runs is decided when the binary loads.
 #define FOR_VECTORS_OF(bytes, name, target)                                                                   \
   target bool forward_##name(const LossCall& call, int64_t begin, int64_t end, Terms* terms, float* saved) {  \
     return forward_rows<bytes>(call, begin, end, terms, saved);                                               \
@@ -241,7 +241,10 @@ INTO_CALLER void backward_rows(const LossCall& call, int64_t begin, int64_t end,
                               const Gradients& to) {                                                          \
     backward_rows<bytes>(call, begin, end, saved, to);                                                        \
   }
-FOR_VECTORS_OF(16, plain, )
+#ifndef DEIT_VECTOR_BYTES
+#define DEIT_VECTOR_BYTES 16
+#endif
+FOR_VECTORS_OF(DEIT_VECTOR_BYTES, plain, )
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(DEIT_NO_CLONES)
 FOR_VECTORS_OF(32, avx2, __attribute__((target("avx2"))))
 FOR_VECTORS_OF(64, avx512, __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl"))))

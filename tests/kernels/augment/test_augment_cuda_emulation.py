@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from augment_cases import ROOT, build_program, needs_compiler, noise_batch, plan_for
+from augment_cases import ROOT, build_program, cpu_flags, needs_compiler, noise_batch, plan_for
 
 from deit_kernels.augment import OPS as OP_NAMES
 from deit_kernels.augment import Erase, ImageBatch, Mix, Policy, RandAugment, sample_mix, sample_plan
@@ -209,11 +209,6 @@ def hostile_mix(rows: torch.Tensor, size: int) -> torch.Tensor:
     for index in range(0, len(rows), 2):
         mix[index, int(random.integers(MIX.itemsize))] = int(random.integers(256))
     return mix
-
-
-def cpu_flags() -> set[str]:
-    found = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return set(found.group(1).split()) if found else set()
 
 
 @pytest.mark.parametrize(
