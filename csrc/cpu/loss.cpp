@@ -87,14 +87,14 @@ class Rows {
     saved[row_weight] = 1;
     Softmax softmax{};
     if (x[cls]) {
-      softmax = softmax_of<bytes>(x[cls], n);
+      softmax = softmax_of<bytes>(x[cls], n, {next(cls), next(dense)});
       terms.base = base_term(softmax, row, saved);
     }
     if (!call.distills()) return true;
     if (call.soft) {
       terms.distill = soft_term(saved);
     } else {
-      if (call.dist.data) softmax = softmax_of<bytes>(x[dist], n);
+      if (call.dist.data) softmax = softmax_of<bytes>(x[dist], n, {next(dist), next(logits)});
       terms.distill = hard_term(softmax, row, saved);
       terms.base *= saved[row_weight];
     }
@@ -140,6 +140,13 @@ class Rows {
     return read_topk(call, row, buffer[logits]);
   }
 
+  // Where the next row begins; this row where there is none in place, or one too long for the first cache.
+  const float* next(Which which) const {
+    constexpr int64_t longest = 4096;
+    const bool in_place = x[which] && x[which] != buffer[which] && matrix[which]->data && n <= longest;
+    return in_place ? x[which] + matrix[which]->row : x[dist];
+  }
+
   INTO_CALLER double base_term(const Softmax& softmax, int64_t row, float* saved) {
     double mass = 1;
     const double term =
@@ -164,7 +171,7 @@ class Rows {
   }
 
   INTO_CALLER double soft_term(float* saved) {
-    const Divergence found = divergence<bytes>(x[dist], tau, x[logits], teacher_tau, n);
+    const Divergence found = divergence<bytes>(x[dist], tau, x[logits], teacher_tau, n, {next(dist), next(logits)});
     saved[dist_max] = found.student.largest;
     saved[dist_rest] = static_cast<float>(found.student.rest);
     saved[teacher_max] = found.teacher.largest;
