@@ -221,7 +221,9 @@ GIL_DISABLED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
 setup(
     ext_modules=[
-        Extension("deit_kernels._C", ["csrc/ops.cpp", "csrc/loss_ops.cpp", *CPU_SOURCES], depends=HEADERS, optional=True),
+        Extension(
+            "deit_kernels._C", ["csrc/ops.cpp", "csrc/loss_ops.cpp", *CPU_SOURCES], depends=HEADERS, optional=True
+        ),
         Extension("deit_kernels._C_cuda", ["csrc/ops.cpp", "csrc/cuda/augment.cu"], depends=HEADERS, optional=True),
         Extension(
             "deit_fast.data._jpeg_part", ["csrc/jpeg_part.cpp"], libraries=["jpeg"], depends=HEADERS, optional=True

@@ -6,12 +6,14 @@
 
 A row is one call, forward, backward alone, or both, on bf16 logits of two heads and a teacher. Its limit is the byte
 floor: each tensor moved once. `extra_info` also holds the kernels launched and the host's microseconds. Without a card
-our kernels do not run: `ours` is then the readable, untuned reference, in float32 at B = 256, C = 1000.
+the logits are float32, the row is of one thread, and other sizes have one row for all forms: `worst_form`, the form in
+which eager PyTorch comes nearest to us.
 """
 
 from __future__ import annotations
 
 import functools
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -34,7 +36,7 @@ from benchmarks.measure.device_timing import (
     memory_limit,
     time_calls,
 )
-from benchmarks.measure.interleaved import record
+from benchmarks.measure.interleaved import alternate, record
 from deit_kernels import MixedTarget, distillation_loss
 
 pytestmark = pytest.mark.benchmark(group="loss")
@@ -200,13 +202,13 @@ PROVIDERS = {
     "liger": Provider(liger, capture=False, targets=("int",)),  # reads the number of labels back to the host
 }
 DIRECTIONS = ("forward", "backward", "both") if ON_CARD else ("forward", "both")
+FORMS = [(mode, target) for mode in ("hard", "soft") for target in ("int", "mixed", "dense")]
 
 
 def shapes() -> list:
     """Every form at the paper's size, the largest size for the byte floor; the rest is slow. No card: one size."""
     if not ON_CARD:
-        forms = (("hard", "int"), ("hard", "mixed"), ("soft", "mixed"), ("soft", "dense"))
-        return [Shape(mode, target, 256, 1000) for mode, target in forms]
+        return [Shape(mode, target, 256, 1000) for mode, target in FORMS]
     wanted = []
     for rows in (256, 1024, 64):
         for classes in (1000, 21841, 100):
@@ -241,9 +243,7 @@ def makers_of(shape: Shape, direction: str) -> dict[str, Callable[[], list[Calla
     """The calls of every provider that covers the target, made when their turn comes."""
 
     def make(name: str) -> list[Callable[[], object]]:
-        if not ON_CARD and (
-            name == "liger" or (name == "compiled" and (shape.mode, shape.target) != ("hard", "mixed"))
-        ):
+        if not ON_CARD and name == "liger":
             raise NotImplementedError(f"{name} is timed on a card")
         return calls_of(PROVIDERS[name], shape, direction)
 
@@ -262,6 +262,34 @@ def test_loss(benchmark: BenchmarkFixture, one_thread: None, shape: Shape, direc
         **vars(shape), versions={name: torch.__version__ for name in seconds if name in ("eager", "compiled")},
         kernels=kernels_launched(call), host_us=host_microseconds(call), floor_bytes=floor, **environment(),
     )  # fmt: skip
+
+
+@pytest.mark.skipif(ON_CARD, reason="every form has a row of its own on a card")
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("classes", (10, 100, 21841), ids=lambda classes: f"C{classes}")
+@pytest.mark.parametrize("rows", (1, 8, 64), ids=lambda rows: f"B{rows}")
+def test_worst_form(benchmark: BenchmarkFixture, one_thread: None, rows: int, classes: int, direction: str) -> None:
+    calls = max(1, min(100, 200_000 // (rows * classes)))  # a turn of milliseconds
+    found = {}
+    for mode, target in FORMS:
+        shape, turns = Shape(mode, target, rows, classes), {}
+        for name in ("ours", "eager"):
+            (call,) = calls_of(PROVIDERS[name], shape, direction)
+            turns[name] = functools.partial(repeated, call, calls)
+        seconds = alternate(turns, rounds=9)
+        found[shape] = statistics.median(seconds["eager"]) / statistics.median(seconds["ours"]), seconds
+    worst = min(found, key=lambda shape: found[shape][0])
+    floor = worst.floor_bytes(direction)
+    record(
+        benchmark, found[worst][1], work=calls, clock=CLOCK_NAME, limit=memory_limit(floor), direction=direction,
+        **vars(worst), versions={"eager": torch.__version__}, floor_bytes=floor, **environment(),
+        ratios={f"{shape.mode}-{shape.target}": round(ratio, 2) for shape, (ratio, _) in found.items()},
+    )  # fmt: skip
+
+
+def repeated(call: Callable[[], object], times: int) -> None:
+    for _ in range(times):
+        call()
 
 
 def test_providers_agree() -> None:

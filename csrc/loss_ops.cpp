@@ -80,7 +80,7 @@ struct Arguments {
     const auto& [cls, dist, teacher, probs, target, partner, lam] = tensor;
     require(cls || dist, "a call has logits");
     const Tensor& logits = cls ? *cls : *dist;
-    require(logits.dim() == 2, "logits are (B, C)");
+    require(logits.dim() == 2 && logits.size(1) >= 1 && logits.size(1) < (1 << 24), "logits are (B, C), C below 2**24");
     call.rows = logits.size(0);
     call.classes = logits.size(1);
     call.cls = matrix(cls, call.classes);
@@ -168,14 +168,14 @@ void run_exact(const char* name, Stack stack) {
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "", stack, TORCH_ABI_VERSION));
 }
 
-struct Rows {
+struct RowResults {
   std::vector<Terms> terms;
   Tensor statistics;
   const float* saved;
 };
 
-Rows rows_of(const LossCall& call) {
-  Rows rows{std::vector<Terms>(call.rows), new_tensor({call.rows, statistics_columns}, ScalarType::Float), nullptr};
+RowResults rows_of(const LossCall& call) {
+  RowResults rows{std::vector<Terms>(call.rows), new_tensor({call.rows, statistics_columns}, ScalarType::Float), nullptr};
   float* saved = floats(rows.statistics);
   std::atomic<bool> good = true;
   in_parallel(call, [&](int64_t begin, int64_t end) {
@@ -211,7 +211,7 @@ void forward(Stack stack, uint64_t, uint64_t) {
     for (const std::optional<Tensor>& tensor : given.tensor) stack[at++] = from(tensor);
     return run_exact("deit_kernels::_distill_loss_fwd_exact", stack);
   }
-  const Rows rows = rows_of(call);
+  const RowResults rows = rows_of(call);
   const Tensor loss = new_rows(given), base = new_rows(given), distill = new_rows(given);
   const Tensor count = given.mean ? new_tensor({}, ScalarType::Float) : new_tensor({0}, ScalarType::Float);
   const auto write = [&](int64_t at, const Terms& terms) {
@@ -236,7 +236,7 @@ void cross_entropy(Stack stack, uint64_t, uint64_t) {
     stack[1] = from(*given.tensor[4]);
     return run_exact("deit_kernels::_cross_entropy_fwd_exact", stack);
   }
-  const Rows rows = rows_of(call);
+  const RowResults rows = rows_of(call);
   const Tensor loss = new_rows(given);
   if (given.mean)
     *floats(loss) = static_cast<float>(mean_of(rows.terms, counted(rows.saved, call.rows)).base);

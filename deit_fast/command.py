@@ -36,7 +36,7 @@ from dataclasses import MISSING
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
-from .files import denied
+from .files import denied, shown
 from .names import did_you_mean, flag
 
 Settings = TypeVar("Settings")
@@ -117,7 +117,7 @@ def entry(name: str = "") -> Callable[[Body], Callable[..., int]]:
                 if os.environ.get(TRACEBACK) and isinstance(error, Exception):  # a signal has no cause to be traced
                     traceback.print_exception(error)
                 elif ending.said_by(int(os.environ.get("RANK", "0"))):
-                    print(f"{ending.prefix}{sentence(error)}", file=sys.stderr)
+                    print(f"{ending.prefix}{shown(sentence(error))}", file=sys.stderr)
                 return code
 
         return main

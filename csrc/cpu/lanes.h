@@ -1,8 +1,9 @@
 // Sixteen floats at a time, in one vector of 64 bytes or several shorter ones: a function template of the vector's size
 // is compiled for every instruction set, and all do the same operations in the same order, which gives the same bits.
 //
-// A vector is whatever part of the sixteen the size allows. Loops go over a row in steps of `lanes` and, inside, over
-// the parts; a row that is no multiple of 16 long ends in lanes that are filled with a number of the loop's choice.
+// A vector is whatever part of the sixteen the size allows. A row that is no multiple of 16 long ends with its last
+// sixteen numbers, of which those that came before are left out. So a row of fewer has to have sixteen in memory, its own
+// at their end.
 //
 // A comparison stands where its result is used, as in `a < b ? x : y`. Kept as a vector, AVX-512's masks make g++ 12 go
 // from lane to lane.
@@ -11,7 +12,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <type_traits>
 
 #define IN_LANES __attribute__((always_inline))  // of a lambda
 #define INTO_CALLER inline __attribute__((always_inline))
@@ -24,7 +24,9 @@ template <int bytes>
 struct Vector {
   typedef float Floats __attribute__((vector_size(bytes)));
   typedef int32_t Words __attribute__((vector_size(bytes)));
-  typedef uint16_t Halves __attribute__((vector_size(bytes / 2)));
+  typedef float HalfFloats __attribute__((vector_size(bytes / 2)));
+  typedef double Doubles __attribute__((vector_size(bytes)));
+  typedef uint16_t Halves __attribute__((vector_size(bytes / 2)));  // of 16 bits each
   static constexpr int64_t width = bytes / 4, parts = 64 / bytes;
 };
 template <int bytes>
@@ -38,47 +40,59 @@ INTO_CALLER Floats<bytes> all(float number) {
   return Floats<bytes>{} + number;
 }
 
-// body(i, part, whole) for every vector of a row; `whole` is std::true_type where it does not reach beyond n. The sums
-// that the body adds to are emptied after every 256 numbers.
+// Of a row's last vectors: the lanes that have come before.
+struct End {
+  int64_t lanes_before;
+};
+struct Whole {};
+
+// body(i, part, Whole or End) for every vector of a row, which begins at its i-th number. The sums that the body adds to
+// are emptied after every 256 numbers.
 template <int bytes, typename Body, typename... Sums>
 INTO_CALLER void over_row(int64_t n, const Body& body, Sums&... sums) {
   constexpr int64_t width = Vector<bytes>::width, parts = Vector<bytes>::parts, block = sizeof...(Sums) ? 256 : 1 << 30;
   for (int64_t begin = 0, i = 0; begin + lanes <= n; begin += block) {
     const int64_t end = std::min(begin + block, n) - lanes;
     for (; i <= end; i += lanes)
-      for (int64_t part = 0; part < parts; ++part) body(i + part * width, part, std::true_type{});
+      for (int64_t part = 0; part < parts; ++part) body(i + part * width, part, Whole{});
     (sums.empty(), ...);
   }
-  const int64_t i = n / lanes * lanes;
-  if (i == n) return;
-  for (int64_t part = 0; part < parts; ++part) body(i + part * width, part, std::false_type{});
+  if (n % lanes == 0) return;
+  for (int64_t part = 0; part < parts; ++part) body(n - lanes + part * width, part, End{lanes - n % lanes});
 }
 
-// to[j] = from[j] for j < count <= 16. Not inlined, since a row's end is no place to be fast in many copies.
-template <typename Number>
-__attribute__((noinline)) void copy_end(const Number* from, int64_t count, Number* to) {
-  for (int64_t j = 0; j < count; ++j) to[j] = from[j];
+// Two vectors in one: `before` in the lanes that have come before.
+template <int bytes>
+INTO_CALLER Floats<bytes> joined(const Floats<bytes>& before, const Floats<bytes>& values, int64_t part, End end) {
+  constexpr int32_t numbers[lanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  Words<bytes> lane;
+  std::memcpy(&lane, numbers + part * Vector<bytes>::width, sizeof lane);
+  return lane < static_cast<int32_t>(end.lanes_before) ? before : values;
 }
 
-// `width` numbers from x[i] on; those from x[n] on are `fill`.
-template <int bytes, typename Whole>
-INTO_CALLER Floats<bytes> load(const float* x, int64_t i, int64_t n, float fill, Whole) {
+template <int bytes>
+INTO_CALLER Floats<bytes> load(const float* x) {
   Floats<bytes> values;
-  if constexpr (Whole::value) {
-    std::memcpy(&values, x + i, sizeof values);
-  } else {
-    values = all<bytes>(fill);
-    copy_end(x + i, std::min(n - i, Vector<bytes>::width), reinterpret_cast<float*>(&values));
-  }
+  std::memcpy(&values, x, sizeof values);
   return values;
 }
+template <int bytes>
+INTO_CALLER Floats<bytes> load(const float* x, float, int64_t, Whole) {
+  return load<bytes>(x);
+}
+template <int bytes>
+INTO_CALLER Floats<bytes> load(const float* x, float before, int64_t part, End end) {
+  return joined<bytes>(all<bytes>(before), load<bytes>(x), part, end);
+}
 
-template <int bytes, typename Whole>
-INTO_CALLER void store(const Floats<bytes>& values, float* x, int64_t i, int64_t n, Whole) {
-  if constexpr (Whole::value)
-    std::memcpy(x + i, &values, sizeof values);
-  else
-    copy_end(reinterpret_cast<const float*>(&values), std::min(n - i, Vector<bytes>::width), x + i);
+template <int bytes>
+INTO_CALLER void store(const Floats<bytes>& values, float* x, int64_t, Whole) {
+  std::memcpy(x, &values, sizeof values);
+}
+template <int bytes>
+INTO_CALLER void store(const Floats<bytes>& values, float* x, int64_t part, End end) {
+  const Floats<bytes> both = joined<bytes>(load<bytes>(x), values, part, end);
+  std::memcpy(x, &both, sizeof both);
 }
 
 // e**x for x <= 0: exactly 1 at 0, 0 below ln 2**-126, NaN for NaN. x = k ln 2 + r with |r| <= ln 2 / 2, then a

@@ -67,9 +67,10 @@ class Rows {
   Rows(const LossCall& call, bool teacher)
       : call(call), n(call.classes), tau(static_cast<float>(call.tau)),
         teacher_tau(call.teacher_probs.data ? 1 : tau) {
+    constexpr int64_t buffers = 5;
     thread_local std::vector<float> memory;
-    if (static_cast<int64_t>(memory.size()) < 5 * n) memory.resize(5 * n);
-    buffer = memory.data();
+    if (static_cast<int64_t>(memory.size()) < buffers * (lanes + n)) memory.resize(buffers * (lanes + n));
+    for (int64_t k = 0; k < buffers; ++k) buffer[k] = memory.data() + k * (lanes + n) + lanes;
     matrix[cls] = &call.cls;
     matrix[dist] = &call.dist;
     matrix[dense] = &call.dense;
@@ -86,14 +87,14 @@ class Rows {
     saved[row_weight] = 1;
     Softmax softmax{};
     if (x[cls]) {
-      softmax = softmax_of<bytes>(x[cls], n);
+      softmax = softmax_of<bytes>(x[cls], n, {next(cls), next(dense)});
       terms.base = base_term(softmax, row, saved);
     }
     if (!call.distills()) return true;
     if (call.soft) {
       terms.distill = soft_term(saved);
     } else {
-      if (call.dist.data) softmax = softmax_of<bytes>(x[dist], n);
+      if (call.dist.data) softmax = softmax_of<bytes>(x[dist], n, {next(dist), next(logits)});
       terms.distill = hard_term(softmax, row, saved);
       terms.base *= saved[row_weight];
     }
@@ -103,7 +104,8 @@ class Rows {
   INTO_CALLER void backward(int64_t row, const float* saved, const Gradients& to) {
     const float weight = saved[row_weight];
     const float scale = weight == 0 ? 0 : to.incoming[row * to.stride] / to.count * weight;
-    if (scale == 0) {  // whatever the row holds
+    // Whatever the row holds. That forward has accepted its values keeps no caller from bringing others.
+    if (scale == 0 || standing_of(call, row) != Standing::counts) {
       clear(to.cls, call.cls, row);
       clear(to.dist, call.dist, row);
       return;
@@ -114,27 +116,35 @@ class Rows {
       float* gradient = place(to.cls, call.cls, row);
       base_gradient(row, saved, double{scale} * (1 - call.alpha), gradient);
       if (distill && !call.dist.data) distill_gradient<true>(saved, double{scale} * call.alpha, gradient);
-      finish(to.cls, call.cls, row);
+      finish(gradient, to.cls, call.cls, row);
     }
     void* alone = call.dist.data ? to.dist : base ? nullptr : to.cls;
     if (alone && distill) {
-      distill_gradient<false>(saved, double{scale} * call.alpha, place(alone, call.student(), row));
-      finish(alone, call.student(), row);
+      float* gradient = place(alone, call.student(), row);
+      distill_gradient<false>(saved, double{scale} * call.alpha, gradient);
+      finish(gradient, alone, call.student(), row);
     }
   }
 
  private:
-  enum Which { cls, dist, dense, logits };
+  enum Which { cls, dist, dense, logits, own };  // `own`: the gradient
 
   // The rows as float32, where they do not lie so in memory that the thread keeps. False where a TopK is refused.
   INTO_CALLER bool read(int64_t row) {
 #pragma GCC unroll 1
     for (int k = 0; k < 4; ++k)
-      x[k] = matrix[k] && matrix[k]->data ? row_of<bytes>(*matrix[k], row, n, buffer + k * n) : nullptr;
+      x[k] = matrix[k] && matrix[k]->data ? row_of<bytes>(*matrix[k], row, n, buffer[k]) : nullptr;
     if (!call.dist.data) x[dist] = x[cls];
     if (!call.teacher_probs.data) return true;
-    x[logits] = buffer + logits * n;
-    return read_topk(call, row, buffer + logits * n);
+    x[logits] = buffer[logits];
+    return read_topk(call, row, buffer[logits]);
+  }
+
+  // Where the next row begins; this row where there is none in place, or one too long for the first cache.
+  const float* next(Which which) const {
+    constexpr int64_t longest = 4096;
+    const bool in_place = x[which] && x[which] != buffer[which] && matrix[which]->data && n <= longest;
+    return in_place ? x[which] + matrix[which]->row : x[dist];
   }
 
   INTO_CALLER double base_term(const Softmax& softmax, int64_t row, float* saved) {
@@ -161,7 +171,7 @@ class Rows {
   }
 
   INTO_CALLER double soft_term(float* saved) {
-    const Divergence found = divergence<bytes>(x[dist], tau, x[logits], teacher_tau, n);
+    const Divergence found = divergence<bytes>(x[dist], tau, x[logits], teacher_tau, n, {next(dist), next(logits)});
     saved[dist_max] = found.student.largest;
     saved[dist_rest] = static_cast<float>(found.student.rest);
     saved[teacher_max] = found.teacher.largest;
@@ -180,23 +190,24 @@ class Rows {
   template <bool added>
   INTO_CALLER void distill_gradient(const float* saved, double scale, float* gradient) {
     const Softmax softmax{saved[dist_max], saved[dist_rest]};
-    if (call.soft)
-      divergence_gradient<bytes, added>(x[dist], tau, softmax, x[logits], teacher_tau,
-                                        {saved[teacher_max], saved[teacher_rest]}, n,
-                                        scale * call.kl_scale() / call.tau, gradient);
-    else
-      label_gradient<bytes, added>(x[dist], n, softmax, {1, {static_cast<int64_t>(saved[teacher_label])}, {1}},
-                                   call.teacher_smoothing, scale, gradient);
+    if (call.soft) {
+      const Softmax teacher{saved[teacher_max], saved[teacher_rest]};
+      scale *= call.kl_scale() / call.tau;
+      divergence_gradient<bytes, added>(x[dist], tau, softmax, x[logits], teacher_tau, teacher, n, scale, gradient);
+    } else {
+      const float given = saved[teacher_label];
+      const int64_t label = given >= 0 && given < static_cast<float>(n) ? static_cast<int64_t>(given) : 0;
+      label_gradient<bytes, added>(x[dist], n, softmax, {1, {label}, {1}}, call.teacher_smoothing, scale, gradient);
+    }
   }
 
   float* place(void* gradient, const Matrix& head, int64_t row) {
-    return head.type == Number::float32 ? static_cast<float*>(gradient) + row * n : buffer + 4 * n;
+    const bool here = head.type == Number::float32 && n >= lanes;
+    return here ? static_cast<float*>(gradient) + row * n : buffer[own];
   }
 
-  INTO_CALLER void finish(void* gradient, const Matrix& head, int64_t row) {
-    uint16_t* halves = static_cast<uint16_t*>(gradient) + row * n;
-    if (head.type == Number::float16) narrow<bytes, to_float16<bytes>>(buffer + 4 * n, n, halves);
-    if (head.type == Number::bfloat16) narrow<bytes, to_bfloat16<bytes>>(buffer + 4 * n, n, halves);
+  INTO_CALLER void finish(const float* gradient, void* to, const Matrix& head, int64_t row) {
+    if (gradient == buffer[own]) write_row<bytes>(gradient, n, head.type, to, row);
   }
 
   void clear(void* gradient, const Matrix& head, int64_t row) {
@@ -209,7 +220,7 @@ class Rows {
   const float tau, teacher_tau;
   const Matrix* matrix[4];
   const float* x[4];  // the rows that are read; null where there is none
-  float* buffer;
+  float* buffer[5];  // each after sixteen numbers that may be read
 };
 
 template <int bytes>
@@ -228,7 +239,7 @@ INTO_CALLER void backward_rows(const LossCall& call, int64_t begin, int64_t end,
   for (int64_t row = begin; row < end; ++row) rows.backward(row, statistics + row * statistics_columns, to);
 }
 
-// A function and its copies for longer vectors; which runs is decided when the binary loads.
+// Forward and backward for every size of a vector; which runs is decided when the binary loads.
 #define FOR_VECTORS_OF(bytes, name, target)                                                                   \
   target bool forward_##name(const LossCall& call, int64_t begin, int64_t end, Terms* terms, float* saved) {  \
     return forward_rows<bytes>(call, begin, end, terms, saved);                                               \
@@ -237,7 +248,10 @@ INTO_CALLER void backward_rows(const LossCall& call, int64_t begin, int64_t end,
                               const Gradients& to) {                                                          \
     backward_rows<bytes>(call, begin, end, saved, to);                                                        \
   }
-FOR_VECTORS_OF(16, plain, )
+#ifndef DEIT_VECTOR_BYTES
+#define DEIT_VECTOR_BYTES 16
+#endif
+FOR_VECTORS_OF(DEIT_VECTOR_BYTES, plain, )
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(DEIT_NO_CLONES)
 FOR_VECTORS_OF(32, avx2, __attribute__((target("avx2"))))
 FOR_VECTORS_OF(64, avx512, __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl"))))

@@ -18,7 +18,7 @@ struct Softmax {
   float largest;
   double rest;
 
-  double log_sum() const { return std::log1p(rest); }
+  double log_sum() const { return rest < 1 ? std::log1p(rest) : std::log(1 + rest); }  // log is twice as fast
   double missing() const { return rest / (1 + rest); }  // 1 − p
   // What the exponential of a class is compared with to see whether it is the largest and p is over 1/2.
   float dominant() const { return rest < 1 ? 1.0f : 2.0f; }
@@ -31,29 +31,39 @@ struct Picks {
   double weight[2];
 };
 
-// Sixteen numbers in a tree of three levels below the result, in the same order for every size of a vector.
-template <typename Number, typename Join>
-INTO_CALLER Number joined(Number* number, const Join& join) {
-  for (int64_t half = lanes / 2; half; half /= 2)
-    for (int64_t j = 0; j < half; ++j) number[j] = join(number[j], number[j + half]);
-  return number[0];
+// `count` numbers in a tree, in the same order for every size of a vector.
+template <int64_t count = lanes, typename Number, typename Join>
+INTO_CALLER Number reduced(Number* number, const Join& join) {
+  if constexpr (count == 1) {
+    return number[0];
+  } else {
+    for (int64_t j = 0; j < count / 2; ++j) number[j] = join(number[j], number[j + count / 2]);
+    return reduced<count / 2>(number, join);
+  }
 }
 
-// Sums in float32 lanes, which a row's loop empties into float64 before many roundings meet (`empty_lanes`).
+// Sums in float32 lanes, which `over_row` empties into float64 before many roundings meet.
 template <int bytes>
 struct LaneSums {
-  Floats<bytes> part[Vector<bytes>::parts] = {};
-  double sum[lanes] = {};
+  using Doubles = typename Vector<bytes>::Doubles;
+  static constexpr int64_t parts = Vector<bytes>::parts;
+  Floats<bytes> part[parts] = {};
+  Doubles sum[2 * parts] = {};
 
   INTO_CALLER void empty() {
-    float each[lanes];
-    std::memcpy(each, part, sizeof each);
-    for (int64_t j = 0; j < lanes; ++j) sum[j] += each[j];
-    for (Floats<bytes>& lane : part) lane = Floats<bytes>{};
+    for (int64_t k = 0; k < parts; ++k) {
+      typename Vector<bytes>::HalfFloats half[2];
+      std::memcpy(half, &part[k], sizeof half);
+      sum[2 * k] += __builtin_convertvector(half[0], Doubles);
+      sum[2 * k + 1] += __builtin_convertvector(half[1], Doubles);
+      part[k] = Floats<bytes>{};
+    }
   }
   INTO_CALLER double total() {
     empty();
-    return joined(sum, [](double a, double b) IN_LANES { return a + b; });
+    double each[lanes];
+    std::memcpy(each, sum, sizeof each);
+    return reduced(each, [](double a, double b) IN_LANES { return a + b; });
   }
 };
 
@@ -66,11 +76,11 @@ struct ExponentialSum : LaneSums<bytes> {
     this->part[part] += e == 1.0f ? Floats<bytes>{} : e;
     ones[part] += e == 1.0f ? Words<bytes>{} + 1 : Words<bytes>{};
   }
-  // The lanes beyond the row's end held the largest logit.
+  // The lanes that a row's end left out held the largest logit.
   INTO_CALLER double rest(int64_t n) {
-    int32_t each[lanes], beyond = static_cast<int32_t>((n + lanes - 1) / lanes * lanes - n);
+    int32_t each[lanes], left_out = static_cast<int32_t>((lanes - n % lanes) % lanes);
     std::memcpy(each, ones, sizeof each);
-    return this->total() + (joined(each, [](int32_t a, int32_t b) IN_LANES { return a + b; }) - beyond - 1);
+    return this->total() + (reduced(each, [](int32_t a, int32_t b) IN_LANES { return a + b; }) - left_out - 1);
   }
 };
 
@@ -78,7 +88,7 @@ template <int bytes>
 INTO_CALLER float largest_in(const Floats<bytes>* part) {
   float each[lanes];
   std::memcpy(each, part, sizeof each);
-  return joined(each, [](float a, float b) IN_LANES { return a > b ? a : b; });
+  return reduced(each, [](float a, float b) IN_LANES { return a > b ? a : b; });
 }
 
 // A NaN is passed over; it shows in every sum.
@@ -86,8 +96,8 @@ template <int bytes>
 INTO_CALLER float largest_of(const float* x, int64_t n) {
   Floats<bytes> top[Vector<bytes>::parts];
   for (Floats<bytes>& each : top) each = all<bytes>(-infinity);
-  over_row<bytes>(n, [&](int64_t i, int64_t part, auto whole) IN_LANES {
-    const Floats<bytes> values = load<bytes>(x, i, n, -infinity, whole);
+  over_row<bytes>(n, [&](int64_t i, int64_t part, auto end) IN_LANES {
+    const Floats<bytes> values = load<bytes>(x + i, -infinity, part, end);
     top[part] = values > top[part] ? values : top[part];
   });
   return largest_in<bytes>(top);
@@ -99,8 +109,8 @@ INTO_CALLER int64_t arg_max(const float* x, int64_t n) {
   Floats<bytes> top[Vector<bytes>::parts];
   Words<bytes> first[Vector<bytes>::parts] = {}, bad = {};  // `first`: where the vector of a lane's largest begins
   for (Floats<bytes>& each : top) each = all<bytes>(-infinity);
-  over_row<bytes>(n, [&](int64_t i, int64_t part, auto whole) IN_LANES {
-    const Floats<bytes> values = load<bytes>(x, i, n, -infinity, whole);
+  over_row<bytes>(n, [&](int64_t i, int64_t part, auto end) IN_LANES {
+    const Floats<bytes> values = load<bytes>(x + i, -infinity, part, end);
     const Words<bytes> here = Words<bytes>{} + static_cast<int32_t>(i - part * Vector<bytes>::width);
     first[part] = values > top[part] ? here : first[part];
     top[part] = values > top[part] ? values : top[part];
@@ -119,12 +129,24 @@ INTO_CALLER int64_t arg_max(const float* x, int64_t n) {
   return lowest;
 }
 
+// The next rows of two matrices, fetched while this one is computed: what the processor fetches by itself ends with a
+// page, about where a row of 1000 ends.
+struct Ahead {
+  const float *first, *second;
+
+  INTO_CALLER void fetch(int64_t i) const {
+    __builtin_prefetch(first + i);
+    __builtin_prefetch(second + i);
+  }
+};
+
 template <int bytes>
-INTO_CALLER Softmax softmax_of(const float* x, int64_t n) {
+INTO_CALLER Softmax softmax_of(const float* x, int64_t n, const Ahead& ahead) {
   const float top = largest_of<bytes>(x, n);
   ExponentialSum<bytes> sum;
-  over_row<bytes>(n, [&](int64_t i, int64_t part, auto whole) IN_LANES {
-    sum.add(exponential<bytes>(load<bytes>(x, i, n, top, whole) - top), part);
+  over_row<bytes>(n, [&](int64_t i, int64_t part, auto end) IN_LANES {
+    ahead.fetch(i);
+    sum.add(exponential<bytes>(load<bytes>(x + i, top, part, end) - top), part);
   }, sum);
   return {top, sum.rest(n)};
 }
@@ -133,8 +155,8 @@ INTO_CALLER Softmax softmax_of(const float* x, int64_t n) {
 template <int bytes>
 INTO_CALLER double sum_below(const float* x, int64_t n, float top) {
   LaneSums<bytes> sum;
-  over_row<bytes>(n, [&](int64_t i, int64_t part, auto whole) IN_LANES {
-    sum.part[part] += top - load<bytes>(x, i, n, top, whole);
+  over_row<bytes>(n, [&](int64_t i, int64_t part, auto end) IN_LANES {
+    sum.part[part] += top - load<bytes>(x + i, top, part, end);
   }, sum);
   return sum.total();
 }
@@ -160,9 +182,9 @@ INTO_CALLER double dense_loss(const float* x, const float* target, int64_t n, co
   const float top = softmax.largest, keep = static_cast<float>(1 - smoothing);
   const float spread = static_cast<float>(smoothing / static_cast<double>(n));
   LaneSums<bytes> below, sum;
-  over_row<bytes>(n, [&](int64_t i, int64_t part, auto whole) IN_LANES {
-    const Floats<bytes> given = load<bytes>(target, i, n, 0.0f, whole), smoothed = given * keep + spread;
-    const Floats<bytes> distance = top - load<bytes>(x, i, n, top, whole);
+  over_row<bytes>(n, [&](int64_t i, int64_t part, auto end) IN_LANES {
+    const Floats<bytes> given = load<bytes>(target + i, 0.0f, part, end), smoothed = given * keep + spread;
+    const Floats<bytes> distance = top - load<bytes>(x + i, top, part, end);
     below.part[part] += smoothed == 0.0f ? Floats<bytes>{} : smoothed * distance;
     sum.part[part] += given;
   }, below, sum);
@@ -178,13 +200,15 @@ struct Divergence {
 // Both at a temperature: the largest logit goes first, since dividing first loses 2e-4 of every probability at 1e4. A
 // product with 1 / tau would scale all logits by the same rounding, which no sum over classes evens out.
 template <int bytes>
-INTO_CALLER Divergence divergence(const float* x, float tau, const float* t, float teacher_tau, int64_t n) {
+INTO_CALLER Divergence divergence(const float* x, float tau, const float* t, float teacher_tau, int64_t n,
+                                  const Ahead& ahead) {
   const float top = largest_of<bytes>(x, n), teacher_top = largest_of<bytes>(t, n);
   ExponentialSum<bytes> sum, teacher_sum;
   LaneSums<bytes> dot;
-  over_row<bytes>(n, [&](int64_t i, int64_t part, auto whole) IN_LANES {
-    const Floats<bytes> u = (load<bytes>(x, i, n, top, whole) - top) / tau;
-    const Floats<bytes> v = (load<bytes>(t, i, n, teacher_top, whole) - teacher_top) / teacher_tau;
+  over_row<bytes>(n, [&](int64_t i, int64_t part, auto end) IN_LANES {
+    ahead.fetch(i);
+    const Floats<bytes> u = (load<bytes>(x + i, top, part, end) - top) / tau;
+    const Floats<bytes> v = (load<bytes>(t + i, teacher_top, part, end) - teacher_top) / teacher_tau;
     const Floats<bytes> e = exponential<bytes>(v);
     sum.add(exponential<bytes>(u), part);
     teacher_sum.add(e, part);
@@ -210,10 +234,10 @@ INTO_CALLER void label_gradient(const float* x, int64_t n, const Softmax& softma
   float before[2] = {};
   if constexpr (added)
     for (int k = 0; k < picks.count; ++k) before[k] = gradient[picks.label[k]];
-  over_row<bytes>(n, [&](int64_t i, int64_t, auto whole) IN_LANES {
-    Floats<bytes> slope = exponential<bytes>(load<bytes>(x, i, n, top, whole) - top) * factor - offset;
-    if constexpr (added) slope += load<bytes>(gradient, i, n, 0.0f, whole);
-    store<bytes>(slope, gradient, i, n, whole);
+  over_row<bytes>(n, [&](int64_t i, int64_t part, auto end) IN_LANES {
+    Floats<bytes> slope = exponential<bytes>(load<bytes>(x + i, top, part, end) - top) * factor - offset;
+    if constexpr (added) slope += load<bytes>(gradient + i, 0.0f, part, end);
+    store<bytes>(slope, gradient + i, part, end);
   });
   const bool one_class = picks.count == 2 && picks.label[0] == picks.label[1];
   for (int k = 0; k < picks.count; ++k) {
@@ -233,11 +257,11 @@ INTO_CALLER void dense_gradient(const float* x, const float* target, int64_t n, 
   const float spread = static_cast<float>(smoothing / static_cast<double>(n));
   const float factor = static_cast<float>(mass / (1 + softmax.rest)), dominant = softmax.dominant();
   const float missing = static_cast<float>(mass * softmax.missing());
-  over_row<bytes>(n, [&](int64_t i, int64_t, auto whole) IN_LANES {
-    const Floats<bytes> smoothed = load<bytes>(target, i, n, 0.0f, whole) * keep + spread;
-    const Floats<bytes> e = exponential<bytes>(load<bytes>(x, i, n, top, whole) - top);
+  over_row<bytes>(n, [&](int64_t i, int64_t part, auto end) IN_LANES {
+    const Floats<bytes> smoothed = load<bytes>(target + i, 0.0f, part, end) * keep + spread;
+    const Floats<bytes> e = exponential<bytes>(load<bytes>(x + i, top, part, end) - top);
     const Floats<bytes> slope = e == dominant ? (mass - smoothed) - missing : e * factor - smoothed;
-    store<bytes>(slope * by, gradient, i, n, whole);
+    store<bytes>(slope * by, gradient + i, part, end);
   });
 }
 
@@ -251,14 +275,14 @@ INTO_CALLER void divergence_gradient(const float* x, float tau, const Softmax& s
   const float teacher_factor = static_cast<float>(1 / (1 + teacher.rest));
   const float largest = static_cast<float>(teacher.missing() - softmax.missing());
   const float dominant = std::max(softmax.dominant(), teacher.dominant());  // of both
-  over_row<bytes>(n, [&](int64_t i, int64_t, auto whole) IN_LANES {
-    const Floats<bytes> u = (load<bytes>(x, i, n, top, whole) - top) / tau, e = exponential<bytes>(u);
-    const Floats<bytes> v = (load<bytes>(t, i, n, teacher_top, whole) - teacher_top) / teacher_tau;
+  over_row<bytes>(n, [&](int64_t i, int64_t part, auto end) IN_LANES {
+    const Floats<bytes> u = (load<bytes>(x + i, top, part, end) - top) / tau, e = exponential<bytes>(u);
+    const Floats<bytes> v = (load<bytes>(t + i, teacher_top, part, end) - teacher_top) / teacher_tau;
     const Floats<bytes> f = exponential<bytes>(v);
     const Floats<bytes> smaller = e < f ? e : f;
     Floats<bytes> slope = (smaller == dominant ? all<bytes>(largest) : e * factor - f * teacher_factor) * by;
-    if constexpr (added) slope += load<bytes>(gradient, i, n, 0.0f, whole);
-    store<bytes>(slope, gradient, i, n, whole);
+    if constexpr (added) slope += load<bytes>(gradient + i, 0.0f, part, end);
+    store<bytes>(slope, gradient + i, part, end);
   });
 }
 

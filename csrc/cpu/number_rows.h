@@ -32,32 +32,32 @@ INTO_CALLER float number_at(const Matrix& matrix, int64_t row, int64_t column) {
 
 template <int bytes, Floats<bytes> (*widened)(typename Vector<bytes>::Halves)>
 INTO_CALLER void widen(const uint16_t* from, int64_t n, float* to) {
-  over_row<bytes>(n, [&](int64_t i, int64_t, auto whole) IN_LANES {
-    typename Vector<bytes>::Halves bits = {};
-    if constexpr (decltype(whole)::value)
-      std::memcpy(&bits, from + i, sizeof bits);
-    else
-      copy_end(from + i, std::min(n - i, Vector<bytes>::width), reinterpret_cast<uint16_t*>(&bits));
-    store<bytes>(widened(bits), to, i, n, whole);
+  over_row<bytes>(n, [&](int64_t i, int64_t, auto) IN_LANES {
+    typename Vector<bytes>::Halves bits;
+    std::memcpy(&bits, from + i, sizeof bits);
+    store<bytes>(widened(bits), to + i, 0, Whole{});
   });
 }
 
 __attribute__((noinline)) inline void gather(const Matrix& matrix, int64_t row, int64_t n, float* to) {
-  for (int64_t i = 0; i < n; ++i) to[i] = number_at(matrix, row, i);
+  if (matrix.type == Number::float32 && matrix.column == 1)
+    std::memcpy(to, static_cast<const float*>(matrix.data) + row * matrix.row, n * sizeof(float));
+  else
+    for (int64_t i = 0; i < n; ++i) to[i] = number_at(matrix, row, i);
 }
 
-// A row in place where it lies as float32 side by side, else in `buffer`.
+// A row in place where it lies as float32 side by side, else in `buffer`, before which there are sixteen numbers.
 template <int bytes>
 INTO_CALLER const float* row_of(const Matrix& matrix, int64_t row, int64_t n, float* buffer) {
-  const bool side_by_side = matrix.column == 1 || n == 1;
-  if (side_by_side && matrix.type == Number::float32) return static_cast<const float*>(matrix.data) + row * matrix.row;
-  const uint16_t* halves = static_cast<const uint16_t*>(matrix.data) + row * matrix.row;
-  if (!side_by_side || matrix.type == Number::float64)
+  const auto begin = [&](auto* data) IN_LANES { return data + row * matrix.row; };
+  if (n < lanes || matrix.column != 1 || matrix.type == Number::float64)
     gather(matrix, row, n, buffer);
+  else if (matrix.type == Number::float32)
+    return begin(static_cast<const float*>(matrix.data));
   else if (matrix.type == Number::float16)
-    widen<bytes, from_float16<bytes>>(halves, n, buffer);
+    widen<bytes, from_float16<bytes>>(begin(static_cast<const uint16_t*>(matrix.data)), n, buffer);
   else
-    widen<bytes, from_bfloat16<bytes>>(halves, n, buffer);
+    widen<bytes, from_bfloat16<bytes>>(begin(static_cast<const uint16_t*>(matrix.data)), n, buffer);
   return buffer;
 }
 
@@ -79,14 +79,26 @@ INTO_CALLER Words<bytes> to_float16(Floats<bytes> values) {
 
 template <int bytes, Words<bytes> (*narrowed)(Floats<bytes>)>
 INTO_CALLER void narrow(const float* from, int64_t n, uint16_t* to) {
-  over_row<bytes>(n, [&](int64_t i, int64_t, auto whole) IN_LANES {
-    const auto bits = __builtin_convertvector(narrowed(load<bytes>(from, i, n, 0.0f, whole)),
-                                              typename Vector<bytes>::Halves);
-    if constexpr (decltype(whole)::value)
-      std::memcpy(to + i, &bits, sizeof bits);
-    else
-      copy_end(reinterpret_cast<const uint16_t*>(&bits), std::min(n - i, Vector<bytes>::width), to + i);
+  over_row<bytes>(n, [&](int64_t i, int64_t, auto) IN_LANES {
+    const auto bits = __builtin_convertvector(narrowed(load<bytes>(from + i)), typename Vector<bytes>::Halves);
+    std::memcpy(to + i, &bits, sizeof bits);
   });
+}
+
+// A row of float32, before which there are sixteen numbers, as row `row` of a matrix of another type.
+template <int bytes>
+INTO_CALLER void write_row(const float* from, int64_t n, Number type, void* to, int64_t row) {
+  if (type == Number::float32) {
+    std::memcpy(static_cast<float*>(to) + row * n, from, n * sizeof(float));
+    return;
+  }
+  uint16_t *halves = static_cast<uint16_t*>(to) + row * n, few[2 * lanes];
+  uint16_t* begin = n < lanes ? few + lanes : halves;
+  if (type == Number::float16)
+    narrow<bytes, to_float16<bytes>>(from, n, begin);
+  else
+    narrow<bytes, to_bfloat16<bytes>>(from, n, begin);
+  if (begin != halves) std::memcpy(halves, begin, n * sizeof(uint16_t));
 }
 
 }  // namespace deit::cpu

@@ -1,13 +1,15 @@
-// Poisoned memory between guard bytes, which must survive. Test-only.
+// What the programs of this folder write into, and the threads they start. Test-only.
 #pragma once
 
 #include <cstdint>
 #include <cstdlib>
 #include <iostream>
+#include <thread>
 #include <vector>
 
 namespace emulate {
 
+// Memory between guard bytes, poisoned before use.
 struct Guarded {
   static constexpr size_t guard = 64;
   explicit Guarded(size_t bytes) : bytes(bytes), memory(bytes + 2 * guard, 0xA5) {}
@@ -22,5 +24,13 @@ struct Guarded {
   size_t bytes;
   std::vector<uint8_t> memory;
 };
+
+// body(i) for every number below count, a thread each.
+template <typename Body>
+void in_threads(int64_t count, const Body& body) {
+  std::vector<std::thread> team;
+  for (int64_t i = 0; i < count; ++i) team.emplace_back([&body, i] { body(i); });
+  for (std::thread& member : team) member.join();
+}
 
 }  // namespace emulate

@@ -7,12 +7,12 @@
 #include "guarded.h"
 
 #include <algorithm>
-#include <cstdint>
 #include <fstream>
 #include <string>
 
 #include "../augment.h"
 #include "../cuda/kernels.cuh"
+#include "guarded.h"
 
 namespace {
 
@@ -23,14 +23,6 @@ struct Header {
   int32_t size, mixed;
   deit::Finish finish;
 };
-
-// body(i) for every image, a thread each.
-template <typename Body>
-void in_threads(int64_t count, const Body& body) {
-  std::vector<std::thread> team;
-  for (int64_t i = 0; i < count; ++i) team.emplace_back([&body, i] { body(i); });
-  for (std::thread& member : team) member.join();
-}
 
 void run_cpu(const deit::Batch& batch, const deit::Finish& finish, uint8_t* images, void* output) {
   deit::cpu::check_rows(batch);

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ..config import Config
+from ..files import shown
 from ..names import HEADS
 from ..picture import picture
 
@@ -42,6 +43,7 @@ class Reporter:
         self.say(f"  {what:<10} {value}" + (f"  ({reason})" if reason else ""))
 
     def say(self, text: str) -> None:
+        text = shown(text)  # paths that are not UTF-8
         logger.info(text)
         self.console.print(text, markup=False)
 

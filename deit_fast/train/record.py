@@ -18,6 +18,7 @@ from typing import Any
 from ..command import DIVERGED, Ending
 from ..config import Config
 from ..data import EvalLoader, TrainLoader
+from ..files import shown
 from ..names import headline
 from ..run import checkpoint, report
 from ..run.metrics import Metrics, TensorBoard
@@ -175,5 +176,5 @@ class Record:
 def name_bad_images(loader: TrainLoader | EvalLoader, named: int = 0) -> int:
     """Warn of the unreadable images of this rank after the first `named`; returns how many there are."""
     for path, reason in [*loader.bad_images.items()][named:]:
-        logger.warning(f"skipped an unreadable image: {path}: {reason}")
+        logger.warning(f"skipped an unreadable image: {shown(path)}: {reason}")
     return len(loader.bad_images)

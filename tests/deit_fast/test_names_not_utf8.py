@@ -115,5 +115,5 @@ def test_what_safetensors_cannot_write_is_refused_before_the_work(old: Path, tmp
     out = tmp_path / CAFE
     assert train(command_line(tiny_config(old, out))) == 2
     said = capsys.readouterr().err
-    assert r"\udce9 cannot be written (safetensors writes to no path that is not UTF-8): type another --out" in said
+    assert r"caf\xe9 cannot be written (safetensors writes to no path that is not UTF-8): type another --out" in said
     assert not out.exists()

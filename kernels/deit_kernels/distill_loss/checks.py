@@ -92,8 +92,11 @@ def is_plain(logits: Tensor, target: Tensor) -> bool:
 
 def are_plain(smoothing: float, ignore_index: int, reduction: str) -> bool:
     """The same of the options of a cross-entropy."""
-    return type(smoothing) is float and 0 <= smoothing <= 1 and type(ignore_index) is int and (
-        reduction == "mean" or reduction == "none"
+    return (
+        type(smoothing) is float
+        and 0 <= smoothing <= 1
+        and type(ignore_index) is int
+        and (reduction == "mean" or reduction == "none")
     )
 
 

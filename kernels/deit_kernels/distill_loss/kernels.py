@@ -131,9 +131,9 @@ def forward_kernel(
         bad |= outside
 
     zero = tl.zeros([], tl.float32)
-    cls_state = (zero + LOWEST, zero, zero, zero, zero)
-    student_state = (zero + LOWEST, zero, zero, zero, zero)
-    teacher_state = (zero + LOWEST, zero, zero, row * 0, row * 0)
+    cls_state = (zero + LOWEST, row * 0, zero, zero, zero)
+    student_state = (zero + LOWEST, row * 0, zero, zero, zero)
+    teacher_state = (zero + LOWEST, row * 0, zero, row * 0, row * 0)
     for first in range(0, aligned, BLOCK):
         b_offset = first + tl.arange(0, BLOCK)  # [BLOCK]
         cls_state, student_state, teacher_state = forward_tile(

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .. import _extension
 from ..dispatch import INTERPRETING, kernel_unavailable_reasons, report_fallback
 from . import checks, reference
 from .reference import LossCall, MixedTarget, TopK
@@ -161,8 +162,8 @@ def _distinct(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     return tuple(t.view(t.shape) if t is not None and again else t for t, again in zip(tensors, seen, strict=True))
 
 
-# LossCall's fields are the arguments of forward and backward, so one fragment serves both. On the CPU a cross-entropy has
-# a forward op of its own: an argument costs 0.1 µs, a result 0.3 µs, and one whole call of F.cross_entropy 2 µs.
+# LossCall's fields are the arguments of forward and backward, so one fragment serves both. On the CPU a cross-entropy
+# has a forward op of its own: an argument costs 0.1 µs, a result 0.3 µs, and a whole call of F.cross_entropy 2 µs.
 _CALL_SCHEMA = (
     "Tensor? cls, Tensor? dist, Tensor? teacher, Tensor? teacher_probs, Tensor? target, Tensor? partner, Tensor? lam, "
     "bool soft, float alpha, float tau, bool numel, float label_smoothing, float teacher_smoothing, "
@@ -218,11 +219,16 @@ for _name, _function in ((_FORWARD, _forward), (_BACKWARD, _backward), (_CROSS_E
         torch.library.impl(_name, "CPU", _function)
 
 
+_OLDER = "the extension is older than its Python code; to rebuild it, type: pip install -e ."
+
+
 def _implementation(call: LossCall) -> ModuleType:
     """`launch` where its kernels can run, else `reference`: both have the same two functions."""
     reasons = list(kernel_unavailable_reasons(call.logits.device))
     if call.exact_dtype == torch.float64:
         reasons.append("float64 logits")
+    elif call.logits.is_cpu and not INTERPRETING:
+        reasons.append(_extension.cpu_missing or _OLDER)
     if INTERPRETING and any(head is not None and head.dtype == torch.bfloat16 for head in (call.cls, call.dist)):
         reasons.append("Triton's interpreter rounds bfloat16 wrongly")
     if not reasons:
@@ -307,10 +313,12 @@ def _gradients(
     return grad_cls if need_cls else None, grad_dist if need_dist else None
 
 
-def _differentiable_gradients(grad: Tensor, call: LossCall, need_cls: bool, need_dist: bool) -> tuple[Tensor | None, ...]:
+def _differentiable_gradients(
+    grad: Tensor, call: LossCall, need_cls: bool, need_dist: bool
+) -> tuple[Tensor | None, ...]:
     base, distill, weight = reference.loss_terms(call)
     terms = (reference.reduced(rows, weight, call.mean) for rows in (base, distill))
     loss = reference.weighted(*terms, call.alpha)
     heads = [head for head, needed in ((call.cls, need_cls), (call.dist, need_dist)) if needed]
     gradients = iter(torch.autograd.grad(loss, heads, grad, create_graph=True))
-    return tuple(next(gradients) if needed else None for needed in (need_cls, need_dist))
+    return next(gradients) if need_cls else None, next(gradients) if need_dist else None

@@ -115,7 +115,7 @@ def log_1p(x):
     """log(1 + x), near 0 by the series of 2 artanh(x / (2 + x))."""
     s = x / (2 + x)
     square = s * s
-    series = 2 * s * (1 + square * (1 / 3 + square * (1 / 5 + square * (1 / 7 + square * (1 / 9)))))
+    series = 2 * s * (1 + square * (1 / 3 + square * (1 / 5 + square * (1 / 7))))
     return tl.where(tl.abs(x) < 0.25, series, tl.log(1 + x))
 
 
@@ -166,10 +166,11 @@ def backward_tile(
         if soft:
             b_teacher = _soft_teacher(teacher_row, topk, rest, b_offset, b_mask, b_class, DISTILL)  # [BLOCK]
             b_f = _exponential(b_teacher, teacher_max, inverse_tau if DISTILL == "soft" else 1.0)  # [BLOCK]
-            total, teacher_total = 1 + dist_rest, 1 + teacher_rest
-            both_lack = teacher_rest / teacher_total - dist_rest / total
-            b_over_half = (b_e == _dominant(dist_rest)) & (b_f == _dominant(teacher_rest))  # [BLOCK]
-            b_distill = tl.where(b_over_half, both_lack, b_e / total - b_f / teacher_total)  # [BLOCK]
+            by, teacher_by = 1 / (1 + dist_rest), 1 / (1 + teacher_rest)
+            both_lack = teacher_rest * teacher_by - dist_rest * by
+            both_dominant = tl.maximum(_dominant(dist_rest), _dominant(teacher_rest))
+            b_over_half = tl.minimum(b_e, b_f) == both_dominant  # [BLOCK]
+            b_distill = tl.where(b_over_half, both_lack, b_e * by - b_f * teacher_by)  # [BLOCK]
         else:  # teacher_max holds the TEACHER_LABEL
             b_target = tl.where(b_class == teacher_max.to(tl.int32), 1 - teacher_smoothing, 0.0)  # [BLOCK]
             b_distill = _slope(b_e, dist_rest, b_target + teacher_smoothing / classes, 1.0)  # [BLOCK]
@@ -219,7 +220,7 @@ def _carried(b_e, kept, ones, others):
     """(ones, others) with a tile's exponentials; `kept` is what an exponential of 1 before it has become."""
     b_one = b_e == 1  # [BLOCK]
     others = tl.where(kept == 1, others, (ones + others) * kept) + tl.sum(tl.where(b_one, 0.0, b_e), 0)
-    return tl.where(kept == 1, ones, 0.0) + tl.sum(b_one.to(tl.float32), 0), others
+    return tl.where(kept == 1, ones, 0) + tl.sum(b_one.to(tl.int32), 0), others
 
 
 @triton.jit

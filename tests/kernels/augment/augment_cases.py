@@ -1,5 +1,6 @@
 """Images, boxes and programs that several augmentation tests share."""
 
+import re
 import shutil
 import subprocess
 from dataclasses import replace
@@ -79,10 +80,17 @@ def build_program(source: str, folder: Path, *flags: str, root: Path = ROOT) -> 
     """Compile one of csrc/emulate's programs the way the extension is compiled."""
     program = folder / Path(source).stem
     sources = [root / "csrc" / "emulate" / source]
-    if source == "run.cpp":
-        sources += sorted((root / "csrc" / "cpu").glob("*.cpp"))
-    warnings = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+    runs_loss = {"run.cpp": False, "loss.cpp": True}
+    if source in runs_loss:
+        files = sorted((root / "csrc" / "cpu").glob("*.cpp"))
+        sources += [file for file in files if file.stem.startswith("loss") == runs_loss[source]]
+    warnings = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-psabi"]
     vector = ["-fno-math-errno", "-fno-trapping-math"]
     options = ["-std=c++20", "-O2", "-ffp-contract=off", *vector, "-pthread", *warnings, *flags]
     subprocess.run(["g++", *options, *map(str, sources), "-o", str(program)], check=True)
     return program
+
+
+def cpu_flags() -> set[str]:
+    found = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return set(found.group(1).split()) if found else set()

@@ -3,14 +3,13 @@
 The same program runs the CPU code compiled for one instruction set.
 """
 
-import re
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from augment_cases import build_program, crop_rows, needs_compiler, noise_batch, plan_for
+from augment_cases import build_program, cpu_flags, crop_rows, needs_compiler, noise_batch, plan_for
 
 from deit_kernels.augment import OPS as OP_NAMES
 from deit_kernels.augment import Erase, ImageBatch, Mix, Policy, RandAugment, sample_mix, sample_plan
@@ -216,11 +215,6 @@ def test_a_mix_the_host_could_not_check_gives_nan(program: Path) -> None:
     _, output = run(program, batch, rows, 12, torch.float32, "nchw", 16, mix)
     assert output.isnan().all(dim=1).tolist() == [False, True, True, True, True, False, True, True]
     assert output.isnan().any(dim=1).sum() == 6
-
-
-def cpu_flags() -> set[str]:
-    found = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return set(found.group(1).split()) if found else set()
 
 
 @pytest.mark.parametrize(
