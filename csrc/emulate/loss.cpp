@@ -13,6 +13,9 @@
 
 namespace {
 
+using emulate::Guarded;
+using emulate::in_threads;
+
 struct Header {
   int64_t rows, classes, listed, ignore_index;
   double alpha, tau, label_smoothing, teacher_smoothing;

@@ -4,7 +4,6 @@
 // below, `count` plan rows, as many mix rows if the header says so, `data_bytes` pixels. OUTPUT: uint8 images as
 // cropped and resized, then the finished values. Both start poisoned and lie between guard bytes, which must survive.
 #include "cuda_on_cpu.h"
-#include "guarded.h"
 
 #include <algorithm>
 #include <fstream>
@@ -17,6 +16,7 @@
 namespace {
 
 using emulate::Guarded;
+using emulate::in_threads;
 
 struct Header {
   int64_t count, data_bytes;
