@@ -1,7 +1,8 @@
 """What a call of the losses may hold: types, shapes, devices and host values, checked before anything runs.
 
 `distillation_call` never looks into a tensor, so it costs no synchronisation and keeps a compiled graph whole.
-`check_values` looks into CPU tensors and runs inside the op; on a GPU the kernels give such rows a NaN loss instead.
+`check_values` looks into CPU tensors and runs inside the op, where C++ has not done so in the same words; on a GPU the
+kernels give such rows a NaN loss instead.
 """
 
 from __future__ import annotations
