@@ -5,8 +5,8 @@
 
 Two binaries, each serving every CPython with a GIL and every torch from 2.11 on (LibTorch stable ABI, no Python API):
 
-    deit_kernels/_C.abi3.so               augmentation on the CPU; needs g++ or clang++ with C++20
-    deit_kernels/_C_cuda.cu<N>.abi3.so    on NVIDIA GPUs; needs nvcc of the CUDA version N that torch was built for
+    deit_kernels/_C.abi3.so               augmentation and losses on the CPU; needs g++ or clang++ with C++20
+    deit_kernels/_C_cuda.cu<N>.abi3.so    augmentation on NVIDIA GPUs; needs nvcc of the CUDA version N of that torch
 
 and a third without torch:
 
@@ -122,7 +122,8 @@ def compiler() -> list[str]:
 
 
 CONSEQUENCE = {
-    "deit_kernels._C": "Augmentation runs in NumPy instead: exact, but many times slower.",
+    "deit_kernels._C": "Augmentation runs in NumPy instead: exact, but many times slower. "
+    "Losses on the CPU run in plain PyTorch.",
     "deit_kernels._C_cuda": "Augmentation runs on the CPU only.",
     "deit_fast.data._jpeg_part": "The whole of every JPEG file is decoded, also where a crop of it would do. It needs "
     "libjpeg-turbo with its header (Debian: apt install libjpeg62-turbo-dev, Ubuntu: apt install libjpeg-turbo8-dev).",

@@ -1,4 +1,5 @@
-// Binds the implementations to the ops whose schemas deit_kernels/augment/op.py defines; the one file that knows torch.
+// Binds the augmentation to the ops whose schemas deit_kernels/augment/op.py defines. This file and loss_ops.cpp are the
+// two that know torch.
 //
 // Compiled twice: for `_C` it registers the CPU implementations, with DEIT_CUDA for `_C_cuda` the CUDA ones. Only the
 // LibTorch stable ABI is used, so one binary serves every torch from 2.11 on. std::invalid_argument reaches Python as

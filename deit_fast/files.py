@@ -227,8 +227,8 @@ def check_writable(path: Path, advice: str, *, folder: bool = False) -> None:
         reason = f"there is no folder {whole.parent}"
     elif not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         reason = f"{nearest} is not a folder that you may write to"
-    elif folder and shown(str(path)) != str(path):
+    elif folder and shown(str(whole)) != str(whole):
         reason = "safetensors writes to no path that is not UTF-8"
     else:
         return
-    raise ValueError(f"{path} cannot be written ({reason}): {advice}")
+    raise ValueError(f"{shown(str(path))} cannot be written ({reason}): {advice}")

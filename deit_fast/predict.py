@@ -21,6 +21,7 @@ from typing import Annotated, Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from tyro.conf import Positional, arg
@@ -43,14 +44,16 @@ def image_paths(given: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     wrong: dict[str, str] = {}
     for path in given:
         if os.path.isdir(path):
+            closed: list[OSError] = []
             inside = sorted(
                 os.path.join(folder, name)
-                for folder, _, names in os.walk(path, onerror=_raise)
+                for folder, _, names in os.walk(path, onerror=closed.append)
                 for name in names
                 if not name.startswith(".")
             )
+            wrong |= {str(error.filename): command.sentence(error) for error in closed}
             images = list(filter(is_image, inside))
-            if not images:
+            if not images and not closed:
                 wrong[path] = f"{path} holds no image: files end in {', '.join(SUFFIXES)}"
             found += images
             if left_out := [file for file in inside if not is_image(file)]:
@@ -62,11 +65,6 @@ def image_paths(given: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     if not found:
         raise ValueError("\n".join(wrong.values()))
     return found, wrong
-
-
-def _raise(error: OSError) -> None:
-    """Of a folder that cannot be read: `os.walk` would leave it out."""
-    raise error
 
 
 def answers(trained: Trained, paths: list[str], top: int, batch_size: int) -> Iterator[Any]:
@@ -89,8 +87,8 @@ def table(rows: list[Prediction]) -> Table:
     drawn.add_column("probability", justify="right")
     for row in rows:
         drawn.add_row(
-            files.shown(row.path),
-            "\n".join(name for name, _, _ in row.top),
+            escape(files.shown(row.path)),
+            escape("\n".join(name for name, _, _ in row.top)),
             "\n".join(f"{100 * probability:.1f} %" for _, _, probability in row.top),
             end_section=True,
         )
@@ -137,7 +135,7 @@ def main(arguments: Sequence[str]) -> int:
     for path, error in wrong.items():
         print(f"error: {error}", file=sys.stderr)
         if given.json:
-            print(json.dumps({"path": path, "error": error}))
+            print(_json({"path": path, "error": error}))
     for row in answers(trained, paths, given.top, given.batch_size):
         if isinstance(row, Prediction):
             rows.append(row)

@@ -19,7 +19,7 @@ from tests.rooms import PACKAGE, Rooms, imported_packages, room_of
 ROOT = PACKAGE.parent
 OPS = ROOT / "kernels" / "deit_kernels"
 PICTURE = ROOT / "docs" / "rooms.svg"
-CSRC = "C++20 and CUDA: the augmentation, bit for bit its NumPy twin; decoding parts of JPEG files."
+CSRC = "C++20 and CUDA: the augmentation, bit for bit its NumPy twin; the losses on a CPU; parts of JPEG files."
 
 WIDTH, MARGIN, GUTTER, GAP, PAD = 940, 18, 44, 8, 8
 TITLE, TEXT, SMALL = 15.0, 13.0, 11.5

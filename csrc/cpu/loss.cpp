@@ -252,7 +252,7 @@ INTO_CALLER void backward_rows(const LossCall& call, int64_t begin, int64_t end,
 #define DEIT_VECTOR_BYTES 16
 #endif
 FOR_VECTORS_OF(DEIT_VECTOR_BYTES, plain, )
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(DEIT_NO_CLONES)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(DEIT_NO_CLONES)
 FOR_VECTORS_OF(32, avx2, __attribute__((target("avx2"))))
 FOR_VECTORS_OF(64, avx512, __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl"))))
 

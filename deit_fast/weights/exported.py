@@ -59,10 +59,16 @@ def from_tensors(
     return model
 
 
+# Arguments of timm.create_model that load other weights, which older timm unpickles.
+_LOADS = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
+
+
 def _of_timms_training(path: Path, file: WeightsFile, timm_size: int) -> Trained:
     """The model of a checkpoint of timm's train.py, built and shown its images as the arguments there say."""
     arguments, name, weights = file.arguments, file.architecture, file.weights
-    own = dict(arguments.get("model_kwargs") or {}) | ({"global_pool": arguments["gp"]} if arguments.get("gp") else {})
+    given = arguments.get("model_kwargs") or {}
+    own = {key: value for key, value in given.items() if key not in _LOADS}
+    own |= {"global_pool": arguments["gp"]} if arguments.get("gp") else {}
     sides = (timm_size, own.get("img_size"), arguments.get("img_size"), (arguments.get("input_size") or [0])[-1])
     classes = arguments.get("num_classes") or _classes(weights, str(path))
     options = {"num_classes": classes, **own}

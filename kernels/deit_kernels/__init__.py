@@ -2,7 +2,7 @@
 
     from deit_kernels import attention_qkvpacked, distillation_loss, augment
 
-Needs torch and numpy. Importing registers the ops and loads the compiled augmentation extension; triton is imported
+Needs torch and numpy. Importing registers the ops and loads the compiled extension; triton is imported
 only when a CUDA tensor reaches an op. `kernels/README.md` states the supported ranges and what stays stable.
 """
 

@@ -1,8 +1,9 @@
-"""Which implementation runs: decided from the device of the tensors and from a real driver, without importing triton.
+"""Where a Triton kernel runs: decided from the device of the tensors and from a real driver, without importing triton.
 
-Every op asks `kernel_unavailable_reasons(device)` and takes its PyTorch path when the list is not empty, after telling
-why through `report_fallback`. Both may be called inside `torch.compile`: they are constants to Dynamo, since a logger
-or a driver query in the traced code would break the full graph.
+Every op that has one asks `kernel_unavailable_reasons(device)` and takes its PyTorch path when the list is not empty,
+after telling why through `report_fallback`; a loss of CPU tensors asks only where the extension does not run it. Both
+may be called inside `torch.compile`: they are constants to Dynamo, since a logger or a driver query in the traced code
+would break the full graph.
 
 With `TRITON_INTERPRET=1` in the environment before import, the Triton kernels run on CPU tensors through Triton's
 interpreter (fp16 and fp32; its bf16 additions and dots are silently wrong, so bf16 is refused).

@@ -78,6 +78,30 @@ def test_files_that_are_no_images_are_named_and_the_others_answered(
     assert f"error: {tmp_path / 'bad.jpg'} holds no image: {reason}" in err
 
 
+def test_a_folder_that_cannot_be_read_is_named_and_the_others_are_answered(
+    finished_run: Path, images: Path, monkeypatch, capsys
+) -> None:
+    folder = images / "val" / "class0"
+
+    def walk(path, onerror):
+        onerror(PermissionError(13, "Permission denied", f"{path}/closed"))
+        yield str(path), [], [file.name for file in folder.iterdir()]
+
+    monkeypatch.setattr("os.walk", walk)
+    assert main([str(folder), "--model", str(finished_run), "--json"]) == 2
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["path"] for row in rows if "error" in row] == [f"{folder}/closed"]
+    assert "permission denied" in rows[0]["error"] and len(rows) == 1 + len(list(folder.iterdir()))
+
+
+def test_markup_in_a_name_is_text() -> None:
+    row = predict.Prediction("d[/x].png", [("[red]rose[/red]", 0, 1.0)])
+    console = Console(width=80)
+    with console.capture() as shown:
+        console.print(predict.table([row]))
+    assert "d[/x].png" in shown.get() and "[red]rose[/red]" in shown.get()
+
+
 def test_what_is_left_out_of_a_folder_is_said(finished_run: Path, images: Path, tmp_path: Path, capsys) -> None:
     for name in ("a.png", "b.heic", "sub/c.txt", ".hidden"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -81,6 +81,8 @@ class ImageFolder(Dataset):
             for path in [str(root / name) for name in empty] if classes is None else ():
                 if path not in unread:
                     broken.append((path, f"has no image ({IMAGE_FILES}): add images or remove the folder"))
+            if not len(scan.files) and classes is not None:
+                broken.append((str(root), f"holds no image in its class folders ({IMAGE_FILES}): add images"))
         place = {name: label for label, name in enumerate(self.classes)}
         self.labels = np.array([place.get(name, -1) for name in found], np.int64)[scan.labels]
         self.left_out = scan.left_out

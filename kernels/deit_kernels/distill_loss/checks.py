@@ -1,7 +1,8 @@
 """What a call of the losses may hold: types, shapes, devices and host values, checked before anything runs.
 
 `distillation_call` never looks into a tensor, so it costs no synchronisation and keeps a compiled graph whole.
-`check_values` looks into CPU tensors and runs inside the op; on a GPU the kernels give such rows a NaN loss instead.
+`check_values` looks into CPU tensors and runs inside the op, where C++ has not done so in the same words; on a GPU the
+kernels give such rows a NaN loss instead.
 """
 
 from __future__ import annotations
@@ -90,6 +91,17 @@ def is_plain(logits: Tensor, target: Tensor) -> bool:
     return len(shape) == 2 and len(rows) == 1 and shape[0] == rows[0] and 1 <= shape[1] < _MOST_CLASSES
 
 
+def _is_like(matrix: Tensor, logits: Tensor) -> bool:
+    """True where `matrix` is one more float32 matrix on the CPU beside logits that have been checked."""
+    return (
+        type(matrix) is Tensor
+        and matrix.dtype is torch.float32
+        and matrix.is_cpu
+        and logits.is_cpu
+        and matrix.shape == logits.shape
+    )
+
+
 def are_plain(smoothing: float, ignore_index: int, reduction: str) -> bool:
     """The same of the options of a cross-entropy."""
     return (
@@ -102,6 +114,8 @@ def are_plain(smoothing: float, ignore_index: int, reduction: str) -> bool:
 
 def check_logits(name: str, logits: Tensor, like: Tensor | None = None) -> None:
     """Logits are floating (B, C); the second head has the shape and device of the first."""
+    if like is not None and _is_like(logits, like):
+        return
     _tensor(name, logits)
     if logits.dim() != 2 or logits.dtype not in _FLOATS:
         raise ValueError(f"{name} must be floating-point logits of shape (B, C), got {_describe(logits)}")
@@ -115,6 +129,8 @@ def check_logits(name: str, logits: Tensor, like: Tensor | None = None) -> None:
 
 def check_target(target: Tensor | MixedTarget, logits: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """(labels or probabilities, partner labels, lam) of a target that fits the logits."""
+    if is_plain(logits, target) or (_is_like(target, logits) and not target.requires_grad):
+        return target, None, None
     if isinstance(target, MixedTarget):
         _check_rows("target.labels", target.labels, logits, torch.int64)
         _check_rows("target.partner_labels", target.partner_labels, logits, torch.int64)
@@ -164,6 +180,8 @@ def check_tau(tau: float) -> float:
 
 def check_teacher_logits(teacher: Tensor, logits: Tensor) -> None:
     """A teacher's logits have the rows and classes of the student's, and no gradient."""
+    if _is_like(teacher, logits) and not teacher.requires_grad:
+        return
     if teacher.shape[1] != logits.shape[1]:
         raise ValueError(
             f"teacher knows {teacher.shape[1]} classes and the student {logits.shape[1]}: "

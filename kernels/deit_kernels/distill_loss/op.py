@@ -93,15 +93,13 @@ def cross_entropy(
     """
     if not (checks.is_plain(logits, target) and checks.are_plain(label_smoothing, ignore_index, reduction)):
         checks.check_logits("logits", logits)
-        labels, partner, lam = checks.check_target(target, logits)
+        target, partner, lam = checks.check_target(target, logits)
         label_smoothing = checks.check_smoothing(label_smoothing)
-        ignore_index, mean = checks.check_ignore_index(ignore_index), checks.check_reduction(reduction)
+        checks.check_ignore_index(ignore_index)
+        checks.check_reduction(reduction)
         if partner is not None or not logits.is_cpu:
-            call = LossCall(
-                logits, None, None, None, labels, partner, lam, soft=False, alpha=0.0, tau=1.0, numel=False,
-                label_smoothing=label_smoothing, teacher_smoothing=0.0, ignore_index=ignore_index, mean=mean,
-            )  # fmt: skip
-            return _apply(call)[0]
+            call = _cross_entropy_call(logits, target, label_smoothing, ignore_index, reduction == "mean")
+            return _apply(call._replace(partner=partner, lam=lam))[0]
     arguments = logits, target, label_smoothing, ignore_index, reduction == "mean"
     if _needs_graph(logits):
         return _CrossEntropy.apply(*arguments)
@@ -139,7 +137,7 @@ def kl_divergence(
 
 
 def _apply(call: LossCall) -> tuple[Tensor, Tensor, Tensor]:
-    if any(head is not None and _needs_graph(head) for head in call[:2]):
+    if (call.cls is not None and _needs_graph(call.cls)) or (call.dist is not None and _needs_graph(call.dist)):
         return _DistillLoss.apply(*_distinct(*call[:7]), *call[7:])
     return torch.ops.deit_kernels._distill_loss_fwd(*call)[:3]
 

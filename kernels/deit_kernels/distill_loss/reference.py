@@ -1,4 +1,4 @@
-"""The losses written out in plain PyTorch: what runs without a kernel, and the kernels' oracle (accepts float64).
+"""The losses written out in plain PyTorch: what runs without a kernel, and the oracle of Triton and C++ (float64 too).
 
 Everything is a cross-entropy or a KL divergence between a dense probability vector (B, C) and a softmax. The kernels
 compute the same without building the vectors.

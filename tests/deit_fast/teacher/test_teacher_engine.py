@@ -176,6 +176,20 @@ def test_the_memory_layout_is_measured_or_given(monkeypatch) -> None:
     assert fast._faster_layout(images) == ("channels_last", "measured on 8 images: nchw 2.00 ms, channels_last 1.00 ms")
 
 
+def test_the_layout_is_measured_on_as_many_images_as_fit(monkeypatch) -> None:
+    def milliseconds(self: TeacherEngine, images: torch.Tensor, form: torch.memory_format) -> float:
+        if len(images) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 1.0
+
+    monkeypatch.setattr(TeacherEngine, "_milliseconds", milliseconds)
+    fast, images, most = engine(layout="nchw"), torch.zeros(8, 3, 32, 32, device="meta"), 3
+    assert fast._faster_layout(images)[1].startswith("measured on 2 images")
+    most = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        fast._faster_layout(images)
+
+
 @pytest.mark.slow
 def test_folding_and_bf16_change_few_labels_of_the_photographs(tmp_path: Path) -> None:
     run = train(dataclasses.replace(recipe("demo-teacher"), out=str(tmp_path / "teacher"))).run

@@ -145,6 +145,15 @@ def test_no_pickled_code_is_run(output: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "it ran").exists()
 
 
+def test_the_arguments_of_a_checkpoint_load_no_other_file(output: Path, tmp_path: Path) -> None:
+    """Older versions of timm unpickle what `checkpoint_path` names."""
+    content = torch.load(output / "last.pth.tar", weights_only=False)
+    content["args"].model_kwargs = {**(content["args"].model_kwargs or {}), "checkpoint_path": str(tmp_path / "no.pth")}
+    torch.save(content, tmp_path / "other.pth.tar")
+    expected = load(output / "last.pth.tar").model.state_dict()
+    torch.testing.assert_close(load(tmp_path / "other.pth.tar").model.state_dict(), expected, rtol=0, atol=0)
+
+
 # The order of the classes
 
 

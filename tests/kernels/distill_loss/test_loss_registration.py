@@ -99,6 +99,24 @@ def test_one_tensor_may_be_given_in_two_places() -> None:
     torch.testing.assert_close(*gradients)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("target", ["labels", "dense"])
+def test_the_op_of_a_cross_entropy_passes_opcheck(target: str, reduction: str) -> None:
+    call = make_call(Case(target), rows=3, classes=41)
+    arguments = call["cls_logits"].detach(), call["target"], 0.1, -100, reduction == "mean"
+    torch.library.opcheck(torch.ops.deit_kernels._cross_entropy_fwd.default, arguments, test_utils=CHECKS)
+
+
+def test_derivatives_that_no_function_gives_are_refused_and_not_zero() -> None:
+    logits, labels = torch.randn(3, 4), torch.tensor([0, 1, 2])
+    for loss in (cross_entropy, lambda logits, labels: distillation_loss(logits, None, labels, labels)):
+        with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError):
+            loss(torch.autograd.forward_ad.make_dual(logits, torch.ones_like(logits)), labels)
+        for transform in (torch.func.grad, lambda f: lambda x: torch.func.jvp(f, (x,), (x,))):
+            with pytest.raises(RuntimeError, match="functorch transforms"):
+                transform(lambda logits, loss=loss: loss(logits, labels))(logits)
+
+
 def test_fake_cuda_tensors_give_the_shapes_without_a_card() -> None:
     with FakeTensorMode():
         cls, dist, teacher = (torch.empty(4, 10, device="cuda", dtype=torch.float16) for _ in range(3))
