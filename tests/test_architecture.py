@@ -43,11 +43,7 @@ def test_the_kernels_folder_is_no_package() -> None:
     assert not (ROOT / "kernels" / "__init__.py").exists()
 
 
-<<<<<<< HEAD
-def test_only_the_files_of_ops_include_torch() -> None:
-=======
 def test_only_the_files_that_bind_ops_include_torch() -> None:
->>>>>>> loss
     csrc = ROOT / "csrc"
     sources = [path for path in csrc.rglob("*") if path.suffix in {".h", ".cpp", ".cu", ".cuh"}]
     assert sources

@@ -201,8 +201,8 @@ def test_a_folder_that_may_not_be_read_is_named_and_the_others_are_read(image_fo
 def test_a_validation_split_without_any_image_is_broken_as_for_the_trainer(image_folder):
     for file in (image_folder / "val").rglob("*.*"):
         file.unlink()
-    report = check(open_unpacked(str(image_folder)), threads=1)
-    assert [message for _, message in report.broken if "holds no image in its class folders" in message]
+    broken, images = checked(image_folder)
+    assert "holds no image in its class folders" in broken["val"] and images == 8
 
 
 def test_a_split_without_classes_is_named_and_the_other_is_read(image_folder):
