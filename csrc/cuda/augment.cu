@@ -55,7 +55,7 @@ void resize(const Batch& batch, uint8_t* images, void* stream) {
   if (batch.count == 0) return;
   const ResizeShape shape(batch.size);
   check(cudaFuncSetAttribute(resize_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shape.bytes), "resize_kernel");
-  const dim3 grid(static_cast<unsigned>(batch.count), divided_up(batch.size, lines_of_band));
+  const dim3 grid(static_cast<unsigned>(batch.count), shape.bands);
   resize_kernel<<<grid, threads, shape.bytes, static_cast<cudaStream_t>(stream)>>>(batch.data, batch.data_bytes,
                                                                                   batch.rows, shape, images);
   check(cudaGetLastError(), "resize_kernel");

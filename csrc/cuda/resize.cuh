@@ -5,7 +5,7 @@
 // into the strip, a ring of lines. When the strip holds all that the next few output lines read, these are made.
 //
 // An image that shrinks by more than 4, at 224 pixels, has more weights than are kept. Those of its columns are then made
-// again for each 16 source lines, and its output lines are summed up part by part.
+// again for each 12 source lines, and its output lines are summed up part by part.
 #pragma once
 
 #include <cstdint>
@@ -16,8 +16,8 @@
 
 namespace deit::cuda {
 
-constexpr int32_t lines_of_band = 56;     // 4 bands at 224 pixels; a fifteenth of the source lines is resized twice
-constexpr int32_t lines_at_once = 16;     // source lines that share a weight
+constexpr int32_t lines_of_band = 75;     // at most: 3 bands at 224 pixels, which resize a thirtieth of the lines twice
+constexpr int32_t lines_at_once = 12;     // source lines that share a weight
 constexpr int32_t columns_at_once = 384;  // source columns unpacked between two barriers
 constexpr int32_t lines_together = 16;    // the most output lines that are made between two barriers
 constexpr int32_t vector_bytes = 16;      // values of an output line that a thread makes at once
@@ -63,6 +63,7 @@ struct alignas(16) ResizeState {
 struct ResizeShape {
   static constexpr int32_t wanted = 72 * 1024;  // so that two blocks fit an A100's multiprocessor; more from 512 pixels on
   int32_t size, kept;
+  int32_t bands, band_lines;
   int32_t pixels;          // uint32 [lines_at_once][columns_at_once], behind the ResizeState
   int32_t columns, lines;  // the tables of the two axes
   int32_t sums;            // int32 [line_bytes], of an output line that is made in several parts
@@ -70,7 +71,8 @@ struct ResizeShape {
   int32_t bytes;
 
   HOST_DEVICE explicit constexpr ResizeShape(int32_t size)
-      : size(size), kept(clamped(3840 / size, 5, 32)), pixels(sizeof(ResizeState)),
+      : size(size), kept(clamped(3840 / size, 5, 32)), bands(divided_up(size, lines_of_band)),
+        band_lines(divided_up(size, bands)), pixels(sizeof(ResizeState)),
         columns(pixels + 4 * lines_at_once * columns_at_once), lines(columns + AxisTaps::bytes(size, kept)),
         sums(lines + AxisTaps::bytes(lines_of_band, kept)), strip(sums + 4 * line_bytes_of(size)),
         strip_lines(clamped((wanted - strip) / line_bytes_of(size), 6, 32)), line_bytes(line_bytes_of(size)),
@@ -94,9 +96,10 @@ struct Strip {
     const int32_t slot = line - base;
     return memory + (slot < lines ? slot : slot - lines) * stride;
   }
-  DEVICE uint8_t* after(uint8_t* line) const {
-    line += stride;
-    return line < memory + lines * stride ? line : line - lines * stride;
+  // How many lines from this one on lie one behind the other.
+  DEVICE int32_t lines_before_end(int32_t line) const {
+    const int32_t slot = line - base;
+    return slot < lines ? lines - slot : 2 * lines - slot;
   }
   // Makes room for the lines [line, line + lines). Those that stay, stay where they are.
   DEVICE void reach(int32_t line) {
@@ -121,24 +124,29 @@ DEVICE Words4 load_four(const uint8_t* pixels, bool words_inside, const uint8_t*
   return four;
 }
 
-// Float64 is in functions that are called, not inlined, and find what they need in shared memory: else it would take
-// registers from the loops over pixels.
-DEVICE_CALL void find_taps(const AxisTaps* shared, int32_t output) {
-  const Taps taps = shared->taps(output);
-  shared->total[output] = shared->axis().total(taps);
-  shared->first[output] = taps.first;
-  shared->end[output] = taps.first + taps.count;
-}
-
 // The weights of the taps [from, from + count) of an output, as far as it has so many, into weights[slot] and on.
-DEVICE_CALL void find_weights(const AxisTaps* shared, int32_t output, int32_t from, int32_t count, int32_t slot) {
-  const Axis axis = shared->axis();
-  const Taps taps = shared->taps(output);
-  const double total = shared->total[output];
+DEVICE void store_weights(const AxisTaps& table, const Axis& axis, const Taps& taps, int32_t output, int32_t from,
+                          int32_t count, int32_t slot) {
+  const double total = table.total[output];
   const int32_t to = smaller(from + count, taps.count);
 #pragma unroll 1
   for (int32_t tap = from; tap < to; ++tap, ++slot)
-    shared->weights[slot * shared->outputs + output] = fixed_point(axis.weight(taps, taps.first + tap), total);
+    table.weights[slot * table.outputs + output] = fixed_point(axis.weight(taps, taps.first + tap), total);
+}
+
+// Float64 is in functions that are called, not inlined, and find what they need in shared memory: else it would take
+// registers from the loops over pixels.
+DEVICE_CALL void find_taps(const AxisTaps* shared, int32_t output) {
+  const Axis axis = shared->axis();
+  const Taps taps = shared->taps(output);
+  shared->first[output] = taps.first;
+  shared->end[output] = taps.first + taps.count;
+  shared->total[output] = axis.total(taps);
+  store_weights(*shared, axis, taps, output, 0, shared->kept, 0);
+}
+
+DEVICE_CALL void find_weights(const AxisTaps* shared, int32_t output, int32_t from, int32_t count, int32_t slot) {
+  store_weights(*shared, shared->axis(), shared->taps(output), output, from, count, slot);
 }
 
 // As many output lines from y on as read no more source lines than the strip holds.
@@ -208,11 +216,12 @@ struct Resize {
       }
       if (x >= size) continue;
       uint8_t* to = strip.at(line) + 3 * (row.flip ? size - 1 - x : x);
+      const int32_t before_end = strip.lines_before_end(line);
 #pragma unroll
-      for (int i = 0; i < lines_at_once; ++i) {
+      for (int i = 0; i < lines_at_once; ++i, to += strip.stride) {
         if (i == count) break;
+        if (i == before_end) to -= strip.lines * strip.stride;
         for (int c = 0; c < 3; ++c) to[c] = clip8(sum[i][c]);
-        to = strip.after(to);
       }
     }
   }
@@ -267,14 +276,16 @@ struct Resize {
           const int32_t line = y + cell.row, place = vector_bytes * cell.column;
           const int32_t from = larger(part, axis.first[line]), to = smaller(part_end, axis.end[line]);
           const int32_t* weight = axis.weights + (from - (fits ? axis.first[line] : part)) * lines + line;
-          uint8_t* levels = strip.at(from) + place;
+          const uint8_t* levels = strip.at(from) + place;
+          const int32_t last_slot = from + strip.lines_before_end(from) - 1;
           int32_t sum[vector_bytes];
 #pragma unroll
           for (int k = 0; k < vector_bytes; ++k) sum[k] = part == begin ? one_half : sums[place + k];
-          for (int32_t at = from; at < to; ++at, weight += lines, levels = strip.after(levels)) {
+          for (int32_t at = from; at < to; ++at, weight += lines) {
             const Words4 words = *reinterpret_cast<const Words4*>(levels);
 #pragma unroll
             for (int k = 0; k < vector_bytes; ++k) sum[k] += *weight * level_of(words.word[k / 4], k % 4);
+            levels += at == last_slot ? strip.stride - strip.lines * strip.stride : strip.stride;
           }
           if (part_end == end) {
             store_levels(sum, 3 * shape.size, place, output + 3 * shape.size * line);
@@ -288,12 +299,12 @@ struct Resize {
   }
 };
 
-// Grid: (images, ceil(size / lines_of_band)). images: uint8 [count][size][size][3]; an invalid row gives zeros.
+// Grid: (images, shape.bands). images: uint8 [count][size][size][3]; an invalid row gives zeros.
 DEVICE void resize_block(const uint8_t* data, int64_t data_bytes, const PlanRow* rows, const ResizeShape& shape,
                          uint8_t* images, unsigned char* shared) {
   const Resize resize{data, data_bytes, shape, shared};
   ResizeState& state = resize.state();
-  const int32_t first_line = blockIdx.y * lines_of_band, lines = smaller(lines_of_band, shape.size - first_line);
+  const int32_t first_line = blockIdx.y * shape.band_lines, lines = smaller(shape.band_lines, shape.size - first_line);
   uint8_t* output = images + (int64_t{blockIdx.x} * shape.size + first_line) * 3 * shape.size;
   copy_row(rows + blockIdx.x, state.row);
   __syncthreads();
@@ -308,14 +319,8 @@ DEVICE void resize_block(const uint8_t* data, int64_t data_bytes, const PlanRow*
     for (int32_t i = threadIdx.x; i < 3 * shape.size * lines; i += blockDim.x) output[i] = 0;
     return;
   }
-  for (int32_t x = threadIdx.x; x < shape.size; x += blockDim.x) {
-    find_taps(&state.across, x);
-    if (state.fits) find_weights(&state.across, x, 0, shape.kept, 0);
-  }
-  for (int32_t y = blockDim.x - 1 - threadIdx.x; y < lines; y += blockDim.x) {
-    find_taps(&state.down, y);
-    if (state.fits) find_weights(&state.down, y, 0, shape.kept, 0);
-  }
+  for (int32_t x = threadIdx.x; x < shape.size; x += blockDim.x) find_taps(&state.across, x);
+  for (int32_t y = blockDim.x - 1 - threadIdx.x; y < lines; y += blockDim.x) find_taps(&state.down, y);
   __syncthreads();
   for (int32_t y = threadIdx.x; y < lines; y += blockDim.x)
     state.group[y] = find_group(resize.down(first_line, lines), y, state.fits ? shape.strip_lines : 0);
