@@ -19,13 +19,13 @@ __global__ void __launch_bounds__(threads, 2)
   resize_block(data, data_bytes, rows, shape, images, shared);
 }
 
-__global__ void __launch_bounds__(ops_threads)
+__global__ void __launch_bounds__(ops_threads, 2)
     plan_ops_kernel(int64_t data_bytes, const PlanRow* rows, int32_t size, uint8_t* images, uint32_t* scratch) {
   extern __shared__ __align__(16) unsigned char shared[];
   plan_ops_block(data_bytes, rows, size, images, scratch, shared);
 }
 
-__global__ void __launch_bounds__(ops_threads)
+__global__ void __launch_bounds__(ops_threads, 2)
     ops_kernel(const OpCall* calls, int32_t height, int32_t width, uint8_t* images, uint32_t* scratch) {
   extern __shared__ __align__(16) unsigned char shared[];
   ops_block(calls, height, width, images, scratch, shared);

@@ -165,9 +165,13 @@ DEVICE Group find_group(const AxisTaps& down, int32_t y, int32_t strip_lines) {
 // The levels of sums into an output line, from its byte `place` on.
 DEVICE void store_levels(const int32_t (&sum)[vector_bytes], int32_t line_bytes, int32_t place, uint8_t* line) {
   if (line_bytes % vector_bytes == 0) {
-    Words4 levels{};
+    Words4 levels;
 #pragma unroll
-    for (int k = 0; k < vector_bytes; ++k) levels.word[k / 4] |= uint32_t{clip8(sum[k])} << (8 * (k % 4));
+    for (int i = 0; i < 4; ++i) {
+      const int32_t* four = sum + 4 * i;
+      levels.word[i] = packed(four[0] >> precision, four[1] >> precision,
+                              packed(four[2] >> precision, four[3] >> precision, 0));
+    }
     *reinterpret_cast<Words4*>(line + place) = levels;
   } else {
 #pragma unroll

@@ -96,6 +96,7 @@ def test_thread_sanitizer_sees_a_missing_barrier(tmp_path: Path, barrier: int) -
     with pytest.raises(AssertionError, match="data race"):
         program = build_program("run.cpp", tmp_path, *flags, root=tmp_path)
         batch, rows = every_op(16)
+        rows = rows[:14]  # pairs
         run(program, batch, rows, 16, torch.float32, "nchw", 24, drawn_mix(rows, 16))
         batch = noise_batch([(400, 12)])  # its lines need more weights than are kept
         run(program, batch, drawn_rows(batch, Policy.eval(8)), 8, torch.float32, "nchw", 24)
