@@ -56,14 +56,14 @@ DEVICE uint32_t two_bits(float first, float second) {
 // Eight values, `step` apart from the first on, to where they lie together in the output: a multiple of 16 bytes.
 template <Type type, int first, int step, int count>
 DEVICE void store_eight(const float (&value)[count], typename Element<type>::Bits* to) {
-  auto* words = reinterpret_cast<Words4*>(to);
   const auto at = [&](int i) { return value[first + step * i]; };
   if constexpr (type == Type::float32) {
-    words[0] = {{float_bits(at(0)), float_bits(at(1)), float_bits(at(2)), float_bits(at(3))}};
-    words[1] = {{float_bits(at(4)), float_bits(at(5)), float_bits(at(6)), float_bits(at(7))}};
+    store_global({{float_bits(at(0)), float_bits(at(1)), float_bits(at(2)), float_bits(at(3))}}, to);
+    store_global({{float_bits(at(4)), float_bits(at(5)), float_bits(at(6)), float_bits(at(7))}}, to + 4);
   } else {
-    words[0] = {{two_bits<type>(at(0), at(1)), two_bits<type>(at(2), at(3)), two_bits<type>(at(4), at(5)),
-                 two_bits<type>(at(6), at(7))}};
+    store_global({{two_bits<type>(at(0), at(1)), two_bits<type>(at(2), at(3)), two_bits<type>(at(4), at(5)),
+            two_bits<type>(at(6), at(7))}},
+          to);
   }
 }
 

@@ -172,7 +172,7 @@ DEVICE void store_levels(const int32_t (&sum)[vector_bytes], int32_t line_bytes,
       levels.word[i] = packed(four[0] >> precision, four[1] >> precision,
                               packed(four[2] >> precision, four[3] >> precision, 0));
     }
-    *reinterpret_cast<Words4*>(line + place) = levels;
+    store_global(levels, line + place);
   } else {
 #pragma unroll
     for (int k = 0; k < vector_bytes; ++k)
