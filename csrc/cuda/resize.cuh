@@ -56,6 +56,7 @@ struct alignas(16) ResizeState {
   PlanRow row;
   AxisTaps across, down;
   bool good, fits;             // fits: all weights are kept
+  bool words_inside;           // whether the words round all pixels of the crop lie in the buffer
   Group group[lines_of_band];  // that begins at a line
 };
 
@@ -188,6 +189,10 @@ struct Resize {
   unsigned char* shared;
 
   DEVICE ResizeState& state() const { return *reinterpret_cast<ResizeState*>(shared); }
+  DEVICE const uint8_t* crop() const {
+    const PlanRow& row = state().row;
+    return data + row.offset + 3 * (row.box.top * int64_t{row.width} + row.box.left);
+  }
   DEVICE uint32_t* pixels() const { return reinterpret_cast<uint32_t*>(shared + shape.pixels); }
   DEVICE AxisTaps across() const {
     const PlanRow& row = state().row;
@@ -203,8 +208,8 @@ struct Resize {
   DEVICE void resize_lines(int32_t line, int32_t count, const Strip& strip) const {
     const PlanRow& row = state().row;
     const int32_t size = shape.size, width = row.box.width, stride = 3 * row.width;
-    const uint8_t* source = data + row.offset + (row.box.top + line) * int64_t{stride} + 3 * row.box.left;
-    const bool words_inside = source >= data + 3 && source + (count - 1) * stride + 3 * width + 24 <= data + data_bytes;
+    const uint8_t* source = crop() + line * int64_t{stride};
+    const bool words_inside = state().words_inside;
     for (int32_t tile = 0; tile < size; tile += blockDim.x) {
       const int32_t x = tile + threadIdx.x;
       int32_t sum[lines_at_once][3];
@@ -317,6 +322,8 @@ DEVICE void resize_block(const uint8_t* data, int64_t data_bytes, const PlanRow*
     state.down = resize.down(first_line, lines);
     state.good = row_problem(state.row, data_bytes, shape.size) == RowProblem::none;
     state.fits = state.good && state.across.fits() && state.down.fits();
+    const int64_t first = resize.crop() - data, crop_bytes = 3 * int64_t{state.row.width} * state.row.box.height;
+    state.words_inside = first >= 3 && first + crop_bytes + 24 <= data_bytes;
   }
   __syncthreads();
   if (!state.good) {
