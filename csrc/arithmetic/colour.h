@@ -18,7 +18,7 @@ HOST_DEVICE int32_t clamped(double value, int32_t low, int32_t high) {
 
 template <typename Real>
 HOST_DEVICE uint8_t truncated(Real value) {
-  return value > 0 ? (value < 255 ? static_cast<uint8_t>(value) : 255) : 0;
+  return static_cast<uint8_t>(static_cast<int32_t>(value > 0 ? (value < 255 ? value : Real(255)) : Real(0)));
 }
 
 // ITU-R 601 in 16-bit fixed point: Pillow's convert("L").

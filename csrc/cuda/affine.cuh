@@ -233,6 +233,11 @@ DEVICE void real_pixel(const Padded& source, const OpCall& call, int32_t y, int3
   rgb[2] = truncated(value.blue);
 }
 
+// Called, not inlined: few pixels need it, and it would take registers from the others.
+DEVICE_CALL void exact_pixel(Padded source, const OpCall* call, int32_t y, int32_t x, uint8_t* rgb) {
+  real_pixel<double>(source, *call, y, x, rgb);
+}
+
 // What a block shares of an affine op: the fixed matrix and the pixels that are not certain, or too many of them.
 struct AffineShared {
   static constexpr uint32_t capacity = 1024;
@@ -272,8 +277,8 @@ DEVICE void affine_pixels(const Padded& source, const OpCall& call, AffineShared
   const bool all = !usable || shared.listed > AffineShared::capacity;
   for (int64_t i = threadIdx.x; i < (all ? pixels : shared.listed); i += blockDim.x) {
     const int64_t index = all ? i : shared.pixel[i];
-    real_pixel<double>(source, call, static_cast<int32_t>(index / width), static_cast<int32_t>(index % width),
-                       image + 3 * index);
+    exact_pixel(source, &call, static_cast<int32_t>(index / width), static_cast<int32_t>(index % width),
+                image + 3 * index);
   }
 }
 

@@ -13,19 +13,19 @@ namespace {
 constexpr int threads = 256;
 constexpr int ops_threads = 512;  // one block an image
 
-__global__ void __launch_bounds__(threads, 3)
-    resize_kernel(const uint8_t* data, int64_t data_bytes, const PlanRow* rows, int32_t size, uint8_t* images) {
+__global__ void __launch_bounds__(threads, 2)
+    resize_kernel(const uint8_t* data, int64_t data_bytes, const PlanRow* rows, ResizeShape shape, uint8_t* images) {
   extern __shared__ __align__(16) unsigned char shared[];
-  resize_block(data, data_bytes, rows, size, images, shared);
+  resize_block(data, data_bytes, rows, shape, images, shared);
 }
 
-__global__ void __launch_bounds__(ops_threads)
+__global__ void __launch_bounds__(ops_threads, 2)
     plan_ops_kernel(int64_t data_bytes, const PlanRow* rows, int32_t size, uint8_t* images, uint32_t* scratch) {
   extern __shared__ __align__(16) unsigned char shared[];
   plan_ops_block(data_bytes, rows, size, images, scratch, shared);
 }
 
-__global__ void __launch_bounds__(ops_threads)
+__global__ void __launch_bounds__(ops_threads, 2)
     ops_kernel(const OpCall* calls, int32_t height, int32_t width, uint8_t* images, uint32_t* scratch) {
   extern __shared__ __align__(16) unsigned char shared[];
   ops_block(calls, height, width, images, scratch, shared);
@@ -53,11 +53,11 @@ void check(cudaError_t error, const char* kernel) {
 
 void resize(const Batch& batch, uint8_t* images, void* stream) {
   if (batch.count == 0) return;
-  const int32_t shared = ResizeShared{batch.size}.bytes();
-  check(cudaFuncSetAttribute(resize_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), "resize_kernel");
-  const dim3 grid(static_cast<unsigned>(batch.count), divided_up(batch.size, lines_of_band));
-  resize_kernel<<<grid, threads, shared, static_cast<cudaStream_t>(stream)>>>(batch.data, batch.data_bytes, batch.rows,
-                                                                             batch.size, images);
+  const ResizeShape shape(batch.size);
+  check(cudaFuncSetAttribute(resize_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shape.bytes), "resize_kernel");
+  const dim3 grid(static_cast<unsigned>(batch.count), shape.bands);
+  resize_kernel<<<grid, threads, shape.bytes, static_cast<cudaStream_t>(stream)>>>(batch.data, batch.data_bytes,
+                                                                                  batch.rows, shape, images);
   check(cudaGetLastError(), "resize_kernel");
 }
 

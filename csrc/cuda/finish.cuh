@@ -56,14 +56,14 @@ DEVICE uint32_t two_bits(float first, float second) {
 // Eight values, `step` apart from the first on, to where they lie together in the output: a multiple of 16 bytes.
 template <Type type, int first, int step, int count>
 DEVICE void store_eight(const float (&value)[count], typename Element<type>::Bits* to) {
-  auto* words = reinterpret_cast<Words4*>(to);
   const auto at = [&](int i) { return value[first + step * i]; };
   if constexpr (type == Type::float32) {
-    words[0] = {{float_bits(at(0)), float_bits(at(1)), float_bits(at(2)), float_bits(at(3))}};
-    words[1] = {{float_bits(at(4)), float_bits(at(5)), float_bits(at(6)), float_bits(at(7))}};
+    store_global({{float_bits(at(0)), float_bits(at(1)), float_bits(at(2)), float_bits(at(3))}}, to);
+    store_global({{float_bits(at(4)), float_bits(at(5)), float_bits(at(6)), float_bits(at(7))}}, to + 4);
   } else {
-    words[0] = {{two_bits<type>(at(0), at(1)), two_bits<type>(at(2), at(3)), two_bits<type>(at(4), at(5)),
-                 two_bits<type>(at(6), at(7))}};
+    store_global({{two_bits<type>(at(0), at(1)), two_bits<type>(at(2), at(3)), two_bits<type>(at(4), at(5)),
+            two_bits<type>(at(6), at(7))}},
+          to);
   }
 }
 
@@ -72,16 +72,8 @@ struct Mixed {
   const FinishShared& shared;
   const uint8_t *own, *partner;
   Mode mode;
-  float share, rest;  // of the image and its partner, for mixup
+  float share, rest;  // of the image and its partner: both 1 but for mixup
   int32_t size;
-
-  DEVICE bool takes_partner(int32_t y, int32_t x) const { return mode == Mode::cutmix && is_pasted(shared.mix, y, x); }
-  DEVICE bool shows_noise_of_own(int32_t y, int32_t x) const {
-    return is_erased(shared.own, y, x) && !takes_partner(y, x);
-  }
-  DEVICE bool shows_noise_of_partner(int32_t y, int32_t x) const {
-    return is_erased(shared.partner, y, x) && (mode == Mode::mixup || takes_partner(y, x));
-  }
 
   // The values of the pixels [x, x + group) of line y, pixel by pixel, as if nothing were erased.
   DEVICE void group_at(int32_t y, int32_t x, float (&value)[3 * group]) const {
@@ -102,29 +94,33 @@ struct Mixed {
       look_up(partner + place, [&](int i, float level) { value[i] = value[i] * share + level * rest; });
   }
 
-  // One pixel, with noise where it is erased.
-  DEVICE void pixel_at(int32_t y, int32_t x, float (&rgb)[3]) const {
-    const int first = takes_partner(y, x), last = mode == Mode::mixup ? 1 : first;
+  // What is seen of the two images at a pixel.
+  struct View {
+    bool partner;                   // rather than the image
+    bool own_noise, partner_noise;  // of which is seen
+  };
+  DEVICE View view(int32_t y, int32_t x) const {
+    const bool pasted = mode == Mode::cutmix && is_pasted(shared.mix, y, x);
+    return {pasted, !pasted && is_erased(shared.own, y, x),
+            (pasted || mode == Mode::mixup) && is_erased(shared.partner, y, x)};
+  }
+
+  DEVICE void pixel_at(int32_t pixel, const View& view, float (&rgb)[3]) const {
+    const int first = view.partner, last = mode == Mode::mixup ? 1 : first;
 #pragma unroll 1
     for (int side = first; side <= last; ++side) {
-      const PlanRow& row = side ? shared.partner : shared.own;
-      const int32_t pixel = y * size + x;
       float value[3];
-      if (is_erased(row, y, x))
-        noise_at(row, static_cast<uint32_t>(pixel), value);
-      else
-        for (int c = 0; c < 3; ++c) value[c] = shared.value[c][(side ? partner : own)[3 * int64_t{pixel} + c]];
-      for (int c = 0; c < 3; ++c)
-        if (mode != Mode::mixup)
-          rgb[c] = value[c];
-        else if (side == 0)
-          rgb[c] = value[c] * share;
-        else
-          rgb[c] = rgb[c] + value[c] * rest;
+      if (side ? view.partner_noise : view.own_noise) {
+        noise_at(side ? shared.partner : shared.own, static_cast<uint32_t>(pixel), value);
+      } else {
+        const uint8_t* levels = (side ? partner : own) + 3 * int64_t{pixel};
+        for (int c = 0; c < 3; ++c) value[c] = shared.value[c][levels[c]];
+      }
+      const float part = side ? rest : share;
+      for (int c = 0; c < 3; ++c) rgb[c] = side == first ? value[c] * part : rgb[c] + value[c] * part;
     }
   }
 
- private:
   // take(i, value) for every value of a group.
   template <typename Take>
   DEVICE void look_up(const uint8_t* pixels, const Take& take) const {
@@ -161,7 +157,8 @@ DEVICE void finish_block(const FinishBatch& batch, const Finish& finish, typenam
   const int64_t partner = shared.partner_index;
   copy_row(batch.rows + partner, shared.partner);
   __syncthreads();
-  if (threadIdx.x == 0 && row_problem(shared.partner, batch.data_bytes, size) != RowProblem::none) shared.good = false;
+  if (threadIdx.x == 0)
+    shared.good = shared.good && row_problem(shared.partner, batch.data_bytes, size) == RowProblem::none;
   __syncthreads();
   const bool good = shared.good;
 
@@ -170,7 +167,7 @@ DEVICE void finish_block(const FinishBatch& batch, const Finish& finish, typenam
                     batch.images + partner * image_bytes,
                     mode,
                     mode == Mode::mixup ? own_share(shared.mix) : 1.0f,
-                    mode == Mode::mixup ? partner_share(shared.mix) : 0.0f,
+                    mode == Mode::mixup ? partner_share(shared.mix) : 1.0f,
                     size};
   output += blockIdx.x * image_bytes;
   const bool together = size % group == 0 && (finish.layout != Layout::patches || finish.patch % group == 0) &&
@@ -203,10 +200,10 @@ if (finish.layout == Layout::channels_last) {
     if (box.width == 0) continue;
     for (Cells cell(box.width); cell.row < bottom - top; cell.next()) {
       const int32_t y = top + cell.row, x = box.left + cell.column;
-      const bool own_noise = mixed.shows_noise_of_own(y, x), partner_noise = mixed.shows_noise_of_partner(y, x);
-      if ((pass == 1 && !own_noise) || (pass == 2 && (own_noise || !partner_noise))) continue;
+      const auto view = mixed.view(y, x);
+      if ((pass == 1 && !view.own_noise) || (pass == 2 && (view.own_noise || !view.partner_noise))) continue;
       float rgb[3] = {not_a_number(), not_a_number(), not_a_number()};
-      if (good) mixed.pixel_at(y, x, rgb);
+      if (good) mixed.pixel_at(y * size + x, view, rgb);
       const Place place = place_of(y, x, size, finish.layout, finish.patch);
       for (int c = 0; c < 3; ++c) output[place.first + c * place.channel] = element_bits<type>(rgb[c]);
     }

@@ -47,9 +47,9 @@ void run_finish(const deit::Batch& batch, const deit::Finish& finish, const uint
 
 void run_cuda(const deit::Batch& batch, const deit::Finish& finish, unsigned threads, uint8_t* images, void* output) {
   const unsigned count = static_cast<unsigned>(batch.count);
-  const unsigned bands = deit::cuda::divided_up(batch.size, deit::cuda::lines_of_band);
-  emulate::launch({count, bands}, threads, deit::cuda::ResizeShared{batch.size}.bytes(), [&](unsigned char* shared) {
-    deit::cuda::resize_block(batch.data, batch.data_bytes, batch.rows, batch.size, images, shared);
+  const deit::cuda::ResizeShape shape(batch.size);
+  emulate::launch({count, static_cast<unsigned>(shape.bands)}, threads, shape.bytes, [&](unsigned char* shared) {
+    deit::cuda::resize_block(batch.data, batch.data_bytes, batch.rows, shape, images, shared);
   });
   const size_t bytes = 3 * batch.count * size_t(batch.size) * batch.size;
   Guarded staged(bytes), scratch(4 * batch.count * deit::cuda::scratch_pixels(batch.size, batch.size));

@@ -52,9 +52,12 @@ def run_ops(program: Path, images: np.ndarray, calls: np.ndarray, threads: int) 
 
 
 def one_of_each(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Noise with every op, and those calls."""
-    calls = np.stack([call_of(name, ARGUMENTS[name][0], "bicubic", False, height, width) for name in OPS[1:]])
-    return np.stack([noise(height, width)] * len(calls)), calls
+    """Noise with every op, and those calls; some pixels of the affine ones need float64."""
+    calls = [
+        call_of(name, 0.25 if name in AFFINE else ARGUMENTS[name][0], "bicubic", False, height, width)
+        for name in OPS[1:]
+    ]
+    return np.stack([noise(height, width)] * len(calls)), np.stack(calls)
 
 
 @pytest.mark.parametrize("kind", IMAGES)
