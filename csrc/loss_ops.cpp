@@ -1,7 +1,8 @@
 // Binds the losses on the CPU to the ops whose schemas deit_kernels/distill_loss/op.py defines.
 //
-// As in ops.cpp only the LibTorch stable ABI is used. The functions read the stack of arguments themselves: two ops share
-// fifteen of them, and a call with a float64 head goes on, as it is, to an op that Python implements by the reference.
+// As in ops.cpp only the LibTorch stable ABI is used. The functions read the stack of arguments themselves: two ops
+// share fifteen of them, and a call with a float64 head goes on, as it is, to an op that Python implements by the
+// reference.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -160,7 +161,7 @@ float weighted(const Terms& terms, double alpha) {
 
 void require_values(const LossCall& call) {
   const std::string problem = cpu::problem_of(call);
-  if (!problem.empty()) throw std::invalid_argument(problem);
+  require(problem.empty(), problem.c_str());
 }
 
 // Python's implementation of an op, by the reference; the stack is as the op has found it.
@@ -175,14 +176,15 @@ struct RowResults {
 };
 
 RowResults rows_of(const LossCall& call) {
-  RowResults rows{std::vector<Terms>(call.rows), new_tensor({call.rows, statistics_columns}, ScalarType::Float), nullptr};
-  float* saved = floats(rows.statistics);
+  const Tensor statistics = new_tensor({call.rows, statistics_columns}, ScalarType::Float);
+  float* saved = floats(statistics);
+  RowResults rows{std::vector<Terms>(call.rows), statistics, saved};
   std::atomic<bool> good = true;
   in_parallel(call, [&](int64_t begin, int64_t end) {
     if (!cpu::loss_forward(call, begin, end, rows.terms.data(), saved)) good = false;
   });
   if (!good) require_values(call);
-  rows.saved = saved;
+  require(good, "a label, lam or teacher was written to while the loss read it");
   return rows;
 }
 

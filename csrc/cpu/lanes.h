@@ -2,8 +2,8 @@
 // is compiled for every instruction set, and all do the same operations in the same order, which gives the same bits.
 //
 // A vector is whatever part of the sixteen the size allows. A row that is no multiple of 16 long ends with its last
-// sixteen numbers, of which those that came before are left out. So a row of fewer has to have sixteen in memory, its own
-// at their end.
+// sixteen numbers, of which those that came before are left out. So a row of fewer has to have sixteen in memory, its
+// own at their end.
 //
 // A comparison stands where its result is used, as in `a < b ? x : y`. Kept as a vector, AVX-512's masks make g++ 12 go
 // from lane to lane.

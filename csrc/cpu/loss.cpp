@@ -10,17 +10,13 @@
 namespace deit::cpu {
 namespace {
 
-int64_t label_at(const Labels& labels, int64_t row, int64_t column = 0) {
-  return labels.data[row * labels.row + column * labels.column];
-}
-
 enum class Standing { counts, ignored, refused };
 
 Standing standing_of(const LossCall& call, int64_t row) {
   bool ignored = false, refused = false;
   const auto see = [&](const Labels& labels) {
     if (!labels.data) return;
-    const int64_t label = label_at(labels, row);
+    const int64_t label = number_at(labels, row);
     ignored |= label == call.ignore_index;
     refused |= label < 0 || label >= call.classes;
   };
@@ -29,17 +25,17 @@ Standing standing_of(const LossCall& call, int64_t row) {
   if (!call.teacher_probs.data) see(call.teacher_labels);
   if (ignored) return Standing::ignored;
   if (call.lam.data) {
-    const double lam = number_at(call.lam, row, 0);
+    const double lam = number_at(call.lam, row);
     refused |= !(lam >= 0 && lam <= 1);
   }
   return refused ? Standing::refused : Standing::counts;
 }
 
 Picks picks_of(const LossCall& call, int64_t row) {
-  const int64_t label = label_at(call.labels, row);
+  const int64_t label = number_at(call.labels, row);
   if (!call.partner.data) return {1, {label}, {1}};
-  const double lam = number_at(call.lam, row, 0);
-  return {2, {label, label_at(call.partner, row)}, {lam, 1 - lam}};
+  const double lam = static_cast<float>(number_at(call.lam, row));
+  return {2, {label, number_at(call.partner, row)}, {lam, 1 - lam}};
 }
 
 // Logarithms of the probabilities that a TopK stands for; false where it is refused.
@@ -48,7 +44,7 @@ bool read_topk(const LossCall& call, int64_t row, float* to) {
   std::fill(to, to + call.classes, empty);
   double sum = 0;
   for (int64_t k = 0; k < call.listed; ++k) {
-    const int64_t label = label_at(call.teacher_labels, row, k);
+    const int64_t label = number_at(call.teacher_labels, row, k);
     const double probability = number_at(call.teacher_probs, row, k);
     if (label < 0 || label >= call.classes || to[label] != empty || !(probability >= 0 && probability <= 1))
       return false;
@@ -159,7 +155,7 @@ class Rows {
   }
 
   INTO_CALLER double hard_term(const Softmax& softmax, int64_t row, float* saved) {
-    int64_t label = x[logits] ? arg_max<bytes>(x[logits], n) : label_at(call.teacher_labels, row);
+    int64_t label = x[logits] ? arg_max<bytes>(x[logits], n) : number_at(call.teacher_labels, row);
     if (label < 0) {  // a NaN has no arg-max
       saved[row_weight] = std::numeric_limits<float>::quiet_NaN();
       label = 0;

@@ -243,8 +243,10 @@ INTO_CALLER void label_gradient(const float* x, int64_t n, const Softmax& softma
   for (int k = 0; k < picks.count; ++k) {
     const double weight = one_class ? picks.weight[0] + picks.weight[1] : picks.weight[k];
     const float e = exponential_at<bytes>(x, picks.label[k], softmax);
-    const double slope = e == softmax.dominant() ? (1 - smoothing) * (1 - weight) + (smoothing - spread) - softmax.missing()
-                                : e / (1 + softmax.rest) - ((1 - smoothing) * weight + spread);
+    const double target = (1 - smoothing) * weight + spread;
+    const double target_missing = (1 - smoothing) * (1 - weight) + (smoothing - spread);
+    const double slope =
+        e == softmax.dominant() ? target_missing - softmax.missing() : e / (1 + softmax.rest) - target;
     gradient[picks.label[k]] = static_cast<float>(before[k] + scale * slope);
   }
 }

@@ -12,15 +12,6 @@
 namespace deit::cpu {
 namespace {
 
-double number_of(const Matrix& matrix, int64_t row, int64_t column = 0) {
-  if (matrix.type != Number::float64) return number_at(matrix, row, column);
-  return static_cast<const double*>(matrix.data)[row * matrix.row + column * matrix.column];
-}
-
-int64_t number_of(const Labels& labels, int64_t row, int64_t column = 0) {
-  return labels.data[row * labels.row + column * labels.column];
-}
-
 std::string repr(int64_t number) { return std::to_string(number); }
 
 // The fewest digits that give the number again, written as Python writes them.
@@ -41,7 +32,7 @@ std::string repr(double number) {
 template <typename Tensor>
 std::string repr_row(const Tensor& tensor, int64_t row, int64_t columns) {
   std::string text = "[";
-  for (int64_t k = 0; k < columns; ++k) text += (k ? ", " : "") + repr(number_of(tensor, row, k));
+  for (int64_t k = 0; k < columns; ++k) text += (k ? ", " : "") + repr(number_at(tensor, row, k));
   return text + "]";
 }
 
@@ -65,24 +56,24 @@ std::string problem_of(const LossCall& call) {
     for (int64_t row = 0; row < call.rows && text.empty(); ++row) {
       bool counts = true;
       for (const auto& each : labels)
-        if (each.labels.data) counts &= number_of(each.labels, row) != call.ignore_index;
+        if (each.labels.data) counts &= number_at(each.labels, row) != call.ignore_index;
       if (counts && bad(row)) text = name + " holds " + shown(row) + " in row " + repr(row) + "; " + allowed;
     }
   };
   const auto outside = [&](int64_t label) { return label < 0 || label >= call.classes; };
   for (const auto& each : labels)
     if (each.labels.data)
-      reject(each.name, [&](int64_t row) { return repr(number_of(each.labels, row)); },
-             [&](int64_t row) { return outside(number_of(each.labels, row)); },
+      reject(each.name, [&](int64_t row) { return repr(number_at(each.labels, row)); },
+             [&](int64_t row) { return outside(number_at(each.labels, row)); },
              "labels are in " + classes + " or ignore_index=" + repr(call.ignore_index));
   if (call.lam.data)
-    reject("target.lam", [&](int64_t row) { return repr(number_of(call.lam, row)); },
-           [&](int64_t row) { return !within(number_of(call.lam, row)); }, "it is a weight in [0, 1]");
+    reject("target.lam", [&](int64_t row) { return repr(number_at(call.lam, row)); },
+           [&](int64_t row) { return !within(number_at(call.lam, row)); }, "it is a weight in [0, 1]");
   if (!listed) return text;
 
   std::vector<int64_t> sorted(call.listed);
   const auto sort_row = [&](int64_t row) {
-    for (int64_t k = 0; k < call.listed; ++k) sorted[k] = number_of(call.teacher_labels, row, k);
+    for (int64_t k = 0; k < call.listed; ++k) sorted[k] = number_at(call.teacher_labels, row, k);
     std::sort(sorted.begin(), sorted.end());
   };
   const auto indices = [&](int64_t row) { return repr_row(call.teacher_labels, row, call.listed); };
@@ -98,7 +89,7 @@ std::string problem_of(const LossCall& call) {
   reject("teacher.probs", [&](int64_t row) { return repr_row(call.teacher_probs, row, call.listed); },
          [&](int64_t row) {
            bool good = true;
-           for (int64_t k = 0; k < call.listed; ++k) good &= within(number_of(call.teacher_probs, row, k));
+           for (int64_t k = 0; k < call.listed; ++k) good &= within(number_at(call.teacher_probs, row, k));
            return !good;
          },
          "probabilities are in [0, 1]");

@@ -21,13 +21,16 @@ INTO_CALLER Floats<bytes> from_float16(typename Vector<bytes>::Halves bits) {
   return (Floats<bytes>)(value | (word & 0x8000) << 16);
 }
 
-INTO_CALLER float number_at(const Matrix& matrix, int64_t row, int64_t column) {
+INTO_CALLER double number_at(const Matrix& matrix, int64_t row, int64_t column = 0) {
   const int64_t at = row * matrix.row + column * matrix.column;
-  const auto* halves = static_cast<const uint16_t*>(matrix.data);
   if (matrix.type == Number::float32) return static_cast<const float*>(matrix.data)[at];
-  if (matrix.type == Number::float64) return static_cast<float>(static_cast<const double*>(matrix.data)[at]);
-  const Vector<16>::Halves bits = {halves[at]};
+  if (matrix.type == Number::float64) return static_cast<const double*>(matrix.data)[at];
+  const Vector<16>::Halves bits = {static_cast<const uint16_t*>(matrix.data)[at]};
   return (matrix.type == Number::float16 ? from_float16<16>(bits) : from_bfloat16<16>(bits))[0];
+}
+
+INTO_CALLER int64_t number_at(const Labels& labels, int64_t row, int64_t column = 0) {
+  return labels.data[row * labels.row + column * labels.column];
 }
 
 template <int bytes, Floats<bytes> (*widened)(typename Vector<bytes>::Halves)>
@@ -43,7 +46,7 @@ __attribute__((noinline)) inline void gather(const Matrix& matrix, int64_t row, 
   if (matrix.type == Number::float32 && matrix.column == 1)
     std::memcpy(to, static_cast<const float*>(matrix.data) + row * matrix.row, n * sizeof(float));
   else
-    for (int64_t i = 0; i < n; ++i) to[i] = number_at(matrix, row, i);
+    for (int64_t i = 0; i < n; ++i) to[i] = static_cast<float>(number_at(matrix, row, i));
 }
 
 // A row in place where it lies as float32 side by side, else in `buffer`, before which there are sixteen numbers.

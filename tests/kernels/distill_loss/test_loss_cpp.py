@@ -155,7 +155,23 @@ def test_any_number_of_threads_gives_the_same_bits(case: Case) -> None:
         assert all(torch.equal(results[0][name], other[name]) for name in other)
 
 
-NUMBERS = (1.5, -0.1, 1.0000001, -1e-7, 1e-5, -0.0001, 123456.789, 1e15, 1e16, 3e38, math.inf, -math.inf, math.nan)
+NUMBERS = (
+    1.5,
+    -0.1,
+    1.0000001,
+    1 + 1e-12,
+    -1e-7,
+    -1e-60,
+    1e-5,
+    -0.0001,
+    123456.789,
+    1e15,
+    1e16,
+    3e38,
+    math.inf,
+    -math.inf,
+    math.nan,
+)
 
 
 def refusals() -> dict[str, LossCall]:
@@ -200,7 +216,7 @@ def test_values_are_refused_in_pythons_words(name: str) -> None:
                 OPS._distill_loss_fwd(*wide)
             assert str(caught.value) == str(error)
     else:
-        assert name.split()[1] in ("1.0000001", "-1e-07", "1e-05")  # in a type where it is in [0, 1]
+        assert name.split()[1] in ("1.0000001", "1.000000000001", "-1e-60", "1e-05")  # in a type where it is in [0, 1]
         OPS._distill_loss_fwd(*call)
 
 
