@@ -62,6 +62,13 @@ class Differences(NamedTuple):
     own: float | None  # of image files, by the library's own preprocessing; None where it has none or that is the code
 
 
+def class_map(trained: Trained) -> str:
+    """The lines of CLASS_MAP; empty where the names are not the data's, or timm, which strips them, would miss one."""
+    if not knows_classes(trained) or any(name != name.strip() for name in trained.classes):
+        return ""
+    return "".join(f"{name}\n" for name in trained.classes)
+
+
 def model_card(trained: Trained, to: str, library: str, differences: Differences) -> str:
     """Markdown with the front matter of the Hugging Face hub; `library` checked the export and found `differences`."""
     front = {"timm": "timm", "hf": "transformers", "onnx": "onnx"}[to]
@@ -98,7 +105,7 @@ In this folder, with an `image.jpg`:
 ```python
 {code_of(to, trained.preprocessing).script()}
 ```
-{_VALIDATION if to == "timm" and knows_classes(trained) else ""}
+{_VALIDATION if to == "timm" and class_map(trained) else ""}
 {_images(trained.preprocessing)}{_own(to, differences)}
 
 ## Where it comes from

@@ -20,10 +20,10 @@ from torch import Tensor
 from ..command import Ending
 from ..files import check_writable, write_folder, write_json
 from ..model import CONFIGS, VisionTransformer
-from ..weights.exported import EXIF, knows_classes
+from ..weights.exported import EXIF
 from ..weights.huggingface import huggingface_config, to_huggingface
 from ..weights.prediction import Trained
-from .card import CLASS_MAP, IMAGE_FILES, Differences, model_card
+from .card import CLASS_MAP, IMAGE_FILES, Differences, class_map, model_card
 from .code import code_of, runner
 
 BATCHES = (1, 5)  # of the check: two sizes, so that one which was frozen into the file fails
@@ -154,8 +154,7 @@ def _read_onnx(folder: Path) -> Callable[[Tensor], Tensor]:
 
 def _write_timm(trained: Trained, folder: Path) -> None:
     preprocessing, model = trained.preprocessing, trained.model
-    if knows_classes(trained):
-        names = "".join(f"{name}\n" for name in trained.classes)
+    if names := class_map(trained):
         (folder / CLASS_MAP).write_text(names, encoding="utf-8")
     seen = {
         "input_size": [3, preprocessing.image_size, preprocessing.image_size], "crop_pct": preprocessing.crop_ratio,

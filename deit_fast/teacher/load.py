@@ -23,7 +23,7 @@ from ..config import Config, difference, fields_where
 from ..model import Normalisation
 from ..recipes.named import recipe
 from ..weights.build import Frozen, check_forward
-from ..weights.exported import image_size_of_folder, in_timms_order, knows_classes
+from ..weights.exported import in_timms_order, knows_classes, view_of_folder
 from ..weights.pretrained import read_weights
 from ..weights.trained import opened, resolve
 
@@ -116,6 +116,6 @@ def own_view(spec: str, model: nn.Module) -> tuple[int | None, float | None]:
         config = Config.from_json(named.run / "config.json")
         return config.image_size, config.crop_ratio
     if named.kind == "exported":
-        return image_size_of_folder(named.path), None
+        return view_of_folder(named.path)
     cfg = getattr(model, "pretrained_cfg", None) or {}
     return cfg["input_size"][-1] if cfg.get("input_size") else None, cfg.get("crop_pct")

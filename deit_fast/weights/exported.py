@@ -34,7 +34,13 @@ def from_file(path: Path, architecture: str, sizes: dict[str, Any], timm_size: i
             raise ValueError(
                 f"{path} already tells that it is a {file.architecture} of timm: leave out --architecture and --heads"
             )
-        return _of_timms_training(path, file, timm_size)
+        try:
+            return _of_timms_training(path, file, timm_size)
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"the arguments in {path} are not those of timm's train.py ({error}): type --architecture NAME with a "
+                f"file of its weights alone"
+            ) from error
     model = from_tensors(file.weights, str(path), architecture, sizes, timm_size)
     # read_weights_file has compared the content of a file of such a name with the release.
     release = next((name for name, digest in RELEASES.items() if path.name == f"{name}-{digest}.pth"), "")
@@ -126,11 +132,11 @@ def weights_file(path: Path) -> Path:
     return files[0]
 
 
-def image_size_of_folder(path: Path) -> int | None:
-    """The side in pixels of the images that the model in a folder was trained on; None if its config.json lacks it."""
+def view_of_folder(path: Path) -> tuple[int | None, float | None]:
+    """(side in pixels of the images of the model in a folder, its crop ratio); None what its config.json lacks."""
     config = read_json(path / "config.json")
     cfg = config.get("pretrained_cfg") or config
-    return config.get("image_size") or cfg.get("input_size", [None])[-1]
+    return config.get("image_size") or cfg.get("input_size", [None])[-1], cfg.get("crop_pct")
 
 
 def _no_model(path: Path) -> ValueError:

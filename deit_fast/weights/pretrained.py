@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..files import check_readable, sha256_of
+from ..files import check_readable, sha256_of, shown
 from ..model import CONFIGS, VisionTransformer
 from .huggingface import from_huggingface, is_huggingface
 
@@ -144,6 +144,8 @@ def _read_file(path: Path) -> Mapping[str, Tensor]:
         )
     check_readable(path)
     if path.suffix == ".safetensors":
+        if shown(str(path)) != str(path):
+            raise ValueError(f"{shown(str(path))}: safetensors reads no path that is not UTF-8: rename or move it")
         try:
             return load_file(path)
         except SafetensorError as error:

@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -19,7 +20,7 @@ from deit_fast.data import open_dataset
 from deit_fast.export import card as model_card
 from deit_fast.export import formats as export
 from deit_fast.export.__main__ import main
-from deit_fast.export.card import Differences
+from deit_fast.export.card import Differences, class_map
 from deit_fast.export.formats import FORMS
 from deit_fast.recipes.named import parse
 from deit_fast.weights import pretrained
@@ -156,6 +157,13 @@ def test_timm_numbers_class_folders_as_we_do_by_the_exported_class_map(
         out = tmp_path / Path(folder).name
         export.export(dataclasses.replace(load(finished_run), classes=images.classes), "timm", out)
         assert dict(ReaderImageFolder(folder, class_map=str(out / "class_map.txt")).samples) == labels
+
+
+def test_no_class_map_is_written_that_timm_would_read_otherwise() -> None:
+    trained = SimpleNamespace(classes=["a", " b"], data=object())
+    assert class_map(trained) == ""  # timm strips its lines
+    trained.classes = ["a", "b"]
+    assert class_map(trained) == "a\nb\n"
 
 
 def test_the_card_passes_the_class_map_where_the_classes_are_known(

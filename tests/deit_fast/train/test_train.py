@@ -19,6 +19,7 @@ import deit_fast.data.training
 from deit_fast import load
 from deit_fast.config import Config
 from deit_fast.data import EvalLoader, jpeg_part, open_dataset
+from deit_fast.export.formats import export
 from deit_fast.run import checkpoint
 from deit_fast.scores import evaluate
 from deit_fast.train import train
@@ -201,6 +202,10 @@ def test_a_table_says_at_which_crop_ratio_the_teacher_was_scored(tiny: Config, t
     assert scores["teacher"]["loss"] not in [own[which]["cls"]["loss"] for which in ("student", "ema")]
     train(student)
     assert "at 16 pixels, crop ratio 1, per cent" in capsys.readouterr().out, "in the table of a finished run too"
+    exported = tmp_path / "exported"
+    export(load(teacher.out), "timm", exported)
+    train(dataclasses.replace(student, teacher=str(exported), dry_run=True, fresh=True))
+    assert "is scored at crop ratio 1  (its own is 0.5)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("order", "repeats"), [("grouped", 3), ("official", 3), ("official", 1)])

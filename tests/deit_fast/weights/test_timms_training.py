@@ -154,6 +154,15 @@ def test_the_arguments_of_a_checkpoint_load_no_other_file(output: Path, tmp_path
     torch.testing.assert_close(load(tmp_path / "other.pth.tar").model.state_dict(), expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("wrong", [{"model_kwargs": 5}, {"input_size": 3}])
+def test_arguments_that_timm_would_not_write_are_a_sentence(output: Path, tmp_path: Path, wrong: dict) -> None:
+    content = torch.load(output / "last.pth.tar", weights_only=False)
+    vars(content["args"]).update(wrong)
+    torch.save(content, tmp_path / "odd.pth.tar")
+    with pytest.raises(ValueError, match=r"are not those of timm's train\.py"):
+        load(tmp_path / "odd.pth.tar")
+
+
 # The order of the classes
 
 
