@@ -108,7 +108,7 @@ def record(
         ratios = [theirs / mine for mine, theirs in zip(each[own], each[best], strict=True)]
         info["best_peer"], info["smallest"], info["largest"] = best, round(min(ratios), 2), round(max(ratios), 2)
     if limit is not None:
-        info["percent_of_limit"], info["limit"] = round(100 * rate[own] / limit.rate, 1), limit.name
+        info["percent_of_limit"], info["limit"] = rounded(100 * rate[own] / limit.rate), limit.name
     info["versions"] = {name: version(name) for name in peers if version(name)} | dict(versions or {})
     info["seconds"] = {name: [rounded(spent) for spent in times] for name, times in each.items()}
     info.update(more)

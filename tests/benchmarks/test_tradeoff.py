@@ -33,6 +33,8 @@ def test_multiply_accumulates_and_parameters_are_the_published_ones(name: str) -
         model = create_model(name) if name in CONFIGS else timm.create_model(name)
         counted = gmacs(model.eval(), torch.empty(1, 3, 224, 224))
     known, parameters = KNOWN[name]
+    if name in CONFIGS:  # our last block leaves out projection and MLP of the patches, which no head reads
+        known -= 14 * 14 * 9 * CONFIGS[name].width ** 2 / 1e9
     assert counted == pytest.approx(known, rel=0.01)  # timm also counts norms and activations
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
 
