@@ -80,7 +80,7 @@ class MovingAverage:
         self._move = _move
 
     def compile(self) -> None:
-        """From now on read each value and each average once; three passes, of 2.7 x the bytes, otherwise."""
+        """From now on one pass over values and averages; without it, `update` makes three."""
         self._move = torch.compile(_move, fullgraph=True, dynamic=False)
 
     @torch.no_grad()

@@ -93,7 +93,7 @@ def prepare(config: Config, run: Path, ranks: Ranks, reporter: Reporter, train_f
     reporter.say(f"{config.recipe}: {config.model} on {config.data}, in {run}")
     for decision in ranks.decisions():
         reporter.decide(*decision)
-    newest, begun = (None, None) if config.fresh else ranks.on_main(lambda: _newest(run))
+    newest, begun = (None, None) if config.fresh else ranks.on_main(lambda: _newest(run, ranks.device))
     chosen = precision(config, ranks, begun, reporter)
     forward = autocast(chosen, ranks.device)
     data = _open_data(config, run, ranks, reporter)
@@ -180,10 +180,14 @@ def _teacher(
     return teacher_labels(config, spec, loaders, ranks, reporter)
 
 
-def _newest(run: Path) -> tuple[Path | None, Precision | None]:
-    """The newest whole checkpoint and its precision; None without one, and for the precision of an older version."""
+def _newest(run: Path, device: torch.device) -> tuple[Path | None, Precision | None]:
+    """The newest whole checkpoint and the precision that its run began with; None without one."""
     newest = checkpoint.newest(run)
-    return newest, read_json(newest / "state.json").get("precision") if newest else None
+    if newest is None:
+        return None, None
+    # Older checkpoints do not say it: --precision auto was float32 on every CPU, and on a GPU what it still is.
+    unsaid = "fp32" if device.type == "cpu" else None
+    return newest, read_json(newest / "state.json").get("precision", unsaid)
 
 
 def _start(config: Config, newest: Path | None, ranks: Ranks, step: TrainingStep, reporter: Reporter) -> Start:

@@ -20,6 +20,7 @@ from deit_fast import load
 from deit_fast.config import Config
 from deit_fast.data import EvalLoader, jpeg_part, open_dataset
 from deit_fast.export.formats import export
+from deit_fast.files import read_json, write_json
 from deit_fast.run import checkpoint
 from deit_fast.scores import evaluate
 from deit_fast.train import train
@@ -376,6 +377,25 @@ def test_a_run_keeps_the_precision_that_it_began_with(tiny: Config, amx: bool, b
     train(auto)
     assert f"precision {begun}" in " ".join(capsys.readouterr().out.split())
     assert all(torch.equal(value, whole[name]) for name, value in weights(auto.out).items())
+
+
+def test_a_run_of_an_older_version_stays_in_float32_on_a_cpu(tiny: Config, monkeypatch, capsys) -> None:
+    auto = dataclasses.replace(tiny, precision="auto", save_every=2, keep=5)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": False})
+    train(auto)
+    run = Path(auto.out)
+    (run / "summary.json").unlink()
+    (run / "checkpoints" / "newest").write_text("step_00000002\n")
+    state = run / "checkpoints" / "step_00000002" / "state.json"
+    content = read_json(state)
+    for name in ("precision", "sha256"):
+        content.pop(name)
+    write_json(state, {**content, "sha256": checkpoint._digest(content)})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    capsys.readouterr()
+    train(auto)
+    out = " ".join(capsys.readouterr().out.split())
+    assert "continue from step 2" in out and "precision fp32 (this run began with it)" in out
 
 
 @pytest.mark.slow
