@@ -174,4 +174,5 @@ def _show(run: Path, config: Config, result: dict[str, Any], ranks: Ranks, repor
     reporter.console.print(report.summary_table(result, config))
     if ranks.main and (best := checkpoint.best(run)) is not None:
         file, found = best
-        reporter.say(f"best weights: {file}, top-1 {found['top1']:.1f} % after step {found['step']:,}")
+        which = "moving average" if config.ema_decay else "weights"
+        reporter.say(f"best {which}: {file}, top-1 {found['top1']:.1f} % after step {found['step']:,}")
