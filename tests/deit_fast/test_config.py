@@ -60,7 +60,8 @@ def changed(config: Config, name: str) -> Config:
     """The configuration with another allowed value of a field."""
     value, kind = getattr(config, name), typing.get_type_hints(Config)[name]
     own = {
-        "rand_augment": "rand-m5-mstd0.5-inc1-n1", "color_jitter": 0.2, "teacher": str(Path(config.teacher).with_name("other.pth")),
+        "rand_augment": "rand-m5-mstd0.5-inc1-n1", "color_jitter": 0.2,
+        "teacher": str(Path(config.teacher).with_name("other.pth")),
         "crop_scale": (0.2, 0.9), "teacher_precision": "bf16",
     }  # fmt: skip
     if name in own:
