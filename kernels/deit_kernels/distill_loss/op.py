@@ -11,9 +11,10 @@ from torch import Tensor
 from .. import _extension
 from ..dispatch import INTERPRETING, kernel_unavailable_reasons, report_fallback
 from . import checks, reference
+from .autograd import CrossEntropy, DistillLoss, cross_entropy_call
 from .reference import LossCall, MixedTarget, TopK
 
-__all__ = ["MixedTarget", "TopK", "cross_entropy", "distillation_loss", "kl_divergence"]
+__all__ = ["MixedTarget", "TopK", "binary_cross_entropy", "cross_entropy", "distillation_loss", "kl_divergence"]
 
 
 def distillation_loss(
@@ -31,11 +32,15 @@ def distillation_loss(
     ignore_index: int = -100,
     reduction: Literal["mean", "none"] = "mean",
     return_parts: bool = False,
+    base: Literal["ce", "bce"] = "ce",
+    target_threshold: float | None = None,
+    sum_classes: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     """(1 − alpha) · CE(cls_logits, target) + alpha · distillation(dist_logits, teacher): DeiT, eq. 2 (soft), 3 (hard).
 
     Hard distillation is the cross-entropy with the teacher's arg-max (ties: the lowest class), soft distillation
     τ² · KL(softmax(teacher / τ) ‖ softmax(dist_logits / τ)). Computed in float32 whatever the input, autocast or not.
+    With base="bce", DeiT III's, the first term is `binary_cross_entropy`.
 
     Args:
         cls_logits: (B, C) of the class token, float16, bfloat16, float32 or float64.
@@ -50,6 +55,8 @@ def distillation_loss(
         ignore_index: a row one of whose labels (target, partner or teacher) is this counts in neither term.
         reduction: "mean" over the rows that count (NaN when none does, as F.cross_entropy), or "none".
         return_parts: also return the two terms, detached.
+        base: "ce", or "bce" for a binary cross-entropy in its place.
+        target_threshold, sum_classes: as in `binary_cross_entropy`; of base="bce" only.
 
     Returns:
         float32 scalar or (B,) (float64 for float64 logits); with return_parts (loss, base term, distillation term).
@@ -64,10 +71,11 @@ def distillation_loss(
     call = checks.distillation_call(
         cls_logits, dist_logits, teacher, target, mode=mode, alpha=alpha, tau=tau, kl_normalizer=kl_normalizer,
         label_smoothing=label_smoothing, teacher_smoothing=teacher_smoothing, ignore_index=ignore_index,
-        reduction=reduction, return_parts=return_parts,
+        reduction=reduction, return_parts=return_parts, base=base, target_threshold=target_threshold,
+        sum_classes=sum_classes,
     )  # fmt: skip
-    loss, base, distill = _apply(call)
-    return (loss, base.detach(), distill.detach()) if return_parts else loss
+    loss, base_term, distill_term = _apply(call)
+    return (loss, base_term.detach(), distill_term.detach()) if return_parts else loss
 
 
 def cross_entropy(
@@ -98,12 +106,53 @@ def cross_entropy(
         checks.check_ignore_index(ignore_index)
         checks.check_reduction(reduction)
         if partner is not None or not logits.is_cpu:
-            call = _cross_entropy_call(logits, target, label_smoothing, ignore_index, reduction == "mean")
-            return _apply(call._replace(partner=partner, lam=lam))[0]
+            mean = reduction == "mean"
+            return _apply(cross_entropy_call(logits, target, label_smoothing, ignore_index, mean, partner, lam))[0]
     arguments = logits, target, label_smoothing, ignore_index, reduction == "mean"
     if _needs_graph(logits):
-        return _CrossEntropy.apply(*arguments)
+        return CrossEntropy.apply(*arguments)
     return torch.ops.deit_kernels._cross_entropy_fwd(*arguments)[0]
+
+
+def binary_cross_entropy(
+    logits: Tensor,
+    target: Tensor | MixedTarget,
+    *,
+    target_threshold: float | None = None,
+    label_smoothing: float = 0.0,
+    sum_classes: bool = False,
+    ignore_index: int = -100,
+    reduction: Literal["mean", "none"] = "mean",
+) -> Tensor:
+    """A sigmoid for every class, and the mean of −t log p − (1 − t) log(1 − p): F.binary_cross_entropy_with_logits.
+
+    DeiT III's loss is target_threshold=0.0: both classes of a mixed image are right. A logit that is infinite on the
+    target's side costs 0.
+
+    Args:
+        logits: (B, C).
+        target: labels int64 (B,), a MixedTarget, or probabilities (B, C).
+        target_threshold: t is 1 where the target, smoothed before, is above this number in [0, 1), and 0 elsewhere.
+        label_smoothing: ε of 1 − ε + ε/C and ε/C, timm's, on probabilities too.
+        sum_classes: sum a row over its classes, timm's, instead of their mean.
+        ignore_index: a row one of whose labels is this does not count.
+        reduction: "mean" over the rows that count, or "none".
+
+    Returns:
+        float32 scalar or (B,) (float64 for float64 logits).
+
+    Raises:
+        TypeError, ValueError: as `distillation_loss`; a smoothing that lifts every class above the threshold.
+    """
+    checks.check_logits("logits", logits)
+    target, partner, lam = checks.check_target(target, logits)
+    label_smoothing = checks.check_smoothing(label_smoothing)
+    ignore_index, mean = checks.check_ignore_index(ignore_index), checks.check_reduction(reduction)
+    call = cross_entropy_call(logits, target, label_smoothing, ignore_index, mean, partner, lam)._replace(
+        binary=True, sum_classes=checks.check_sum_classes(sum_classes),
+        target_threshold=checks.check_threshold(target_threshold, label_smoothing, logits),
+    )  # fmt: skip
+    return _apply(call)[0]
 
 
 def kl_divergence(
@@ -138,7 +187,7 @@ def kl_divergence(
 
 def _apply(call: LossCall) -> tuple[Tensor, Tensor, Tensor]:
     if (call.cls is not None and _needs_graph(call.cls)) or (call.dist is not None and _needs_graph(call.dist)):
-        return _DistillLoss.apply(*_distinct(*call[:7]), *call[7:])
+        return DistillLoss.apply(*_distinct(*call[:7]), *call[7:])
     return torch.ops.deit_kernels._distill_loss_fwd(*call)[:3]
 
 
@@ -165,7 +214,7 @@ def _distinct(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 _CALL_SCHEMA = (
     "Tensor? cls, Tensor? dist, Tensor? teacher, Tensor? teacher_probs, Tensor? target, Tensor? partner, Tensor? lam, "
     "bool soft, float alpha, float tau, bool numel, float label_smoothing, float teacher_smoothing, "
-    "SymInt ignore_index, bool mean"
+    "SymInt ignore_index, bool mean, bool binary, float? target_threshold, bool sum_classes"
 )
 _FORWARD, _BACKWARD, _CROSS_ENTROPY = (
     f"deit_kernels::{name}" for name in ("_distill_loss_fwd", "_distill_loss_bwd", "_cross_entropy_fwd")
@@ -177,15 +226,6 @@ _SCHEMAS = {
     _CROSS_ENTROPY: "(Tensor logits, Tensor target, float label_smoothing, SymInt ignore_index, bool mean) "
     "-> (Tensor loss, Tensor statistics)",
 }
-
-
-def _cross_entropy_call(
-    logits: Tensor, target: Tensor, label_smoothing: float, ignore_index: int, mean: bool
-) -> LossCall:
-    return LossCall(
-        logits, None, None, None, target, None, None, soft=False, alpha=0.0, tau=1.0, numel=False,
-        label_smoothing=label_smoothing, teacher_smoothing=0.0, ignore_index=ignore_index, mean=mean,
-    )  # fmt: skip
 
 
 def _forward(*args: object) -> tuple[Tensor, ...]:
@@ -204,7 +244,7 @@ def _backward(grad: Tensor, statistics: Tensor, count: Tensor, *args: object) ->
 
 
 def _cross_entropy_forward(*args: object) -> tuple[Tensor, ...]:
-    loss, _, _, statistics, _ = _forward(*_cross_entropy_call(*args))
+    loss, _, _, statistics, _ = _forward(*cross_entropy_call(*args))
     return loss, statistics
 
 
@@ -248,7 +288,7 @@ def _forward_fake(*args: object) -> tuple[Tensor, ...]:
 
 @torch.library.register_fake(_CROSS_ENTROPY)
 def _cross_entropy_fake(*args: object) -> tuple[Tensor, ...]:
-    loss, _, _, statistics, _ = _forward_fake(*_cross_entropy_call(*args))
+    loss, _, _, statistics, _ = _forward_fake(*cross_entropy_call(*args))
     return loss, statistics
 
 
@@ -259,64 +299,3 @@ def _backward_fake(grad: Tensor, statistics: Tensor, count: Tensor, *args: objec
         call.cls.new_empty(call.cls.shape) if need_cls else statistics.new_empty(0),
         call.dist.new_empty(call.dist.shape) if need_dist else statistics.new_empty(0),
     )
-
-
-class _DistillLoss(torch.autograd.Function):
-    """Autograd stays outside the ops: half the call cost of torch.library.register_autograd."""
-
-    @staticmethod
-    def forward(ctx, *args: object) -> tuple[Tensor, Tensor, Tensor]:
-        loss, base, distill, statistics, count = torch.ops.deit_kernels._distill_loss_fwd(*args)
-        ctx.save_for_backward(statistics, count, *args[:7])
-        ctx.options = args[7:]
-        ctx.mark_non_differentiable(base, distill)
-        ctx.set_materialize_grads(False)
-        return loss, base, distill
-
-    @staticmethod
-    def backward(ctx, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        no_gradient = (None,) * (len(LossCall._fields) - 2)
-        if grad is None:
-            return None, None, *no_gradient
-        statistics, count, *tensors = ctx.saved_tensors
-        call = LossCall(*tensors, *ctx.options)
-        need_cls = ctx.needs_input_grad[0] and (call.alpha < 1 or call.dist is None)
-        need_dist = ctx.needs_input_grad[1] and call.alpha > 0
-        return *_gradients(grad, statistics, count, call, need_cls, need_dist), *no_gradient
-
-
-class _CrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, *args: object) -> Tensor:
-        loss, statistics = torch.ops.deit_kernels._cross_entropy_fwd(*args)
-        ctx.save_for_backward(statistics, *args[:2])
-        ctx.options = args[2:]
-        return loss
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        statistics, *tensors = ctx.saved_tensors
-        count = statistics.new_empty(0)
-        gradient, _ = _gradients(grad, statistics, count, _cross_entropy_call(*tensors, *ctx.options), True, False)
-        return gradient, None, None, None, None
-
-
-def _gradients(
-    grad: Tensor, statistics: Tensor, count: Tensor, call: LossCall, need_cls: bool, need_dist: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    # create_graph=True: someone differentiates again.
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        return _differentiable_gradients(grad, call, need_cls, need_dist)
-    grad_cls, grad_dist = torch.ops.deit_kernels._distill_loss_bwd(grad, statistics, count, *call, need_cls, need_dist)
-    return grad_cls if need_cls else None, grad_dist if need_dist else None
-
-
-def _differentiable_gradients(
-    grad: Tensor, call: LossCall, need_cls: bool, need_dist: bool
-) -> tuple[Tensor | None, ...]:
-    base, distill, weight = reference.loss_terms(call)
-    terms = (reference.reduced(rows, weight, call.mean) for rows in (base, distill))
-    loss = reference.weighted(*terms, call.alpha)
-    heads = [head for head, needed in ((call.cls, need_cls), (call.dist, need_dist)) if needed]
-    gradients = iter(torch.autograd.grad(loss, heads, grad, create_graph=True))
-    return next(gradients) if need_cls else None, next(gradients) if need_dist else None
