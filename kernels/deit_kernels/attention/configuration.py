@@ -35,6 +35,7 @@ class Config:
         block_m: query rows a step (tiled backward: rows that a program owns).
         block_n: key rows a step; 0 in the resident form, which holds all keys.
         num_warps, num_stages: Triton's launch options.
+        max_registers: of a thread, so that more programs fit on a multiprocessor; None leaves it to the compiler.
     """
 
     form: Literal["resident", "tiled"]
@@ -42,6 +43,7 @@ class Config:
     block_n: int
     num_warps: int
     num_stages: int
+    max_registers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -54,30 +56,33 @@ class Row:
     min_length: int = 0  # a measured row holds for its own range only: the table may have no other yet
 
 
-def _rows(*rows: tuple[int, int, str, int, int, int, int]) -> list[Row]:
+def _rows(*rows: tuple) -> list[Row]:
     return [Row(length, features, Config(*config)) for length, features, *config in rows]
 
 
-# max_length, max_features, form, block_m, block_n, num_warps, num_stages; the first row that fits is taken.
+# max_length, max_features, then a Config's fields in their order; the first row that fits is taken.
 _SHORT_FORWARD = [(16, 128, "resident", 16, 0, 1, 1), (32, 128, "resident", 32, 0, 2, 1)]
 _SHORT_BACKWARD = [(16, 128, "resident", 16, 0, 1, 1), (32, 128, "resident", 32, 0, 4, 1)]
-# At N <= 208 four warps and 76 KB leave room for two programs a multiprocessor, so that one computes while one loads.
+# At N <= 208 four warps of 168 registers and 60 KB leave room for three programs a multiprocessor, so that two compute
+# while one loads.
 # N = 257 needs 136 registers for its logits alone at 64 rows and 4 warps; 8 warps and 128 rows are the form that fits.
 _FORWARD_90 = [
     *_SHORT_FORWARD,
-    (208, 64, "resident", 64, 0, 4, 2),
+    (208, 64, "resident", 64, 0, 4, 1, 168),
     (272, 64, "resident", 128, 0, 8, 2),
     (128, 128, "resident", 64, 0, 4, 2),
     (LONGEST, 64, "tiled", 128, 64, 8, 3),
     (LONGEST, 128, "tiled", 128, 64, 8, 2),
 ]
 # 32 query rows halve the passes over K and V in shared memory against 16, and are the most that 255 registers hold.
+# Three stages are the fewest that load a block while another is computed: at two, Triton 3.8 loads at the loop's end
+# and waits at its beginning.
 _BACKWARD_90 = [
     *_SHORT_BACKWARD,
     (64, 64, "resident", 32, 0, 4, 2),
-    (256, 64, "resident", 32, 0, 8, 2),
+    (256, 64, "resident", 32, 0, 8, 3),
     (128, 128, "resident", 16, 0, 8, 2),
-    (LONGEST, 64, "tiled", 128, 64, 8, 2),
+    (LONGEST, 64, "tiled", 128, 64, 8, 3),
     (LONGEST, 128, "tiled", 64, 64, 8, 2),
 ]
 TABLE: dict[tuple[Direction, int], list[Row]] = {
