@@ -117,7 +117,7 @@ def compile_case(case: CompileCase, capability: int):
         constexprs=case.constexprs,
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in sorted(case.divisible_by_16)},
     )
-    options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
+    options = {"num_warps": case.num_warps, "num_stages": case.num_stages, "maxnreg": case.max_registers}
     return triton.compile(source, target=GPUTarget("cuda", capability, _WARP), options=options)
 
 

@@ -27,7 +27,7 @@ class CompileCase:
         constexprs: constexpr argument -> value.
         divisible_by_16: arguments that the JIT would mark as divisible by 16 (aligned pointers, such integers). Leaving
             one out gives 2-byte loads and a wrong picture of the registers.
-        num_warps, num_stages: launch options.
+        num_warps, num_stages, max_registers: launch options; None of the last: as the compiler chooses.
         capability: the only target this case is for, as 90; None: every target.
         trace: name of the TraceCase that runs this kernel in these blocks; "": none does.
     """
@@ -39,6 +39,7 @@ class CompileCase:
     divisible_by_16: frozenset[str]
     num_warps: int
     num_stages: int
+    max_registers: int | None = None
     capability: int | None = None
     trace: str = ""
 

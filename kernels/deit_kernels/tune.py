@@ -49,9 +49,10 @@ def candidates(direction: Direction, length: int) -> list[Config]:
     if length > RESIDENT_LIMIT[direction]:
         return tiled
     return tiled + [
-        Config("resident", block_m, 0, num_warps, num_stages)
+        Config("resident", block_m, 0, num_warps, num_stages, max_registers)
         for block_m in (16, 32, 64, 128)
-        for num_warps in (4, 8, 16)
+        for num_warps, limits in ((4, (None, 168, 128)), (8, (None, 128)))
+        for max_registers in limits
         for num_stages in (1, 2, 3)
     ]
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..compile_case import CompileCase, TraceCase, TracedCall
 from . import kernels
 from .configuration import Config, Direction, choose
+from .kernels import SUMMED
 from .launch import backward, backward_constexprs, delta_constexprs, forward, forward_constexprs
 from .reference import forward_reference
 
@@ -69,6 +70,7 @@ def _case(
         divisible_by_16=frozenset(name for name, kind in signature.items() if kind.startswith("*")),
         num_warps=settings["num_warps"],
         num_stages=settings["num_stages"],
+        max_registers=settings["maxnreg"],
         capability=capability,
         trace=trace,
     )
@@ -102,8 +104,8 @@ def _trace_backward(length: int, features: int, config: Config) -> TracedCall:
     out, lse = forward_reference(**inputs, scale=features**-0.5)  # a forward kernel would be traced too
     inputs |= {"grad": torch.randn_like(out), "lse": lse}
     grads, delta = backward(**inputs, out=out, scale=features**-0.5, config=config)
+    if delta is not None or length > SUMMED.value:
+        inputs["out"] = out
     logits = 2 * length**2
     needed = {"products": 5 * 2 * logits * features, "exponentials": logits}
-    if delta is None:
-        return TracedCall(inputs, {"grads": grads}, **needed)
-    return TracedCall(inputs | {"out": out}, {"grads": grads}, {"delta": delta}, **needed)
+    return TracedCall(inputs, {"grads": grads}, {} if delta is None else {"delta": delta}, **needed)

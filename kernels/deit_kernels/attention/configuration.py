@@ -1,9 +1,9 @@
 """Which kernel form, block sizes and warps serve a shape on a card: a table, looked up, never searched at run time.
 
 The table is keyed by what decides it: the family of the card (compute capability, and whether a block can take more
-than 99 KB of shared memory), head dim and sequence length. Its rows for sm_90 compile without spilled registers
-(`python -m benchmarks.compiled` shows every row; Triton 3.6 and 3.8 differ by two spills at N = 256 and 257, so
-no row depends on the version). None is measured on a GPU yet.
+than 99 KB of shared memory), head dim and sequence length. `python -m benchmarks.compiled` shows what every row compiles to. On sm_90 registers spill where
+a limit lets a third program onto the multiprocessor (forward, N = 145 to 208), and outside of the loop (backward, N = 129
+to 256). None is measured on a GPU yet.
 
 `python -m deit_kernels.tune` measures the candidates on a card and writes a table; the environment variable
 DEIT_KERNELS_TABLE names it, and its rows go before these.
@@ -35,6 +35,7 @@ class Config:
         block_m: query rows a step (tiled backward: rows that a program owns).
         block_n: key rows a step; 0 in the resident form, which holds all keys.
         num_warps, num_stages: Triton's launch options.
+        max_registers: of a thread, so that more programs fit on a multiprocessor; None leaves it to the compiler.
     """
 
     form: Literal["resident", "tiled"]
@@ -42,6 +43,7 @@ class Config:
     block_n: int
     num_warps: int
     num_stages: int
+    max_registers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -54,30 +56,34 @@ class Row:
     min_length: int = 0  # a measured row holds for its own range only: the table may have no other yet
 
 
-def _rows(*rows: tuple[int, int, str, int, int, int, int]) -> list[Row]:
+def _rows(*rows: tuple) -> list[Row]:
     return [Row(length, features, Config(*config)) for length, features, *config in rows]
 
 
-# max_length, max_features, form, block_m, block_n, num_warps, num_stages; the first row that fits is taken.
+# max_length, max_features, then a Config's fields in their order; the first row that fits is taken.
 _SHORT_FORWARD = [(16, 128, "resident", 16, 0, 1, 1), (32, 128, "resident", 32, 0, 2, 1)]
 _SHORT_BACKWARD = [(16, 128, "resident", 16, 0, 1, 1), (32, 128, "resident", 32, 0, 4, 1)]
-# At N <= 208 four warps and 76 KB leave room for two programs a multiprocessor, so that one computes while one loads.
+# At N <= 208 four warps of 168 registers and 60 KB leave room for three programs a multiprocessor, so that two compute
+# while one loads.
 # N = 257 needs 136 registers for its logits alone at 64 rows and 4 warps; 8 warps and 128 rows are the form that fits.
 _FORWARD_90 = [
     *_SHORT_FORWARD,
-    (208, 64, "resident", 64, 0, 4, 2),
+    (128, 64, "resident", 64, 0, 4, 2),
+    (208, 64, "resident", 64, 0, 4, 1, 168),
     (272, 64, "resident", 128, 0, 8, 2),
     (128, 128, "resident", 64, 0, 4, 2),
     (LONGEST, 64, "tiled", 128, 64, 8, 3),
     (LONGEST, 128, "tiled", 128, 64, 8, 2),
 ]
 # 32 query rows halve the passes over K and V in shared memory against 16, and are the most that 255 registers hold.
+# Three stages are the fewest that load a block while another is computed: at two, Triton 3.8 loads at the loop's end
+# and waits at its beginning.
 _BACKWARD_90 = [
     *_SHORT_BACKWARD,
     (64, 64, "resident", 32, 0, 4, 2),
-    (256, 64, "resident", 32, 0, 8, 2),
+    (256, 64, "resident", 32, 0, 8, 3),
     (128, 128, "resident", 16, 0, 8, 2),
-    (LONGEST, 64, "tiled", 128, 64, 8, 2),
+    (LONGEST, 64, "tiled", 128, 64, 8, 3),
     (LONGEST, 128, "tiled", 64, 64, 8, 2),
 ]
 TABLE: dict[tuple[Direction, int], list[Row]] = {

@@ -23,6 +23,8 @@ _INTEGERS = [
     "value_batch", "value_row", "value_head", "grad_batch", "grad_row", "grad_head",
 ]  # fmt: skip
 
+SUMMED = tl.constexpr(64)  # keys up to which the resident backward sums P ∘ dP instead of reading the output
+
 
 @triton.jit
 def _head_start(base, pair, heads, batch_stride, head_stride):
@@ -50,11 +52,17 @@ def _store_rows(base, rows, row_stride, block, length, D: tl.constexpr, BD: tl.c
 
 
 @triton.jit
-def _logits(q, k, keys, length, scale_log2, MASKED: tl.constexpr):
-    logits = tl.dot(q, tl.trans(k)) * scale_log2  # [BM, P]
+def _products(q, k, keys, length, MASKED: tl.constexpr):
+    products = tl.dot(q, tl.trans(k))  # [BM, P]
     if MASKED:
-        logits = tl.where(keys[None, :] < length, logits, float("-inf"))
-    return logits
+        products = tl.where(keys[None, :] < length, products, float("-inf"))
+    return products
+
+
+@triton.jit
+def _probabilities(products, scale_log2, shift):
+    """2**(products · scale_log2 − shift), `shift` broadcast: one multiply-add and one exponential an element."""
+    return tl.exp2(tl.fma(products, scale_log2, -shift))
 
 
 @triton.jit(do_not_specialize=_INTEGERS)
@@ -92,34 +100,35 @@ def attention_forward_resident(
     for start in tl.range(program % splits * BM, length, splits * BM, num_stages=STAGES):
         rows = start + tl.arange(0, BM)
         q = _load_rows(query, rows, query_row * 8, length, D, BD)  # [BM, D]
-        s0 = _logits(q, k0, keys0, length, scale_log2, P1 == 0)  # [BM, P0]
+        s0 = _products(q, k0, keys0, length, P1 == 0)  # [BM, P0]
         top = tl.max(s0, 1)  # [BM]
         if P1 > 0:
-            s1 = _logits(q, k1, keys1, length, scale_log2, P2 == 0)
+            s1 = _products(q, k1, keys1, length, P2 == 0)
             top = tl.maximum(top, tl.max(s1, 1))
         if P2 > 0:
-            s2 = _logits(q, k2, keys2, length, scale_log2, True)
+            s2 = _products(q, k2, keys2, length, True)
             top = tl.maximum(top, tl.max(s2, 1))
-        p0 = tl.exp2(s0 - top[:, None])
+        top *= scale_log2
+        p0 = _probabilities(s0, scale_log2, top[:, None])
         total = tl.sum(p0, 1)  # [BM]
         o = tl.dot(p0.to(v0.dtype), v0)  # [BM, D]
         if P1 > 0:
-            p1 = tl.exp2(s1 - top[:, None])
+            p1 = _probabilities(s1, scale_log2, top[:, None])
             total += tl.sum(p1, 1)
             o = tl.dot(p1.to(v1.dtype), v1, o)
         if P2 > 0:
-            p2 = tl.exp2(s2 - top[:, None])
+            p2 = _probabilities(s2, scale_log2, top[:, None])
             total += tl.sum(p2, 1)
             o = tl.dot(p2.to(v2.dtype), v2, o)
-        _store_rows(out, rows, heads * D, o / total[:, None], length, D, BD)
+        _store_rows(out, rows, heads * D, o * (1 / total)[:, None], length, D, BD)
         tl.store(lse + rows, top + tl.log2(total), mask=rows < length)
 
 
 @triton.jit
 def _online_softmax(q, k, v, keys, top, total, o, length, scale_log2, MASKED: tl.constexpr):
-    s = _logits(q, k, keys, length, scale_log2, MASKED)  # [BM, BN]
-    new_top = tl.maximum(top, tl.max(s, 1))
-    p = tl.exp2(s - new_top[:, None])
+    s = _products(q, k, keys, length, MASKED)  # [BM, BN]
+    new_top = tl.maximum(top, tl.max(s, 1) * scale_log2)
+    p = _probabilities(s, scale_log2, new_top[:, None])
     shrink = tl.exp2(top - new_top)
     o = tl.dot(p.to(v.dtype), v, o * shrink[:, None])
     return new_top, total * shrink + tl.sum(p, 1), o
@@ -157,28 +166,30 @@ def attention_forward_tiled(
         k = _load_rows(key, keys, key_row * 8, length, D, BD)  # [TAIL, D]
         v = _load_rows(value, keys, value_row * 8, length, D, BD)
         top, total, o = _online_softmax(q, k, v, keys, top, total, o, length, scale_log2, True)
-    _store_rows(out, rows, heads * D, o / total[:, None], length, D, BD)
+    _store_rows(out, rows, heads * D, o * (1 / total)[:, None], length, D, BD)
     tl.store(lse + rows, top + tl.log2(total), mask=rows < length)
 
 
 @triton.jit(do_not_specialize=_INTEGERS)
 def attention_backward_resident(
-    grad, query, key, value, lse, grads, heads, length, scale, scale_log2,
+    grad, query, key, value, out, lse, grads, heads, length, scale, scale_log2,
     grad_batch, grad_row, grad_head, query_batch, query_row, query_head,
     key_batch, key_row, key_head, value_batch, value_row, value_head,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """All gradients of one (batch, head) in one pass over the queries; K and V stay, dK and dV grow in registers.
 
-    BN ≥ N, so every key of a row is here and rowsum(dO ∘ O), the delta of the usual backward, is rowsum(P ∘ dP): the
-    output is not read, and 7 · N · D elements move instead of 8. Logits are held transposed, [BN, BM], because the
-    products for dV and dK then take them from registers.
+    The delta of a row is rowsum(dO ∘ O), made before the products, or for few keys rowsum(P ∘ dP): BN ≥ N, so all keys
+    are here, and the gradient of one key's logit is then exactly 0, but the sum over keys is a reduction across warps
+    in the middle of the products. Logits are held transposed, [BN, BM], because the products for dV and dK then take
+    them from registers.
     """
     pair = tl.program_id(0)
     grad = _head_start(grad, pair, heads, grad_batch, grad_head)
     query = _head_start(query, pair, heads, query_batch, query_head)
     key = _head_start(key, pair, heads, key_batch, key_head)
     value = _head_start(value, pair, heads, value_batch, value_head)
+    out += ((pair // heads).to(tl.int64) * length * heads + pair % heads) * D
     grads += ((pair // heads).to(tl.int64) * length * 3 * heads + pair % heads) * D
     lse += pair.to(tl.int64) * length
 
@@ -192,12 +203,18 @@ def attention_backward_resident(
         q = _load_rows(query, rows, query_row * 8, length, D, BD)  # [BM, D]
         do = _load_rows(grad, rows, grad_row * 8, length, D, BD)
         row_lse = tl.load(lse + rows, mask=rows < length, other=float("inf"))  # inf: P = 0 in rows past the end
-        s = tl.dot(k, tl.trans(q)) * scale_log2  # [BN, BM]
-        # Keys past the end have logit 0, and 2**(0 - lse) overflows when all real logits are far below it.
-        p = tl.exp2(tl.where(keys[:, None] < length, s, float("-inf")) - row_lse[None, :])
+        if BN > SUMMED:
+            o = _load_rows(out, rows, heads * D, length, D, BD)
+            delta = tl.sum(do.to(tl.float32) * o.to(tl.float32), 1)
+        s = tl.dot(k, tl.trans(q))  # [BN, BM]
+        dp = tl.dot(v, tl.trans(do))
+        # No logit exceeds the log-sum-exp but the 0 of keys past the end, where 2**(0 - lse) could overflow; their P
+        # meets rows of K and V that are 0.
+        p = tl.exp2(tl.minimum(tl.fma(s, scale_log2, -row_lse[None, :]), 0.0))
         dv = tl.dot(p.to(do.dtype), do, dv)
-        dp = tl.dot(v, tl.trans(do))  # [BN, BM]
-        ds = (p * (dp - tl.sum(p * dp, 0)[None, :])).to(q.dtype)
+        if BN <= SUMMED:
+            delta = tl.sum(p * dp, 0)
+        ds = (p * (dp - delta[None, :])).to(q.dtype)
         dk = tl.dot(ds, q, dk)
         # [D, BM], transposed: its 64 rows fill the instruction of a warp group, 32 rows of [BM, D] would not.
         dq = tl.trans(tl.dot(tl.trans(k), ds))
@@ -257,7 +274,7 @@ def attention_backward_tiled(
             do = _load_rows(grad, rows, grad_row * 8, length, D, BD)
             row_lse = tl.load(lse + rows, mask=rows < length, other=float("inf"))
             row_delta = tl.load(delta + rows, mask=rows < length, other=0.0)
-            p = tl.exp2(tl.dot(k, tl.trans(q)) * scale_log2 - row_lse[None, :])  # [BM, BN]
+            p = _probabilities(tl.dot(k, tl.trans(q)), scale_log2, row_lse[None, :])  # [BM, BN]
             dv = tl.dot(p.to(do.dtype), do, dv)
             dp = tl.dot(v, tl.trans(do))
             dk = tl.dot((p * (dp - row_delta[None, :])).to(q.dtype), q, dk)
@@ -273,8 +290,8 @@ def attention_backward_tiled(
             keys = start + tl.arange(0, BN)
             k = _load_rows(key, keys, key_row * 8, length, D, BD)  # [BN, D]
             v = _load_rows(value, keys, value_row * 8, length, D, BD)
-            s = _logits(q, k, keys, length, scale_log2, True)  # [BM, BN]
-            p = tl.exp2(s - row_lse[:, None])
+            s = _products(q, k, keys, length, True)  # [BM, BN]
+            p = _probabilities(s, scale_log2, row_lse[:, None])
             dp = tl.dot(do, tl.trans(v))
             dq = tl.dot((p * (dp - row_delta[:, None])).to(k.dtype), k, dq)
         _store_rows(grads, own, 3 * heads * D, dq * scale, length, D, BD)

@@ -58,7 +58,7 @@ def backward(
     with torch.cuda.device_of(query):
         if config.form == "resident":
             kernels.attention_backward_resident[(pairs,)](
-                grad, query, key, value, lse, grads, heads, length, scale, scale * _LOG2_E, *strides, **constexprs
+                grad, query, key, value, out, lse, grads, heads, length, scale, scale * _LOG2_E, *strides, **constexprs
             )
             return grads, None
         delta = torch.empty_like(lse)
@@ -88,7 +88,7 @@ def backward_constexprs(config: Config, length: int, features: int) -> dict[str,
 
 def delta_constexprs(features: int) -> dict[str, int]:
     """Constexprs and launch options of the delta kernel."""
-    return {"D": features, "BD": _padded(features), "BM": _DELTA_ROWS, "num_warps": 4, "num_stages": 1}
+    return {"D": features, "BD": _padded(features), "BM": _DELTA_ROWS, "num_warps": 4, "num_stages": 1, "maxnreg": None}
 
 
 def _constexprs(config: Config, features: int) -> dict[str, int]:
@@ -99,6 +99,7 @@ def _constexprs(config: Config, features: int) -> dict[str, int]:
         "STAGES": config.num_stages,
         "num_warps": config.num_warps,
         "num_stages": config.num_stages,
+        "maxnreg": config.max_registers,
     }
 
 
