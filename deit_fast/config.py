@@ -25,6 +25,7 @@ class Flag:
     free: bool = False  # may change between two runs of one configuration: it moves no weight by more than rounding
     local: bool = False  # may differ among ranks: it decides neither the weights nor which collectives are called when
     shared: bool = False  # a teacher recipe takes it over from the student: the same data, seen in the same way
+    later: bool = False  # older versions have no such flag: at its default it does not change the run folder's name
     label: int = 0  # place in the key of a cached label, from 1; 0: no label depends on it
 
 
@@ -40,6 +41,7 @@ T = TypeVar("T")
 Free = Annotated[T, Flag(free=True)]
 Local = Annotated[T, Flag(free=True, local=True)]
 Shared = Annotated[T, Flag(shared=True)]
+Later = Annotated[T, Flag(later=True)]
 Fraction = Annotated[float, span(0, 1)]
 BelowOne = Annotated[float, span(0, 0.999)]
 Rate = Annotated[float, span(0, 100)]
@@ -80,14 +82,14 @@ class Config:
     threads: Annotated[Local[Shared[int]], span(0, 1024)] = 0  # decoding threads of each process; 0: one a core
 
     # Model
-    model: str = "deit_small_distilled_patch16_224"  # one of the eight DeiT names, or any timm classifier
+    model: str = "deit_small_distilled_patch16_224"  # a name of DeiT or DeiT III (deit3_), or any timm classifier
     weights: str = ""  # start from: "" random, "timm" its pretrained ones, a file, a run folder, module:function
     pos_embed_resize: Literal["official", "timm"] = "official"  # to another resolution; timm: antialiased
     patch_size: Annotated[int, span(0, 4096)] = 0  # change of the model's patch side, pixels; 0: as named
     width: UpTo1e5 = 0  # change of the model's channels; 0: as named
     depth: Annotated[int, span(0, 10**4)] = 0  # change of the model's number of blocks; 0: as named
     heads: Annotated[int, span(0, 10**4)] = 0  # change of the model's attention heads; 0: as named
-    drop_path: BelowOne = 0.0  # stochastic depth of the last block; rises linearly from 0
+    drop_path: BelowOne = 0.0  # stochastic depth of the last block; rises linearly from 0, in deit3_ the same in all
     dropout: BelowOne = 0.0  # after position embedding, projections, MLP layers; masks follow --micro-batch and ranks
     fusion: Literal["logits", "softmax", "cls", "dist"] = "logits"  # of two heads; paper: softmax
     train_mode: Literal["train", "eval"] = "train"  # eval: the official fine-tuning, on the fused logits
@@ -110,8 +112,10 @@ class Config:
     epochs: Annotated[int, span(1, 10**6)] = 300  # passes; an epoch is (images // batch size) steps
     batch_size: Annotated[Shared[int], span(1, 10**6), label(2)] = 1024  # global batch: all processes together
     micro_batch: Free[Shared[UpTo1e6]] = 0  # most images a process takes at once, to save memory; 0: its whole share
-    optimizer: Literal["adamw", "sgd"] = "adamw"  # sgd: with Nesterov momentum 0.9
+    optimizer: Literal["adamw", "sgd", "lamb"] = "adamw"  # sgd: Nesterov momentum 0.9; lamb: as Apex, clips at norm 1
     lr: Rate = 5e-4  # peak learning rate for a batch of 512; scaled by batch size / 512
+    unscale_lr: Later[bool] = False  # --lr is the peak itself, whatever the batch
+    layer_decay: Annotated[Later[float], span(0.01, 1)] = 1.0  # learning rate of a block / that of the one after it
     warmup_epochs: Annotated[float, span(0, 10**6)] = 5.0  # linear warm-up
     warmup_lr: Rate = 1e-6  # learning rate of the first step, not scaled
     min_lr: Rate = 1e-5  # learning rate at the end of the cosine, not scaled
@@ -148,7 +152,9 @@ class Config:
         """`out`, or a name under runs/ that a different configuration never shares."""
         if self.out:
             return Path(self.out)
-        digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]
+        later = {name: getattr(type(self), name) for name in fields_where("later")}
+        fields = {key: value for key, value in self.identity().items() if (key, value) not in later.items()}
+        digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
         return Path("runs") / f"{self.recipe}-{self.model.replace('/', '_')}-{digest}"
 
     def training_policy(self, normalisation: Normalisation) -> Policy:

@@ -69,8 +69,9 @@ class TrainingStep:
     ) -> None:  # fmt: skip
         self.model = model  # the student itself, on its device: neither wrapped in DDP nor compiled
         self.teacher = teacher  # gives the teacher's labels of a batch's rows; None without distillation
-        self.peak_lr = config.lr * config.batch_size / 512  # after warm-up
-        reporter.decide("lr", f"{self.peak_lr:.2e}", f"--lr {config.lr:g} x batch {config.batch_size} / 512")
+        self.peak_lr = config.lr * (1 if config.unscale_lr else config.batch_size / 512)  # after warm-up
+        scaled = "--unscale-lr" if config.unscale_lr else f"x batch {config.batch_size} / 512"
+        reporter.decide("lr", f"{self.peak_lr:.2e}", f"--lr {config.lr:g} {scaled}")
         self.optimizer = create_optimizer(config, model, self.peak_lr)
         self.ema = MovingAverage(model, config.ema_decay) if config.ema_decay else None
         self.scaler = torch.amp.GradScaler(ranks.device.type) if config.precision == "fp16" else None
@@ -123,7 +124,7 @@ class TrainingStep:
         elif self._steps == _WARM_UP_STEPS:
             gc.freeze()  # without a collection before it, which hung with compiled models among ranks (torch 2.14)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         # Labelled rows of the global batch ÷ world size: dividing each rank's sum by it makes DDP's mean the global
         # mean, also where one rank has more unreadable images than another.
         counted = self._ranks.begin_total((batch.labels != IGNORE).sum().float())

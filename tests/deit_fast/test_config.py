@@ -29,7 +29,7 @@ MEANING = {
     "teacher_top_k": "irk", "teacher_precision": "irk", "teacher_layout": "r", "alpha": "ir", "tau": "irk",
     "kl_normalizer": "ir", "label_smoothing": "ir", "epochs": "ir", "batch_size": "irtk", "micro_batch": "rt",
     "optimizer": "ir", "lr": "ir", "warmup_epochs": "ir", "warmup_lr": "ir", "min_lr": "ir", "schedule": "ir",
-    "weight_decay": "ir", "decay_dist_token": "ir", "ema_decay": "ir", "precision": "irt", "compile": "ir",
+    "weight_decay": "ir", "unscale_lr": "ir", "layer_decay": "ir", "decay_dist_token": "ir", "ema_decay": "ir", "precision": "irt", "compile": "ir",
     "compile_mode": "r",
     "seed": "ir", "data_seed": "irtk", "out": "r", "fresh": "r", "dry_run": "r", "gpus": "t", "profile": "r",
     "log_every": "r", "eval_every": "r", "skip_limit": "r", "save_every": "r", "keep": "r",
