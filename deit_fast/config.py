@@ -67,7 +67,9 @@ class Config:
     image_size: Annotated[Shared[int], span(1, 4096), label(6)] = 224  # side of training and evaluation crops, pixels
     crop_scale: Shared[tuple[float, float]] = (0.08, 1.0)  # random crop's share of the image's area, least and most
     flip: Shared[Fraction] = 0.5  # probability of a horizontal flip
-    rand_augment: str = ""  # timm's string, such as rand-m9-mstd0.5-inc1; empty: none
+    rand_augment: str = ""  # timm's string, such as rand-m9-mstd0.5-inc1, or 3a (DeiT III), original, v0; empty: none
+    color_jitter: Annotated[Later[float | None], span(0, 1)] = None  # brightness, contrast, colour; 3a: 0.3 if not given
+    simple_crop: Later[bool] = False  # resize the shorter side, crop at random within 4 reflected pixels (DeiT III)
     erase: Fraction = 0.0  # probability that a random box is filled with noise
     mixup: float = 0.0  # alpha of mixup's Beta distribution; 0: no mixup
     cutmix: float = 0.0  # alpha of CutMix's; 0: no CutMix; with both, each group of rows has one of them
@@ -107,6 +109,9 @@ class Config:
     tau: Annotated[float | None, span(1e-3, 1e3)] = None  # temperature of soft distillation
     kl_normalizer: Literal["batch", "numel"] | None = None  # soft: over rows (paper) or rows x classes (code)
     label_smoothing: BelowOne = 0.1  # smoothing of the true labels
+    bce_loss: Later[bool] = False  # of the true labels, a binary cross-entropy for every class, averaged (DeiT III)
+    bce_sum: Later[bool] = False  # binary cross-entropy: summed over the classes
+    bce_target_thresh: Annotated[Later[float | None], span(0, 0.999)] = 0.0  # targets above it are 1, others 0; None: as is
 
     # Optimisation
     epochs: Annotated[int, span(1, 10**6)] = 300  # passes; an epoch is (images // batch size) steps
@@ -212,6 +217,13 @@ class Config:
                 RandAugment.parse(self.rand_augment)
             except ValueError as error:
                 raise ValueError(f"--rand-augment: {error}") from error
+        if self.bce_loss and self.label_smoothing and self.bce_target_thresh is not None:
+            raise ValueError(
+                "--bce-loss calls every class right whose target is above --bce-target-thresh, and --label-smoothing "
+                "lifts all of them: type --label-smoothing 0, or --bce-target-thresh None"
+            )
+        if not self.bce_loss and (self.bce_sum or self.bce_target_thresh != 0):
+            raise ValueError("--bce-sum and --bce-target-thresh belong to --bce-loss: leave them out, or type that")
         for name in ("mixup", "cutmix"):
             try:
                 Mix(getattr(self, name) or 1.0, 1.0)

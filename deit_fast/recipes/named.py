@@ -1,6 +1,6 @@
 """Named recipes: each a function whose docstring is the command, the time and the number to expect.
 
-Here are those for your own and the built-in data; those of the paper are in `paper.py`.
+Here are those for your own and the built-in data; those of DeiT's paper are in `paper.py`, DeiT III's in `deit3.py`.
 
 `python -m deit_fast.train --recipe NAME` starts from its defaults; every flag overrides one.
 """
@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from .. import command
 from ..config import Config
 from ..names import did_you_mean
+from .deit3 import DEIT3_RECIPES
 from .paper import PAPER_RECIPES, SOFT
 
 # What a student and its teacher share.
@@ -108,6 +109,7 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "demo": demo,
     "digits": digits,
     **PAPER_RECIPES,
+    **DEIT3_RECIPES,
     "teacher": teacher,
     "demo-teacher": demo_teacher,
     "digits-teacher": digits_teacher,

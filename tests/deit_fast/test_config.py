@@ -20,14 +20,15 @@ from tests.deit_fast.data.memory_dataset import MemoryDataset
 # i: identifies the run; r: must be the same on all ranks; t: a teacher recipe takes it over; k: decides cached labels;
 # e: decides the pixels of evaluation (weights/test_preprocessing.py).
 MEANING = {
-    "recipe": "ir", "data": "irte", "image_size": "irtke", "crop_scale": "irtk", "flip": "irtk", "rand_augment": "irk",
+    "recipe": "ir", "data": "irte", "image_size": "irtke", "crop_scale": "irtk", "flip": "irtk", "rand_augment": "irk", "color_jitter": "irk", "simple_crop": "irk",
     "erase": "irk", "mixup": "irk", "cutmix": "irk", "mix_prob": "irk", "mix_switch_prob": "irk", "crop_ratio": "irte",
     "repeats": "irk", "order": "irtk", "exif_orientation": "irtke", "in_memory": "t", "bad_images": "irt",
     "threads": "t", "model": "ire", "weights": "ir", "pos_embed_resize": "ir", "patch_size": "ir", "width": "ir",
     "depth": "ir", "heads": "ir", "drop_path": "ir", "dropout": "ir", "fusion": "ir", "train_mode": "ir",
     "distill": "irk", "distill_on": "ir", "teacher": "irk", "teacher_model": "irk", "teacher_cache": "r",
     "teacher_top_k": "irk", "teacher_precision": "irk", "teacher_layout": "r", "alpha": "ir", "tau": "irk",
-    "kl_normalizer": "ir", "label_smoothing": "ir", "epochs": "ir", "batch_size": "irtk", "micro_batch": "rt",
+    "kl_normalizer": "ir", "label_smoothing": "ir", "bce_loss": "ir",
+    "bce_sum": "ir", "bce_target_thresh": "ir", "epochs": "ir", "batch_size": "irtk", "micro_batch": "rt",
     "optimizer": "ir", "lr": "ir", "warmup_epochs": "ir", "warmup_lr": "ir", "min_lr": "ir", "schedule": "ir",
     "weight_decay": "ir", "unscale_lr": "ir", "layer_decay": "ir", "decay_dist_token": "ir", "ema_decay": "ir", "precision": "irt", "compile": "ir",
     "compile_mode": "r",
