@@ -1,7 +1,7 @@
 // Binds the losses on the CPU to the ops whose schemas deit_kernels/distill_loss/op.py defines.
 //
 // As in ops.cpp only the LibTorch stable ABI is used. The functions read the stack of arguments themselves: two ops
-// share fifteen of them, and a call with a float64 head goes on, as it is, to an op that Python implements by the
+// share eighteen of them, and a call with a float64 head goes on, as it is, to an op that Python implements by the
 // reference.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -29,9 +29,9 @@ void require(bool condition, const char* message) {
   if (!condition) throw std::invalid_argument(message);
 }
 
-// One call, in the order of the schema that forward and backward share: seven tensors, then eight options.
+// One call, in the order of the schema that forward and backward share: seven tensors, then eleven options.
 struct Arguments {
-  static constexpr int tensors = 7, count = 15;
+  static constexpr int tensors = 7, count = 18;
   std::optional<Tensor> tensor[tensors];
   LossCall call;
   bool mean, exact;
@@ -47,7 +47,9 @@ struct Arguments {
     read.call.teacher_smoothing = to<double>(stack[12]);
     read.call.ignore_index = to<int64_t>(stack[13]);
     read.mean = to<bool>(stack[14]);
+    const bool binary = to<bool>(stack[15]);
     read.look();
+    read.exact |= binary;
     return read;
   }
 

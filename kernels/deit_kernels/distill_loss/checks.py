@@ -39,8 +39,14 @@ def distillation_call(
     ignore_index: int,
     reduction: str,
     return_parts: bool,
+    base: str = "ce",
+    target_threshold: float | None = None,
+    sum_classes: bool = False,
 ) -> LossCall:
     """The checked call of `distillation_loss`, without terms of weight 0."""
+    _one_of("base", base, ("ce", "bce"))
+    if base == "ce" and (target_threshold is not None or sum_classes):
+        raise ValueError('target_threshold and sum_classes belong to a binary cross-entropy: add base="bce"')
     _one_of("mode", mode, ("hard", "soft"))
     if mode == "soft" and (alpha is None or tau is None or kl_normalizer is None):
         raise ValueError(_SOFT_NEEDS)
@@ -61,12 +67,13 @@ def distillation_call(
         check_logits("dist_logits", dist_logits, like=cls_logits)
     labels, partner, lam = check_target(target, cls_logits)
     teacher, teacher_probs = _check_teacher(teacher, cls_logits, mode, tau)
+    target_threshold = check_threshold(target_threshold, label_smoothing, cls_logits)
 
     # A term of weight 0 is computed only when it is asked for as a part.
-    base, distill = alpha < 1 or return_parts, alpha > 0 or return_parts
-    if not distill:
+    with_base, with_distill = alpha < 1 or return_parts, alpha > 0 or return_parts
+    if not with_distill:
         dist_logits = teacher = teacher_probs = None
-    if not base:
+    if not with_base:
         cls_logits, dist_logits = None, cls_logits if dist_logits is None else dist_logits
         labels = labels if labels.dtype == torch.int64 else None  # labels still say which rows count
     return LossCall(
@@ -74,6 +81,8 @@ def distillation_call(
         soft=mode == "soft", alpha=alpha, tau=tau, numel=kl_normalizer == "numel",
         label_smoothing=float(label_smoothing), teacher_smoothing=float(teacher_smoothing),
         ignore_index=check_ignore_index(ignore_index), mean=check_reduction(reduction),
+        binary=with_base and base == "bce", target_threshold=target_threshold if with_base else None,
+        sum_classes=check_sum_classes(sum_classes) and with_base,
     )  # fmt: skip
 
 
@@ -164,6 +173,30 @@ def check_normalizer(kl_normalizer: str) -> None:
 
 def check_smoothing(label_smoothing: float) -> float:
     return _within("label_smoothing", label_smoothing, "a share of probability")
+
+
+def check_threshold(target_threshold: float | None, label_smoothing: float, logits: Tensor) -> float | None:
+    """A threshold is one that some targets are above, and not all."""
+    if target_threshold is None:
+        return None
+    if not (_is_number(target_threshold) and 0 <= target_threshold < 1):
+        raise ValueError(
+            f"target_threshold is a probability above which a target is 1: a Python number in [0, 1) or None, "
+            f"got {target_threshold!r}"
+        )
+    spread = label_smoothing / logits.shape[1]
+    if spread > target_threshold:
+        raise ValueError(
+            f"label_smoothing={label_smoothing} gives every class {spread:.3g}, which is above "
+            f"target_threshold={target_threshold}: every target would be 1. Type label_smoothing=0"
+        )
+    return float(target_threshold)
+
+
+def check_sum_classes(sum_classes: bool) -> bool:
+    if not isinstance(sum_classes, bool):
+        raise ValueError(f"sum_classes must be True or False, got {sum_classes!r}")
+    return sum_classes
 
 
 def check_ignore_index(ignore_index: int) -> int:

@@ -13,7 +13,7 @@ from ..dispatch import INTERPRETING, kernel_unavailable_reasons, report_fallback
 from . import checks, reference
 from .reference import LossCall, MixedTarget, TopK
 
-__all__ = ["MixedTarget", "TopK", "cross_entropy", "distillation_loss", "kl_divergence"]
+__all__ = ["MixedTarget", "TopK", "binary_cross_entropy", "cross_entropy", "distillation_loss", "kl_divergence"]
 
 
 def distillation_loss(
@@ -31,11 +31,15 @@ def distillation_loss(
     ignore_index: int = -100,
     reduction: Literal["mean", "none"] = "mean",
     return_parts: bool = False,
+    base: Literal["ce", "bce"] = "ce",
+    target_threshold: float | None = None,
+    sum_classes: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     """(1 − alpha) · CE(cls_logits, target) + alpha · distillation(dist_logits, teacher): DeiT, eq. 2 (soft), 3 (hard).
 
     Hard distillation is the cross-entropy with the teacher's arg-max (ties: the lowest class), soft distillation
     τ² · KL(softmax(teacher / τ) ‖ softmax(dist_logits / τ)). Computed in float32 whatever the input, autocast or not.
+    With base="bce", DeiT III's, the first term is `binary_cross_entropy`.
 
     Args:
         cls_logits: (B, C) of the class token, float16, bfloat16, float32 or float64.
@@ -50,6 +54,8 @@ def distillation_loss(
         ignore_index: a row one of whose labels (target, partner or teacher) is this counts in neither term.
         reduction: "mean" over the rows that count (NaN when none does, as F.cross_entropy), or "none".
         return_parts: also return the two terms, detached.
+        base: "ce", or "bce" for a binary cross-entropy in its place.
+        target_threshold, sum_classes: as in `binary_cross_entropy`; of base="bce" only.
 
     Returns:
         float32 scalar or (B,) (float64 for float64 logits); with return_parts (loss, base term, distillation term).
@@ -64,10 +70,11 @@ def distillation_loss(
     call = checks.distillation_call(
         cls_logits, dist_logits, teacher, target, mode=mode, alpha=alpha, tau=tau, kl_normalizer=kl_normalizer,
         label_smoothing=label_smoothing, teacher_smoothing=teacher_smoothing, ignore_index=ignore_index,
-        reduction=reduction, return_parts=return_parts,
+        reduction=reduction, return_parts=return_parts, base=base, target_threshold=target_threshold,
+        sum_classes=sum_classes,
     )  # fmt: skip
-    loss, base, distill = _apply(call)
-    return (loss, base.detach(), distill.detach()) if return_parts else loss
+    loss, base_term, distill_term = _apply(call)
+    return (loss, base_term.detach(), distill_term.detach()) if return_parts else loss
 
 
 def cross_entropy(
@@ -104,6 +111,47 @@ def cross_entropy(
     if _needs_graph(logits):
         return _CrossEntropy.apply(*arguments)
     return torch.ops.deit_kernels._cross_entropy_fwd(*arguments)[0]
+
+
+def binary_cross_entropy(
+    logits: Tensor,
+    target: Tensor | MixedTarget,
+    *,
+    target_threshold: float | None = None,
+    label_smoothing: float = 0.0,
+    sum_classes: bool = False,
+    ignore_index: int = -100,
+    reduction: Literal["mean", "none"] = "mean",
+) -> Tensor:
+    """A sigmoid for every class, and the mean of −t log p − (1 − t) log(1 − p): F.binary_cross_entropy_with_logits.
+
+    DeiT III's loss is target_threshold=0.0: both classes of a mixed image are right. A logit that is infinite on the
+    target's side costs 0.
+
+    Args:
+        logits: (B, C).
+        target: labels int64 (B,), a MixedTarget, or probabilities (B, C).
+        target_threshold: t is 1 where the target, smoothed before, is above this number in [0, 1), and 0 elsewhere.
+        label_smoothing: ε of 1 − ε + ε/C and ε/C, timm's, on probabilities too.
+        sum_classes: sum a row over its classes, timm's, instead of their mean.
+        ignore_index: a row one of whose labels is this does not count.
+        reduction: "mean" over the rows that count, or "none".
+
+    Returns:
+        float32 scalar or (B,) (float64 for float64 logits).
+
+    Raises:
+        TypeError, ValueError: as `distillation_loss`; a smoothing that lifts every class above the threshold.
+    """
+    checks.check_logits("logits", logits)
+    target, partner, lam = checks.check_target(target, logits)
+    label_smoothing = checks.check_smoothing(label_smoothing)
+    ignore_index, mean = checks.check_ignore_index(ignore_index), checks.check_reduction(reduction)
+    call = _cross_entropy_call(logits, target, label_smoothing, ignore_index, mean)._replace(
+        partner=partner, lam=lam, binary=True, sum_classes=checks.check_sum_classes(sum_classes),
+        target_threshold=checks.check_threshold(target_threshold, label_smoothing, logits),
+    )  # fmt: skip
+    return _apply(call)[0]
 
 
 def kl_divergence(
@@ -165,7 +213,7 @@ def _distinct(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 _CALL_SCHEMA = (
     "Tensor? cls, Tensor? dist, Tensor? teacher, Tensor? teacher_probs, Tensor? target, Tensor? partner, Tensor? lam, "
     "bool soft, float alpha, float tau, bool numel, float label_smoothing, float teacher_smoothing, "
-    "SymInt ignore_index, bool mean"
+    "SymInt ignore_index, bool mean, bool binary, float? target_threshold, bool sum_classes"
 )
 _FORWARD, _BACKWARD, _CROSS_ENTROPY = (
     f"deit_kernels::{name}" for name in ("_distill_loss_fwd", "_distill_loss_bwd", "_cross_entropy_fwd")
@@ -225,6 +273,8 @@ def _implementation(call: LossCall) -> ModuleType:
     reasons = list(kernel_unavailable_reasons(call.logits.device))
     if call.exact_dtype == torch.float64:
         reasons.append("float64 logits")
+    elif call.binary:
+        reasons.append("binary cross-entropy")
     elif call.logits.is_cpu and not INTERPRETING:
         reasons.append(_extension.cpu_missing or _OLDER)
     if INTERPRETING and any(head is not None and head.dtype == torch.bfloat16 for head in (call.cls, call.dist)):

@@ -1,7 +1,7 @@
 """The losses written out in plain PyTorch: what runs without a kernel, and the oracle of Triton and C++ (float64 too).
 
-Everything is a cross-entropy or a KL divergence between a dense probability vector (B, C) and a softmax. The kernels
-compute the same without building the vectors.
+Everything is a cross-entropy or a KL divergence between a dense probability vector (B, C) and a softmax, or a binary
+cross-entropy between that vector and a sigmoid. The kernels compute the same without building the vectors.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -53,6 +54,9 @@ class LossCall(NamedTuple):
         soft: the distillation term is τ² · KL(teacher ‖ student), else the cross-entropy with the teacher's label.
         numel: divide the KL by C as well.
         mean: average over the rows that count, else one loss a row.
+        binary: the base term is a binary cross-entropy with a sigmoid for each class.
+        target_threshold: a binary target is 1 above it and 0 elsewhere; None: it is the probability itself.
+        sum_classes: a row's binary cross-entropy is the sum over its classes, else their mean.
     """
 
     cls: Tensor | None
@@ -70,6 +74,9 @@ class LossCall(NamedTuple):
     teacher_smoothing: float
     ignore_index: int
     mean: bool
+    binary: bool = False
+    target_threshold: float | None = None
+    sum_classes: bool = False
 
     @property
     def logits(self) -> Tensor:
@@ -131,7 +138,7 @@ def row_weights(call: LossCall) -> Tensor:
 
 
 def target_probabilities(call: LossCall) -> Tensor:
-    """The base term's target, smoothed: (1 − ε) · target + ε / C (B, C)."""
+    """The base term's target (B, C), smoothed, (1 − ε) · target + ε / C, and after that compared with the threshold."""
     classes = call.logits.shape[1]
     if call.target.dtype != torch.int64:
         probs = call.target.to(call.exact_dtype)
@@ -140,7 +147,8 @@ def target_probabilities(call: LossCall) -> Tensor:
         if call.partner is not None:
             lam = call.lam.to(call.exact_dtype)[:, None]
             probs = lam * probs + (1 - lam) * _one_hot(call.partner, classes, call.exact_dtype)
-    return _smoothed(probs, call.label_smoothing)
+    probs = _smoothed(probs, call.label_smoothing)
+    return probs if call.target_threshold is None else (probs > call.target_threshold).to(probs.dtype)
 
 
 def teacher_labels(call: LossCall) -> Tensor:
@@ -163,7 +171,8 @@ def loss_terms(call: LossCall) -> tuple[Tensor, Tensor, Tensor]:
     weight = row_weights(call)
     base = distill = torch.zeros_like(weight)
     if call.cls is not None:
-        base = _cross_entropy(call.cls.to(weight.dtype), target_probabilities(call))
+        term = _binary_cross_entropy if call.binary else _cross_entropy
+        base = term(call.cls.to(weight.dtype), target_probabilities(call)) * base_scale(call)
     if call.teacher is not None:
         student = call.student.to(weight.dtype)
         if call.soft:
@@ -171,6 +180,11 @@ def loss_terms(call: LossCall) -> tuple[Tensor, Tensor, Tensor]:
         else:
             distill = _cross_entropy(student, _teacher_target(call, teacher_labels(call)))
     return base, distill, weight
+
+
+def base_scale(call: LossCall) -> float:
+    """What the sum over a row's classes is multiplied by in the base term."""
+    return 1 / call.logits.shape[1] if call.binary and not call.sum_classes else 1
 
 
 def kl_scale(call: LossCall) -> float:
@@ -200,7 +214,7 @@ def forward(call: LossCall) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     base, distill = reduced(base, weight, call.mean), reduced(distill, weight, call.mean)
     statistics = torch.zeros(*weight.shape, STATISTICS, dtype=weight.dtype, device=weight.device)
     statistics[:, ROW_WEIGHT] = weight
-    if call.cls is not None:
+    if call.cls is not None and not call.binary:  # a sigmoid needs its own logit only
         _save_softmax(statistics, CLS_MAX, call.cls.to(weight.dtype), 1.0)
         statistics[:, TARGET_SUM] = target_probabilities(call).sum(1)
     if call.teacher is not None:
@@ -218,16 +232,20 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of the loss for `cls` and `dist`, where one is needed.
 
-    For a softmax p and a target t, d(−Σ t log p)/dx = p Σt − t; for the KL at temperature τ, τ² · (q − p_teacher) / τ.
-    Where p is over 1/2, both differences are taken between what their sides lack to 1.
+    For a softmax p and a target t, d(−Σ t log p)/dx = p Σt − t; for the KL at temperature τ, τ² · (q − p_teacher) / τ;
+    for a sigmoid, p − t. Where p is over 1/2, the difference is taken between what both sides lack to 1.
     """
     weight = statistics[:, ROW_WEIGHT]
     scale = torch.where(weight == 0, 0.0, (grad / count if call.mean else grad) * weight)[:, None]
     base = distill = None
     if call.cls is not None and call.alpha < 1:
-        probs, missing = _saved_softmax(statistics, CLS_MAX, call.cls.to(weight.dtype), 1.0)
-        total, target = statistics[:, TARGET_SUM, None], target_probabilities(call)
-        slope = torch.where(missing < 1, (total - target) - missing * total, probs * total - target)
+        target = target_probabilities(call)
+        if call.binary:
+            slope = _binary_slope(call.cls.to(weight.dtype), target) * base_scale(call)
+        else:
+            probs, missing = _saved_softmax(statistics, CLS_MAX, call.cls.to(weight.dtype), 1.0)
+            total = statistics[:, TARGET_SUM, None]
+            slope = torch.where(missing < 1, (total - target) - missing * total, probs * total - target)
         base = torch.where(scale == 0, 0.0, scale * (1 - call.alpha) * slope)
     if call.teacher is not None and call.alpha > 0:
         student = call.student.to(weight.dtype)
@@ -263,6 +281,19 @@ def _teacher_target(call: LossCall, labels: Tensor) -> Tensor:
 def _cross_entropy(logits: Tensor, probs: Tensor) -> Tensor:
     # A class of probability 0 takes nothing from a logit of −inf; 0 · −inf would be NaN.
     return -torch.where(probs == 0, 0.0, probs * logits.log_softmax(1)).sum(1)
+
+
+def _binary_cross_entropy(logits: Tensor, probs: Tensor) -> Tensor:
+    # A weight of 0 takes nothing from an infinite logit, neither the target's nor what it lacks to 1.
+    there = torch.where(probs == 0, 0.0, probs * -F.logsigmoid(logits))
+    absent = torch.where(probs == 1, 0.0, (1 - probs) * -F.logsigmoid(-logits))
+    return (there + absent).sum(1)
+
+
+def _binary_slope(logits: Tensor, probs: Tensor) -> Tensor:
+    exponentials = (-logits.abs()).exp()
+    smaller = exponentials / (1 + exponentials)  # of the sigmoid and what it lacks to 1
+    return torch.where(logits > 0, (1 - probs) - smaller, smaller - probs)
 
 
 def _divergence(student: Tensor, student_tau: float, teacher: Tensor, teacher_tau: float) -> Tensor:
