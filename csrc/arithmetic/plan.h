@@ -1,8 +1,8 @@
 // What happens to one image: a row of a plan, the same bytes as `ROW` in deit_kernels/augment/plan.py.
 //
 // The source box is resized to `resized`, of which the size x size window at `window` is kept and, with `flip`,
-// mirrored; `pad` pixels beyond the edges are reflected. Then come two ops, then the erased box, filled with the noise
-// of (seed, epoch, sample, copy). Rows are never stored, so both sides change together.
+// mirrored; `pad` pixels beyond the edges are reflected. Then come up to four ops, then the erased box, filled with the
+// noise of (seed, epoch, sample, copy). Rows are never stored, so both sides change together.
 #pragma once
 
 #include <cstdint>
@@ -17,12 +17,15 @@ struct Box {
   int32_t top, left, height, width;
 };
 
-// The ops of RandAugment, in the order of timm's list; the names and numbers of OPS in deit_kernels/augment/plan.py.
+// The ops, the first 15 in the order of timm's RandAugment; the names and numbers of OPS in
+// deit_kernels/augment/rand_augment.py.
 enum class Op : int16_t {
   none, auto_contrast, equalize, invert, rotate, posterize, solarize, solarize_add, color, contrast, brightness,
-  sharpness, shear_x, shear_y, translate_x, translate_y
+  sharpness, shear_x, shear_y, translate_x, translate_y, gaussian_blur
 };
-constexpr int op_count = 16;
+constexpr int op_count = 17;
+
+HOST_DEVICE bool is_affine(Op op) { return op == Op::rotate || (Op::shear_x <= op && op <= Op::translate_y); }
 
 // One op with its argument: `OP` in plan.py. The last four fields are for the affine ops.
 struct OpCall {
@@ -37,7 +40,7 @@ struct OpCall {
 static_assert(sizeof(OpCall) == 64, "the bytes of OP in plan.py");
 
 enum class Erase : int32_t { none = 0, constant = 1, random = 2, pixel = 3 };
-constexpr int layers = 2;
+constexpr int layers = 4;
 
 struct PlanRow {
   int64_t offset;  // first byte of the image in the data buffer; -1 until the plan is placed
@@ -54,7 +57,7 @@ struct PlanRow {
   uint64_t seed;
   int32_t pad, unused;
 };
-static_assert(sizeof(PlanRow) == 232 && alignof(PlanRow) == 8, "the bytes of ROW in plan.py");
+static_assert(sizeof(PlanRow) == 360 && alignof(PlanRow) == 8, "the bytes of ROW in plan.py");
 
 constexpr int32_t max_side = (1 << 24) - 1;  // Pillow keeps box coordinates in float32
 constexpr int32_t max_output = 1024;         // one line of the output must fit the shared memory of a CUDA block
@@ -63,7 +66,9 @@ constexpr int32_t max_output = 1024;         // one line of the output must fit 
 enum Draw : uint32_t {
   draw_crop = 0,    // try t uses draw_crop + t: area, ratio, top, left
   draw_flip = 16,   // flip, filter, whether to erase
-  draw_ops = 32,    // layer l uses draw_ops + 2 l: op, whether, two for the magnitude; then: sign, filter
+  draw_ops = 32,    // layer l uses draw_ops + 2 l: op, whether, two for the magnitude; then: sign or share, filter
+  draw_group = 40,  // which sub-policy, the order of the colour jitter
+  draw_jitter = 41, // brightness, contrast, saturation
   draw_erase = 48,  // try t uses draw_erase + t: area, ratio, top, left
 };
 

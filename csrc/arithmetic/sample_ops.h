@@ -1,6 +1,8 @@
-// Draws what RandAugment does to one image and what random erasing covers. Host only, as sample.h.
+// Draws which ops an image gets, by RandAugment, a sub-policy or colour jitter, and what random erasing covers. Host
+// only, as sample.h.
 //
-// Source: timm 1.0 rand_augment_transform and RandomErasing, their generators replaced by Philox.
+// Source: timm 1.0 rand_augment_transform, auto_augment_transform and RandomErasing, torchvision's ColorJitter; their
+// generators replaced by Philox.
 #pragma once
 
 #include <algorithm>
@@ -79,36 +81,79 @@ inline double magnitude(const Policy& policy, const Words& bits) {
 // The op that `unit` in [0, 1) falls on; weights of ops already taken are 0.
 inline Op weighted_op(const double* weight, double unit) {
   double total = 0.0;
-  for (int op = 1; op < op_count; ++op) total += weight[op];
+  for (int op = 1; op < rand_op_count; ++op) total += weight[op];
   double sum = 0.0;
   const double target = unit * total;
   int chosen = 0;
-  for (int op = 1; op < op_count; ++op) {
+  for (int op = 1; op < rand_op_count; ++op) {
     if (weight[op] > 0.0 && (chosen == 0 || sum <= target)) chosen = op;
     sum += weight[op];
   }
   return static_cast<Op>(chosen);
 }
 
-inline void sample_ops(const Policy& policy, const ImageKey& key, OpCall* calls) {
-  double weight[op_count];
-  std::copy(policy.weight, policy.weight + op_count, weight);
-  const bool weighted = std::any_of(weight, weight + op_count, [](double w) { return w > 0.0; });
+inline void set_call(const Policy& policy, Op op, double arg, uint32_t filter_word, OpCall& call) {
+  call.op = op;
+  call.arg = arg;
+  if (!is_affine(op)) return;
+  call.filter = static_cast<uint8_t>(drawn_filter(policy, filter_word));
+  call.fast = static_cast<uint8_t>(policy.fast);
+  std::copy(policy.fill, policy.fill + 3, call.fill);
+  set_matrix(call, policy.size, policy.size);
+}
+
+inline void sample_rand_augment(const Policy& policy, const ImageKey& key, OpCall* calls) {
+  double weight[rand_op_count];
+  std::copy(policy.weight, policy.weight + rand_op_count, weight);
+  const bool weighted = std::any_of(weight, weight + rand_op_count, [](double w) { return w > 0.0; });
   for (int32_t layer = 0; layer < policy.layers; ++layer) {
     const Words bits = plan_words(policy, key, draw_ops + 2 * layer);
     const Op op = weighted ? weighted_op(weight, uniform(bits.word[0])) : static_cast<Op>(1 + one_of(bits.word[0], 15));
     if (weighted) weight[static_cast<int>(op)] = 0.0;  // timm draws weighted ops without, others with replacement
     if (uniform(bits.word[1]) >= policy.op_probability) continue;
     const Words more = plan_words(policy, key, draw_ops + 2 * layer + 1);
-    OpCall& call = calls[layer];
-    call.op = op;
-    call.arg = argument(op, magnitude(policy, bits), uniform(more.word[0]) < 0.5, policy.increasing, policy.size);
-    if (op != Op::rotate && op < Op::shear_x) continue;
-    call.filter = static_cast<uint8_t>(drawn_filter(policy, more.word[1]));
-    call.fast = static_cast<uint8_t>(policy.fast);
-    std::copy(policy.fill, policy.fill + 3, call.fill);
-    set_matrix(call, policy.size, policy.size);
+    const bool negative = uniform(more.word[0]) < 0.5;
+    const double arg = argument(op, magnitude(policy, bits), negative, policy.increasing, policy.size);
+    set_call(policy, op, arg, more.word[1], calls[layer]);
   }
+}
+
+inline double between(const double* range, double share) { return range[0] + (range[1] - range[0]) * share; }
+
+inline void sample_sub_policy(const Policy& policy, const ImageKey& key, OpCall* calls) {
+  const Words group = plan_words(policy, key, draw_group);
+  const RandomOp* ops = policy.sub_policy[one_of(group.word[0], static_cast<uint32_t>(policy.sub_policies))];
+  for (int32_t layer = 0; layer < sub_ops; ++layer) {
+    const RandomOp& drawn = ops[layer];
+    const Words bits = plan_words(policy, key, draw_ops + 2 * layer);
+    if (uniform(bits.word[1]) >= drawn.probability) continue;
+    const Words more = plan_words(policy, key, draw_ops + 2 * layer + 1);
+    const double share = uniform(more.word[0]);
+    const double arg = drawn.uniform ? between(drawn.range, share) : drawn.range[share >= 0.5];
+    set_call(policy, static_cast<Op>(drawn.op), arg, more.word[1], calls[layer]);
+  }
+}
+
+// The row's last three ops: any of their six orders.
+inline void sample_jitter(const Policy& policy, const ImageKey& key, OpCall* calls) {
+  constexpr Op jittered[3] = {Op::brightness, Op::contrast, Op::color};
+  const uint32_t order = one_of(plan_words(policy, key, draw_group).word[1], 6);
+  const uint32_t first = order / 2, second = (first + 1 + order % 2) % 3;
+  const uint32_t places[3] = {first, second, 3 - first - second};
+  const Words factors = plan_words(policy, key, draw_jitter);
+  for (int32_t i = 0; i < 3; ++i) {
+    const uint32_t place = places[i];
+    set_call(policy, jittered[place], between(policy.color_jitter, uniform(factors.word[place])), 0,
+             calls[layers - 3 + i]);
+  }
+}
+
+inline void sample_ops(const Policy& policy, const ImageKey& key, OpCall* calls) {
+  if (policy.sub_policies > 0)
+    sample_sub_policy(policy, key, calls);
+  else
+    sample_rand_augment(policy, key, calls);
+  if (policy.color_jitter[0] != policy.color_jitter[1]) sample_jitter(policy, key, calls);
 }
 
 // Ten tries; a box must be smaller than the image in both directions, as timm has it.

@@ -1,4 +1,4 @@
-// The ops of RandAugment on the CPU, in place, over the arithmetic of arithmetic/{colour,histogram}.h.
+// The ops on the CPU, in place, over the arithmetic of arithmetic/{colour,histogram}.h.
 #include <cstring>
 
 #include "../arithmetic/colour.h"
@@ -124,6 +124,8 @@ void run_ops(uint8_t* image, int32_t height, int32_t width, const OpCall* calls,
       blend_with_gray(image, pixels, static_cast<float>(call.arg));
     } else if (call.op == Op::sharpness) {
       blend_with_smoothed(copy_of(image, channels * pixels), height, width, static_cast<float>(call.arg), image);
+    } else if (call.op == Op::gaussian_blur) {
+      run_blur(image, height, width, call);
     } else {
       run_affine(image, height, width, call);
     }

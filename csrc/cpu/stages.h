@@ -56,6 +56,7 @@ void resize_image(const uint8_t* data, const PlanRow& row, int32_t size, uint8_t
 // `count` ops in place; what is left to do is in `tables`.
 void run_ops(uint8_t* image, int32_t height, int32_t width, const OpCall* calls, int count, Tables& tables);
 void run_affine(uint8_t* image, int32_t height, int32_t width, const OpCall& call);
+void run_blur(uint8_t* image, int32_t height, int32_t width, const OpCall& call);
 void apply_tables(uint8_t* image, int64_t pixels, Tables& tables);
 
 // What the last stage reads of one image.

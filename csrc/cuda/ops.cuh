@@ -1,4 +1,4 @@
-// One op of RandAugment by a CUDA block, over the same arithmetic as the CPU.
+// One op by a CUDA block, over the same arithmetic as the CPU.
 #pragma once
 
 #include <cstdint>
@@ -8,6 +8,7 @@
 #include "../arithmetic/plan.h"
 #include "../augment.h"
 #include "affine.cuh"
+#include "blur.cuh"
 #include "block.cuh"
 
 namespace deit::cuda {
@@ -130,7 +131,9 @@ DEVICE void run_call(uint8_t* image, uint32_t* scratch, int32_t height, int32_t 
       return pixel_of(blend(degenerate, level_of(pixel, 0), factor), blend(degenerate, level_of(pixel, 1), factor),
                       blend(degenerate, level_of(pixel, 2), factor));
     });
-  } else if (call.op == Op::sharpness || call.op >= Op::shear_x || call.op == Op::rotate) {
+  } else if (call.op == Op::gaussian_blur) {
+    blur_pixels(image, scratch, height, width, call.arg);
+  } else if (call.op == Op::sharpness || is_affine(call.op)) {
     const Padded source{scratch, height, width};
     source.fill(image);
     __syncthreads();

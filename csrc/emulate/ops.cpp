@@ -19,7 +19,7 @@ struct Header {
 };
 
 bool is_exact_affine(const deit::OpCall& call) {
-  return (call.op >= deit::Op::shear_x || call.op == deit::Op::rotate) && !call.fast;
+  return deit::is_affine(call.op) && !call.fast;
 }
 
 int64_t uncertain_pixels(const deit::OpCall& call, const deit::cuda::Padded& source, const uint8_t* image) {

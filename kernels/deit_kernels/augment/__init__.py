@@ -1,5 +1,6 @@
 """Augmentation: a plan says what happens to each image, `apply` executes it, exact to Pillow's pixels."""
 
+from .auto_augment import AutoAugment, RandomOp
 from .mix import MixPlan, sample_mix
 from .op import apply, apply_out, resized_crop
 from .plan import AugmentPlan, ImageBatch, sample_plan
@@ -11,6 +12,7 @@ from .transform import BatchTransform, Transform
 __all__ = [
     "OPS",
     "AugmentPlan",
+    "AutoAugment",
     "BatchTransform",
     "Erase",
     "ImageBatch",
@@ -18,6 +20,7 @@ __all__ = [
     "MixPlan",
     "Policy",
     "RandAugment",
+    "RandomOp",
     "Transform",
     "apply",
     "apply_op",

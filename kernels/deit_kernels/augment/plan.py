@@ -3,7 +3,7 @@
     policy = Policy.deit(size=224)
     plan = sample_plan(policy, seed=0, epoch=3, sample=[17, 17, 42], copy=[0, 1, 0], height=375, width=500)
     plan.table["box"]                      # NumPy view: (B, 4) as top, left, height, width
-    plan.table["ops"]["op"]                # (B, 2), indices into OPS
+    plan.table["ops"]["op"]                # (B, 4), indices into OPS
     images = apply(batch, plan)            # op.py
 
 A plan is drawn before decoding (only the image's size must be known) and does not depend on the batch, on workers or on
@@ -41,8 +41,8 @@ OP = np.dtype(
 )
 
 # One row of a plan. The source box is resized to `resized` (height, width), of which the size × size window at `window`
-# (top, left) is kept and, with `flip`, mirrored; up to `pad` pixels beyond the edges are reflected. Then come two ops,
-# and after normalisation the erased box, whose noise is a function of seed, epoch, sample and copy.
+# (top, left) is kept and, with `flip`, mirrored; up to `pad` pixels beyond the edges are reflected. Then come up to
+# four ops, and after normalisation the erased box, whose noise is a function of seed, epoch, sample and copy.
 ROW = np.dtype(
     [
         ("offset", np.int64),  # first byte of the image in ImageBatch.data; -1 until the plan is placed

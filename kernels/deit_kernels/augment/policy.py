@@ -2,7 +2,8 @@
 
     Policy.deit(224)                                 the paper's whole training recipe
     Policy.crop_and_flip(224)                        its first two stages only
-    Policy.parse("rand-m9-mstd0.5-inc1", size=224)   crop, flip and the RandAugment of a timm string
+    Policy.deit3(224)                                DeiT III's: 3-Augment, mixup and CutMix
+    Policy.parse("rand-m9-mstd0.5-inc1", size=224)   crop, flip and the ops of a timm string
     Policy.eval(224)                                 evaluation
 
 Every field can be replaced with `dataclasses.replace`. A stage is left out by None.
@@ -10,13 +11,14 @@ Every field can be replaced with `dataclasses.replace`. A stage is left out by N
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .rand_augment import OPS, RandAugment, require
+from .auto_augment import NAMES, SUB_OPS, SUB_POLICIES, AutoAugment
+from .rand_augment import LAYERS, OPS, RAND_OPS, RandAugment, require
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -24,6 +26,10 @@ FILTERS = ("bilinear", "bicubic")  # a row stores the index
 CROPS = ("random_resized", "center", "simple")
 ERASE_MODES = ("none", "const", "rand", "pixel")  # a row stores the index
 MAX_OUTPUT = 1024  # side of the output: one line of it must fit the shared memory of a CUDA block
+JITTERED = ("brightness", "contrast", "color")  # the ops of color_jitter, the last of a row
+
+# A RandomOp: struct RandomOp of csrc/arithmetic/policy.h.
+RANDOM_OP = np.dtype([("probability", np.float64), ("range", np.float64, 2), ("op", np.int32), ("uniform", np.int32)])
 
 # A policy as the ops take it: struct Policy of csrc/arithmetic/policy.h.
 POLICY = np.dtype(
@@ -37,7 +43,7 @@ POLICY = np.dtype(
         ("magnitude", np.float64),
         ("magnitude_std", np.float64),
         ("magnitude_max", np.float64),
-        ("weight", np.float64, len(OPS)),
+        ("weight", np.float64, len(RAND_OPS)),
         ("erase_probability", np.float64),
         ("erase_area", np.float64, 2),
         ("erase_ratio", np.float64, 2),
@@ -50,6 +56,9 @@ POLICY = np.dtype(
         ("fast", np.int32),
         ("erase", np.int32),
         ("fill", np.uint8, 8),
+        ("color_jitter", np.float64, 2),
+        ("sub_policies", np.int64),
+        ("sub_policy", RANDOM_OP, (SUB_POLICIES, SUB_OPS)),
     ]
 )
 
@@ -131,6 +140,10 @@ class Policy:
         flip: probability of a horizontal flip.
         rand_augment, erase, mix: the later stages, or None. `mix` is drawn by `sample_mix`.
         affine: "exact" gives Pillow's pixels; "fast" has float32 coordinates and differs by one level here and there.
+        auto_augment: ops in the place of `rand_augment`'s, or None.
+        color_jitter: brightness, contrast and saturation each change by a factor within [1 − color_jitter,
+            1 + color_jitter], 0 at least, one after the other in random order, after the ops before: torchvision's
+            ColorJitter on Pillow images. An image has room for four ops: three for it leave one for the others.
         mean, std: per channel, of pixels scaled to [0, 1].
 
     Raises:
@@ -151,6 +164,8 @@ class Policy:
     erase: Erase | None = None
     mix: Mix | None = None
     affine: Literal["exact", "fast"] = field(default="exact", kw_only=True)
+    auto_augment: AutoAugment | None = field(default=None, kw_only=True)
+    color_jitter: float = field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
         filters = (*FILTERS, "random")
@@ -166,6 +181,12 @@ class Policy:
         require(len(self.mean) == len(self.std) == 3, f"mean and std have 3 channels, got {self.mean} and {self.std}")
         require(min(self.std) > 0, f"std is above 0, got {self.std}")
         require(self.affine in ("exact", "fast"), f'affine is "exact" or "fast", got {self.affine!r}')
+        require(0 <= self.color_jitter <= 10, f"color_jitter lies in [0, 10], got {self.color_jitter}")
+        both = self.rand_augment is not None and self.auto_augment is not None
+        require(not both, "rand_augment and auto_augment exclude each other: one of them is None")
+        chosen = self.rand_augment or self.auto_augment
+        layers, room = chosen.layers if chosen else 0, LAYERS - (len(JITTERED) if self.color_jitter else 0)
+        require(layers <= room, f"color_jitter leaves room for {room} op, and the ops before it are {layers}")
 
     @classmethod
     def deit(cls, size: int = 224) -> Policy:
@@ -176,6 +197,19 @@ class Policy:
         and mixup 0.8 or CutMix 1.0, which `sample_mix` draws.
         """
         return cls(size=size, rand_augment=RandAugment(), erase=Erase(), mix=Mix())
+
+    @classmethod
+    def deit3(cls, size: int = 224, *, src: bool = False, color_jitter: float = 0.3) -> Policy:
+        """DeiT III's training recipe, whole (arXiv 2204.07118; the official code's `--ThreeAugment`).
+
+        Random resized crop as in `deit`, or with `src` the simple random crop: the shorter side resized to `size`, 4
+        pixels reflected beyond every edge, a random window. Horizontal flip with probability 0.5; 3-Augment, one of
+        greyscale, solarise at 128 and Gaussian blur of a radius uniform in [0.1, 2]; colour jitter; ImageNet's mean and
+        std; and mixup 0.8 or CutMix 1.0, which `sample_mix` draws.
+        """
+        crop: Literal["random_resized", "simple"] = "simple" if src else "random_resized"
+        ops = AutoAugment.parse("3a")
+        return cls(size=size, crop=crop, auto_augment=ops, color_jitter=color_jitter, mix=Mix())
 
     @classmethod
     def crop_and_flip(cls, size: int = 224) -> Policy:
@@ -189,12 +223,33 @@ class Policy:
 
     @classmethod
     def parse(cls, text: str, size: int = 224) -> Policy:
-        """`crop_and_flip` with the RandAugment of a timm string, as timm's `create_transform(auto_augment=text)`.
+        """`crop_and_flip` with the ops of a timm string, as timm's `create_transform(auto_augment=text)`.
+
+        Strings that begin with "rand" are RandAugment's, "original" and "v0" AutoAugment's. "3a" is 3-Augment with its
+        colour jitter, of DeiT III's strength 0.3; timm's own default is 0.4.
 
         Raises:
-            ValueError: not a string that `RandAugment.parse` reads.
+            ValueError: not a string that `RandAugment.parse` or `AutoAugment.parse` reads.
         """
+        if text in NAMES:
+            return cls(size=size, auto_augment=AutoAugment.parse(text), color_jitter=0.3 if text == "3a" else 0.0)
         return cls(size=size, rand_augment=RandAugment.parse(text))
+
+    @property
+    def draws(self) -> bool:
+        """Whether anything of an image's plan is random."""
+        crop = self.crop != "center" or 0 < self.flip or self.interpolation == "random"
+        ops = self.rand_augment is not None or self.auto_augment is not None or self.color_jitter > 0
+        return crop or ops or self.erase is not None
+
+    def settings(self) -> dict[str, Any]:
+        """The fields as JSON values: what images depend on.
+
+        Fields that came later than the first label caches are left out while they change nothing, so that a cache of an
+        older version keeps its key.
+        """
+        later = ("auto_augment", "color_jitter")
+        return {name: value for name, value in asdict(self).items() if name not in later or value}
 
     @property
     def fill(self) -> tuple[int, int, int]:
@@ -218,6 +273,14 @@ class Policy:
             record[name] = getattr(ops, name)
         for name, weight in ops.weights or ():
             record["weight"][0, OPS.index(name)] = weight
+        record["color_jitter"] = max(0.0, 1.0 - self.color_jitter), 1.0 + self.color_jitter
+        if self.auto_augment is not None:
+            record["sub_policies"] = len(self.auto_augment.sub_policies)
+            for place, chosen in enumerate(self.auto_augment.sub_policies):
+                for layer, op in enumerate(chosen):
+                    side = self.size if op.op.startswith("translate") else 1
+                    bounds = op.low * side, op.high * side
+                    record["sub_policy"][0, place, layer] = op.probability, bounds, OPS.index(op.op), op.uniform
         erase = self.erase or Erase(probability=0.0)
         record["erase"] = ERASE_MODES.index(erase.mode) if self.erase else 0
         record["erase_probability"], record["erase_area"], record["erase_ratio"] = (

@@ -11,13 +11,15 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-LAYERS = 2  # ops in a row of a plan
+LAYERS = 4  # ops in a row of a plan
 
 OPS = (
     "none", "auto_contrast", "equalize", "invert", "rotate", "posterize", "solarize", "solarize_add", "color",
-    "contrast", "brightness", "sharpness", "shear_x", "shear_y", "translate_x", "translate_y",
+    "contrast", "brightness", "sharpness", "shear_x", "shear_y", "translate_x", "translate_y", "gaussian_blur",
 )  # fmt: skip
-"""The ops in the order of timm's list; a row stores the index."""
+"""The ops, the first 15 in the order of timm's RandAugment; a row stores the index."""
+RAND_OPS = OPS[:-1]  # those that RandAugment draws, and "none"
+MAX_DEVIATION = 100.0  # of gaussian_blur, in pixels
 
 # timm 1.0's _RAND_WEIGHTED_0, the set named "weights".
 TIMM_WEIGHTS = {
@@ -40,13 +42,13 @@ def nearest(word: str, known: tuple[str, ...]) -> str:
 
 @dataclass(frozen=True)
 class RandAugment:
-    """Two random ops an image, each applied with probability 1/2: timm 1.0's `rand_augment_transform`.
+    """Some random ops an image, each applied with a probability: timm 1.0's `rand_augment_transform`.
 
     Args:
         magnitude: mean strength, in tenths of the ops' ranges.
         magnitude_std: its standard deviation; inf draws it from [0, magnitude] instead.
         magnitude_max: upper bound of the drawn magnitude; the lower is 0.
-        layers: ops an image, 0 to 2.
+        layers: ops an image, 0 to 4.
         probability: that each of them is applied.
         increasing: every op grows stronger with the magnitude; else timm's first definitions.
         weights: chance of each op by name, drawn without replacement; None: all alike, with replacement.
@@ -70,7 +72,7 @@ class RandAugment:
         require(0 <= self.layers <= LAYERS, f"layers is a number of ops, 0 to {LAYERS}, got {self.layers}")
         require(0 <= self.probability <= 1, f"probability lies in [0, 1], got {self.probability}")
         for name, weight in self.weights or ():
-            require(name in OPS[1:], f"there is no op {name!r}: did you mean {nearest(name, OPS[1:])}?")
+            require(name in RAND_OPS[1:], f"there is no op {name!r}: did you mean {nearest(name, RAND_OPS[1:])}?")
             require(0 <= weight < math.inf, f"the weight of {name} is 0 or more, got {weight}")
         if self.weights is not None:
             positive = sum(weight > 0 for _, weight in self.weights)
@@ -89,9 +91,8 @@ class RandAugment:
         """
         head, *sections = text.split("-")
         if head != "rand":
-            known = ("v0", "v0r", "original", "originalr", "augmix", "3a")
-            reason = "another of timm's policies" if head in known else "unknown"
-            raise ValueError(f'{text!r} is {reason}: this version knows RandAugment, type "rand-m9-mstd0.5-inc1"')
+            reason = "timm's AugMix, which is not built" if head == "augmix" else "unknown"
+            raise ValueError(f'{text!r} is {reason}: type "rand-m9-mstd0.5-inc1", "3a", "original" or "v0"')
         fields: dict[str, Any] = {"magnitude": 10.0, "magnitude_std": 0.0, "increasing": False}
         kinds = {
             "m": ("magnitude", int), "mstd": ("magnitude_std", float), "mmax": ("magnitude_max", int),

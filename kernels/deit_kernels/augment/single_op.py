@@ -1,4 +1,4 @@
-"""One op of RandAugment by name, for users who want no plan.
+"""One op by name, for users who want no plan.
 
     solarized = apply_op(images, "solarize", 128)                    # uint8 (B, H, W, 3)
     rotated = apply_op(images, "rotate", torch.tensor([15.0, -30.0], dtype=torch.float64))
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .plan import MAX_SIDE, OP
 from .policy import FILTERS
-from .rand_augment import OPS, nearest
+from .rand_augment import MAX_DEVIATION, OPS, nearest
 
 
 def apply_op(
@@ -29,14 +29,15 @@ def apply_op(
     fill: tuple[int, int, int] = (124, 116, 104),
     fast: bool = False,
 ) -> Tensor:
-    """One op of RandAugment on every image, equal to Pillow's and timm's pixels.
+    """One op on every image, equal to Pillow's and timm's pixels.
 
     Args:
         images: uint8 (B, H, W, 3), contiguous.
         op: "auto_contrast", "equalize", "invert" take no arg; "rotate" degrees counter-clockwise; "posterize" bits
             kept, 0 to 8 (0 gives zeros); "solarize" threshold, 0 to 256; "solarize_add" addend, 0 to 255, of levels
             below 128; "color", "contrast", "brightness", "sharpness" factor, 1 changes nothing; "shear_x", "shear_y"
-            factor; "translate_x", "translate_y" pixels, to the left or up.
+            factor; "translate_x", "translate_y" pixels, to the left or up; "gaussian_blur" standard deviation, 0 to
+            100 pixels, which Pillow calls its radius. "color" of factor 0 is greyscale.
         arg: float64 (B,) in host memory, or one number for all.
         interpolation: of the affine ops, "bicubic" (a = −1) or "bilinear".
         fill: colour of what lies outside the image, for the affine ops.
@@ -62,11 +63,12 @@ def apply_op(
     args = np.asarray(arg, np.float64)
     if args.shape not in ((), (count,)):
         raise ValueError(f"arg is one number or one for each of the {count} images, got {args.shape}")
-    ranges = {"posterize": (0, 8), "solarize": (0, 256), "solarize_add": (0, 255)}
+    ranges = {"posterize": (0, 8), "solarize": (0, 256), "solarize_add": (0, 255), "gaussian_blur": (0, MAX_DEVIATION)}
+    whole = op in ("posterize", "solarize", "solarize_add")
     low, high = ranges.get(op, (-1e9, 1e9))
-    bad = ~((args >= low) & (args <= high)) | ((op in ranges) & (args != np.rint(args)))
+    bad = ~((args >= low) & (args <= high)) | (whole & (args != np.rint(args)))
     if bad.any():
-        kind = f"an integer in [{low}, {high}]" if op in ranges else "a finite number"
+        kind = f"{'an integer' if whole else 'a number'} in [{low}, {high:g}]" if op in ranges else "a finite number"
         raise ValueError(f"the argument of {op} is {kind}, got {args[bad].flat[0]}")
     calls = np.zeros(count, OP)
     calls["op"], calls["arg"], calls["fill"] = OPS.index(op), args, fill

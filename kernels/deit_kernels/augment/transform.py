@@ -157,9 +157,8 @@ def _plan(
     sizes = {"height": batch.height.numpy(), "width": batch.width.numpy()}
     if sample is None or epoch is None:
         count = len(batch.height)
-        evaluation = policy.crop == "center" and policy.flip == 0 and policy.interpolation != "random"
-        if evaluation and policy.rand_augment is None and policy.erase is None:
-            sample, epoch = np.zeros(count, np.int64), 0  # nothing to draw: torch's generator stays where it is
-        else:
+        if policy.draws:
             sample, epoch = torch.randint(2**32, (2, count)).numpy()
+        else:
+            sample, epoch = np.zeros(count, np.int64), 0  # torch's generator stays where it is
     return sample_plan(policy, seed=seed, epoch=epoch, sample=sample, copy=copy, **sizes)

@@ -1,8 +1,8 @@
-"""The ops of RandAugment in NumPy, each equal to Pillow's and timm's pixels.
+"""The ops in NumPy, each equal to Pillow's and timm's pixels.
 
-In C++ they are `csrc/arithmetic/colour.h`, `histogram.h` and `affine.h`.
+In C++ they are `csrc/arithmetic/colour.h`, `histogram.h`, `affine.h` and `blur.h`.
 
-Source: Pillow 12 ImageOps, ImageEnhance, libImaging/{Convert,Blend,Filter,Geometry}.c; timm 1.0 auto_augment.
+Source: Pillow 12 ImageOps, ImageEnhance, libImaging/{Convert,Blend,Filter,Geometry,BoxBlur}.c; timm 1.0 auto_augment.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..plan import OP
 from ..policy import FILTERS
-from ..rand_augment import OPS
+from ..rand_augment import MAX_DEVIATION, OPS
 
 Image = NDArray[np.uint8]
 LEVELS = np.arange(256)
@@ -131,6 +131,33 @@ def affine(image: Image, call: np.void) -> Image:
     return result
 
 
+def box_blur(deviation: float) -> tuple[int, int, int]:
+    """Of a box: its radius, and the weights of the pixels inside and of the one beyond on each side, × 2**24."""
+    sigma = np.float32(min(max(deviation, 0.0), MAX_DEVIATION) if deviation == deviation else 0.0)
+    one, two, three, six = (np.float32(number) for number in (1, 2, 3, 6))
+    variance = sigma * sigma / three
+    length = np.float32(np.sqrt(12.0 * float(variance) + 1.0))
+    whole = np.float32(np.floor((float(length) - 1.0) / 2.0))
+    part = (two * whole + one) * (whole * (whole + one) - three * variance)
+    part = part / (six * (variance - (whole + one) * (whole + one)))
+    box = whole + part
+    radius, inner = int(box), int(np.float32(2**24) / (box * two + one))
+    return radius, inner, (2**24 - (2 * radius + 1) * inner) // 2
+
+
+def gaussian_blur(image: Image, deviation: float) -> Image:
+    """Three box blurs along the lines, then three along the columns; pixels beyond the edge repeat it."""
+    radius, inner, outer = box_blur(deviation)
+    for axis in (1, 1, 1, 0, 0, 0):
+        at, count = np.arange(image.shape[axis])[:, None], image.shape[axis]
+        taps = np.clip(at + np.arange(-radius - 1, radius + 2), 0, count - 1)
+        levels = np.moveaxis(image, axis, 0).astype(np.int64)
+        inside = sum(levels[tap] for tap in taps.T[1:-1])
+        total = inside * inner + (levels[taps[:, 0]] + levels[taps[:, -1]]) * outer
+        image = np.moveaxis((total + 2**23 >> 24).astype(np.uint8), 0, axis)
+    return image
+
+
 def run_call(image: Image, call: np.void) -> Image:
     """One op on one image (H, W, 3)."""
     op, arg = OPS[call["op"]], float(call["arg"])
@@ -144,6 +171,8 @@ def run_call(image: Image, call: np.void) -> Image:
         return blend(gray(image)[..., None], image, arg)
     if op == "sharpness":
         return sharpen(image, arg)
+    if op == "gaussian_blur":
+        return gaussian_blur(image, arg)
     return affine(image, call)
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ...philox import Stream, philox, uniform
 from ..plan import ROW
-from ..policy import CROPS, FILTERS, POLICY
-from ..rand_augment import OPS
+from ..policy import CROPS, FILTERS, JITTERED, POLICY, SUB_OPS
+from ..rand_augment import LAYERS, OPS, RAND_OPS
 from .exact_math import exp, log, normals, sin_cos
 
 TRIES = 10  # of a crop and of an erased box
@@ -24,7 +24,9 @@ class Draw(IntEnum):
 
     CROP = 0  # try t uses CROP + t: area, ratio, top, left
     FLIP = 16  # flip, filter, whether to erase
-    OPS = 32  # layer l uses OPS + 2 l: op, whether, two for the magnitude; then: sign, filter
+    OPS = 32  # layer l uses OPS + 2 l: op, whether, two for the magnitude; then: sign or share, filter
+    GROUP = 40  # which sub-policy, the order of the colour jitter
+    JITTER = 41  # brightness, contrast, saturation
     ERASE = 48  # try t uses ERASE + t: area, ratio, top, left
 
 
@@ -167,25 +169,72 @@ def weighted_ops(weight: NDArray[np.float64], unit: NDArray[np.float64]) -> NDAr
     return weight.shape[1] - 1 - reached[:, ::-1].argmax(axis=1)
 
 
-def set_ops(policy: np.void, keys: NDArray[np.int64], rows: NDArray[np.void]) -> None:
-    """Fill in the ops with their arguments."""
+def set_calls(
+    policy: np.void, call: NDArray[np.void], used: NDArray[np.bool_], op: NDArray[np.int64], arg: NDArray[np.float64],
+    filter_words: NDArray[np.uint32],
+) -> None:  # fmt: skip
+    """Fill in one layer's op and argument in the rows that use it."""
+    size = int(policy["size"])
+    call["op"], call["arg"] = np.where(used, op, 0), np.where(used, arg, 0.0)
+    moved = used & np.isin(op, AFFINE)
+    call["filter"][moved] = drawn_filter(policy, filter_words)[moved]
+    call["fast"][moved] = policy["fast"]
+    call["fill"][moved] = policy["fill"][:3]
+    call["matrix"][moved] = matrices(op, arg, size, size)[moved]
+
+
+def set_rand_augment(policy: np.void, keys: NDArray[np.int64], calls: NDArray[np.void]) -> None:
+    """Fill in the ops that RandAugment draws."""
     size, weight = int(policy["size"]), np.tile(policy["weight"], (len(keys), 1))
     weighted = bool((policy["weight"] > 0).any())
     for layer in range(policy["layers"]):
         bits = words(policy, keys, Draw.OPS + 2 * layer)
-        op = weighted_ops(weight, uniform(bits[:, 0])) if weighted else 1 + one_of(bits[:, 0], len(OPS) - 1)
+        op = weighted_ops(weight, uniform(bits[:, 0])) if weighted else 1 + one_of(bits[:, 0], len(RAND_OPS) - 1)
         weight[np.arange(len(op)), op] = 0.0  # timm draws weighted ops without, others with replacement
         more = words(policy, keys, Draw.OPS + 2 * layer + 1)
         negative = uniform(more[:, 0]) < 0.5
         arg = arguments(op, magnitudes(policy, bits), negative, bool(policy["increasing"]), size)
         used = uniform(bits[:, 1]) < policy["op_probability"]
-        call = rows["ops"][:, layer]
-        call["op"], call["arg"] = np.where(used, op, 0), np.where(used, arg, 0.0)
-        moved = used & np.isin(op, AFFINE)
-        call["filter"][moved] = drawn_filter(policy, more[:, 1])[moved]
-        call["fast"][moved] = policy["fast"]
-        call["fill"][moved] = policy["fill"][:3]
-        call["matrix"][moved] = matrices(op, arg, size, size)[moved]
+        set_calls(policy, calls[:, layer], used, op, arg, more[:, 1])
+
+
+def between(bounds: NDArray[np.float64], share: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`share` of the way between two bounds (…, 2)."""
+    return bounds[..., 0] + (bounds[..., 1] - bounds[..., 0]) * share
+
+
+def set_sub_policy(policy: np.void, keys: NDArray[np.int64], calls: NDArray[np.void]) -> None:
+    """Fill in the ops of each row's sub-policy."""
+    group = words(policy, keys, Draw.GROUP)
+    chosen = policy["sub_policy"][one_of(group[:, 0], int(policy["sub_policies"]))]
+    for layer in range(SUB_OPS):
+        drawn, bits, more = chosen[:, layer], *(words(policy, keys, Draw.OPS + 2 * layer + i) for i in range(2))
+        share, bounds = uniform(more[:, 0]), drawn["range"]
+        arg = np.where(drawn["uniform"], between(bounds, share), np.where(share < 0.5, bounds[:, 0], bounds[:, 1]))
+        used = uniform(bits[:, 1]) < drawn["probability"]
+        set_calls(policy, calls[:, layer], used, drawn["op"].astype(np.int64), arg, more[:, 1])
+
+
+def set_jitter(policy: np.void, keys: NDArray[np.int64], calls: NDArray[np.void]) -> None:
+    """Fill in brightness, contrast and saturation, a row's last three ops, in any of their six orders."""
+    order = one_of(words(policy, keys, Draw.GROUP)[:, 1], 6)
+    first, second = order // 2, (order // 2 + 1 + order % 2) % 3
+    places = np.stack([first, second, 3 - first - second])
+    factors = between(policy["color_jitter"], uniform(words(policy, keys, Draw.JITTER)[:, :3]))
+    ops, everywhere = np.array([OPS.index(name) for name in JITTERED]), np.ones(len(keys), bool)
+    for layer, place in enumerate(places, LAYERS - len(JITTERED)):
+        arg = factors[np.arange(len(keys)), place]
+        set_calls(policy, calls[:, layer], everywhere, ops[place], arg, np.zeros(len(keys), np.uint32))
+
+
+def set_ops(policy: np.void, keys: NDArray[np.int64], calls: NDArray[np.void]) -> None:
+    """Fill in the ops (B, LAYERS) with their arguments."""
+    if policy["sub_policies"]:
+        set_sub_policy(policy, keys, calls)
+    else:
+        set_rand_augment(policy, keys, calls)
+    if policy["color_jitter"][0] != policy["color_jitter"][1]:
+        set_jitter(policy, keys, calls)
 
 
 def set_erased(policy: np.void, keys: NDArray[np.int64], rows: NDArray[np.void], chosen: NDArray[np.bool_]) -> None:
@@ -213,7 +262,7 @@ def sample_rows(keys: Tensor, numbers: Tensor) -> Tensor:
     bits = words(policy, key, Draw.FLIP)
     rows["flip"] = uniform(bits[:, 0]) < policy["flip"]
     rows["filter"] = drawn_filter(policy, bits[:, 1])
-    set_ops(policy, key, rows)
+    set_ops(policy, key, rows["ops"])
     if policy["erase"]:
         set_erased(policy, key, rows, uniform(bits[:, 2]) < policy["erase_probability"])
     return torch.from_numpy(rows.view(np.uint8).reshape(len(key), ROW.itemsize))
