@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from deit_kernels.augment import Erase, Mix, Policy, RandAugment
+from deit_kernels.augment import Erase, Mix, Policy
 
 from .model import IMAGENET_NORMALISATION, Normalisation
 from .names import flag
@@ -68,7 +68,7 @@ class Config:
     crop_scale: Shared[tuple[float, float]] = (0.08, 1.0)  # random crop's share of the image's area, least and most
     flip: Shared[Fraction] = 0.5  # probability of a horizontal flip
     rand_augment: str = ""  # timm's string, such as rand-m9-mstd0.5-inc1, or 3a (DeiT III), original, v0; empty: none
-    color_jitter: Annotated[Later[float | None], span(0, 1)] = None  # brightness, contrast, colour; 3a: 0.3 if not given
+    color_jitter: Annotated[Later[float | None], span(0, 1)] = None  # of brightness, contrast, colour; with 3a: 0.3
     simple_crop: Later[bool] = False  # resize the shorter side, crop at random within 4 reflected pixels (DeiT III)
     erase: Fraction = 0.0  # probability that a random box is filled with noise
     mixup: float = 0.0  # alpha of mixup's Beta distribution; 0: no mixup
@@ -111,7 +111,7 @@ class Config:
     label_smoothing: BelowOne = 0.1  # smoothing of the true labels
     bce_loss: Later[bool] = False  # of the true labels, a binary cross-entropy for every class, averaged (DeiT III)
     bce_sum: Later[bool] = False  # binary cross-entropy: summed over the classes
-    bce_target_thresh: Annotated[Later[float | None], span(0, 0.999)] = 0.0  # targets above it are 1, others 0; None: as is
+    bce_target_thresh: Annotated[Later[float | None], span(0, 0.999)] = 0.0  # above it a target is 1; None: as it is
 
     # Optimisation
     epochs: Annotated[int, span(1, 10**6)] = 300  # passes; an epoch is (images // batch size) steps
@@ -169,16 +169,22 @@ class Config:
             ValueError: --rand-augment is not a string of timm's that is known here.
         """
         mixes = self.mixup > 0 or self.cutmix > 0
-        return Policy(
+        return replace(
+            self._ops(),
             size=self.image_size,
+            crop="simple" if self.simple_crop else "random_resized",
             scale=self.crop_scale,
             flip=self.flip,
             mean=normalisation[0],
             std=normalisation[1],
-            rand_augment=RandAugment.parse(self.rand_augment) if self.rand_augment else None,
             erase=Erase(self.erase) if self.erase else None,
             mix=Mix(self.mixup, self.cutmix, self.mix_prob, self.mix_switch_prob) if mixes else None,
         )
+
+    def _ops(self) -> Policy:
+        """The stages of --rand-augment and --color-jitter."""
+        policy = Policy.parse(self.rand_augment) if self.rand_augment else Policy()
+        return policy if self.color_jitter is None else replace(policy, color_jitter=self.color_jitter)
 
     def preprocessing(self, normalisation: Normalisation) -> Preprocessing:
         """What evaluation does to an image, in the run and wherever its model is used."""
@@ -212,11 +218,10 @@ class Config:
                 raise ValueError(f"{flag(name)} lies between {low} and {high}, got {value}")
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ValueError(f"--crop-scale takes two shares, 0 < least <= most <= 1, got {self.crop_scale}")
-        if self.rand_augment:
-            try:
-                RandAugment.parse(self.rand_augment)
-            except ValueError as error:
-                raise ValueError(f"--rand-augment: {error}") from error
+        try:
+            self._ops()
+        except ValueError as error:
+            raise ValueError(f"--rand-augment: {error}") from error
         if self.bce_loss and self.label_smoothing and self.bce_target_thresh is not None:
             raise ValueError(
                 "--bce-loss calls every class right whose target is above --bce-target-thresh, and --label-smoothing "

@@ -11,7 +11,6 @@ filling a cache cannot differ, so a cached label has the bits of training.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from dataclasses import dataclass
 from typing import Any
@@ -104,7 +103,7 @@ class Loaders:
     def validation_identity(self) -> dict[str, Any]:
         """Everything but the model that a score on the validation images depends on, JSON values."""
         identity = self.data.identity
-        policy = dataclasses.asdict(self.preprocessing.policy)
+        policy = self.preprocessing.policy.settings()
         return {"policy": policy, "images": identity["val"], "labels": identity["labels"]}
 
 

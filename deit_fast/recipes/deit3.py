@@ -1,4 +1,4 @@
-"""The trainings of DeiT III (arXiv 2204.07118), by the commands in the official README_revenge.md; `named.py` names them.
+"""The trainings of DeiT III (arXiv 2204.07118), by the commands of README_revenge.md; `named.py` names them.
 
 Every docstring has the command, the top-1 on ImageNet's validation images with its source, and a time. Nothing here has
 been trained on ImageNet by us yet; a time marked "estimate" is the arithmetic of docs/recipes.md, a lower bound.
@@ -49,8 +49,9 @@ _TOP1 = {  # top-1, and on ImageNet-V2, of the 224-pixel models (README_revenge.
 _TOP1_400 = {"small": 80.4, "base": 83.4, "large": 84.6}  # naver-ai/rope-vit, README: repeated with the official code
 # Stochastic depth, top-1, top-1 on ImageNet-V2 and hours of the fine-tunings.
 _FINETUNED = {
-    ("base", 224): (0.2, 83.8, 73.6, 0.4), ("large", 224): (0.45, 84.9, 75.1, 1.5), ("huge", 224): (0.55, 85.2, 75.9, 3.9),
-    ("small", 384): (0.0, 83.4, 73.1, 0.4), ("base", 384): (0.15, 85.0, 74.8, 1.3), ("large", 384): (0.4, 85.8, 76.7, 4.5),
+    ("base", 224): (0.2, 83.8, 73.6, 0.4), ("large", 224): (0.45, 84.9, 75.1, 1.5),
+    ("huge", 224): (0.55, 85.2, 75.9, 3.9), ("small", 384): (0.0, 83.4, 73.1, 0.4),
+    ("base", 384): (0.15, 85.0, 74.8, 1.3), ("large", 384): (0.4, 85.8, 76.7, 4.5),
 }  # fmt: skip
 _OWN = {
     "medium": "The authors give no command for this size: rate, resolution and stochastic depth are between its "

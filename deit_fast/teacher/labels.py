@@ -10,7 +10,6 @@ If the cache lacks the labels of a step, the teacher computes them and the cache
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import importlib.util
 import sys
@@ -180,7 +179,7 @@ def cache_settings(config: Config, spec: str, dtype: torch.dtype, data: Training
             "labels": _digest_of([train_set.labels]),
             "images": _digest_of(probes),
         },
-        "policy": dataclasses.asdict(policy),
+        "policy": policy.settings(),
     }
     settings |= {name: getattr(config, name) for name in fields_where("label")}
     if config.order == "official":

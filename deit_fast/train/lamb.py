@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -70,7 +71,7 @@ class Lamb(timm.optim.Lamb):
             weight_decay=group["weight_decay"], decoupled_decay=False, max_lr=None, trust_clip=False,
             always_adapt=False, caution=False,
         )  # fmt: skip
-        for old, new in zip(sum(kept, []), [*values, *averages, *squares], strict=True):
+        for old, new in zip(itertools.chain(*kept), [*values, *averages, *squares], strict=True):
             torch.where(finite, new, old, out=old)
 
 

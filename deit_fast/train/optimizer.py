@@ -51,12 +51,10 @@ def parameter_groups(
     if not decay_dist_token:
         skipped = skipped | {"dist_token"}
     layers = dict.fromkeys((name for name, _ in model.named_parameters()), 0) if layer_decay == 1 else _layers(model)
-    scales = [layer_decay ** (max(layers.values()) - layer) for layer in range(max(layers.values()) + 1)]
-    groups: list[dict] = []
-    for layer, scale in enumerate(scales):
-        for decayed in (False, True):
-            group = {"params": [], "weight_decay": weight_decay * decayed}
-            groups.append(group if layer_decay == 1 else group | {"lr_scale": scale})
+    last, groups = max(layers.values()), []
+    for layer in range(last + 1):
+        scale = {} if layer_decay == 1 else {"lr_scale": layer_decay ** (last - layer)}
+        groups += [{"params": [], "weight_decay": decay, **scale} for decay in (0.0, weight_decay)]
     for name, parameter in model.named_parameters():
         plain = parameter.ndim <= 1 or name.endswith(".bias") or name in skipped
         groups[2 * layers[name] + (not plain)]["params"].append(parameter)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
-from deit_kernels import TopK, cross_entropy, distillation_loss
+from deit_kernels import TopK, binary_cross_entropy, cross_entropy, distillation_loss
 
 from ..command import OfOneRank
 from ..config import Config, Precision
@@ -258,12 +258,15 @@ def losses_of(
         counted = (labels != IGNORE).sum()
     top1 = (cls_logits.argmax(1) == labels).sum() / counted
     options = {"label_smoothing": config.label_smoothing, "reduction": "none"}
+    if config.bce_loss:
+        options |= {"target_threshold": config.bce_target_thresh, "sum_classes": config.bce_sum}
     if teacher_labels is None:
-        loss = cross_entropy(cls_logits, target, **options).sum() / counted
+        label_loss = binary_cross_entropy if config.bce_loss else cross_entropy
+        loss = label_loss(cls_logits, target, **options).sum() / counted
         return Losses(loss, loss.detach(), None, top1)
     parts = distillation_loss(
         cls_logits, dist_logits, teacher_labels, target, mode=config.distill, alpha=config.alpha, tau=config.tau,
-        kl_normalizer=config.kl_normalizer, return_parts=True, **options,
+        kl_normalizer=config.kl_normalizer, return_parts=True, base="bce" if config.bce_loss else "ce", **options,
     )  # fmt: skip
     return Losses(*(part.sum() / counted for part in parts), top1)
 

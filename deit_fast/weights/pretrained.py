@@ -212,7 +212,7 @@ def load_pretrained(
     if _FIRST_SCALE in own and _FIRST_SCALE not in weights:
         if file.huggingface:
             weights = with_layer_scale(weights)
-            notes.append("the file's LayerScale is in its matrices, as Hugging Face's files have it: it starts anew at 1")
+            notes.append("LayerScale starts at 1: in Hugging Face's files its factors are in the matrices")
         else:
             weights = from_official(weights)
     theirs, ours = _architecture(weights), _architecture(own)
