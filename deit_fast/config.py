@@ -221,7 +221,8 @@ class Config:
         try:
             self._ops()
         except ValueError as error:
-            raise ValueError(f"--rand-augment: {error}") from error
+            way = ": leave --color-jitter out, or type --rand-augment 3a" if self.color_jitter else ""
+            raise ValueError(f"--rand-augment: {error}{way}") from error
         if self.bce_loss and self.label_smoothing and self.bce_target_thresh is not None:
             raise ValueError(
                 "--bce-loss calls every class right whose target is above --bce-target-thresh, and --label-smoothing "

@@ -129,7 +129,8 @@ def parse(arguments: Sequence[str], description: str, program: str = "python -m 
     """The command line over the defaults of its recipe.
 
     Without --recipe it is the built-in data's own, `deit` for other data, and `demo` for a command without either.
-    What a typed flag makes pointless gives way: the recipe's teacher to --distill none, its warm-up to fewer --epochs.
+    What a typed flag makes pointless gives way: the recipe's teacher to --distill none, its warm-up to fewer --epochs,
+    its colour jitter to another --rand-augment.
     --distill soft takes its settings from the recipes `paper` and `official`, which stand for one of them each.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -154,4 +155,6 @@ def parse(arguments: Sequence[str], description: str, program: str = "python -m 
         changes |= {key: value for key, value in SOFT.get(name, {}).items() if getattr(config, key) is None}
     if config.warmup_epochs >= config.epochs and config.warmup_epochs == defaults.warmup_epochs:
         changes["warmup_epochs"] = config.epochs / 10
+    if config.rand_augment != defaults.rand_augment and config.color_jitter == defaults.color_jitter:
+        changes["color_jitter"] = None
     return dataclasses.replace(config, **changes)

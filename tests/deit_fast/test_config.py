@@ -20,7 +20,8 @@ from tests.deit_fast.data.memory_dataset import MemoryDataset
 # i: identifies the run; r: must be the same on all ranks; t: a teacher recipe takes it over; k: decides cached labels;
 # e: decides the pixels of evaluation (weights/test_preprocessing.py).
 MEANING = {
-    "recipe": "ir", "data": "irte", "image_size": "irtke", "crop_scale": "irtk", "flip": "irtk", "rand_augment": "irk", "color_jitter": "irk", "simple_crop": "irk",
+    "recipe": "ir", "data": "irte", "image_size": "irtke", "crop_scale": "irtk", "flip": "irtk", "rand_augment": "irk",
+    "color_jitter": "irk", "simple_crop": "irk",
     "erase": "irk", "mixup": "irk", "cutmix": "irk", "mix_prob": "irk", "mix_switch_prob": "irk", "crop_ratio": "irte",
     "repeats": "irk", "order": "irtk", "exif_orientation": "irtke", "in_memory": "t", "bad_images": "irt",
     "threads": "t", "model": "ire", "weights": "ir", "pos_embed_resize": "ir", "patch_size": "ir", "width": "ir",
@@ -30,7 +31,8 @@ MEANING = {
     "kl_normalizer": "ir", "label_smoothing": "ir", "bce_loss": "ir",
     "bce_sum": "ir", "bce_target_thresh": "ir", "epochs": "ir", "batch_size": "irtk", "micro_batch": "rt",
     "optimizer": "ir", "lr": "ir", "warmup_epochs": "ir", "warmup_lr": "ir", "min_lr": "ir", "schedule": "ir",
-    "weight_decay": "ir", "unscale_lr": "ir", "layer_decay": "ir", "decay_dist_token": "ir", "ema_decay": "ir", "precision": "irt", "compile": "ir",
+    "unscale_lr": "ir", "layer_decay": "ir",
+    "weight_decay": "ir", "decay_dist_token": "ir", "ema_decay": "ir", "precision": "irt", "compile": "ir",
     "compile_mode": "r",
     "seed": "ir", "data_seed": "irtk", "out": "r", "fresh": "r", "dry_run": "r", "gpus": "t", "profile": "r",
     "log_every": "r", "eval_every": "r", "skip_limit": "r", "save_every": "r", "keep": "r",
@@ -45,7 +47,7 @@ def base(tmp_path: Path) -> Config:
     (tmp_path / "teacher.pth").write_bytes(b"weights")
     (tmp_path / "other.pth").write_bytes(b"other weights")
     return Config(
-        data="/flowers", rand_augment="rand-m9-mstd0.5-inc1", erase=0.25, mixup=0.8, cutmix=1.0, mix_prob=0.5,
+        data="/flowers", rand_augment="3a", erase=0.25, mixup=0.8, cutmix=1.0, mix_prob=0.5,
         distill="soft", teacher=str(tmp_path / "teacher.pth"), teacher_top_k=3, alpha=0.5, tau=3.0,
         kl_normalizer="batch",
     )  # fmt: skip
@@ -61,7 +63,7 @@ def changed(config: Config, name: str) -> Config:
     value, kind = getattr(config, name), typing.get_type_hints(Config)[name]
     own = {
         "rand_augment": "rand-m5-mstd0.5-inc1", "teacher": str(Path(config.teacher).with_name("other.pth")),
-        "crop_scale": (0.2, 0.9), "teacher_precision": "bf16",
+        "crop_scale": (0.2, 0.9), "teacher_precision": "bf16", "color_jitter": 0.2,
     }  # fmt: skip
     if name in own:
         other: object = own[name]

@@ -66,8 +66,29 @@ def test_the_policy_is_the_augmentations_own() -> None:
 
 def test_the_page_names_every_recipe_and_no_other() -> None:
     names = set(re.findall(r"`(deit3-[a-z0-9-]+)`", PAGE))
-    names |= {f"deit3-{size}-400" for size in re.findall(r"`-400` of (\w+)", PAGE)}
     assert names == DEIT3_RECIPES.keys()
+
+
+def test_another_augmentation_takes_the_place_of_3_augment_with_its_jitter() -> None:
+    command = ["--recipe", "deit3-small", "--data", "x", "--rand-augment"]
+    config = parse([*command, "rand-m9-mstd0.5-inc1"], "")
+    config.check()
+    assert config.color_jitter is None
+    with pytest.raises(ValueError, match="--rand-augment: .*: leave --color-jitter out, or type --rand-augment 3a"):
+        parse([*command, "rand-m9-mstd0.5-inc1", "--color-jitter", "0.2"], "").check()
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ("--bce-loss True", "type --label-smoothing 0, or --bce-target-thresh None"),
+        ("--bce-sum True", "belong to --bce-loss: leave them out, or type that"),
+        ("--bce-target-thresh 0.2", "belong to --bce-loss"),
+    ],
+)
+def test_flags_of_the_loss_that_do_not_go_together_are_refused(flags: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        parse(["--data", "x", "--recipe", "deit-small", *flags.split()], "").check()
 
 
 # Made small

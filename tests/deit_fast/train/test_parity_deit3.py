@@ -1,7 +1,7 @@
 """The trainer by DeiT III's recipe beside a plain loop over timm's model: the losses agree step by step.
 
-The plain loop has the official formulas: targets above 0 are 1 (engine.py), BCEWithLogitsLoss (main.py), Apex's LAMB. It
-shares with the trainer only the starting weights and the batches: 3-Augment, colour jitter, mixup and CutMix.
+The plain loop has the official formulas: targets above 0 are 1 (engine.py), BCEWithLogitsLoss (main.py), Apex's LAMB.
+It shares with the trainer only the starting weights and the batches: 3-Augment, colour jitter, mixup and CutMix.
 """
 
 import dataclasses
