@@ -7,7 +7,8 @@ counts, which others on the machine disturb least. With a card the whole recipe 
 
 Ours and timm's pixels are the same. Not so: torchvision v2 rounds its resize otherwise and draws each op once a call,
 here once an image; albumentations' crop is not antialiased and its RandAugment is our list of its ops; Kornia works on
-floats and picks the ops of RandAugment once for a batch. The limit is a copy of as many bytes as the crops and the
+floats and picks the ops of RandAugment once for a batch; torchvision's blur is a Gaussian of 9 pixels, Pillow's three
+boxes. The limit is a copy of as many bytes as the crops and the
 output have.
 """
 
@@ -16,7 +17,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -47,7 +48,7 @@ from deit_kernels.augment import (
 )
 
 IMAGES, ROUNDS = 64, 9
-DEIT, PLAIN = Policy.deit(), Policy.crop_and_flip()
+DEIT, DEIT3, PLAIN = Policy.deit(), Policy.deit3(), Policy.crop_and_flip()
 TIMM_STRING = "rand-m9-mstd0.5-inc1"
 NUMBERS = DEIT.mean, DEIT.std
 
@@ -126,8 +127,12 @@ class Ours:
         return self.out
 
 
-def timm_batch(photos: list[np.ndarray], whole: bool, mix: bool = False) -> Contender:
-    recipe = {"auto_augment": TIMM_STRING, "re_prob": 0.25, "re_mode": "pixel"} if whole else {"color_jitter": None}
+PLAIN_OF_TIMM = {"color_jitter": None}
+DEIT_OF_TIMM = {"auto_augment": TIMM_STRING, "re_prob": 0.25, "re_mode": "pixel"}
+DEIT3_OF_TIMM = {"auto_augment": "3a", "color_jitter": 0.3}
+
+
+def timm_batch(photos: list[np.ndarray], recipe: dict[str, object], mix: bool = False) -> Contender:
     transform = timm.data.create_transform(224, is_training=True, interpolation="bicubic", **recipe)
     images = [Image.fromarray(photo) for photo in photos]
     mixup = timm.data.Mixup(0.8, 1.0, num_classes=1000)
@@ -140,7 +145,14 @@ def timm_batch(photos: list[np.ndarray], whole: bool, mix: bool = False) -> Cont
     return run
 
 
-def torchvision_batch(photos: list[np.ndarray], whole: bool, device: str = "cpu") -> Contender:
+def torchvision_three_augment(photos: list[np.ndarray]) -> Contender:
+    three = [v2.Grayscale(3), v2.RandomSolarize(128, p=1.0), v2.GaussianBlur(9, (0.1, 2.0))]
+    return torchvision_batch(photos, whole=False, ops=[v2.RandomChoice(three), v2.ColorJitter(0.3, 0.3, 0.3)])
+
+
+def torchvision_batch(
+    photos: list[np.ndarray], whole: bool, device: str = "cpu", ops: Sequence[Callable[[Tensor], Tensor]] = ()
+) -> Contender:
     stages = [
         v2.RandomResizedCrop(224, interpolation=InterpolationMode.BICUBIC, antialias=True),
         v2.RandomHorizontalFlip(),
@@ -149,7 +161,7 @@ def torchvision_batch(photos: list[np.ndarray], whole: bool, device: str = "cpu"
         v2.Normalize(*NUMBERS),
         v2.RandomErasing(0.25, value="random"),
     ]
-    transform = v2.Compose(stages if whole else [*stages[:2], *stages[3:5]])
+    transform = v2.Compose(stages if whole else [*stages[:2], *ops, *stages[3:5]])
     images = [torch.from_numpy(photo).permute(2, 0, 1).contiguous().to(device) for photo in photos]
     return lambda: torch.stack([transform(image) for image in images])
 
@@ -214,7 +226,8 @@ def kornia_batch(photos: list[np.ndarray], whole: bool, device: str = "cpu") -> 
 
 def peers(photos: list[np.ndarray], whole: bool) -> dict[str, Contender]:
     """The peers that are installed."""
-    found = {"timm": timm_batch(photos, whole), "torchvision v2": torchvision_batch(photos, whole)}
+    timms = timm_batch(photos, DEIT_OF_TIMM if whole else PLAIN_OF_TIMM)
+    found = {"timm": timms, "torchvision v2": torchvision_batch(photos, whole)}
     for name, make in (("albumentations", albumentations_batch), ("kornia", kornia_batch)):
         if importlib.util.find_spec(name):
             found[name] = make(photos, whole)
@@ -230,7 +243,14 @@ def test_whole_recipe(benchmark: BenchmarkFixture, photos: list[np.ndarray]) -> 
 @needs_extension
 def test_whole_recipe_with_mixing(benchmark: BenchmarkFixture, photos: list[np.ndarray]) -> None:
     """The same and mixup or CutMix of the batch, which of the peers timm has on the CPU."""
-    compare(benchmark, {"deit_kernels": Ours(photos, DEIT, mix=True), "timm": timm_batch(photos, True, mix=True)})
+    compare(benchmark, {"deit_kernels": Ours(photos, DEIT, mix=True), "timm": timm_batch(photos, DEIT_OF_TIMM, mix=True)})
+
+
+@needs_extension
+def test_three_augment(benchmark: BenchmarkFixture, photos: list[np.ndarray]) -> None:
+    """DeiT III: crop, flip, one of greyscale, solarise and Gaussian blur, colour jitter, normalise."""
+    theirs = {"timm": timm_batch(photos, DEIT3_OF_TIMM), "torchvision v2": torchvision_three_augment(photos)}
+    compare(benchmark, {"deit_kernels": Ours(photos, replace(DEIT3, mix=None)), **theirs})
 
 
 @needs_extension
@@ -250,18 +270,21 @@ def test_stages(benchmark: BenchmarkFixture, photos: list[np.ndarray]) -> None:
         "crop and flip": Ours(photos, PLAIN),
         "and RandAugment": Ours(photos, replace(PLAIN, rand_augment=DEIT.rand_augment)),
         "and erasing": Ours(photos, replace(PLAIN, erase=Erase())),
+        "and 3-Augment": Ours(photos, replace(PLAIN, auto_augment=DEIT3.auto_augment)),
+        "and colour jitter": Ours(photos, replace(PLAIN, color_jitter=0.3)),
     }
     compare(benchmark, variants, variants=True)
 
 
 @needs_extension
 def test_every_op(benchmark: BenchmarkFixture, photos: list[np.ndarray]) -> None:
-    """Each op of RandAugment alone on 224 × 224 images, at a drawn argument, beside a copy of the images."""
+    """Each op alone on 224 × 224 images, at a drawn argument, beside a copy of the images."""
     images = torch.from_numpy(np.stack([photo[:224, :224] for photo in photos]))
-    calls = sample_plan(DEIT, seed=0, epoch=0, sample=range(500), copy=0, height=9, width=9).table["ops"].reshape(-1)
-    drawn = {name: float(calls["arg"][calls["op"] == OPS.index(name)][0]) for name in OPS[1:]}
+    drawn = [sample_plan(p, seed=0, epoch=0, sample=range(500), copy=0, height=9, width=9) for p in (DEIT, DEIT3)]
+    calls = np.concatenate([plan.table["ops"].reshape(-1) for plan in drawn])
+    arguments = {name: float(calls["arg"][calls["op"] == OPS.index(name)][0]) for name in OPS[1:]}
     runs: dict[str, Contender] = {"copy": images.clone}
-    runs |= {name: (lambda name=name, arg=arg: apply_op(images, name, arg)) for name, arg in drawn.items()}
+    runs |= {name: (lambda name=name, arg=arg: apply_op(images, name, arg)) for name, arg in arguments.items()}
     compare(benchmark, runs, variants=True)
 
 
@@ -291,7 +314,7 @@ def test_plans(benchmark: BenchmarkFixture) -> None:
     def draw(policy: Policy) -> Contender:
         return lambda: sample_plan(policy, seed=0, epoch=0, sample=sample, copy=0, height=375, width=500)
 
-    runs = {"deit": draw(DEIT), "crop and flip": draw(PLAIN), "eval": draw(Policy.eval())}
+    runs = {"deit": draw(DEIT), "deit3": draw(DEIT3), "crop and flip": draw(PLAIN), "eval": draw(Policy.eval())}
     compare(benchmark, runs, count=len(sample), variants=True)
 
 

@@ -19,7 +19,7 @@ import timm
 import torch
 import torch.nn.functional as F
 import transformers
-from PIL import Image
+from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_images
 from timm.data import auto_augment
 from timm.loss import SoftTargetCrossEntropy
@@ -182,21 +182,31 @@ OPS: dict[str, tuple[float, Callable[..., Image.Image], Callable[[Tensor], Tenso
     "rotate": (21.0, auto_augment.rotate, None),
     "shear_x": (0.2, auto_augment.shear_x, None),
     "translate_x": (31.0, auto_augment.translate_x_abs, None),
+    "gaussian_blur": (1.3, auto_augment.gaussian_blur, lambda x: tv.gaussian_blur(x, [9, 9], [1.3, 1.3])),
 }
 ROUNDS_OTHERWISE = "torchvision computes on tensors in another order or rounding than Pillow; ours is Pillow's"
+TRUE_GAUSSIAN = "torchvision weighs by a Gaussian, cut off at the kernel's side; Pillow's blur, and ours, is three boxes"
 
 
 FILL = (124, 116, 104)  # timm's fill: ImageNet's mean
 
 
 def by_timm(image: Image.Image, row: np.void) -> Tensor:
-    """One image through timm's own crop, flip, ops on Pillow and normalisation, with the numbers of a row of a plan."""
-    cropped = tv.resized_crop(image, *row["box"].tolist(), [224, 224], InterpolationMode(FILTERS[row["filter"]]))
+    """One image through timm's own crop, flip, ops on Pillow and normalisation, with the numbers of a row of a plan.
+
+    A row that reflects pixels has DeiT III's simple random crop, torchvision's.
+    """
+    mode, pad = InterpolationMode(FILTERS[row["filter"]]), int(row["pad"])
+    if pad:
+        padded = tv.pad(tv.resize(image, [224], mode), [pad], padding_mode="reflect")
+        cropped = tv.crop(padded, *(row["window"] + pad).tolist(), 224, 224)
+    else:
+        cropped = tv.resized_crop(image, *row["box"].tolist(), [224, 224], mode)
     cropped = tv.horizontal_flip(cropped) if row["flip"] else cropped
     for call in row["ops"][row["ops"]["op"] > 0]:
         name, filter = OP_NAMES[call["op"]], Image.Resampling[FILTERS[call["filter"]].upper()]
         function = getattr(auto_augment, f"{name}_abs" if name.startswith("translate") else name)
-        integer = name in ("posterize", "solarize_add")
+        integer = name in ("posterize", "solarize", "solarize_add")
         argument = [] if name in WITHOUT_ARGUMENT else [int(call["arg"]) if integer else float(call["arg"])]
         cropped = function(cropped, *argument, fillcolor=FILL, resample=filter)
     return tv.normalize(to_tensor(cropped), IMAGENET_MEAN, IMAGENET_STD)
@@ -216,6 +226,7 @@ def recipe() -> Iterator[Line]:
     away = ((ours - theirs).abs() * kept).max().item()
     name = "crop, flip, RandAugment rand-m9-mstd0.5-inc1, normalised"
     yield judged("timm", f"{name}: {count} images, outside the erased boxes", away, 0.0)
+    yield from other_recipes(batch)
     mix = sample_mix(policy, seed=1, step=0, start=0, count=count, group=count)
     mixed, expected, lam = apply(batch, plan, mix), ours.clone(), float(mix.lam[0])
     partners = ours.roll(-count // 2, 0)
@@ -232,6 +243,22 @@ def recipe() -> Iterator[Line]:
         "timm draws from Python's and NumPy's global generators; ours are a function of seed, epoch, sample and copy, "
         "of the same distributions; erasing's noise is drawn on the device",
     )  # fmt: skip
+
+
+def other_recipes(batch: ImageBatch) -> Iterator[Line]:
+    """DeiT III's, with either crop, and AutoAugment's policies."""
+    policies = {
+        "DeiT III: crop, flip, 3-Augment, colour jitter, normalised": ("facebookresearch/deit", Policy.deit3()),
+        "the same with the simple random crop": ("facebookresearch/deit", Policy.deit3(src=True)),
+        "crop, flip, AutoAugment original, normalised": ("timm", Policy.parse("original")),
+        "crop, flip, AutoAugment v0, normalised": ("timm", Policy.parse("v0")),
+    }
+    count = len(batch.height)
+    for name, (library, policy) in policies.items():
+        plan = sample_plan(policy, seed=1, epoch=0, sample=range(count), copy=0, height=batch.height, width=batch.width)
+        theirs = [by_timm(Image.fromarray(photo()[:, offset:]), row) for offset, row in enumerate(plan.table)]
+        away = (apply(batch, plan) - torch.stack(theirs)).abs().max().item()
+        yield judged(library, f"{name}: {count} images", away, 0.0)
 
 
 def augmentation() -> Iterator[Line]:
@@ -254,7 +281,10 @@ def augmentation() -> Iterator[Line]:
         yield compared("timm", f"{name} {argument:g}", ours, torch.from_numpy(np.array(theirs)), "")
         if torchvisions is not None:
             result = torchvisions(planes).permute(1, 2, 0)
-            yield compared("torchvision v2", f"{name} {argument:g}", ours, result, ROUNDS_OTHERWISE)
+            why = TRUE_GAUSSIAN if name == "gaussian_blur" else ROUNDS_OTHERWISE
+            yield compared("torchvision v2", f"{name} {argument:g}", ours, result, why)
+    theirs = torch.from_numpy(np.array(ImageOps.grayscale(Image.fromarray(crop)).convert("RGB")))
+    yield compared("facebookresearch/deit", "greyscale, color 0", apply_op(pixels[None], "color", 0.0)[0], theirs, "")
     yield Line(
         "torchvision v2", "RandAugment as a recipe", "does not apply", "–",
         "another distribution: other ops and magnitudes, one draw a call; timm's strings are ours",

@@ -25,8 +25,8 @@ class Flag:
     free: bool = False  # may change between two runs of one configuration: it moves no weight by more than rounding
     local: bool = False  # may differ among ranks: it decides neither the weights nor which collectives are called when
     shared: bool = False  # a teacher recipe takes it over from the student: the same data, seen in the same way
-    later: bool = False  # older versions have no such flag: at its default it does not change the run folder's name
     label: int = 0  # place in the key of a cached label, from 1; 0: no label depends on it
+    later: bool = False  # added when runs had names: at its default it is no part of the identity, so names stay
 
 
 def span(low: float, high: float) -> Flag:
@@ -66,10 +66,10 @@ class Config:
     data: Shared[str] = ""  # folder (train/, val/ of classes, tar shards, parquet, CIFAR), or built in: photos, digits
     image_size: Annotated[Shared[int], span(1, 4096), label(6)] = 224  # side of training and evaluation crops, pixels
     crop_scale: Shared[tuple[float, float]] = (0.08, 1.0)  # random crop's share of the image's area, least and most
+    simple_random_crop: Later[Shared[bool]] = False  # resize the shorter side, reflect 4 pixels, crop; no crop_scale
     flip: Shared[Fraction] = 0.5  # probability of a horizontal flip
-    rand_augment: str = ""  # timm's string, such as rand-m9-mstd0.5-inc1, or 3a (DeiT III), original, v0; empty: none
-    color_jitter: Annotated[Later[float | None], span(0, 1)] = None  # of brightness, contrast, colour; with 3a: 0.3
-    simple_crop: Later[bool] = False  # resize the shorter side, crop at random within 4 reflected pixels (DeiT III)
+    rand_augment: str = ""  # timm's string: rand-m9-mstd0.5-inc1, 3a (DeiT III), original (AutoAugment); empty: none
+    color_jitter: Annotated[Later[float | None], span(0, 10)] = None  # of brightness, contrast, saturation; 3a: 0.3
     erase: Fraction = 0.0  # probability that a random box is filled with noise
     mixup: float = 0.0  # alpha of mixup's Beta distribution; 0: no mixup
     cutmix: float = 0.0  # alpha of CutMix's; 0: no CutMix; with both, each group of rows has one of them
@@ -146,45 +146,47 @@ class Config:
     save_every: Annotated[Free[int], span(0, 10**9)] = 0  # steps between checkpoints; 0: an epoch
     keep: Annotated[Free[int], span(1, 10**6)] = 2  # checkpoints kept, the newest ones
 
-    def identity(self) -> dict[str, object]:
+    def deciding(self) -> dict[str, object]:
         """The fields that decide the weights, as JSON values."""
         fields = json.loads(json.dumps(dataclasses.asdict(self)))
         for name in ("data", "teacher"):  # the same folder, however it was typed
             fields[name] = fields[name].rstrip("/") or fields[name]
         return {name: value for name, value in fields.items() if name not in fields_where("free")}
 
+    def identity(self) -> dict[str, object]:
+        """The same, which names a run: a later version's fields only where they change something."""
+        later, default = fields_where("later"), Config()
+        kept = {name for name in later if getattr(self, name) != getattr(default, name)}
+        return {name: value for name, value in self.deciding().items() if name not in later.keys() - kept}
+
     def run_folder(self) -> Path:
         """`out`, or a name under runs/ that a different configuration never shares."""
         if self.out:
             return Path(self.out)
-        later = {name: getattr(type(self), name) for name in fields_where("later")}
-        fields = {key: value for key, value in self.identity().items() if (key, value) not in later.items()}
-        digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
+        digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]
         return Path("runs") / f"{self.recipe}-{self.model.replace('/', '_')}-{digest}"
 
     def training_policy(self, normalisation: Normalisation) -> Policy:
-        """Random resized crop, flip, and the stages that the configuration names.
+        """Random crop, flip, and the stages that the configuration names.
 
         Raises:
             ValueError: --rand-augment is not a string of timm's that is known here.
         """
         mixes = self.mixup > 0 or self.cutmix > 0
-        return replace(
-            self._ops(),
+        ops = Policy.parse(self.rand_augment) if self.rand_augment else Policy()
+        return Policy(
             size=self.image_size,
-            crop="simple" if self.simple_crop else "random_resized",
+            crop="simple" if self.simple_random_crop else "random_resized",
             scale=self.crop_scale,
             flip=self.flip,
             mean=normalisation[0],
             std=normalisation[1],
+            rand_augment=ops.rand_augment,
+            auto_augment=ops.auto_augment,
+            color_jitter=ops.color_jitter if self.color_jitter is None else self.color_jitter,
             erase=Erase(self.erase) if self.erase else None,
             mix=Mix(self.mixup, self.cutmix, self.mix_prob, self.mix_switch_prob) if mixes else None,
         )
-
-    def _ops(self) -> Policy:
-        """The stages of --rand-augment and --color-jitter."""
-        policy = Policy.parse(self.rand_augment) if self.rand_augment else Policy()
-        return policy if self.color_jitter is None else replace(policy, color_jitter=self.color_jitter)
 
     def preprocessing(self, normalisation: Normalisation) -> Preprocessing:
         """What evaluation does to an image, in the run and wherever its model is used."""
@@ -218,11 +220,17 @@ class Config:
                 raise ValueError(f"{flag(name)} lies between {low} and {high}, got {value}")
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ValueError(f"--crop-scale takes two shares, 0 < least <= most <= 1, got {self.crop_scale}")
-        try:
-            self._ops()
-        except ValueError as error:
-            way = ": leave --color-jitter out, or type --rand-augment 3a" if self.color_jitter else ""
-            raise ValueError(f"--rand-augment: {error}{way}") from error
+        if self.simple_random_crop and self.crop_scale != Config.crop_scale:
+            raise ValueError("--crop-scale belongs to the random resized crop: leave out it or --simple-random-crop")
+        if self.rand_augment:
+            try:
+                ops = Policy.parse(self.rand_augment)
+            except ValueError as error:
+                raise ValueError(f"--rand-augment: {error}") from error
+            try:
+                replace(ops, color_jitter=self.color_jitter or 0.0)
+            except ValueError as error:
+                raise ValueError(f"--color-jitter beside --rand-augment {self.rand_augment}: {error}") from error
         if self.bce_loss and self.label_smoothing and self.bce_target_thresh is not None:
             raise ValueError(
                 "--bce-loss calls every class right whose target is above --bce-target-thresh, and --label-smoothing "
@@ -333,5 +341,5 @@ def fields_where(meaning: str) -> dict[str, Any]:
 
 def difference(old: Config, new: Config) -> list[str]:
     """The flags in which two configurations would train different weights, as "--name old -> new"."""
-    before, after = old.identity(), new.identity()
+    before, after = old.deciding(), new.deciding()
     return [f"{flag(name)} {before[name]!r} -> {after[name]!r}" for name in after if before[name] != after[name]]

@@ -15,7 +15,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -101,6 +101,8 @@ class Preview:
 
     data: str = ""  # whatever --data of the trainer takes (default: the recipe's)
     recipe: str = "deit"  # of the trainer
+    rand_augment: str | None = None  # another string of timm's than the recipe's, such as 3a (default: the recipe's)
+    simple_random_crop: bool = False  # as the trainer's flag (default: the recipe's)
     out: str = "preview.png"  # the picture
     images: int = 6  # originals
     copies: int = 5  # augmented copies of each
@@ -115,7 +117,9 @@ class Preview:
             raise ValueError(f"recipe {self.recipe} needs data: type --data FOLDER")
         train, _ = open_dataset(source)
         numbers = {"epoch": self.epoch, "images": self.images, "copies": self.copies}
-        policy = config.training_policy(IMAGENET_NORMALISATION)
+        given = {} if self.rand_augment is None else {"rand_augment": self.rand_augment}
+        given |= {"simple_random_crop": True} if self.simple_random_crop else {}
+        policy = replace(config, **given).training_policy(IMAGENET_NORMALISATION)
         preview(train, policy, Path(self.out), data_seed=config.data_seed, **numbers)
         print(f"drawn: {self.out}")
 

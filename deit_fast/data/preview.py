@@ -25,14 +25,19 @@ COLUMN, LINE = 1.9, 2.45  # inches of an image with its text
 
 def named_ops(row: np.void) -> str:
     """The operations of a row of a plan, a line each: "crop 43 %, flipped", "rotate -27.3", "erased 12 x 30"."""
-    box, size = row["box"], (int(row["height"]), int(row["width"]))
-    share = round(100 * int(box[2]) * int(box[3]) / (size[0] * size[1]))
+    box, resized = row["box"].tolist(), row["resized"].tolist()
+    window = min(resized) ** 2 / (resized[0] * resized[1])  # a simple crop keeps a square of a resized image
+    share = round(100 * window * box[2] * box[3] / (int(row["height"]) * int(row["width"])))
     lines = [f"crop {share} %" + (", flipped" if row["flip"] else "")]
     for call in row["ops"]:
         if call["op"]:
             name = OPS[call["op"]].replace("_", " ")
-            bare = OPS[call["op"]] in ("auto_contrast", "equalize", "invert")
-            lines.append(name if bare else f"{name} {call['arg']:.3g}")
+            if (name, call["arg"]) == ("color", 0):
+                lines.append("greyscale")
+            elif OPS[call["op"]] in ("auto_contrast", "equalize", "invert"):
+                lines.append(name)
+            else:
+                lines.append(f"{name} {call['arg']:.3g}")
     if row["erase"]:
         lines.append(f"erased {row['erased'][2]} x {row['erased'][3]}")
     return "\n".join(lines)

@@ -103,8 +103,7 @@ class Loaders:
     def validation_identity(self) -> dict[str, Any]:
         """Everything but the model that a score on the validation images depends on, JSON values."""
         identity = self.data.identity
-        policy = self.preprocessing.policy.settings()
-        return {"policy": policy, "images": identity["val"], "labels": identity["labels"]}
+        return {"policy": self.preprocessing.policy.settings(), "images": identity["val"], "labels": identity["labels"]}
 
 
 def describe(train_set: Dataset, val_set: Dataset) -> dict[str, Any]:

@@ -156,9 +156,9 @@ def _model(trained: Trained) -> str:
 def _recipe(config: Config | None) -> str:
     if config is None:
         return "Not known: these weights came without their training configuration."
-    defaults = (recipe(config.recipe) if config.recipe in RECIPES else Config()).identity()
+    defaults = (recipe(config.recipe) if config.recipe in RECIPES else Config()).deciding()
     command = ["python -m deit_fast.train", "--recipe", config.recipe]
-    for name, value in config.identity().items():
+    for name, value in config.deciding().items():
         if name == "recipe" or value == defaults[name]:
             continue
         value = Path(value).name if name in _PATHS else value

@@ -74,10 +74,10 @@ def deit_base() -> Config:
 
     Top-1 81.8 ± 0.2 (paper, Tables 5 and 8). Time: 53 h on a node of V100, 37 h on two (paper); 6.2 h on 8 × H100
     (estimate). Table 8's ablations, each a flag (in brackets the paper's top-1):
-    --optimizer sgd (74.5; its learning rate is not published, give --lr), --rand-augment "" (79.6), --mixup 0 (78.7),
-    --cutmix 0 (80.0), --mixup 0 --cutmix 0 (75.8), --erase 0 (4.3: did not train), --drop-path 0 (3.4: did not train),
-    --repeats 1 (76.5), --dropout 0.1 (81.3; the paper does not say how much, ViT has 0.1). The moving average, 81.9, is
-    evaluated in every run. AutoAugment instead of RandAugment: --rand-augment original (81.2).
+    --optimizer sgd (74.5; its learning rate is not published, give --lr), --rand-augment "" (79.6), --rand-augment
+    original (81.2: AutoAugment), --mixup 0 (78.7), --cutmix 0 (80.0), --mixup 0 --cutmix 0 (75.8), --erase 0 (4.3: did
+    not train), --drop-path 0 (3.4: did not train), --repeats 1 (76.5), --dropout 0.1 (81.3; the paper does not say how
+    much, ViT has 0.1). The moving average, 81.9, is evaluated in every run.
     """
     return table_9("deit_base_patch16_224")
 

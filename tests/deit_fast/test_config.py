@@ -21,7 +21,7 @@ from tests.deit_fast.data.memory_dataset import MemoryDataset
 # e: decides the pixels of evaluation (weights/test_preprocessing.py).
 MEANING = {
     "recipe": "ir", "data": "irte", "image_size": "irtke", "crop_scale": "irtk", "flip": "irtk", "rand_augment": "irk",
-    "color_jitter": "irk", "simple_crop": "irk",
+    "simple_random_crop": "irtk", "color_jitter": "irk",
     "erase": "irk", "mixup": "irk", "cutmix": "irk", "mix_prob": "irk", "mix_switch_prob": "irk", "crop_ratio": "irte",
     "repeats": "irk", "order": "irtk", "exif_orientation": "irtke", "in_memory": "t", "bad_images": "irt",
     "threads": "t", "model": "ire", "weights": "ir", "pos_embed_resize": "ir", "patch_size": "ir", "width": "ir",
@@ -47,7 +47,7 @@ def base(tmp_path: Path) -> Config:
     (tmp_path / "teacher.pth").write_bytes(b"weights")
     (tmp_path / "other.pth").write_bytes(b"other weights")
     return Config(
-        data="/flowers", rand_augment="3a", erase=0.25, mixup=0.8, cutmix=1.0, mix_prob=0.5,
+        data="/flowers", rand_augment="rand-m9-mstd0.5-inc1-n1", erase=0.25, mixup=0.8, cutmix=1.0, mix_prob=0.5,
         distill="soft", teacher=str(tmp_path / "teacher.pth"), teacher_top_k=3, alpha=0.5, tau=3.0,
         kl_normalizer="batch",
     )  # fmt: skip
@@ -62,8 +62,8 @@ def changed(config: Config, name: str) -> Config:
     """The configuration with another allowed value of a field."""
     value, kind = getattr(config, name), typing.get_type_hints(Config)[name]
     own = {
-        "rand_augment": "rand-m5-mstd0.5-inc1", "teacher": str(Path(config.teacher).with_name("other.pth")),
-        "crop_scale": (0.2, 0.9), "teacher_precision": "bf16", "color_jitter": 0.2,
+        "rand_augment": "rand-m5-mstd0.5-inc1-n1", "color_jitter": 0.2, "teacher": str(Path(config.teacher).with_name("other.pth")),
+        "crop_scale": (0.2, 0.9), "teacher_precision": "bf16",
     }  # fmt: skip
     if name in own:
         other: object = own[name]
@@ -91,7 +91,7 @@ def test_the_table_has_every_field() -> None:
 def test_a_field_identifies_the_run_or_does_not(base: Config, name: str) -> None:
     identifies = "i" in MEANING[name]
     other = changed(base, name)
-    assert (base.identity() != other.identity()) == identifies == (name in base.identity())
+    assert (base.identity() != other.identity()) == identifies == (name in {**base.identity(), **other.identity()})
     if name != "out":
         assert (base.run_folder() != other.run_folder()) == identifies
 

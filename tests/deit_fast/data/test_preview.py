@@ -44,10 +44,28 @@ def test_what_is_drawn_is_what_the_loader_gives(image_folder: Path) -> None:
 def test_every_line_of_the_text() -> None:
     row = sample_plan(Policy.deit(224), seed=0, epoch=0, sample=0, copy=0, height=100, width=200).table[0]
     row["box"], row["flip"], row["erased"], row["erase"] = [0, 0, 50, 100], 1, [5, 6, 40, 30], 3
-    row["ops"]["op"], row["ops"]["arg"] = [4, 2], [-27.25, 0.0]
+    row["ops"]["op"], row["ops"]["arg"] = [4, 2, 0, 0], [-27.25, 0.0, 0.0, 0.0]
     assert named_ops(row) == "crop 25 %, flipped\nrotate -27.2\nequalize\nerased 40 x 30"
     row["flip"] = row["erase"] = row["ops"]["op"] = 0
     assert named_ops(row) == "crop 25 %"
+    row["ops"]["op"], row["ops"]["arg"] = [16, 10, 8, 9], [1.234, 0.9, 1.1, 0.75]
+    assert named_ops(row) == "crop 25 %\ngaussian blur 1.23\nbrightness 0.9\ncolor 1.1\ncontrast 0.75"
+
+
+def test_a_simple_crop_and_greyscale_are_named() -> None:
+    table = sample_plan(Policy.deit3(24, src=True), seed=0, epoch=0, sample=range(20), copy=0, height=100, width=200)
+    texts = [named_ops(row) for row in table.table]
+    assert {text.splitlines()[0].removesuffix(", flipped") for text in texts} == {"crop 50 %"}
+    assert {text.splitlines()[1].split()[0] for text in texts} == {"greyscale", "solarize", "gaussian"}
+    assert all(len(text.splitlines()) == 5 for text in texts)
+
+
+def test_the_command_draws_3_augment(image_folder: Path, tmp_path: Path) -> None:
+    target = tmp_path / "seen.png"
+    flags = ["--rand-augment", "3a", "--simple-random-crop"]
+    arguments = ["preview", "--data", str(image_folder), *flags, "--images", "2", "--copies", "2"]
+    assert main([*arguments, "--out", str(target)]) == 0
+    assert target.exists()
 
 
 @pytest.mark.parametrize(

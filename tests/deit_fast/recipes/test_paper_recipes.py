@@ -145,8 +145,8 @@ def test_a_recipe_trains_when_it_is_made_small(name: str, tiny: Config, pretrain
 @pytest.mark.parametrize(
     "flags",
     [
-        "--optimizer sgd", "--rand-augment=", "--mixup 0", "--cutmix 0", "--mixup 0 --cutmix 0", "--erase 0",
-        "--drop-path 0", "--repeats 1", "--dropout 0.1", "--rand-augment original",
+        "--optimizer sgd", "--rand-augment=", "--rand-augment original", "--mixup 0", "--cutmix 0",
+        "--mixup 0 --cutmix 0", "--erase 0", "--drop-path 0", "--repeats 1", "--dropout 0.1",
     ],
 )  # fmt: skip
 def test_every_ablation_of_table_8_is_a_flag_that_runs(flags: str, tiny: Config, pretrained: dict[bool, str]) -> None:

@@ -37,6 +37,12 @@ POLICIES = [
     Policy(size=16, rand_augment=RandAugment(probability=1.0), erase=Erase(1.0, "const", area=(0.1, 0.9))),
     replace(Policy.parse("rand-m12-mstd101-mmax20-p0.9", 8), interpolation="random", affine="fast"),
     Policy.parse("rand-m7-mstd1-inc1-p1-tweights", 16),
+    Policy.parse("rand-m9-mstd0.5-inc1-n4", 17),
+    Policy.deit3(32),
+    Policy.deit3(33, src=True, color_jitter=1.5),
+    Policy.parse("original", 16),
+    replace(Policy.parse("v0r", 15), interpolation="random", affine="fast"),
+    Policy(size=20, color_jitter=0.4, rand_augment=RandAugment(layers=1, probability=1.0)),
 ]
 
 

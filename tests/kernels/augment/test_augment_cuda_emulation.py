@@ -46,6 +46,10 @@ def drawn_mix(rows: torch.Tensor, size: int, seed: int = 2) -> torch.Tensor:
     return mix.rows
 
 
+def draw_ops(policy: Policy) -> np.ndarray:
+    return sample_plan(policy, seed=0, epoch=0, sample=range(500), copy=0, height=9, width=9).table["ops"][:, 0]
+
+
 def every_op(size: int) -> tuple[ImageBatch, torch.Tensor]:
     """As many rows as there are ops: each has one of them, and the third after it in the list."""
     pixels, count = noise_batch(SIZES), len(OP_NAMES) - 1
@@ -54,7 +58,7 @@ def every_op(size: int) -> tuple[ImageBatch, torch.Tensor]:
     policy = Policy(size=size, rand_augment=BUSY, erase=Erase(0.5), interpolation="random")
     rows = drawn_rows(batch, policy)
     ops = rows.numpy().view(ROW)[:, 0]["ops"]
-    drawn = sample_plan(policy, seed=0, epoch=0, sample=range(500), copy=0, height=9, width=9).table["ops"][:, 0]
+    drawn = np.concatenate([draw_ops(policy), draw_ops(Policy.deit3(size))])
     for row in range(count):
         for layer, op in enumerate((row, (row + 3) % count)):
             ops[row, layer] = drawn[drawn["op"] == 1 + op][0]
@@ -119,6 +123,9 @@ def assert_equal(ours: Result, theirs: Result) -> None:
         (Policy(size=1), torch.float32, "nchw", 3),
         (Policy(size=19, crop="simple", pad=6, erase=Erase(1.0, "rand")), torch.float16, "nchw", 32),
         (Policy(size=12, rand_augment=BUSY, erase=Erase(1.0, "const")), torch.bfloat16, "channels_last", 64),
+        (Policy.deit3(20), torch.bfloat16, "nchw", 32),
+        (Policy.deit3(15, src=True), torch.float32, "patches", 17),
+        (Policy.parse("original", 14), torch.float16, "nchw", 32),
     ],
     ids=lambda value: "" if isinstance(value, Policy) else str(value),
 )

@@ -1,13 +1,15 @@
-"""Every op of RandAugment gives the pixels of timm's own function on Pillow, in C++ and in NumPy."""
+"""Every op gives the pixels of timm's own function on Pillow, in C++ and in NumPy."""
 
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+import torchvision.transforms.functional as F
 from augment_cases import needs_extension, noise, photo
-from PIL import Image
+from PIL import Image, ImageFilter
 from timm.data import auto_augment
+from torchvision.transforms import Grayscale
 
 from deit_kernels.augment import OPS, Policy, apply_op, reference, sample_plan, single_op
 from deit_kernels.augment.plan import OP
@@ -27,6 +29,8 @@ ARGUMENTS = {
     **dict.fromkeys(("color", "contrast", "brightness", "sharpness"), (0.0, 0.1, 0.19, 0.5, 1.0, 1.81, 1.9)),
     **dict.fromkeys(("shear_x", "shear_y"), (0.27, -0.3, 0.0, 1.0, -2.5)),
     **dict.fromkeys(("translate_x", "translate_y"), (90.4, -100.8, 3.0, -0.5, 0.0, 5000.0)),
+    # The box's radius is 0, then 1 up to a deviation of 2.45, then more, at last more than a line has pixels.
+    "gaussian_blur": (0.0, 1e-9, 0.1, 0.5, 1.4142, 1.4143, 1.9, 2.0, 2.6, 7.3, 40.0, 100.0),
 }
 TIMM = {name: getattr(auto_augment, name) for name in OPS[1:] if not name.startswith("translate")}
 TIMM |= {"translate_x": auto_augment.translate_x_abs, "translate_y": auto_augment.translate_y_abs}
@@ -87,6 +91,33 @@ def test_pixels_are_those_of_timm(run: Run, kind: str, name: str) -> None:
         for arg in ARGUMENTS[name]:
             expected = timm_op(image, name, arg, interpolation)
             assert (run(image, name, arg, interpolation) == expected).all(), f"{arg} {interpolation}"
+
+
+@implementations
+@pytest.mark.parametrize("kind", IMAGES)
+def test_colour_0_is_the_grey_of_pillow_and_torchvision(run: Run, kind: str) -> None:
+    image = IMAGES[kind]()
+    ours = run(image, "color", 0.0, "bicubic")
+    assert (ours == np.asarray(Image.fromarray(image).convert("L").convert("RGB"))).all()
+    assert (ours == np.asarray(Grayscale(3)(Image.fromarray(image)))).all()
+
+
+@implementations
+def test_any_drawn_blur_is_pillows(run: Run) -> None:
+    image = photo()[100:165, 200:297].copy()
+    for radius in np.random.default_rng(0).uniform(0.1, 2.0, 60).tolist():
+        expected = Image.fromarray(image).filter(ImageFilter.GaussianBlur(radius))
+        assert (run(image, "gaussian_blur", radius, "bicubic") == np.asarray(expected)).all(), radius
+
+
+@implementations
+def test_jitter_is_torchvisions(run: Run) -> None:
+    adjust = {"brightness": F.adjust_brightness, "contrast": F.adjust_contrast, "color": F.adjust_saturation}
+    for image in (photo()[:90, :131].copy(), noise(37, 51)):
+        for factor in np.random.default_rng(0).uniform(0.0, 2.5, 12).tolist():
+            for name, theirs in adjust.items():
+                expected = theirs(Image.fromarray(image), factor)
+                assert (run(image, name, factor, "bicubic") == np.asarray(expected)).all(), (name, factor)
 
 
 @needs_extension

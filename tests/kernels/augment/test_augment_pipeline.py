@@ -1,5 +1,6 @@
 """The whole recipe: timm's own stages on Pillow, given the numbers of a plan, make the same tensor."""
 
+import random
 from dataclasses import replace
 
 import numpy as np
@@ -9,16 +10,24 @@ import torchvision.transforms.functional as F
 from augment_cases import noise, photo, plan_for
 from PIL import Image
 from test_augment_ops import timm_op
+from timm.data import create_transform
 from timm.data.random_erasing import RandomErasing
 
-from deit_kernels.augment import OPS, Erase, ImageBatch, Policy, RandAugment, apply, sample_plan
+from deit_kernels.augment import OPS, Erase, ImageBatch, Policy, RandAugment, apply, apply_op, sample_plan
 from deit_kernels.augment.policy import FILTERS, IMAGENET_MEAN, IMAGENET_STD
 
 
 def timm_stages(image: np.ndarray, row: np.void, size: int) -> torch.Tensor:
-    """Crop, flip, ops and normalise, as timm's training transform does them."""
-    mode = {"bicubic": F.InterpolationMode.BICUBIC, "bilinear": F.InterpolationMode.BILINEAR}
-    pixels = F.resized_crop(Image.fromarray(image), *row["box"].tolist(), [size, size], mode[FILTERS[row["filter"]]])
+    """Crop, flip, ops and normalise, as timm's training transform or DeiT III's does them."""
+    modes = {"bicubic": F.InterpolationMode.BICUBIC, "bilinear": F.InterpolationMode.BILINEAR}
+    mode, pad = modes[FILTERS[row["filter"]]], int(row["pad"])
+    if pad:
+        resized = F.resize(Image.fromarray(image), size, mode)
+        assert resized.size[::-1] == tuple(row["resized"])
+        top, left = (row["window"] + pad).tolist()
+        pixels = F.crop(F.pad(resized, [pad], padding_mode="reflect"), top, left, size, size)
+    else:
+        pixels = F.resized_crop(Image.fromarray(image), *row["box"].tolist(), [size, size], mode)
     pixels = np.asarray(F.hflip(pixels) if row["flip"] else pixels)
     for call in row["ops"]:
         if call["op"]:
@@ -70,17 +79,43 @@ def test_the_recipe_on_odd_images_and_sizes_equals_timms_stages(seed: int) -> No
 def test_a_simple_crop_equals_torchvisions_reflected_padding() -> None:
     policy = Policy(size=24, crop="simple", pad=6)
     batch = ImageBatch.from_images([noise(*side) for side in [(24, 24), (40, 30), (5, 9), (24, 100), (1, 3)] * 6])
-    plan = plan_for(batch, policy)
-    ours = apply(batch, plan)
-    for index, row in enumerate(plan.table):
-        image = F.resize(Image.fromarray(image_of(batch, index)), 24, F.InterpolationMode.BICUBIC)
-        assert image.size[::-1] == tuple(row["resized"])
-        image = F.pad(image, [6], padding_mode="reflect")
-        top, left = (row["window"] + 6).tolist()
-        image = F.crop(image, top, left, 24, 24)
-        image = F.hflip(image) if row["flip"] else image
-        assert torch.equal(ours[index], F.normalize(F.to_tensor(image), IMAGENET_MEAN, IMAGENET_STD))
-    assert plan.table["window"].min() < 0
+    check(batch, policy, seed=0)
+    assert plan_for(batch, policy).table["window"].min() < 0
+
+
+@pytest.mark.parametrize("src", [False, True])
+def test_deit_3_on_photographs_equals_the_official_stages(src: bool) -> None:
+    check(photographs(30), replace(Policy.deit3(src=src), mix=None), seed=1)
+
+
+@pytest.mark.parametrize("src", [False, True])
+@pytest.mark.parametrize("seed", range(2))
+def test_deit_3_on_odd_images_and_sizes_equals_the_official_stages(src: bool, seed: int) -> None:
+    sides = np.random.default_rng(seed).integers(1, 90, (60, 2))
+    batch = ImageBatch.from_images([noise(*side) for side in sides.tolist()])
+    check(batch, replace(Policy.deit3(31 + seed, src=src, color_jitter=0.9), mix=None), seed)
+
+
+@pytest.mark.parametrize("text", ["original", "v0", "rand-m9-mstd0.5-inc1-n4-p0.8"])
+def test_other_strings_of_timm_equal_timms_stages(text: str) -> None:
+    sides = np.random.default_rng(5).integers(1, 90, (120, 2))
+    batch = ImageBatch.from_images([noise(*side) for side in sides.tolist()])
+    check(batch, Policy.parse(text, 33), seed=2)
+
+
+def test_deit_3_makes_what_timm_makes_of_3a() -> None:
+    transform = create_transform(224, is_training=True, auto_augment="3a", color_jitter=0.3, interpolation="bicubic")
+    crop, flip, three, jitter, *_ = transform.transforms
+    assert (crop.scale, flip.p) == ((0.08, 1.0), 0.5)
+    assert (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue) == (*((0.7, 1.3),) * 3, None)
+    image, ours = Image.fromarray(photo()), torch.from_numpy(photo().copy())[None]
+    solarised, grey = (np.asarray(three.policy[i][0](image)) for i in range(2))
+    assert (apply_op(ours, "color", 0.0)[0].numpy() == grey).all()
+    assert (apply_op(ours, "solarize", 128)[0].numpy() == solarised).all()
+    random.seed(3)
+    blurred = np.asarray(three.policy[2][0](image))
+    random.seed(3)
+    assert (apply_op(ours, "gaussian_blur", random.uniform(0.1, 2.0))[0].numpy() == blurred).all()
 
 
 def erased(policy: Policy, count: int = 200) -> tuple[torch.Tensor, np.ndarray]:

@@ -1,5 +1,6 @@
 """Policies: the recipes' numbers, timm's strings, and what is refused."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -7,7 +8,7 @@ import pytest
 import timm.data
 from timm.data.auto_augment import _RAND_WEIGHTED_0
 
-from deit_kernels.augment import Erase, Mix, Policy, RandAugment
+from deit_kernels.augment import AutoAugment, Erase, Mix, Policy, RandAugment, RandomOp
 from deit_kernels.augment.rand_augment import TIMM_WEIGHTS
 
 
@@ -17,6 +18,39 @@ def test_deit_is_the_recipe_of_the_paper() -> None:
     assert (policy.erase.probability, policy.erase.mode) == (0.25, "pixel")
     assert (policy.mix.mixup_alpha, policy.mix.cutmix_alpha, policy.mix.switch_probability) == (0.8, 1.0, 0.5)
     assert replace(policy, rand_augment=None, erase=None, mix=None) == Policy.crop_and_flip(224)
+
+
+def test_deit3_is_the_recipe_of_the_official_code() -> None:
+    policy = Policy.deit3(192)
+    grey, solarised, blurred = policy.auto_augment.sub_policies
+    assert grey == (RandomOp("color", 1.0, 0.0, 0.0),)
+    assert solarised == (RandomOp("solarize", 1.0, 128, 128),)
+    assert blurred == (RandomOp("gaussian_blur", 1.0, 0.1, 2.0, uniform=True),)
+    assert (policy.crop, policy.color_jitter, policy.mix, policy.erase) == ("random_resized", 0.3, Mix(), None)
+    assert replace(policy, auto_augment=None, color_jitter=0.0, mix=None) == Policy.crop_and_flip(192)
+    simple = Policy.deit3(192, src=True)
+    assert (simple.crop, simple.pad) == ("simple", 4)
+    assert replace(simple, crop="random_resized") == policy
+    assert Policy.deit3(192, color_jitter=0).color_jitter == 0
+    assert Policy.parse("3a", 192) == replace(policy, mix=None)
+
+
+def test_a_policy_without_later_stages_keeps_the_key_of_its_label_cache() -> None:
+    kept = {
+        "size", "crop", "scale", "ratio", "crop_ratio", "interpolation", "flip", "mean", "std", "pad", "rand_augment",
+        "erase", "mix", "affine",
+    }  # fmt: skip
+    assert Policy.deit().settings().keys() == Policy.eval().settings().keys() == kept
+    assert Policy.deit3().settings().keys() == kept | {"auto_augment", "color_jitter"}
+    assert json.loads(json.dumps(Policy.deit3().settings()))["auto_augment"]["sub_policies"][1][0][0] == "solarize"
+
+
+def test_only_a_plain_evaluation_draws_nothing() -> None:
+    assert not Policy.eval().draws
+    for change in ({"flip": 0.5}, {"interpolation": "random"}, {"color_jitter": 0.1}, {"erase": Erase()}):
+        assert replace(Policy.eval(), **change).draws
+    for ops in ({"rand_augment": RandAugment()}, {"auto_augment": AutoAugment.parse("v0")}, {"crop": "simple"}):
+        assert replace(Policy.eval(), **ops).draws
 
 
 def test_the_fill_colour_is_the_one_of_timm() -> None:
@@ -48,14 +82,16 @@ def test_the_weights_are_those_of_timm() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("augmix-m5", "'augmix-m5' is another of timm's policies"),
+        ("augmix-m5", "'augmix-m5' is timm's AugMix, which is not built: type \"rand-m9"),
+        ("original-mstd0.5", "'original-mstd0.5' is unknown: type"),
+        ("3aw", "'3aw' is unknown: type .* \"3a\""),
         ("random-m9", "'random-m9' is unknown"),
         ("rand-mst0.5", "'mst0.5' in .*: did you mean mstd"),
         ("rand-q1", "'q1' in .*: did you mean"),
         ("rand-m", "m takes a number, such as m1"),
         ("rand-m9x", "m takes a number"),
         ("rand-t3a", "the only named set of this version is tweights"),
-        ("rand-n3", "layers is a number of ops, 0 to 2, got 3"),
+        ("rand-n5", "layers is a number of ops, 0 to 4, got 5"),
         ("rand-p1.5", "probability lies in"),
         ("", "'' is unknown"),
     ],
@@ -107,10 +143,20 @@ def test_what_a_policy_refuses(change: dict[str, object]) -> None:
         (Policy, {"interpolation": "nearest"}),
         (Policy, {"crop": "simple", "pad": 224}),
         (Policy, {"affine": "float32"}),
+        (Policy, {"color_jitter": -0.1}),
+        (Policy, {"color_jitter": 0.3, "rand_augment": RandAugment()}),
+        (Policy, {"auto_augment": AutoAugment.parse("v0"), "rand_augment": RandAugment()}),
+        (AutoAugment, {"sub_policies": ()}),
+        (AutoAugment, {"sub_policies": ((),) * 26}),
+        (AutoAugment, {"sub_policies": ((RandomOp("invert"),) * 3,)}),
+        (AutoAugment, {"sub_policies": ((RandomOp("rotat"),),)}),
+        (AutoAugment, {"sub_policies": ((RandomOp("rotate", 1.5),),)}),
+        (AutoAugment, {"sub_policies": ((RandomOp("rotate", 1.0, 3.0, 2.0),),)}),
+        (AutoAugment, {"sub_policies": ((RandomOp("rotate", 1.0, 0.0, float("inf")),),)}),
     ],
 )
 def test_what_a_stage_refuses(kind: type, change: dict[str, object]) -> None:
-    word = {"weights": "op|layers|weight"}.get(next(iter(change)), next(iter(change)))
+    word = {"weights": "op|layers|weight", "sub_policies": "sub_policies|sub-policy|rotat"}.get(next(iter(change)), next(iter(change)))
     if change.get("crop") == "simple":
         word = "pad lies in"
     with pytest.raises(ValueError, match=word):

@@ -60,7 +60,7 @@ def test_a_bad_row_is_refused_before_a_pixel_is_read(field: str, value: object, 
         OPS._augment_resize(batch.data, placed.rows, 32)
 
 
-@pytest.mark.parametrize(("field", "value"), [("op", 16), ("op", -1), ("filter", 2), ("fast", 2)])
+@pytest.mark.parametrize(("field", "value"), [("op", 17), ("op", -1), ("filter", 2), ("fast", 2)])
 def test_an_unknown_op_is_refused(field: str, value: int) -> None:
     batch = noise_batch([(20, 30)] * 3)
     plan = plan_for(batch, Policy.deit(32))
