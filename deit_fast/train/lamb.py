@@ -6,10 +6,15 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import timm
 import timm.optim
 import torch
-from timm.optim.lamb import lamb
 from torch import Tensor
+
+try:
+    from timm.optim.lamb import lamb
+except ImportError:  # older timm has the update inside the class only
+    lamb = None
 
 _AT_ONCE = 1 << 26  # weights that are updated together, which bounds the memory of the copies: 768 MB
 
@@ -30,6 +35,8 @@ class Lamb(timm.optim.Lamb):
     found_inf: Tensor | None = None
 
     def __init__(self, params: Iterable[Any], lr: float, eps: float, weight_decay: float) -> None:
+        if lamb is None:
+            raise ValueError(f"--optimizer lamb needs timm 1.0.31, this is {timm.__version__}: pip install -U timm")
         super().__init__(params, lr=lr, eps=eps, weight_decay=weight_decay)
         for parameter in self._parameters():
             moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}

@@ -100,6 +100,12 @@ def test_the_host_never_asks_the_device() -> None:
     optimizer.step()
 
 
+def test_an_older_timm_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lamb, "lamb", None)
+    with pytest.raises(ValueError, match=r"--optimizer lamb needs timm 1.0.31, this is .*: pip install -U timm"):
+        create_optimizer(LAMB, network(), 0.1)
+
+
 def test_a_checkpoint_restores_its_moments_and_counters(tmp_path: Path) -> None:
     model = network().float()
     optimizer = create_optimizer(LAMB, model, 0.01)
