@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import timm
 import torch
+import torch.nn.functional as F
 from PIL import ExifTags, Image
 from safetensors.torch import save_file
 from torch import Tensor
@@ -184,8 +185,13 @@ def _write_timm(trained: Trained, folder: Path) -> None:
         "img_size": sizes.image_size, "patch_size": sizes.patch_size, "embed_dim": sizes.width, "depth": sizes.depth,
         "num_heads": sizes.heads, "mlp_ratio": sizes.mlp_ratio,
     }  # fmt: skip
-    if sizes.layer_scale or not sizes.prefix_positions:  # DeiT III, of which timm has no distilled model by name
-        arguments |= {"init_values": sizes.layer_scale or None, "no_embed_class": not sizes.prefix_positions}
+    weights = model.state_dict()
+    if sizes.layer_scale:
+        arguments["init_values"] = sizes.layer_scale
+    if sizes.distilled and not sizes.prefix_positions:  # timm's distilled class has positions for both tokens: of 0
+        weights["pos_embed"] = F.pad(weights["pos_embed"], (0, 0, sizes.prefix_tokens, 0))
+    elif not sizes.prefix_positions:
+        arguments["no_embed_class"] = True
     heads = ["head", "head_dist"] if sizes.distilled else "head"
     config = {
         "architecture": architecture,
@@ -199,7 +205,7 @@ def _write_timm(trained: Trained, folder: Path) -> None:
         },
         **turned,
     }  # fmt: skip
-    _write_weights(model.state_dict(), folder)
+    _write_weights(weights, folder)
     write_json(folder / "config.json", config)
 
 

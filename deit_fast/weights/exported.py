@@ -30,6 +30,7 @@ from .pretrained import (
     load_pretrained,
     read_weights,
     read_weights_file,
+    without_zero_positions,
 )
 
 EXIF = "exif_orientation"  # what we add to the files of timm (config.json) and transformers (preprocessor_config.json)
@@ -68,7 +69,7 @@ def from_tensors(
         options = {"num_classes": _classes(weights, source), **built_for(architecture, timm_size), **sizes}
         model = timm_model(architecture, **options)
     else:
-        model = VisionTransformer(_sizes(source, weights, architecture, sizes))
+        model = VisionTransformer(_sizes(source, without_zero_positions(weights), architecture, sizes))
     load_pretrained(model, weights)
     return model
 

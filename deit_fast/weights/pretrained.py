@@ -148,6 +148,14 @@ def to_official(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {re.sub(r"^(blocks\.\d+)\.ls([12])\.gamma$", r"\1.gamma_\2", key): value for key, value in weights.items()}
 
 
+def without_zero_positions(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """DeiT III's weights, in which timm's distilled class has positions for its tokens, without them if they are 0."""
+    positions, prefix = weights.get("pos_embed"), 2 if "dist_token" in weights else 1
+    if positions is None or not has_layer_scale(weights) or positions[:, :prefix].any():
+        return dict(weights)
+    return {**weights, "pos_embed": positions[:, prefix:]}
+
+
 def _read_file(path: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"no weights file at {path}: type the path of a .pth or .safetensors file")
@@ -215,14 +223,15 @@ def load_pretrained(
             notes.append("LayerScale starts at 1: in Hugging Face's files its factors are in the matrices")
         else:
             weights = from_official(weights)
+    sizes = model.config if isinstance(model, VisionTransformer) else getattr(model, "patch_embed", None)  # or timm's
+    prefix_positions = getattr(sizes, "prefix_positions", not getattr(model, "no_embed_class", False))
+    if not prefix_positions:
+        weights = without_zero_positions(weights)
     theirs, ours = _architecture(weights), _architecture(own)
     if theirs and ours and theirs != ours:
         _refuse_architecture(theirs, ours)
     if ours and "pos_embed" in weights and (old_grid or weights["pos_embed"].shape != own["pos_embed"].shape):
-        old, prefix_tokens = weights["pos_embed"].shape[1], 2 if "dist_token" in weights else 1
-        sizes = model.config if isinstance(model, VisionTransformer) else model.patch_embed  # ours, or timm's
-        if not getattr(sizes, "prefix_positions", not getattr(model, "no_embed_class", False)):
-            prefix_tokens = 0
+        old, prefix_tokens = weights["pos_embed"].shape[1], (2 if "dist_token" in weights else 1) * prefix_positions
         grid = getattr(sizes, "grid_size", None) or math.isqrt(own["pos_embed"].shape[1] - prefix_tokens)
         weights["pos_embed"] = resize_pos_embed(weights["pos_embed"], grid, prefix_tokens, resize, old_grid)
         notes.append(f"position embeddings resized from {old} to {weights['pos_embed'].shape[1]} tokens ({resize})")

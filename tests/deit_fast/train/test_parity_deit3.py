@@ -39,13 +39,14 @@ def plain_losses(config: Config, teacher: nn.Module | None = None) -> list[float
     torch.manual_seed(config.seed)
     ours = create_model(config.model, image_size=16, classes=3, **SIZES)
     sizes = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 3, "img_size": 16}
-    distilled = "distilled" in config.model
-    options = {"no_embed_class": True, "init_values": 1e-4} if distilled else {}
-    name = "deit_tiny_distilled_patch16_224" if distilled else config.model
-    model = timm.create_model(name, **sizes, **options)
-    model.load_state_dict(ours.state_dict())
-    if distilled:
+    distilled, weights = "distilled" in config.model, ours.state_dict()
+    if distilled:  # timm's class has positions for its tokens too: 0, and never learnt
+        model = timm.create_model("deit_tiny_distilled_patch16_224", **sizes, init_values=1e-4)
         model.set_distilled_training(True)
+        weights["pos_embed"] = F.pad(weights["pos_embed"], (0, 0, 2, 0))
+    else:
+        model = timm.create_model(config.model, **sizes)
+    model.load_state_dict(weights)
     skipped = model.no_weight_decay() - {"dist_token"}
     groups = param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=skipped)
     optimizer = ApexLamb([(group["params"], group["weight_decay"]) for group in groups])
@@ -72,6 +73,8 @@ def plain_losses(config: Config, teacher: nn.Module | None = None) -> list[float
             loss = 0.5 * 3 * loss + 0.5 * F.cross_entropy(outputs[1], labels)  # the sum over 3 classes: --bce-sum
         model.zero_grad()
         loss.backward()
+        if distilled:
+            model.pos_embed.grad[:, :2] = 0
         optimizer.step(lr)
         losses.append(loss.item())
     return losses
