@@ -4,6 +4,8 @@
     pytest benchmarks/bench_loss.py -m "slow or not slow"      # every batch size and class count
     pytest benchmarks/bench_loss.py --benchmark-json=out.json
 
+`test_binary_cross_entropy` is DeiT III's loss beside F.binary_cross_entropy_with_logits on dense targets.
+
 A row is one call, forward, backward alone, or both, on bf16 logits of two heads and a teacher. Its limit is the byte
 floor: each tensor moved once. `extra_info` also holds the kernels launched and the host's microseconds. Without a card
 the logits are float32, the row is of one thread, and other sizes have one row for all forms: `worst_form`, the form in
@@ -37,7 +39,7 @@ from benchmarks.measure.device_timing import (
     time_calls,
 )
 from benchmarks.measure.interleaved import alternate, record
-from deit_kernels import MixedTarget, distillation_loss
+from deit_kernels import MixedTarget, binary_cross_entropy, distillation_loss
 
 pytestmark = pytest.mark.benchmark(group="loss")
 
@@ -58,6 +60,8 @@ class Shape:
         """Bytes of the logits, dense targets and gradients, each moved once."""
         matrix = DTYPE.itemsize * self.rows * self.classes
         dense = self.target == "dense"
+        if self.mode == "binary":
+            return matrix * (1 + dense + (direction != "forward"))
         reads = {
             "forward": 3 + dense,
             "backward": 2 + (self.mode == "soft") + dense,  # the hard teacher's label is saved
@@ -89,9 +93,9 @@ class Inputs:
         )  # fmt: skip
 
 
-def mixed_target(inputs: Inputs, classes: int) -> Tensor:
+def mixed_target(inputs: Inputs, classes: int, smoothing: float = SMOOTHING) -> Tensor:
     """The (B, C) target that timm's Mixup builds, smoothing included."""
-    off, on = SMOOTHING / classes, 1 - SMOOTHING + SMOOTHING / classes
+    off, on = smoothing / classes, 1 - smoothing + smoothing / classes
     first, second = (
         torch.full((len(labels), classes), off, device=labels.device).scatter_(1, labels[:, None], on)
         for labels in (inputs.labels, inputs.partner)
@@ -287,6 +291,50 @@ def test_worst_form(benchmark: BenchmarkFixture, one_thread: None, rows: int, cl
     )  # fmt: skip
 
 
+def our_binary(shape: Shape, inputs: Inputs) -> Tensor:
+    target = inputs.dense if shape.target == "dense" else MixedTarget(inputs.labels, inputs.partner, inputs.lam)
+    return binary_cross_entropy(inputs.cls, target, target_threshold=0.0 if shape.target == "mixed" else None)
+
+
+def eager_binary(shape: Shape, inputs: Inputs) -> Tensor:
+    """As the official code: the target that timm's Mixup builds, compared with 0."""
+    if shape.target == "dense":
+        return F.binary_cross_entropy_with_logits(inputs.cls.float(), inputs.dense.float())
+    target = mixed_target(inputs, shape.classes, smoothing=0.0).gt(0.0).float()
+    return F.binary_cross_entropy_with_logits(inputs.cls.float(), target)
+
+
+BINARY = {
+    "ours": our_binary,
+    "eager": eager_binary,
+    "compiled": torch.compile(eager_binary, dynamic=False),
+}
+
+
+def binary_calls(name: str, shape: Shape, direction: str) -> list[Callable[[], object]]:
+    batches = [Inputs.random(shape) for _ in range(copies(shape.floor_bytes("both")))]
+    run = functools.partial(BINARY[name], shape)
+    if direction == "forward":
+        return [functools.partial(run, inputs) for inputs in batches]
+    if direction == "both":
+        return [lambda each=each: torch.autograd.grad(run(each), each.cls) for each in batches]
+    return [functools.partial(torch.autograd.grad, run(each), each.cls, retain_graph=True) for each in batches]
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("target", ("mixed", "dense"))
+def test_binary_cross_entropy(benchmark: BenchmarkFixture, one_thread: None, target: str, direction: str) -> None:
+    shape = Shape("binary", target, 256, 1000)
+    makers = {name: functools.partial(binary_calls, name, shape, direction) for name in BINARY}
+    seconds, left_out = time_calls(makers, rounds=20)
+    call, floor = binary_calls("ours", shape, direction)[0], shape.floor_bytes(direction)
+    record(
+        benchmark, seconds, clock=CLOCK_NAME, limit=memory_limit(floor), left_out=left_out, direction=direction,
+        **vars(shape), versions=dict.fromkeys(("eager", "compiled"), torch.__version__), floor_bytes=floor,
+        kernels=kernels_launched(call), host_us=host_microseconds(call), **environment(),
+    )  # fmt: skip
+
+
 def repeated(call: Callable[[], object], times: int) -> None:
     for _ in range(times):
         call()
@@ -302,3 +350,7 @@ def test_providers_agree() -> None:
             for name, provider in PROVIDERS.items():
                 if target in provider.targets and (ON_CARD or name not in ("liger", "compiled")):
                     torch.testing.assert_close(provider.loss(shape, inputs).float(), expected, rtol=1e-2, atol=1e-2)
+    for target in ("mixed", "dense"):
+        shape = Shape("binary", target, 8, 100)
+        inputs = Inputs.random(shape)
+        torch.testing.assert_close(our_binary(shape, inputs), eager_binary(shape, inputs), rtol=1e-2, atol=1e-2)

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 namespace deit {
@@ -33,9 +34,12 @@ struct LossCall {
   bool soft, numel;
   double alpha, tau, label_smoothing, teacher_smoothing;
   int64_t ignore_index;
+  bool binary, sum_classes;
+  std::optional<double> target_threshold;
 
   const Matrix& student() const { return dist.data ? dist : cls; }
   bool distills() const { return teacher.data || teacher_labels.data; }
+  double base_scale() const { return binary && !sum_classes ? 1 / static_cast<double>(classes) : 1; }
   double kl_scale() const { return numel ? tau * tau / static_cast<double>(classes) : tau * tau; }
 };
 

@@ -31,7 +31,7 @@ void require(bool condition, const char* message) {
 
 // One call, in the order of the schema that forward and backward share: seven tensors, then eleven options.
 struct Arguments {
-  static constexpr int tensors = 7, count = 18;
+  static constexpr int tensors = 7, threshold = 16, count = 18;
   std::optional<Tensor> tensor[tensors];
   LossCall call;
   bool mean, exact;
@@ -47,9 +47,10 @@ struct Arguments {
     read.call.teacher_smoothing = to<double>(stack[12]);
     read.call.ignore_index = to<int64_t>(stack[13]);
     read.mean = to<bool>(stack[14]);
-    const bool binary = to<bool>(stack[15]);
+    read.call.binary = to<bool>(stack[15]);
+    read.call.target_threshold = to<std::optional<double>>(stack[threshold]);
+    read.call.sum_classes = to<bool>(stack[17]);
     read.look();
-    read.exact |= binary;
     return read;
   }
 
@@ -213,6 +214,7 @@ void forward(Stack stack, uint64_t, uint64_t) {
     require_values(call);
     int at = 0;
     for (const std::optional<Tensor>& tensor : given.tensor) stack[at++] = from(tensor);
+    stack[Arguments::threshold] = from(call.target_threshold);
     return run_exact("deit_kernels::_distill_loss_fwd_exact", stack);
   }
   const RowResults rows = rows_of(call);
@@ -259,6 +261,7 @@ void backward(Stack stack, uint64_t, uint64_t) {
     int at = 0;
     for (const Tensor* saved : {&grad, &statistics, &count}) stack[at++] = from(*saved);
     for (const std::optional<Tensor>& tensor : given.tensor) stack[at++] = from(tensor);
+    stack[before + Arguments::threshold] = from(call.target_threshold);
     return run_exact("deit_kernels::_distill_loss_bwd_exact", stack);
   }
   const bool need_cls = to<bool>(stack[before + Arguments::count]);

@@ -61,13 +61,29 @@ INTO_CALLER void over_row(int64_t n, const Body& body, Sums&... sums) {
   for (int64_t part = 0; part < parts; ++part) body(n - lanes + part * width, part, End{lanes - n % lanes});
 }
 
-// Two vectors in one: `before` in the lanes that have come before.
+// The numbers of the lanes of a row's `part`-th vector.
 template <int bytes>
-INTO_CALLER Floats<bytes> joined(const Floats<bytes>& before, const Floats<bytes>& values, int64_t part, End end) {
+INTO_CALLER Words<bytes> lane_numbers(int64_t part) {
   constexpr int32_t numbers[lanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   Words<bytes> lane;
   std::memcpy(&lane, numbers + part * Vector<bytes>::width, sizeof lane);
-  return lane < static_cast<int32_t>(end.lanes_before) ? before : values;
+  return lane;
+}
+
+// Two vectors in one: `before` in the lanes that have come before.
+template <int bytes>
+INTO_CALLER Floats<bytes> joined(const Floats<bytes>& before, const Floats<bytes>& values, int64_t part, End end) {
+  return lane_numbers<bytes>(part) < static_cast<int32_t>(end.lanes_before) ? before : values;
+}
+
+// `values` without the lanes that have come before.
+template <int bytes>
+INTO_CALLER Floats<bytes> kept(const Floats<bytes>& values, int64_t, Whole) {
+  return values;
+}
+template <int bytes>
+INTO_CALLER Floats<bytes> kept(const Floats<bytes>& values, int64_t part, End end) {
+  return joined<bytes>(Floats<bytes>{}, values, part, end);
 }
 
 template <int bytes>
@@ -95,8 +111,9 @@ INTO_CALLER void store(const Floats<bytes>& values, float* x, int64_t part, End 
   std::memcpy(x, &both, sizeof both);
 }
 
-// e**x for x <= 0: exactly 1 at 0, 0 below ln 2**-126, NaN for NaN. x = k ln 2 + r with |r| <= ln 2 / 2, then a
-// polynomial of r (Cephes' expf); errs by less than one unit in the last place.
+// e**x for x <= 0: exactly 1 at 0, denormal below ln 2**-126, NaN for NaN. x = k ln 2 + r with |r| <= ln 2 / 2, then a
+// polynomial of r (Cephes' expf); errs by less than one unit in the last place. 2**k is multiplied in two halves, since
+// there is no denormal number in the power's own bits.
 template <int bytes>
 INTO_CALLER Floats<bytes> exponential(Floats<bytes> x) {
   constexpr float rounding = 12582912.0f;  // 1.5 * 2**23: a small number added to it becomes an integer
@@ -108,8 +125,19 @@ INTO_CALLER Floats<bytes> exponential(Floats<bytes> x) {
   series = series * r + 1.6666665459e-1f;
   series = series * r + 5.0000001201e-1f;
   series = (series * (r * r) + r) + 1.0f;
-  const Words<bytes> power = ((Words<bytes>)shifted + (127 - 0x4B400000)) << 23;
-  return x < -87.33654f ? Floats<bytes>{} : series * (Floats<bytes>)power;
+  const Words<bytes> power = (Words<bytes>)shifted - 0x4B400000, half = power >> 1, other = power - half;
+  const Floats<bytes> scaled = series * (Floats<bytes>)((half + 127) << 23) * (Floats<bytes>)((other + 127) << 23);
+  return x < -104.0f ? Floats<bytes>{} : scaled;
+}
+
+// log(1 + e) for e in [0, 1]: 2 artanh(e / (2 + e)), whose series is a polynomial that errs by 1e-8.
+template <int bytes>
+INTO_CALLER Floats<bytes> log_1_plus(Floats<bytes> e) {
+  const Floats<bytes> s = e / (e + 2.0f), square = s * s, twice = s + s;
+  Floats<bytes> series = square * 0.14005993f + 0.14000903f;
+  series = series * square + 0.20010763f;
+  series = series * square + 0.33333209f;
+  return twice + twice * (square * series);
 }
 
 }  // namespace deit::cpu

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "../loss.h"
+#include "binary_rows.h"
 #include "loss_rows.h"
 #include "number_rows.h"
 
@@ -82,7 +83,9 @@ class Rows {
     if (!read(row)) return false;
     saved[row_weight] = 1;
     Softmax softmax{};
-    if (x[cls]) {
+    if (x[cls] && call.binary) {
+      terms.base = call.base_scale() * binary_term(row);
+    } else if (x[cls]) {
       softmax = softmax_of<bytes>(x[cls], n, {next(cls), next(dense)});
       terms.base = base_term(softmax, row, saved);
     }
@@ -90,7 +93,7 @@ class Rows {
     if (call.soft) {
       terms.distill = soft_term(saved);
     } else {
-      if (call.dist.data) softmax = softmax_of<bytes>(x[dist], n, {next(dist), next(logits)});
+      if (call.dist.data || call.binary) softmax = softmax_of<bytes>(x[dist], n, {next(dist), next(logits)});
       terms.distill = hard_term(softmax, row, saved);
       terms.base *= saved[row_weight];
     }
@@ -154,6 +157,13 @@ class Rows {
     return term;
   }
 
+  INTO_CALLER double binary_term(int64_t row) {
+    const Ahead ahead{next(cls), next(dense)};
+    if (!x[dense]) return binary_loss<bytes>(x[cls], n, BinaryPicks(picks_of(call, row), call), ahead);
+    if (call.target_threshold) return binary_loss<bytes>(x[cls], n, BinaryDense<true>(x[dense], call), ahead);
+    return binary_loss<bytes>(x[cls], n, BinaryDense<false>(x[dense], call), ahead);
+  }
+
   INTO_CALLER double hard_term(const Softmax& softmax, int64_t row, float* saved) {
     int64_t label = x[logits] ? arg_max<bytes>(x[logits], n) : number_at(call.teacher_labels, row);
     if (label < 0) {  // a NaN has no arg-max
@@ -175,7 +185,17 @@ class Rows {
     return call.kl_scale() * found.value;
   }
 
+  INTO_CALLER void binary_slopes(int64_t row, double scale, float* gradient) {
+    if (!x[dense])
+      binary_gradient<bytes>(x[cls], n, BinaryPicks(picks_of(call, row), call), scale, gradient);
+    else if (call.target_threshold)
+      binary_gradient<bytes>(x[cls], n, BinaryDense<true>(x[dense], call), scale, gradient);
+    else
+      binary_gradient<bytes>(x[cls], n, BinaryDense<false>(x[dense], call), scale, gradient);
+  }
+
   INTO_CALLER void base_gradient(int64_t row, const float* saved, double scale, float* gradient) {
+    if (call.binary) return binary_slopes(row, scale * call.base_scale(), gradient);
     const Softmax softmax{saved[cls_max], saved[cls_rest]};
     if (x[dense])
       dense_gradient<bytes>(x[cls], x[dense], n, softmax, call.label_smoothing, saved[target_sum], scale, gradient);

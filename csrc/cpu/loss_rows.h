@@ -192,6 +192,19 @@ INTO_CALLER double dense_loss(const float* x, const float* target, int64_t n, co
   return *mass == 0 ? below.total() : below.total() + *mass * softmax.log_sum();
 }
 
+// Of Σ p_teacher · (v − u) where it is infinite or NaN: a class counts if its probability is above 0 in float32, not only
+// its exponential.
+__attribute__((noinline)) inline double doubtful_dot(const float* x, float tau, float top, const float* t,
+                                                     float teacher_tau, float teacher_top, int64_t n, double total) {
+  double dot = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const float u = (x[i] - top) / tau, v = (t[i] - teacher_top) / teacher_tau;
+    const double p = std::exp(double{v}) / total;
+    if (static_cast<float>(p) != 0) dot += p * (double{v} - u);
+  }
+  return dot;
+}
+
 struct Divergence {
   Softmax student, teacher;
   double value;  // KL(teacher ‖ student)
@@ -216,7 +229,9 @@ INTO_CALLER Divergence divergence(const float* x, float tau, const float* t, flo
   }, sum, teacher_sum, dot);
   const Softmax student{top, sum.rest(n)}, teacher{teacher_top, teacher_sum.rest(n)};
   const double total = 1 + teacher.rest;
-  return {student, teacher, dot.total() / total + std::log1p((student.rest - teacher.rest) / total)};
+  double mean = dot.total() / total;
+  if (!std::isfinite(mean)) mean = doubtful_dot(x, tau, top, t, teacher_tau, teacher_top, n, total);
+  return {student, teacher, mean + std::log1p((student.rest - teacher.rest) / total)};
 }
 
 template <int bytes>

@@ -18,8 +18,8 @@ using emulate::in_threads;
 
 struct Header {
   int64_t rows, classes, listed, ignore_index;
-  double alpha, tau, label_smoothing, teacher_smoothing;
-  int32_t soft, numel;
+  double alpha, tau, label_smoothing, teacher_smoothing, target_threshold;
+  int32_t soft, numel, binary, sum_classes, thresholded, unused;
 };
 
 struct Given {
@@ -73,6 +73,9 @@ deit::LossCall read_call(Reader& from) {
   call.teacher_smoothing = header.teacher_smoothing;
   call.soft = header.soft;
   call.numel = header.numel;
+  call.binary = header.binary;
+  call.sum_classes = header.sum_classes;
+  if (header.thresholded) call.target_threshold = header.target_threshold;
   call.cls = from.matrix();
   call.dist = from.matrix();
   call.teacher = from.matrix();

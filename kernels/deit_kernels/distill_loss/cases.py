@@ -13,17 +13,20 @@ from . import kernels, reference
 from .launch import MEAN_OPTIONS, backward_arguments, backward_operands, forward_arguments
 from .reference import LossCall
 
-# Target, teacher and heads. The first is the recipe of the paper.
+# Target, teacher and heads. The first is the recipe of the paper, the binary ones that of DeiT III.
 _FORMS = {
     "hard mixed": ("mixed", "logits", 2),
     "soft dense": ("dense", "soft", 2),
     "labels one head": ("labels", "labels", 1),
     "topk": ("labels", "topk", 2),
     "cross entropy": ("labels", "none", 1),
+    "binary": ("mixed", "none", 1),
+    "binary dense": ("dense", "none", 1),
+    "binary hard": ("mixed", "logits", 2),
 }
 # Every form at 1000 classes (ImageNet-1k), the two main ones at the longest single tile and ImageNet-21k too.
 _SIZES = [(form, 1000) for form in _FORMS]
-_SIZES += [(form, classes) for form in ("hard mixed", "soft dense") for classes in (4096, 21840, 21841)]
+_SIZES += [(form, classes) for form in ("hard mixed", "soft dense", "binary") for classes in (4096, 21840, 21841)]
 _TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int64: "i64"}
 
 
@@ -68,7 +71,8 @@ def example(form: str, classes: int, dtype: torch.dtype, rows: int = 8) -> LossC
         partner=partner if target == "mixed" else None,
         lam=torch.rand(rows, generator=generator) if target == "mixed" else None,
         soft=teacher in ("soft", "topk"), alpha=0.0 if teacher == "none" else 0.5, tau=3.0, numel=False,
-        label_smoothing=0.1, teacher_smoothing=0.0, ignore_index=-100, mean=True,
+        label_smoothing=0.0 if form.startswith("binary") else 0.1, teacher_smoothing=0.0, ignore_index=-100, mean=True,
+        binary=form.startswith("binary"), target_threshold=0.0 if form.startswith("binary") else None,
     )  # fmt: skip
 
 

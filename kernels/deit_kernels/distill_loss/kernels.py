@@ -39,16 +39,20 @@ STATISTICS = tl.constexpr(reference.STATISTICS)
 UNSPECIALISED = [
     "labels_ptr", "partner_ptr", "lam_ptr", "teacher_labels_ptr", "teacher_probs_ptr", "grad_ptr",
     "cls_stride", "student_stride", "teacher_stride", "dense_stride", "grad_stride", "class_units", "listed", "rows",
-    "alpha", "inverse_tau", "kl_scale", "label_smoothing", "teacher_smoothing", "ignore_index",
+    "alpha", "inverse_tau", "kl_scale", "label_smoothing", "teacher_smoothing", "target_threshold", "ignore_index",
 ]  # fmt: skip
 
 
 @triton.jit
-def _base_term(cls_row, before, labels, label_smoothing, state, BASE: tl.constexpr, TARGET: tl.constexpr):
+def _base_term(cls_row, before, classes, labels, label_smoothing, state, BASE: tl.constexpr, TARGET: tl.constexpr):
     """(base term, maximum, rest, sum of the target) of a row whose tiles have been read."""
     maximum, _, _, dot, mass = state
-    if not BASE:
+    if BASE == "none":
         return mass, maximum, mass, mass  # zeros, but for the maximum
+    elif BASE == "sum":
+        return dot, mass, mass, mass
+    elif BASE == "mean":
+        return dot / classes, mass, mass, mass
     else:
         rest = rest_of(state)
         base = mass * log_1p(rest) - dot
@@ -95,7 +99,7 @@ def forward_kernel(
     teacher_labels_ptr, teacher_probs_ptr,
     loss_ptr, base_ptr, distill_ptr, statistics_ptr,
     cls_stride, student_stride, teacher_stride, dense_stride, class_units, listed,
-    alpha, inverse_tau, kl_scale, label_smoothing, teacher_smoothing, ignore_index,
+    alpha, inverse_tau, kl_scale, label_smoothing, teacher_smoothing, target_threshold, ignore_index,
     BASE: tl.constexpr, TARGET: tl.constexpr, DISTILL: tl.constexpr, ONE_HEAD: tl.constexpr,
     SMOOTH_TARGET: tl.constexpr, SMOOTH_TEACHER: tl.constexpr, TOPK_BLOCK: tl.constexpr,
     STEP: tl.constexpr, EDGE: tl.constexpr, BLOCK: tl.constexpr,
@@ -114,16 +118,18 @@ def forward_kernel(
     rows = (cls_row, student_row, teacher_row, dense_row)
 
     ignored, bad, rest = row < 0, row < 0, 0.0
-    labels, teacher_label, known = (0, True, 0, True, 1.0), 0, True
+    labels, picked, teacher_label, known = (0, True, 0, True, 1.0), (0, 0, 1.0), 0, True
     topk = (teacher_labels_ptr, teacher_probs_ptr, row, listed)
     if TARGET == "labels" or TARGET == "mixed":
         label, exists, ignored, bad = read_label(labels_ptr, row, classes, ignore_index, ignored, bad)
         labels = (label, exists, label, exists, 1.0)
+        picked = (label.to(tl.int32), 0, 1.0)
     if TARGET == "mixed":
         partner, partner_exists, ignored, bad = read_label(partner_ptr, row, classes, ignore_index, ignored, bad)
         lam = tl.load(lam_ptr + row).to(tl.float32)
         bad |= ~((lam >= 0) & (lam <= 1))
         labels = (label, exists, partner, partner_exists, lam)
+        picked = (label.to(tl.int32), partner.to(tl.int32), lam)
     if DISTILL == "labels":
         teacher_label, known, ignored, bad = read_label(teacher_labels_ptr, row, classes, ignore_index, ignored, bad)
     if DISTILL == "topk":
@@ -137,19 +143,21 @@ def forward_kernel(
     for first in range(0, aligned, BLOCK):
         b_offset = first + tl.arange(0, BLOCK)  # [BLOCK]
         cls_state, student_state, teacher_state = forward_tile(
-            rows, topk, rest, b_offset, b_offset < aligned, before, classes, inverse_tau, label_smoothing,
-            teacher_smoothing, cls_state, student_state, teacher_state,
+            rows, picked, topk, rest, b_offset, b_offset < aligned, before, classes, inverse_tau, label_smoothing,
+            teacher_smoothing, target_threshold, cls_state, student_state, teacher_state,
             BASE, TARGET, DISTILL, ONE_HEAD, SMOOTH_TARGET, SMOOTH_TEACHER,
         )  # fmt: skip
     if EDGE:
         b_offset, b_mask = edge_tile(before, aligned, classes)  # [16]
         cls_state, student_state, teacher_state = forward_tile(
-            rows, topk, rest, b_offset, b_mask, before, classes, inverse_tau, label_smoothing,
-            teacher_smoothing, cls_state, student_state, teacher_state,
+            rows, picked, topk, rest, b_offset, b_mask, before, classes, inverse_tau, label_smoothing,
+            teacher_smoothing, target_threshold, cls_state, student_state, teacher_state,
             BASE, TARGET, DISTILL, ONE_HEAD, SMOOTH_TARGET, SMOOTH_TEACHER,
         )  # fmt: skip
 
-    base, cls_max, cls_rest, mass = _base_term(cls_row, before, labels, label_smoothing, cls_state, BASE, TARGET)
+    base, cls_max, cls_rest, mass = _base_term(
+        cls_row, before, classes, labels, label_smoothing, cls_state, BASE, TARGET
+    )
     distill, student_max, student_rest, teacher_max, teacher_rest = _distill_term(
         student_row, before, teacher_label, known, kl_scale, teacher_smoothing, student_state, teacher_state, DISTILL
     )
@@ -204,7 +212,7 @@ def backward_kernel(
     teacher_labels_ptr, teacher_probs_ptr,
     cls_gradient_ptr, student_gradient_ptr,
     grad_stride, cls_stride, student_stride, teacher_stride, dense_stride, class_units, listed,
-    alpha, inverse_tau, kl_scale, label_smoothing, teacher_smoothing,
+    alpha, inverse_tau, kl_scale, label_smoothing, teacher_smoothing, target_threshold,
     BASE: tl.constexpr, TARGET: tl.constexpr, DISTILL: tl.constexpr, ONE_HEAD: tl.constexpr, TOPK_BLOCK: tl.constexpr,
     STEP: tl.constexpr, EDGE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -240,9 +248,12 @@ def backward_kernel(
     if count_ptr is not None:
         scale = scale / tl.load(count_ptr)
     scale = tl.where(weight == 0, 0.0, scale * weight)
-    scales = (scale * (1 - alpha), scale * alpha)
+    base_scale, distill_scale = scale * (1 - alpha), scale * alpha
+    if BASE == "mean":
+        base_scale = base_scale / classes
     if DISTILL == "soft" or DISTILL == "topk":
-        scales = (scale * (1 - alpha), scale * alpha * kl_scale * inverse_tau)
+        distill_scale = distill_scale * kl_scale * inverse_tau
+    scales = (base_scale, distill_scale)
 
     label, partner, lam, rest = 0, 0, 1.0, 0.0
     if TARGET == "labels" or TARGET == "mixed":
@@ -257,12 +268,14 @@ def backward_kernel(
     b_offset = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
     backward_tile(
         rows, gradient_rows, (label, partner, lam), topk, rest, statistics, scales, b_offset, b_offset < aligned,
-        before, classes, inverse_tau, label_smoothing, teacher_smoothing, BASE, TARGET, DISTILL, ONE_HEAD,
+        before, classes, inverse_tau, label_smoothing, teacher_smoothing, target_threshold,
+        BASE, TARGET, DISTILL, ONE_HEAD,
     )  # fmt: skip
     if EDGE:
         if tl.program_id(1) == 0:
             b_edge, b_edge_mask = edge_tile(before, aligned, classes)  # [16]
             backward_tile(
                 rows, gradient_rows, (label, partner, lam), topk, rest, statistics, scales, b_edge, b_edge_mask,
-                before, classes, inverse_tau, label_smoothing, teacher_smoothing, BASE, TARGET, DISTILL, ONE_HEAD,
+                before, classes, inverse_tau, label_smoothing, teacher_smoothing, target_threshold,
+                BASE, TARGET, DISTILL, ONE_HEAD,
             )  # fmt: skip

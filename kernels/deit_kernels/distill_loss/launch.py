@@ -45,6 +45,7 @@ class Operands:
     lam: Tensor | None
     teacher_labels: Tensor | None
     teacher_probs: Tensor | None
+    base: str
     target: str
     distill: str
 
@@ -66,7 +67,7 @@ class Operands:
         """The kernels' form."""
         listed = self.teacher_labels.shape[1] if self.distill == "topk" else 1
         return {
-            "BASE": self.cls is not None,
+            "BASE": self.base,
             "TARGET": self.target,
             "DISTILL": self.distill,
             "ONE_HEAD": self.one_head,
@@ -125,6 +126,7 @@ def operands(call: LossCall) -> Operands:
         lam=_packed(call.lam),
         teacher_labels=_packed(call.teacher) if labelled else None,
         teacher_probs=_packed(call.teacher_probs),
+        base="none" if cls is None else ("sum" if call.sum_classes else "mean") if call.binary else "softmax",
         target=target,
         distill="none" if call.teacher is None else soft if call.soft else hard,
     )
@@ -134,7 +136,7 @@ def backward_operands(call: LossCall, base: bool, distill: bool) -> Operands:
     """What backward reads: no head without a gradient to compute, no hard teacher (the statistics hold its label)."""
     given = operands(call)
     if not base:
-        given = replace(given, cls=None, dense=None, labels=None, partner=None, lam=None, target="none")
+        given = replace(given, cls=None, dense=None, labels=None, partner=None, lam=None, base="none", target="none")
     if not distill:
         given = replace(given, student=None, teacher=None, teacher_labels=None, teacher_probs=None, distill="none")
     elif not call.soft:
@@ -192,8 +194,8 @@ def _shape(call: LossCall, given: Operands, tiling: Tiling) -> tuple[int, ...]:
     return *(stride // tiling.step for stride in strides), classes // tiling.step, listed
 
 
-def _weights(call: LossCall) -> tuple[float, ...]:
-    return call.alpha, 1 / call.tau, kl_scale(call), call.label_smoothing, call.teacher_smoothing
+def _weights(call: LossCall) -> tuple[float | None, ...]:
+    return call.alpha, 1 / call.tau, kl_scale(call), call.label_smoothing, call.teacher_smoothing, call.target_threshold
 
 
 def _stride(matrix: Tensor | None, classes: int) -> int | None:

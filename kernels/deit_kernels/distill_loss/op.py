@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import _extension
 from ..dispatch import INTERPRETING, kernel_unavailable_reasons, report_fallback
 from . import checks, reference
+from .autograd import CrossEntropy, DistillLoss, cross_entropy_call
 from .reference import LossCall, MixedTarget, TopK
 
 __all__ = ["MixedTarget", "TopK", "binary_cross_entropy", "cross_entropy", "distillation_loss", "kl_divergence"]
@@ -105,11 +106,11 @@ def cross_entropy(
         checks.check_ignore_index(ignore_index)
         checks.check_reduction(reduction)
         if partner is not None or not logits.is_cpu:
-            call = _cross_entropy_call(logits, target, label_smoothing, ignore_index, reduction == "mean")
+            call = cross_entropy_call(logits, target, label_smoothing, ignore_index, reduction == "mean")
             return _apply(call._replace(partner=partner, lam=lam))[0]
     arguments = logits, target, label_smoothing, ignore_index, reduction == "mean"
     if _needs_graph(logits):
-        return _CrossEntropy.apply(*arguments)
+        return CrossEntropy.apply(*arguments)
     return torch.ops.deit_kernels._cross_entropy_fwd(*arguments)[0]
 
 
@@ -147,7 +148,7 @@ def binary_cross_entropy(
     target, partner, lam = checks.check_target(target, logits)
     label_smoothing = checks.check_smoothing(label_smoothing)
     ignore_index, mean = checks.check_ignore_index(ignore_index), checks.check_reduction(reduction)
-    call = _cross_entropy_call(logits, target, label_smoothing, ignore_index, mean)._replace(
+    call = cross_entropy_call(logits, target, label_smoothing, ignore_index, mean)._replace(
         partner=partner, lam=lam, binary=True, sum_classes=checks.check_sum_classes(sum_classes),
         target_threshold=checks.check_threshold(target_threshold, label_smoothing, logits),
     )  # fmt: skip
@@ -186,7 +187,7 @@ def kl_divergence(
 
 def _apply(call: LossCall) -> tuple[Tensor, Tensor, Tensor]:
     if (call.cls is not None and _needs_graph(call.cls)) or (call.dist is not None and _needs_graph(call.dist)):
-        return _DistillLoss.apply(*_distinct(*call[:7]), *call[7:])
+        return DistillLoss.apply(*_distinct(*call[:7]), *call[7:])
     return torch.ops.deit_kernels._distill_loss_fwd(*call)[:3]
 
 
@@ -227,15 +228,6 @@ _SCHEMAS = {
 }
 
 
-def _cross_entropy_call(
-    logits: Tensor, target: Tensor, label_smoothing: float, ignore_index: int, mean: bool
-) -> LossCall:
-    return LossCall(
-        logits, None, None, None, target, None, None, soft=False, alpha=0.0, tau=1.0, numel=False,
-        label_smoothing=label_smoothing, teacher_smoothing=0.0, ignore_index=ignore_index, mean=mean,
-    )  # fmt: skip
-
-
 def _forward(*args: object) -> tuple[Tensor, ...]:
     call = LossCall(*args)
     if call.logits.device.type == "cpu":
@@ -252,7 +244,7 @@ def _backward(grad: Tensor, statistics: Tensor, count: Tensor, *args: object) ->
 
 
 def _cross_entropy_forward(*args: object) -> tuple[Tensor, ...]:
-    loss, _, _, statistics, _ = _forward(*_cross_entropy_call(*args))
+    loss, _, _, statistics, _ = _forward(*cross_entropy_call(*args))
     return loss, statistics
 
 
@@ -273,8 +265,6 @@ def _implementation(call: LossCall) -> ModuleType:
     reasons = list(kernel_unavailable_reasons(call.logits.device))
     if call.exact_dtype == torch.float64:
         reasons.append("float64 logits")
-    elif call.binary:
-        reasons.append("binary cross-entropy")
     elif call.logits.is_cpu and not INTERPRETING:
         reasons.append(_extension.cpu_missing or _OLDER)
     if INTERPRETING and any(head is not None and head.dtype == torch.bfloat16 for head in (call.cls, call.dist)):
@@ -298,7 +288,7 @@ def _forward_fake(*args: object) -> tuple[Tensor, ...]:
 
 @torch.library.register_fake(_CROSS_ENTROPY)
 def _cross_entropy_fake(*args: object) -> tuple[Tensor, ...]:
-    loss, _, _, statistics, _ = _forward_fake(*_cross_entropy_call(*args))
+    loss, _, _, statistics, _ = _forward_fake(*cross_entropy_call(*args))
     return loss, statistics
 
 
@@ -309,64 +299,3 @@ def _backward_fake(grad: Tensor, statistics: Tensor, count: Tensor, *args: objec
         call.cls.new_empty(call.cls.shape) if need_cls else statistics.new_empty(0),
         call.dist.new_empty(call.dist.shape) if need_dist else statistics.new_empty(0),
     )
-
-
-class _DistillLoss(torch.autograd.Function):
-    """Autograd stays outside the ops: half the call cost of torch.library.register_autograd."""
-
-    @staticmethod
-    def forward(ctx, *args: object) -> tuple[Tensor, Tensor, Tensor]:
-        loss, base, distill, statistics, count = torch.ops.deit_kernels._distill_loss_fwd(*args)
-        ctx.save_for_backward(statistics, count, *args[:7])
-        ctx.options = args[7:]
-        ctx.mark_non_differentiable(base, distill)
-        ctx.set_materialize_grads(False)
-        return loss, base, distill
-
-    @staticmethod
-    def backward(ctx, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        no_gradient = (None,) * (len(LossCall._fields) - 2)
-        if grad is None:
-            return None, None, *no_gradient
-        statistics, count, *tensors = ctx.saved_tensors
-        call = LossCall(*tensors, *ctx.options)
-        need_cls = ctx.needs_input_grad[0] and (call.alpha < 1 or call.dist is None)
-        need_dist = ctx.needs_input_grad[1] and call.alpha > 0
-        return *_gradients(grad, statistics, count, call, need_cls, need_dist), *no_gradient
-
-
-class _CrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, *args: object) -> Tensor:
-        loss, statistics = torch.ops.deit_kernels._cross_entropy_fwd(*args)
-        ctx.save_for_backward(statistics, *args[:2])
-        ctx.options = args[2:]
-        return loss
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        statistics, *tensors = ctx.saved_tensors
-        count = statistics.new_empty(0)
-        gradient, _ = _gradients(grad, statistics, count, _cross_entropy_call(*tensors, *ctx.options), True, False)
-        return gradient, None, None, None, None
-
-
-def _gradients(
-    grad: Tensor, statistics: Tensor, count: Tensor, call: LossCall, need_cls: bool, need_dist: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    # create_graph=True: someone differentiates again.
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        return _differentiable_gradients(grad, call, need_cls, need_dist)
-    grad_cls, grad_dist = torch.ops.deit_kernels._distill_loss_bwd(grad, statistics, count, *call, need_cls, need_dist)
-    return grad_cls if need_cls else None, grad_dist if need_dist else None
-
-
-def _differentiable_gradients(
-    grad: Tensor, call: LossCall, need_cls: bool, need_dist: bool
-) -> tuple[Tensor | None, ...]:
-    base, distill, weight = reference.loss_terms(call)
-    terms = (reference.reduced(rows, weight, call.mean) for rows in (base, distill))
-    loss = reference.weighted(*terms, call.alpha)
-    heads = [head for head, needed in ((call.cls, need_cls), (call.dist, need_dist)) if needed]
-    gradients = iter(torch.autograd.grad(loss, heads, grad, create_graph=True))
-    return next(gradients) if need_cls else None, next(gradients) if need_dist else None

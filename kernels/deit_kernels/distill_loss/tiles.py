@@ -5,8 +5,9 @@ an integer argument only when it is a multiple of 16, and falls back to 2-byte l
 passed in units of STEP elements and multiplied in the kernel. For an odd C, rows start at odd addresses: EDGE lets the
 tiles start at the first aligned class, and one more tile of 16 takes the up to 7 classes before and up to 7 after.
 
-Compile-time arguments: TARGET is "none", "labels", "mixed" or "dense"; DISTILL "none", "labels", "logits", "soft" or
-"topk"; BASE says whether there is a base term, ONE_HEAD that both terms are on the same logits.
+Compile-time arguments: BASE is "none", "softmax" or, for a binary cross-entropy, "mean" or "sum" over the classes;
+TARGET "none", "labels", "mixed" or "dense"; DISTILL "none", "labels", "logits", "soft" or "topk"; ONE_HEAD says that
+both terms are on the same logits; `target_threshold` is None where there is none.
 """
 
 import triton
@@ -69,8 +70,8 @@ def topk_rest(topk, classes, TOPK_BLOCK: tl.constexpr):
 
 @triton.jit
 def forward_tile(
-    rows, topk, rest, b_offset, b_mask, before, classes, inverse_tau, label_smoothing, teacher_smoothing,
-    cls_state, student_state, teacher_state,
+    rows, labels, topk, rest, b_offset, b_mask, before, classes, inverse_tau, label_smoothing, teacher_smoothing,
+    target_threshold, cls_state, student_state, teacher_state,
     BASE: tl.constexpr, TARGET: tl.constexpr, DISTILL: tl.constexpr, ONE_HEAD: tl.constexpr,
     SMOOTH_TARGET: tl.constexpr, SMOOTH_TEACHER: tl.constexpr,
 ):  # fmt: skip
@@ -78,16 +79,21 @@ def forward_tile(
 
     `ones` counts the classes whose exponential relative to the maximum is 1, `others` is the sum of all other ones: a
     sum beside 1 would lose the digits of a small one. A hard teacher's last two are its arg-max and whether it has NaN.
+    A binary cross-entropy's `dot` is its sum, and nothing else is carried.
     """
     cls_row, student_row, teacher_row, dense_row = rows
     b_class = b_offset + before  # [BLOCK]
     b_even = tl.where(b_mask, 1.0 / classes, 0.0)  # [BLOCK]
-    if BASE:
+    if BASE != "none":
         b_cls = _load(cls_row, b_offset, b_mask, -INFINITY)  # [BLOCK]
+    if BASE == "softmax":
         b_target = label_smoothing * b_even  # [BLOCK]
         if TARGET == "dense":
             b_target += (1 - label_smoothing) * _load(dense_row, b_offset, b_mask, 0.0)
         cls_state = _cross_entropy_tile(b_cls, b_target, cls_state, SMOOTH_TARGET or TARGET == "dense")
+    elif BASE != "none":
+        b_target = _target(dense_row, labels, b_offset, b_mask, b_class, classes, label_smoothing, TARGET)  # [BLOCK]
+        cls_state = _binary_tile(b_cls, _above(b_target, target_threshold), b_mask, cls_state)
     if DISTILL != "none":
         b_student = b_cls if ONE_HEAD else _load(student_row, b_offset, b_mask, -INFINITY)  # [BLOCK]
     if DISTILL == "soft" or DISTILL == "topk":
@@ -135,28 +141,25 @@ def weighted(base, distill, alpha):
 @triton.jit
 def backward_tile(
     rows, gradient_rows, labels, topk, rest, statistics, scales, b_offset, b_mask, before, classes,
-    inverse_tau, label_smoothing, teacher_smoothing,
+    inverse_tau, label_smoothing, teacher_smoothing, target_threshold,
     BASE: tl.constexpr, TARGET: tl.constexpr, DISTILL: tl.constexpr, ONE_HEAD: tl.constexpr,
 ):  # fmt: skip
-    """Store one tile of the gradients: p Σt − t for a softmax p and a target t, q − p_teacher for a KL, each scaled.
+    """Store one tile of the gradients, each scaled: p Σt − t for a softmax p and a target t, p − t for a sigmoid.
 
-    Where p is over 1/2, the difference is that of what both sides lack to 1.
+    For a KL it is p − p_teacher. Where p is over 1/2, the difference is that of what both sides lack to 1.
     """
     cls_row, student_row, teacher_row, dense_row = rows
     cls_gradient_row, student_gradient_row = gradient_rows
     cls_max, cls_rest, dist_max, dist_rest, teacher_max, teacher_rest, target_sum = statistics
     b_class = b_offset + before  # [BLOCK]
-    if BASE:
-        label, partner, lam = labels
+    if BASE != "none":
         b_cls = _load(cls_row, b_offset, b_mask, -INFINITY)  # [BLOCK]
-        if TARGET == "dense":
-            b_target = _load(dense_row, b_offset, b_mask, 0.0)  # [BLOCK]
+        b_target = _target(dense_row, labels, b_offset, b_mask, b_class, classes, label_smoothing, TARGET)  # [BLOCK]
+        if BASE == "softmax":
+            b_slope = _slope(_exponential(b_cls, cls_max, 1.0), cls_rest, b_target, target_sum)  # [BLOCK]
         else:
-            b_target = tl.where(b_class == label, lam, 0.0)  # [BLOCK]
-        if TARGET == "mixed":
-            b_target += tl.where(b_class == partner, 1 - lam, 0.0)
-        b_target = (1 - label_smoothing) * b_target + label_smoothing / classes
-        b_gradient = _scaled(_slope(_exponential(b_cls, cls_max, 1.0), cls_rest, b_target, target_sum), scales[0])
+            b_slope = _binary_slope(b_cls, _above(b_target, target_threshold))  # [BLOCK]
+        b_gradient = _scaled(b_slope, scales[0])
         if not ONE_HEAD:
             tl.store(cls_gradient_row + b_offset, b_gradient, mask=b_mask)
     if DISTILL != "none":
@@ -199,6 +202,53 @@ def _soft_teacher(teacher_row, topk, rest, b_offset, b_mask, b_class, DISTILL: t
             b_probs = tl.where(b_class == tl.load(indices_ptr + first + k), probability, b_probs)
         b_positive = b_mask & (b_probs > 0)
         return tl.where(b_positive, tl.log(tl.where(b_positive, b_probs, 1.0)), -INFINITY)
+
+
+@triton.jit
+def _target(dense_row, labels, b_offset, b_mask, b_class, classes, label_smoothing, TARGET: tl.constexpr):
+    """The base term's target, smoothed."""
+    label, partner, lam = labels
+    if TARGET == "dense":
+        b_target = _load(dense_row, b_offset, b_mask, 0.0)  # [BLOCK]
+    else:
+        b_target = tl.where(b_class == label, lam, 0.0)  # [BLOCK]
+    if TARGET == "mixed":
+        b_target += tl.where(b_class == partner, 1 - lam, 0.0)
+    return (1 - label_smoothing) * b_target + label_smoothing / classes
+
+
+@triton.jit
+def _above(b_target, target_threshold):
+    if target_threshold is None:
+        return b_target
+    else:
+        return tl.where(b_target > target_threshold, 1.0, 0.0)
+
+
+@triton.jit
+def _binary_tile(b_x, b_target, b_mask, state):
+    """Add up log(1 + e^−|x|) + |x| · (1 − t where x > 0, else t): nothing cancels."""
+    maximum, ones, others, dot, mass = state
+    b_size = tl.abs(b_x)
+    b_lack = tl.where(b_x > 0, 1 - b_target, b_target)  # [BLOCK]
+    b_cost = _log_1_plus(tl.exp(-b_size)) + tl.where(b_lack == 0, 0.0, b_lack * b_size)  # [BLOCK]
+    return maximum, ones, others, dot + tl.sum(tl.where(b_mask, b_cost, 0.0), 0), mass
+
+
+@triton.jit
+def _log_1_plus(b_e):
+    """log(1 + e) for e in [0, 1] by 2 artanh(e / (2 + e)), whose series is a polynomial that errs by 1e-8."""
+    b_s = b_e / (2 + b_e)
+    b_u = b_s * b_s
+    b_series = b_u * (0.33333209 + b_u * (0.20010763 + b_u * (0.14000903 + b_u * 0.14005993)))
+    return 2 * (b_s + b_s * b_series)
+
+
+@triton.jit
+def _binary_slope(b_x, b_target):
+    b_e = tl.exp(-tl.abs(b_x))
+    b_smaller = b_e / (1 + b_e)  # of p and 1 − p
+    return tl.where(b_x > 0, (1 - b_target) - b_smaller, b_smaller - b_target)
 
 
 @triton.jit

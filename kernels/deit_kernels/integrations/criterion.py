@@ -4,8 +4,9 @@
     loss = criterion(images, model(images), labels)
 
 It replaces `losses.DistillationLoss` of the official code line for line. Where the base criterion is a cross-entropy
-(`nn.CrossEntropyLoss`, timm's `LabelSmoothingCrossEntropy` and `SoftTargetCrossEntropy`), both terms run in one kernel;
-any other base criterion, such as a binary cross-entropy, is called as it is and only the distillation term is ours.
+(`nn.CrossEntropyLoss`, timm's `LabelSmoothingCrossEntropy` and `SoftTargetCrossEntropy`) or a binary one
+(`nn.BCEWithLogitsLoss`, timm's `BinaryCrossEntropy`), both terms run in one kernel; any other base criterion, such as
+one with weights of classes, is called as it is and only the distillation term is ours.
 For timm's training script see `timm_task.py`.
 """
 
@@ -15,10 +16,10 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
-from ..distill_loss import MixedTarget, cross_entropy, distillation_loss, kl_divergence
+from ..distill_loss import MixedTarget, binary_cross_entropy, cross_entropy, distillation_loss, kl_divergence
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
@@ -30,7 +31,7 @@ class DistillationLoss(nn.Module):
     `deit_kernels.distillation_loss(..., kl_normalizer="batch")`.
 
     Args:
-        base_criterion: called with (outputs, labels); the three cross-entropies above are fused instead.
+        base_criterion: called with (outputs, labels); the five above are fused instead.
         teacher_model: gives logits (B, C) for `inputs`; runs without gradient, in the mode (train or eval) it is in.
         distillation_type: "none" returns the base criterion alone.
         alpha: weight of the distillation term, in [0, 1].
@@ -111,7 +112,7 @@ def token_loss(
     """
     base_weight, distill_weight = weights
     total = base_weight + distill_weight
-    fused = fused_options(base_criterion)
+    fused = fused_options(base_criterion, cls_logits, labels)
     if fused is not None:
         soft = {"tau": tau, "kl_normalizer": kl_normalizer} if mode == "soft" else {}
         loss, base, distill = distillation_loss(
@@ -129,8 +130,12 @@ def token_loss(
     return base_weight * base + distill_weight * distill, base.detach(), distill.detach()
 
 
-def fused_options(criterion: Criterion) -> dict[str, float] | None:
-    """What `criterion` is in `deit_kernels.cross_entropy`'s terms; None where it is not a plain cross-entropy.
+def fused_options(
+    criterion: Criterion, logits: Tensor | None = None, labels: Tensor | MixedTarget | None = None
+) -> dict[str, object] | None:
+    """What `criterion` is in `deit_kernels.distillation_loss`'s terms; None where it has to be called instead.
+
+    What a binary cross-entropy does depends on the labels: without them it is None.
 
     One difference: a row that `nn.CrossEntropyLoss` ignores is left out of the distillation term as well.
     """
@@ -139,9 +144,39 @@ def fused_options(criterion: Criterion) -> dict[str, float] | None:
         return {"label_smoothing": criterion.label_smoothing, "ignore_index": criterion.ignore_index}
     if type(criterion) is LabelSmoothingCrossEntropy:
         return {"label_smoothing": criterion.smoothing}
+    if type(criterion) in (nn.BCEWithLogitsLoss, BinaryCrossEntropy) and logits is not None and labels is not None:
+        return _binary_options(criterion, logits, labels)
     return {} if type(criterion) is SoftTargetCrossEntropy else None
 
 
+def _binary_options(
+    criterion: nn.BCEWithLogitsLoss | BinaryCrossEntropy, logits: Tensor, labels: Tensor | MixedTarget
+) -> dict[str, object] | None:
+    timms = isinstance(criterion, BinaryCrossEntropy)
+    summed = timms and criterion.sum_classes
+    if criterion.weight is not None or criterion.pos_weight is not None:
+        return None
+    if criterion.reduction != "mean" and not summed:
+        return None
+    options = {"base": "bce", "sum_classes": summed}
+    if isinstance(labels, Tensor) and labels.is_floating_point():
+        smooths = timms and getattr(criterion, "smooth_dense", False) and criterion.smoothing > 0
+        if labels.shape != logits.shape or smooths:
+            return None
+        smoothing = 0.0  # timm takes probabilities to be smoothed already
+    elif isinstance(labels, MixedTarget) or (timms and labels.dtype == torch.int64 and labels.dim() == 1):
+        smoothing = criterion.smoothing if timms else 0.0
+    else:
+        return None
+    threshold = criterion.target_threshold if timms else None
+    if threshold is not None and not smoothing / logits.shape[1] <= threshold < 1:
+        return None  # all targets would be the same, which is refused by ours
+    return options | {"label_smoothing": smoothing, "target_threshold": threshold}
+
+
 def _base_loss(criterion: Criterion, logits: Tensor, labels: Tensor | MixedTarget) -> Tensor:
-    fused = fused_options(criterion)
-    return criterion(logits, labels) if fused is None else cross_entropy(logits, labels, **fused)
+    fused = fused_options(criterion, logits, labels)
+    if fused is None:
+        return criterion(logits, labels)
+    binary = fused.pop("base", "ce") == "bce"
+    return (binary_cross_entropy if binary else cross_entropy)(logits, labels, **fused)

@@ -27,7 +27,8 @@ class TokenDistillationTask(_TimmTask):
     """timm's task, its arguments and its results; only the computation of the loss is replaced.
 
     The KL is divided by the rows (timm's "batchmean") and multiplied by temperature²; hard labels are the teacher's
-    arg-max. `criterion` is fused when it is a plain cross-entropy (see `criterion.fused_options`), else called as is.
+    arg-max. `criterion` is fused when it is a plain cross-entropy, binary or not (see `criterion.fused_options`), else
+    called as is.
 
     Raises:
         ValueError: as timm's task, or a loss weight is negative, or both are 0.

@@ -13,6 +13,7 @@ from deit_kernels import MixedTarget, TopK, distillation_loss
 
 TARGETS = ("labels", "mixed", "dense")
 TEACHERS = ("hard logits", "hard labels", "soft logits", "soft topk")
+BASES = ("bce", "bce thresholded", "bce summed")
 TAU = 3.0
 
 
@@ -27,6 +28,7 @@ class Case:
     smoothing: float = 0.0  # of the target, and of a hard teacher's label
     normalizer: str = "batch"
     reduction: str = "mean"
+    base: str = "ce"
 
     def __str__(self) -> str:
         return "-".join(str(value).replace(" ", "_") for value in vars(self).values())
@@ -35,6 +37,9 @@ class Case:
 def product(**choices: tuple) -> list[Case]:
     """Every combination of the choices."""
     return [Case(**dict(zip(choices, values, strict=True))) for values in itertools.product(*choices.values())]
+
+
+BINARY = product(target=TARGETS, teacher=("hard logits", "soft topk"), heads=(2, 1), smoothing=(0.0, 0.1), base=BASES)
 
 
 def make_call(case: Case, rows: int, classes: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> dict:
@@ -55,6 +60,10 @@ def make_call(case: Case, rows: int, classes: int, dtype: torch.dtype = torch.fl
         "label_smoothing": case.smoothing,
         "reduction": case.reduction,
     }
+    if case.base != "ce":
+        call |= {"base": "bce", "sum_classes": case.base == "bce summed"}
+    if case.base == "bce thresholded":
+        call["target_threshold"] = 0.2 if case.smoothing else 0.0
     call["target"] = labels()
     if rows > 2 and case.target != "dense":
         call["target"][1] = -100
@@ -109,8 +118,11 @@ def plain_loss(
     teacher_smoothing: float = 0.0,
     tau: float = 1.0,
     kl_normalizer: str = "batch",
+    base: str = "ce",
+    target_threshold: float | None = None,
+    sum_classes: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, base, distillation) in float64: dense targets, F.cross_entropy and F.kl_div, as in the official code."""
+    """(loss, base, distillation) in float64: dense targets and torch.nn.functional, as in the official code."""
     classes = cls_logits.shape[1]
     cls = cls_logits.double()
     student = cls if dist_logits is None else dist_logits.double()
@@ -123,7 +135,14 @@ def plain_loss(
     elif target.dtype == torch.int64:
         keep = target != -100
         target = F.one_hot(target.where(keep, 0), classes)
-    base = F.cross_entropy(cls, target.double(), label_smoothing=label_smoothing, reduction="none")
+    if base == "ce":
+        base = F.cross_entropy(cls, target.double(), label_smoothing=label_smoothing, reduction="none")
+    else:
+        smoothed = (1 - label_smoothing) * target.double() + label_smoothing / classes
+        if target_threshold is not None:
+            smoothed = smoothed.gt(target_threshold).double()
+        base = F.binary_cross_entropy_with_logits(cls, smoothed, reduction="none")
+        base = base.sum(1) if sum_classes else base.mean(1)
     if mode == "hard":
         labels = teacher if teacher.dtype == torch.int64 else teacher.argmax(1)
         distill = F.cross_entropy(student, labels, label_smoothing=teacher_smoothing, reduction="none")

@@ -5,12 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deit_kernels import MixedTarget, TopK, cross_entropy, distillation_loss, kl_divergence
+from deit_kernels import MixedTarget, TopK, binary_cross_entropy, cross_entropy, distillation_loss, kl_divergence
 from tests.kernels.distill_loss.loss_cases import TAU, Case, make_call
 
 LABELS = torch.zeros(4, dtype=torch.int64)
 LOGITS = torch.zeros(4, 10)
 SOFT = {"mode": "soft", "alpha": 0.1, "tau": TAU, "kl_normalizer": "batch", "teacher": LOGITS}
+
+
+BINARY = {"base": "bce"}
 
 
 def topk(**changes: object) -> dict:
@@ -29,6 +32,15 @@ def mixed(**changes: object) -> dict:
 BAD = [
     ({"mode": "firm"}, ValueError, "mode must be 'hard' or 'soft', got 'firm'"),
     ({"reduction": "sum"}, ValueError, "reduction must be"),
+    ({"base": "bCE"}, ValueError, "base must be 'ce' or 'bce', got 'bCE'"),
+    ({"target_threshold": 0.0}, ValueError, 'belong to a binary cross-entropy: add base="bce"'),
+    ({"sum_classes": True}, ValueError, 'belong to a binary cross-entropy: add base="bce"'),
+    (BINARY | {"sum_classes": 1}, ValueError, "sum_classes must be True or False, got 1"),
+    (BINARY | {"target_threshold": 1.0}, ValueError, r"target_threshold is .* in \[0, 1\) or None, got 1.0"),
+    (BINARY | {"target_threshold": -0.1}, ValueError, "target_threshold is a probability"),
+    (BINARY | {"target_threshold": torch.tensor(0.5)}, ValueError, "target_threshold is a probability"),
+    (BINARY | {"target_threshold": 0.0, "label_smoothing": 0.1}, ValueError,
+     "label_smoothing=0.1 gives every class 0.01, which is above target_threshold=0.0: .* Type label_smoothing=0"),
     (SOFT | {"kl_normalizer": "batchmean"}, ValueError, "kl_normalizer must be 'batch' or 'numel', got 'batchmean'"),
     ({"alpha": 1.5}, ValueError, r"alpha is a weight: a Python number in \[0, 1\], got 1.5"),
     ({"alpha": float("nan")}, ValueError, "alpha is a weight"),
@@ -96,7 +108,19 @@ def test_the_hard_defaults_are_the_papers() -> None:
     assert torch.equal(distillation_loss(**default), distillation_loss(**call))
 
 
-def test_cross_entropy_and_kl_divergence_check_what_they_take() -> None:
+def test_the_three_small_functions_check_what_they_take() -> None:
+    with pytest.raises(ValueError, match="target holds 10 in row 0"):
+        binary_cross_entropy(LOGITS, torch.full((4,), 10))
+    with pytest.raises(ValueError, match="label_smoothing is a share"):
+        binary_cross_entropy(LOGITS, LABELS, label_smoothing=2.0)
+    with pytest.raises(ValueError, match="every target would be 1"):
+        binary_cross_entropy(LOGITS, LABELS, label_smoothing=0.5, target_threshold=0.01)
+    with pytest.raises(ValueError, match=r"target holds probabilities \(4, 9\)"):
+        binary_cross_entropy(LOGITS, torch.zeros(4, 9))
+    with pytest.raises(ValueError, match="sum_classes must be True or False"):
+        binary_cross_entropy(LOGITS, LABELS, sum_classes="yes")
+    with pytest.raises(ValueError, match="reduction"):
+        binary_cross_entropy(LOGITS, LABELS, reduction="sum")
     with pytest.raises(ValueError, match="target holds 10 in row 0"):
         cross_entropy(LOGITS, torch.full((4,), 10))
     with pytest.raises(ValueError, match="label_smoothing"):

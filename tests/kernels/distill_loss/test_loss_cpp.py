@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import shutil
@@ -13,11 +14,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from deit_kernels import MixedTarget, TopK, _extension, cross_entropy, distillation_loss
+from deit_kernels import MixedTarget, TopK, _extension, binary_cross_entropy, cross_entropy, distillation_loss
 from deit_kernels.distill_loss import checks, reference
 from deit_kernels.distill_loss.checks import distillation_call
 from deit_kernels.distill_loss.reference import LossCall
 from tests.kernels.distill_loss.loss_cases import (
+    BASES,
+    BINARY,
     TARGETS,
     TEACHERS,
     Case,
@@ -31,7 +34,7 @@ from tests.kernels.distill_loss.loss_cases import (
 
 pytestmark = pytest.mark.skipif(_extension.cpu_missing is not None, reason=f"{_extension.cpu_missing}")
 
-KINDS = product(target=TARGETS, teacher=TEACHERS, heads=(2, 1), smoothing=(0.1,))
+KINDS = product(target=TARGETS, teacher=TEACHERS, heads=(2, 1), smoothing=(0.1,)) + BINARY
 HALVES = (torch.float16, torch.bfloat16)
 OPS = torch.ops.deit_kernels
 
@@ -90,8 +93,8 @@ SPECIAL = (torch.nan, torch.inf, -torch.inf, 1e4, -1e4, 0.0)
 
 @pytest.mark.parametrize("special", SPECIAL)
 @pytest.mark.parametrize("names", [("cls",), ("dist",), ("teacher",), ("cls", "dist", "teacher")], ids=str)
-@pytest.mark.parametrize("case", product(target=TARGETS, teacher=("hard logits", "soft logits"), smoothing=(0.0, 0.1)),
-                         ids=str)  # fmt: skip
+@pytest.mark.parametrize("case", product(target=TARGETS, teacher=("hard logits", "soft logits"), smoothing=(0.0, 0.1))
+                         + product(target=TARGETS, smoothing=(0.1,), base=BASES), ids=str)  # fmt: skip
 def test_special_logits_do_what_they_do_in_the_reference(case: Case, names: tuple[str, ...], special: float) -> None:
     for classes in (5, 41):
         call = loss_call(make_call(case, rows=6, classes=classes) | {"reduction": "none"})
@@ -105,6 +108,34 @@ def test_special_logits_do_what_they_do_in_the_reference(case: Case, names: tupl
         got, expected = (run_one(call, torch.ones(6)) for run_one in (both_passes, both_passes_of_the_reference))
         for ours, theirs in zip((*got[:3], *got[5:]), (*expected[:3], *expected[5:]), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("classes", [5, 41])
+@pytest.mark.parametrize("below", [10.0, 87.0, 88.0, 95.0, 100.0, 102.5, 110.0])
+def test_a_teachers_smallest_probabilities_count_as_in_the_reference(below: float, classes: int) -> None:
+    call = loss_call(make_call(Case("dense", "soft logits", reduction="none"), rows=4, classes=classes))
+    call = call._replace(tau=1.0, teacher=torch.full((4, classes), -torch.inf))
+    call.teacher[:, 0] = 0.0
+    call.teacher[:, 2] = -below
+    call.dist[1, 2] = -torch.inf  # costs infinity as long as the teacher's probability is above 0
+    call.dist[2, 2] = -1e38  # costs 1e38 times that probability
+    call.dist[3, 1] = -torch.inf
+    got, expected = (run_one(call, torch.ones(4)) for run_one in (both_passes, both_passes_of_the_reference))
+    assert expected[2].isinf().tolist() == [False, below < 110, False, False]
+    for ours, theirs in zip((*got[:3], *got[5:]), (*expected[:3], *expected[5:]), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5 if below < 87 else 0.5, atol=1e-6, equal_nan=True)
+
+
+def test_exponentials_below_the_smallest_normal_number_are_those_of_the_reference() -> None:
+    logits = torch.tensor([[0.0, -80.0, -88.0, -92.0, -96.0, -100.0, -103.0, -104.5, -200.0]], requires_grad=True)
+    for loss in (
+        cross_entropy(logits, torch.tensor([0])),
+        binary_cross_entropy(logits, torch.tensor([0]), sum_classes=True),
+    ):
+        (gradient,) = torch.autograd.grad(loss, logits)
+        expected = logits.detach()[0, 1:].double().exp()
+        torch.testing.assert_close(gradient[0, 1:].double(), expected, rtol=1e-6, atol=1.5 * 2.0**-149)
+        assert gradient[0, 1:7].all() and not gradient[0, 7:].any()
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
@@ -289,8 +320,8 @@ def test_without_our_ops_in_the_extension_the_reference_runs_and_says_why(state:
     left_out = ("__pycache__", *(("*.so",) if state == "missing" else ()))
     shutil.copytree(package, tmp_path / "deit_kernels", ignore=shutil.ignore_patterns(*left_out))
     if state == "older":  # the binary's ops have other names
-        for op in ("_distill_loss", "_cross_entropy_fwd"):
-            file = tmp_path / "deit_kernels" / "distill_loss" / "op.py"
+        for op, name in itertools.product(("_distill_loss", "_cross_entropy_fwd"), ("op", "autograd")):
+            file = tmp_path / "deit_kernels" / "distill_loss" / f"{name}.py"
             file.write_text(file.read_text().replace(f"deit_kernels::{op}", f"deit_kernels::_new{op}")
                             .replace(f"ops.deit_kernels.{op}", f"ops.deit_kernels._new{op}")
                             .replace(f'"{op}', f'"_new{op}'))  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,13 @@ from torch import Tensor
 from deit_kernels.distill_loss.checks import distillation_call
 from deit_kernels.distill_loss.reference import STATISTICS, LossCall
 from tests.kernels.augment.augment_cases import build_program, cpu_flags, needs_compiler, needs_extension
-from tests.kernels.distill_loss.loss_cases import TARGETS, TEACHERS, full_options, make_call, product
+from tests.kernels.distill_loss.loss_cases import BINARY, TARGETS, TEACHERS, full_options, make_call, product
 
 pytestmark = [needs_compiler, needs_extension]
 
 OPS = torch.ops.deit_kernels
 KINDS = product(target=TARGETS, teacher=TEACHERS, heads=(2, 1), smoothing=(0.1,), reduction=("none",))
+KINDS += [replace(case, reduction="none") for case in BINARY]
 TYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]  # enum Number of csrc/loss.h
 # A sanitizer's run-time does not know the code that picks an instruction set.
 SANITIZED = ["-g", "-O1", "-DDEIT_NO_CLONES", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
@@ -48,8 +50,9 @@ def run(program: Path, call: LossCall, grad: Tensor) -> list[Tensor]:
     (rows, classes), labelled = call.logits.shape, call.teacher is not None and call.teacher.dtype == torch.int64
     listed = call.teacher.shape[1] if call.teacher_probs is not None else 0
     dense = call.target is not None and call.target.is_floating_point()
-    numbers = call.alpha, call.tau, call.label_smoothing, call.teacher_smoothing
-    header = struct.pack("qqqqddddii", rows, classes, listed, call.ignore_index, *numbers, call.soft, call.numel)
+    numbers = call.alpha, call.tau, call.label_smoothing, call.teacher_smoothing, call.target_threshold or 0.0
+    flags = call.soft, call.numel, call.binary, call.sum_classes, call.target_threshold is not None, 0
+    header = struct.pack("qqqqdddddiiiiii", rows, classes, listed, call.ignore_index, *numbers, *flags)
     tensors = (
         call.cls, call.dist, None if labelled else call.teacher, call.teacher if labelled else None,
         call.teacher_probs, None if dense else call.target, call.partner, call.lam, call.target if dense else None,

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from deit_kernels import MixedTarget, TopK, cross_entropy, distillation_loss
 from tests.kernels.distill_loss.loss_cases import (
+    BINARY,
     TARGETS,
     TEACHERS,
     Case,
@@ -20,7 +21,7 @@ from tests.kernels.distill_loss.loss_cases import (
 
 pytestmark = pytest.mark.gpu
 
-KINDS = product(target=TARGETS, teacher=TEACHERS, heads=(2, 1), smoothing=(0.1,))
+KINDS = product(target=TARGETS, teacher=TEACHERS, heads=(2, 1), smoothing=(0.1,)) + BINARY[::5]
 
 
 def on_card(call: dict, device: str = "cuda") -> dict:

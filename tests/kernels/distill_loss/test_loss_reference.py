@@ -5,9 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.data.mixup import mixup_target
+from timm.loss import BinaryCrossEntropy
 
-from deit_kernels import MixedTarget, TopK, cross_entropy, distillation_loss, kl_divergence
+from deit_kernels import MixedTarget, TopK, binary_cross_entropy, cross_entropy, distillation_loss, kl_divergence
 from tests.kernels.distill_loss.loss_cases import (
+    BASES,
+    BINARY,
     TARGETS,
     TEACHERS,
     Case,
@@ -22,7 +26,9 @@ from tests.kernels.distill_loss.loss_cases import (
 ALL = product(target=TARGETS, teacher=TEACHERS, heads=(2, 1), alpha=(0.0, 0.3, 1.0), smoothing=(0.0, 0.1),
               normalizer=("batch", "numel"), reduction=("mean", "none"))  # fmt: skip
 ALL = [case for case in ALL if case.teacher.startswith("soft") or case.normalizer == "batch"]
-KINDS = product(target=TARGETS, teacher=TEACHERS, heads=(2, 1), smoothing=(0.1,))
+ALL += product(target=TARGETS, teacher=TEACHERS, heads=(2, 1), alpha=(0.0, 0.3), smoothing=(0.0, 0.1),
+               reduction=("mean", "none"), base=BASES)  # fmt: skip
+KINDS = product(target=TARGETS, teacher=TEACHERS, heads=(2, 1), smoothing=(0.1,)) + BINARY[::5]
 
 
 @pytest.mark.parametrize("case", ALL, ids=str)
@@ -75,6 +81,61 @@ def test_cross_entropy_is_torch_nn_functionals(target: str, reduction: str, smoo
     torch.testing.assert_close(
         cross_entropy(logits, call["target"], **options), F.cross_entropy(logits, call["target"], **options)
     )
+
+
+@pytest.mark.parametrize("sum_classes", [False, True])
+@pytest.mark.parametrize("threshold", [None, 0.0, 0.2])
+@pytest.mark.parametrize("target", TARGETS)
+def test_binary_cross_entropy_is_timms(target: str, threshold: float | None, sum_classes: bool) -> None:
+    # timm smooths labels and nothing else; its Mixup smooths what it mixes, to the targets that we build from `mixed`.
+    smoothing = 0.0 if threshold == 0 or target == "dense" else 0.1
+    criterion = BinaryCrossEntropy(smoothing, target_threshold=threshold, sum_classes=sum_classes)
+    logits = (3 * torch.randn(6, 41)).requires_grad_()
+    labels = torch.randint(41, (6,))
+    ours = {
+        "labels": labels,
+        "mixed": MixedTarget(labels, labels.flip(0), torch.full((6,), 0.7)),
+        "dense": torch.rand(6, 41),
+    }[target]
+    theirs = mixup_target(labels, 41, lam=0.7, smoothing=smoothing) if target == "mixed" else ours
+    got = binary_cross_entropy(
+        logits, ours, target_threshold=threshold, label_smoothing=smoothing, sum_classes=sum_classes
+    )
+    expected = criterion(logits, theirs)
+    torch.testing.assert_close(got, expected)
+    gradients = [torch.autograd.grad(one, logits)[0] for one in (got, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_deit_3s_loss_is_the_binary_cross_entropy_of_both_classes() -> None:
+    logits, labels = torch.randn(4, 10), torch.tensor([1, 2, 3, 4])
+    mixed = mixup_target(labels, 10, lam=0.3)
+    expected = F.binary_cross_entropy_with_logits(logits, mixed.gt(0.0).to(mixed.dtype))
+    target = MixedTarget(labels, labels.flip(0), torch.full((4,), 0.3))
+    torch.testing.assert_close(binary_cross_entropy(logits, target, target_threshold=0.0), expected)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_an_infinite_logit_on_the_targets_side_costs_nothing_in_a_binary_cross_entropy(reduction: str) -> None:
+    labels, options = torch.tensor([2]), {"sum_classes": True, "reduction": reduction}
+    logits = torch.tensor([[0.5, -torch.inf, torch.inf, -1.0]], requires_grad=True)
+    loss = binary_cross_entropy(logits, labels, **options)
+    torch.testing.assert_close(loss.sum(), F.softplus(torch.tensor([0.5, -1.0])).sum())
+    (gradient,) = torch.autograd.grad(loss.sum(), logits)
+    torch.testing.assert_close(gradient, logits.detach().sigmoid() - torch.tensor([[0.0, 0.0, 1.0, 0.0]]))
+    wrong = (-logits.detach()).requires_grad_()
+    loss = binary_cross_entropy(wrong, labels, **options)
+    assert loss.sum() == torch.inf
+    assert torch.autograd.grad(loss.sum(), wrong)[0][0, 1:3].tolist() == [1.0, -1.0]
+
+
+def test_the_gradient_at_a_logit_of_0_is_a_half_minus_the_target() -> None:
+    for dtype in (torch.float32, torch.float64):
+        logits = torch.zeros(1, 3, dtype=dtype, requires_grad=True)
+        for graph in (False, True):
+            loss = binary_cross_entropy(logits, torch.tensor([1]), sum_classes=True)
+            (gradient,) = torch.autograd.grad(loss, logits, create_graph=graph)
+            assert gradient.tolist() == [[0.5, -0.5, 0.5]]
 
 
 @pytest.mark.parametrize("normalizer", ["batch", "numel"])

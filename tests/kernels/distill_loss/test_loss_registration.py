@@ -10,11 +10,11 @@ import torch
 from torch._dynamo.testing import CompileCounter
 from torch._subclasses import FakeTensorMode
 
-from deit_kernels import MixedTarget, cross_entropy, distillation_loss, kl_divergence
+from deit_kernels import MixedTarget, binary_cross_entropy, cross_entropy, distillation_loss, kl_divergence
 from deit_kernels.distill_loss.checks import distillation_call
-from tests.kernels.distill_loss.loss_cases import TARGETS, TEACHERS, Case, full_options, make_call, product, run
+from tests.kernels.distill_loss.loss_cases import BINARY, TARGETS, TEACHERS, Case, full_options, make_call, product, run
 
-KINDS = product(target=TARGETS, teacher=TEACHERS, heads=(2, 1), smoothing=(0.1,))
+KINDS = product(target=TARGETS, teacher=TEACHERS, heads=(2, 1), smoothing=(0.1,)) + BINARY[::5]
 FORWARD = torch.ops.deit_kernels._distill_loss_fwd.default
 BACKWARD = torch.ops.deit_kernels._distill_loss_bwd.default
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
@@ -68,6 +68,7 @@ def test_the_small_functions_compile_too() -> None:
     logits, labels = torch.randn(3, 41, requires_grad=True), torch.tensor([1, 2, 3])
     mixed = MixedTarget(labels, labels.flip(0), torch.full((3,), 0.3))
     assert torch.equal(compiled(cross_entropy)(logits, mixed), cross_entropy(logits, mixed))
+    assert torch.equal(compiled(binary_cross_entropy)(logits, mixed), binary_cross_entropy(logits, mixed))
     teacher = torch.randn(3, 41)
     assert torch.equal(compiled(kl_divergence)(logits, teacher, tau=2.0), kl_divergence(logits, teacher, tau=2.0))
 
@@ -109,7 +110,11 @@ def test_the_op_of_a_cross_entropy_passes_opcheck(target: str, reduction: str) -
 
 def test_derivatives_that_no_function_gives_are_refused_and_not_zero() -> None:
     logits, labels = torch.randn(3, 4), torch.tensor([0, 1, 2])
-    for loss in (cross_entropy, lambda logits, labels: distillation_loss(logits, None, labels, labels)):
+
+    def both_terms(logits, labels):
+        return distillation_loss(logits, None, labels, labels)
+
+    for loss in (cross_entropy, binary_cross_entropy, both_terms):
         with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError):
             loss(torch.autograd.forward_ad.make_dual(logits, torch.ones_like(logits)), labels)
         for transform in (torch.func.grad, lambda f: lambda x: torch.func.jvp(f, (x,), (x,))):

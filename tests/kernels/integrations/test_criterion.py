@@ -13,7 +13,7 @@ from timm.task import TokenDistillationTask as TimmTask
 from torch import Tensor, nn
 
 from deit_kernels import MixedTarget
-from deit_kernels.integrations.criterion import DistillationLoss
+from deit_kernels.integrations.criterion import DistillationLoss, fused_options
 from deit_kernels.integrations.timm_task import TokenDistillationTask
 
 ROWS, CLASSES = 6, 41
@@ -27,6 +27,11 @@ CRITERIA = {
     "timm's smoothed cross-entropy": LabelSmoothingCrossEntropy(0.1),
     "soft targets": SoftTargetCrossEntropy(),
     "binary cross-entropy": BinaryCrossEntropy(smoothing=0.1),
+    "summed binary cross-entropy": BinaryCrossEntropy(smoothing=0.1, sum_classes=True),
+    "thresholded binary cross-entropy": BinaryCrossEntropy(smoothing=0.1, target_threshold=0.2),
+    "binary cross-entropy of probabilities": nn.BCEWithLogitsLoss(),
+    "binary cross-entropy whose targets are all 1": BinaryCrossEntropy(smoothing=0.1, target_threshold=0.0),
+    "weighted binary cross-entropy": BinaryCrossEntropy(pos_weight=2.0),
     "weighted cross-entropy": nn.CrossEntropyLoss(weight=torch.linspace(0.5, 1.5, CLASSES)),
 }
 
@@ -67,7 +72,7 @@ def teacher() -> nn.Module:
 
 def labels_for(criterion: nn.Module) -> Tensor:
     labels = torch.randint(CLASSES, (ROWS,), generator=torch.Generator().manual_seed(2))
-    if isinstance(criterion, SoftTargetCrossEntropy):
+    if isinstance(criterion, SoftTargetCrossEntropy | nn.BCEWithLogitsLoss):
         return mixup_target(labels, CLASSES, lam=0.3, smoothing=0.1)
     return labels
 
@@ -111,6 +116,38 @@ def test_a_mixed_target_is_the_dense_one_that_timm_would_build(
         inputs, outputs, mixed
     )
     torch.testing.assert_close(fused, built, rtol=1e-6, atol=1e-6)
+
+
+def test_a_binary_cross_entropy_runs_in_the_one_kernel_and_mixed_as_timms_mixup_would_build_it(
+    outputs: tuple[Tensor, Tensor], teacher: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = torch.randint(CLASSES, (ROWS,))
+    inputs, dense = torch.randn(ROWS, 3, 2, 2), mixup_target(labels, CLASSES, lam=0.3, smoothing=0.1)
+    mixed = MixedTarget(labels, labels.flip(0), torch.full((ROWS,), 0.3))
+    criterion = BinaryCrossEntropy(smoothing=0.1, target_threshold=0.2)
+    expected = official_loss(criterion, outputs, teacher(inputs).detach(), dense, "hard", 0.5, 1.0)
+    monkeypatch.setattr(BinaryCrossEntropy, "forward", lambda *_: pytest.fail("the criterion was called"))
+    for target in (dense, mixed):
+        fused = DistillationLoss(criterion, teacher, "hard", 0.5, 1.0)(inputs, outputs, target)
+        torch.testing.assert_close(fused, expected, rtol=1e-6, atol=1e-6)
+
+
+CALLED = {
+    "a sum": (BinaryCrossEntropy(reduction="sum"), None),
+    "weights": (BinaryCrossEntropy(weight=torch.ones(CLASSES)), None),
+    "smoothed probabilities": (BinaryCrossEntropy(smooth_dense=True), torch.rand(ROWS, CLASSES)),
+    "targets that are all 0": (BinaryCrossEntropy(target_threshold=1.0), None),
+    "probabilities of another shape": (nn.BCEWithLogitsLoss(), torch.rand(ROWS, 1)),
+    "whole numbers": (BinaryCrossEntropy(), torch.ones(ROWS, dtype=torch.int32)),
+}
+
+
+@pytest.mark.parametrize(("criterion", "labels"), CALLED.values(), ids=CALLED)
+def test_a_binary_cross_entropy_that_ours_does_not_compute_is_called(
+    criterion: nn.Module, labels: Tensor | None
+) -> None:
+    labels = torch.zeros(ROWS, dtype=torch.int64) if labels is None else labels
+    assert fused_options(criterion, torch.zeros(ROWS, CLASSES), labels) is None
 
 
 def test_the_teacher_gets_no_gradient_and_keeps_its_mode(outputs: tuple[Tensor, Tensor], teacher: nn.Module) -> None:

@@ -13,6 +13,7 @@ from deit_kernels.distill_loss.checks import distillation_call
 from deit_kernels.distill_loss.launch import Tiling, backward_operands, choose_tiling, operands
 from deit_kernels.distill_loss.reference import LossCall
 from tests.kernels.distill_loss.loss_cases import (
+    BINARY,
     TARGETS,
     TEACHERS,
     Case,
@@ -26,7 +27,7 @@ from tests.kernels.distill_loss.loss_cases import (
 # NumPy computes the lanes that a mask throws away, and warns of them.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
-KINDS = product(target=TARGETS, teacher=TEACHERS, heads=(2, 1), smoothing=(0.1,))
+KINDS = product(target=TARGETS, teacher=TEACHERS, heads=(2, 1), smoothing=(0.1,)) + BINARY[::5]
 
 
 def loss_call(call: dict) -> LossCall:

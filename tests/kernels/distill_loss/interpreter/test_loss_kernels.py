@@ -4,13 +4,17 @@ import pytest
 
 from deit_kernels.distill_loss import op
 from tests.kernels.distill_loss.loss_cases import Case, full_options, make_call
+from tests.kernels.distill_loss.test_loss_accuracy import (  # noqa: F401
+    test_a_gradient_that_nearly_cancels_keeps_its_digits,
+    test_the_error_is_at_most_twice_that_of_plain_pytorch,
+)
 from tests.kernels.distill_loss.test_loss_contracts import (  # noqa: F401
     test_a_batch_that_is_no_power_of_two,
     test_a_grad_scaler_loses_nothing_in_float16,
-    test_a_gradient_that_nearly_cancels_keeps_its_digits,
     test_a_row_may_be_expanded_over_the_batch,
     test_a_row_of_minus_infinity_alone_is_nan_and_no_other,
     test_a_second_derivative_comes_from_the_differentiable_reference,
+    test_binary_cross_entropy_alone,
     test_cross_entropy_alone,
     test_each_kind_of_call,
     test_each_number_of_classes,
@@ -21,7 +25,6 @@ from tests.kernels.distill_loss.test_loss_contracts import (  # noqa: F401
     test_labels_may_be_any_view,
     test_lam_of_zero_or_one_takes_nothing_from_an_infinite_logit,
     test_rows_may_have_any_stride,
-    test_the_error_is_at_most_twice_that_of_plain_pytorch,
     test_the_full_product,
     test_the_incoming_gradient_may_have_any_stride,
     test_the_loss_may_be_scaled_added_and_taken_twice_on_the_same_logits,
