@@ -36,10 +36,10 @@ HPARAMS = {"translate_const": 100, "img_mean": (124, 116, 104), "interpolation":
 def timm_draws(text: str, count: int) -> list[list[tuple[str, float]]]:
     """The ops that timm applies to `count` images, with their arguments as ours count them."""
     if text.startswith("rand"):
-        transform = auto_augment.rand_augment_transform(text, HPARAMS)
+        transform = auto_augment.rand_augment_transform(text, dict(HPARAMS))
         ops = transform.ops
     else:
-        transform = auto_augment.auto_augment_transform(text, HPARAMS)
+        transform = auto_augment.auto_augment_transform(text, dict(HPARAMS))
         ops = [op for policy in transform.policy for op in policy]
     seen: list[tuple[str, float]] = []
     for ours in ops:
@@ -102,7 +102,7 @@ def test_posterize_to_no_bits_is_drawn() -> None:
 
 @pytest.mark.parametrize("text", ["original", "originalr", "v0", "v0r"])
 def test_sub_policies_are_those_of_timm(text: str) -> None:
-    theirs = auto_augment.auto_augment_transform(text, HPARAMS).policy
+    theirs = auto_augment.auto_augment_transform(text, dict(HPARAMS)).policy
     ours = AutoAugment.parse(text).sub_policies
     assert len(ours) == len(theirs) == 25
     for own_ops, timm_ops in zip(ours, theirs, strict=True):
