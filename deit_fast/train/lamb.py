@@ -57,7 +57,8 @@ class Lamb(timm.optim.Lamb):
         if not learnt:
             return loss
         finite = torch.ones((), device=learnt[0].device) if self.found_inf is None else self.found_inf == 0
-        torch._foreach_add_([self.state[parameter]["steps"] for parameter in learnt], finite.float())
+        # A list, since torch asks the device for the value of a single tensor.
+        torch._foreach_add_([self.state[parameter]["steps"] for parameter in learnt], [finite.float()] * len(learnt))
         clip = self._get_clip_grad_norm()
         for group in self.param_groups:
             for parameters in _batches(group["params"]):

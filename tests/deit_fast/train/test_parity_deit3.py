@@ -88,14 +88,12 @@ def trained_losses(config: Config) -> list[float]:
 
 def check(trained: list[float], plain: list[float]) -> None:
     assert len(plain) == 30
-    assert plain[-1] < 0.97 * plain[0]  # something is learnt, so the agreement is not of constants
-    # Both are fp32 with sums in another order, which the optimizer's division amplifies a little every step.
-    assert trained[:5] == pytest.approx(plain[:5], rel=1e-5)
-    assert trained == pytest.approx(plain, rel=1e-3)
+    assert sum(plain[-6:]) < 0.97 * sum(plain[:6])  # something is learnt, so the agreement is not of constants
+    assert trained == pytest.approx(plain, rel=1e-5)  # both are fp32 with sums in another order
 
 
 def test_deit3s_training_is_the_plain_loop(tiny: Config) -> None:
-    config = small("deit3-small", tiny, lr=0.02)
+    config = small("deit3-small", tiny, lr=0.1)
     assert config.bce_loss and config.optimizer == "lamb" and config.mixup and config.cutmix
     check(trained_losses(config), plain_losses(config))
 
@@ -103,5 +101,5 @@ def test_deit3s_training_is_the_plain_loop(tiny: Config) -> None:
 def test_the_distilled_training_is_the_plain_loop(tiny: Config) -> None:
     import tiny_teachers
 
-    config = small("deit3-small-distilled", tiny, lr=0.02, teacher=tiny.teacher)
+    config = small("deit3-small-distilled", tiny, lr=0.1, teacher=tiny.teacher)
     check(trained_losses(config), plain_losses(config, tiny_teachers.three_classes()))
