@@ -81,14 +81,20 @@ def test_another_augmentation_takes_the_place_of_3_augment_with_its_jitter() -> 
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        ("--bce-loss True", "type --label-smoothing 0, or --bce-target-thresh None"),
-        ("--bce-sum True", "belong to --bce-loss: leave them out, or type that"),
+        ("--bce-loss", "type --label-smoothing 0, or --bce-target-thresh None"),
+        ("--bce-sum", "belong to --bce-loss: leave them out, or type that"),
         ("--bce-target-thresh 0.2", "belong to --bce-loss"),
     ],
 )
 def test_flags_of_the_loss_that_do_not_go_together_are_refused(flags: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         parse(["--data", "x", "--recipe", "deit-small", *flags.split()], "").check()
+
+
+def test_targets_stay_as_they_are_without_a_threshold() -> None:
+    config = parse(["--data", "x", "--recipe", "deit-small", "--bce-loss", "--bce-target-thresh", "None"], "")
+    config.check()
+    assert config.bce_target_thresh is None and config.label_smoothing == 0.1
 
 
 # Made small
