@@ -53,6 +53,8 @@ class Lamb(timm.optim.Lamb):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self.grad_scale is not None:
+            raise RuntimeError("the gradients are scaled: call scaler.unscale_(optimizer) before scaler.step(optimizer)")
         learnt = [parameter for parameter in self._parameters() if parameter.grad is not None]
         if not learnt:
             return loss

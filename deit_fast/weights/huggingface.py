@@ -96,12 +96,14 @@ def from_huggingface(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def without_layer_scale(weights: Mapping[str, Tensor], prefix_positions: bool) -> dict[str, Tensor]:
     """DeiT III as a DeiT that computes the same; `prefix_positions` says whether its class token has a position."""
-    plain = {name: value for name, value in weights.items() if not re.search(r"\.ls[12]\.gamma$", name)}
-    for name in weights.keys() - plain.keys():
-        block = name.removesuffix(".ls1.gamma").removesuffix(".ls2.gamma")
-        matrix = f"{block}.attn.proj" if ".ls1." in name else f"{block}.mlp.fc2"
-        plain[f"{matrix}.weight"] = weights[f"{matrix}.weight"] * weights[name][:, None]
-        plain[f"{matrix}.bias"] = weights[f"{matrix}.bias"] * weights[name]
+    plain = dict(weights)
+    for name, gamma in weights.items():
+        if scale := re.match(r"(blocks\.\d+)\.ls([12])\.gamma$", name):
+            matrix = f"{scale[1]}.{'attn.proj' if scale[2] == '1' else 'mlp.fc2'}"
+            if f"{matrix}.weight" in weights and f"{matrix}.bias" in weights:
+                plain[f"{matrix}.weight"] = weights[f"{matrix}.weight"] * gamma[:, None]
+                plain[f"{matrix}.bias"] = weights[f"{matrix}.bias"] * gamma
+                del plain[name]
     if not prefix_positions:
         positions = weights["pos_embed"]
         prefix = positions.new_zeros(1, 2 if "dist_token" in weights else 1, positions.shape[2])

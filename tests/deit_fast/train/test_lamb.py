@@ -90,6 +90,23 @@ def test_a_step_that_is_left_out_leaves_no_trace() -> None:
         assert torch.equal(left_out, never_there)
 
 
+def test_a_scaler_of_losses_leaves_out_a_step_too() -> None:
+    model, scaler = network().float(), torch.amp.GradScaler("cpu", init_scale=4.0)
+    optimizer = create_optimizer(LAMB, model, 0.1)
+    before = [parameter.clone() for parameter in model.parameters()]
+    for value, changes in ((torch.inf, False), (1.0, True)):
+        scaler.scale(model(torch.ones(2, 5)).sum() * value).backward()
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        same = all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
+        assert same is not changes
+    scaler.scale(model(torch.ones(2, 5)).sum()).backward()
+    with pytest.raises(RuntimeError, match=r"call scaler\.unscale_\(optimizer\) before"):
+        scaler.step(optimizer)
+
+
 def test_the_host_never_asks_the_device() -> None:
     """On the meta device every question about a value raises."""
     model = network().to("meta")

@@ -7,6 +7,7 @@ It shares with the trainer only the starting weights and the batches: 3-Augment,
 import dataclasses
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,8 @@ from deit_fast.data import Share, TrainLoader, open_dataset
 from deit_fast.model import IMAGENET_NORMALISATION
 from deit_fast.recipes.named import recipe
 from deit_fast.train import train
+from deit_fast.train.step import losses_of
+from deit_kernels import MixedTarget
 from tests.deit_fast.train.apex_lamb import ApexLamb
 from tests.deit_fast.train.test_parity import dense_target
 
@@ -90,6 +93,20 @@ def check(trained: list[float], plain: list[float]) -> None:
     assert len(plain) == 30
     assert sum(plain[-6:]) < 0.97 * sum(plain[:6])  # something is learnt, so the agreement is not of constants
     assert trained == pytest.approx(plain, rel=1e-5)  # both are fp32 with sums in another order
+
+
+@pytest.mark.parametrize("name", ["deit3-small", "deit3-small-distilled"])
+def test_the_loss_is_one_graph(name: str) -> None:
+    torch.manual_seed(0)
+    heads = tuple(torch.randn(6, 11, requires_grad=True) for _ in range(2))
+    outputs = heads if "distilled" in name else heads[0]
+    teacher = torch.randn(6, 11) if "distilled" in name else None
+    labels = torch.randint(11, (6,))
+    target, counted = MixedTarget(labels, labels.flip(0), torch.rand(6)), torch.tensor(6.0)
+    of_recipe = partial(losses_of, recipe(name))
+    expected = of_recipe(outputs, teacher, target, counted)
+    compiled = torch.compile(of_recipe, fullgraph=True, dynamic=False, backend="aot_eager")
+    torch.testing.assert_close(compiled(outputs, teacher, target, counted), expected)
 
 
 def test_deit3s_training_is_the_plain_loop(tiny: Config) -> None:
