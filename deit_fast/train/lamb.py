@@ -30,9 +30,7 @@ class Lamb(timm.optim.Lamb):
     step counters keep every bit, and the host does not wait. The counters lie on the device too.
     """
 
-    _step_supports_amp_scaling = True  # for GradScaler: found_inf is read here, gradients come unscaled
-    grad_scale: Tensor | None = None
-    found_inf: Tensor | None = None
+    _step_supports_amp_scaling = True  # so GradScaler sets found_inf, and grad_scale where the gradients are scaled
 
     def __init__(self, params: Iterable[Any], lr: float, eps: float, weight_decay: float) -> None:
         if lamb is None:
@@ -53,12 +51,13 @@ class Lamb(timm.optim.Lamb):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self.grad_scale is not None:
-            raise RuntimeError("the gradients are scaled: call scaler.unscale_(optimizer) before scaler.step(optimizer)")
+        if getattr(self, "grad_scale", None) is not None:
+            raise RuntimeError("scaled gradients: call scaler.unscale_(optimizer) before scaler.step(optimizer)")
         learnt = [parameter for parameter in self._parameters() if parameter.grad is not None]
         if not learnt:
             return loss
-        finite = torch.ones((), device=learnt[0].device) if self.found_inf is None else self.found_inf == 0
+        found_inf = getattr(self, "found_inf", None)
+        finite = torch.ones((), device=learnt[0].device) if found_inf is None else found_inf == 0
         # A list, since torch asks the device for the value of a single tensor.
         torch._foreach_add_([self.state[parameter]["steps"] for parameter in learnt], [finite.float()] * len(learnt))
         clip = self._get_clip_grad_norm()
