@@ -54,12 +54,13 @@ def test_a_compiled_call_is_one_graph_with_equal_results(case: Case) -> None:
         assert torch.equal(one, other)
 
 
-def test_a_new_batch_size_or_class_count_compiles_nothing_when_shapes_are_dynamic() -> None:
+@pytest.mark.parametrize("case", [Case("labels"), Case("mixed", smoothing=0.1, base="bce thresholded")], ids=str)
+def test_a_new_batch_size_or_class_count_compiles_nothing_when_shapes_are_dynamic(case: Case) -> None:
     graphs = CompileCounter()
     torch.compiler.reset()
     loss = torch.compile(distillation_loss, fullgraph=True, dynamic=True, backend=graphs)
     for rows, classes in ((5, 41), (6, 41), (7, 100)):
-        call = make_call(Case("labels"), rows, classes)
+        call = make_call(case, rows, classes)
         torch.testing.assert_close(loss(**call), distillation_loss(**call))
     assert graphs.frame_count == 1
 
