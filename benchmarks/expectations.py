@@ -185,7 +185,7 @@ OPS: dict[str, tuple[float, Callable[..., Image.Image], Callable[[Tensor], Tenso
     "gaussian_blur": (1.3, auto_augment.gaussian_blur, lambda x: tv.gaussian_blur(x, [9, 9], [1.3, 1.3])),
 }
 ROUNDS_OTHERWISE = "torchvision computes on tensors in another order or rounding than Pillow; ours is Pillow's"
-TRUE_GAUSSIAN = "torchvision weighs by a Gaussian, cut off at the kernel's side; Pillow's blur, and ours, is three boxes"
+TRUE_GAUSSIAN = "torchvision weighs by a Gaussian, cut off at the kernel's side; Pillow's blur is three boxes, as ours"
 
 
 FILL = (124, 116, 104)  # timm's fill: ImageNet's mean

@@ -1,5 +1,6 @@
-// Gaussian blur as Pillow makes it: three box blurs along the lines, then three along the columns, each rounded to uint8.
-// A box's ends count in part, so that the three have the wanted deviation together. Pixels beyond the edge repeat it.
+// Gaussian blur as Pillow makes it: three box blurs along the lines, then three along the columns, each rounded to
+// uint8. A box's ends count in part, so that the three have the wanted deviation together. Pixels beyond the edge repeat
+// it.
 //
 // Source: Pillow 12 src/libImaging/BoxBlur.c; its radius is computed in float32, its sums in 32-bit integers.
 #pragma once

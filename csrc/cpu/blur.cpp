@@ -22,6 +22,46 @@ INTO_CLONE void add_runs(const uint8_t* const* runs, const BoxBlur& box, int64_t
   }
 }
 
+#ifdef DEIT_AVX512
+// The same with sums of 16 bits, each weighed together with the sum of the ends by the weights' halves of 12 bits.
+template <int fixed_radius>
+AVX512 void add_runs_in_registers(const uint8_t* const* runs, const BoxBlur& box, int64_t count, uint8_t* to) {
+  constexpr int64_t width = sizeof(__m512i);
+  constexpr int32_t last = 2 * fixed_radius + 2;
+  constexpr __mmask16 all = 0xFFFF;  // forms without a mask make GCC 12 warn of its own header
+  const auto weights = [](uint32_t inner, uint32_t outer) AVX512 {
+    return _mm512_set1_epi32(static_cast<int32_t>(outer << 16 | inner));
+  };
+  const __m512i low = weights(box.inner & 0xFFF, box.outer & 0xFFF), high = weights(box.inner >> 12, box.outer >> 12);
+  const __m512i half = _mm512_set1_epi32(1 << 23), ones = _mm512_set1_epi8(1), zero = _mm512_setzero_si512();
+  const auto weighed = [&](__m512i pairs) AVX512 {
+    const __m512i upper = _mm512_maskz_slli_epi32(all, _mm512_madd_epi16(pairs, high), 12);
+    const __m512i lower = _mm512_add_epi32(_mm512_madd_epi16(pairs, low), half);
+    return _mm512_maskz_srli_epi32(all, _mm512_add_epi32(upper, lower), 24);
+  };
+  const auto levels = [&](__m512i inside, __m512i ends) AVX512 {
+    return _mm512_packus_epi32(weighed(_mm512_unpacklo_epi16(inside, ends)),
+                               weighed(_mm512_unpackhi_epi16(inside, ends)));
+  };
+  for (int64_t i = 0; i < count; i += width) {
+    const uint64_t mask = count - i >= width ? ~uint64_t{0} : (uint64_t{1} << (count - i)) - 1;
+    __m512i run[last + 1];
+    for (int32_t k = 0; k <= last; ++k) run[k] = _mm512_maskz_loadu_epi8(mask, runs[k] + i);
+    const auto sum = [&](__m512i first, __m512i second, bool upper) AVX512 {
+      const __m512i pairs = upper ? _mm512_unpackhi_epi8(first, second) : _mm512_unpacklo_epi8(first, second);
+      return _mm512_maddubs_epi16(pairs, ones);
+    };
+    __m512i done[2];
+    for (int part = 0; part < 2; ++part) {
+      __m512i inside = sum(run[last / 2], zero, part);
+      for (int32_t k = 1; k < last / 2; ++k) inside = _mm512_add_epi16(inside, sum(run[k], run[last - k], part));
+      done[part] = levels(inside, sum(run[0], run[last], part));
+    }
+    _mm512_mask_storeu_epi8(to + i, mask, _mm512_packus_epi16(done[0], done[1]));
+  }
+}
+#endif
+
 INTO_CLONE void add_many_runs(const uint8_t* const* runs, const BoxBlur& box, int64_t count, uint8_t* __restrict to) {
   constexpr int64_t part = 1024;
   uint32_t inside[part];
@@ -36,13 +76,21 @@ INTO_CLONE void add_many_runs(const uint8_t* const* runs, const BoxBlur& box, in
   }
 }
 
-VECTOR_CLONES void box_pass(const uint8_t* const* runs, const BoxBlur& box, int64_t count, uint8_t* to) {
+VECTOR_CLONES void box_pass_portable(const uint8_t* const* runs, const BoxBlur& box, int64_t count, uint8_t* to) {
   if (box.radius == 0)
     add_runs<0>(runs, box, count, to);
   else if (box.radius == 1)
     add_runs<1>(runs, box, count, to);
   else
     add_many_runs(runs, box, count, to);
+}
+
+void box_pass(const uint8_t* const* runs, const BoxBlur& box, int64_t count, uint8_t* to) {
+#ifdef DEIT_AVX512
+  if (has_avx512 && box.radius == 0) return add_runs_in_registers<0>(runs, box, count, to);
+  if (has_avx512 && box.radius == 1) return add_runs_in_registers<1>(runs, box, count, to);
+#endif
+  box_pass_portable(runs, box, count, to);
 }
 
 void repeat_edges(uint8_t* line, int64_t bytes, int32_t pixels) {

@@ -1,4 +1,5 @@
 // The ops on the CPU, in place, over the arithmetic of arithmetic/{colour,histogram}.h.
+#include <algorithm>
 #include <cstring>
 
 #include "../arithmetic/colour.h"
@@ -40,29 +41,6 @@ void join_histogram_op(const uint8_t* image, int64_t pixels, Op op, Tables& tabl
   }
 }
 
-VECTOR_CLONES uint64_t gray_sum(const uint8_t* image, int64_t pixels) {
-  constexpr int64_t run = 1 << 16;  // whose sum fits 32 bits
-  uint64_t total = 0;
-  for (int64_t begin = 0; begin < pixels; begin += run) {
-    const int64_t count = pixels - begin < run ? pixels - begin : run;
-    const uint8_t* pixel = image + channels * begin;
-    uint32_t sum = 0;
-    for (int64_t i = 0; i < count; ++i) sum += gray(pixel[3 * i], pixel[3 * i + 1], pixel[3 * i + 2]);
-    total += sum;
-  }
-  return total;
-}
-
-VECTOR_CLONES void blend_with_gray(uint8_t* image, int64_t pixels, float factor) {
-  for (int64_t i = 0; i < pixels; ++i) {
-    uint8_t* pixel = image + channels * i;
-    const int32_t red = pixel[0], green = pixel[1], blue = pixel[2], degenerate = gray(red, green, blue);
-    pixel[0] = blend(degenerate, red, factor);
-    pixel[1] = blend(degenerate, green, factor);
-    pixel[2] = blend(degenerate, blue, factor);
-  }
-}
-
 // The outermost pixels stay as they are.
 VECTOR_CLONES void blend_with_smoothed(const uint8_t* from, int32_t height, int32_t width, float factor, uint8_t* to) {
   const int64_t line_bytes = channels * width;
@@ -77,6 +55,22 @@ VECTOR_CLONES void blend_with_smoothed(const uint8_t* from, int32_t height, int3
     }
   }
 }
+
+#ifdef DEIT_AVX512
+// One table for all channels, which fills four registers.
+AVX512 void apply_one_table(uint8_t* bytes, int64_t count, const uint8_t* table) {
+  constexpr int64_t width = sizeof(__m512i);
+  __m512i quarter[4];
+  for (int i = 0; i < 4; ++i) quarter[i] = _mm512_loadu_si512(table + width * i);
+  for (; count > 0; count -= width, bytes += width) {
+    const uint64_t mask = count >= width ? ~uint64_t{0} : (uint64_t{1} << count) - 1;
+    const __m512i level = _mm512_maskz_loadu_epi8(mask, bytes);
+    const __m512i low = _mm512_permutex2var_epi8(quarter[0], level, quarter[1]);
+    const __m512i high = _mm512_permutex2var_epi8(quarter[2], level, quarter[3]);
+    _mm512_mask_storeu_epi8(bytes, mask, _mm512_mask_blend_epi8(_mm512_movepi8_mask(level), low, high));
+  }
+}
+#endif
 
 const uint8_t* copy_of(const uint8_t* image, int64_t bytes) {
   thread_local std::vector<uint8_t> memory;
@@ -99,6 +93,14 @@ const Tables& identity_tables() {
 
 void apply_tables(uint8_t* image, int64_t pixels, Tables& tables) {
   if (tables.identity) return;
+#ifdef DEIT_AVX512
+  const bool equal = std::equal(tables.level[0], tables.level[2], tables.level[1]);
+  if (has_avx512 && equal) {
+    apply_one_table(image, channels * pixels, tables.level[0]);
+    tables = identity_tables();
+    return;
+  }
+#endif
   for (int64_t i = 0; i < pixels; ++i, image += channels)
     for (int c = 0; c < 3; ++c) image[c] = tables.level[c][image[c]];
   tables = identity_tables();

@@ -57,6 +57,8 @@ void resize_image(const uint8_t* data, const PlanRow& row, int32_t size, uint8_t
 void run_ops(uint8_t* image, int32_t height, int32_t width, const OpCall* calls, int count, Tables& tables);
 void run_affine(uint8_t* image, int32_t height, int32_t width, const OpCall& call);
 void run_blur(uint8_t* image, int32_t height, int32_t width, const OpCall& call);
+uint64_t gray_sum(const uint8_t* image, int64_t pixels);
+void blend_with_gray(uint8_t* image, int64_t pixels, float factor);
 void apply_tables(uint8_t* image, int64_t pixels, Tables& tables);
 
 // What the last stage reads of one image.

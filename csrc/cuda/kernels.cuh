@@ -2,7 +2,7 @@
 // them with g++ and run them on the CPU (csrc/emulate). augment.cu launches them.
 //
 //   resize.cuh   crop, resize and flip of every image, a block for each band of lines
-//   ops.cuh      the ops of every image, a block for each image; affine.cuh and blur.cuh have those of their name
+//   ops.cuh      the ops of every image, a block for each image; affine.cuh has the affine ones, blur.cuh the blur
 //   finish.cuh   normalise, erase, mix and round, a block for each part of an image
 //   block.cuh    what they share
 //

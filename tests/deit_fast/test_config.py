@@ -9,12 +9,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from deit_fast.config import Config, fields_where
+from deit_fast.config import Config, difference, fields_where
 from deit_fast.data.sources.dataset import Dataset
 from deit_fast.model import IMAGENET_NORMALISATION
 from deit_fast.ranks import meeting
 from deit_fast.teacher import labels
 from deit_fast.teacher.load import recipe_config
+from deit_kernels.augment import Policy
 from tests.deit_fast.data.memory_dataset import MemoryDataset
 
 # i: identifies the run; r: must be the same on all ranks; t: a teacher recipe takes it over; k: decides cached labels;
@@ -62,7 +63,8 @@ def changed(config: Config, name: str) -> Config:
     """The configuration with another allowed value of a field."""
     value, kind = getattr(config, name), typing.get_type_hints(Config)[name]
     own = {
-        "rand_augment": "rand-m5-mstd0.5-inc1-n1", "color_jitter": 0.2, "teacher": str(Path(config.teacher).with_name("other.pth")),
+        "rand_augment": "rand-m5-mstd0.5-inc1-n1", "color_jitter": 0.2,
+        "teacher": str(Path(config.teacher).with_name("other.pth")),
         "crop_scale": (0.2, 0.9), "teacher_precision": "bf16",
     }  # fmt: skip
     if name in own:
@@ -138,6 +140,41 @@ def test_a_cache_s_settings_keep_their_bytes(base: Config, images: Dataset) -> N
 
 def test_run_folders_keep_their_names() -> None:
     assert Config(data="/imagenet").run_folder() == Path("runs/deit-deit_small_distilled_patch16_224-295bb8e3")
+
+
+def test_a_flag_of_a_later_version_renames_no_run_until_it_is_used(tmp_path: Path) -> None:
+    config = Config(data="/imagenet")
+    assert not fields_where("later").keys() & config.identity().keys()
+    assert fields_where("later").keys() <= config.deciding().keys()
+    written = {name: value for name, value in dataclasses.asdict(config).items() if name not in fields_where("later")}
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    assert Config.from_json(tmp_path / "config.json") == config  # an older run's folder
+    used = dataclasses.replace(config, simple_random_crop=True)
+    assert used.run_folder() != config.run_folder()
+    assert difference(config, used) == ["--simple-random-crop False -> True"]
+
+
+def test_colour_jitter_goes_with_3_augment_unless_another_is_given() -> None:
+    def jitter(**changes: object) -> float:
+        return Config(data="/imagenet", **changes).training_policy(IMAGENET_NORMALISATION).color_jitter
+
+    assert (jitter(), jitter(rand_augment="3a"), jitter(rand_augment="rand-m9")) == (0.0, 0.3, 0.0)
+    assert (jitter(color_jitter=0.4), jitter(rand_augment="3a", color_jitter=0.0)) == (0.4, 0.0)
+    policy = Config(rand_augment="3a", simple_random_crop=True, image_size=192, mixup=0.8, cutmix=1.0)
+    assert policy.training_policy(IMAGENET_NORMALISATION) == Policy.deit3(192, src=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"rand_augment": "4a"}, '--rand-augment: \'4a\' is unknown: type "rand-m9-mstd0.5-inc1", "3a"'),
+        ({"rand_augment": "rand-m9", "color_jitter": 0.3}, "--color-jitter beside --rand-augment rand-m9: .* 1 op"),
+        ({"simple_random_crop": True, "crop_scale": (0.5, 1.0)}, "add --crop-scale 0.08 1, or leave it out"),
+    ],
+)
+def test_ops_that_do_not_go_together_are_refused(changes: dict[str, object], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        Config(data="/imagenet", **changes).check()
 
 
 @pytest.mark.parametrize("name", fields_where("span"))

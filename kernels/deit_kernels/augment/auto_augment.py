@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from .rand_augment import LAYERS, OPS, nearest, require
+from .rand_augment import OPS, nearest, require
 
 SUB_POLICIES, SUB_OPS = 25, 2  # at most: the numbers that a plan is drawn from have room for as many
 

@@ -237,7 +237,7 @@ def test_the_cpu_code_of_every_instruction_set_agrees(tmp_path: Path, flag: str,
         pytest.skip(f"this processor has no {', '.join(sorted(needs - cpu_flags()))}")
     program = build_program("run.cpp", tmp_path, "-DDEIT_NO_CLONES", "-DDEIT_NO_AVX512", "-O3", flag)
     batch = noise_batch(SIZES)
-    for policy in (Policy.deit(50), Policy.eval(33)):
+    for policy in (Policy.deit(50), Policy.deit3(41), Policy.eval(33)):
         rows = drawn_rows(batch, policy)
         for mix in (None, drawn_mix(rows, policy.size)):
             ours = run(program, batch, rows, policy.size, torch.float16, "nchw", 0, mix)

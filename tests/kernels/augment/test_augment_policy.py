@@ -156,7 +156,8 @@ def test_what_a_policy_refuses(change: dict[str, object]) -> None:
     ],
 )
 def test_what_a_stage_refuses(kind: type, change: dict[str, object]) -> None:
-    word = {"weights": "op|layers|weight", "sub_policies": "sub_policies|sub-policy|rotat"}.get(next(iter(change)), next(iter(change)))
+    words = {"weights": "op|layers|weight", "sub_policies": "sub_policies|sub-policy|rotat"}
+    word = words.get(next(iter(change)), next(iter(change)))
     if change.get("crop") == "simple":
         word = "pad lies in"
     with pytest.raises(ValueError, match=word):
