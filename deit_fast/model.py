@@ -8,8 +8,7 @@
 Keys, shapes and order of the state dict are those of facebookresearch/deit and of timm, so their checkpoints load
 strictly and ours load there; only DeiT III's LayerScale has two names, timm's here (`ls1.gamma`) and the official
 `gamma_1`, which `weights/pretrained.py` reads too. Initialisation is the official code's, in its order of draws.
-Source: arXiv 2012.12877 and 2204.07118; facebookresearch/deit `models.py` and `models_v2.py` on timm 0.3.2; checked
-against timm 1.0.31.
+Source: arXiv 2012.12877, 2204.07118; facebookresearch/deit `models.py`, `models_v2.py`; checked against timm 1.0.31.
 """
 
 from __future__ import annotations
@@ -41,9 +40,8 @@ IMAGENET_NORMALISATION: Normalisation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.
 class ViTConfig:
     """Sizes of one model; lengths in pixels, `width` and `heads` in channels and attention heads of every block.
 
-    An image that is not square has an `image_size` of (height, width). The last three are DeiT III's: `layer_scale` is
-    the initial factor of every residual branch and channel (0: no such factors), without `prefix_positions` the tokens
-    before the patches have no position embedding, and a `constant_drop_path` is the same in every block.
+    An image that is not square has an `image_size` of (height, width). The last three are DeiT III's: LayerScale's
+    initial value (0: none), whether the tokens before the patches have positions, the same drop path in every block.
     """
 
     image_size: int | tuple[int, int] = 224
