@@ -153,6 +153,8 @@ def without_zero_positions(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     positions, prefix = weights.get("pos_embed"), 2 if "dist_token" in weights else 1
     if positions is None or not has_layer_scale(weights) or positions[:, :prefix].any():
         return dict(weights)
+    if math.isqrt(positions.shape[1]) ** 2 == positions.shape[1]:  # a square of patches, and no token
+        return dict(weights)
     return {**weights, "pos_embed": positions[:, prefix:]}
 
 

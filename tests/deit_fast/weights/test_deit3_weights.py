@@ -87,6 +87,14 @@ def test_a_file_of_timms_names_tells_its_own_sizes(name: str, tmp_path: Path) ->
     assert same_weights(trained.model, model_of(name))
 
 
+def test_positions_of_0_are_kept_where_they_are_the_patches() -> None:
+    weights = model_of().state_dict()
+    weights["pos_embed"][:, :3] = 0
+    model = create_model(NAME, **SMALL)
+    load_pretrained(model, weights)
+    assert torch.equal(model.pos_embed, weights["pos_embed"])
+
+
 def test_other_networks_names_stay_as_they_are() -> None:
     """timm's CaiT and BEiT have parameters that are called gamma_1 too."""
     theirs = timm.create_model("cait_xxs24_224", depth=1, num_classes=3)
