@@ -84,14 +84,14 @@ class Config:
     threads: Annotated[Local[Shared[int]], span(0, 1024)] = 0  # decoding threads of each process; 0: one a core
 
     # Model
-    model: str = "deit_small_distilled_patch16_224"  # one of the eight DeiT names, or any timm classifier
+    model: str = "deit_small_distilled_patch16_224"  # a name of DeiT or DeiT III (deit3_), or any timm classifier
     weights: str = ""  # start from: "" random, "timm" its pretrained ones, a file, a run folder, module:function
     pos_embed_resize: Literal["official", "timm"] = "official"  # to another resolution; timm: antialiased
     patch_size: Annotated[int, span(0, 4096)] = 0  # change of the model's patch side, pixels; 0: as named
     width: UpTo1e5 = 0  # change of the model's channels; 0: as named
     depth: Annotated[int, span(0, 10**4)] = 0  # change of the model's number of blocks; 0: as named
     heads: Annotated[int, span(0, 10**4)] = 0  # change of the model's attention heads; 0: as named
-    drop_path: BelowOne = 0.0  # stochastic depth of the last block; rises linearly from 0
+    drop_path: BelowOne = 0.0  # stochastic depth of the last block; rises linearly from 0, in deit3_ the same in all
     dropout: BelowOne = 0.0  # after position embedding, projections, MLP layers; masks follow --micro-batch and ranks
     fusion: Literal["logits", "softmax", "cls", "dist"] = "logits"  # of two heads; paper: softmax
     train_mode: Literal["train", "eval"] = "train"  # eval: the official fine-tuning, on the fused logits
@@ -109,13 +109,18 @@ class Config:
     tau: Annotated[float | None, span(1e-3, 1e3)] = None  # temperature of soft distillation
     kl_normalizer: Literal["batch", "numel"] | None = None  # soft: over rows (paper) or rows x classes (code)
     label_smoothing: BelowOne = 0.1  # smoothing of the true labels
+    bce_loss: Later[bool] = False  # of the true labels, a binary cross-entropy for every class, averaged (DeiT III)
+    bce_sum: Later[bool] = False  # binary cross-entropy: summed over the classes
+    bce_target_thresh: Annotated[Later[float | None], span(0, 0.999)] = 0.0  # above it a target is 1; None: as it is
 
     # Optimisation
     epochs: Annotated[int, span(1, 10**6)] = 300  # passes; an epoch is (images // batch size) steps
     batch_size: Annotated[Shared[int], span(1, 10**6), label(2)] = 1024  # global batch: all processes together
     micro_batch: Free[Shared[UpTo1e6]] = 0  # most images a process takes at once, to save memory; 0: its whole share
-    optimizer: Literal["adamw", "sgd"] = "adamw"  # sgd: with Nesterov momentum 0.9
+    optimizer: Literal["adamw", "sgd", "lamb"] = "adamw"  # sgd: Nesterov momentum 0.9; lamb: as Apex, clips at norm 1
     lr: Rate = 5e-4  # peak learning rate for a batch of 512; scaled by batch size / 512
+    unscale_lr: Later[bool] = False  # --lr is the peak itself, whatever the batch
+    layer_decay: Annotated[Later[float], span(0.01, 1)] = 1.0  # learning rate of a block / that of the one after it
     warmup_epochs: Annotated[float, span(0, 10**6)] = 5.0  # linear warm-up
     warmup_lr: Rate = 1e-6  # learning rate of the first step, not scaled
     min_lr: Rate = 1e-5  # learning rate at the end of the cosine, not scaled
@@ -226,6 +231,13 @@ class Config:
                 replace(ops, color_jitter=self.color_jitter or 0.0)
             except ValueError as error:
                 raise ValueError(f"--color-jitter beside --rand-augment {self.rand_augment}: {error}") from error
+        if self.bce_loss and self.label_smoothing and self.bce_target_thresh is not None:
+            raise ValueError(
+                "--bce-loss calls every class right whose target is above --bce-target-thresh, and --label-smoothing "
+                "lifts all of them: type --label-smoothing 0, or --bce-target-thresh None"
+            )
+        if not self.bce_loss and (self.bce_sum or self.bce_target_thresh != 0):
+            raise ValueError("--bce-sum and --bce-target-thresh belong to --bce-loss: leave them out, or type that")
         for name in ("mixup", "cutmix"):
             try:
                 Mix(getattr(self, name) or 1.0, 1.0)

@@ -1,4 +1,4 @@
-"""The vision transformer of DeiT, with its class token and its distillation token. One file, the whole model.
+"""The vision transformer of DeiT and DeiT III, with its class and its distillation token. One file, the whole model.
 
     model = create_model("deit_small_distilled_patch16_224", classes=37)
     cls_logits, dist_logits = model(images)             # training: the two heads
@@ -6,8 +6,9 @@
     load_pretrained(model, "deit_small_distilled_patch16_224-649709d9.pth")
 
 Keys, shapes and order of the state dict are those of facebookresearch/deit and of timm, so their checkpoints load
-strictly and ours load there. Initialisation is the official code's, in its order of draws.
-Source: arXiv 2012.12877; facebookresearch/deit `models.py` on timm 0.3.2; checked against timm 1.0.31.
+strictly and ours load there; only DeiT III's LayerScale has two names, timm's here (`ls1.gamma`) and the official
+`gamma_1`, which `weights/pretrained.py` reads too. Initialisation is the official code's, in its order of draws.
+Source: arXiv 2012.12877, 2204.07118; facebookresearch/deit `models.py`, `models_v2.py`; checked against timm 1.0.31.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ IMAGENET_NORMALISATION: Normalisation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.
 class ViTConfig:
     """Sizes of one model; lengths in pixels, `width` and `heads` in channels and attention heads of every block.
 
-    An image that is not square has an `image_size` of (height, width).
+    An image that is not square has an `image_size` of (height, width). The last three are DeiT III's: LayerScale's
+    initial value (0: none), whether the tokens before the patches have positions, the same drop path in every block.
     """
 
     image_size: int | tuple[int, int] = 224
@@ -53,6 +55,9 @@ class ViTConfig:
     layer_norm_eps: float = 1e-6
     drop_path_rate: float = 0.0
     dropout: float = 0.0
+    layer_scale: float = 0.0
+    prefix_positions: bool = True
+    constant_drop_path: bool = False
 
     def __post_init__(self) -> None:
         for side in self._sides:
@@ -92,11 +97,20 @@ class ViTConfig:
         return 2 if self.distilled else 1
 
 
+# Family, size, width, depth, heads, patch size, image sizes. A distillation token in DeiT III is ours.
+_SIZES = [
+    ("deit", "tiny", 192, 12, 3, 16, (224,)), ("deit", "small", 384, 12, 6, 16, (224,)),
+    ("deit", "base", 768, 12, 12, 16, (224, 384)), ("deit3", "small", 384, 12, 6, 16, (224, 384)),
+    ("deit3", "medium", 512, 12, 8, 16, (224,)), ("deit3", "base", 768, 12, 12, 16, (224, 384)),
+    ("deit3", "large", 1024, 24, 16, 16, (224, 384)), ("deit3", "huge", 1280, 32, 16, 14, (224,)),
+]  # fmt: skip
+_OF_FAMILY = {"deit": {}, "deit3": {"layer_scale": 1e-4, "prefix_positions": False, "constant_drop_path": True}}
 CONFIGS = {
-    f"deit_{size}{distilled}_patch16_{image_size}": ViTConfig(
-        image_size, width=width, heads=width // 64, distilled=bool(distilled)
+    f"{family}_{size}{distilled}_patch{patch}_{side}": ViTConfig(
+        side, patch, width, depth, heads, distilled=bool(distilled), **_OF_FAMILY[family]
     )
-    for size, width, image_size in [("tiny", 192, 224), ("small", 384, 224), ("base", 768, 224), ("base", 768, 384)]
+    for family, size, width, depth, heads, patch, sides in _SIZES
+    for side in sides
     for distilled in ("", "_distilled")
 }
 
@@ -162,13 +176,26 @@ class Mlp(nn.Module):
         return self.dropout(self.fc2(self.dropout(hidden)))
 
 
+class LayerScale(nn.Module):
+    """The learnt factor of each channel of a residual branch (arXiv 2103.17239)."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((config.width,), config.layer_scale))
+
+    def forward(self, branch: Tensor) -> Tensor:
+        return branch * self.gamma
+
+
 class Block(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(config.width, config.layer_norm_eps)
         self.attn = Attention(config)
+        self.ls1 = LayerScale(config) if config.layer_scale else None
         self.norm2 = nn.LayerNorm(config.width, config.layer_norm_eps)
         self.mlp = Mlp(config)
+        self.ls2 = LayerScale(config) if config.layer_scale else None
 
     def forward(self, x: Tensor, scale: Tensor | None, tokens: int | None = None) -> Tensor:
         """x (B, N, width) -> (B, tokens, width).
@@ -176,13 +203,16 @@ class Block(nn.Module):
         scale (2, B, 1, 1) is the factor of each residual branch for each image, None for 1. Of `tokens`, the first of
         x, all is computed, of the others keys and values; None is all tokens.
         """
-        attended = self.attn(self.norm1(x), tokens)
-        x = x[:, :tokens]
-        if scale is None:
-            x = x + attended
-            return x + self.mlp(self.norm2(x))
-        x = x + attended * scale[0].to(x.dtype)
-        return x + self.mlp(self.norm2(x)) * scale[1].to(x.dtype)
+        attention_scale, mlp_scale = (None, None) if scale is None else scale
+        x = _add(x[:, :tokens], self.attn(self.norm1(x), tokens), self.ls1, attention_scale)
+        return _add(x, self.mlp(self.norm2(x)), self.ls2, mlp_scale)
+
+
+def _add(x: Tensor, branch: Tensor, layer_scale: LayerScale | None, scale: Tensor | None) -> Tensor:
+    """x plus a residual branch, in the type of x."""
+    if layer_scale is not None:
+        branch = layer_scale(branch).to(x.dtype)
+    return x + branch if scale is None else x + branch * scale.to(x.dtype)
 
 
 class VisionTransformer(nn.Module):
@@ -197,9 +227,10 @@ class VisionTransformer(nn.Module):
         self.config = config
         self.fusion = fusion
         self.residual_dtype: torch.dtype | None = None  # of the sums between blocks; None: float32 under autocast
-        tokens = math.prod(config.grid_size) + config.prefix_tokens
+        patches = math.prod(config.grid_size)
+        positions = patches + config.prefix_tokens * config.prefix_positions
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
-        self.pos_embed = nn.Parameter(torch.zeros(1, tokens, config.width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, positions, config.width))
         if config.distilled:
             self.dist_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.patch_embed = PatchEmbed(config)
@@ -209,17 +240,20 @@ class VisionTransformer(nn.Module):
         self.head = nn.Linear(config.width, config.classes)
 
         # The official order of draws: the plain model first, whose position embedding the distilled one draws anew.
-        _trunc_normal(self.pos_embed[:, : tokens - config.prefix_tokens + 1])
+        _trunc_normal(self.pos_embed[:, : patches + config.prefix_positions])
         _trunc_normal(self.cls_token)
         self.apply(_init_linear)
         if config.distilled:
             self.head_dist = nn.Linear(config.width, config.classes)
             _trunc_normal(self.dist_token)
-            _trunc_normal(self.pos_embed)
+            if config.prefix_positions:
+                _trunc_normal(self.pos_embed)
             _init_linear(self.head_dist)
 
     def drop_path_rates(self) -> list[float]:
-        """Probability of dropping a residual branch in each block: 0 in the first, rising linearly (official)."""
+        """Probability of dropping a residual branch in each block: from 0 rising linearly, in DeiT III the same."""
+        if self.config.constant_drop_path:
+            return [self.config.drop_path_rate] * self.config.depth
         return torch.linspace(0, self.config.drop_path_rate, self.config.depth).tolist()
 
     def no_weight_decay(self) -> set[str]:
@@ -242,7 +276,9 @@ class VisionTransformer(nn.Module):
         prefix = [self.cls_token.expand(batch, -1, -1)]
         if self.config.distilled:
             prefix.append(self.dist_token.expand(batch, -1, -1))
-        x = self.dropout(torch.cat([*prefix, x], dim=1) + self.pos_embed)
+        x = x if self.config.prefix_positions else x + self.pos_embed
+        x = torch.cat([*prefix, x], dim=1)
+        x = self.dropout(x + self.pos_embed if self.config.prefix_positions else x)
         x = x if self.residual_dtype is None else x.to(self.residual_dtype)
         if drop_path is None and self.training and self.config.drop_path_rate > 0:
             keep = 1 - torch.tensor(self.drop_path_rates(), device=x.device)[:, None, None]
@@ -305,10 +341,10 @@ def drop_path_scales(seed: int, step: int, positions: ArrayLike, rates: Sequence
 
 
 def create_model(name: str, *, fusion: Fusion = "logits", **changes: Any) -> VisionTransformer:
-    """One of the eight official models, with any size changed.
+    """A DeiT or DeiT III by its name, with any size changed.
 
     Args:
-        name: "deit_{tiny,small,base}[_distilled]_patch16_224" or "deit_base[_distilled]_patch16_384".
+        name: deit_SIZE[_distilled]_patch16_224 or deit3_SIZE[_distilled]_patch16_224 and so on: a key of `CONFIGS`.
         fusion: what evaluation returns, see `fuse`.
         changes: fields of `ViTConfig`, e.g. classes=10, image_size=(64, 128), patch_size=8, width=128, heads=2.
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import timm
 import torch
+import torch.nn.functional as F
 from PIL import ExifTags, Image
 from safetensors.torch import save_file
 from torch import Tensor
@@ -171,15 +172,26 @@ def _write_timm(trained: Trained, folder: Path) -> None:
         timm.models.save_for_hf(model, folder, labels, safe_serialization=True)
         return
     sizes = model.config
-    # The official model of the same tokens, and if possible of the same width and image size.
+    # timm's model of the same tokens, and if possible of the same family, width and image size.
     architecture = max(
-        (name for name, config in CONFIGS.items() if config.distilled == sizes.distilled),
-        key=lambda name: (CONFIGS[name].width == sizes.width, CONFIGS[name].image_size == sizes.image_size),
+        (name for name, config in CONFIGS.items() if config.distilled == sizes.distilled and timm.is_model(name)),
+        key=lambda name: (
+            bool(CONFIGS[name].layer_scale) == bool(sizes.layer_scale),
+            CONFIGS[name].width == sizes.width,
+            CONFIGS[name].image_size == sizes.image_size,
+        ),
     )
     arguments = {
         "img_size": sizes.image_size, "patch_size": sizes.patch_size, "embed_dim": sizes.width, "depth": sizes.depth,
         "num_heads": sizes.heads, "mlp_ratio": sizes.mlp_ratio,
     }  # fmt: skip
+    weights = model.state_dict()
+    if sizes.layer_scale:
+        arguments["init_values"] = sizes.layer_scale
+    if sizes.distilled and not sizes.prefix_positions:  # timm's distilled class has positions for both tokens: of 0
+        weights["pos_embed"] = F.pad(weights["pos_embed"], (0, 0, sizes.prefix_tokens, 0))
+    elif not sizes.prefix_positions:
+        arguments["no_embed_class"] = True
     heads = ["head", "head_dist"] if sizes.distilled else "head"
     config = {
         "architecture": architecture,
@@ -193,7 +205,7 @@ def _write_timm(trained: Trained, folder: Path) -> None:
         },
         **turned,
     }  # fmt: skip
-    _write_weights(model.state_dict(), folder)
+    _write_weights(weights, folder)
     write_json(folder / "config.json", config)
 
 
@@ -207,7 +219,7 @@ def _write_huggingface(trained: Trained, folder: Path) -> None:
         raise ValueError(
             f"--to hf writes transformers' DeiT and ViT, and this is a {type(model).__name__}: type --to timm or onnx"
         )
-    _write_weights(to_huggingface(model.state_dict()), folder)
+    _write_weights(to_huggingface(model.state_dict(), model.config.prefix_positions), folder)
     write_json(folder / "config.json", huggingface_config(model, trained.classes))
     # CLIP's processor is the one that resizes the shorter side and crops; DeiT's own squeezes the image into a square.
     processor = {

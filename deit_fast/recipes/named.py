@@ -1,6 +1,6 @@
 """Named recipes: each a function whose docstring is the command, the time and the number to expect.
 
-Here are those for your own and the built-in data; those of the paper are in `paper.py`.
+Here are those for your own and the built-in data; those of DeiT's paper are in `paper.py`, DeiT III's in `deit3.py`.
 
 `python -m deit_fast.train --recipe NAME` starts from its defaults; every flag overrides one.
 """
@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from .. import command
 from ..config import Config
 from ..names import did_you_mean
+from .deit3 import DEIT3_RECIPES
 from .paper import PAPER_RECIPES, SOFT
 
 # What a student and its teacher share.
@@ -108,6 +109,7 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "demo": demo,
     "digits": digits,
     **PAPER_RECIPES,
+    **DEIT3_RECIPES,
     "teacher": teacher,
     "demo-teacher": demo_teacher,
     "digits-teacher": digits_teacher,
@@ -127,7 +129,8 @@ def parse(arguments: Sequence[str], description: str, program: str = "python -m 
     """The command line over the defaults of its recipe.
 
     Without --recipe it is the built-in data's own, `deit` for other data, and `demo` for a command without either.
-    What a typed flag makes pointless gives way: the recipe's teacher to --distill none, its warm-up to fewer --epochs.
+    What a typed flag makes pointless gives way: the recipe's teacher to --distill none, its warm-up to fewer --epochs,
+    its colour jitter to another --rand-augment.
     --distill soft takes its settings from the recipes `paper` and `official`, which stand for one of them each.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -152,4 +155,6 @@ def parse(arguments: Sequence[str], description: str, program: str = "python -m 
         changes |= {key: value for key, value in SOFT.get(name, {}).items() if getattr(config, key) is None}
     if config.warmup_epochs >= config.epochs and config.warmup_epochs == defaults.warmup_epochs:
         changes["warmup_epochs"] = config.epochs / 10
+    if config.rand_augment != defaults.rand_augment and config.color_jitter == defaults.color_jitter:
+        changes["color_jitter"] = None
     return dataclasses.replace(config, **changes)

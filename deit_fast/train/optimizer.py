@@ -18,35 +18,71 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from timm.models import group_parameters
 from torch import Tensor, nn
 
 from ..config import Config
+from ..model import VisionTransformer
+from .lamb import Lamb
+
+# Of our model, in timm's form; the last norm belongs to the last block, as in timm's vision transformers.
+_LAYERS = {
+    "stem": r"^cls_token|dist_token|pos_embed|patch_embed",
+    "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
+}
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, decay_dist_token: bool = True) -> list[dict]:
+def parameter_groups(
+    model: nn.Module, weight_decay: float, decay_dist_token: bool = True, layer_decay: float = 1.0
+) -> list[dict]:
     """Undecayed parameters (vectors, biases, and what `model.no_weight_decay()` names), then decayed ones.
 
     Source: timm 0.3.2 `add_weight_decay`, as facebookresearch/deit calls it. It decays the distillation token; later
     versions of timm's model exempt it, as `decay_dist_token=False` does.
+
+    With a `layer_decay` below 1 every layer has two such groups, whose "lr_scale" is layer_decay to the power of the
+    layers above it: 1 for the heads, layer_decay for the last block, layer_decay ** (depth + 1) for tokens, positions
+    and patches (timm 1.0 `param_groups_layer_decay`, after BEiT).
+
+    Raises:
+        ValueError: layer_decay, and timm does not know the model's layers.
     """
     skipped = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()
     if not decay_dist_token:
         skipped = skipped | {"dist_token"}
-    decayed, undecayed = [], []
+    layers = dict.fromkeys((name for name, _ in model.named_parameters()), 0) if layer_decay == 1 else _layers(model)
+    last, groups = max(layers.values()), []
+    for layer in range(last + 1):
+        scale = {} if layer_decay == 1 else {"lr_scale": layer_decay ** (last - layer)}
+        groups += [{"params": [], "weight_decay": decay, **scale} for decay in (0.0, weight_decay)]
     for name, parameter in model.named_parameters():
         plain = parameter.ndim <= 1 or name.endswith(".bias") or name in skipped
-        (undecayed if plain else decayed).append(parameter)
-    return [{"params": undecayed, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
+        groups[2 * layers[name] + (not plain)]["params"].append(parameter)
+    return groups if layer_decay == 1 else [group for group in groups if group["params"]]
+
+
+def _layers(model: nn.Module) -> dict[str, int]:
+    """The layer of every parameter, counted from the images."""
+    if isinstance(model, VisionTransformer):
+        matcher = _LAYERS
+    elif hasattr(model, "group_matcher"):
+        matcher = model.group_matcher(coarse=False)
+    else:
+        raise ValueError(f"the layers of a {type(model).__name__} are not known: leave --layer-decay out")
+    return group_parameters(model, matcher, reverse=True)
 
 
 def create_optimizer(config: Config, model: nn.Module, lr: float) -> torch.optim.Optimizer:
-    """AdamW (betas 0.9 and 0.999, eps 1e-8), or SGD with Nesterov momentum 0.9, as timm 0.3.2 makes them by default.
+    """AdamW (betas 0.9 and 0.999, eps 1e-8), or SGD with Nesterov momentum 0.9, as timm 0.3.2 makes them by default; or
+    LAMB with the same eps, as it makes Apex's FusedLAMB.
 
     The moments are zeros from the start. torch would allocate them in the first step: after the trial of how many rows
     fit into memory, and for SGD uninitialised where that step is skipped. The bits of every step are torch's.
     """
     # Fused: one pass over the weights, no wait for the step counter, and a flag on the device can skip the update.
-    groups = parameter_groups(model, config.weight_decay, config.decay_dist_token)
+    groups = parameter_groups(model, config.weight_decay, config.decay_dist_token, config.layer_decay)
+    if config.optimizer == "lamb":
+        return Lamb(groups, lr=lr, eps=1e-8, weight_decay=0.0)
     if config.optimizer == "sgd":
         optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True, fused=True)
     else:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
-from deit_kernels import TopK, cross_entropy, distillation_loss
+from deit_kernels import TopK, binary_cross_entropy, cross_entropy, distillation_loss
 
 from ..command import OfOneRank
 from ..config import Config, Precision
@@ -69,8 +69,9 @@ class TrainingStep:
     ) -> None:  # fmt: skip
         self.model = model  # the student itself, on its device: neither wrapped in DDP nor compiled
         self.teacher = teacher  # gives the teacher's labels of a batch's rows; None without distillation
-        self.peak_lr = config.lr * config.batch_size / 512  # after warm-up
-        reporter.decide("lr", f"{self.peak_lr:.2e}", f"--lr {config.lr:g} x batch {config.batch_size} / 512")
+        self.peak_lr = config.lr * (1 if config.unscale_lr else config.batch_size / 512)  # after warm-up
+        scaled = "--unscale-lr" if config.unscale_lr else f"x batch {config.batch_size} / 512"
+        reporter.decide("lr", f"{self.peak_lr:.2e}", f"--lr {config.lr:g} {scaled}")
         self.optimizer = create_optimizer(config, model, self.peak_lr)
         self.ema = MovingAverage(model, config.ema_decay) if config.ema_decay else None
         self.scaler = torch.amp.GradScaler(ranks.device.type) if config.precision == "fp16" else None
@@ -123,7 +124,7 @@ class TrainingStep:
         elif self._steps == _WARM_UP_STEPS:
             gc.freeze()  # without a collection before it, which hung with compiled models among ranks (torch 2.14)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         # Labelled rows of the global batch ÷ world size: dividing each rank's sum by it makes DDP's mean the global
         # mean, also where one rank has more unreadable images than another.
         counted = self._ranks.begin_total((batch.labels != IGNORE).sum().float())
@@ -257,12 +258,15 @@ def losses_of(
         counted = (labels != IGNORE).sum()
     top1 = (cls_logits.argmax(1) == labels).sum() / counted
     options = {"label_smoothing": config.label_smoothing, "reduction": "none"}
+    if config.bce_loss:
+        options |= {"target_threshold": config.bce_target_thresh, "sum_classes": config.bce_sum}
     if teacher_labels is None:
-        loss = cross_entropy(cls_logits, target, **options).sum() / counted
+        label_loss = binary_cross_entropy if config.bce_loss else cross_entropy
+        loss = label_loss(cls_logits, target, **options).sum() / counted
         return Losses(loss, loss.detach(), None, top1)
     parts = distillation_loss(
         cls_logits, dist_logits, teacher_labels, target, mode=config.distill, alpha=config.alpha, tau=config.tau,
-        kl_normalizer=config.kl_normalizer, return_parts=True, **options,
+        kl_normalizer=config.kl_normalizer, return_parts=True, base="bce" if config.bce_loss else "ce", **options,
     )  # fmt: skip
     return Losses(*(part.sum() / counted for part in parts), top1)
 

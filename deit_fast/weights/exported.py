@@ -17,12 +17,21 @@ from torch import Tensor, nn
 
 from deit_kernels.augment.policy import FILTERS
 
-from ..config import Preprocessing
+from ..config import OFFICIAL_CROP_RATIO, Preprocessing
 from ..files import read_json
 from ..model import CONFIGS, VisionTransformer, ViTConfig
 from .build import built_for, timm_model
 from .prediction import Trained
-from .pretrained import RELEASES, SUFFIXES, WeightsFile, load_pretrained, read_weights, read_weights_file
+from .pretrained import (
+    RELEASES,
+    SUFFIXES,
+    WeightsFile,
+    has_layer_scale,
+    load_pretrained,
+    read_weights,
+    read_weights_file,
+    without_zero_positions,
+)
 
 EXIF = "exif_orientation"  # what we add to the files of timm (config.json) and transformers (preprocessor_config.json)
 
@@ -60,7 +69,7 @@ def from_tensors(
         options = {"num_classes": _classes(weights, source), **built_for(architecture, timm_size), **sizes}
         model = timm_model(architecture, **options)
     else:
-        model = VisionTransformer(_sizes(source, weights, architecture, sizes))
+        model = VisionTransformer(_sizes(source, without_zero_positions(weights), architecture, sizes))
     load_pretrained(model, weights)
     return model
 
@@ -149,7 +158,9 @@ def _no_model(path: Path) -> ValueError:
 def ready(model: nn.Module, source: str, classes: Sequence[str] = (), **others: Any) -> Trained:
     """A DeiT, which sees images as in the official code's evaluation, or a model of timm, as in timm's."""
     if isinstance(model, VisionTransformer):
-        count, preprocessing = model.config.classes, Preprocessing(model.config.image_size)
+        # The official code evaluates DeiT III with --eval-crop-ratio 1.0.
+        crop_ratio = 1.0 if model.config.layer_scale else OFFICIAL_CROP_RATIO
+        count, preprocessing = model.config.classes, Preprocessing(model.config.image_size, crop_ratio)
     else:
         count, wanted = model.num_classes, resolve_model_data_config(model)
         preprocessing = Preprocessing(
@@ -198,9 +209,12 @@ def _sizes(source: str, weights: Mapping[str, Tensor], architecture: str, given:
             f"model's: type --heads N, --architecture NAME for a model of timm, or its run folder or exported folder "
             f"instead of the file"
         )
-    distilled = "dist_token" in weights
+    distilled, layer_scale = "dist_token" in weights, has_layer_scale(weights)
+    # No two squares are 1 or 2 apart, so the number of positions tells whether the class token has one.
+    prefix_positions = not (layer_scale and math.isqrt(tokens) ** 2 == tokens)
+    of_deit3 = CONFIGS["deit3_small_patch16_224"]
     return ViTConfig(
-        image_size=math.isqrt(tokens - 1 - distilled) * patch,
+        image_size=math.isqrt(tokens - (1 + distilled) * prefix_positions) * patch,
         patch_size=patch,
         width=width,
         depth=1 + max(int(found[1]) for key in weights if (found := re.match(r"blocks\.(\d+)\.", key))),
@@ -209,6 +223,9 @@ def _sizes(source: str, weights: Mapping[str, Tensor], architecture: str, given:
         distilled=distilled,
         mlp_ratio=hidden / width,
         layer_norm_eps=given.get("layer_norm_eps", ViTConfig.layer_norm_eps),
+        layer_scale=of_deit3.layer_scale if layer_scale else 0.0,
+        prefix_positions=prefix_positions,
+        constant_drop_path=layer_scale,
     )
 
 

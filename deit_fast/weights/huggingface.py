@@ -7,6 +7,9 @@ transformers calls a distilled DeiT `DeiTForImageClassificationWithTeacher` (pre
 `ViTForImageClassification` (`vit.`). Queries, keys and values are three matrices there and one here; every other tensor
 is the same, so both directions keep every bit. transformers 5 has shorter names in memory than in its files: both are
 read, and the files' names are written, which every version reads.
+
+transformers has no DeiT III. It is written as the DeiT or ViT that computes the same: LayerScale is multiplied into the
+matrix before it, and the tokens before the patches get positions of 0.
 Source: the files and modules of transformers 5.23.
 """
 
@@ -91,8 +94,42 @@ def from_huggingface(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return ours
 
 
-def to_huggingface(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our weights under the names of Hugging Face's files; a name that a DeiT does not have is a ValueError."""
+def without_layer_scale(weights: Mapping[str, Tensor], prefix_positions: bool) -> dict[str, Tensor]:
+    """DeiT III as a DeiT that computes the same; `prefix_positions` says whether its class token has a position."""
+    plain = dict(weights)
+    for name, gamma in weights.items():
+        if scale := re.match(r"(blocks\.\d+)\.ls([12])\.gamma$", name):
+            matrix = f"{scale[1]}.{'attn.proj' if scale[2] == '1' else 'mlp.fc2'}"
+            if f"{matrix}.weight" in weights and f"{matrix}.bias" in weights:
+                plain[f"{matrix}.weight"] = weights[f"{matrix}.weight"] * gamma[:, None]
+                plain[f"{matrix}.bias"] = weights[f"{matrix}.bias"] * gamma
+                del plain[name]
+    if not prefix_positions:
+        positions = weights["pos_embed"]
+        prefix = positions.new_zeros(1, 2 if "dist_token" in weights else 1, positions.shape[2])
+        plain["pos_embed"] = torch.cat([prefix, positions], dim=1)
+    return plain
+
+
+def with_layer_scale(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A DeiT as the DeiT III that computes the same: factors of 1, and each token's position added to the token."""
+    tokens = [name for name in ("cls_token", "dist_token") if name in weights]
+    scaled = dict(weights)
+    for place, name in enumerate(tokens):
+        scaled[name] = weights[name] + weights["pos_embed"][:, place : place + 1]
+    scaled["pos_embed"] = weights["pos_embed"][:, len(tokens) :].clone()
+    for name, value in weights.items():
+        if block := re.match(r"(blocks\.\d+)\.norm([12])\.weight$", name):
+            scaled[f"{block[1]}.ls{block[2]}.gamma"] = torch.ones_like(value)
+    return scaled
+
+
+def to_huggingface(weights: Mapping[str, Tensor], prefix_positions: bool = True) -> dict[str, Tensor]:
+    """Our weights under the names of Hugging Face's files; a name that a DeiT does not have is a ValueError.
+
+    DeiT III, whose `prefix_positions` are False, becomes a DeiT or ViT that computes the same.
+    """
+    weights = without_layer_scale(weights, prefix_positions)
     distilled = "dist_token" in weights
     prefix = "deit." if distilled else "vit."
     heads = {"head": "cls_classifier" if distilled else "classifier", "head_dist": "distillation_classifier"}

@@ -3,6 +3,7 @@
     load_pretrained(model, "deit_small_distilled_patch16_224-649709d9.pth")
     load_pretrained(model, "runs/deit-.../checkpoints/step_00375300/model.safetensors")
     load_pretrained(timm_model, timm_state_dict)
+    torch.save({"model": to_official(model.state_dict())}, "deit_3_small_224.pth")
 
 A `.pth` file is a pickle, which can hold code: it is read with `weights_only=True` and never otherwise.
 """
@@ -13,6 +14,7 @@ import argparse
 import logging
 import math
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -26,12 +28,13 @@ from torch import Tensor, nn
 
 from ..files import check_readable, sha256_of, shown
 from ..model import CONFIGS, VisionTransformer
-from .huggingface import from_huggingface, is_huggingface
+from .huggingface import from_huggingface, is_huggingface, with_layer_scale
 
 logger = logging.getLogger(__name__)
 
 ResizeMethod = Literal["official", "timm"]
 Grid = tuple[int, int]  # rows and columns of patches
+_FIRST_SCALE = "blocks.0.ls1.gamma"
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".pth.tar")
 
 # SHA-256 prefixes in the names of the released files (facebookresearch/deit, README and hubconf).
@@ -60,7 +63,7 @@ def resize_pos_embed(
     Args:
         pos_embed: (1, prefix + patches, width), the patches row by row.
         grid: rows and columns of patches of the new image, or a number for both.
-        prefix_tokens: 1, or 2 for a distilled model.
+        prefix_tokens: 1, or 2 for a distilled model; 0 for DeiT III, where only patches have positions.
         method: "official" is bicubic interpolation (a = −0.75) as facebookresearch/deit `main.py`; "timm" adds
             antialiasing (a = −0.5) as timm 1.0.31 `resample_abs_pos_embed`. They differ even when enlarging.
         old_grid: of pos_embed; None: it is square.
@@ -94,6 +97,7 @@ class WeightsFile(NamedTuple):
     architecture: str = ""  # by timm's name; "" where nothing tells it
     arguments: Mapping[str, Any] = MappingProxyType({})  # of train.py, by its own names
     average: bool = False  # the weights are the moving average of those that were trained
+    huggingface: bool = False  # the file has Hugging Face's names
 
 
 def read_weights(source: str | Path | Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -119,7 +123,8 @@ def read_weights_file(source: str | Path | Mapping[str, Any]) -> WeightsFile:
         where = "the mapping" if isinstance(source, Mapping) else f"{source}"
         raise ValueError(f'{where} holds no weights: expected tensors by name, plain or under "model" or "state_dict"')
     weights = {_own_name(key): value for key, value in weights.items()}
-    weights = from_huggingface(weights) if is_huggingface(weights) else weights
+    if is_huggingface(weights):
+        return WeightsFile(from_huggingface(weights), huggingface=True)
     architecture, arguments = content.get("arch"), content.get("args")
     if not isinstance(architecture, str):
         return WeightsFile(weights)
@@ -131,6 +136,26 @@ def read_weights_file(source: str | Path | Mapping[str, Any]) -> WeightsFile:
 def _own_name(key: str) -> str:
     """Without the prefixes of torch.compile and of DDP, whichever is around the other."""
     return key.removeprefix("_orig_mod.").removeprefix("module.").removeprefix("_orig_mod.")
+
+
+def from_official(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """DeiT III's weights under our names, which are timm's: the official LayerScale `gamma_1` is `ls1.gamma`."""
+    return {re.sub(r"^(blocks\.\d+)\.gamma_([12])$", r"\1.ls\2.gamma", key): value for key, value in weights.items()}
+
+
+def to_official(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our weights under the official code's names, in which DeiT III alone differs."""
+    return {re.sub(r"^(blocks\.\d+)\.ls([12])\.gamma$", r"\1.gamma_\2", key): value for key, value in weights.items()}
+
+
+def without_zero_positions(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """DeiT III's weights, in which timm's distilled class has positions for its tokens, without them if they are 0."""
+    positions, prefix = weights.get("pos_embed"), 2 if "dist_token" in weights else 1
+    if positions is None or not has_layer_scale(weights) or positions[:, :prefix].any():
+        return dict(weights)
+    if math.isqrt(positions.shape[1]) ** 2 == positions.shape[1]:  # a square of patches, and no token
+        return dict(weights)
+    return {**weights, "pos_embed": positions[:, prefix:]}
 
 
 def _read_file(path: Path) -> Mapping[str, Tensor]:
@@ -194,12 +219,21 @@ def load_pretrained(
     """
     file, own, notes = read_weights_file(source), model.state_dict(), []
     weights = file.weights
+    if _FIRST_SCALE in own and _FIRST_SCALE not in weights:
+        if file.huggingface:
+            weights = with_layer_scale(weights)
+            notes.append("LayerScale starts at 1: in Hugging Face's files its factors are in the matrices")
+        else:
+            weights = from_official(weights)
+    sizes = model.config if isinstance(model, VisionTransformer) else getattr(model, "patch_embed", None)  # or timm's
+    prefix_positions = getattr(sizes, "prefix_positions", not getattr(model, "no_embed_class", False))
+    if not prefix_positions:
+        weights = without_zero_positions(weights)
     theirs, ours = _architecture(weights), _architecture(own)
     if theirs and ours and theirs != ours:
         _refuse_architecture(theirs, ours)
     if ours and "pos_embed" in weights and (old_grid or weights["pos_embed"].shape != own["pos_embed"].shape):
-        old, prefix_tokens = weights["pos_embed"].shape[1], 2 if "dist_token" in weights else 1
-        sizes = model.config if isinstance(model, VisionTransformer) else model.patch_embed  # ours, or timm's
+        old, prefix_tokens = weights["pos_embed"].shape[1], (2 if "dist_token" in weights else 1) * prefix_positions
         grid = getattr(sizes, "grid_size", None) or math.isqrt(own["pos_embed"].shape[1] - prefix_tokens)
         weights["pos_embed"] = resize_pos_embed(weights["pos_embed"], grid, prefix_tokens, resize, old_grid)
         notes.append(f"position embeddings resized from {old} to {weights['pos_embed'].shape[1]} tokens ({resize})")
@@ -239,10 +273,12 @@ class _Architecture(NamedTuple):
     depth: int
     patch_size: int
     distilled: bool
+    layer_scale: bool
 
     def __str__(self) -> str:
         token = "a distillation token" if self.distilled else "no distillation token"
-        return f"{self.width} channels, {self.depth} blocks, patches of {self.patch_size} pixels and {token}"
+        sizes = f"{self.width} channels, {self.depth} blocks, patches of {self.patch_size} pixels"
+        return f"{sizes}, {token} and LayerScale" if self.layer_scale else f"{sizes} and {token}"
 
 
 def _architecture(weights: Mapping[str, Tensor]) -> _Architecture | None:
@@ -251,19 +287,26 @@ def _architecture(weights: Mapping[str, Tensor]) -> _Architecture | None:
     if patches is None or patches.ndim != 4 or "pos_embed" not in weights or "blocks.0.attn.qkv.weight" not in weights:
         return None
     depth = sum(key.startswith("blocks.") and key.endswith(".attn.qkv.weight") for key in weights)
-    return _Architecture(patches.shape[0], depth, patches.shape[2], "dist_token" in weights)
+    return _Architecture(patches.shape[0], depth, patches.shape[2], "dist_token" in weights, has_layer_scale(weights))
+
+
+def has_layer_scale(weights: Mapping[str, Tensor]) -> bool:
+    """True for a DeiT III's, under timm's or the official names."""
+    return _FIRST_SCALE in weights or "blocks.0.gamma_1" in weights
 
 
 def _refuse_architecture(theirs: _Architecture, ours: _Architecture) -> NoReturn:
     fits = [
         name
         for name, config in CONFIGS.items()
-        if theirs == (config.width, config.depth, config.patch_size, config.distilled)
+        if theirs == (config.width, config.depth, config.patch_size, config.distilled, bool(config.layer_scale))
     ]
     flags = ("--width", "--depth", "--patch-size")
     differing = [f"{flag} {value}" for flag, value, own in zip(flags, theirs, ours, strict=False) if value != own]
     if theirs.distilled != ours.distilled:
         differing.append(f"a --model {'with' if theirs.distilled else 'without'} _distilled in its name")
+    if theirs.layer_scale != ours.layer_scale:
+        differing.append(f"a --model whose name begins with {'deit3_' if theirs.layer_scale else 'deit_'}")
     way = f"--model {fits[0]}" if fits else " and ".join(differing)
     raise ValueError(f"these weights do not fit the model: they have {theirs}, the model has {ours}: type {way}")
 

@@ -87,8 +87,8 @@ def load(source: str | Path, *, architecture: str = "", image_size: int = 0, **s
 
     Args:
         source: a run folder; a file of its checkpoints; a folder that `deit_fast.export`, timm or transformers wrote;
-            a weights file (official, timm, Hugging Face, ours), or a checkpoint of timm's train.py; one of the eight
-            DeiT names, or a name of timm or of the Hugging Face hub, whose weights are then fetched; module:function
+            a weights file (official, timm, Hugging Face, ours), or a checkpoint of timm's train.py; a model of
+            ours by its name, or one of timm or of the Hugging Face hub, whose weights are then fetched; module:function
             that returns a model, or weights.
         architecture: timm's name of what weights fit, where it is not a DeiT.
         image_size: of other images than it was trained on, pixels; position embeddings are resized.

@@ -90,6 +90,13 @@ def test_the_full_product(length: int, features: int, layout: str, dtype: torch.
     check_layout(layout, length, features, dtype)
 
 
+@pytest.mark.parametrize("length", (122, 123, 258))
+def test_the_heads_of_deit3s_huge_model(length: int) -> None:
+    """Of 80 features, for 11 x 11 or 16 x 16 patches and one or two tokens; 257 is among the lengths above."""
+    case = random_case(1, length, 2, 80, torch.float16)
+    assert_accurate(case, *run_packed(case))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("length", (600, 1024, 1040))
 def test_the_longest_sequences(length: int) -> None:
