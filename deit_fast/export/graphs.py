@@ -11,11 +11,10 @@ and normalize_coeffs_8bpc). Only what the crop reads is resized. The outputs com
 part of the image that it reads: ten times fewer products than one matrix for the whole side would need.
 """
 
-from __future__ import annotations
-
+# onnxscript reads annotations as they are evaluated, so not from __future__ import annotations.
 import onnx
 from onnx import inliner
-from onnxscript import DOUBLE, FLOAT, INT64, UINT8, OnnxFunction, script
+from onnxscript import DOUBLE, FLOAT, INT64, UINT8, OnnxFunction, optimizer, script
 from onnxscript import opset18 as op
 
 from ..config import Preprocessing
@@ -97,7 +96,7 @@ def preprocessing_graph(preprocessing: Preprocessing) -> onnx.ModelProto:
         centre = centre_of(output, scale)
         first, end = first_read(centre, reach), end_read(centre, reach, before)
         begin = op.Slice(first, [0], [1], [1])
-        reads = op.ReduceMax(op.Slice(end, [last], [block], [1]) - begin, keepdims=0)
+        reads = op.ReduceMax(op.Slice(end, op.Constant(value_ints=[last]), op.Constant(value_ints=[block]), [1]) - begin, keepdims=0)
         source = begin + op.Range(op.CastLike(0, reads), reads, op.CastLike(1, reads))
         at = op.Unsqueeze(source, [1])
         inside = op.And(at >= op.Unsqueeze(first, [2]), at < op.Unsqueeze(end, [2]))
@@ -110,7 +109,7 @@ def preprocessing_graph(preprocessing: Preprocessing) -> onnx.ModelProto:
         total = op.MatMul(weight, op.Cast(op.Gather(lines, line, axis=0), to=double))
         level = op.Floor((total + 2097152.0) * op.CastLike(2.384185791015625e-07, total))
         level = op.Cast(op.Clip(level, op.CastLike(0.0, level), op.CastLike(255.0, level)), to=byte)
-        return op.Slice(op.Reshape(level, op.Constant(value_ints=[padded, -1])), [0], [size], [0])
+        return op.Slice(op.Reshape(level, op.Constant(value_ints=[padded, -1])), [0], op.Constant(value_ints=[size]), [0])
 
     @script(default_opset=op)
     def preprocess(image: IMAGE) -> tuple[UINT8[size, size, 3], FLOAT[1, 3, size, size]]:
@@ -146,13 +145,13 @@ def answer_graph(classes: int) -> onnx.ModelProto:
     ) -> tuple[FLOAT[classes], INT64[classes], FLOAT[classes]]:
         logits = op.Squeeze(batch_logits, [0])
         probabilities = op.Softmax(logits, axis=-1)
-        _, labels = op.TopK(logits, [classes], axis=-1)
+        _, labels = op.TopK(logits, op.Constant(value_ints=[classes]), axis=-1)
         return probabilities, labels, logits
 
     return _model(answer)
 
 
 def _model(function: OnnxFunction) -> onnx.ModelProto:
-    model = inliner.inline_local_functions(function.to_model_proto())
+    model = optimizer.optimize(inliner.inline_local_functions(function.to_model_proto()))
     model.ir_version = IR
     return model

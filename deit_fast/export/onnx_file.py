@@ -67,14 +67,21 @@ def image_model(model: onnx.ModelProto, preprocessing: Preprocessing, classes: i
     image, uint8 (H, W, 3), RGB, of any size -> probabilities (C) by label; labels (C), the likeliest first;
     logits (C); pixels, uint8 (S, S, 3), what the model sees before they are normalised.
     """
+    import onnx
     from onnx import compose
 
     from .graphs import answer_graph, preprocessing_graph
 
+    ends = {"rename_inputs": False, "rename_outputs": False}
+    before = compose.add_prefix(preprocessing_graph(preprocessing), "before.", **ends)
+    behind = compose.add_prefix(answer_graph(classes), "behind.", **ends)
     named = compose.add_prefix(model, MODEL)
     del named.graph.value_info[:]  # shapes of any batch
-    seen = compose.merge_models(preprocessing_graph(preprocessing), named, [("images", f"{MODEL}images")])
-    whole = compose.merge_models(seen, answer_graph(classes), [(f"{MODEL}logits", "batch_logits")])
+    seen = compose.merge_models(before, named, [("images", f"{MODEL}images")])
+    whole = compose.merge_models(seen, behind, [(f"{MODEL}logits", "batch_logits")])
+    opsets = {each.domain: each.version for each in whole.opset_import}  # each graph brought its own
+    del whole.opset_import[:]
+    whole.opset_import.extend(onnx.helper.make_opsetid(*each) for each in opsets.items())
     outputs = {output.name: output for output in whole.graph.output}
     del whole.graph.output[:]
     whole.graph.output.extend(outputs[name] for name in ("probabilities", "labels", "logits", "pixels"))

@@ -71,7 +71,8 @@ def test_the_table_says_what_transformers_does_otherwise(results: dict) -> None:
     assert processor["files_with_other_pixels"] > 0 and processor["bytes_that_differ"] > 0
     assert any("crops a pixel" in reason for reason in processor["where"])
     assert not any("EXIF" in reason for reason in processor["where"])
-    assert sum("turns the image as EXIF says" in reason for reason in pipeline["where"]) == 1
+    turned = [files for reason, files in pipeline["where"].items() if "turns the image as EXIF says" in reason]
+    assert sum(turned) == 2
     assert sum(processor["where"].values()) == processor["files_with_other_pixels"]
 
 
