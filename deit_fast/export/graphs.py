@@ -96,7 +96,9 @@ def preprocessing_graph(preprocessing: Preprocessing) -> onnx.ModelProto:
         centre = centre_of(output, scale)
         first, end = first_read(centre, reach), end_read(centre, reach, before)
         begin = op.Slice(first, [0], [1], [1])
-        reads = op.ReduceMax(op.Slice(end, op.Constant(value_ints=[last]), op.Constant(value_ints=[block]), [1]) - begin, keepdims=0)
+        reads = op.ReduceMax(
+            op.Slice(end, op.Constant(value_ints=[last]), op.Constant(value_ints=[block]), [1]) - begin, keepdims=0
+        )
         source = begin + op.Range(op.CastLike(0, reads), reads, op.CastLike(1, reads))
         at = op.Unsqueeze(source, [1])
         inside = op.And(at >= op.Unsqueeze(first, [2]), at < op.Unsqueeze(end, [2]))
@@ -109,7 +111,9 @@ def preprocessing_graph(preprocessing: Preprocessing) -> onnx.ModelProto:
         total = op.MatMul(weight, op.Cast(op.Gather(lines, line, axis=0), to=double))
         level = op.Floor((total + 2097152.0) * op.CastLike(2.384185791015625e-07, total))
         level = op.Cast(op.Clip(level, op.CastLike(0.0, level), op.CastLike(255.0, level)), to=byte)
-        return op.Slice(op.Reshape(level, op.Constant(value_ints=[padded, -1])), [0], op.Constant(value_ints=[size]), [0])
+        return op.Slice(
+            op.Reshape(level, op.Constant(value_ints=[padded, -1])), [0], op.Constant(value_ints=[size]), [0]
+        )
 
     @script(default_opset=op)
     def preprocess(image: IMAGE) -> tuple[UINT8[size, size, 3], FLOAT[1, 3, size, size]]:

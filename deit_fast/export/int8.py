@@ -155,8 +155,9 @@ def quantised(
     if "calibration_cache_path" not in inspect.signature(quantize_static).parameters:
         raise ValueError("--int8 needs a newer onnxruntime: type pip install 'onnxruntime>=1.32'")
     with TemporaryDirectory() as temporary, _quiet():
+        onnx.save_model(model, f"{temporary}/float32.onnx")  # a model in memory would be changed
         quantize_static(
-            model,
+            f"{temporary}/float32.onnx",
             f"{temporary}/int8.onnx",
             Reader(),
             quant_format=QuantFormat.QDQ,

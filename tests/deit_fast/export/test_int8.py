@@ -30,7 +30,7 @@ def test_products_with_weights_are_int8_and_nothing_else(quantised_model) -> Non
     blocks = [
         f"blocks.{block}.{layer}" for block in (0, 1) for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
     ]
-    assert sorted(layers) == sorted(["patch_embed.proj", *blocks, "head", "head_dist"])
+    assert sorted(layers) == sorted(["patch_embed", *blocks, "head", "head_dist"])
     made = {output: node for node in small.graph.node for output in node.output}
     weights = {each.name: onnx.numpy_helper.to_array(each) for each in small.graph.initializer}
     counted = 0
@@ -41,7 +41,7 @@ def test_products_with_weights_are_int8_and_nothing_else(quantised_model) -> Non
             assert sources[:2] == ["DequantizeLinear"] * 2 and weights[weight.input[0]].dtype == np.int8
             assert weights[weight.input[1]].ndim == 1, "a scale an output channel"
             counted += 1
-        else:
+        elif node.op_type != "Shape":
             assert "DequantizeLinear" not in sources, f"{node.op_type} computes on what was quantised"
     assert counted == len(layers)
 
