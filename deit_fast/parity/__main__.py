@@ -110,6 +110,8 @@ def show(rows: list[Row], source: str, console: Console) -> None:
         if row.refused:
             file, why = next(iter(row.refused.items()))
             parts.append(f"{len(row.refused):,} files without an answer, the first {shown(file)} ({why})")
+        if row.way is not None and row.way.stale:
+            parts.insert(0, "it holds other weights than the model, export it again")
         if parts:
             console.print(f"{escape(shown(row.name))}: {escape('; '.join(parts))}")
 

@@ -42,7 +42,7 @@ class Row:
     relative: float = 0.0  # the same as a share of the file's largest logit, or of 1
     agreed: int = 0  # files of the same likeliest class
     seconds: list[float] = field(default_factory=list)  # a file
-    parts: Counter[str] = field(default_factory=Counter)  # what a file's pixels differ by -> files
+    parts: Counter[str] = field(default_factory=Counter)  # what a file's pixels, or else its logits, differ by -> files
     refused: dict[str, str] = field(default_factory=dict)  # file -> why this way gave no answer
 
     @property
@@ -63,6 +63,7 @@ class Row:
         return not self.bytes and not self.refused and same
 
     def add(self, expected: Answer, got: Answer, reason: str) -> None:
+        """Count a file; `reason` is what its pixels differ by."""
         apart = np.abs(expected.pixels.astype(np.int16) - got.pixels)
         self.files += 1
         self.total += apart.size
@@ -71,8 +72,11 @@ class Row:
         self.level = max(self.level, int(apart.max()))
         logit = (expected.logits - got.logits).abs().max().item()
         self.logit = max(self.logit, logit)
-        self.relative = max(self.relative, logit / max(1.0, expected.logits.abs().max().item()))
+        relative = logit / max(1.0, expected.logits.abs().max().item())
+        self.relative = max(self.relative, relative)
         self.agreed += int(expected.logits.argmax() == got.logits.argmax())
+        if not reason and relative > SAME_LOGITS:
+            reason = "computes other logits from the same pixels"
         if reason:
             self.parts[reason] += 1
 
@@ -83,6 +87,7 @@ class Row:
             "bytes_that_differ": self.bytes, "bytes": self.total, "largest_level": self.level,
             "largest_logit_difference": self.logit, "same_top1": self.agreed, "milliseconds": self.milliseconds,
             "where": dict(self.parts.most_common()), "refused": self.refused, "kept": self.kept,
+            "other_weights": bool(way and way.stale),
         }  # fmt: skip
 
 

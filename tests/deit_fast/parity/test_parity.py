@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from PIL import Image
+from rich.console import Console
 
 from deit_fast import load
 from deit_fast.config import Preprocessing
 from deit_fast.export.formats import FORMS, export
-from deit_fast.parity.__main__ import main
+from deit_fast.parity.__main__ import main, show
 from deit_fast.parity.compare import compare, where
 from deit_fast.parity.ways import ways_of
 from tests.deit_fast.export.test_card_code import ODD, USUAL, trained
@@ -74,6 +76,10 @@ def test_the_table_says_what_transformers_does_otherwise(results: dict) -> None:
     turned = [files for reason, files in pipeline["where"].items() if "turns the image as EXIF says" in reason]
     assert sum(turned) == 2
     assert sum(processor["where"].values()) == processor["files_with_other_pixels"]
+    pillow = rows['transformers\' image processor, backend="pil"']
+    assert set(pillow["where"]) <= {
+        f"crops a pixel {way}" for way in ("higher", "further left", "higher and further left")
+    }
 
 
 def test_the_step_that_differs_is_named(tmp_path: Path) -> None:
@@ -120,6 +126,19 @@ def test_an_export_of_other_weights_is_named(folder: Path, tmp_path: Path) -> No
     reference = load(folder / "timm")
     (_, row), _ = compare(reference, ways_of(str(tmp_path / "out"), reference), [str(folder / "files" / "grey.png")])
     assert row.bytes == 0 and row.relative > 1e-4 and not row.kept
+    assert row.parts == {"computes other logits from the same pixels": 1}
+
+
+def test_an_export_of_an_earlier_run_is_stale(folder: Path, capsys) -> None:
+    reference = load(folder / "timm")
+    exports = [str(folder / name) for name in FORMS]
+    assert not any(way.stale for spec in exports for way in ways_of(spec, reference))
+    with torch.no_grad():
+        reference.model.head.bias += 1
+    assert all(ways_of(spec, reference)[0].stale for spec in exports)
+    rows, _ = compare(reference, ways_of(exports[0], reference), [str(folder / "files" / "grey.png")])
+    show(rows, "the run", Console(width=200))
+    assert "it holds other weights than the model, export it again; 1 files: computes" in capsys.readouterr().out
 
 
 def test_turned_images(tmp_path: Path) -> None:
@@ -132,7 +151,7 @@ def test_turned_images(tmp_path: Path) -> None:
     rows, unreadable = compare(model, [way for out in exports.values() for way in ways_of(str(out), model)], files)
     assert not unreadable and all(row.kept for row in rows)
     for row in rows:
-        if row.name.endswith(("create_transform", "image processor")):
+        if row.name.endswith(("create_transform", "image processor", '"pil"')):
             assert any("turns no image" in reason for reason in row.parts), row.name
         assert row.files == 2
 
