@@ -5,11 +5,11 @@
 
 An ONNX file answers by onnxruntime, a folder for timm by the code on its card and by timm's own transform, a folder for
 Hugging Face by the code on its card, by its image processor and by transformers' pipeline. For each way the table says
-how many files it shows the model other pixels of, how many bytes of those differ and by how much, the largest
-difference of a logit, the share of files of the same likeliest class, and the median time of a file from the disk to
-the logits, one image at a time; below it stands where a way parts from `predict`. ONNX files and the code on a card
-promise the same bytes, in float32 also the same answers. Exit codes: 0 done, 1 one of these promises is broken, 2 a
-mistake in the command, or a path without an image (the others are compared all the same), 130 interrupted.
+of how many files it shows the model other pixels, the share of bytes that differ and by up to how many levels, the
+largest difference of a logit, the share of files of the same likeliest class, and the median time of a file from the
+disk to the logits, one image at a time; below it stands where a way parts from `predict`. ONNX files and the code on
+cards promise the same bytes, in float32 also the same answers. Exit codes: 0 done, 1 one of these promises is broken, 2
+a mistake in the command, or a path without an image (the others are compared all the same), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from typing import Annotated
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
-from rich.table import Table
 from tyro.conf import Positional, arg
 
 from .. import command
 from ..files import check_writable, shown, write_json
 from ..predict import image_paths
 from ..run.provenance import provenance
+from ..run.report import table_of
 from ..weights.trained import load
 from .compare import Row, compare
 from .ways import ways_of
@@ -93,17 +93,25 @@ def main(arguments: Sequence[str]) -> int:
 
 def show(rows: list[Row], source: str, console: Console) -> None:
     """A table, and a line for every way that parts from `predict`."""
-    table = Table(title=f"{escape(shown(source))}: {rows[0].files:,} files", title_justify="left")
-    for column in ("", "other pixels", "bytes that differ", "logits within", "same top-1", "ms an image"):
-        table.add_column(column, justify="right" if column else "left", overflow="fold")
+    title = f"{escape(shown(source))}: {rows[0].files:,} files"
+    table = table_of(title, "", "other files", "bytes, %", "by up to", "logits within", "same top-1, %", "ms")
+    export = ""
     for row in rows:
         if row.way is None:
-            table.add_row("predict", "", "", "", "", f"{row.milliseconds:.1f}")
+            table.add_row("predict", *[""] * 5, f"{row.milliseconds:.1f}")
             continue
-        share = f"{100 * row.bytes / row.total:.3g} %, by up to {row.level}" if row.bytes else "0"
-        cells = [f"{row.other:,} files", share, f"{row.logit:.2g}", f"{100 * row.agreed / row.files:.4g} %"]
-        cells = cells if row.files else [""] * 4
-        table.add_row(escape(shown(row.name)), *cells, f"{row.milliseconds:.1f}")
+        if row.way.export != export:
+            export = row.way.export
+            table.add_row(escape(shown(export)))
+        share = f"{100 * row.bytes / row.total:.2g}" if row.bytes else "0"
+        cells = [
+            f"{row.other:,}",
+            share,
+            f"{row.level}",
+            f"{row.logit:.1e}",
+            f"{100 * row.agreed / max(1, row.files):.4g}",
+        ]
+        table.add_row(f"  {row.way.how}", *(cells if row.files else [""] * 5), f"{row.milliseconds:.1f}")
     console.print(table)
     for row in rows:
         parts = [f"{count:,} files: {part}" for part, count in row.parts.most_common()]
