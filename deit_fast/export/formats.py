@@ -24,7 +24,7 @@ from ..weights.huggingface import huggingface_config, to_huggingface
 from ..weights.prediction import Trained
 from .card import CLASS_MAP, IMAGE_FILES, Differences, class_map, model_card
 from .code import Code, code_of, levels, runner
-from .int8 import Calibration, Cost, judged, measured, quantised
+from .int8 import TOLERANCE, Calibration, Cost, judged, measured, quantised
 from .onnx_file import FILE, Takes, answer_of, describe, image_model, open_session, tensor_model
 
 BATCHES = (1, 5)  # of the check: two sizes, so that one which was frozen into the file fails
@@ -93,9 +93,10 @@ def export(
             form.write(trained, folder)
         else:
             expected, cost = _write_onnx(trained, folder, takes, calibration, accept)
+        checked = form._replace(tolerance=TOLERANCE) if cost is not None else form
         read = _read_onnx if to == "onnx" and takes == "tensor" else form.read
         code = code_of(to, trained.preprocessing, takes)
-        differences = _check(trained, form, read, code, expected, folder)
+        differences = _check(trained, checked, read, code, expected, folder)
         found.append(differences._replace(cost=cost))
         card = model_card(trained, to, form.library, found[0], takes)
         (folder / "README.md").write_text(card, errors="backslashreplace")  # of a --data that is not UTF-8
