@@ -5,7 +5,7 @@
     python -m deit_fast.benchmark runs/flowers --json speed.json --picture speed.png
 
 A model is measured in up to four forms: PyTorch as it is and compiled, ONNX in float32 and in int8 (calibrated on
-training images of --data, or of the run). An exported ONNX file is the one form that it is, without its preprocessing.
+training images of the run, or of --data). An exported ONNX file is the one form that it is, without its preprocessing.
 Each form has a process of its own, on the CPU; the forms take turns, a batch size after the other, and the order
 changes every round. images/s is the median over the rounds. The first call opens the model, compiles it where that is
 the form, and answers for one image. Memory is the peak of the process over what the libraries take.
@@ -28,7 +28,6 @@ from rich.table import Table
 from tyro.conf import Positional, arg
 
 from .. import command
-from ..data import open_evaluation
 from ..files import check_writable, shown, write_json
 from ..picture import picture
 from ..run.provenance import provenance, versions
@@ -82,7 +81,7 @@ def main(arguments: Sequence[str]) -> None:
             for sentence in left_out:
                 print(f"left out: {shown(sentence)}", file=sys.stderr)
         if given.data:  # before minutes are spent
-            open_evaluation(given.data, forms[0].classes)
+            forms = [form.of_data(given.data) for form in forms]
         with workers(forms, threads) as (running, broken):
             rows = measure(running, broken, given)
     for name, why in broken.items():

@@ -17,8 +17,10 @@ import torch
 from numpy.typing import NDArray
 
 from ..config import Preprocessing
+from ..data.sources.open import classes_of_data, open_evaluation
 from ..export import formats, onnx_file
 from ..export.int8 import calibration_of, quantised
+from ..weights.exported import class_names, knows_classes
 from ..weights.trained import load
 
 FORMS = ("eager", "compiled", "onnx", "int8")
@@ -35,14 +37,24 @@ class Form:
     form: str  # one of FORMS
     spec: str  # what PyTorch loads; the file for ONNX
     megabytes: float  # of its file: model.onnx, or the weights as safetensors
-    classes: list[str]
+    classes: list[str]  # index = label
+    known: bool  # whether these are the names of its data, which weights alone do not tell
     preprocessing: Preprocessing
     architecture: str = ""
-    trained_on: str = ""  # the data set of a run
 
     @property
     def name(self) -> str:
         return f"{self.model} {self.form}"
+
+    def of_data(self, data: str) -> Form:
+        """The same with the classes of a data set, where its own are not known.
+
+        Raises:
+            ValueError: the data set cannot be opened, or has other classes.
+        """
+        classes = self.classes if self.known else classes_of_data(data, len(self.classes))
+        open_evaluation(data, classes)
+        return replace(self, classes=classes)
 
     def open(self, threads: int) -> Answer:
         """Images as `Trained.prepare` gives them -> logits."""
@@ -75,7 +87,7 @@ def forms_of(
     trained = load(model, architecture=architecture)
     weights = sum(value.numel() * value.element_size() for value in trained.model.state_dict().values()) / 1e6
     own = trained.config.data if trained.config is not None else ""
-    common = (trained.classes, trained.preprocessing, architecture, own)
+    common = (trained.classes, knows_classes(trained), trained.preprocessing, architecture)
     found = [Form(model, form, model, weights, *common) for form in wanted if form in ("eager", "compiled")]
     left_out: list[str] = []
     if not {"onnx", "int8"} & set(wanted):
@@ -89,7 +101,7 @@ def forms_of(
         found.append(_written(exact, Form(model, "onnx", "", 0.0, *common), folder))
     if "int8" in wanted:
         try:
-            images = calibration_of(trained, own or data, CALIBRATION_IMAGES).images
+            images = calibration_of(trained, data if not own else "", CALIBRATION_IMAGES).images
             found.append(_written(quantised(exact, images), Form(model, "int8", "", 0.0, *common), folder))
         except ValueError as error:
             left_out.append(f"{model} has no int8 form: {error}")
@@ -110,7 +122,9 @@ def _exported(model: str, file: Path, folder: Path) -> Form:
     facts = onnx_file.facts_of(onnx_file.open_session(file), file)
     preprocessing = Preprocessing(**{key: facts[key] for key in Preprocessing.__dataclass_fields__ if key in facts})
     kind = "int8" if facts.get("int8") else "onnx"
-    form = Form(model, kind, str(file), file.stat().st_size / 1e6, facts["classes"], preprocessing)
+    classes = facts["classes"]
+    known = classes != class_names(len(classes))
+    form = Form(model, kind, str(file), file.stat().st_size / 1e6, classes, known, preprocessing)
     if facts["input"] == "tensor":
         return form
     inner = _written(onnx_file.inner_model(file), form, folder)

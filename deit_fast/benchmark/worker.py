@@ -7,8 +7,8 @@ with workers(forms, threads=2) as (running, broken):
 
 from __future__ import annotations
 
-import os
 import resource
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -112,7 +112,7 @@ def peak() -> float:
 
 
 def _serve(form: Form, threads: int, connection: Connection) -> None:
-    os.environ["OMP_NUM_THREADS"] = str(threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
     if form.form in ("onnx", "int8"):
         import onnxruntime  # noqa: F401  # so that its import is not counted
     libraries = peak()
@@ -143,6 +143,8 @@ def _serve(form: Form, threads: int, connection: Connection) -> None:
                 connection.send(peak() - libraries)
             else:
                 connection.send(_top1(form, answer, *rest))
+    except BrokenPipeError:
+        return
     except Exception as error:  # of torch's compiler, of onnxruntime, of the data
         connection.send(Broken(f"{type(error).__name__}: {error}".strip().splitlines()[0]))
 

@@ -1,6 +1,7 @@
 """Every form of a model beside each other: right, complete, and without the one that does not run here."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,18 @@ def test_a_form_that_does_not_run_is_left_out(finished_run: Path, tmp_path: Path
     Path(form.spec).write_bytes(b"none")
     with pytest.raises(Broken, match="is no ONNX file"):
         Worker(form, 1)
+
+
+def test_weights_alone_take_the_classes_of_the_data(finished_run: Path, images: Path, tmp_path: Path) -> None:
+    file = next((finished_run / "checkpoints").glob("best_*.safetensors"))
+    (tmp_path / "alone.safetensors").write_bytes(file.read_bytes())
+    spec = {"trained": load(finished_run), "alone": load(tmp_path / "alone.safetensors", heads=2)}
+    assert spec["alone"].classes != spec["trained"].classes
+    (own,), _ = forms_of(str(finished_run), ("eager",), tmp_path, data="")
+    nameless = replace(own, classes=spec["alone"].classes, known=False)
+    assert nameless.of_data(str(images)).classes == own.of_data(str(images)).classes == spec["trained"].classes
+    with pytest.raises(ValueError, match="classes"):
+        replace(own, classes=["a", "b"], known=False).of_data(str(images))
 
 
 def test_mistakes_are_sentences(finished_run: Path, tmp_path: Path, capsys) -> None:
