@@ -15,6 +15,8 @@ COMMANDS = {
     "replicate": "the paper's Tables 3 and 2 on small data, over several seeds",
     "predict": "what a model sees in images, and where its tokens look",
     "export": "write a model for onnxruntime, timm or transformers, with its card",
+    "parity": "whether a model and its exports give the same answer for the same files",
+    "benchmark": "how fast, large and right a model is, in PyTorch and in ONNX",
     "data": "check, pack, preview: look after a data set",
 }
 

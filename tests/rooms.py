@@ -21,7 +21,7 @@ PACKAGE = Path(__file__).parents[1] / "deit_fast"
 # From the top floor to the ground floor.
 FLOORS = (
     ("replicate",),
-    ("train", "evaluate"),
+    ("train", "evaluate", "parity", "benchmark"),
     ("teacher",),
     ("scores.py", "predict.py", "attention_maps.py", "export"),
     ("weights",),

@@ -23,14 +23,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import statistics
-import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from pytest_benchmark.fixture import BenchmarkFixture
 
-Run = Callable[[], object]
-Seconds = dict[str, list[float]]
+from deit_fast.run.timing import Seconds, alternate
+
+__all__ = ["Limit", "Seconds", "alternate", "record", "rounded", "version"]
+
 # The distribution that a peer's version is that of, where its name is another.
 DISTRIBUTIONS = {
     "torchvision v2": "torchvision",
@@ -51,22 +52,6 @@ class Limit(NamedTuple):
 
     rate: float
     name: str
-
-
-def alternate(
-    contenders: Mapping[str, Run], *, rounds: int = 9, clock: Callable[[], float] = time.process_time, warmup: int = 1
-) -> Seconds:
-    """Seconds of every contender in every round, `warmup` further rounds not counted."""
-    seconds: Seconds = {name: [] for name in contenders}
-    order = list(contenders)
-    for number in range(rounds + warmup):
-        for name in order:
-            began = clock()
-            contenders[name]()
-            if number >= warmup:
-                seconds[name].append(clock() - began)
-        order = order[1:] + order[:1]
-    return seconds
 
 
 def record(

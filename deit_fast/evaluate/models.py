@@ -8,14 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import timm
-from timm.data import ImageNetInfo
 from torch import nn
 
 from ..config import OFFICIAL_CROP_RATIO, Config, Preprocessing
-from ..data.sources.folder import is_image, listing
-from ..data.sources.imagenet import has_numbered_classes, is_flat
-from ..data.sources.open import BUILTIN, open_dataset
-from ..files import shown
 from ..model import VisionTransformer
 from ..run.checkpoint import newest
 from ..scores import Renormalised
@@ -66,33 +61,6 @@ def open_models(specs: Sequence[str], architecture: str, image_size: int, crop_r
             together.models[unique] = model if wanted == given else Renormalised(model, given, wanted)
             together.sources[unique] = evaluated.sources[name]
     return together
-
-
-def classes_of_data(spec: str, count: int) -> list[str]:
-    """The class names of a model with `count` outputs, taken from the data that it is evaluated on.
-
-    ImageNet's synsets for 1000 outputs and any folder of ImageNet: some of its classes, ImageNet-V2, or flat. Else the
-    classes of the training images that lie beside these, or the class folders themselves; where their names are
-    numbers, the number is the label.
-    """
-    root = Path(spec).expanduser()
-    classes: list[str] = []
-    if spec not in BUILTIN and root.is_dir():
-        inside = root / "val" if "val" in listing(root)[0] else root
-        folders = listing(inside)[0]
-        synsets = ImageNetInfo().label_names() if count == 1000 else []
-        known = bool(folders) and set(folders) <= set(synsets)
-        if synsets and (known or is_flat(inside) or has_numbered_classes(inside, synsets)):
-            return synsets
-        if inside == root and any(is_image(file) for folder in folders for file in listing(root / folder)[1]):
-            classes = sorted(folders, key=int) if all(map(str.isdecimal, folders)) else list(map(shown, folders))
-    classes = classes or open_dataset(spec)[1].classes
-    if len(classes) != count:
-        raise ValueError(
-            f"the model knows {count} classes, {spec} has {len(classes)}: evaluate it on data of its own classes, or "
-            f"fine-tune it on these first, python -m deit_fast.train --weights … --data {spec}"
-        )
-    return classes
 
 
 def _open(spec: str, architecture: str, image_size: int, crop_ratio: str) -> EvaluatedModels:

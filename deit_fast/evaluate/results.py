@@ -24,6 +24,7 @@ from ..data import Dataset, EvalLoader, open_evaluation
 from ..data.batch import OnBadImage, bad_image
 from ..data.sources.folder import by_suffix, listing
 from ..data.sources.imagenet import number_of, real_labels
+from ..data.sources.open import classes_of_data
 from ..files import check_writable, write_json
 from ..ranks.group import Ranks, join
 from ..run.provenance import provenance
@@ -32,7 +33,7 @@ from ..scores import TRUTH, Predictions, nested, predict
 from ..teacher.load import load_teacher, recipe_config
 from ..weights.exported import in_timms_order
 from . import report as evaluation_report
-from .models import EvaluatedModels, classes_of_data, open_models
+from .models import EvaluatedModels, open_models
 
 File = Annotated[str, arg(metavar="FILE")]
 Name = Annotated[str, arg(metavar="NAME")]

@@ -25,6 +25,7 @@ from .. import command
 from ..weights.trained import load
 from .card import IMAGE_FILES
 from .formats import FORMS, export, require
+from .int8 import calibration_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,21 +39,48 @@ class Settings:
     # The export
     to: Literal[tuple(FORMS)]  # the library that shall read it
     out: Annotated[str, arg(metavar="PATH")]  # the folder to write, new or empty
+    input: Literal["image", "tensor"] = "image"  # of an ONNX file: a decoded image of any size, which it prepares
+    # itself, or tensors that are prepared, in batches (default: image)
+
+    # Int8
+    int8: bool = False  # quantise an ONNX file, and measure what that costs
+    data: Annotated[str, arg(metavar="FOLDER")] = ""  # its training images calibrate, its validation images measure
+    # (default: what the run was trained on)
+    calibration_images: int = 256  # training images to calibrate on (default: 256, chosen by a fixed seed)
+    accept: bool = False  # write it also where it loses more than 0.2 points of top-1 or is slower than float32
 
 
 @command.entry("export")
 def main(arguments: Sequence[str]) -> None:
     given = command.parse(Settings, arguments, program="python -m deit_fast.export", description=__doc__)
     form, out = FORMS[given.to], Path(given.out)
+    if given.to != "onnx" and (given.int8 or given.input != "image"):
+        named = "--int8" if given.int8 else "--input"
+        raise ValueError(f"{named} is for --to onnx alone: leave it out, or type --to onnx")
+    if not given.int8 and (given.accept or given.data):
+        raise ValueError(
+            f"{'--accept' if given.accept else '--data'} is for --int8 alone: leave it out, or type --int8"
+        )
+    if given.calibration_images < 1:
+        raise ValueError(f"--calibration-images is 1 or more, got {given.calibration_images}")
     require(form.packages, f"--to {given.to}")  # before the model is loaded
     sizes = {"heads": given.heads} if given.heads else {}
     trained = load(given.model, architecture=given.architecture, **sizes)
-    differences = export(trained, given.to, out)
+    calibration = calibration_of(trained, given.data, given.calibration_images) if given.int8 else None
+    differences = export(trained, given.to, out, given.input, calibration, given.accept)
     files = sorted(out.iterdir())
     megabytes = sum(file.stat().st_size for file in files) / 1e6
     print(f"exported: {out}/ ({', '.join(file.name for file in files)}; {megabytes:.1f} MB)")
-    print(f"checked:  {form.library} gives the same logits within {differences.tensors:.1e}, in batches of 1 and 5")
-    print(f"          and, from {IMAGE_FILES} image files by the code on its card, within {differences.files:.1e}")
+    if differences.cost is not None:
+        print(f"int8:     {differences.cost}; calibrated on {differences.cost.calibrated:,} training images")
+        for sentence in differences.cost.said:
+            print(f"accepted: {sentence}")
+    which = "the quantised model" if given.int8 else "the model"
+    if differences.tensors is not None:
+        print(f"checked:  {form.library} gives the logits of {which} within {differences.tensors:.1e},")
+        print("          in batches of 1 and 5")
+    print(f"checked:  from {IMAGE_FILES} image files, the code on its card gives the bytes of predict, and the logits")
+    print(f"          of {which} within {differences.files:.1e}")
     if differences.own is not None:
         print(f"          (by its own preprocessing within {differences.own:.1e}: README.md, the card, says why)")
 

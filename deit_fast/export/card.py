@@ -17,7 +17,8 @@ from ..names import HEADS, SCORE_NAMES
 from ..recipes.named import RECIPES, recipe
 from ..weights.exported import knows_classes
 from ..weights.prediction import Trained
-from .code import code_of
+from .code import OPSET, code_of
+from .int8 import Cost
 
 # Top-1 and top-5 on ImageNet's validation images, from facebookresearch/deit's README.
 PUBLISHED = {
@@ -57,9 +58,10 @@ _OWN = {
 class Differences(NamedTuple):
     """The largest differences between logits of the model and of the other library."""
 
-    tensors: float  # of random tensors
+    tensors: float | None  # of random tensors; None where the export takes none
     files: float  # of image files, by the code on the card
     own: float | None  # of image files, by the library's own preprocessing; None where it has none or that is the code
+    cost: Cost | None = None  # of int8
 
 
 def class_map(trained: Trained) -> str:
@@ -69,8 +71,11 @@ def class_map(trained: Trained) -> str:
     return "".join(f"{name}\n" for name in trained.classes)
 
 
-def model_card(trained: Trained, to: str, library: str, differences: Differences) -> str:
+def model_card(trained: Trained, to: str, library: str, differences: Differences, takes: str = "image") -> str:
     """Markdown with the front matter of the Hugging Face hub; `library` checked the export and found `differences`."""
+    batches, quantised = "", " as the quantised model" if differences.cost else ""
+    if differences.tensors is not None:
+        batches = f"within {differences.tensors:.1e} for random\nimages in batches of 1 and 5, and "
     front = {"timm": "timm", "hf": "transformers", "onnx": "onnx"}[to]
     kind = "DeiT" if isinstance(trained.model, VisionTransformer) else type(trained.model).__name__
     name = trained.config.model if trained.config else trained.release or kind
@@ -96,24 +101,23 @@ tags: [image-classification, deit, deit-fast]
 
 ## Metrics
 
-{_metrics(trained)}
+{_metrics(trained)}{_int8(differences.cost)}
 
 ## How to load it
 
 In this folder, with an `image.jpg`:
 
 ```python
-{code_of(to, trained.preprocessing).script()}
+{code_of(to, trained.preprocessing, takes).script()}
 ```
 {_VALIDATION if to == "timm" and class_map(trained) else ""}
-{_images(trained.preprocessing)}{_own(to, differences)}
+{_images(trained.preprocessing)}{_own(to, differences)}{_file(to, takes, trained)}
 
 ## Where it comes from
 
 Exported by deit-fast from `{source}` with torch {torch.__version__.split("+")[0]} and timm {timm.__version__}.
-After the export, {library} loaded these files and gave the same logits: within {differences.tensors:.1e} for random
-images in batches of 1 and 5, and within {differences.files:.1e} for {IMAGE_FILES} image files of odd sizes by the code
-above.
+After the export, {library} loaded these files and gave the same logits{quantised}: {batches}within
+{differences.files:.1e} for {IMAGE_FILES} image files of odd sizes by the code above, which showed it the same bytes.
 """
 
 
@@ -134,6 +138,45 @@ def _own(to: str, differences: Differences) -> str:
 
 The code above gives exactly these pixels. {_OWN[to]}.
 On the image files named below its logits differ from those of the code by up to {differences.own:.2g}."""
+
+
+def _int8(cost: Cost | None) -> str:
+    """What int8 cost, as the export measured it."""
+    if cost is None:
+        return ""
+    said = "".join(f" Accepted: {sentence}." for sentence in cost.said)
+    return f"""
+
+This file computes in int8: weights per output channel, activations per tensor, by onnxruntime's static quantisation,
+calibrated on {cost.calibrated:,} training images of `{cost.data}` (seed {cost.seed}). Softmax, GELU, LayerNorm and the
+products inside attention stay float32. Measured by the export with onnxruntime: {cost}.{said}"""
+
+
+def _file(to: str, takes: str, trained: Trained) -> str:
+    """What an ONNX file takes and gives."""
+    if to != "onnx":
+        return ""
+    side, count = trained.preprocessing.image_size, len(trained.classes)
+    given = f"""`images`, float32 (batch, 3, {side}, {side}), any batch size | `logits`, float32 (batch, {count})"""
+    about = "The code above prepares the pixels."
+    if takes == "image":
+        given = (
+            f"`image`, uint8 (height, width, 3), RGB, of any size | `probabilities`, float32 ({count}), by label; "
+            f"`labels`, int64 ({count}), the likeliest first; `logits`, float32 ({count}); `pixels`, uint8 ({side}, "
+            f"{side}, 3), what the model sees"
+        )
+        about = (
+            "`model.onnx` resizes, crops and normalises the decoded image itself, with exactly Pillow's bytes: by "
+            "matrix products of whole numbers in float64."
+        )
+    return f"""
+
+{about} Its metadata holds, as JSON, classes, image_size, crop_ratio, interpolation, mean, std,
+exif_orientation, the deit-fast version and the sha256 of the weights. ONNX opset {OPSET}.
+
+| input | outputs |
+|---|---|
+| {given} |"""
 
 
 def _model(trained: Trained) -> str:

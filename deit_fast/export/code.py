@@ -2,22 +2,28 @@
 
     code = code_of("onnx", trained.preprocessing)
     code.script()                            what the card prints
-    answer = runner(code, Path("exported"))  the same code, run: file -> logits
+    answer = runner(code, Path("exported"), trained.preprocessing)      the same code, run
+    answer(code.images, Path("image.jpg")).logits
 
 The check of every export runs what its card prints.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..config import Preprocessing
+
+OPSET = 18  # of ONNX files
 
 
 @dataclass(frozen=True)
@@ -26,8 +32,8 @@ class Code:
 
     imports: str
     model: str  # out of `folder`
-    images: str  # `file` -> `images`, float32 (1, 3, S, S): the pixels of evaluation
-    logits: str  # `images` -> `logits`, (1, C)
+    images: str  # `file` -> `images`, float32 (1, 3, S, S): the pixels of evaluation; or `image`, as it was decoded
+    logits: str  # of those -> `logits`, (1, C); or, of `image`, `logits` (C) and `pixels`, uint8 (S, S, 3)
     label: str  # prints the likeliest class
     own: str = ""  # `images` as the library alone prepares them; "" where it has no code for that, or that is `images`
 
@@ -43,8 +49,8 @@ folder, file = ".", "image.jpg"
 {self.label}"""
 
 
-def code_of(to: str, preprocessing: Preprocessing) -> Code:
-    """For one of `FORMS`, "onnx", "timm" or "hf"."""
+def code_of(to: str, preprocessing: Preprocessing, takes: str = "image") -> Code:
+    """For one of `FORMS`, "onnx", "timm" or "hf"; an ONNX file takes an image or a tensor."""
     stored = 'Image.open(file).convert("RGB")'
     pillow, image = "from PIL import Image", stored
     if preprocessing.exif_orientation:
@@ -84,6 +90,15 @@ mean, std = processor.image_mean, processor.image_std""",
             "print(model.config.id2label[logits.argmax().item()])",
             f'images = processor({stored}, return_tensors="np")["pixel_values"]',
         )
+    if takes == "image":
+        return Code(
+            f"import json\n\nimport numpy as np\nimport onnxruntime\n{pillow}",
+            """session = onnxruntime.InferenceSession(f"{folder}/model.onnx")
+classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])""",
+            f"image = np.asarray({image})",
+            'probabilities, labels, logits, pixels = session.run(None, {"image": image})',
+            "print(classes[labels[0]])",
+        )
     return Code(
         f"import json\n\nimport numpy as np\nimport onnxruntime\n{pillow}",
         """session = onnxruntime.InferenceSession(f"{folder}/model.onnx")
@@ -96,14 +111,30 @@ resized, resample = int(size / facts["crop_ratio"]), Image.Resampling[facts["int
     )
 
 
-def runner(code: Code, folder: Path) -> Callable[[str, Path], Tensor]:
-    """A function of (`code.images` or `code.own`, image file) that gives the logits (1, C) of the exported model."""
+class Answer(NamedTuple):
+    """What an exported model makes of an image file."""
+
+    logits: Tensor  # (1, C)
+    pixels: NDArray[np.uint8]  # (S, S, 3), what it saw before they were normalised
+
+
+def runner(code: Code, folder: Path, preprocessing: Preprocessing) -> Callable[[str, Path], Answer]:
+    """A function of (`code.images` or `code.own`, image file) that runs the exported model."""
     names: dict[str, Any] = {"folder": str(folder)}
     exec(f"{code.imports}\n{code.model}", names)
+    compiled = functools.cache(lambda source: compile(source, "README.md", "exec"))
 
-    def logits(images: str, file: Path) -> Tensor:
+    def answer(images: str, file: Path) -> Answer:
         names["file"] = str(file)
-        exec(f"{images}\n{code.logits}", names)
-        return torch.as_tensor(names["logits"])
+        exec(compiled(f"{images}\n{code.logits}"), names)
+        seen = levels(torch.as_tensor(names["images"]), preprocessing)[0] if "images" in names else names["pixels"]
+        return Answer(torch.as_tensor(names["logits"]).reshape(1, -1), seen)
 
-    return logits
+    return answer
+
+
+def levels(images: Tensor, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Normalised images (B, 3, S, S) -> the bytes that they were, (B, S, S, 3)."""
+    mean, std = (torch.tensor(values, dtype=torch.float64) for values in preprocessing.normalisation)
+    values = images.double().permute(0, 2, 3, 1) * std + mean
+    return (values * 255).round().clamp(0, 255).byte().numpy()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +12,7 @@ import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import ExifTags, Image
 from safetensors.torch import save_file
 from torch import Tensor
@@ -25,7 +24,9 @@ from ..weights.exported import EXIF
 from ..weights.huggingface import huggingface_config, to_huggingface
 from ..weights.prediction import Trained
 from .card import CLASS_MAP, IMAGE_FILES, Differences, class_map, model_card
-from .code import code_of, runner
+from .code import Code, code_of, levels, runner
+from .int8 import TOLERANCE, Calibration, Cost, judged, measured, quantised
+from .onnx_file import FILE, Takes, answer_of, describe, image_model, open_session, tensor_model
 
 BATCHES = (1, 5)  # of the check: two sizes, so that one which was frozen into the file fails
 
@@ -36,18 +37,42 @@ class Disagreement(Ending, RuntimeError):
     code = 1
 
 
+Read = Callable[[Path], Callable[[Tensor], Tensor]]  # folder -> images to logits
+
+
 class Form(NamedTuple):
     """One value of --to."""
 
     library: str
     packages: tuple[str, ...]  # as pip spells them; the extra `export` of pyproject.toml
     tolerance: float  # largest difference of a logit, as a share of the largest logit (or of 1)
-    write: Callable[[Trained, Path], None]  # the files into a folder
-    read: Callable[[Path], Callable[[Tensor], Tensor]]  # folder -> images to logits, by that library
+    write: Callable[[Trained, Path], None] | None  # the files into a folder; None: `_write_onnx`
+    read: Read | None = None  # by that library; None: `_read_onnx`, of a file that takes tensors
 
 
-def export(trained: Trained, to: str, out: Path) -> Differences:
-    """Write into a new or empty folder, check; returns how far the logits of the two libraries are apart."""
+def export(
+    trained: Trained,
+    to: str,
+    out: Path,
+    takes: Takes = "image",
+    calibration: Calibration | None = None,
+    accept: bool = False,
+) -> Differences:
+    """Write into a new or empty folder, check; returns how far the logits of the two libraries are apart.
+
+    Args:
+        trained: the model.
+        to: one of FORMS.
+        out: the folder.
+        takes: what an ONNX file takes, a decoded image or a tensor.
+        calibration: of an ONNX file in int8; None for float32.
+        accept: write int8 also where it loses more than MOST_LOST points of top-1, or is slower.
+
+    Raises:
+        ValueError: the form cannot express the model, the folder cannot be written, a package is missing.
+        Disagreement: the other library gives other pixels or logits.
+        TooCostly: int8 loses more than it may.
+    """
     form = FORMS[to]
     if out.suffix in (".onnx", ".safetensors", ".pth"):
         raise ValueError(f"--out {out} is a folder of several files: type --out {out.with_suffix('')}")
@@ -64,9 +89,17 @@ def export(trained: Trained, to: str, out: Path) -> Differences:
     found: list[Differences] = []
 
     def fill(folder: Path) -> None:
-        form.write(trained, folder)
-        found.append(_check(trained, to, folder))
-        card = model_card(trained, to, form.library, found[0])
+        expected, cost = model, None
+        if form.write is not None:
+            form.write(trained, folder)
+        else:
+            expected, cost = _write_onnx(trained, folder, takes, calibration, accept)
+        checked = form._replace(tolerance=TOLERANCE) if cost is not None else form
+        read = _read_onnx if to == "onnx" and takes == "tensor" else form.read
+        code = code_of(to, trained.preprocessing, takes)
+        differences = _check(trained, checked, read, code, expected, folder)
+        found.append(differences._replace(cost=cost))
+        card = model_card(trained, to, form.library, found[0], takes)
         (folder / "README.md").write_text(card, errors="backslashreplace")  # of a --data that is not UTF-8
 
     write_folder(out.absolute(), fill)
@@ -81,20 +114,35 @@ def require(packages: Sequence[str], what: str) -> None:
         raise ValueError(f"{what} needs {' and '.join(missing)}, not installed here: type pip install {line}")
 
 
-def _check(trained: Trained, to: str, folder: Path) -> Differences:
-    form, code, side = FORMS[to], code_of(to, trained.preprocessing), trained.preprocessing.image_size
+def _check(
+    trained: Trained, form: Form, read: Read | None, code: Code, expected: Callable[[Tensor], Tensor], folder: Path
+) -> Differences:
+    side = trained.preprocessing.image_size
     generator = torch.Generator().manual_seed(0)
-    batches = [torch.randn(batch, 3, side, side, generator=generator) for batch in BATCHES]
+    tensors = []
     with torch.inference_mode(), TemporaryDirectory() as temporary:
-        theirs = form.read(folder)
-        tensors = [_difference(form, trained.model(images), theirs(images)) for images in batches]
-        answer, files, own = runner(code, folder), [], []
+        if read is not None:
+            theirs = read(folder)
+            for batch in BATCHES:
+                images = torch.randn(batch, 3, side, side, generator=generator)
+                tensors.append(_difference(form, expected(images), theirs(images)))
+        answer, files, own = runner(code, folder, trained.preprocessing), [], []
         for file in _image_files(Path(temporary), side):
-            logits = trained.model(trained.prepare([trained.read(file)]))
-            files.append(_difference(form, logits, answer(code.images, file)))
+            images = trained.prepare([trained.read(file)])
+            logits, given = expected(images), answer(code.images, file)
+            _refuse_other_pixels(form, levels(images, trained.preprocessing)[0], given.pixels)
+            files.append(_difference(form, logits, given.logits))
             if code.own:
-                own.append((logits - answer(code.own, file)).abs().max().item())
-    return Differences(max(tensors), max(files), max(own, default=None))
+                own.append((logits - answer(code.own, file).logits).abs().max().item())
+    return Differences(max(tensors, default=None), max(files), max(own, default=None))
+
+
+def _refuse_other_pixels(form: Form, expected: NDArray[np.uint8], got: NDArray[np.uint8]) -> None:
+    if wrong := int((expected != got).sum()):
+        raise Disagreement(
+            f"{form.library} gives other logits than the model: {wrong} of {expected.size} bytes of an image differ "
+            f"before it sees them, so nothing was written: report this with the versions that pip list shows"
+        )
 
 
 def _difference(form: Form, expected: Tensor, got: Tensor) -> float:
@@ -123,34 +171,31 @@ def _image_files(folder: Path, side: int) -> Iterator[Path]:
         yield file
 
 
-def _write_onnx(trained: Trained, folder: Path) -> None:
+def _write_onnx(
+    trained: Trained, folder: Path, takes: Takes, calibration: Calibration | None, accept: bool
+) -> tuple[Callable[[Tensor], Tensor], Cost | None]:
+    """The model that the file must equal, and what int8 costs."""
     import onnx
 
-    preprocessing, side = trained.preprocessing, trained.preprocessing.image_size
-    try:
-        program = torch.onnx.export(
-            trained.model,
-            (torch.zeros(2, 3, side, side),),
-            dynamo=True,
-            input_names=["images"],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            verbose=False,
-        )
-    except torch.onnx.errors.OnnxExporterError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"torch.onnx cannot export a {type(trained.model).__name__} ({reason})") from error
-    model = program.model_proto
-    facts = {"classes": trained.classes, **dataclasses.asdict(preprocessing)}
-    onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in facts.items()})
-    onnx.save_model(model, folder / "model.onnx")
+    model, expected, cost, more = tensor_model(trained), trained.model, None, {}
+    if calibration is not None:
+        small = quantised(model, calibration.images)
+        cost = judged(measured(model, small, trained, calibration), model, calibration, accept)
+        model = small
+        with TemporaryDirectory() as temporary:
+            onnx.save_model(model, Path(temporary, FILE))
+            expected = _read_onnx(Path(temporary))
+        more = {"int8": cost._asdict()}
+    if takes == "image":
+        model = image_model(model, trained.preprocessing, len(trained.classes))
+    describe(model, trained, takes, **more)
+    onnx.save_model(model, folder / FILE)
+    return expected, cost
 
 
 def _read_onnx(folder: Path) -> Callable[[Tensor], Tensor]:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+    run = answer_of(open_session(folder / FILE))
+    return lambda images: torch.from_numpy(run({"images": images.numpy()})["logits"])
 
 
 def _write_timm(trained: Trained, folder: Path) -> None:
@@ -258,7 +303,7 @@ def _write_weights(weights: dict[str, Tensor], folder: Path) -> None:
 
 
 FORMS = {
-    "onnx": Form("onnxruntime", ("onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22"), 1e-4, _write_onnx, _read_onnx),
+    "onnx": Form("onnxruntime", ("onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22"), 1e-4, None),
     "timm": Form("timm", ("timm>=1.0.25",), 1e-5, _write_timm, _read_timm),
     "hf": Form("transformers", ("transformers>=5",), 1e-5, _write_huggingface, _read_huggingface),
 }

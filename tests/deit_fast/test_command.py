@@ -43,6 +43,8 @@ WORK = {
     "replicate": ("replicate.__main__.replicate", []),
     "predict": ("predict.image_paths", ["image.png", "--model", "model"]),
     "export": ("export.__main__.require", ["model", "--to", "timm", "--out", "folder"]),
+    "parity": ("parity.__main__.image_paths", ["model", "export", "--data", "files"]),
+    "benchmark": ("benchmark.__main__.forms_of", ["model"]),
     "data": ("data.__main__.open_unpacked", ["check", "photos"]),
 }
 INTERRUPTED = {

@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import parse_qsl
 
-from ...files import Lock
+from ...files import Lock, shown
 from ...names import did_you_mean
 from . import cifar, imagenet, parquet
 from .builtin import BUILTIN, write_builtin
@@ -105,6 +105,35 @@ def open_evaluation(spec: str, classes: list[str]) -> Dataset:
     if val.classes != classes:
         raise ValueError(f"the {len(val.classes)} classes of {spec} are not the {len(classes)} of the training images")
     return val
+
+
+def classes_of_data(spec: str, count: int) -> list[str]:
+    """The class names of a model with `count` outputs, taken from the data that it is evaluated on.
+
+    ImageNet's synsets for 1000 outputs and any folder of ImageNet: some of its classes, ImageNet-V2, or flat. Else the
+    classes of the training images that lie beside these, or the class folders themselves; where their names are
+    numbers, the number is the label.
+    """
+    from timm.data import ImageNetInfo  # which reading images does not wait for
+
+    root = Path(spec).expanduser()
+    classes: list[str] = []
+    if spec not in BUILTIN and root.is_dir():
+        inside = root / "val" if "val" in listing(root)[0] else root
+        folders = listing(inside)[0]
+        synsets = ImageNetInfo().label_names() if count == 1000 else []
+        known = bool(folders) and set(folders) <= set(synsets)
+        if synsets and (known or imagenet.is_flat(inside) or imagenet.has_numbered_classes(inside, synsets)):
+            return synsets
+        if inside == root and any(is_image(file) for folder in folders for file in listing(root / folder)[1]):
+            classes = sorted(folders, key=int) if all(map(str.isdecimal, folders)) else list(map(shown, folders))
+    classes = classes or open_dataset(spec)[1].classes
+    if len(classes) != count:
+        raise ValueError(
+            f"the model knows {count} classes, {spec} has {len(classes)}: evaluate it on data of its own classes, or "
+            f"fine-tune it on these first, python -m deit_fast.train --weights … --data {spec}"
+        )
+    return classes
 
 
 def _root(spec: str) -> tuple[Path, dict[str, str]]:

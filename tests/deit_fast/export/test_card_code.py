@@ -5,15 +5,17 @@ import re
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
 
 from deit_fast import create_model, load
 from deit_fast.config import Preprocessing
-from deit_fast.export import formats
-from deit_fast.export.code import Code, code_of
+from deit_fast.export import formats, graphs
+from deit_fast.export.code import Code, code_of, levels
 from deit_fast.export.formats import FORMS, Disagreement, export
+from deit_fast.export.graphs import preprocessing_graph
 from deit_fast.weights.prediction import Trained
 
 USUAL = Preprocessing(16)
@@ -50,12 +52,18 @@ def test_every_field_of_the_preprocessing_is_tried() -> None:
 
 
 @pytest.mark.parametrize("preprocessing", [USUAL, ODD], ids=["usual", "odd"])
-@pytest.mark.parametrize("to", FORMS)
+@pytest.mark.parametrize(("to", "takes"), [*((to, "image") for to in FORMS), ("onnx", "tensor")])
 def test_the_code_on_the_card_gives_the_pixels_and_answers_of_predict(
-    images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, to: str, preprocessing: Preprocessing
+    images: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys,
+    to: str,
+    takes: str,
+    preprocessing: Preprocessing,
 ) -> None:
     model = trained(preprocessing)
-    export(model, to, tmp_path / "out")
+    export(model, to, tmp_path / "out", takes)
     (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "out" / "README.md").read_text(), flags=re.DOTALL)
     begin, each = re.split(r"\n\n(?=image)", code)  # the model is loaded once
     monkeypatch.chdir(tmp_path / "out")
@@ -67,7 +75,11 @@ def test_the_code_on_the_card_gives_the_pixels_and_answers_of_predict(
     for file in images:
         names["file"] = str(file)
         exec(each, names)
-        assert torch.equal(torch.as_tensor(names["images"]), model.prepare([model.read(file)])), file
+        expected = model.prepare([model.read(file)])
+        if (to, takes) == ("onnx", "image"):
+            assert np.array_equal(names["pixels"], levels(expected, preprocessing)[0]), file
+        else:
+            assert torch.equal(torch.as_tensor(names["images"]), expected), file
     expected = [row.top[0][0] for row in model.predict(images, top=1)]
     assert len(set(expected)) > 1
     assert capsys.readouterr().out.splitlines() == expected
@@ -99,9 +111,9 @@ def test_what_the_librarys_own_preprocessing_changes_is_measured_and_on_the_card
     tmp_path: Path, to: str, preprocessing: Preprocessing, says: str | None
 ) -> None:
     differences = export(trained(preprocessing), to, tmp_path / "out")
-    card = (tmp_path / "out" / "README.md").read_text()
+    card = " ".join((tmp_path / "out" / "README.md").read_text().split())
     assert differences.files < 1e-4 and f"within {differences.files:.1e} for 10 image files" in card
-    assert (differences.own is None) == (says is None) == ("alone" not in card)
+    assert (differences.own is None) == (says is None) == ("alone turns" not in card and "alone resizes" not in card)
     if says:
         assert differences.own > 1e-2
         assert says in card and f"differ from those of the code by up to {differences.own:.2g}" in card
@@ -116,5 +128,15 @@ def test_code_that_crops_elsewhere_is_not_handed_over(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(formats, "code_of", floored)
     with pytest.raises(Disagreement, match="gives other logits than the model"):
-        export(trained(USUAL), to, tmp_path / "out")
+        export(trained(USUAL), to, tmp_path / "out", "tensor")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_graph_that_crops_elsewhere_is_not_handed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wider(preprocessing: Preprocessing) -> onnx.ModelProto:
+        return preprocessing_graph(dataclasses.replace(preprocessing, crop_ratio=0.8))
+
+    monkeypatch.setattr(graphs, "preprocessing_graph", wider)
+    with pytest.raises(Disagreement, match=r"bytes of an image differ before it sees them, so nothing was written"):
+        export(trained(USUAL), "onnx", tmp_path / "out")
     assert not (tmp_path / "out").exists()

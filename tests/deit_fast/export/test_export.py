@@ -39,11 +39,12 @@ def same_weights(model: nn.Module, other: nn.Module) -> bool:
 
 @pytest.fixture(scope="module")
 def exported(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The finished run in all three forms, by the command."""
+    """The finished run in all three forms, by the command; and in ONNX for tensors."""
     folder = tmp_path_factory.mktemp("exported")
     for to in FORMS:
         assert main([str(finished_run), "--to", to, "--out", str(folder / to)]) == 0
-    return {to: folder / to for to in FORMS}
+    assert main([str(finished_run), "--to", "onnx", "--input", "tensor", "--out", str(folder / "tensor")]) == 0
+    return {to: folder / to for to in (*FORMS, "tensor")}
 
 
 @pytest.fixture
@@ -54,12 +55,13 @@ def official(tmp_path: Path) -> Path:
     return tmp_path / "official.pth"
 
 
-@pytest.mark.parametrize("to", FORMS)
+@pytest.mark.parametrize("to", ["tensor", "timm", "hf"])
 def test_the_other_library_agrees(exported: dict[str, Path], finished_run: Path, to: str) -> None:
-    model, read = load(finished_run).model, FORMS[to].read(exported[to])
+    read = export._read_onnx if to == "tensor" else FORMS[to].read
+    model, theirs = load(finished_run).model, read(exported[to])
     for batch in (1, 2, 7):
         images = torch.randn(batch, 3, 16, 16)
-        torch.testing.assert_close(read(images), model(images), rtol=0, atol=1e-4 if to == "onnx" else 1e-5)
+        torch.testing.assert_close(theirs(images), model(images), rtol=0, atol=1e-4 if to == "tensor" else 1e-5)
 
 
 @pytest.mark.parametrize("to", ["timm", "hf"])
@@ -106,8 +108,11 @@ def test_the_cards_code_runs_and_gives_the_answer_of_predict(
 def test_what_an_onnx_file_says_of_itself(exported: dict[str, Path]) -> None:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(exported["onnx"] / "model.onnx")
+    session = onnxruntime.InferenceSession(exported["tensor"] / "model.onnx")
     assert session.get_inputs()[0].shape == ["batch", 3, 16, 16]
+    session = onnxruntime.InferenceSession(exported["onnx"] / "model.onnx")
+    assert session.get_inputs()[0].shape == ["height", "width", 3]
+    assert [each.name for each in session.get_outputs()] == ["probabilities", "labels", "logits", "pixels"]
     facts = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
     assert facts["classes"] == ["class0", "class1", "class2"]
     assert (facts["image_size"], facts["crop_ratio"], facts["mean"]) == (16, 0.875, [0.485, 0.456, 0.406])
