@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from deit_fast.data.batch import Seconds
 from deit_fast.ranks.group import Ranks
 from deit_fast.run.report import numbers_line, step_line
 from deit_fast.train.counters import Stopwatch
@@ -27,15 +28,16 @@ class Two(Ranks):
 
 
 def meter(ranks: Ranks, **scale: float) -> tuple[Meter, SimpleNamespace, SimpleNamespace]:
-    step = SimpleNamespace(teacher=object(), teacher_watch=Stopwatch(CPU))
-    batches = SimpleNamespace(wait_seconds=0.0, labelled=0, bad_images={"a.png": "no image"})
+    watches = {name: Stopwatch(CPU) for name in ("teacher", "forward")}
+    step = SimpleNamespace(teacher=object(), teacher_watch=watches["teacher"], watches=watches)
+    batches = SimpleNamespace(wait_seconds=0.0, labelled=0, bad_images={"a.png": "no image"}, seconds=Seconds())
     return Meter(step, batches, ranks, Scale(batch_size=8, total_steps=20, **scale)), step, batches
 
 
 def add(of: Meter, batches: SimpleNamespace, *losses: float) -> None:
     for loss in losses:
         values = [torch.tensor(value) for value in (loss, loss / 2, loss / 4, 0.25)]
-        of.add(SimpleNamespace(losses=Losses(*values), finite=torch.tensor(True)))
+        of.add(SimpleNamespace(losses=Losses(*values), finite=torch.tensor(True), grad_norm=torch.tensor(loss * 2)))
         batches.labelled += 8
 
 
@@ -46,7 +48,7 @@ def test_a_row_has_the_mean_of_its_steps_and_no_others() -> None:
     add(own, batches, 1.0, 2.0)
     row = own.row(3, 0.3, 0.5)
     assert (row["loss"], row["label"], row["distillation"], row["top1"]) == (1.5, 0.75, 0.375, 25.0)
-    assert (row["step"], row["epoch"], row["lr"]) == (3, 0.3, 0.5)
+    assert (row["step"], row["epoch"], row["lr"], row["grad_norm"]) == (3, 0.3, 0.5, 3.0)
     assert row["memory"] > 2**20
     assert not row.keys() & {"mfu", "slowest_rank", "slowest_wait"}
 

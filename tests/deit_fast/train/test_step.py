@@ -249,6 +249,7 @@ class NoWaiting(TorchDispatchMode):
 
 
 class Waits:
+    seconds = Seconds()
     wait_seconds = 0.0
     labelled = 0
 
