@@ -68,7 +68,9 @@ def report(settings: Settings) -> dict[str, Any]:
     baseline = Facts.read(Path(settings.baseline)) if settings.baseline else None
     if baseline is not None and baseline.config.distill != "none":
         raise ValueError(f"--baseline {settings.baseline} learned from a teacher itself: type a run without one")
-    target = Path(settings.out) if settings.out else Path("comparison.html") if several else runs[0].folder / "report.html"
+    target = (
+        Path(settings.out) if settings.out else Path("comparison.html") if several else runs[0].folder / "report.html"
+    )
     check_writable(target, "type --out and the path of a file in a folder that exists")
     if settings.json:
         check_writable(Path(settings.json), "type --json and the path of a file in a folder that exists")

@@ -1,7 +1,7 @@
 """Curves as the template draws them: points scaled into a box, ticks at round numbers, values for the pointer.
 
-    chart = line_chart("Loss", "nats", [Series("label", steps, values)])
-    chart["series"][0]["path"]          # "M0,150L12.5,80…", what an SVG path takes
+chart = line_chart("Loss", "nats", [Series("label", steps, values)])
+chart["series"][0]["path"]          # "M0,150L12.5,80…", what an SVG path takes
 """
 
 from __future__ import annotations

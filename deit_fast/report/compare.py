@@ -11,6 +11,11 @@ from ..names import HEADS, flag, headline
 from .charts import Series, line_chart
 from .facts import Facts
 
+# Fields in which a run differs from one without a teacher because of the teacher.
+_TAUGHT = {
+    "recipe", "model", "distill", "distill_on", "teacher", "teacher_model", "teacher_top_k", "teacher_precision", "alpha",
+    "tau", "kl_normalizer",
+}  # fmt: skip
 _OF_A_FOLDER = ("out", "fresh", "dry_run")
 
 
@@ -25,7 +30,7 @@ def names(runs: Sequence[Facts]) -> list[str]:
 
 
 def scores(runs: Sequence[Facts]) -> list[dict[str, Any]]:
-    """A row for every score that one of the runs has: {"name", "values": top-1 of each run or None, "best": indices}."""
+    """{"name", "values": top-1 of each run or None, "best": indices} of every score that one of the runs has."""
     found = [run.scores() for run in runs]
     rows = []
     for kind, word in (("teacher", "teacher"), ("student", "last weights"), ("ema", "moving average")):
@@ -47,17 +52,12 @@ def gain(run: Facts, plain: Facts) -> dict[str, Any] | None:
         return None
     n = next(iter(run.scores()[ours[0]].values()))["n"]
     same = run.data.get("labels") == plain.data.get("labels") and run.config.data == plain.config.data
-    others = [name for name in differences([run, plain])[0] if name not in _TAUGHT]
+    before, after = plain.config.identity(), run.config.identity()
+    others = [flag(name) for name in after if before[name] != after[name] and name not in _TAUGHT]
     return {
         "points": ours[1] - theirs[1], "run": ours[1], "plain": theirs[1], "images": n, "same_images": same,
         "error": 100 * ((_spread(ours[1], n) ** 2 + _spread(theirs[1], n) ** 2) ** 0.5), "others": others,
     }  # fmt: skip
-
-
-_TAUGHT = {flag(name) for name in (
-    "recipe", "model", "distill", "distill_on", "teacher", "teacher_model", "teacher_cache", "teacher_top_k",
-    "teacher_precision", "teacher_layout", "alpha", "tau", "kl_normalizer",
-)}  # fmt: skip
 
 
 def _spread(top1: float, n: int) -> float:

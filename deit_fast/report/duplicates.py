@@ -6,10 +6,8 @@ Two sieves. (1) A perceptual hash (pHash: the signs of the 63 lowest frequencies
 small grey copy; Zauner 2010) of every image is compared with those of every other and of five windows of it, the four
 corners and the middle of 0.9 of its side: BITS of 63 may differ, as a crop leaves them. (2) One of the two images and a
 window of the other, the best of the whole and 25 places each of 0.95 and 0.9 of its side, must correlate by
-CORRELATION, as 16 x 16 grey pixels, which does not see brightness and contrast.
-
-On tiles of 16 photographs and copies of them (crop of 0.9, brightness ± 10 %, JPEG of quality 60), the first sieve
-keeps 98 % of the copies and the second 97 %; `tests/deit_fast/report/test_duplicates.py` plants such copies.
+CORRELATION, as 16 x 16 grey pixels, which does not see brightness and contrast. Where the images of a set are so alike
+that this finds more than CROWD pairs an image, such as digits of a few pixels, they must correlate by more.
 """
 
 from __future__ import annotations
@@ -27,10 +25,12 @@ from torch import Tensor
 from .look import SIDE
 
 BITS, CORRELATION = 16, 0.92
+STRICTER = (CORRELATION, 0.96, 0.98, 0.99)  # the first of which no more than CROWD pairs an image correlate by
+CROWD = 0.2
 FLAT = 3.0  # standard deviation in grey levels below which an image shows nothing that could be compared
-MOST = 50_000  # pairs whose pixels are compared, those of the fewest bits
+MOST = 20_000  # pairs whose pixels are compared, those of the fewest bits
 _WAVES = 8  # frequencies of each direction
-_ROWS, _COLUMNS = 128, 4096  # hashes that are compared at a time, so that they stay in a core's cache
+_ROWS, _COLUMNS = 32, 4096  # hashes that are compared at a time, so that they stay in a core's cache
 _PAIRS = 512  # whose pixels are compared at a time
 _ONES = np.array([number.bit_count() for number in range(1 << 16)], np.uint8)
 
@@ -54,6 +54,7 @@ class Found:
     pairs: list[Pair] = field(default_factory=list)
     flat: int = 0  # images that show nothing that could be compared
     left: int = 0  # pairs beyond MOST, whose pixels were not compared
+    correlation: float = CORRELATION  # least of a pair
 
 
 def near_duplicates(grey: NDArray[np.uint8], threads: int = 1) -> Found:
@@ -69,7 +70,10 @@ def near_duplicates(grey: NDArray[np.uint8], threads: int = 1) -> Found:
     found = Found(flat=len(grey) - len(images), left=len(bits) - len(nearest))
     first, second, bits = first[nearest], second[nearest], bits[nearest]
     alike = np.maximum(_correlations(images, first, second), _correlations(images, second, first))
-    for at in np.flatnonzero(alike >= CORRELATION).tolist():
+    for found.correlation in STRICTER:
+        if np.sum(alike >= found.correlation) <= CROWD * len(images):
+            break
+    for at in np.flatnonzero(alike >= found.correlation).tolist():
         numbers = int(kept[first[at]]), int(kept[second[at]]), int(bits[at])
         found.pairs.append(Pair(*numbers, float(alike[at])))
     found.pairs.sort(key=lambda pair: (-pair.correlation, pair.bits))
@@ -79,13 +83,15 @@ def near_duplicates(grey: NDArray[np.uint8], threads: int = 1) -> Found:
 def _alike(hashes: NDArray[np.uint64], top: int) -> NDArray[np.int64]:
     """(3, pairs): first, second, bits of the alike pairs of _ROWS images and those behind them."""
     rows, parts = hashes[:, top : top + _ROWS], []
+    words, ones = np.empty((rows.shape[1], _COLUMNS), np.uint64), np.empty((rows.shape[1], _COLUMNS), np.uint8)
     for left in range(top, hashes.shape[1], _COLUMNS):
         columns = hashes[:, left : left + _COLUMNS]
-        bits = np.full((rows.shape[1], columns.shape[1]), 64, np.uint8)
-        for window in range(len(hashes)):
-            np.minimum(bits, _count(rows[window][:, None] ^ columns[0]), out=bits)
-            if window:
-                np.minimum(bits, _count(rows[0][:, None] ^ columns[window]), out=bits)
+        width = columns.shape[1]
+        bits = np.full((rows.shape[1], width), 64, np.uint8)
+        pairs = [(window, 0) for window in range(len(hashes))] + [(0, window) for window in range(1, len(hashes))]
+        for mine, theirs in pairs:
+            np.bitwise_xor(rows[mine][:, None], columns[theirs], out=words[:, :width])
+            np.minimum(bits, _count(words[:, :width], ones[:, :width]), out=bits)
         first, second = np.nonzero(bits <= BITS)
         ordered = first + top < second + left
         first, second = first[ordered], second[ordered]
@@ -93,11 +99,11 @@ def _alike(hashes: NDArray[np.uint64], top: int) -> NDArray[np.int64]:
     return np.concatenate(parts, 1).astype(np.int64)
 
 
-def _count(words: NDArray[np.uint64]) -> NDArray[np.uint8]:
+def _count(words: NDArray[np.uint64], out: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The bits that are 1."""
     if hasattr(np, "bitwise_count"):  # numpy 2
-        return np.bitwise_count(words)
-    return _ONES[words.view(np.uint16)].reshape(*words.shape, 4).sum(-1, dtype=np.uint8)
+        return np.bitwise_count(words, out=out)
+    return _ONES[np.ascontiguousarray(words).view(np.uint16)].reshape(*words.shape, 4).sum(-1, dtype=np.uint8)
 
 
 def _correlations(images: Tensor, whole: NDArray[np.int64], cut: NDArray[np.int64]) -> NDArray[np.float32]:

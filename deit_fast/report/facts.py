@@ -36,14 +36,20 @@ class Facts:
         """Raises ValueError where `folder` is not a run that has begun."""
         for name in ("config.json", "data.json", "metrics.jsonl"):
             if not (folder / name).is_file():
-                raise ValueError(f"{folder} is not a run ({name} is missing): type the folder that deit-fast train made")
+                raise ValueError(
+                    f"{folder} is not a run ({name} is missing): type the folder that deit-fast train made"
+                )
         checkpoint = newest(folder)
         return cls(
             folder,
             Config.from_json(folder / "config.json"),
             read_json(folder / "data.json"),
             read_summary(folder) if (folder / "summary.json").is_file() else None,
-            [row for line in (folder / "metrics.jsonl").read_text(errors="replace").splitlines() if (row := _row(line))],
+            [
+                row
+                for line in (folder / "metrics.jsonl").read_text(errors="replace").splitlines()
+                if (row := _row(line))
+            ],
             {} if checkpoint is None else read_json(checkpoint / "state.json"),
         )
 

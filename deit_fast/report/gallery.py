@@ -1,25 +1,32 @@
-"""The thumbnails of a page: asked for first, then each image is read once.
+"""The images of a page, inside it: thumbnails as JPEG, attention as a tiny PNG that the browser enlarges.
 
-    gallery = Gallery(sets, trained)
-    image = gallery.large("val", 7)     # "src" is there after `fill`
-    gallery.fill()
+All are asked for first; then each image is read once.
+
+gallery = Gallery(sets, trained)
+image = gallery.large("val", 7)     # "src" is there after `fill`
+gallery.fill()
 """
 
 from __future__ import annotations
 
+import base64
+import io
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
 
 from ..attention_maps import TOKENS, attention_maps
 from ..data.sources.dataset import Dataset
-from ..model import VisionTransformer
+from ..model import Normalisation, VisionTransformer
 from ..weights.prediction import Trained
 from .look import pixels_of
-from .pictures import heat, thumbnail, unnormalised
 
 LARGE, SMALL = 168, 76  # longer sides, pixels
+QUALITY = 78  # of JPEG
 _BATCH = 32
 
 
@@ -66,7 +73,7 @@ class Gallery:
                         image.src = thumbnail(pixels if kind == "whole" else view, LARGE if kind == "large" else SMALL)
                 self._attend([samples[sample].get("large") for sample, _ in found], prepared)
 
-    def _attend(self, images: list[Wanted | None], prepared: torch.Tensor) -> None:
+    def _attend(self, images: list[Wanted | None], prepared: Tensor) -> None:
         """The maps of those that are large, averaged over the heads of the last block."""
         model = self._trained.model
         rows = [row for row, image in enumerate(images) if image is not None]
@@ -79,3 +86,34 @@ class Gallery:
                 {"name": name, "src": heat(weights), "share": float(weights.sum())}
                 for name, weights in zip(TOKENS, tokens, strict=False)
             ]
+
+
+def unnormalised(prepared: Tensor, normalisation: Normalisation) -> NDArray[np.uint8]:
+    """The pixels, uint8 (B, S, S, 3), behind images that `prepare` has normalised, float (B, 3, S, S)."""
+    mean, std = (np.float32(part) for part in normalisation)
+    unit = prepared.permute(0, 2, 3, 1).cpu().numpy() * std + mean
+    return np.rint(np.clip(unit, 0, 1) * 255).astype(np.uint8)
+
+
+def thumbnail(pixels: NDArray[np.uint8], side: int) -> str:
+    """A data: address of an image (H, W, 3), its longer side at most `side` pixels; a tiny one keeps its pixels."""
+    image = Image.fromarray(pixels)
+    image.thumbnail((side, side), Image.Resampling.BICUBIC)
+    if max(image.size) <= 48:  # JPEG's blocks would show, and PNG is as small
+        return _address(image, "png")
+    return _address(image, "jpeg", quality=QUALITY, optimize=True)
+
+
+def heat(weights: NDArray[np.float32]) -> str:
+    """A data: address of a map (g, g) as an overlay: the more attention, the less transparent."""
+    share = weights / max(float(weights.max()), 1e-9)
+    pixels = np.zeros((*weights.shape, 4), np.uint8)
+    pixels[..., :3] = (255, 96, 0)
+    pixels[..., 3] = np.rint(215 * share)
+    return _address(Image.fromarray(pixels, "RGBA"), "png")
+
+
+def _address(image: Image.Image, kind: str, **options: object) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -23,7 +23,7 @@ from ..teacher.load import load_teacher, recipe_config
 from ..weights.prediction import Trained
 from ..weights.trained import run_model
 from .confusion import MOST_PAIRS, WHOLE_MATRIX, Confusion
-from .duplicates import Pair, near_duplicates
+from .duplicates import CORRELATION, Pair, near_duplicates
 from .facts import Facts
 from .gallery import Gallery, Wanted
 from .look import Seen, look
@@ -93,7 +93,9 @@ def look_at(
         if len(seen[split]) + len(seen[split].bad) < len(dataset):
             notes.append(f"Looked at {len(seen[split]):,} of {len(dataset):,} {PARTS[split]} images, chosen at random.")
         if seen[split].bad:
-            notes.append(f"{len(seen[split].bad):,} {PARTS[split]} images cannot be read: deit-fast data check says why.")
+            notes.append(
+                f"{len(seen[split].bad):,} {PARTS[split]} images cannot be read: deit-fast data check says why."
+            )
     if not len(seen["val"]):
         raise Gone(f"none of the validation images of {config.data} can be read")
     votes = None
@@ -120,7 +122,7 @@ def _teacher(facts: Facts, trained: Trained, notes: list[str]) -> nn.Module | No
         return None
 
 
-def content(looked: Looked) -> dict[str, Any]:
+def content(looked: Looked, threads: int) -> dict[str, Any]:
     """The sections about images, JSON values but for "gallery" and what stands under "src"."""
     val, head = looked.seen["val"], looked.head
     confusion = Confusion(val.label, val.answer[head], val.probability[head], len(looked.facts.data["classes"]))
@@ -134,7 +136,7 @@ def content(looked: Looked) -> dict[str, Any]:
         "per_class": confusion.per_class(),
         **_extremes(looked, head, gallery),
         "labels": _labels(looked, gallery),
-        "duplicates": _duplicates(looked, gallery),
+        "duplicates": _duplicates(looked, gallery, threads),
     }
     gallery.fill()
     return found
@@ -175,7 +177,9 @@ def _confusions(looked: Looked, confusion: Confusion, gallery: Gallery) -> dict[
     listed = []
     for true, taken, count in pairs:
         samples = val.sample[confusion.of(true, taken, count)].tolist()
-        listed.append({"true": true, "taken": taken, "count": count, "paths": [looked.path("val", at) for at in samples]})
+        listed.append(
+            {"true": true, "taken": taken, "count": count, "paths": [looked.path("val", at) for at in samples]}
+        )
     matrix = confusion.matrix().tolist() if whole else None
     mistakes = int((val.label != confusion.answer).sum())
     return {"matrix": matrix, "cells": cells, "pairs": listed, "images": len(val), "mistakes": mistakes}
@@ -216,7 +220,7 @@ def _labels(looked: Looked, gallery: Gallery) -> dict[str, Any]:
     return {"items": items, "source": source, "student": HEADS[own[-1].partition("/")[2]]}
 
 
-def _duplicates(looked: Looked, gallery: Gallery) -> dict[str, Any]:
+def _duplicates(looked: Looked, gallery: Gallery, threads: int) -> dict[str, Any]:
     """Pairs of images that show the same; those across training and validation first."""
     splits = [split for split in looked.seen if len(looked.seen[split])]
     grey = np.concatenate([looked.seen[split].grey for split in splits])
@@ -227,7 +231,7 @@ def _duplicates(looked: Looked, gallery: Gallery) -> dict[str, Any]:
     def across(pair: Pair) -> bool:
         return bool(split_of[pair.first] != split_of[pair.second])
 
-    found = near_duplicates(grey)
+    found = near_duplicates(grey, threads)
     pairs = sorted(found.pairs, key=lambda pair: (not across(pair), -pair.correlation))
     items = []
     for number, pair in enumerate(pairs):
@@ -242,6 +246,4 @@ def _duplicates(looked: Looked, gallery: Gallery) -> dict[str, Any]:
                       "labels_differ": images[0]["label"] != images[1]["label"]})  # fmt: skip
     return {"items": items, "across": sum(item["across"] for item in items),
             "labels_differ": sum(item["labels_differ"] for item in items), "images": len(grey), "flat": found.flat,
-            "left": found.left}  # fmt: skip
-
-
+            "left": found.left, "threshold": found.correlation, "ordinary": CORRELATION}  # fmt: skip

@@ -22,7 +22,7 @@ import jinja2
 import torch
 
 from ..files import shown, write_file
-from ..names import HEADS
+from ..names import HEADS, headline
 from ..run.provenance import PACKAGES, versions
 from . import compare as comparison
 from .charts import Series, line_chart
@@ -67,12 +67,9 @@ def write(
     images, gone = None, ""
     try:
         looked = look_at(facts, device, threads, most, enough=lambda: time.monotonic() > until)
-        images = content(looked)
-        images["cells"] = [
-            cell | {"images": [{key: part for key, part in image.items() if key != "image"} | {"src": image["image"].src}
-                               for image in cell["images"]]}
-            for cell in images["confusions"]["cells"]
-        ]  # fmt: skip
+        images = content(looked, threads)
+        images["cells"] = [cell | {"images": [_flat(image) for image in cell["images"]]}
+                           for cell in images["confusions"]["cells"]]  # fmt: skip
     except Gone as error:
         gone = shown(str(error))
     page = {"run": about(facts), "gone": gone, "images": images, "charts": curves(facts), "time": spent(facts),
@@ -80,6 +77,11 @@ def write(
             "baseline": baseline.name if baseline else ""}  # fmt: skip
     _render(target, facts.name, facts.data["classes"], page | {"comparison": None})
     return listed(page, facts.data["classes"])
+
+
+def _flat(image: dict[str, Any]) -> dict[str, Any]:
+    """An image as page.js takes it."""
+    return {"file": image["file"], "probability": round(image["probability"], 4), "src": image["image"].src}
 
 
 def compare(runs: Sequence[Facts], target: Path) -> dict[str, Any]:
@@ -116,13 +118,15 @@ def about(facts: Facts) -> dict[str, Any]:
                 own = kind != "teacher"
                 rows.append({"model": KINDS[kind], "head": HEADS[head] if own else "", **heads[head]})
     best = facts.best()
+    own = headline(facts.scores()[best[0]], config.fusion) if best else ""
     made = {name: version for name, version in state.get("versions", {}).items() if version}
     return {
         "name": facts.name, "folder": str(facts.folder), "finished": facts.summary is not None,
         "model": config.model, "data": config.data, "train": facts.data["train"], "val": facts.data["val"],
         "classes": len(facts.data["classes"]), "teacher": taught[config.distill].format(config.teacher),
         "distilled": config.distill != "none",
-        "scores": rows, "best": {"model": KINDS[best[0]], "top1": best[1]} if best else None,
+        "scores": rows,
+        "best": {"model": KINDS[best[0]], "top1": best[1], "head": HEADS[own]} if best else None,
         "command": facts.command(), "versions": made, "machine": facts.last("machine"),
         "seconds": state.get("seconds"), "step": facts.last("step"), "processes": state.get("world_size"),
         "epochs": config.epochs, "batch_size": config.batch_size, "image_size": config.image_size,
@@ -148,7 +152,9 @@ def curves(facts: Facts) -> list[dict[str, Any]]:
         for head in HEADS:
             if head != "softmax" and rows and head in rows[0][kind]:
                 name = HEADS[head] + (", moving average" if dashed else "")
-                heads.append(Series(name, [row["step"] for row in rows], [row[kind][head]["top1"] for row in rows], dashed))
+                heads.append(
+                    Series(name, [row["step"] for row in rows], [row[kind][head]["top1"] for row in rows], dashed)
+                )
     teacher = facts.scores().get("teacher")
     charts = [
         line_chart("Training loss", "nats", loss),
@@ -157,7 +163,8 @@ def curves(facts: Facts) -> list[dict[str, Any]]:
         line_chart("Learning rate", "", [of("lr", "learning rate")], zero=True),
         line_chart("Throughput", "images/s", [of("images_per_second", "images/s")], zero=True),
         line_chart("Gradient norm", "", [of("grad_norm", "norm before the update")]),
-        line_chart("Skipped steps", "steps", [of("skipped", "skipped")], zero=True),
+        line_chart("Skipped steps", "steps", [of("skipped", "skipped")], zero=True)
+        if any(row.get("skipped") for row in steps) else None,
     ]  # fmt: skip
     return [one for one in charts if one is not None]
 
@@ -180,7 +187,13 @@ def listed(page: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]:
             ("duplicates", images and found["duplicates"]["items"]),
         )
     } if images else {}  # fmt: skip
-    return {**page["run"], "gain": page["gain"], "notes": found.get("notes", [page["gone"]]), "time": page["time"], **lists}
+    return {
+        **page["run"],
+        "gain": page["gain"],
+        "notes": found.get("notes", [page["gone"]]),
+        "time": page["time"],
+        **lists,
+    }
 
 
 @lru_cache(maxsize=1)

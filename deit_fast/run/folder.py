@@ -29,8 +29,8 @@ from .checkpoint import newest
 
 # All that a run writes, in the order in which --fresh removes it: first what marks a finished and a resumable run.
 OURS = (
-    "summary.json", "checkpoints", "data.json", "metrics.jsonl", "report.png", "report.html", "logs", "tensorboard", "profile",
-    "config.json",
+    "summary.json", "checkpoints", "data.json", "metrics.jsonl", "report.png", "report.html", "logs", "tensorboard",
+    "profile", "config.json",
 )  # fmt: skip
 
 

@@ -95,7 +95,9 @@ class Meter:
     def add(self, result: StepResult) -> None:
         """Add a step's loss, its two terms, its accuracy and gradient norm, without waiting for the device."""
         (loss, label, distillation, top1), norm = result.losses, result.grad_norm
-        terms = torch.stack([loss, label, torch.zeros_like(label) if distillation is None else distillation, top1, norm])
+        terms = torch.stack(
+            [loss, label, torch.zeros_like(label) if distillation is None else distillation, top1, norm]
+        )
         self._sums += torch.where(result.finite, terms, 0.0)
         self._skipped.add(result.finite)
         self._steps += 1
