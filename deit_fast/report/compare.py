@@ -13,8 +13,8 @@ from .facts import Facts
 
 # Fields in which a run differs from one without a teacher because of the teacher.
 _TAUGHT = {
-    "recipe", "model", "distill", "distill_on", "teacher", "teacher_model", "teacher_top_k", "teacher_precision", "alpha",
-    "tau", "kl_normalizer",
+    "recipe", "model", "distill", "distill_on", "teacher", "teacher_model", "teacher_top_k", "teacher_precision",
+    "alpha", "tau", "kl_normalizer",
 }  # fmt: skip
 _OF_A_FOLDER = ("out", "fresh", "dry_run")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,8 +41,16 @@ class Confusion:
 
     def of(self, true: int, taken: int, most: int) -> list[int]:
         """Places of the images behind a count, the most confident first."""
-        found = np.flatnonzero((self.label == true) & (self.answer == taken))
-        return found[np.argsort(-self.probability[found], kind="stable")][:most].tolist()
+        keys, order = self._sorted
+        first, last = np.searchsorted(keys, true * self.classes + taken + np.arange(2))
+        return order[first : min(last, first + most)].tolist()
+
+    @cached_property
+    def _sorted(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The keys of all images in ascending order, and their places; of one key the most confident first."""
+        keys = self.label * self.classes + self.answer
+        order = np.lexsort((-self.probability, keys))
+        return keys[order], order
 
     def per_class(self) -> list[dict[str, float | int | None]]:
         """Precision, recall and F1 in per cent (None where nothing is counted), support and answers of each class."""

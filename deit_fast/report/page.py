@@ -29,7 +29,7 @@ from .charts import Series, line_chart
 from .clock import FREE, spent
 from .confusion import WHOLE_MATRIX
 from .facts import Facts
-from .gather import PARTS, Gone, content, look_at
+from .gather import PARTS, Gone, Looked, content, look_at
 
 MOST_IMAGES = 50_000  # of each split that are looked at, unless more are asked for
 MOST_SECONDS = 300.0  # at the end of a training
@@ -63,16 +63,30 @@ def write(
         baseline: a run without a teacher, to say what the teacher brought.
         seconds: after which no further image is looked at.
     """
-    until = time.monotonic() + seconds / 2  # each split may take half
+    until = time.monotonic() + seconds / 2  # the rest is for duplicates and thumbnails
     images, gone = None, ""
     try:
         looked = look_at(facts, device, threads, most, enough=lambda: time.monotonic() > until)
-        images = content(looked, threads)
-        images["cells"] = [cell | {"images": [_flat(image) for image in cell["images"]]}
-                           for cell in images["confusions"]["cells"]]  # fmt: skip
+        images = images_of(looked, threads)
     except Gone as error:
         gone = shown(str(error))
-    page = {"run": about(facts), "gone": gone, "images": images, "charts": curves(facts), "time": spent(facts),
+    return render_run(target, facts, images, curves(facts), gone, baseline)
+
+
+def images_of(looked: Looked, threads: int) -> dict[str, Any]:
+    """What the page says of a run's images."""
+    images = content(looked, threads)
+    confused = images["confusions"]["cells"]
+    images["cells"] = [cell | {"images": [_flat(image) for image in cell["images"]]} for cell in confused]
+    return images
+
+
+def render_run(
+    target: Path, facts: Facts, images: dict[str, Any] | None, charts: list[dict[str, Any]], gone: str = "",
+    baseline: Facts | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Write the page of a run, and return what it says; `gone` is why there are no images."""
+    page = {"run": about(facts), "gone": gone, "images": images, "charts": charts, "time": spent(facts),
             "gain": comparison.gain(facts, baseline) if baseline else None,
             "baseline": baseline.name if baseline else ""}  # fmt: skip
     _render(target, facts.name, facts.data["classes"], page | {"comparison": None})
