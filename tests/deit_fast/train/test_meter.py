@@ -125,3 +125,35 @@ def test_an_interval_that_another_number_of_ranks_began_has_the_mean_of_all_its_
     add(ours, batches, 4.0)
     assert ours.row(3, 0.3, 0.5)["loss"] == 2.0
     assert ranks != 2 or loaded.tolist() == state["sums"]  # the same ranks: the same bits
+
+
+def test_the_gradients_norm_is_unknown_in_an_interval_that_an_older_version_began() -> None:
+    before, _, seen = meter(Ranks(0, 1, CPU))
+    add(before, seen, 1.0)
+    state = before.state()
+    for sums, first in ((state["sums"], 5.0), (state["sums"][:4], None)):
+        own, _, batches = meter(Ranks(0, 1, CPU))
+        own.load({**state, "sums": sums})
+        add(own, batches, 4.0)
+        row = own.row(2, 0.2, 0.5)
+        assert (row["loss"], row["grad_norm"]) == (2.5, first)
+        add(own, batches, 4.0)
+        assert own.row(3, 0.3, 0.5)["grad_norm"] == 8.0
+
+
+def test_the_seconds_of_every_part_and_of_what_stood_aside() -> None:
+    own, step, batches = meter(Ranks(0, 1, CPU))
+    batches.seconds.add(read=1.0)
+    add(own, batches, 1.0)
+    with step.watches["forward"]:
+        time.sleep(0.05)
+    batches.seconds.add(read=2.0, wait=0.5)
+    with own.paused("checkpoint"):
+        time.sleep(0.05)
+    seconds = own.row(1, 0.1, 0.5)["seconds"]
+    assert seconds.keys() == {"teacher", "forward", "read", "decode", "copy", "augment", "wait", "checkpoint"}
+    assert (seconds["read"], seconds["wait"]) == (3.0, 0.5)
+    assert seconds["forward"] >= 0.05 and seconds["checkpoint"] >= 0.05
+    add(own, batches, 1.0)
+    again = own.row(2, 0.2, 0.5)["seconds"]
+    assert "checkpoint" not in again and again["read"] == again["forward"] == 0.0
