@@ -129,7 +129,7 @@ def content(looked: Looked, threads: int) -> dict[str, Any]:
     gallery = Gallery(looked.sets, looked.trained)
     found = {
         "notes": looked.notes,
-        "of": looked.trained.source.rpartition(", ")[2] if ", of an" not in looked.trained.source else "last weights",
+        "of": looked.trained.source.removeprefix(f"{looked.facts.folder}, "),
         "head": HEADS[head.partition("/")[2]],
         "looked": {split: len(seen) for split, seen in looked.seen.items()},
         "confusions": _confusions(looked, confusion, gallery),
