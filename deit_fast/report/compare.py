@@ -16,7 +16,7 @@ _TAUGHT = {
     "recipe", "model", "distill", "distill_on", "teacher", "teacher_model", "teacher_top_k", "teacher_precision",
     "alpha", "tau", "kl_normalizer",
 }  # fmt: skip
-_OF_A_FOLDER = ("out", "fresh", "dry_run")
+_OF_A_FOLDER = ("out", "fresh", "dry_run", "report", "profile")
 
 
 def names(runs: Sequence[Facts]) -> list[str]:

@@ -197,6 +197,14 @@ def test_several_runs_side_by_side(reported: Path, plain: Path, tmp_path: Path, 
     assert "--distill" in text and "taught" in text and "Worst mistakes" not in text
 
 
+def test_the_teacher_beside_its_student_is_no_run_without_one(reported: Path, plain: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(reported, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"teacher": str(plain)}))
+    found = page.compare([Facts.read(run), Facts.read(plain)], tmp_path / "both.html")
+    assert found["gains"] == []
+
+
 def test_runs_of_one_name_are_told_apart_by_their_folders(reported: Path, tmp_path: Path) -> None:
     first, second = (shutil.copytree(reported, tmp_path / name / "run") for name in ("a", "b"))
     found = page.compare([Facts.read(first), Facts.read(second)], tmp_path / "both.html")
