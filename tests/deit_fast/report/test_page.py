@@ -18,7 +18,10 @@ from deit_fast.report import page
 from deit_fast.report.__main__ import main
 from deit_fast.report.facts import Facts
 from deit_fast.train import train
+from deit_fast.train.__main__ import main as train_main
+from tests.deit_fast.command import command_line
 from tests.deit_fast.report.conftest import NAMES
+from tests.deit_fast.world import world
 
 CPU = torch.device("cpu")
 
@@ -228,6 +231,19 @@ def test_a_report_that_fails_is_a_sentence_and_the_training_stays_finished(
 def test_no_report_writes_none(odd_config: Config, tmp_path: Path) -> None:
     run = train(dataclasses.replace(odd_config, out=str(tmp_path / "run"), epochs=1, report=False)).run
     assert not (run / "report.html").exists() and (run / "report.png").exists()
+
+
+def commanded(rank: int, config: Config) -> int:
+    return train_main(command_line(config))
+
+
+def test_of_two_ranks_the_first_writes_the_page_and_the_other_waits(odd_config: Config, tmp_path: Path) -> None:
+    config = dataclasses.replace(odd_config, out=str(tmp_path / "run"), teacher_cache="")
+    with world(2, tmp_path / "printed", commanded, config) as running:
+        assert running.wait() == [0, 0], [running.printed(rank) for rank in range(2)]
+        assert f"report: {tmp_path / 'run' / 'report.html'}" in running.printed(0)
+    found = page.write(Facts.read(tmp_path / "run"), tmp_path / "again.html", CPU, 1)
+    assert "one process only" in found["time"]["headroom"]["left_out"] and found["processes"] == 2
 
 
 @pytest.mark.parametrize(
