@@ -12,6 +12,7 @@ images that show the same, across training and validation too, and labels that t
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,12 +79,17 @@ def report(settings: Settings) -> dict[str, Any]:
         found = page.compare(runs, target)
     else:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        found = page.write(runs[0], target, device, settings.threads or default_threads(1), settings.images, baseline)
+        threads = settings.threads or default_threads(1)
+        found = page.write(runs[0], target, device, threads, settings.images, baseline, say=_say)
     print(f"report: {target}")
     if settings.json:
         write_json(Path(settings.json), found)
         print(f"lists: {settings.json}")
     return found
+
+
+def _say(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

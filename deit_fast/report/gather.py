@@ -66,8 +66,9 @@ class Looked:
 
 
 def look_at(
-    facts: Facts, device: torch.device, threads: int, most: int, enough: Callable[[], bool] = lambda: False
-) -> Looked:
+    facts: Facts, device: torch.device, threads: int, most: int, enough: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = lambda sentence: None,
+) -> Looked:  # fmt: skip
     """Look at up to `most` images of each split, 0: all; a random part of a larger one, and less when `enough`.
 
     Raises:
@@ -88,6 +89,7 @@ def look_at(
     sets = {"val": val_set, "train": train_set}
     seen = {}
     for split, dataset in sets.items():
+        say(f"looking at {min(most or len(dataset), len(dataset)):,} {PARTS[split]} images")
         chosen = np.random.default_rng(0).permutation(len(dataset))[: most or None]
         seen[split] = look(dataset, chosen, trained, models, device, threads, enough=enough)
         if len(seen[split]) + len(seen[split].bad) < len(dataset):

@@ -55,18 +55,20 @@ def write(
     most: int = MOST_IMAGES,
     baseline: Facts | None = None,
     seconds: float = float("inf"),
+    say: Callable[[str], None] = lambda sentence: None,
 ) -> dict[str, Any]:
     """Write the page of one run and return what it says, JSON values.
 
     Args:
         most: images of each split that are looked at; 0: all.
         baseline: a run without a teacher, to say what the teacher brought.
+        say: gets a sentence before what takes long.
         seconds: after which no further image is looked at.
     """
     until = time.monotonic() + seconds / 2  # the rest is for duplicates and thumbnails
     images, gone = None, ""
     try:
-        looked = look_at(facts, device, threads, most, enough=lambda: time.monotonic() > until)
+        looked = look_at(facts, device, threads, most, lambda: time.monotonic() > until, say)
         images = images_of(looked, threads)
     except Gone as error:
         gone = shown(str(error))
