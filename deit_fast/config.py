@@ -141,6 +141,7 @@ class Config:
     gpus: Annotated[Local[Shared[int]], span(0, 1024)] = 0  # processes, one a GPU; 0: every visible GPU
     profile: Free[bool] = False  # trace steps 10 to 19, and say where their time goes, in the run folder's profile/
     log_every: Free[Every] = 20  # steps between lines of metrics.jsonl
+    report: Free[bool] = True  # write report.html at the end: curves, mistakes, suspects, time; at most five minutes
     eval_every: Free[Every] = 1  # epochs between evaluations; the last epoch is always evaluated
     skip_limit: Free[Every] = 20  # steps in a row with a NaN or infinite loss or gradient, after which the run ends
     save_every: Annotated[Free[int], span(0, 10**9)] = 0  # steps between checkpoints; 0: an epoch

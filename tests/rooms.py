@@ -22,6 +22,7 @@ PACKAGE = Path(__file__).parents[1] / "deit_fast"
 FLOORS = (
     ("replicate",),
     ("train", "evaluate", "parity", "benchmark"),
+    ("report",),
     ("teacher",),
     ("scores.py", "predict.py", "attention_maps.py", "export"),
     ("weights",),

@@ -57,11 +57,12 @@ ROOT = Path(__file__).resolve().parents[1]
 NOT_COMPARED = {
     "metrics.jsonl": {
         "images_per_second", "data_wait", "teacher_share", "memory", "eta", "mfu", "slowest_wait", "slowest_rank",
+        "seconds", "headroom", "machine",
     },
     "state.json": {"seconds", "versions", "sha256"},
     "scores.json": {"seconds", "images_per_second", "date", "machine", "versions", "command"},
 }  # fmt: skip
-LEFT_OUT = {"logs", "tensorboard", "report.png", "lock", "README.md"}
+LEFT_OUT = {"logs", "tensorboard", "report.png", "report.html", "lock", "README.md"}
 
 SEEDS = "--seed 1 --data-seed 2 --threads 1 --precision fp32"
 STUDENT = (

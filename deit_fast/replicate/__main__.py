@@ -159,7 +159,7 @@ def _run(settings: Settings, config: Config, name: str) -> Config:
     """A configuration with its place, on this data, evaluated at its end only."""
     return dataclasses.replace(
         config, data=settings.data, threads=settings.threads, eval_every=config.epochs, save_every=0, keep=1,
-        batch_size=settings.batch_size or config.batch_size, out=str(settings.folder() / name),
+        batch_size=settings.batch_size or config.batch_size, report=False, out=str(settings.folder() / name),
     )  # fmt: skip
 
 

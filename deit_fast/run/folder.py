@@ -4,6 +4,7 @@ config.json     the configuration; a different one is refused
 data.json       class names (index = label), numbers of images, a digest of the labels; other data is refused
 metrics.jsonl   a line every --log-every steps, and one for every evaluation; written by metrics.py
 report.png      curves
+report.html     curves, mistakes, suspects, time: one page that needs no other file; see report/
 logs/           each rank's log and last status; see ranks/log.py and ranks/heartbeat.py
 tensorboard/    the curves again, if tensorboard is installed
 summary.json    the scores of a finished run; an unfinished one has none. {"teacher": … or null, "student": …,
@@ -28,8 +29,8 @@ from .checkpoint import newest
 
 # All that a run writes, in the order in which --fresh removes it: first what marks a finished and a resumable run.
 OURS = (
-    "summary.json", "checkpoints", "data.json", "metrics.jsonl", "report.png", "logs", "tensorboard", "profile",
-    "config.json",
+    "summary.json", "checkpoints", "data.json", "metrics.jsonl", "report.png", "report.html", "logs", "tensorboard",
+    "profile", "config.json",
 )  # fmt: skip
 
 

@@ -13,10 +13,12 @@ from ..files import LOCK, Lock, write_json
 from ..ranks.group import Ranks, join
 from ..ranks.heartbeat import Heartbeat
 from ..ranks.preemption import Preempted, Preemption
+from ..report.page import write_at_the_end
 from ..run import checkpoint, folder, report
 from ..run.metrics import TensorBoard
 from ..scores import Scores
 from . import dry_run
+from .headroom import headroom
 from .meter import Meter, Scale
 from .prepare import Prepared, prepare
 from .profiling import StepProfile
@@ -113,7 +115,7 @@ def _loop(
     def aside(stage: str) -> Iterator[None]:
         """What is not training time: the meter pauses, and the heartbeat names the stage to the waiting ranks."""
         heartbeat.at(stage)
-        with meter.paused():
+        with meter.paused("" if stage == "evaluation" else stage):  # whose line says how long it took
             yield
 
     with ExitStack() as stack:  # left in the reverse order: the signals first, the record last
@@ -165,8 +167,22 @@ def _conclude(
         write_json(run / "summary.json", result)
         reporter.say(f"trained in {record.seconds:.0f} s; {run / 'report.png'}")
     _show(run, prepared.data.config, result, prepared.ranks, reporter)
+    _report(run, prepared, record, reporter)
     prepared.ranks.wait()
     return Summary(run, result)
+
+
+def _report(run: Path, prepared: Prepared, record: Record, reporter: report.Reporter) -> None:
+    """report.html, and what it says of the run's speed; a failure is a sentence, since the run is finished."""
+    config = prepared.data.config
+    if not config.report or not prepared.ranks.main:
+        return
+    try:
+        record.conclude(headroom(config, prepared, record.seconds, record.speed()))
+    except Exception as error:
+        reporter.say(f"the report lacks what the run's speed could be ({type(error).__name__}: {error})")
+    if (page := write_at_the_end(run, prepared.ranks.device, prepared.ranks.cores, reporter.say)) is not None:
+        reporter.say(f"report: {page}")
 
 
 def _show(run: Path, config: Config, result: dict[str, Any], ranks: Ranks, reporter: report.Reporter) -> None:

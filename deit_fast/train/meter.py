@@ -43,7 +43,7 @@ _PEAKS = {
 }
 
 _NAMED = 0.05  # the rank that waits longest for data is named if its share of the time exceeds the mean by this
-_SUMS = 4  # loss, its label term, its teacher term, top-1
+_SUMS = 5  # loss, its label term, its teacher term, top-1, the gradient's norm
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,8 @@ class Meter:
         self._sums = torch.zeros(_SUMS, dtype=torch.float64, device=ranks.device)
         self._skipped = SkippedSteps(ranks.device)
         self.skipped_in_a_row = 0
+        self._aside: dict[str, float] = {}
+        self._norm_known = True
         self._restart()
 
     def _restart(self) -> None:
@@ -88,11 +90,14 @@ class Meter:
         self._steps = self._not_timed = 0
         self._began, self._waited = time.perf_counter(), self._batches.wait_seconds
         self._labelled = self._batches.labelled
+        self._loader = vars(self._batches.seconds).copy()
 
     def add(self, result: StepResult) -> None:
-        """Add a step's loss, its two terms and its accuracy, without waiting for the device."""
-        loss, label, distillation, top1 = result.losses
-        terms = torch.stack([loss, label, torch.zeros_like(label) if distillation is None else distillation, top1])
+        """Add a step's loss, its two terms, its accuracy and gradient norm, without waiting for the device."""
+        (loss, label, distillation, top1), norm = result.losses, result.grad_norm
+        terms = torch.stack(
+            [loss, label, torch.zeros_like(label) if distillation is None else distillation, top1, norm]
+        )
         self._sums += torch.where(result.finite, terms, 0.0)
         self._skipped.add(result.finite)
         self._steps += 1
@@ -106,17 +111,27 @@ class Meter:
         """Continue from the `state` of another meter, also of another number of ranks."""
         if state is not None:
             if self._ranks.main:  # on rank 0 alone: `row` adds the ranks' sums, and these are of all ranks already
-                sums = torch.tensor(state["sums"], dtype=torch.float64, device=self._sums.device)
+                known = state["sums"] + [0.0] * (_SUMS - len(state["sums"]))
+                sums = torch.tensor(known, dtype=torch.float64, device=self._sums.device)
                 self._sums += sums * (self._ranks.world_size / state["ranks"])  # `row` divides by today's number
+            self._norm_known = len(state["sums"]) == _SUMS or not state["steps"]  # an older version had no norm
             self._steps = self._not_timed = state["steps"]
             self._skipped.load(state["skipped"])
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
-        """The time inside `with` (an evaluation, a checkpoint) does not count as training time."""
+    def paused(self, stage: str = "") -> Iterator[None]:
+        """The time inside `with` (an evaluation, a checkpoint) does not count as training time, but as `stage`'s."""
         began = time.perf_counter()
         yield
-        self._began += time.perf_counter() - began
+        lasted = time.perf_counter() - began
+        self._began += lasted
+        if stage:
+            self._aside[stage] = self._aside.get(stage, 0.0) + lasted
+
+    def asides(self) -> dict[str, float]:
+        """Seconds of every stage that has ended since the last call."""
+        stages, self._aside = self._aside, {}
+        return stages
 
     def row(self, step: int, epoch: float, lr: float) -> dict[str, Any]:
         """A line of metrics.jsonl for the steps since the last one; the host waits for the device here.
@@ -136,11 +151,13 @@ class Meter:
             raise ValueError(f"no image of the steps up to {step} is readable; the first is {path}: {reason}")
         skipped, self.skipped_in_a_row = self._skipped.read()
         count = (self._steps - skipped) * ranks.world_size
-        loss, label, distillation, top1 = (value / count if count else None for value in sums)
+        loss, label, distillation, top1, norm = (value / count if count else None for value in sums)
         seconds = max(time.perf_counter() - self._began, 1e-9)
         shares = [min(wait / seconds, 1.0) for wait in waits]
         speed = max(self._steps - self._not_timed, 1) * scale.batch_size / seconds
-        teacher = self._step.teacher_watch.seconds() / seconds if self._step.teacher else None
+        parts = {name: watch.seconds() for name, watch in self._step.watches.items()}
+        loader = {name: value - self._loader[name] for name, value in vars(self._batches.seconds).items()}
+        teacher = parts["teacher"] / seconds if self._step.teacher else None
         row = {
             "step": step,
             "epoch": round(epoch, 4),
@@ -148,6 +165,7 @@ class Meter:
             "label": label,
             "distillation": distillation if self._step.teacher else None,
             "top1": 100 * top1 if count else None,
+            "grad_norm": norm if self._norm_known else None,
             "skipped": skipped,
             "lr": lr,
             "images_per_second": speed,
@@ -155,7 +173,9 @@ class Meter:
             "teacher_share": teacher,
             "memory": memory_used(ranks.device),
             "eta": (scale.total_steps - step) * scale.batch_size / speed,
+            "seconds": {name: round(value, 6) for name, value in (parts | loader | self.asides()).items()},
         }
+        self._norm_known = True
         if scale.flops and scale.peak:
             row["mfu"] = speed * scale.flops / scale.peak
         if max(shares) > row["data_wait"] + _NAMED:

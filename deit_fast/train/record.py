@@ -22,6 +22,7 @@ from ..files import shown
 from ..names import headline
 from ..run import checkpoint, report
 from ..run.metrics import Metrics, TensorBoard
+from ..run.provenance import machine
 from ..run.snapshot import Snapshots
 from ..scores import Scores
 from .meter import Meter
@@ -119,8 +120,10 @@ class Record:
 
     def evaluate(self, done: int) -> tuple[Scores, Scores | None]:
         """Score student and moving average after `done` steps, log both, and keep the weights if they are the best."""
+        began = time.perf_counter()
         student, ema = self._prepared.evaluate()
-        self._add({"step": done, "student": student, "ema": ema})
+        seconds = {**self._meter.asides(), "evaluation": round(time.perf_counter() - began, 6)}
+        self._add({"step": done, "student": student, "ema": ema, "seconds": seconds})
         self._keep_if_best(done, student, ema)
         if self._metrics:
             head, line = headline(student, self._config.fusion), self._metrics.last("loss")
@@ -149,6 +152,16 @@ class Record:
                 )
             self._metrics.sync()
         self._ranks.wait()
+
+    def speed(self) -> float:
+        """Images/s of the newest line of the training."""
+        return self._metrics.last("loss")["images_per_second"] if self._metrics else 0.0
+
+    def conclude(self, headroom: dict[str, Any]) -> None:
+        """The last line of a finished training: on which machine it ended, and how fast it could have been."""
+        if self._metrics and self._last is not None:
+            self._metrics.append({"step": self._last, "machine": machine(), "headroom": headroom})
+            self._metrics.sync()
 
     def _add(self, line: dict[str, Any]) -> None:
         if self._metrics:

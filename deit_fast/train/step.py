@@ -99,7 +99,9 @@ class TrainingStep:
             devices = [ranks.device] if ranks.device.type == "cuda" else None
             student = DistributedDataParallel(student, device_ids=devices, gradient_as_bucket_view=True)
         self._student = student
-        self.teacher_watch = Stopwatch(ranks.device)  # the time that the teacher's labels take
+        # The time of each part of a step.
+        self.watches = {name: Stopwatch(ranks.device) for name in ("teacher", "forward", "backward", "optimiser")}
+        self.teacher_watch = self.watches["teacher"]
         self._steps = 0
         self._statistics = Statistics(model)
 
@@ -132,7 +134,7 @@ class TrainingStep:
         while (losses := self._gradients(batch, counted)) is None:
             self._halve()
             self._statistics.restore()
-        with record_function("optimiser"):
+        with record_function("optimiser"), self.watches["optimiser"]:
             return self._update(losses)
 
     def _update(self, losses: Losses) -> StepResult:
@@ -184,14 +186,14 @@ class TrainingStep:
         return None
 
     def _learn(self, batch: Batch, counted: Callable[[], Tensor]) -> Losses:
-        with record_function("teacher"), self.teacher_watch:
+        with record_function("teacher"), self.watches["teacher"]:
             teacher_labels = self.teacher(batch) if self.teacher else None
-        with record_function("forward"), self._autocast:
+        with record_function("forward"), self.watches["forward"], self._autocast:
             outputs = self._forward(batch)
         with record_function("loss"):
             divisor = counted().clamp_min(1) / self._ranks.world_size
             losses = self._losses(outputs, teacher_labels, batch.target, divisor)
-        with record_function("backward"):
+        with record_function("backward"), self.watches["backward"]:
             (self.scaler.scale(losses.loss) if self.scaler else losses.loss).backward(gradient_of(losses.loss))
         return losses._replace(loss=losses.loss.detach())
 

@@ -22,7 +22,8 @@ from deit_fast.run import checkpoint
 from tests.deit_fast.command import command_line
 from tests.deit_fast.world import World, world
 
-TIMES = {"images_per_second", "data_wait", "eta", "memory", "teacher_share", "mfu", "slowest_wait", "slowest_rank"}
+TIMES = {"images_per_second", "data_wait", "eta", "memory", "teacher_share", "mfu", "slowest_wait", "slowest_rank",
+         "seconds", "headroom", "machine"}  # fmt: skip
 SETTING_UP = 60.0  # seconds after which a process that has not printed anything is broken
 
 

@@ -15,5 +15,8 @@ def command_line(config: Config) -> list[str]:
         ):
             values = value if isinstance(value, tuple) else [value]
             flag = "--" + name.replace("_", "-")
-            arguments += [flag] if value is True else [flag, *map(str, values)]
+            if isinstance(value, bool):
+                arguments.append(flag if value else flag.replace("--", "--no-", 1))
+            else:
+                arguments += [flag, *map(str, values)]
     return arguments

@@ -65,6 +65,7 @@ def tiny_config(data: Path, out: Path) -> Config:
         lr=0.02,
         ema_decay=0.9,
         log_every=1,
+        report=False,  # it takes as long as the training
         threads=1,
         out=str(out),
     )

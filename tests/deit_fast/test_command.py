@@ -41,6 +41,7 @@ WORK = {
     "teacher": ("teacher.__main__.fill", ["--data", "digits", "--teacher-cache", "labels"]),
     "evaluate": ("evaluate.__main__.evaluate_all", ["model"]),
     "replicate": ("replicate.__main__.replicate", []),
+    "report": ("report.__main__.report", ["run"]),
     "predict": ("predict.image_paths", ["image.png", "--model", "model"]),
     "export": ("export.__main__.require", ["model", "--to", "timm", "--out", "folder"]),
     "parity": ("parity.__main__.image_paths", ["model", "export", "--data", "files"]),

@@ -36,7 +36,7 @@ MEANING = {
     "weight_decay": "ir", "decay_dist_token": "ir", "ema_decay": "ir", "precision": "irt", "compile": "ir",
     "compile_mode": "r",
     "seed": "ir", "data_seed": "irtk", "out": "r", "fresh": "r", "dry_run": "r", "gpus": "t", "profile": "r",
-    "log_every": "r", "eval_every": "r", "skip_limit": "r", "save_every": "r", "keep": "r",
+    "log_every": "r", "report": "r", "eval_every": "r", "skip_limit": "r", "save_every": "r", "keep": "r",
 }  # fmt: skip
 KEY = ["data_seed", "batch_size", "repeats", "order", "exif_orientation", "image_size"]
 CPU = torch.device("cpu")

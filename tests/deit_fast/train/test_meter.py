@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from deit_fast.data.batch import Seconds
 from deit_fast.ranks.group import Ranks
 from deit_fast.run.report import numbers_line, step_line
 from deit_fast.train.counters import Stopwatch
@@ -27,15 +28,16 @@ class Two(Ranks):
 
 
 def meter(ranks: Ranks, **scale: float) -> tuple[Meter, SimpleNamespace, SimpleNamespace]:
-    step = SimpleNamespace(teacher=object(), teacher_watch=Stopwatch(CPU))
-    batches = SimpleNamespace(wait_seconds=0.0, labelled=0, bad_images={"a.png": "no image"})
+    watches = {name: Stopwatch(CPU) for name in ("teacher", "forward")}
+    step = SimpleNamespace(teacher=object(), teacher_watch=watches["teacher"], watches=watches)
+    batches = SimpleNamespace(wait_seconds=0.0, labelled=0, bad_images={"a.png": "no image"}, seconds=Seconds())
     return Meter(step, batches, ranks, Scale(batch_size=8, total_steps=20, **scale)), step, batches
 
 
 def add(of: Meter, batches: SimpleNamespace, *losses: float) -> None:
     for loss in losses:
         values = [torch.tensor(value) for value in (loss, loss / 2, loss / 4, 0.25)]
-        of.add(SimpleNamespace(losses=Losses(*values), finite=torch.tensor(True)))
+        of.add(SimpleNamespace(losses=Losses(*values), finite=torch.tensor(True), grad_norm=torch.tensor(loss * 2)))
         batches.labelled += 8
 
 
@@ -46,7 +48,7 @@ def test_a_row_has_the_mean_of_its_steps_and_no_others() -> None:
     add(own, batches, 1.0, 2.0)
     row = own.row(3, 0.3, 0.5)
     assert (row["loss"], row["label"], row["distillation"], row["top1"]) == (1.5, 0.75, 0.375, 25.0)
-    assert (row["step"], row["epoch"], row["lr"]) == (3, 0.3, 0.5)
+    assert (row["step"], row["epoch"], row["lr"], row["grad_norm"]) == (3, 0.3, 0.5, 3.0)
     assert row["memory"] > 2**20
     assert not row.keys() & {"mfu", "slowest_rank", "slowest_wait"}
 
@@ -123,3 +125,35 @@ def test_an_interval_that_another_number_of_ranks_began_has_the_mean_of_all_its_
     add(ours, batches, 4.0)
     assert ours.row(3, 0.3, 0.5)["loss"] == 2.0
     assert ranks != 2 or loaded.tolist() == state["sums"]  # the same ranks: the same bits
+
+
+def test_the_gradients_norm_is_unknown_in_an_interval_that_an_older_version_began() -> None:
+    before, _, seen = meter(Ranks(0, 1, CPU))
+    add(before, seen, 1.0)
+    state = before.state()
+    for sums, first in ((state["sums"], 5.0), (state["sums"][:4], None)):
+        own, _, batches = meter(Ranks(0, 1, CPU))
+        own.load({**state, "sums": sums})
+        add(own, batches, 4.0)
+        row = own.row(2, 0.2, 0.5)
+        assert (row["loss"], row["grad_norm"]) == (2.5, first)
+        add(own, batches, 4.0)
+        assert own.row(3, 0.3, 0.5)["grad_norm"] == 8.0
+
+
+def test_the_seconds_of_every_part_and_of_what_stood_aside() -> None:
+    own, step, batches = meter(Ranks(0, 1, CPU))
+    batches.seconds.add(read=1.0)
+    add(own, batches, 1.0)
+    with step.watches["forward"]:
+        time.sleep(0.05)
+    batches.seconds.add(read=2.0, wait=0.5)
+    with own.paused("checkpoint"):
+        time.sleep(0.05)
+    seconds = own.row(1, 0.1, 0.5)["seconds"]
+    assert seconds.keys() == {"teacher", "forward", "read", "decode", "copy", "augment", "wait", "checkpoint"}
+    assert (seconds["read"], seconds["wait"]) == (3.0, 0.5)
+    assert seconds["forward"] >= 0.05 and seconds["checkpoint"] >= 0.05
+    add(own, batches, 1.0)
+    again = own.row(2, 0.2, 0.5)["seconds"]
+    assert "checkpoint" not in again and again["read"] == again["forward"] == 0.0

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from deit_fast.config import Config
 from deit_fast.data import IGNORE, Batch
-from deit_fast.data.batch import slices
+from deit_fast.data.batch import Seconds, slices
 from deit_fast.model import IMAGENET_NORMALISATION, create_model
 from deit_fast.ranks.group import Ranks
 from deit_fast.run.report import Reporter
@@ -249,6 +249,7 @@ class NoWaiting(TorchDispatchMode):
 
 
 class Waits:
+    seconds = Seconds()
     wait_seconds = 0.0
     labelled = 0
 
