@@ -183,9 +183,7 @@ class Lock:
         if not self._take("start one process only"):
             holder = os.pread(self._descriptor, 200, 0).decode(errors="replace").strip() or "another process"
             self.__exit__()
-            raise Busy(
-                f"{self._path.parent} is being trained by {holder}: wait for it, stop it, or type another --out"
-            )
+            raise Busy(f"{self._path.parent} is being trained by {holder}: wait for it, stop it, or type another --out")
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 

@@ -118,7 +118,7 @@ def mnist5k_teacher() -> Config:
 
 
 def mnist5k() -> Config:
-    """A small DeiT that learns 2 000 digits of MNIST from a ConvNet, as docs/the-claim.md compares it with one that does not.
+    """A small DeiT, taught 1 000 digits of MNIST by a ConvNet: docs/the-claim.md compares it with `mnist5k-alone`.
 
     python -m deit_fast.train --data mnist5k
     """

@@ -42,7 +42,8 @@ def train_all(trainings: Sequence[Training]) -> None:
         if training not in todo:
             train(training.config)  # which refuses a run of another configuration
     if todo:
-        print(f"\n{len(todo)} trainings of {len(trainings)} to go: {_time(sum(expected.values()))}, an estimate", flush=True)
+        whole = _time(sum(expected.values()))
+        print(f"\n{len(todo)} trainings of {len(trainings)} to go: {whole}, an estimate", flush=True)
     while todo:
         left = []
         for place, training in enumerate(todo):

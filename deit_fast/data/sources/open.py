@@ -43,7 +43,7 @@ def open_dataset(spec: str, cache_dir: Path | None = None) -> tuple[Dataset, Dat
     """The training and the validation images that a spec names.
 
     Args:
-        spec: "photos", "digits", "mnist5k", or a folder as shown above; ./photos is a folder of the same name as a built-in set.
+        spec: a built-in set, or a folder as shown above; ./photos is a folder of the same name as a built-in set.
             Ambiguous parquet columns are named as in a URL: folder?image=img&label=fine_label.
         cache_dir: where built-in sets are written; default $DEIT_FAST_CACHE, else $XDG_CACHE_HOME/deit_fast, else
             ~/.cache/deit_fast.

@@ -19,15 +19,15 @@ from typing import Annotated, Any
 from rich.console import Console
 from tyro.conf import arg
 
-from . import command
-from .config import Config
-from .files import write_json
-from .names import HEADS
-from .picture import picture
-from .recipes.named import recipe
-from .run.provenance import provenance
-from .run.report import table_of
-from .train import train
+from .. import command
+from ..config import Config
+from ..files import write_json
+from ..names import HEADS
+from ..picture import picture
+from ..recipes.named import recipe
+from ..run.provenance import provenance
+from ..run.report import table_of
+from ..train import train
 
 # Name of the run → recipe, what the model is called, and the head that speaks for it.
 STUDENTS = {
@@ -73,15 +73,16 @@ def configurations(settings: Settings) -> dict[str, Config]:
 def demo(settings: Settings, arguments: Sequence[str] = ()) -> dict[str, Any]:
     """Train the three, write demo.json and demo.png; returns what demo.json holds.
 
-    {"teacher": {"row", "top1"}, "with-teacher": {…, "curve": [[epoch, top-1]]}, "without-teacher": {…}, "gain", "n", …},
-    top-1 in per cent, the gain in points.
+    {"teacher": {"row", "top1"}, "with-teacher": {…, "curve": [[epoch, top-1]]}, "without-teacher": {…}, "gain", "n",
+    …}, top-1 in per cent, the gain in points.
     """
     found: dict[str, Any] = {}
     for name, config in configurations(settings).items():
         _, row, head = STUDENTS[name]
         summary = train(config)
         if teacher := summary.scores["teacher"]:
-            found["teacher"] = {"row": f"teacher, a ConvNet ({recipe('mnist5k-teacher').model})", "top1": teacher["top1"]}
+            row_of_teacher = f"teacher, a ConvNet ({recipe('mnist5k-teacher').model})"
+            found["teacher"] = {"row": row_of_teacher, "top1": teacher["top1"]}
         score = summary.scores["student"][head]
         lines = [json.loads(line) for line in (summary.run / "metrics.jsonl").read_text().splitlines()]
         evaluations = [line for line in lines if "student" in line]
