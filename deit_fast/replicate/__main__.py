@@ -1,22 +1,20 @@
-"""The paper's Tables 3 and 2 at a scale that runs anywhere: four trainings, and two kinds of teacher, on small data.
+"""The paper's Tables 2, 3 and 4 at a scale that runs anywhere: four trainings, two kinds of teacher, on small data.
 
-    python -m deit_fast.replicate                               photographs, five seeds: hours on two cores (estimate)
-    python -m deit_fast.replicate --data digits --epochs 15     handwritten digits: half an hour, see below
+    python -m deit_fast.replicate                               1 000 digits of MNIST, five seeds
+    python -m deit_fast.replicate --seeds 10 --shorter 3        what docs/the-claim.md confirms
     python -m deit_fast.replicate --data /flowers --seeds 3     your own images, with the photographs' models
 
 Four trainings give the six rows of Table 3: none; soft and hard distillation of the class token; hard distillation with
 the distillation token, evaluated as class token, distillation token and both (summed softmaxes, paper section 4). Table
 2 is the last training again, from a transformer instead of a ConvNet. A seed means initialisation, order and
-augmentation; all seeds learn from the same two teachers, and rows are compared seed by seed.
+augmentation; all seeds learn from the same two teachers, and rows are compared seed by seed. Table 4 is who disagrees
+with whom, and crops.png shows training crops that the teacher labels otherwise than their image is labelled. On MNIST's
+digits the student without a teacher has its own augmentation and rate, those that suit it best.
 
-Every training is a run folder below --out: the same command continues where it stopped. At the end results.json and
-results.png lie there, and one sentence says in which comparisons the paper's order holds, whatever they are. Numbers at
+An estimate of the time comes first. Every training is a run folder below --out: the same command continues where it
+stopped, and typed in a second terminal it takes its share of the trainings. At the end results.json, results.png and
+crops.png lie there, and one sentence says in which comparisons the paper's order holds, whatever they are. Numbers at
 this scale are about this scale: they neither confirm nor refute the paper's.
-
-Measured on digits with half the recipe's epochs, eight seeds (benchmarks/results/replicate-digits.json): one of five
-comparisons is reversed, four are undecided. After five seeds it was one that held and four undecided; three were added
-to narrow the intervals. The 27 trainings of five seeds took 31 minutes on one of two busy cores of an AMD EPYC (torch
-2.14.1, 2026-11-24).
 """
 
 from __future__ import annotations
@@ -35,7 +33,7 @@ from ..files import write_json
 from ..recipes.named import OF_BUILT_IN_DATA, RECIPES, recipe
 from ..recipes.paper import SOFT
 from ..run.provenance import provenance
-from . import progress, report
+from . import explained, progress, report
 from .progress import Training, finished
 
 PLAIN, DISTILLED = "deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"
@@ -52,7 +50,7 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
 }
 
 
-LONGER = ("none", "token")  # what --longer trains once more
+SHORTER = ("none", "token")  # what --shorter trains once more
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ class Settings:
 
     # How much of it
     seeds: int = 5  # trainings of each kind (default: 5; one decides nothing)
-    longer: int = 0  # trains none and token once more, for this many times the epochs (default: 0, not)
+    shorter: int = 0  # trains none and token once more, with the epochs divided by this (default: 0, not)
     epochs: int = 0  # of each student (default: as the data's recipe)
     batch_size: int = 0  # of every training, for small data (default: as the data's recipe)
 
@@ -79,8 +77,8 @@ class Settings:
     def check(self) -> None:
         if self.seeds < 1:
             raise ValueError(f"--seeds {self.seeds} trains nothing: type --seeds 5, or at least 1")
-        if self.longer < 0 or self.longer == 1:
-            raise ValueError(f"--longer {self.longer}: type a number of times, such as 3, or leave it out")
+        if self.shorter < 0 or self.shorter == 1:
+            raise ValueError(f"--shorter {self.shorter}: type a divisor of the epochs, such as 3, or leave it out")
         if self.epochs < 0:
             raise ValueError(f"--epochs {self.epochs}: type the number of passes, or leave it out for the recipe's")
         if self.batch_size < 0:
@@ -104,18 +102,18 @@ def teachers(settings: Settings) -> dict[str, Training]:
 def students(settings: Settings) -> Iterator[tuple[int, str, Training]]:
     """(seed, key, training) of every student.
 
-    The keys are those of TRAININGS, "transformer" for Table 2, and "none-longer" and "token-longer" after all others.
+    The keys are those of TRAININGS, "transformer" for Table 2, and "none-shorter" and "token-shorter" after all others.
     """
     taught, _ = _recipes(settings)
     alone = recipe(f"{taught.recipe}-alone") if f"{taught.recipe}-alone" in RECIPES else taught
     known = teachers(settings)
     kinds = {key: (1, changes) for key, changes in (TRAININGS | {"transformer": TRAININGS["token"]}).items()}
-    longer = {f"{key}-longer": (settings.longer, TRAININGS[key]) for key in LONGER if settings.longer}
-    for part in (kinds, longer):
+    shorter = {f"{key}-shorter": (settings.shorter, TRAININGS[key]) for key in SHORTER if settings.shorter}
+    for part in (kinds, shorter):
         for seed in range(settings.seeds):
-            for key, (times, changes) in part.items():
+            for key, (divisor, changes) in part.items():
                 base = alone if changes["distill"] == "none" else taught
-                epochs = (settings.epochs or base.epochs) * times
+                epochs = max(1, (settings.epochs or base.epochs) // divisor)
                 teacher = known.get(key, known["convnet"])
                 spec = "" if changes["distill"] == "none" else str(teacher.config.run_folder())
                 config = dataclasses.replace(
@@ -151,13 +149,22 @@ def replicate(settings: Settings, arguments: Sequence[str] = ()) -> dict[str, An
         "data": settings.data,
         "epochs": every[0][2].config.epochs,
         "seeds": max(map(len, measured.values())),
-        "longer": settings.longer,
+        "divisor": settings.shorter,
         **report.results(measured, scores),
         **provenance("deit_fast.replicate", arguments),
         "configurations": {key: training.config.identity() for seed, key, training in every if not seed}
         | {f"teacher-{key}": training.config.identity() for key, training in both.items()},
     }
     results["sentence"] = report.sentence(results)
+    configs = {(seed, key): training.config for seed, key, training in every if training.name in summaries}
+    pairs = [
+        explained.Pair(configs[seed, "none"], one)
+        for (seed, key), one in configs.items()
+        if key == "token" and (seed, "none") in configs
+    ]
+    if pairs:
+        results["table4"] = explained.table4(pairs)
+        results["crops"] = explained.draw_crops(pairs[0].taught, folder / "crops.png")
     write_json(folder / "results.json", results)
     report.draw(results, folder / "results.png")
     return results

@@ -7,7 +7,6 @@ import io
 import time
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..config import Config
@@ -36,7 +35,7 @@ def train_all(trainings: Sequence[Training]) -> None:
     What another process is training comes last, so the same command in two terminals halves the work.
     """
     todo = [training for training in trainings if finished(training.config) is None]
-    expected = _expected(todo)
+    expected = _expected(todo, trainings)
     spent = done = 0.0
     for training in trainings:
         if training not in todo:
@@ -68,21 +67,33 @@ def train_all(trainings: Sequence[Training]) -> None:
         todo = left
 
 
-def _expected(trainings: Sequence[Training]) -> dict[str, float]:
-    """Seconds of each by its name, from a dry run of one of each speed; without evaluations."""
+def _expected(todo: Sequence[Training], every: Sequence[Training]) -> dict[str, float]:
+    """Seconds of each training by its name, without evaluations, from a dry run of one of each model.
+
+    A teacher adds its forward passes to those of a student that learns nothing from it: a third of a training step.
+    """
+    teachers = {str(one.config.run_folder()): one.config for one in every}
     speeds: dict[tuple[object, ...], tuple[float, float]] = {}  # images of an epoch, images/s
-    seconds = {}
-    for name, config in trainings:
-        key = (config.model, config.width, config.depth, config.distill == "none", config.image_size, config.batch_size)
+
+    def speed(config: Config) -> tuple[float, float]:
+        alone = dataclasses.replace(
+            config, model=config.model.replace("_distilled", ""), distill="none", distill_on="token", teacher="",
+            alpha=None, tau=None, kl_normalizer=None, out=f"{config.run_folder()}-speed", dry_run=True,
+        )  # fmt: skip
+        key = (alone.model, alone.width, alone.depth, alone.image_size, alone.batch_size)
         if key not in speeds:
-            print(f"measuring the speed of {name}", flush=True)
-            taught = config.teacher and not (Path(config.teacher) / "summary.json").is_file()
-            teacher = f"recipe:{config.recipe}-teacher" if taught else config.teacher
+            print(f"measuring the speed of {alone.model}", flush=True)
             with redirect_stdout(io.StringIO()):
-                plan = train(dataclasses.replace(config, teacher=teacher, dry_run=True)).scores["plan"]
+                plan = train(alone).scores["plan"]
             speeds[key] = plan["images"] / config.epochs, plan["together"]
-        images, speed = speeds[key]
-        seconds[name] = images * config.epochs / speed
+        return speeds[key]
+
+    seconds = {}
+    for name, config in todo:
+        images, rate = speed(config)
+        seconds[name] = images * config.epochs / rate
+        if config.teacher in teachers:
+            seconds[name] += images * config.epochs / (3 * speed(teachers[config.teacher])[1])
     return seconds
 
 

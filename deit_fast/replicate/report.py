@@ -36,16 +36,16 @@ TABLE2 = {
     "convnet": Row("taught by a ConvNet", "token", "softmax", {"teacher": 81.7, "B": 82.7}),
     "transformer": Row("taught by a transformer", "transformer", "softmax", {"teacher": 81.8, "B": 81.9}),
 }
-# The same two trainings for --longer times the epochs; the paper has no pair of numbers for it.
-LONGER = {
-    "none-longer": Row("no distillation, longer", "none-longer", "cls", {}),
-    "both-longer": Row("distilled, longer: both", "token-longer", "softmax", {}),
+# Two of the trainings with a part of the epochs, by --shorter; the paper has no numbers for such a pair.
+SHORTER = {
+    "none-shorter": Row("shorter: no distillation", "none-shorter", "cls", {}),
+    "both-shorter": Row("shorter: distilled, both", "token-shorter", "softmax", {}),
 }
-ROWS = TABLE3 | TABLE2 | LONGER
+ROWS = TABLE3 | TABLE2 | SHORTER
 # (better, worse, words) of what the paper finds for all three sizes (Table 3) and for DeiT-B (Table 2).
 CLAIMS = (
     ("both", "none", "the distillation token, with both heads, beats no distillation"),
-    ("both-longer", "none-longer", "the same holds for the longer training"),
+    ("both-shorter", "none-shorter", "the same holds for the shorter training"),
     ("hard", "none", "hard distillation of the class token beats no distillation"),
     ("hard", "soft", "hard distillation beats soft"),
     ("distillation", "class", "the distillation token beats the class token of the same network"),
@@ -59,9 +59,9 @@ T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.
 def results(measured: Mapping[str, Mapping[int, Mapping[str, Any]]], teachers: Mapping[str, Any]) -> dict[str, Any]:
     """The tables and the verdict on every claim, from the scores of each training by seed: {training: {seed: scores}}.
 
-    {"teachers": {name: scores}, "table3": {key: row}, "table2": {key: row}, "longer": {key: row}, "claims": [claim]}. A
-    row has its seeds and the top-1 of each, their mean and standard deviation (n − 1), and the paper's; a claim has the
-    mean of the differences of equal seeds, their number, its 95 % interval, and "holds", "reversed" or, if that
+    {"teachers": {name: scores}, "table3": {key: row}, "table2": {key: row}, "shorter": {key: row}, "claims": [claim]}.
+    A row has its seeds and the top-1 of each, their mean and standard deviation (n − 1), and the paper's; a claim has
+    the mean of the differences of equal seeds, their number, its 95 % interval, and "holds", "reversed" or, if that
     contains 0, "undecided". A training that was not measured has no row, and claims of it are left out.
     """
     top1 = {
@@ -90,7 +90,7 @@ def results(measured: Mapping[str, Mapping[int, Mapping[str, Any]]], teachers: M
         "teachers": dict(teachers),
         **{
             name: {key: rows[key] for key in table if key in rows}
-            for name, table in (("table3", TABLE3), ("table2", TABLE2), ("longer", LONGER))
+            for name, table in (("table3", TABLE3), ("table2", TABLE2), ("shorter", SHORTER))
         },
         "claims": claims,
     }
@@ -130,7 +130,7 @@ def show(results: Mapping[str, Any], folder: Path) -> None:
     console = Console(soft_wrap=True, highlight=False)
     title = f"top-1 on {results['data']}, per cent, mean ± standard deviation of {results['seeds']} seeds"
     table = table_of(title, "Table 3", "here", "paper: Ti", "S", "B")
-    for row in (*results["table3"].values(), *results["longer"].values()):
+    for row in (*results["table3"].values(), *results["shorter"].values()):
         table.add_row(row["row"], _mean(row), *(_paper(row, size) for size in ("Ti", "S", "B")))
     console.print(table)
     table = table_of("", "Table 2", "teacher", "student", "paper: teacher", "student B")
@@ -154,10 +154,10 @@ def _mean(row: Mapping[str, Any]) -> str:
 def draw(results: Mapping[str, Any], target: Path) -> None:
     """Every seed as a point, mean and standard deviation beside it; the paper's numbers in a panel of their own."""
     with picture(target, 1, 2, figsize=(12, 5), sharey=True) as (_, (here, there)):
-        rows = [row for table in ("table3", "table2", "longer") for row in results[table].values()]
+        rows = [row for table in ("table3", "table2", "shorter") for row in results[table].values()]
         labels = [row["row"] for row in rows]
         # Half a line between the tables.
-        gaps = [gap for gap, table in enumerate(("table3", "table2", "longer")) for _ in results[table]]
+        gaps = [gap for gap, table in enumerate(("table3", "table2", "shorter")) for _ in results[table]]
         places = [number + 0.5 * gap for number, gap in enumerate(gaps)]
         for place, row in zip(places, rows, strict=True):
             here.plot(row["top1"], [place] * len(row["top1"]), ".", color="tab:blue", alpha=0.45)
@@ -170,7 +170,7 @@ def draw(results: Mapping[str, Any], target: Path) -> None:
             here.axvline(score, color="black", linestyle=style, linewidth=1, label=f"{name} teacher, {score:.1f} %")
         here.set_yticks(places, labels)
         here.invert_yaxis()
-        times = f" (longer: × {results['longer']})" if results["longer"] else ""
+        times = f" (shorter: ÷ {results['divisor']})" if results["shorter"] else ""
         here.set(
             title=f"{results['data']}, {results['epochs']} epochs{times}, {results['seeds']} seeds",
             xlabel="top-1, per cent",

