@@ -118,7 +118,7 @@ def mnist5k_teacher() -> Config:
 
 
 def mnist5k() -> Config:
-    """A small DeiT, taught 1 000 digits of MNIST by a ConvNet: docs/the-claim.md compares it with `mnist5k-alone`.
+    """A small DeiT, taught 300 digits of MNIST by a ConvNet: docs/the-claim.md compares it with `mnist5k-alone`.
 
     python -m deit_fast.train --data mnist5k
     """

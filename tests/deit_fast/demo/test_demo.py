@@ -14,7 +14,7 @@ from deit_fast.recipes.named import RECIPES, recipe
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """A teacher of one epoch, and no picture of the three runs."""
-    teacher = dataclasses.replace(recipe("mnist5k-teacher"), epochs=1, warmup_epochs=0.2, batch_size=100)
+    teacher = dataclasses.replace(recipe("mnist5k-teacher"), epochs=1, warmup_epochs=0.2)
     monkeypatch.setitem(RECIPES, "mnist5k-teacher", lambda: teacher)
     monkeypatch.setattr("deit_fast.run.report.draw", lambda _run, _summary, path: path.touch())
 
@@ -42,8 +42,8 @@ def test_one_command_ends_with_the_three_and_reads_them_when_repeated(short, tmp
     for name, value in top1.items():
         assert results[name]["top1"] == value
         line = next(line for line in said.splitlines() if line.startswith(f"│ {results[name]['row']}"))
-        assert f" {value:.1f} " in line and f" {round((100 - value) * 30)} " in line
-    assert results["n"] == 3000 and results["gain"] == top1["with-teacher"] - top1["without-teacher"]
+        assert f" {value:.1f} " in line and f" {round((100 - value) * 37)} " in line
+    assert results["n"] == 3700 and results["gain"] == top1["with-teacher"] - top1["without-teacher"]
     assert f"{results['gain']:+.1f} points, with this seed" in said
     assert [epoch for epoch, _ in results["with-teacher"]["curve"]] == [1, 2]
     assert (out / "demo.png").read_bytes().startswith(b"\x89PNG")
