@@ -26,10 +26,13 @@ DIGITS = {
 }  # fmt: skip
 
 MNIST5K = {
-    "data": "mnist5k", "image_size": 28, "flip": 0.0, "crop_ratio": 1.0, "batch_size": 64, "in_memory": True,
-    "precision": "fp32", "log_every": 50, "save_every": 1000, "eval_every": 10,
+    "data": "mnist5k", "image_size": 28, "crop_scale": (0.7, 1.0), "flip": 0.0, "crop_ratio": 1.0, "batch_size": 50,
+    "in_memory": True, "precision": "fp32", "ema_decay": 0.0, "log_every": 50, "save_every": 600,
 }  # fmt: skip
-MNIST5K_STUDENT = {"patch_size": 7, "width": 96, "depth": 4, "heads": 3, "ema_decay": 0.0}
+MNIST5K_STUDENT = {
+    "patch_size": 14, "width": 96, "depth": 3, "heads": 3, "mixup": 0.8, "cutmix": 1.0, "epochs": 300,
+    "warmup_epochs": 15, "lr": 0.01, "eval_every": 30,
+}  # fmt: skip
 
 
 def teacher() -> Config:
@@ -111,10 +114,8 @@ def digits() -> Config:
 
 
 def mnist5k_teacher() -> Config:
-    """The teacher of MNIST-5k's students: one of timm's smallest ConvNets, from scratch."""
-    return Config(
-        **MNIST5K, model="test_resnet", crop_scale=(0.3, 1.0), epochs=20, warmup_epochs=1, lr=0.03, ema_decay=0.0
-    )
+    """The teacher of MNIST-5k's students: timm's smallest ResNet, from scratch."""
+    return Config(**MNIST5K, model="test_resnet", epochs=100, warmup_epochs=4, lr=0.02, eval_every=20)
 
 
 def mnist5k() -> Config:
@@ -123,9 +124,13 @@ def mnist5k() -> Config:
     python -m deit_fast.train --data mnist5k
     """
     return Config(
-        **MNIST5K, **MNIST5K_STUDENT, model="deit_tiny_distilled_patch16_224", fusion="softmax", distill="hard",
-        teacher="recipe:mnist5k-teacher", crop_scale=(0.3, 1.0), epochs=60, warmup_epochs=5, lr=0.01,
-    )  # fmt: skip
+        **MNIST5K,
+        **MNIST5K_STUDENT,
+        model="deit_tiny_distilled_patch16_224",
+        fusion="softmax",
+        distill="hard",
+        teacher="recipe:mnist5k-teacher",
+    )
 
 
 def mnist5k_alone() -> Config:
@@ -133,10 +138,7 @@ def mnist5k_alone() -> Config:
 
     python -m deit_fast.train --recipe mnist5k-alone
     """
-    return Config(
-        **MNIST5K, **MNIST5K_STUDENT, model="deit_tiny_patch16_224", crop_scale=(0.5, 1.0), epochs=60, warmup_epochs=5,
-        lr=0.01,
-    )  # fmt: skip
+    return Config(**MNIST5K, **MNIST5K_STUDENT, model="deit_tiny_patch16_224")
 
 
 RECIPES: dict[str, Callable[[], Config]] = {

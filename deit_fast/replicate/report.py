@@ -36,7 +36,7 @@ TABLE2 = {
     "convnet": Row("taught by a ConvNet", "token", "softmax", {"teacher": 81.7, "B": 82.7}),
     "transformer": Row("taught by a transformer", "transformer", "softmax", {"teacher": 81.8, "B": 81.9}),
 }
-# Two of the trainings with a part of the epochs, by --shorter; the paper has no numbers for such a pair.
+# Two of the trainings with a part of the epochs, by --shorter, which the paper does not list.
 SHORTER = {
     "none-shorter": Row("shorter: no distillation", "none-shorter", "cls", {}),
     "both-shorter": Row("shorter: distilled, both", "token-shorter", "softmax", {}),
