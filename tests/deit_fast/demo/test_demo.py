@@ -42,8 +42,8 @@ def test_one_command_ends_with_the_three_and_reads_them_when_repeated(short, tmp
     for name, value in top1.items():
         assert results[name]["top1"] == value
         line = next(line for line in said.splitlines() if line.startswith(f"│ {results[name]['row']}"))
-        assert f" {value:.1f} " in line and f" {round((100 - value) * 37)} " in line
-    assert results["n"] == 3700 and results["gain"] == top1["with-teacher"] - top1["without-teacher"]
+        assert f" {value:.1f} " in line and f" {round((100 - value) * 14.8)} " in line
+    assert results["n"] == 1480 and results["gain"] == top1["with-teacher"] - top1["without-teacher"]
     assert f"{results['gain']:+.1f} points, with this seed" in said
     assert [epoch for epoch, _ in results["with-teacher"]["curve"]] == [1, 2]
     assert (out / "demo.png").read_bytes().startswith(b"\x89PNG")
