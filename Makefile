@@ -1,5 +1,5 @@
 # make setup   install into .venv, or into the active environment when that has a supported torch; re-runnable
-# make train   setup, then the demo: a teacher fine-tuned and a small DeiT distilled on the CPU; ARGS="--help" for more
+# make train   setup, then the demo: a teacher, a student taught by it, one that is not, compared; ARGS="--help" for more
 # make test    setup, then everything CI runs; make test-all adds the slow sweeps
 # make chaos   setup, then kills, signals, bad numbers and full disks by the dozen, and 20 000 damaged files: hours
 # make same-bits  setup, then the working tree trains to the bytes of AGAINST, a commit (default HEAD): three minutes
@@ -47,7 +47,7 @@ $(STAMP): $(SOURCES) $(PINS) $(if $(filter yes,$(ACTIVE)),,.venv/bin/python)
 	@mkdir -p $(@D) && touch $@
 
 train: setup
-	$(PY) -m deit_fast.train $(ARGS)
+	$(PY) -m deit_fast.demo $(ARGS)
 
 test: setup lint
 	$(PYTEST) -m "not slow" $(ARGS)

@@ -13,6 +13,7 @@ COMMANDS = {
     "teacher": "write a teacher's labels down, for many trainings to use",
     "evaluate": "score any model on any data set: every head, ImageNet-V2, ReaL, disagreement",
     "report": "one HTML page of a run, or of several side by side: mistakes, suspects, time",
+    "demo": "a teacher, a student taught by it, and one that is not: a comparison in minutes",
     "replicate": "the paper's Tables 3 and 2 on small data, over several seeds",
     "predict": "what a model sees in images, and where its tokens look",
     "export": "write a model for onnxruntime, timm or transformers, with its card",

@@ -53,6 +53,7 @@ _CONTINUES = "the same command continues from the last checkpoint"
 _LEFT = {
     "train": _CONTINUES,
     "replicate": _CONTINUES,
+    "demo": _CONTINUES,
     "teacher": "nothing was begun",
     "evaluate": "nothing was written",
 }

@@ -63,7 +63,7 @@ class Config:
     recipe: str = "deit"  # named defaults, see deit_fast/recipes/; without it: deit, or what fits built-in --data
 
     # Data
-    data: Shared[str] = ""  # folder (train/, val/ of classes, tar shards, parquet, CIFAR), or built in: photos, digits
+    data: Shared[str] = ""  # folder (train/, val/ of classes, tar shards, parquet, CIFAR), or mnist5k, photos, digits
     image_size: Annotated[Shared[int], span(1, 4096), label(6)] = 224  # side of training and evaluation crops, pixels
     crop_scale: Shared[tuple[float, float]] = (0.08, 1.0)  # random crop's share of the image's area, least and most
     simple_random_crop: Later[Shared[bool]] = False  # resize the shorter side, reflect 4 pixels, crop; no crop_scale

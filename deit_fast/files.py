@@ -151,6 +151,10 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+class Busy(ValueError):
+    """Another process has the lock."""
+
+
 class Lock:
     """The kernel's lock on a file (flock), which is created where it is missing, and stays.
 
@@ -172,16 +176,14 @@ class Lock:
     def acquire(self) -> None:
         """Take the lock, unless this object has it; the file names this process. Rank 0 holds it for all ranks.
 
-        ValueError names another process that has it; OSError: the folder cannot be written to.
+        Busy names another process that has it; OSError: the folder cannot be written to.
         """
         if self._descriptor is not None:
             return
         if not self._take("start one process only"):
             holder = os.pread(self._descriptor, 200, 0).decode(errors="replace").strip() or "another process"
             self.__exit__()
-            raise ValueError(
-                f"{self._path.parent} is being trained by {holder}: wait for it, stop it, or type another --out"
-            )
+            raise Busy(f"{self._path.parent} is being trained by {holder}: wait for it, stop it, or type another --out")
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 PACKAGE = Path(__file__).parents[1] / "deit_fast"
 # From the top floor to the ground floor.
 FLOORS = (
-    ("replicate",),
+    ("replicate", "demo"),
     ("train", "evaluate", "parity", "benchmark"),
     ("report",),
     ("teacher",),

@@ -53,8 +53,8 @@ class Settings:
     # the paper's)
 
     # On which images
-    data: Annotated[tuple[str, ...], arg(metavar="FOLDER")] = ()  # folders, or built in: photos, digits (default: what
-    # the run was trained on)
+    data: Annotated[tuple[str, ...], arg(metavar="FOLDER")] = ()  # folders, or built in: mnist5k, photos …
+    # (default: what the run was trained on)
     real_labels: File = ""  # a real.json (default: timm's copy, where the images are ImageNet's validation images)
     image_size: int = 0  # side in pixels (default: the model's own)
     crop_ratio: Annotated[str, arg(metavar="RATIO")] = ""  # official (0.875), timm, or a number (default: the run's;

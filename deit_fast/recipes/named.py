@@ -26,6 +26,15 @@ DIGITS = {
     "lr": 0.03, "log_every": 5,
 }  # fmt: skip
 
+MNIST5K = {
+    "data": "mnist5k", "image_size": 28, "crop_scale": (0.7, 1.0), "flip": 0.0, "crop_ratio": 1.0, "batch_size": 50,
+    "in_memory": True, "precision": "fp32", "ema_decay": 0.0, "log_every": 50, "save_every": 600,
+}  # fmt: skip
+MNIST5K_STUDENT = {
+    "patch_size": 14, "width": 96, "depth": 3, "heads": 3, "mixup": 0.8, "cutmix": 1.0, "epochs": 300,
+    "warmup_epochs": 15, "lr": 0.01, "eval_every": 30,
+}  # fmt: skip
+
 
 def teacher() -> Config:
     """Fine-tune any pretrained timm classifier on your own classes, to be a teacher.
@@ -105,16 +114,47 @@ def digits() -> Config:
     )
 
 
+def mnist5k_teacher() -> Config:
+    """The teacher of MNIST-5k's students: timm's smallest ResNet, from scratch."""
+    return Config(**MNIST5K, model="test_resnet", epochs=100, warmup_epochs=4, lr=0.02, eval_every=20)
+
+
+def mnist5k() -> Config:
+    """A small DeiT, taught 300 digits of MNIST by a ConvNet: docs/the-claim.md compares it with `mnist5k-alone`.
+
+    python -m deit_fast.train --data mnist5k
+    """
+    return Config(
+        **MNIST5K,
+        **MNIST5K_STUDENT,
+        model="deit_tiny_distilled_patch16_224",
+        fusion="softmax",
+        distill="hard",
+        teacher="recipe:mnist5k-teacher",
+    )
+
+
+def mnist5k_alone() -> Config:
+    """The student of `mnist5k` without a teacher, with the augmentation and the rate that suit it best.
+
+    python -m deit_fast.train --recipe mnist5k-alone
+    """
+    return Config(**MNIST5K, **MNIST5K_STUDENT, model="deit_tiny_patch16_224")
+
+
 RECIPES: dict[str, Callable[[], Config]] = {
     "demo": demo,
     "digits": digits,
+    "mnist5k": mnist5k,
+    "mnist5k-alone": mnist5k_alone,
     **PAPER_RECIPES,
     **DEIT3_RECIPES,
     "teacher": teacher,
     "demo-teacher": demo_teacher,
     "digits-teacher": digits_teacher,
+    "mnist5k-teacher": mnist5k_teacher,
 }
-OF_BUILT_IN_DATA = {"photos": "demo", "digits": "digits"}
+OF_BUILT_IN_DATA = {"photos": "demo", "digits": "digits", "mnist5k": "mnist5k", "mnist5k-choosing": "mnist5k"}
 
 
 def recipe(name: str) -> Config:

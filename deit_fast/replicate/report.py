@@ -36,9 +36,16 @@ TABLE2 = {
     "convnet": Row("taught by a ConvNet", "token", "softmax", {"teacher": 81.7, "B": 82.7}),
     "transformer": Row("taught by a transformer", "transformer", "softmax", {"teacher": 81.8, "B": 81.9}),
 }
-ROWS = TABLE3 | TABLE2
+# Two of the trainings with a part of the epochs, by --shorter, which the paper does not list.
+SHORTER = {
+    "none-shorter": Row("shorter: no distillation", "none-shorter", "cls", {}),
+    "both-shorter": Row("shorter: distilled, both", "token-shorter", "softmax", {}),
+}
+ROWS = TABLE3 | TABLE2 | SHORTER
 # (better, worse, words) of what the paper finds for all three sizes (Table 3) and for DeiT-B (Table 2).
 CLAIMS = (
+    ("both", "none", "the distillation token, with both heads, beats no distillation"),
+    ("both-shorter", "none-shorter", "the same holds for the shorter training"),
     ("hard", "none", "hard distillation of the class token beats no distillation"),
     ("hard", "soft", "hard distillation beats soft"),
     ("distillation", "class", "the distillation token beats the class token of the same network"),
@@ -49,33 +56,43 @@ CLAIMS = (
 T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13)
 
 
-def results(measured: Mapping[str, Sequence[Mapping[str, Any]]], teachers: Mapping[str, Any]) -> dict[str, Any]:
-    """The tables and the verdict on every claim, from the scores of each training by seed.
+def results(measured: Mapping[str, Mapping[int, Mapping[str, Any]]], teachers: Mapping[str, Any]) -> dict[str, Any]:
+    """The tables and the verdict on every claim, from the scores of each training by seed: {training: {seed: scores}}.
 
-    {"teachers": {name: scores}, "table3": {key: row}, "table2": {key: row}, "claims": [claim]}. A row has the top-1 of
-    every seed, their mean and standard deviation (n − 1), and the paper's; a claim has the mean of the differences of
-    equal seeds, its 95 % interval, and "holds", "reversed" or, if that contains 0, "undecided".
+    {"teachers": {name: scores}, "table3": {key: row}, "table2": {key: row}, "shorter": {key: row}, "claims": [claim]}.
+    A row has its seeds and the top-1 of each, their mean and standard deviation (n − 1), and the paper's; a claim has
+    the mean of the differences of equal seeds, their number, its 95 % interval, and "holds", "reversed" or, if that
+    contains 0, "undecided". A training that was not measured has no row, and claims of it are left out.
     """
-    top1 = {key: [scores[row.head]["top1"] for scores in measured[row.training]] for key, row in ROWS.items()}
+    top1 = {
+        key: {seed: scores[row.head]["top1"] for seed, scores in sorted(measured[row.training].items())}
+        for key, row in ROWS.items()
+        if measured.get(row.training)
+    }
     rows = {
         key: {
-            "row": row.label,
-            "head": row.head,
-            "top1": top1[key],
-            "mean": statistics.mean(top1[key]),
-            "std": statistics.stdev(top1[key]) if len(top1[key]) > 1 else None,
-            "paper": row.paper,
+            "row": ROWS[key].label,
+            "head": ROWS[key].head,
+            "seeds": list(values),
+            "top1": list(values.values()),
+            "mean": statistics.mean(values.values()),
+            "std": statistics.stdev(values.values()) if len(values) > 1 else None,
+            "paper": ROWS[key].paper,
         }
-        for key, row in ROWS.items()
+        for key, values in top1.items()
     }
+    claims = []
+    for better, worse, text in CLAIMS:
+        if common := sorted(top1.get(better, {}).keys() & top1.get(worse, {})):
+            compared = compare([top1[better][seed] for seed in common], [top1[worse][seed] for seed in common])
+            claims.append({"claim": text, "better": better, "worse": worse, "pairs": len(common), **compared})
     return {
         "teachers": dict(teachers),
-        "table3": {key: rows[key] for key in TABLE3},
-        "table2": {key: rows[key] for key in TABLE2},
-        "claims": [
-            {"claim": text, "better": better, "worse": worse, **compare(top1[better], top1[worse])}
-            for better, worse, text in CLAIMS
-        ],
+        **{
+            name: {key: rows[key] for key in table if key in rows}
+            for name, table in (("table3", TABLE3), ("table2", TABLE2), ("shorter", SHORTER))
+        },
+        "claims": claims,
     }
 
 
@@ -97,10 +114,9 @@ def sentence(results: Mapping[str, Any]) -> str:
     for verdict, words in (("holds", "holds in"), ("reversed", "is reversed in"), ("undecided", "is undecided in")):
         listed = [_in_words(claim) for claim in claims if claim["verdict"] == verdict]
         parts.append(f"{words} {len(listed)}" + (f" ({'; '.join(listed)})" if listed else ""))
-    n = results["table3"]["none"]["top1"]
     return (
-        f"On {results['data']}, epochs: {results['epochs']}, seeds: {len(n)}, the paper's order {parts[0]}, {parts[1]} "
-        f"and {parts[2]} of {len(claims)} comparisons."
+        f"On {results['data']}, epochs: {results['epochs']}, seeds: {results['seeds']}, "
+        f"the paper's order {parts[0]}, {parts[1]} and {parts[2]} of {len(claims)} comparisons."
     )
 
 
@@ -114,8 +130,8 @@ def show(results: Mapping[str, Any], folder: Path) -> None:
     console = Console(soft_wrap=True, highlight=False)
     title = f"top-1 on {results['data']}, per cent, mean ± standard deviation of {results['seeds']} seeds"
     table = table_of(title, "Table 3", "here", "paper: Ti", "S", "B")
-    for row in results["table3"].values():
-        table.add_row(row["row"], _mean(row), *(f"{row['paper'][size]:.1f}" for size in ("Ti", "S", "B")))
+    for row in (*results["table3"].values(), *results["shorter"].values()):
+        table.add_row(row["row"], _mean(row), *(_paper(row, size) for size in ("Ti", "S", "B")))
     console.print(table)
     table = table_of("", "Table 2", "teacher", "student", "paper: teacher", "student B")
     for key, row in results["table2"].items():
@@ -127,6 +143,10 @@ def show(results: Mapping[str, Any], folder: Path) -> None:
     console.print(f"{folder / 'results.json'}, {folder / 'results.png'}", markup=False)
 
 
+def _paper(row: Mapping[str, Any], size: str) -> str:
+    return f"{row['paper'][size]:.1f}" if size in row["paper"] else ""
+
+
 def _mean(row: Mapping[str, Any]) -> str:
     return f"{row['mean']:.1f}" + ("" if row["std"] is None else f" ± {row['std']:.1f}")
 
@@ -134,10 +154,11 @@ def _mean(row: Mapping[str, Any]) -> str:
 def draw(results: Mapping[str, Any], target: Path) -> None:
     """Every seed as a point, mean and standard deviation beside it; the paper's numbers in a panel of their own."""
     with picture(target, 1, 2, figsize=(12, 5), sharey=True) as (_, (here, there)):
-        rows = [*results["table3"].values(), *results["table2"].values()]
+        rows = [row for table in ("table3", "table2", "shorter") for row in results[table].values()]
         labels = [row["row"] for row in rows]
-        # Half a line between the two tables.
-        places = [number + 0.5 * (number >= len(results["table3"])) for number in range(len(rows))]
+        # Half a line between the tables.
+        gaps = [gap for gap, table in enumerate(("table3", "table2", "shorter")) for _ in results[table]]
+        places = [number + 0.5 * gap for number, gap in enumerate(gaps)]
         for place, row in zip(places, rows, strict=True):
             here.plot(row["top1"], [place] * len(row["top1"]), ".", color="tab:blue", alpha=0.45)
             here.errorbar(row["mean"], place + 0.2, xerr=row["std"] or 0, fmt="o", color="tab:blue", capsize=3)
@@ -149,8 +170,10 @@ def draw(results: Mapping[str, Any], target: Path) -> None:
             here.axvline(score, color="black", linestyle=style, linewidth=1, label=f"{name} teacher, {score:.1f} %")
         here.set_yticks(places, labels)
         here.invert_yaxis()
+        times = f" (shorter: ÷ {results['divisor']})" if results["shorter"] else ""
         here.set(
-            title=f"{results['data']}, {results['epochs']} epochs, {results['seeds']} seeds", xlabel="top-1, per cent"
+            title=f"{results['data']}, {results['epochs']} epochs{times}, {results['seeds']} seeds",
+            xlabel="top-1, per cent",
         )
         here.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, fontsize="small", frameon=False)
         there.set(title="paper, ImageNet, 300 epochs", xlabel="top-1, per cent")

@@ -40,6 +40,7 @@ WORK = {
     "train": ("train.__main__.train", ["--data", "digits"]),
     "teacher": ("teacher.__main__.fill", ["--data", "digits", "--teacher-cache", "labels"]),
     "evaluate": ("evaluate.__main__.evaluate_all", ["model"]),
+    "demo": ("demo.__main__.demo", []),
     "replicate": ("replicate.__main__.replicate", []),
     "report": ("report.__main__.report", ["run"]),
     "predict": ("predict.image_paths", ["image.png", "--model", "model"]),
@@ -52,6 +53,7 @@ INTERRUPTED = {
     "train": "interrupted: the same command continues from the last checkpoint",
     "teacher": "interrupted: nothing was begun",
     "evaluate": "interrupted: nothing was written",
+    "demo": "interrupted: the same command continues from the last checkpoint",
     "replicate": "interrupted: the same command continues from the last checkpoint",
 }
 LOST = RankLost(Sign(0, "node1", 7), 1)

@@ -25,7 +25,7 @@ from urllib.parse import parse_qsl
 from ...files import Lock, shown
 from ...names import did_you_mean
 from . import cifar, imagenet, parquet
-from .builtin import BUILTIN, write_builtin
+from .builtin import BUILTIN, VALIDATION, write_builtin
 from .dataset import Broken, Dataset, counted, note
 from .folder import ImageFolder, is_image, listing
 from .index import default_cache_dir
@@ -33,7 +33,7 @@ from .pack import PACK_FILE, Settings, index_file, is_begun, is_complete, pack
 from .shards import TarShards, fingerprint
 
 LAYOUT = "a folder with train/ and val/, each with one sub-folder per class"
-ALLOWED = f"--data takes {' or '.join(BUILTIN)} or {LAYOUT}, or one of tar shards, parquet files or CIFAR"
+ALLOWED = f"--data takes {', '.join(BUILTIN)} or {LAYOUT}, or one of tar shards, parquet files or CIFAR"
 # What a split is called in the names of files and folders; the first name that is there is used.
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test")}
 FOLDERS = ("data", *SPLITS["train"], *SPLITS["val"])  # where shards and parquet files may lie
@@ -43,7 +43,7 @@ def open_dataset(spec: str, cache_dir: Path | None = None) -> tuple[Dataset, Dat
     """The training and the validation images that a spec names.
 
     Args:
-        spec: "photos", "digits", or a folder as shown above; ./photos is a folder of the same name as a built-in set.
+        spec: a built-in set, or a folder as shown above; ./photos is a folder of the same name as a built-in set.
             Ambiguous parquet columns are named as in a URL: folder?image=img&label=fine_label.
         cache_dir: where built-in sets are written; default $DEIT_FAST_CACHE, else $XDG_CACHE_HOME/deit_fast, else
             ~/.cache/deit_fast.
@@ -58,7 +58,7 @@ def open_dataset(spec: str, cache_dir: Path | None = None) -> tuple[Dataset, Dat
     if spec in BUILTIN:
         root = write_builtin(spec, cache_dir)
         train = ImageFolder(root / "train", spec)
-        return train, ImageFolder(root / "val", spec, train.classes)
+        return train, ImageFolder(root / VALIDATION.get(spec, "val"), spec, train.classes)
     root, columns = _root(spec)
     opened = _open_files(root, spec, columns)
     if "train" in opened and "val" in opened:

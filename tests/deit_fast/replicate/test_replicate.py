@@ -2,16 +2,19 @@
 
 import dataclasses
 import json
+import re
 import statistics
 from pathlib import Path
 
 import pytest
 
 from deit_fast.config import Config
+from deit_fast.files import Busy
+from deit_fast.recipes.named import recipe
 from deit_fast.replicate import __main__ as replication
-from deit_fast.replicate import report
+from deit_fast.replicate import progress, report
 from deit_fast.replicate.__main__ import Settings, main, replicate, students, teachers
-from deit_fast.train import train
+from deit_fast.train import Summary, train
 from tests.deit_fast.conftest import tiny_config
 
 
@@ -23,6 +26,7 @@ def small(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sett
     sizes = {"patch_size": 0, "width": 0, "depth": 0, "heads": 0, "drop_path": 0.0}
     convnet = dataclasses.replace(student, model="test_efficientnet", distill="none", teacher="", **sizes)
     monkeypatch.setattr(replication, "_recipes", lambda _: (student, convnet))
+    monkeypatch.setattr("deit_fast.train.dry_run._SECONDS", 0.01)
     monkeypatch.setattr(replication, "TRANSFORMERS", {"photos": {"model": replication.PLAIN, "epochs": 2}})
     return Settings(data=str(images), seeds=2, out=str(tmp_path / "replication"), threads=1)
 
@@ -30,7 +34,9 @@ def small(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sett
 def test_a_replication_continues_and_its_rows_are_the_heads_of_its_runs(small: Settings, monkeypatch) -> None:
     trained: list[str] = []
 
-    def counting(config: Config) -> replication.Summary:
+    def counting(config: Config) -> Summary:
+        if config.dry_run:
+            return train(config)
         if len(trained) == 5 and "interrupted" not in trained:
             trained.append("interrupted")
             raise KeyboardInterrupt
@@ -38,7 +44,7 @@ def test_a_replication_continues_and_its_rows_are_the_heads_of_its_runs(small: S
             trained.append(config.run_folder().name)
         return train(config)
 
-    monkeypatch.setattr(replication, "train", counting)
+    monkeypatch.setattr(progress, "train", counting)
     with pytest.raises(KeyboardInterrupt):
         replicate(small)
     results, folder = replicate(small, ["--seeds", "2"]), small.folder()
@@ -63,7 +69,7 @@ def test_a_replication_continues_and_its_rows_are_the_heads_of_its_runs(small: S
     assert results["command"] == "python -m deit_fast.replicate --seeds 2"
 
 
-@pytest.mark.parametrize("data", ["photos", "digits", "/flowers"])
+@pytest.mark.parametrize("data", ["mnist5k", "photos", "digits", "/flowers"])
 def test_four_trainings_and_a_fifth_by_another_teacher_share_their_teachers(data: str) -> None:
     settings = Settings(data=data, seeds=3)
     both, every = teachers(settings), list(students(settings))
@@ -79,7 +85,89 @@ def test_four_trainings_and_a_fifth_by_another_teacher_share_their_teachers(data
     assert (soft.distill_on, soft.alpha, soft.tau, soft.kl_normalizer) == ("class", 0.1, 3.0, "batch")
     for training in both.values():
         training.config.check()
-    assert "efficientnet" in both["convnet"].config.model and "deit" in both["transformer"].config.model
+    assert "net" in both["convnet"].config.model and "deit" in both["transformer"].config.model
+
+
+def test_on_mnist5k_each_side_has_its_own_settings_and_the_shorter_pair_comes_last() -> None:
+    every = list(students(Settings(seeds=2, shorter=3)))
+    assert [key for _, key, _ in every[-4:]] == ["none-shorter", "token-shorter"] * 2 and len(every) == 14
+    first = {key: training.config for seed, key, training in every if seed == 0}
+    for key, config in first.items():
+        own = recipe("mnist5k-alone" if key.startswith("none") else "mnist5k")
+        assert (config.crop_scale, config.lr, config.data) == (own.crop_scale, own.lr, "mnist5k")
+        divisor = 3 if key.endswith("shorter") else 1
+        assert (config.epochs, config.warmup_epochs) == (own.epochs // divisor, own.warmup_epochs / divisor)
+
+
+def test_without_a_finished_training_there_is_nothing_to_report(small: Settings) -> None:
+    with pytest.raises(ValueError, match="leave out --report"):
+        replicate(dataclasses.replace(small, report=True))
+    assert not small.folder().exists()
+
+
+def test_a_report_is_of_the_seeds_that_are_finished(small: Settings) -> None:
+    """One seed of all trainings, and of the second seed the first three."""
+    runs = [*teachers(small).values(), *(training for *_, training in students(small))]
+    for training in runs[:10]:
+        train(training.config)
+    results = replicate(dataclasses.replace(small, report=True))
+    rows = results["table3"]
+    assert [rows[key]["seeds"] for key in ("none", "soft", "hard", "both")] == [[0, 1], [0, 1], [0, 1], [0]]
+    pairs = {(claim["better"], claim["worse"]): claim["pairs"] for claim in results["claims"]}
+    assert pairs["hard", "none"] == 2 and pairs["both", "none"] == 1
+    assert results["table4"]["seeds"] == 1
+    assert len([path for path in small.folder().iterdir() if path.is_dir()]) == 10
+
+
+def test_what_another_process_trains_comes_last(small: Settings, monkeypatch) -> None:
+    trainings = [*teachers(small).values(), *(training for *_, training in students(small))][:4]
+    order: list[str] = []
+    refused = {trainings[0].name: 2, trainings[3].name: 1}
+
+    def shared(config: Config) -> Summary:
+        if config.dry_run:
+            return train(config)
+        name = next(one.name for one in trainings if one.config == config)
+        order.append(name)
+        if refused.get(name, 0):
+            refused[name] -= 1
+            raise Busy(f"{config.out} is being trained by process 7")
+        return train(config)
+
+    monkeypatch.setattr(progress, "train", shared)
+    monkeypatch.setattr(progress, "_WAIT", 0.0)
+    progress.train_all(trainings)
+    names = [one.name for one in trainings]
+    # The ConvNet is taken; the fourth, the second student, learns from it and is not even tried.
+    assert order[:3] == [names[0], names[1], names[2]] and order.count(names[3]) == 2
+    assert order.index(names[3]) > [place for place, name in enumerate(order) if name == names[0]][2]
+    assert all(progress.finished(one.config) for one in trainings)
+
+
+def test_the_time_is_estimated_first_and_what_is_left_is_said(small: Settings, capsys) -> None:
+    trainings = [*teachers(small).values(), next(students(small))[2]]
+    progress.train_all(trainings)
+    said = capsys.readouterr().out
+    assert re.search(r"3 trainings of 3 to go: \d+ min, an estimate", said)
+    assert all(f"training {number} of 3: " in said for number in (1, 2, 3))
+    assert said.index("an estimate") < said.index("training 1 of 3")
+    progress.train_all(trainings)
+    assert "to go" not in capsys.readouterr().out
+
+
+def test_a_teacher_costs_its_forward_passes(small: Settings, monkeypatch) -> None:
+    both, every = teachers(small), {key: training for _, key, training in students(small)}
+
+    def measured(config: Config) -> Summary:
+        assert config.dry_run and config.distill == "none" and not config.teacher
+        rate = 10.0 if config.model == both["convnet"].config.model else 50.0
+        return Summary(Path(), {"plan": {"images": 100 * config.epochs, "together": rate}})
+
+    monkeypatch.setattr(progress, "train", measured)
+    seconds = progress._expected(list(every.values()), [*both.values(), *every.values()])
+    epochs = every["none"].config.epochs
+    assert seconds[every["none"].name] == pytest.approx(100 * epochs / 50)
+    assert seconds[every["token"].name] == pytest.approx(100 * epochs / 50 + 100 * epochs / (3 * 10))
 
 
 def test_fewer_epochs_shorten_the_warm_up_as_well() -> None:
@@ -102,13 +190,14 @@ def heads(cls: float, dist: float = 0.0, softmax: float = 0.0) -> dict:
 @pytest.fixture
 def results() -> dict:
     """Three seeds in which hard beats none by 4, 5 and 6 points, soft beats hard by one, and the rest is a draw."""
-    measured = {
+    lists = {
         "none": [heads(50.0), heads(60.0), heads(70.0)],
         "soft": [heads(55.0), heads(66.0), heads(77.0)],
         "hard": [heads(54.0), heads(65.0), heads(76.0)],
         "token": [heads(50.0, 51.0, 52.0), heads(60.0, 59.0, 66.0), heads(70.0, 70.0, 77.0)],
         "transformer": [heads(0.0, 0.0, 52.0), heads(0.0, 0.0, 66.0), heads(0.0, 0.0, 77.0)],
     }
+    measured = {key: dict(enumerate(scores)) for key, scores in lists.items()}
     named = {"data": "nothing", "epochs": 7, "seeds": 3}
     return {**named, **report.results(measured, {"convnet": {"top1": 90.0}, "transformer": {"top1": 91.0}})}
 
@@ -131,7 +220,7 @@ def test_the_sentence_says_what_holds_what_is_reversed_and_what_is_open(results:
     text = report.sentence(results)
     assert text.startswith("On nothing, epochs: 7, seeds: 3, the paper's order holds in 1 (hard distillation of the ")
     assert "is reversed in 1 (hard distillation beats soft: -1.0 ± 0.0 points)" in text
-    assert "is undecided in 3 (" in text and text.endswith("of 5 comparisons.")
+    assert "is undecided in 4 (" in text and text.endswith("of 6 comparisons.")
     assert text.count(".\n") == 0
 
 
@@ -166,6 +255,7 @@ def test_the_committed_replication_is_what_its_numbers_say() -> None:
         (["--seeds", "0"], "--seeds 0 trains nothing: type --seeds 5"),
         (["--epochs", "-1"], "--epochs -1"),
         (["--batch-size", "-1"], "--batch-size -1"),
+        (["--shorter", "1"], "--shorter 1: type a divisor of the epochs, such as 3"),
         (["--data", "digit"], "did you mean digits?"),
     ],
 )

@@ -61,7 +61,11 @@ def test_the_recipe_follows_from_the_data(arguments: list[str], expected: str) -
 def test_every_recipe_is_consistent(name: str) -> None:
     dataclasses.replace(recipe(name), data="somewhere").check()
     assert recipe(name).recipe == name
-    assert "python -m deit_fast.train" in RECIPES[name].__doc__ or name in ("demo-teacher", "digits-teacher")
+    assert "python -m deit_fast.train" in RECIPES[name].__doc__ or name in (
+        "demo-teacher",
+        "digits-teacher",
+        "mnist5k-teacher",
+    )
 
 
 @pytest.mark.parametrize(

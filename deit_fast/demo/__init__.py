@@ -1,0 +1,1 @@
+"""The demo: a teacher, a student that learns from it, and the same student without it."""
