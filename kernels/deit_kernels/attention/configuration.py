@@ -1,8 +1,8 @@
 """Which kernel form, block sizes and warps serve a shape on a card: a table, looked up, never searched at run time.
 
 The table is keyed by what decides it: the family of the card (compute capability, and whether a block can take more
-than 99 KB of shared memory), head dim and sequence length. `python -m benchmarks.compiled` shows what every row compiles
-to. On sm_90 registers spill where a limit lets a third program onto the multiprocessor (forward, N = 145 to 208), and
+than 99 KB of shared memory), head dim and sequence length. `python -m benchmarks.compiled` shows what every row
+compiles to. On sm_90 registers spill where a limit lets a third program onto the multiprocessor (forward, N = 145 to 208), and
 outside of the loop (backward, N = 129 to 256). None is measured on a GPU yet.
 
 `python -m deit_kernels.tune` measures the candidates on a card and writes a table; the environment variable
