@@ -2,8 +2,8 @@
 
 The table is keyed by what decides it: the family of the card (compute capability, and whether a block can take more
 than 99 KB of shared memory), head dim and sequence length. `python -m benchmarks.compiled` shows what every row
-compiles to. On sm_90 registers spill where a limit lets a third program onto the multiprocessor (forward, N = 145 to 208), and
-outside of the loop (backward, N = 129 to 256). None is measured on a GPU yet.
+compiles to. On sm_90 registers spill where a limit lets a third program onto the multiprocessor (forward, N = 145 to
+208), and outside of the loop (backward, N = 129 to 256). None is measured on a GPU yet.
 
 `python -m deit_kernels.tune` measures the candidates on a card and writes a table; the environment variable
 DEIT_KERNELS_TABLE names it, and its rows go before these.
