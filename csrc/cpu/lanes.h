@@ -112,8 +112,8 @@ INTO_CALLER void store(const Floats<bytes>& values, float* x, int64_t part, End 
 }
 
 // e**x for x <= 0: exactly 1 at 0, denormal below ln 2**-126, NaN for NaN. x = k ln 2 + r with |r| <= ln 2 / 2, then a
-// polynomial of r (Cephes' expf); errs by less than one unit in the last place. 2**k is multiplied in two halves, since
-// there is no denormal number in the power's own bits.
+// polynomial of r (Cephes' expf); errs by less than one unit in the last place. The power is 2**(k + 24), which is normal
+// down to where the result rounds to 0.
 template <int bytes>
 INTO_CALLER Floats<bytes> exponential(Floats<bytes> x) {
   constexpr float rounding = 12582912.0f;  // 1.5 * 2**23: a small number added to it becomes an integer
@@ -125,9 +125,8 @@ INTO_CALLER Floats<bytes> exponential(Floats<bytes> x) {
   series = series * r + 1.6666665459e-1f;
   series = series * r + 5.0000001201e-1f;
   series = (series * (r * r) + r) + 1.0f;
-  const Words<bytes> power = (Words<bytes>)shifted - 0x4B400000, half = power >> 1, other = power - half;
-  const Floats<bytes> scaled = series * (Floats<bytes>)((half + 127) << 23) * (Floats<bytes>)((other + 127) << 23);
-  return x < -104.0f ? Floats<bytes>{} : scaled;
+  const Words<bytes> power = ((Words<bytes>)shifted + (127 + 24 - 0x4B400000)) << 23;
+  return x < -104.0f ? Floats<bytes>{} : series * (Floats<bytes>)power * 0x1p-24f;
 }
 
 // log(1 + e) for e in [0, 1]: 2 artanh(e / (2 + e)), whose series is a polynomial that errs by 1e-8.

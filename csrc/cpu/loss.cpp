@@ -57,8 +57,8 @@ bool read_topk(const LossCall& call, int64_t row, float* to) {
   return true;
 }
 
-// What is done with the rows of one call.
-template <int bytes>
+// What is done with the rows of one call; `binary`: whose base term is a binary cross-entropy.
+template <int bytes, bool binary>
 class Rows {
  public:
   Rows(const LossCall& call, bool teacher)
@@ -83,8 +83,8 @@ class Rows {
     if (!read(row)) return false;
     saved[row_weight] = 1;
     Softmax softmax{};
-    if (x[cls] && call.binary) {
-      terms.base = call.base_scale() * binary_term(row);
+    if constexpr (binary) {
+      if (x[cls]) terms.base = call.base_scale() * binary_term(row);
     } else if (x[cls]) {
       softmax = softmax_of<bytes>(x[cls], n, {next(cls), next(dense)});
       terms.base = base_term(softmax, row, saved);
@@ -93,7 +93,7 @@ class Rows {
     if (call.soft) {
       terms.distill = soft_term(saved);
     } else {
-      if (call.dist.data || call.binary) softmax = softmax_of<bytes>(x[dist], n, {next(dist), next(logits)});
+      if (call.dist.data || binary) softmax = softmax_of<bytes>(x[dist], n, {next(dist), next(logits)});
       terms.distill = hard_term(softmax, row, saved);
       terms.base *= saved[row_weight];
     }
@@ -195,7 +195,7 @@ class Rows {
   }
 
   INTO_CALLER void base_gradient(int64_t row, const float* saved, double scale, float* gradient) {
-    if (call.binary) return binary_slopes(row, scale * call.base_scale(), gradient);
+    if constexpr (binary) return binary_slopes(row, scale * call.base_scale(), gradient);
     const Softmax softmax{saved[cls_max], saved[cls_rest]};
     if (x[dense])
       dense_gradient<bytes>(x[cls], x[dense], n, softmax, call.label_smoothing, saved[target_sum], scale, gradient);
@@ -239,31 +239,35 @@ class Rows {
   float* buffer[5];  // each after sixteen numbers that may be read
 };
 
-template <int bytes>
+template <int bytes, bool binary>
 INTO_CALLER bool forward_rows(const LossCall& call, int64_t begin, int64_t end, Terms* terms, float* statistics) {
-  Rows<bytes> rows(call, true);
+  Rows<bytes, binary> rows(call, true);
   bool good = true;
   for (int64_t row = begin; row < end; ++row)
     good &= rows.forward(row, terms[row], statistics + row * statistics_columns);
   return good;
 }
 
-template <int bytes>
+template <int bytes, bool binary>
 INTO_CALLER void backward_rows(const LossCall& call, int64_t begin, int64_t end, const float* statistics,
                                const Gradients& to) {
-  Rows<bytes> rows(call, call.soft);  // a hard teacher's label is saved
+  Rows<bytes, binary> rows(call, call.soft);  // a hard teacher's label is saved
   for (int64_t row = begin; row < end; ++row) rows.backward(row, statistics + row * statistics_columns, to);
 }
 
-// Forward and backward for every size of a vector; which runs is decided when the binary loads.
-#define FOR_VECTORS_OF(bytes, name, target)                                                                   \
-  target bool forward_##name(const LossCall& call, int64_t begin, int64_t end, Terms* terms, float* saved) {  \
-    return forward_rows<bytes>(call, begin, end, terms, saved);                                               \
-  }                                                                                                           \
-  target void backward_##name(const LossCall& call, int64_t begin, int64_t end, const float* saved,           \
-                              const Gradients& to) {                                                          \
-    backward_rows<bytes>(call, begin, end, saved, to);                                                        \
+// Forward and backward for every size of a vector; which runs is decided when the binary loads. A binary cross-entropy
+// has functions of its own, so that it costs the others nothing.
+#define FOR_BASE(bytes, name, target, binary)                                                                  \
+  target bool forward_##name(const LossCall& call, int64_t begin, int64_t end, Terms* terms, float* saved) {   \
+    return forward_rows<bytes, binary>(call, begin, end, terms, saved);                                        \
+  }                                                                                                            \
+  target void backward_##name(const LossCall& call, int64_t begin, int64_t end, const float* saved,            \
+                              const Gradients& to) {                                                           \
+    backward_rows<bytes, binary>(call, begin, end, saved, to);                                                 \
   }
+#define FOR_VECTORS_OF(bytes, name, target) \
+  FOR_BASE(bytes, name, target, false)      \
+  FOR_BASE(bytes, name##_binary, target, true)
 #ifndef DEIT_VECTOR_BYTES
 #define DEIT_VECTOR_BYTES 16
 #endif
@@ -275,21 +279,23 @@ FOR_VECTORS_OF(64, avx512, __attribute__((target("avx512f,avx512bw,avx512dq,avx5
 const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 const bool has_avx2 = __builtin_cpu_supports("avx2");
-const auto forward_here = has_avx512 ? forward_avx512 : has_avx2 ? forward_avx2 : forward_plain;
-const auto backward_here = has_avx512 ? backward_avx512 : has_avx2 ? backward_avx2 : backward_plain;
+#define HERE(pass) has_avx512 ? pass##_avx512 : has_avx2 ? pass##_avx2 : pass##_plain
+#define BINARY_HERE(pass) has_avx512 ? pass##_avx512_binary : has_avx2 ? pass##_avx2_binary : pass##_plain_binary
 #else
-const auto forward_here = forward_plain;
-const auto backward_here = backward_plain;
+#define HERE(pass) pass##_plain
+#define BINARY_HERE(pass) pass##_plain_binary
 #endif
+const auto forward_here = HERE(forward), forward_binary_here = BINARY_HERE(forward);
+const auto backward_here = HERE(backward), backward_binary_here = BINARY_HERE(backward);
 
 }  // namespace
 
 bool loss_forward(const LossCall& call, int64_t begin, int64_t end, Terms* terms, float* statistics) {
-  return forward_here(call, begin, end, terms, statistics);
+  return (call.binary ? forward_binary_here : forward_here)(call, begin, end, terms, statistics);
 }
 
 void loss_backward(const LossCall& call, int64_t begin, int64_t end, const float* statistics, const Gradients& to) {
-  backward_here(call, begin, end, statistics, to);
+  (call.binary ? backward_binary_here : backward_here)(call, begin, end, statistics, to);
 }
 
 }  // namespace deit::cpu

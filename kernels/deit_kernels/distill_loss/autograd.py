@@ -10,11 +10,12 @@ from .reference import LossCall
 
 
 def cross_entropy_call(
-    logits: Tensor, target: Tensor, label_smoothing: float, ignore_index: int, mean: bool
-) -> LossCall:
+    logits: Tensor, target: Tensor, label_smoothing: float, ignore_index: int, mean: bool,
+    partner: Tensor | None = None, lam: Tensor | None = None,
+) -> LossCall:  # fmt: skip
     """A cross-entropy alone, as one of the general calls."""
     return LossCall(
-        logits, None, None, None, target, None, None, soft=False, alpha=0.0, tau=1.0, numel=False,
+        logits, None, None, None, target, partner, lam, soft=False, alpha=0.0, tau=1.0, numel=False,
         label_smoothing=label_smoothing, teacher_smoothing=0.0, ignore_index=ignore_index, mean=mean,
     )  # fmt: skip
 

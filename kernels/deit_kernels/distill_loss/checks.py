@@ -44,9 +44,6 @@ def distillation_call(
     sum_classes: bool = False,
 ) -> LossCall:
     """The checked call of `distillation_loss`, without terms of weight 0."""
-    _one_of("base", base, ("ce", "bce"))
-    if base == "ce" and (target_threshold is not None or sum_classes):
-        raise ValueError('target_threshold and sum_classes belong to a binary cross-entropy: add base="bce"')
     _one_of("mode", mode, ("hard", "soft"))
     if mode == "soft" and (alpha is None or tau is None or kl_normalizer is None):
         raise ValueError(_SOFT_NEEDS)
@@ -67,7 +64,8 @@ def distillation_call(
         check_logits("dist_logits", dist_logits, like=cls_logits)
     labels, partner, lam = check_target(target, cls_logits)
     teacher, teacher_probs = _check_teacher(teacher, cls_logits, mode, tau)
-    target_threshold = check_threshold(target_threshold, label_smoothing, cls_logits)
+    if base != "ce" or target_threshold is not None or sum_classes:
+        target_threshold = _check_base(base, target_threshold, sum_classes, label_smoothing, cls_logits)
 
     # A term of weight 0 is computed only when it is asked for as a part.
     with_base, with_distill = alpha < 1 or return_parts, alpha > 0 or return_parts
@@ -76,14 +74,15 @@ def distillation_call(
     if not with_base:
         cls_logits, dist_logits = None, cls_logits if dist_logits is None else dist_logits
         labels = labels if labels.dtype == torch.int64 else None  # labels still say which rows count
-    return LossCall(
+    call = LossCall(
         cls_logits, dist_logits, teacher, teacher_probs, labels, partner, lam,
         soft=mode == "soft", alpha=alpha, tau=tau, numel=kl_normalizer == "numel",
         label_smoothing=float(label_smoothing), teacher_smoothing=float(teacher_smoothing),
         ignore_index=check_ignore_index(ignore_index), mean=check_reduction(reduction),
-        binary=with_base and base == "bce", target_threshold=target_threshold if with_base else None,
-        sum_classes=check_sum_classes(sum_classes) and with_base,
     )  # fmt: skip
+    if base == "ce" or not with_base:
+        return call
+    return call._replace(binary=True, target_threshold=target_threshold, sum_classes=sum_classes)
 
 
 def is_plain(logits: Tensor, target: Tensor) -> bool:
@@ -173,6 +172,16 @@ def check_normalizer(kl_normalizer: str) -> None:
 
 def check_smoothing(label_smoothing: float) -> float:
     return _within("label_smoothing", label_smoothing, "a share of probability")
+
+
+def _check_base(
+    base: str, target_threshold: float | None, sum_classes: bool, label_smoothing: float, logits: Tensor
+) -> float | None:
+    _one_of("base", base, ("ce", "bce"))
+    if base == "ce":
+        raise ValueError('target_threshold and sum_classes belong to a binary cross-entropy: add base="bce"')
+    check_sum_classes(sum_classes)
+    return check_threshold(target_threshold, label_smoothing, logits)
 
 
 def check_threshold(target_threshold: float | None, label_smoothing: float, logits: Tensor) -> float | None:

@@ -106,8 +106,8 @@ def cross_entropy(
         checks.check_ignore_index(ignore_index)
         checks.check_reduction(reduction)
         if partner is not None or not logits.is_cpu:
-            call = cross_entropy_call(logits, target, label_smoothing, ignore_index, reduction == "mean")
-            return _apply(call._replace(partner=partner, lam=lam))[0]
+            mean = reduction == "mean"
+            return _apply(cross_entropy_call(logits, target, label_smoothing, ignore_index, mean, partner, lam))[0]
     arguments = logits, target, label_smoothing, ignore_index, reduction == "mean"
     if _needs_graph(logits):
         return CrossEntropy.apply(*arguments)
@@ -148,8 +148,8 @@ def binary_cross_entropy(
     target, partner, lam = checks.check_target(target, logits)
     label_smoothing = checks.check_smoothing(label_smoothing)
     ignore_index, mean = checks.check_ignore_index(ignore_index), checks.check_reduction(reduction)
-    call = cross_entropy_call(logits, target, label_smoothing, ignore_index, mean)._replace(
-        partner=partner, lam=lam, binary=True, sum_classes=checks.check_sum_classes(sum_classes),
+    call = cross_entropy_call(logits, target, label_smoothing, ignore_index, mean, partner, lam)._replace(
+        binary=True, sum_classes=checks.check_sum_classes(sum_classes),
         target_threshold=checks.check_threshold(target_threshold, label_smoothing, logits),
     )  # fmt: skip
     return _apply(call)[0]
