@@ -211,7 +211,7 @@ def apply(
     layout: Layout = "nchw",
     patch: int = 16,
 ) -> Tensor:
-    """Execute a plan: crop, resize, flip, two ops, normalise, erase, mix.
+    """Execute a plan: crop, resize, flip, up to four ops, normalise, erase, mix.
 
     Args:
         batch: B ragged uint8 images; on the device that does the work.

@@ -45,10 +45,11 @@ def test_every_op_equals_the_cpu(kind: str, name: str) -> None:
                 assert torch.equal(on_card.cpu(), apply_op(images, name, arg, interpolation=interpolation, fast=fast))
 
 
-def test_a_batch_is_three_launches_whatever_its_ops() -> None:
+@pytest.mark.parametrize("policy", [Policy.deit(32), Policy.deit3(32)], ids=["deit", "deit3"])
+def test_a_batch_is_three_launches_whatever_its_ops(policy: Policy) -> None:
     batch = noise_batch([(60, 80)] * 64).to("cuda")
-    rows = plan_for(batch, Policy.deit(32)).place(batch).to("cuda")
-    mix = sample_mix(Policy.deit(32), seed=0, step=0, start=0, count=64, group=8).to("cuda")
+    rows = plan_for(batch, policy).place(batch).to("cuda")
+    mix = sample_mix(policy, seed=0, step=0, start=0, count=64, group=8).to("cuda")
     out = apply(batch, rows, mix)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         apply_out(batch, rows, mix, out=out)
