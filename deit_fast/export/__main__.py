@@ -1,15 +1,20 @@
 """A trained model in the form of another library, checked there before it is handed over, with a model card.
 
-    python -m deit_fast.export runs/flowers --to onnx --out flowers-onnx      onnxruntime, any batch size
+    python -m deit_fast.export runs/flowers --to onnx --out flowers-onnx      onnxruntime, images of any size
+    python -m deit_fast.export runs/flowers --to onnx --input tensor --out a  onnxruntime, tensors, any batch size
+    python -m deit_fast.export runs/flowers --to onnx --int8 --out flowers-8  the same in int8
     python -m deit_fast.export runs/flowers --to timm --out flowers-timm      timm.create_model("local-dir:…")
     python -m deit_fast.export deit_tiny.pth --to hf --out deit-tiny-hf       AutoModelForImageClassification
 
 --out becomes a folder: the weights (model.onnx or model.safetensors), what that library needs to read them, and
-README.md, the card: recipe, data, metrics with their source, how to load. The other library then loads the folder and
-must give the same logits, within 1e-5 of the largest one (ONNX: 1e-4), for tensors and, by the code on the card, for
-image files; otherwise nothing is written. What its own preprocessing of the files changes is printed. `deit_fast.load`
-reads the folders of timm and Hugging Face back, bit for bit. Exit codes: 0 done, 1 the other library disagrees, 2 a
-mistake in the command, 130 interrupted.
+README.md, the card: recipe, data, metrics with their source, how to load. An ONNX file takes a decoded image, uint8
+(H, W, 3), and prepares it with the bytes of `predict`; with --input tensor it takes what is prepared. The other library
+then loads the folder, must see those bytes of image files by the code on the card, and must give the same logits, for
+tensors too, within 1e-5 of the largest one (ONNX: 1e-4); otherwise nothing is written. What its own preprocessing of
+the files changes is printed. --int8 measures top-1 on the validation images and the time before and after; where it
+loses more than 0.2 points or is slower, it names the layers that cost most and needs --accept. `deit_fast.load` reads
+the folders of timm and Hugging Face back, bit for bit. Exit codes: 0 done, 1 the other library disagrees, or int8 costs
+too much, 2 a mistake in the command, 130 interrupted.
 """
 
 from __future__ import annotations
