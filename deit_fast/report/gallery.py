@@ -109,7 +109,7 @@ def heat(weights: NDArray[np.float32]) -> str:
     share = weights / max(float(weights.max()), 1e-9)
     pixels = np.zeros((*weights.shape, 4), np.uint8)
     pixels[..., :3] = (255, 96, 0)
-    pixels[..., 3] = np.rint(215 * share)
+    pixels[..., 3] = np.rint(185 * share)
     return _address(Image.fromarray(pixels, "RGBA"), "png")
 
 
