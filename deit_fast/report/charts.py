@@ -124,4 +124,6 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _text(value: float) -> str:
-    return f"{value:,.0f}" if value == round(value) and abs(value) >= 1 else f"{value:g}"
+    if value == round(value) and abs(value) >= 1:
+        return f"{value:,.0f}"
+    return f"{value:.1e}".replace("e-0", "e-").replace(".0e", "e") if 0 < abs(value) < 0.001 else f"{value:g}"

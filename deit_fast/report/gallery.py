@@ -105,11 +105,14 @@ def thumbnail(pixels: NDArray[np.uint8], side: int) -> str:
 
 
 def heat(weights: NDArray[np.float32]) -> str:
-    """A data: address of a map (g, g) as an overlay: the more attention, the less transparent."""
-    share = weights / max(float(weights.max()), 1e-9)
+    """A data: address of a map (g, g) as an overlay: the more attention, the less transparent.
+
+    The greatest is the least transparent, unless it is below four times the mean: an even map stays faint.
+    """
+    share = weights / max(float(weights.max()), 4 * float(weights.mean()), 1e-9)
     pixels = np.zeros((*weights.shape, 4), np.uint8)
     pixels[..., :3] = (255, 96, 0)
-    pixels[..., 3] = np.rint(215 * share)
+    pixels[..., 3] = np.rint(185 * share)
     return _address(Image.fromarray(pixels, "RGBA"), "png")
 
 

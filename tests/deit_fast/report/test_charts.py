@@ -40,3 +40,8 @@ def test_the_axis_of_per_cent_ends_at_100() -> None:
     chart = line_chart("top-1", "per cent", [Series("head", [1, 2], [12.0, 99.7])], top=100)
     assert [tick["text"] for tick in chart["ticks_y"]][-1] == "100"
     assert min(tick["at"] for tick in chart["ticks_y"]) == 0
+
+
+def test_small_ticks_are_short() -> None:
+    chart = line_chart("learning rate", "", [Series("lr", [1, 2], [0.0, 5e-4])], zero=True)
+    assert [tick["text"] for tick in chart["ticks_y"]] == ["0", "1e-4", "2e-4", "3e-4", "4e-4", "5e-4"]
