@@ -30,6 +30,7 @@ from .check import check
 from .preview import preview
 from .sources import pack as packing
 from .sources.dataset import Broken
+from .sources.folder import by_suffix
 from .sources.open import SPLITS, open_dataset, open_unpacked
 
 CORES = len(os.sched_getaffinity(0))
@@ -86,6 +87,8 @@ class Pack:
     def run(self) -> None:
         settings = packing.Settings(self.max_side, self.quality, self.shard_images, self.threads)
         splits = open_unpacked(self.source)
+        if left_out := [file for dataset in splits.values() for file in dataset.left_out]:
+            print(f"left out: {by_suffix(left_out)}, files that are not read: deit_fast.data check names them")
         with progress("packing", sum(map(len, splits.values()))) as advance:
             packing.pack(splits, Path(self.folder), settings, advance)
         lacking = " and ".join(split for split in SPLITS if split not in splits)

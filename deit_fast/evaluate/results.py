@@ -22,7 +22,7 @@ from tyro.conf import Positional, arg
 from ..config import Config
 from ..data import Dataset, EvalLoader, open_evaluation
 from ..data.batch import OnBadImage, bad_image
-from ..data.sources.folder import listing
+from ..data.sources.folder import by_suffix, listing
 from ..data.sources.imagenet import number_of, real_labels
 from ..data.sources.open import classes_of_data
 from ..files import check_writable, write_json
@@ -105,6 +105,9 @@ def evaluate_all(settings: Settings, arguments: Sequence[str] = ()) -> dict[str,
             **provenance("deit_fast.evaluate", arguments),
         }
         for dataset, real in sets:
+            if dataset.left_out:
+                why = f"of {dataset.name}: deit_fast.data check names them"
+                reporter.decide("left out", by_suffix(dataset.left_out), why)
             predictions, measured = _pass(settings, evaluated, dataset, ranks, reporter)
             result = {"name": dataset.name, **measured, **scored(predictions, dataset.classes, real)}
             results["data"].append(result)

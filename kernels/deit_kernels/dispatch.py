@@ -23,6 +23,7 @@ import torch
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 """True when the Triton kernels run on CPU tensors; fixed at import, as Triton fixes it where a kernel is defined."""
 
+ON_CPU = "the tensors are on the CPU"
 _TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 _OLDEST_CAPABILITY = (8, 0)  # cp.async and bf16 matrix instructions; nothing older is compiled or tested
 
@@ -63,7 +64,7 @@ def _cached_reasons(device: torch.device) -> tuple[str, ...]:
     if (version := _triton_version()) < _OLDEST_TRITON:
         return (f"triton {version[0]}.{version[1]} is older than {_OLDEST_TRITON[0]}.{_OLDEST_TRITON[1]}",)
     if device.type == "cpu":
-        return () if INTERPRETING else ("the tensors are on the CPU",)
+        return () if INTERPRETING else (ON_CPU,)
     if device.type != "cuda":
         return (f"no kernel for device type {device.type!r}",)
     if torch.version.hip is not None:

@@ -207,11 +207,11 @@ def _scan(root: Path, broken: Broken | None = None) -> _Scan:
 def _walk(root: Path, broken: Broken | None = None) -> _Scan:
     # A folder's stamp is read before its names: a change in between makes the scan look older than it is.
     with _readable(root):
-        stamp = root.stat().st_mtime_ns
+        status = root.stat()
     classes, beside = listing(root, broken)
-    tree = [(str(root), stamp, [], list(filter(is_image, beside)), 0)]
+    tree = [(str(root), status.st_mtime_ns, [], list(filter(is_image, beside)), 0)]
     for label, name in enumerate(classes):
-        tree += [(*each, label) for each in sorted(_tree(root / name, (), broken))]
+        tree += [(*each, label) for each in sorted(_tree(root / name, (_identity(status),), broken))]
     folders, stamps, files, others, labels = zip(*tree, strict=True)
     counts = [len(names) for names in files]
     return _Scan(
@@ -232,8 +232,7 @@ def _tree(
     try:
         with _readable(folder):
             status = folder.stat()
-        identity = (status.st_dev, status.st_ino)
-        if identity in parents:
+        if _identity(status) in parents:
             raise ValueError(f"{folder} is a link to a folder that contains it: remove the link")
         folders, files = listing(folder, broken)
     except ValueError as error:
@@ -242,4 +241,8 @@ def _tree(
     images = list(filter(is_image, files))
     yield str(folder), status.st_mtime_ns, images, [file for file in files if not is_image(file)]
     for name in folders:
-        yield from _tree(folder / name, (*parents, identity), broken)
+        yield from _tree(folder / name, (*parents, _identity(status)), broken)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from ..dispatch import INTERPRETING, kernel_unavailable_reasons, report_fallback
+from ..dispatch import INTERPRETING, ON_CPU, kernel_unavailable_reasons, report_fallback
 from .configuration import LONGEST, WIDEST
 from .reference import attention_backward_reference, backward_reference, forward_reference
 
@@ -162,6 +162,15 @@ def attention(
     Raises:
         ValueError: a rank other than 4, shapes, dtypes or devices that do not match, or a scale that is not finite.
     """
+    shape = query.shape
+    plain = attn_mask is None and scale is None and not (dropout_p or is_causal or enable_gqa)
+    alike = len(shape) == 4 and shape == key.shape == value.shape and shape[3] > 0
+    if plain and alike and query.is_cpu and not INTERPRETING:
+        report_fallback("deit_kernels.attention", ON_CPU, True)
+        try:  # a small call is half checks: the dtypes and devices are left to SDPA
+            return F.scaled_dot_product_attention(query, key, value)
+        except RuntimeError:
+            pass  # the checks below name what does not fit
     _check_operands(query, key, value, enable_gqa)
     _check_features(query)
     _check_scale(scale)

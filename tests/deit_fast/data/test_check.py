@@ -427,8 +427,11 @@ def test_check_exits_with_0_where_nothing_is_broken(image_folder, capsys):
 
 
 def test_pack_then_check_as_a_console_script(image_folder, tmp_path, capsys):
+    (image_folder / "train/ant/new.heic").touch()
     assert main(["pack", str(image_folder), str(tmp_path / "packed"), "--shard-images", "5"]) == 0
-    assert f"packed: type --data {tmp_path}/packed" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "left out: 1 .heic, files that are not read" in printed
+    assert f"packed: type --data {tmp_path}/packed" in printed
     script = [sys.executable, "-m", "deit_fast", "data", "check", str(tmp_path / "packed")]
     result = subprocess.run(script, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

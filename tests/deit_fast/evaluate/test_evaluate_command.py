@@ -329,9 +329,11 @@ def broken(imagenet: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("options", [[], ["--bad-images", "skip"]])
 def test_unreadable_images_are_named_and_left_out(broken: Path, tmp_path: Path, capsys, options: list[str]) -> None:
+    broken.with_suffix(".heic").touch()
     (result,) = results(tmp_path, "grey_models:nearest", "--data", tmp_path / "copy", *options)["data"]
     assert result["unreadable"] == [str(broken)] and score(result) == (100 * 4 / 7, 100 * 6 / 7, 7)
-    assert str(broken) in capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
+    assert str(broken) in printed and "1 .heic" in printed
 
 
 def test_an_unreadable_image_ends_the_evaluation_when_asked(broken: Path, tmp_path: Path, capsys) -> None:

@@ -183,8 +183,9 @@ def test_an_unreadable_folder_is_named(image_folder, monkeypatch):
     )
 
 
-def test_a_link_back_to_a_parent_is_refused_instead_of_followed_forever(image_folder):
-    (image_folder / "train/ant/loop").symlink_to(image_folder / "train/ant", target_is_directory=True)
+@pytest.mark.parametrize("target", ["train/ant", "train"])
+def test_a_link_back_to_a_parent_is_refused_instead_of_followed_forever(image_folder, target):
+    (image_folder / "train/ant/loop").symlink_to(image_folder / target, target_is_directory=True)
     assert "train/ant/loop is a link to a folder that contains it: remove the link" in refused(image_folder)
 
 
