@@ -166,7 +166,7 @@ def _file(to: str, takes: str, trained: Trained) -> str:
             f"{side}, 3), what the model sees"
         )
         about = (
-            "`model.onnx` resizes, crops and normalises the decoded image itself, with exactly Pillow's bytes: by "
+            "`model.onnx` resizes, crops and normalises the decoded image itself, with exactly Pillow's bytes: by\n"
             "matrix products of whole numbers in float64."
         )
     return f"""

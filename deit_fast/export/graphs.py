@@ -4,11 +4,11 @@
     behind = answer_graph(classes=37)                       # batch_logits -> probabilities, labels, logits
 
 ONNX's own Resize cannot do this. On uint8, onnxruntime runs Pillow's two passes with weights of 22 bits, but computes
-them in float32, so that one byte in ten thousand is a level off; on floats it neither rounds nor clips between the
-passes. Here both passes are matrix products of whole numbers, whose sums stay below 2^53, in float64: exact in any
-order of summation. The weights are computed as Pillow computes them (12, src/libImaging/Resample.c, precompute_coeffs
-and normalize_coeffs_8bpc). Only what the crop reads is resized. The outputs come in blocks, each multiplied with the
-part of the image that it reads: ten times fewer products than one matrix for the whole side would need.
+them in float32, so that up to seven bytes in ten thousand are a level off; on floats it neither rounds nor clips
+between the passes. Here both passes are matrix products of whole numbers, whose sums stay below 2^53, in float64:
+exact in any order of summation. The weights are computed as Pillow 12 computes them (src/libImaging/Resample.c,
+precompute_coeffs and normalize_coeffs_8bpc). Only what the crop reads is resized. The outputs come in blocks, each
+multiplied with the part of the image that it reads: ten times fewer products than with one matrix for a whole side.
 """
 
 # onnxscript reads annotations as they are evaluated, so not from __future__ import annotations.

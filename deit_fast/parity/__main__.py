@@ -94,7 +94,11 @@ def main(arguments: Sequence[str]) -> int:
 def show(rows: list[Row], source: str, console: Console) -> None:
     """A table, and a line for every way that parts from `predict`."""
     title = f"{escape(shown(source))}: {rows[0].files:,} files"
-    table = table_of(title, "", "other files", "bytes, %", "by up to", "logits within", "same top-1, %", "ms")
+    table = table_of(title, "", "files", "bytes, %", "levels", "logits", "top-1, %", "ms")
+    table.caption = (
+        "files with other pixels; bytes that differ, by up to so many levels; largest difference of a logit; files of "
+        "the same likeliest class; ms a file"
+    )
     export = ""
     for row in rows:
         if row.way is None:
