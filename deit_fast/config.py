@@ -221,7 +221,11 @@ class Config:
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ValueError(f"--crop-scale takes two shares, 0 < least <= most <= 1, got {self.crop_scale}")
         if self.simple_random_crop and self.crop_scale != Config.crop_scale:
-            raise ValueError("--simple-random-crop keeps no drawn share: add --crop-scale 0.08 1, or leave it out")
+            given = " ".join(f"{share:g}" for share in self.crop_scale)
+            raise ValueError(
+                f"--crop-scale is {given}, but --simple-random-crop draws no share of the image: add --crop-scale 0.08 "
+                "1, the default, or leave --simple-random-crop out"
+            )
         if self.rand_augment:
             try:
                 ops = Policy.parse(self.rand_augment)

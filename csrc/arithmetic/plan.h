@@ -64,12 +64,12 @@ constexpr int32_t max_output = 1024;         // one line of the output must fit 
 
 // The fourth counter word: which numbers of an image's stream a decision uses. Each stage owns a block of 16.
 enum Draw : uint32_t {
-  draw_crop = 0,    // try t uses draw_crop + t: area, ratio, top, left
-  draw_flip = 16,   // flip, filter, whether to erase
-  draw_ops = 32,    // layer l uses draw_ops + 2 l: op, whether, two for the magnitude; then: sign or share, filter
-  draw_group = 40,  // which sub-policy, the order of the colour jitter
-  draw_jitter = 41, // brightness, contrast, saturation
-  draw_erase = 48,  // try t uses draw_erase + t: area, ratio, top, left
+  draw_crop = 0,     // try t uses draw_crop + t: area, ratio, top, left
+  draw_flip = 16,    // flip, filter, whether to erase
+  draw_ops = 32,     // layer l uses draw_ops + 2 l: op, whether, two for the magnitude; then: sign or share, filter
+  draw_group = 40,   // which sub-policy, the order of the colour jitter
+  draw_jitter = 41,  // brightness, contrast, saturation
+  draw_erase = 48,   // try t uses draw_erase + t: area, ratio, top, left
 };
 
 enum class RowProblem { none, sides, buffer, empty_box, box, window, choice, op, erased };

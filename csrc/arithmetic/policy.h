@@ -12,7 +12,7 @@ namespace deit {
 enum class Crop : int32_t { random_resized = 0, center = 1, simple = 2 };
 constexpr int32_t random_filter = 2;  // besides the values of Filter: a coin for each use
 
-constexpr int rand_op_count = 16;   // the ops that RandAugment draws, and none
+constexpr int rand_op_count = 16;  // the ops that RandAugment draws, and none
 constexpr int most_sub_policies = 25, sub_ops = 2;
 
 // An op, how likely it is, and where its argument comes from: `RANDOM_OP` in policy.py.

@@ -20,7 +20,8 @@ from ..picture import picture
 from .decode import BadImage
 from .sources.dataset import Dataset, read_image
 
-COLUMN, LINE = 1.9, 2.45  # inches of an image with its text
+COLUMN, LINE = 1.9, 2.45  # inches of an image with four lines of text
+TEXT_LINE = 0.25
 
 
 def named_ops(row: np.void) -> str:
@@ -75,7 +76,9 @@ def preview(
     )  # fmt: skip
     augmented = pixels_of(apply(batch, plan), policy)
 
-    size = ((copies + 1) * COLUMN, images * LINE)
+    texts = [named_ops(row) for row in plan.table]
+    more = max(0, max(text.count("\n") for text in texts) - 3)
+    size = ((copies + 1) * COLUMN, images * (LINE + more * TEXT_LINE))
     with picture(target, images, copies + 1, figsize=size, squeeze=False) as (_, axes):
         for index, (line, original) in enumerate(zip(axes, originals, strict=True)):
             label = dataset.classes[dataset.labels[samples[index]]]
@@ -83,6 +86,6 @@ def preview(
             line[0].set_title(f"{label}\n{original.shape[1]} x {original.shape[0]}", fontsize=8)
             for copy, panel in enumerate(line[1:]):
                 panel.imshow(augmented[index * copies + copy])
-                panel.set_title(named_ops(plan.table[index * copies + copy]), fontsize=7)
+                panel.set_title(texts[index * copies + copy], fontsize=7)
         for panel in axes.flat:
             panel.axis("off")

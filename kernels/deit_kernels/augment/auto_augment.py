@@ -6,13 +6,13 @@ AutoAugment.parse("3a")              # one of greyscale, solarise and Gaussian b
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from .rand_augment import OPS, nearest, require
 
 SUB_POLICIES, SUB_OPS = 25, 2  # at most: the numbers that a plan is drawn from have room for as many
+MAX_ARGUMENT = 1000
 
 
 class RandomOp(NamedTuple):
@@ -86,8 +86,9 @@ class AutoAugment:
             for op in ops:
                 require(op.op in OPS[1:], f"there is no op {op.op!r}: did you mean {nearest(op.op, OPS[1:])}?")
                 require(0 <= op.probability <= 1, f"probability of {op.op} lies in [0, 1], got {op.probability}")
-                finite = math.isfinite(op.low) and math.isfinite(op.high)
-                require(finite and op.low <= op.high, f"low and high of {op.op} are a range, got {op.low} to {op.high}")
+                within = -MAX_ARGUMENT <= op.low <= op.high <= MAX_ARGUMENT
+                limits = f"a range in [-{MAX_ARGUMENT}, {MAX_ARGUMENT}]"
+                require(within, f"low and high of {op.op} are {limits}, got {op.low} to {op.high}")
 
     @property
     def layers(self) -> int:

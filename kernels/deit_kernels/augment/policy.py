@@ -11,6 +11,7 @@ Every field can be replaced with `dataclasses.replace`. A stage is left out by N
 
 from __future__ import annotations
 
+import functools
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -258,8 +259,14 @@ class Policy:
 
     def numbers(self, seed: int) -> NDArray[np.void]:
         """What rows are drawn from, as one record of `POLICY`."""
-        record = np.zeros(1, POLICY)
+        record = self._numbers.copy()
         record["seed"] = seed
+        return record
+
+    @functools.cached_property
+    def _numbers(self) -> NDArray[np.void]:
+        """All of them but the seed: a batch asks for them, and AutoAugment has many."""
+        record = np.zeros(1, POLICY)
         for name in ("scale", "ratio", "crop_ratio", "flip", "size", "pad"):
             record[name] = getattr(self, name)
         record["pad"] *= self.crop == "simple"

@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -43,6 +44,15 @@ def test_a_policy_without_later_stages_keeps_the_key_of_its_label_cache() -> Non
     assert Policy.deit().settings().keys() == Policy.eval().settings().keys() == kept
     assert Policy.deit3().settings().keys() == kept | {"auto_augment", "color_jitter"}
     assert json.loads(json.dumps(Policy.deit3().settings()))["auto_augment"]["sub_policies"][1][0][0] == "solarize"
+
+
+def test_numbers_that_are_kept_are_nobodys_to_change() -> None:
+    policy = Policy.parse("original")
+    first = policy.numbers(1)
+    first["sub_policy"]["op"] = 0
+    assert (policy.numbers(2) == Policy.parse("original").numbers(2)).all()
+    assert (policy.numbers(2)["seed"], policy.numbers(3)["seed"]) == (2, 3)
+    assert policy == Policy.parse("original") == pickle.loads(pickle.dumps(policy))
 
 
 def test_only_a_plain_evaluation_draws_nothing() -> None:
@@ -152,7 +162,8 @@ def test_what_a_policy_refuses(change: dict[str, object]) -> None:
         (AutoAugment, {"sub_policies": ((RandomOp("rotat"),),)}),
         (AutoAugment, {"sub_policies": ((RandomOp("rotate", 1.5),),)}),
         (AutoAugment, {"sub_policies": ((RandomOp("rotate", 1.0, 3.0, 2.0),),)}),
-        (AutoAugment, {"sub_policies": ((RandomOp("rotate", 1.0, 0.0, float("inf")),),)}),
+        (AutoAugment, {"sub_policies": ((RandomOp("rotate", 1.0, 0.0, 1001.0),),)}),
+        (AutoAugment, {"sub_policies": ((RandomOp("rotate", 1.0, float("nan"), 1.0),),)}),
     ],
 )
 def test_what_a_stage_refuses(kind: type, change: dict[str, object]) -> None:
