@@ -99,11 +99,14 @@ def draw_labels(taught: Config, target: Path) -> dict[str, Any]:
     with join(taught) as ranks, torch.no_grad():
         data = TrainingData.open(taught, ranks)
         loaders = data.loaders(student.preprocessing.normalisation, ranks)
+        models = [model.to(ranks.device) for model in (teacher, student.model)]
         for batch in loaders.training(range(min(_STEPS, data.total_steps))):
             mixed = isinstance(batch.target, MixedTarget)
-            partner, weight = (batch.target[1:]) if mixed else (batch.labels, torch.ones(len(batch.labels)))
+            partner, weight = (
+                batch.target[1:] if mixed else (batch.labels, torch.ones_like(batch.labels, dtype=torch.float32))
+            )
             swapped = weight < 0.5
-            logits = {"teacher": teacher(batch.images), **head_logits(student.model, batch.images)}
+            logits = {"teacher": models[0](batch.images), **head_logits(models[1], batch.images)}
             row = {
                 "images": batch.images,
                 "label": torch.where(swapped, partner, batch.labels),
@@ -112,7 +115,7 @@ def draw_labels(taught: Config, target: Path) -> dict[str, Any]:
                 **{name: logits[name].argmax(1) for name in SAYING},
             }
             for name, value in row.items():
-                columns.setdefault(name, []).append(value.clone())
+                columns.setdefault(name, []).append(value.cpu().clone())
     seen = {name: torch.cat(values) for name, values in columns.items()}
     images = seen.pop("images")
     said = {name: values.numpy() for name, values in seen.items()}
