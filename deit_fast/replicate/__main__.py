@@ -8,12 +8,12 @@ Four trainings give the six rows of Table 3: none; soft and hard distillation of
 the distillation token, evaluated as class token, distillation token and both (summed softmaxes, paper section 4). Table
 2 is the last training again, from a transformer instead of a ConvNet. A seed means initialisation, order and
 augmentation; all seeds learn from the same two teachers, and rows are compared seed by seed. Table 4 is who disagrees
-with whom, and crops.png shows training crops that the teacher labels otherwise than their image is labelled. On MNIST's
-digits the student without a teacher has its own augmentation and rate, those that suit it best.
+with whom, and labels.png shows training images that the teacher labels otherwise than the data does. On MNIST's digits
+the settings are those that docs/the-claim.md found best for either side.
 
 An estimate of the time comes first. Every training is a run folder below --out: the same command continues where it
 stopped, and typed in a second terminal it takes its share of the trainings. At the end results.json, results.png and
-crops.png lie there, and one sentence says in which comparisons the paper's order holds, whatever they are. Numbers at
+labels.png lie there, and one sentence says in which comparisons the paper's order holds, whatever they are. Numbers at
 this scale are about this scale: they neither confirm nor refute the paper's.
 """
 
@@ -166,7 +166,7 @@ def replicate(settings: Settings, arguments: Sequence[str] = ()) -> dict[str, An
     ]
     if pairs:
         results["table4"] = explained.table4(pairs)
-        results["crops"] = explained.draw_crops(pairs[0].taught, folder / "crops.png")
+        results["labels"] = explained.draw_labels(pairs[0].taught, folder / "labels.png")
     write_json(folder / "results.json", results)
     report.draw(results, folder / "results.png")
     return results

@@ -1,26 +1,29 @@
-"""Why the teacher's labels help, to look at: crops that lost the object, and who disagrees with whom (Table 4).
+"""Why the teacher's labels help, to look at: images that augmentation spoiled, and who disagrees with whom (Table 4).
 
-A crop of a training image keeps its label, whatever is left of the object; the teacher labels what is there.
+A crop keeps its image's label, whatever is left of the object, and a mixed image the shares of its two; the teacher
+labels what is there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from deit_kernels.augment import ImageBatch, apply, sample_plan
+from deit_kernels import MixedTarget
 
 from ..config import Config
-from ..data import EvalLoader, decode, open_dataset
-from ..data.preview import named_ops, pixels_of
+from ..data import EvalLoader, open_dataset
+from ..data.preview import pixels_of
+from ..data.training import TrainingData
 from ..model import Normalisation
 from ..picture import picture
+from ..ranks.group import join
 from ..scores import TRUTH, Renormalised, head_logits, predict
 from ..weights.trained import load
 
@@ -41,8 +44,9 @@ PAPER = {
     ("teacher/cls", "token/softmax"): 10.2,
     ("token/cls", "token/dist"): 5.0,
 }
-ROWS, COLUMNS = 3, 8  # of crops in the picture
-_COPIES = 4  # crops of each training image that are looked at
+SAYING = ("teacher", "cls", "dist")
+ROWS, COLUMNS = 3, 8  # of images in the picture
+_STEPS = 60  # whose images are looked at
 
 
 class Pair(NamedTuple):
@@ -77,60 +81,75 @@ def table4(pairs: Sequence[Pair]) -> dict[str, Any]:
     }
 
 
-def draw_crops(taught: Config, target: Path) -> dict[str, Any]:
-    """Draw training crops that the teacher labels otherwise than their image is labelled, and what the tokens say.
+def draw_labels(taught: Config, target: Path) -> dict[str, Any]:
+    """Draw training images that the teacher labels otherwise than the data does, and what the student's tokens say.
 
-    Looked at are the first epochs' crops of all training images, without mixing. The picture shows the first of each
-    class in turn; nothing else is selected. Returns {"crops", "relabelled": per cent, "cls_with_teacher": per cent of
-    the relabelled on which the class token says what the teacher says, "dist_with_teacher", "cls_with_label",
-    "dist_with_label"}.
+    Looked at are the images of the first `_STEPS` steps of the run, exactly as it saw them: cropped, and mixed where it
+    mixes. The data's label of a mixed image is the heavier of its two. The picture shows the first of each label in
+    turn; nothing else is selected.
+
+    Returns:
+        {"images", "other": share of them that the teacher labels otherwise, "neither": share that it gives neither of
+        the mixed labels, "cls_with_teacher": share of the others on which the class token says what the teacher says,
+        "cls_with_label", "dist_with_teacher", "dist_with_label"}, all in per cent but the first.
     """
     student = load(taught.run_folder())
     teacher = _seeing(taught.teacher, student.preprocessing.normalisation)
-    images, _ = open_dataset(taught.data)
-    policy = replace(taught.training_policy(student.preprocessing.normalisation), mix=None)
-    originals = [pixels_in_colour(images, index) for index in range(len(images))]
-    sample = np.arange(len(images)).repeat(_COPIES)
-    batch = ImageBatch.from_images(originals)
-    batch = ImageBatch(batch.data, *(table.repeat_interleave(_COPIES) for table in batch[1:]))
-    plan = sample_plan(
-        policy, seed=taught.data_seed, epoch=0, sample=sample, copy=np.tile(np.arange(_COPIES), len(images)),
-        height=batch.height.numpy(), width=batch.width.numpy(),
-    )  # fmt: skip
-    crops = apply(batch, plan)
-    with torch.no_grad():
-        parts = [{"teacher": teacher(part), **head_logits(student.model, part)} for part in crops.split(500)]
-    said = {key: torch.cat([part[key] for part in parts]).argmax(1).numpy() for key in ("teacher", "cls", "dist")}
-    label = images.labels[sample]
-    (lost,) = np.nonzero(said["teacher"] != label)
-    percent = {
-        f"{head}_with_{name}": 100 * float(np.mean(said[head][lost] == other[lost])) if len(lost) else None
+    columns: dict[str, list[Tensor]] = {}
+    with join(taught) as ranks, torch.no_grad():
+        data = TrainingData.open(taught, ranks)
+        loaders = data.loaders(student.preprocessing.normalisation, ranks)
+        models = [model.to(ranks.device) for model in (teacher, student.model)]
+        for batch in loaders.training(range(min(_STEPS, data.total_steps))):
+            mixed = isinstance(batch.target, MixedTarget)
+            partner, weight = (
+                batch.target[1:] if mixed else (batch.labels, torch.ones_like(batch.labels, dtype=torch.float32))
+            )
+            swapped = weight < 0.5
+            logits = {"teacher": models[0](batch.images), **head_logits(models[1], batch.images)}
+            row = {
+                "images": batch.images,
+                "label": torch.where(swapped, partner, batch.labels),
+                "partner": torch.where(swapped, batch.labels, partner),
+                "weight": torch.where(swapped, 1 - weight, weight),
+                **{name: logits[name].argmax(1) for name in SAYING},
+            }
+            for name, value in row.items():
+                columns.setdefault(name, []).append(value.cpu().clone())
+    seen = {name: torch.cat(values) for name, values in columns.items()}
+    images = seen.pop("images")
+    said = {name: values.numpy() for name, values in seen.items()}
+    (others,) = np.nonzero(said["teacher"] != said["label"])
+    agreeing = {
+        f"{head}_with_{name}": _percent(said[head][others] == said[name][others])
         for head in ("cls", "dist")
-        for name, other in (("teacher", said["teacher"]), ("label", label))
+        for name in ("teacher", "label")
     }
-    by_class = [lost[label[lost] == number] for number in range(len(images.classes))]
-    turns = max(map(len, by_class), default=0)
-    shown = [rows[turn] for turn in range(turns) for rows in by_class if turn < len(rows)][: ROWS * COLUMNS]
-    pixels = pixels_of(crops[shown], policy) if shown else []
-    with picture(target, ROWS, 2 * COLUMNS, figsize=(2 * COLUMNS * 0.95, ROWS * 1.75), squeeze=False) as (_, axes):
+    classes = data.train_set.classes
+    by_label = [others[said["label"][others] == number] for number in range(len(classes))]
+    turns = range(max(map(len, by_label)))
+    shown = [rows[turn] for turn in turns for rows in by_label if turn < len(rows)][: ROWS * COLUMNS]
+    with picture(target, ROWS, COLUMNS, figsize=(COLUMNS * 1.45, ROWS * 2.0), squeeze=False) as (_, axes):
         for panel in axes.flat:
             panel.axis("off")
-        for place, row in enumerate(shown):
-            line, column = divmod(place, COLUMNS)
-            before, after = axes[line, 2 * column], axes[line, 2 * column + 1]
-            before.imshow(originals[sample[row]])
-            before.set_title(f"labelled {images.classes[label[row]]}", fontsize=8)
-            after.imshow(pixels[place])
-            words = {key: images.classes[values[row]] for key, values in said.items()}
-            tokens = f"class {words['cls']}, dist. {words['dist']}"
-            after.set_title(f"{named_ops(plan.table[row])}\nteacher {words['teacher']}\n{tokens}", fontsize=7)
-    return {"crops": len(sample), "relabelled": 100 * len(lost) / len(sample), **percent}
+        for panel, row in zip(axes.flat, shown, strict=False):
+            panel.imshow(pixels_of(images[row : row + 1], loaders.policy)[0])
+            words = {name: classes[values[row]] for name, values in said.items() if name != "weight"}
+            label, weight = f"label {words['label']}", said["weight"][row]
+            if weight < 1:
+                label += f" ({weight:.0%}), {words['partner']} ({1 - weight:.0%})"
+            tokens = f"class token {words['cls']}\ndistillation token {words['dist']}"
+            panel.set_title(f"{label}\nteacher {words['teacher']}\n{tokens}", fontsize=7)
+    return {
+        "images": len(images),
+        "other": _percent(said["teacher"] != said["label"]),
+        "neither": _percent((said["teacher"] != said["label"]) & (said["teacher"] != said["partner"])),
+        **agreeing,
+    }
 
 
-def pixels_in_colour(images: Any, index: int) -> NDArray[np.uint8]:
-    """The decoded image, uint8 (H, W, 3)."""
-    content = images.read(index)
-    return decode(content) if isinstance(content, bytes) else content
+def _percent(hits: NDArray[np.bool_]) -> float | None:
+    return 100 * float(hits.mean()) if len(hits) else None
 
 
 def _seeing(run: str | Path, given: Normalisation) -> Renormalised:

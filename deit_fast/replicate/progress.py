@@ -43,21 +43,24 @@ def train_all(trainings: Sequence[Training]) -> None:
     if todo:
         whole = _time(sum(expected.values()))
         print(f"\n{len(todo)} trainings of {len(trainings)} to go: {whole}, an estimate", flush=True)
+    left: list[Training] = []
     while todo:
-        left = []
+        waiting, left = left, []
         for place, training in enumerate(todo):
-            ahead = sum(expected[one.name] for one in (*left, *todo[place:]))
-            number = trainings.index(training) + 1
-            about = _time(ahead * (spent / done if done else 1))
-            print(f"\ntraining {number} of {len(trainings)}: {training.name}; about {about} to go", flush=True)
-            began = time.perf_counter()
             if training.config.teacher in [str(one.config.run_folder()) for one in left]:
                 left.append(training)
                 continue
+            if training not in waiting:
+                ahead = sum(expected[one.name] for one in (*left, *todo[place:]))
+                about = _time(ahead * (spent / done if done else 1))
+                number = trainings.index(training) + 1
+                print(f"\ntraining {number} of {len(trainings)}: {training.name}; about {about} to go", flush=True)
+            began = time.perf_counter()
             try:
                 train(training.config)
             except Busy as busy:
-                print(busy, flush=True)
+                if training not in waiting:
+                    print(busy, flush=True)
                 left.append(training)
                 continue
             if (taken := time.perf_counter() - began) > 1:  # else another process has trained it

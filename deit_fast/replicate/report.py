@@ -139,8 +139,15 @@ def show(results: Mapping[str, Any], folder: Path) -> None:
         paper = row["paper"]
         table.add_row(row["row"], f"{teacher:.1f}", _mean(row), f"{paper['teacher']:.1f}", f"{paper['B']:.1f}")
     console.print(table)
+    if table4 := results.get("table4"):
+        table = table_of("", "Table 4: classified differently, per cent", *table4["names"])
+        for name, line in zip(table4["names"], table4["percent"], strict=True):
+            table.add_row(name, *(f"{percent:.1f}" for percent in line))
+        console.print(table)
     console.print(results["sentence"], markup=False)
-    console.print(f"{folder / 'results.json'}, {folder / 'results.png'}", markup=False)
+    console.print(
+        ", ".join(str(path) for path in (folder / "results.json", *sorted(folder.glob("*.png")))), markup=False
+    )
 
 
 def _paper(row: Mapping[str, Any], size: str) -> str:

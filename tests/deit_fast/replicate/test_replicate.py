@@ -66,6 +66,23 @@ def test_a_replication_continues_and_its_rows_are_the_heads_of_its_runs(small: S
         assert results["teachers"][name]["top1"] == top1(f"teacher-{name}", "cls")
     assert json.loads((folder / "results.json").read_text()) == results
     assert (folder / "results.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "labels.png").read_bytes().startswith(b"\x89PNG")
+    names, percent = results["table4"]["names"], results["table4"]["percent"]
+    assert names[0] == "true labels" and results["table4"]["seeds"] == 2
+    for name, head, run in (
+        ("not distilled", "cls", "none"),
+        ("class token", "cls", "token"),
+        ("both", "softmax", "token"),
+    ):
+        wrong = [100 - top1(f"seed{seed}-{run}", head) for seed in (0, 1)]
+        assert percent[0][names.index(name)] == pytest.approx(statistics.mean(wrong), abs=0.01)
+    assert all(percent[a][b] == percent[b][a] for a in range(6) for b in range(6)) and percent[2][2] == 0
+    labels = results["labels"]
+    assert labels["images"] == 24 and 0 <= labels["other"] <= 100
+    both = (labels["cls_with_teacher"], labels["cls_with_label"])
+    assert both == (None, None) or 0 <= sum(both) <= 100, (
+        "of a teacher's other label and the label, one at most is said"
+    )
     assert results["command"] == "python -m deit_fast.replicate --seeds 2"
 
 
