@@ -111,7 +111,7 @@ def cross_entropy(
     arguments = logits, target, label_smoothing, ignore_index, reduction == "mean"
     if _needs_graph(logits):
         return CrossEntropy.apply(*arguments)
-    return torch.ops.deit_kernels._cross_entropy_fwd(*arguments)[0]
+    return _cross_entropy_op(*arguments)[0]
 
 
 def binary_cross_entropy(
@@ -188,7 +188,7 @@ def kl_divergence(
 def _apply(call: LossCall) -> tuple[Tensor, Tensor, Tensor]:
     if (call.cls is not None and _needs_graph(call.cls)) or (call.dist is not None and _needs_graph(call.dist)):
         return DistillLoss.apply(*_distinct(*call[:7]), *call[7:])
-    return torch.ops.deit_kernels._distill_loss_fwd(*call)[:3]
+    return _forward_op(*call)[:3]
 
 
 def _needs_graph(logits: Tensor) -> bool:
@@ -255,6 +255,10 @@ for _name, _function in ((_FORWARD, _forward), (_BACKWARD, _backward), (_CROSS_E
     torch.library.impl(f"{_name}_exact", "CPU", _function)
     if INTERPRETING:
         torch.library.impl(_name, "CPU", _function)
+
+# The overloads themselves: to find one by its packet takes 0.4 µs a call.
+_forward_op = torch.ops.deit_kernels._distill_loss_fwd.default
+_cross_entropy_op = torch.ops.deit_kernels._cross_entropy_fwd.default
 
 
 _OLDER = "the extension is older than its Python code; to rebuild it, type: pip install -e ."
