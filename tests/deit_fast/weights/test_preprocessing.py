@@ -130,8 +130,9 @@ def test_evaluation_everywhere_sees_the_pixels_of_the_run(
 def turning(base: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained run that turns images."""
     config = dataclasses.replace(
-        base, exif_orientation=True, precision="fp32", out=str(tmp_path_factory.mktemp("runs") / "turning"), epochs=2, warmup_epochs=1,
-        distill="none", teacher="", teacher_top_k=0, alpha=None, tau=None, kl_normalizer=None, ema_decay=0.0,
+        base, exif_orientation=True, out=str(tmp_path_factory.mktemp("runs") / "turning"), epochs=2, warmup_epochs=1,
+        precision="fp32", distill="none", teacher="", teacher_top_k=0, alpha=None, tau=None, kl_normalizer=None,
+        ema_decay=0.0,
     )  # fmt: skip
     return train(config).run
 
