@@ -45,7 +45,7 @@ def test_one_command_ends_with_the_three_and_reads_them_when_repeated(short, tmp
         assert f" {value:.1f} " in line and f" {round((100 - value) * 14.8)} " in line
     assert results["n"] == 1480 and results["gain"] == top1["with-teacher"] - top1["without-teacher"]
     assert f"{results['gain']:+.1f} points, with this seed" in said
-    assert [epoch for epoch, _ in results["with-teacher"]["curve"]] == [1, 2]
+    assert [epoch for epoch, _ in results["with-teacher"]["curve"]] == [1, 2], "an evaluation after each"
     assert (out / "demo.png").read_bytes().startswith(b"\x89PNG")
     before = (out / "with-teacher" / "summary.json").stat().st_mtime_ns
     assert main(arguments) == 0
