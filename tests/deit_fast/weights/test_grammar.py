@@ -63,7 +63,9 @@ def own():
 
 def table() -> dict[str, dict[str, str]]:
     """Kind -> use -> cell."""
-    lines = re.findall(r"^\|(.*)\|$", (ROOT / "docs" / "using-a-model.md").read_text(), flags=re.MULTILINE)
+    page = (ROOT / "docs" / "using-a-model.md").read_text()
+    first = next(part for part in page.split("\n\n") if part.startswith("|"))
+    lines = re.findall(r"^\|(.*)\|$", first, flags=re.MULTILINE)
     (_, *uses), _, *rows = ([cell.strip() for cell in line.split("|")] for line in lines)
     return {kind: dict(zip((use.strip("`") for use in uses), cells, strict=True)) for kind, *cells in rows}
 
