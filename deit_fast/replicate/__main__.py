@@ -145,8 +145,8 @@ def replicate(settings: Settings, arguments: Sequence[str] = ()) -> dict[str, An
     for seed, key, training in every:
         if training.name in summaries:
             measured.setdefault(key, {})[seed] = summaries[training.name]["student"]
-    if len(scores) < len(both) or not measured:
-        raise ValueError(f"{folder} holds no student and both teachers yet: leave out --report, and they are trained")
+    if not scores or not measured:
+        raise ValueError(f"{folder} holds no teacher and its student yet: leave out --report, and they are trained")
     results = {
         "data": settings.data,
         "epochs": every[0][2].config.epochs,
