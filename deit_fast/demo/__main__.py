@@ -123,12 +123,14 @@ def draw(results: dict[str, Any], target: Path) -> None:
         lowest = min(results[name]["top1"] for name in colors)
         course.set(xlabel="epochs", ylabel="top-1, per cent", ylim=(max(0, lowest - 20), 100))
         course.legend(loc="lower right")
-        bars = end.barh(["teacher", "taught", "not taught"], [results[name]["top1"] for name in colors],
-                        color=[*colors.values()], alpha=0.8)  # fmt: skip
-        end.bar_label(bars, fmt="%.1f", padding=3)
-        end.invert_yaxis()
-        end.set(title=f"the teacher's labels: {results['gain']:+.1f} points", xlabel="top-1, per cent",
-                xlim=(max(0, lowest - 3), 101))  # fmt: skip
+        names = ["teacher", "taught", "not taught"]
+        for place, name in enumerate(colors):
+            end.plot(results[name]["top1"], place, "o", color=colors[name], markersize=10)
+            end.annotate(f"{results[name]['top1']:.1f}", (results[name]["top1"], place), (10, -4),
+                         textcoords="offset points")  # fmt: skip
+        end.set_yticks(range(len(names)), names)
+        end.set(title=f"at the end: {results['gain']:+.1f} points, one seed",
+                xlabel="top-1, per cent", xlim=(max(0, lowest - 2), 101), ylim=(2.5, -0.5))  # fmt: skip
         for axes in (course, end):
             axes.grid(alpha=0.3)
 

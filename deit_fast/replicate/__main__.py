@@ -145,8 +145,8 @@ def replicate(settings: Settings, arguments: Sequence[str] = ()) -> dict[str, An
     for seed, key, training in every:
         if training.name in summaries:
             measured.setdefault(key, {})[seed] = summaries[training.name]["student"]
-    if len(scores) < len(both) or not measured:
-        raise ValueError(f"{folder} holds no student and both teachers yet: leave out --report, and they are trained")
+    if not scores or not measured:
+        raise ValueError(f"{folder} holds no teacher and its student yet: leave out --report, and they are trained")
     results = {
         "data": settings.data,
         "epochs": every[0][2].config.epochs,
@@ -167,6 +167,7 @@ def replicate(settings: Settings, arguments: Sequence[str] = ()) -> dict[str, An
     if pairs:
         results["table4"] = explained.table4(pairs)
         results["labels"] = explained.draw_labels(pairs[0].taught, folder / "labels.png")
+    results["runs"] = {Path(one.config.out).name: summaries[one.name] for one in trainings if one.name in summaries}
     write_json(folder / "results.json", results)
     report.draw(results, folder / "results.png")
     return results

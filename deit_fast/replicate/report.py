@@ -173,6 +173,8 @@ def draw(results: Mapping[str, Any], target: Path) -> None:
                 if size in row["paper"]:
                     there.plot(row["paper"][size], place, marker, color="tab:gray", label=size if place == 0 else None)
         for name, style in (("convnet", "--"), ("transformer", ":")):
+            if name not in results["teachers"]:
+                continue
             score = results["teachers"][name]["top1"]
             here.axvline(score, color="black", linestyle=style, linewidth=1, label=f"{name} teacher, {score:.1f} %")
         here.set_yticks(places, labels)

@@ -84,6 +84,8 @@ def test_a_replication_continues_and_its_rows_are_the_heads_of_its_runs(small: S
         "of a teacher's other label and the label, one at most is said"
     )
     assert results["command"] == "python -m deit_fast.replicate --seeds 2"
+    assert results["runs"].keys() == set(runs)
+    assert results["runs"]["seed1-token"]["student"]["dist"]["top1"] == results["table3"]["distillation"]["top1"][1]
 
 
 @pytest.mark.parametrize("data", ["mnist5k", "photos", "digits", "/flowers"])
@@ -252,18 +254,32 @@ def test_many_seeds_have_a_narrower_interval() -> None:
     assert many["half_interval"] == pytest.approx(report.T[-1] * statistics.stdev(values) / 40**0.5)
 
 
-def test_the_committed_replication_is_what_its_numbers_say() -> None:
+@pytest.mark.parametrize("name", ["digits", "mnist5k"])
+def test_the_committed_replication_is_what_its_numbers_say(name: str) -> None:
     """Five seeds or more, with command, day and machine, and a sentence that follows from the numbers beside it."""
-    file = Path(__file__).parents[3] / "benchmarks" / "results" / "replicate-digits.json"
+    file = Path(__file__).parents[3] / "benchmarks" / "results" / f"replicate-{name}.json"
     committed = json.loads(file.read_text())
     assert committed["seeds"] >= 5 and committed["command"].startswith("python -m deit_fast.replicate")
     assert committed["date"] and committed["machine"] and committed["versions"]["torch"]
     for row in (*committed["table3"].values(), *committed["table2"].values()):
-        assert len(row["top1"]) == committed["seeds"]
+        assert len(row["top1"]) == len(row.get("seeds", range(committed["seeds"])))
         assert row["mean"] == pytest.approx(statistics.mean(row["top1"]))
         assert row["std"] == pytest.approx(statistics.stdev(row["top1"]))
     assert committed["sentence"] == report.sentence(committed)
     assert file.with_suffix(".png").exists()
+
+
+def test_the_page_of_the_claim_states_the_committed_numbers() -> None:
+    """Every row and every comparison of the results file stands on the page, rounded as there."""
+    root = Path(__file__).parents[3]
+    committed = json.loads((root / "benchmarks" / "results" / "replicate-mnist5k.json").read_text())
+    page = (root / "docs" / "the-claim.md").read_text()
+    for table in ("table3", "shorter"):
+        for row in committed[table].values():
+            assert f"| {row['mean']:.1f} ± {row['std']:.1f} | {len(row['seeds'])} |" in page, row["row"]
+    for claim in committed["claims"]:
+        said = f"{claim['difference']:+.1f} ± {claim['half_interval']:.1f} | {claim['pairs']} | {claim['verdict']} |"
+        assert f"| {claim['claim']} | {said}" in page
 
 
 @pytest.mark.parametrize(
