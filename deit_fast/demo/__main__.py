@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from rich.console import Console
 from tyro.conf import arg
 
@@ -138,6 +139,8 @@ def draw(results: dict[str, Any], target: Path) -> None:
 @command.entry("demo")
 def main(arguments: Sequence[str]) -> None:
     given = command.parse(Settings, arguments, program="python -m deit_fast.demo", description=__doc__)
+    # So small a model gains little from a second thread, and beside another program it becomes much slower with one.
+    torch.set_num_threads(1)
     show(demo(given, arguments), Path(given.out))
 
 
