@@ -9,6 +9,7 @@ every target since.
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
 import tempfile
@@ -19,6 +20,7 @@ import triton
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 NO_SCOREBOARD = 7
+_POLL = 8  # instructions
 _LABEL = re.compile(r"^(\.L_\w+):")
 _LINE = re.compile(
     r"^\s+/\*(?P<address>[0-9a-f]{4,})\*/\s+(?:(?P<predicate>@!?U?P\w+)\s+)?"
@@ -80,22 +82,34 @@ class Program:
 
     instructions: tuple[Instruction, ...]
 
-    @property
+    @functools.cached_property
     def loops(self) -> list[Loop]:
-        """Every loop, in the order in which they end; inner ones before those around them."""
-        branches = [(index, branch) for index, branch in enumerate(self.instructions) if branch.name == "BRA"]
-        return [Loop(branch.target, index) for index, branch in branches if _back(branch.target, index)]
+        """Every loop that repeats work, in the order in which they end; inner ones before those around them.
 
-    @property
-    def forks(self) -> list[int]:
-        """Indices of the conditional branches that skip a whole loop and the EXIT behind it: kinds of program part."""
-        ends = [index for index, instruction in enumerate(self.instructions) if _always_exits(instruction)]
-        return [
-            index
+        Not counted: a few instructions that poll a barrier, and the way back from code behind an EXIT, where the
+        compiler puts what hardly ever runs.
+        """
+        found = [
+            Loop(branch.target, index)
             for index, branch in enumerate(self.instructions)
-            if branch.name == "BRA" and branch.conditional and branch.target is not None
-            if any(index < loop.first and loop.last < end < branch.target for loop in self.loops for end in ends)
+            if branch.name == "BRA" and branch.target is not None and branch.target < index  # itself: the final trap
         ]
+        return [loop for loop in found if not self._polls(loop) and not self._passes_the_end(loop)]
+
+    @functools.cached_property
+    def forks(self) -> list[int]:
+        """Indices of the conditional branches that skip a loop and the EXIT behind it, to where another loop follows:
+        there two kinds of program part."""
+        ends = [index for index, instruction in enumerate(self.instructions) if _always_exits(instruction)]
+        found = []
+        for index, branch in enumerate(self.instructions):
+            if branch.name == "BRA" and branch.conditional and branch.target is not None:
+                skipped = any(
+                    index < loop.first and loop.last < end < branch.target for loop in self.loops for end in ends
+                )
+                if skipped and any(loop.first >= branch.target for loop in self.loops):
+                    found.append(index)
+        return found
 
     def path(self, trips: tuple[int, ...], taken: frozenset[int] = frozenset()) -> list[Instruction]:
         """What one warp issues from the first instruction to its EXIT.
@@ -140,6 +154,13 @@ class Program:
             place = following
         return issued
 
+    def _polls(self, loop: Loop) -> bool:
+        body = self.instructions[loop.first : loop.last + 1]
+        return len(body) <= _POLL and any("TRYWAIT" in one.opcode or one.name == "NANOSLEEP" for one in body)
+
+    def _passes_the_end(self, loop: Loop) -> bool:
+        return any(_always_exits(instruction) for instruction in self.instructions[loop.first : loop.last])
+
     def _way_out(self, loop: Loop) -> int:
         """Where a loop that always branches back is left: its last conditional EXIT or branch to the outside."""
         return max(
@@ -155,11 +176,6 @@ class Program:
 
 def _always_exits(instruction: Instruction) -> bool:
     return instruction.name == "EXIT" and not instruction.conditional
-
-
-def _back(target: int | None, index: int) -> bool:
-    """Whether a branch at `index` closes a loop; one to itself is the trap behind the last EXIT."""
-    return target is not None and target < index
 
 
 def parse(text: str) -> Program:
