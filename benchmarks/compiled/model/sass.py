@@ -39,7 +39,7 @@ class Instruction:
         predicate: as "@!P0"; "" where it always runs.
         opcode: with its modifiers, as "LDG.E.128".
         operands: as written.
-        target: index of the instruction that a branch goes to; None for all others.
+        target: index of the instruction that a BRA goes to; None for all others.
         stall: clocks until the warp's next instruction may issue.
         written: scoreboard held until the result is written; `NO_SCOREBOARD`.
         read: scoreboard held until the operands are read; `NO_SCOREBOARD`.
@@ -98,16 +98,17 @@ class Program:
 
     @functools.cached_property
     def forks(self) -> list[int]:
-        """Indices of the conditional branches that skip a loop and the EXIT behind it, to where another loop follows:
-        there two kinds of program part."""
-        ends = [index for index, instruction in enumerate(self.instructions) if _always_exits(instruction)]
+        """Indices of the conditional branches to the other of two ways with a loop each: there two kinds of program part.
+
+        The way that falls through never runs into the other: an EXIT or a branch past it stands before.
+        """
         found = []
         for index, branch in enumerate(self.instructions):
-            if branch.name == "BRA" and branch.conditional and branch.target is not None:
-                skipped = any(
-                    index < loop.first and loop.last < end < branch.target for loop in self.loops for end in ends
-                )
-                if skipped and any(loop.first >= branch.target for loop in self.loops):
+            if branch.name == "BRA" and branch.conditional and branch.target is not None and branch.target > index:
+                last = self.instructions[branch.target - 1]
+                parted = last.name in ("EXIT", "BRA") and not last.conditional and (last.target or index) >= index
+                passed = any(index < loop.first and loop.last < branch.target for loop in self.loops)
+                if parted and passed and any(loop.first >= branch.target for loop in self.loops):
                     found.append(index)
         return found
 
@@ -195,7 +196,7 @@ def parse(text: str) -> Program:
 
 
 def _instruction(match: re.Match, bits: int, labels: dict[str, int]) -> Instruction:
-    named = _TARGET.search(match["operands"])
+    named = _TARGET.search(match["operands"]) if match["opcode"].startswith("BRA") else None
     waits = bits >> 52 & 63
     return Instruction(
         address=int(match["address"], 16),
