@@ -12,8 +12,9 @@ architecture's card.
 
 The four columns after the name are the model's (benchmarks/compiled/model), for 256 images of 6 heads, or 256 rows of
 the loss. A predicted time is the replay's of the machine code times 1.15; "≥" is the largest bound of a pipe where the
-replay does not know the instructions (sm_100, sm_120). A delta kernel's is for 198 tokens. The floor is every byte of inputs and outputs once at the data sheet's bandwidth. What binds is the pipe that is busy
-longest and the share of the time in which it is; latency where no pipe is busy for 60 % of it.
+replay does not know the instructions (sm_100, sm_120). A delta kernel's is for 198 tokens. The floor is every byte of
+inputs and outputs once at the data sheet's bandwidth. What binds is the pipe that is busy longest, and the share of the
+time in which it is; latency where no pipe is busy for 60 % of it.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ PREDICTED = ["predicted µs", "predicted floor µs", "predicted to bind", "progr
 COLUMNS = ["kernel", *PREDICTED, *HEADER.split("|"), "instructions", *MINIMA.values(), "drift", "measured"]
 
 BLIND_SPOTS = (
-    "**A predicted number is not measured.** No card has run these kernels. The model issues the compiler's instructions "
-    "in order, with its stall counts and scoreboards; it does not see bank conflicts, misses of the instruction cache, "
+    "**A predicted number is not measured.** No card has run these kernels. The model issues the compiler's "
+    "instructions in order, with its stall counts and scoreboards; it does not see bank conflicts, misses of the instruction cache, "
     "throttling, or the bandwidth and latency of L2, and it leaves out the launch itself. Where a kernel's speed is "
     "published the replay is from 3 % too slow to 24 % too fast "
     "([calibration.py](../benchmarks/compiled/model/calibration.py)), so its time is multiplied by 1.15; differences "
