@@ -23,6 +23,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import triton
@@ -53,16 +54,22 @@ def selected(cases: list[CompileCase], select: str, capability: int | None) -> l
 def compile_all(work: list[tuple[CompileCase, int]]) -> dict[str, dict[str, dict]]:
     """Resources of each case and target, {"sm_90": {case name: numbers}}, printed as they come."""
     report: dict[str, dict[str, dict]] = {}
-    for case, target in work:
-        numbers = numbers_of(case, target)
-        report.setdefault(f"sm_{target}", {})[case.name] = numbers
-        print(row(case.name, target, numbers), flush=True)
+    with ThreadPoolExecutor(2) as pool:  # one disassembles, in a process of its own, while the other replays
+        analysed = [
+            (case, target, pool.submit(_analyse, compile_case(case, target), case, target)) for case, target in work
+        ]
+        for case, target, numbers in analysed:
+            report.setdefault(f"sm_{target}", {})[case.name] = numbers.result()
+            print(row(case.name, target, numbers.result()), flush=True)
     return report
 
 
 def numbers_of(case: CompileCase, target: int) -> dict:
     """Resources and, for a case with a launch, what the model predicts; "resident" are programs of a multiprocessor."""
-    compiled = compile_case(case, target)
+    return _analyse(compile_case(case, target), case, target)
+
+
+def _analyse(compiled, case: CompileCase, target: int) -> dict:
     program = program_of(compiled)
     numbers = resources_of(compiled, program, target).as_dict()
     resident = numbers["warps"] // case.num_warps

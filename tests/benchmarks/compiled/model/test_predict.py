@@ -86,6 +86,7 @@ def test_predictions_stand_beside_the_resources() -> None:
     assert "predicted_us" not in blackwell and blackwell["bound_us"] > 0
 
 
+@pytest.mark.filterwarnings("ignore:tl.make_block_ptr is deprecated")
 def test_the_model_keeps_near_published_speeds() -> None:
     """The sources are named in calibration.py."""
     errors = [speed / published.teraflops - 1 for published, speed in calibration.compare()]
