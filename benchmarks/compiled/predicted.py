@@ -55,7 +55,7 @@ def row_us(kernels: Kernels, name: str) -> float | None:
 
     The loss is predicted at 256 rows. Its forward is the forward and the mean kernel, and "both" all three.
     """
-    if row := re.fullmatch(r"attention(?:_compiled)?\[B(\d+)-N(\d+)-H(\d+)-b?float16-(\w+)\]", name):
+    if row := re.fullmatch(r"attention\[B(\d+)-N(\d+)-H(\d+)-b?float16-(\w+)\]", name):
         images, tokens, heads, direction = int(row[1]), int(row[2]), int(row[3]), row[4]
         return attention_us(kernels, direction, tokens, 64, images * heads)
     if row := re.fullmatch(rf"loss\[(hard-mixed|soft-dense)-B{LOSS_ROWS}-C(\d+)-(\w+)\]", name):
