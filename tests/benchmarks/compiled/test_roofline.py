@@ -1,5 +1,6 @@
 """The roofline's parts against the model itself, its options, its tables, and the page that holds them."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -186,6 +187,22 @@ def test_the_page_holds_what_the_command_prints(capsys: pytest.CaptureFixture, m
     assert printed.strip() == section(H100, predictions("sm_90"))
     for model in ("DeiT-Ti", "DeiT-S", "DeiT-B"):
         assert all(f"| {model}, {batch}" in printed for batch in (256, 512, 1024))
+
+
+def test_what_stays_on_paper_is_said_with_the_tables_gains() -> None:
+    text = PAGE.read_text()
+    on_paper = text[text.index("## On paper") :].partition("\n## ")[0]
+    lines = {
+        "CUDA graphs": "forward and backward as a CUDA graph",
+        "The gradient of qkv's bias": "qkv's bias gradient in attention's backward",
+        "Sums of LN": "sums of LN, proj and fc2 in LN's backward",
+        "FP8": "FP8 products, and the copies that they need",
+    }
+    for begin, row in lines.items():
+        gain = re.search(rf"- \*\*{begin}[^−]*−([\d.]+) ms", on_paper)[1]
+        in_table = re.search(rf"^\| {row} \| -([\d.]+) \|", text, flags=re.MULTILINE)[1]
+        assert float(gain) == pytest.approx(float(in_table), abs=0.05), begin
+    assert f"in {roofline.THREE_WARP_GROUPS_US:.0f} µs" in on_paper
 
 
 def test_writing_replaces_what_stands_between_the_marks(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
