@@ -1,7 +1,8 @@
-"""Times of attention's passes that the model of the machine predicts, as the budget holds them.
+"""Times that the model of the machine predicts, as the budgets hold them.
 
     kernels = predictions("sm_90")
     attention_us(kernels, "forward", tokens=198, features=64, pairs=1536)     # microseconds, or None
+    augmentation_us()                                                         # an image, or None
 
 `predicted_us` of a kernel in budget.json is its time for 256 images of 6 heads, already corrected by the model's own
 calibration. It is proportional to the pairs of (image, head) where they fill the card, and not stated elsewhere.
@@ -16,7 +17,9 @@ from pathlib import Path
 BUDGET = Path(__file__).with_name("budget.json")  # report.py, which writes it, needs triton
 PAIRS = 256 * 6
 FEWEST_PAIRS = PAIRS // 2  # below it the last wave of programs leaves much of a card idle
+DELTA_TOKENS = 198
 LOSS_ROWS = 256
+AUGMENTATION = Path(__file__).parents[2] / "csrc" / "cuda" / "predicted.json"
 
 Kernels = dict[str, dict]
 
@@ -43,11 +46,18 @@ def attention_us(kernels: Kernels, direction: str, tokens: int, features: int, p
     if len(forms) != 1:  # a pass in two forms: which of them runs is not the budget's to say
         return None
     ((form, numbers),) = forms.items()
-    needed = [numbers]
+    times = [numbers.get("predicted_us")]
     if direction == "backward" and form == "tiled":
-        needed.append(kernels.get(f"attention_delta d{features}", {}))
-    times = [each.get("predicted_us") for each in needed]
+        delta = kernels.get(f"attention_delta d{features}", {}).get("predicted_us")
+        times.append(None if delta is None else delta * tokens / DELTA_TOKENS)
     return None if None in times else sum(times) * pairs / PAIRS
+
+
+def augmentation_us() -> float | None:
+    """Predicted microseconds an image of all stages on a card; None where nothing predicts them."""
+    if not AUGMENTATION.exists():
+        return None
+    return sum(stage["predicted_us"] for stage in json.loads(AUGMENTATION.read_text())["stages"].values())
 
 
 def row_us(kernels: Kernels, name: str) -> float | None:

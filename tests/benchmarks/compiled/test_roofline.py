@@ -8,9 +8,9 @@ import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.compiled import roofline
+from benchmarks.compiled import predicted, roofline
 from benchmarks.compiled.predicted import PAIRS, attention_us, predictions, row_us
-from benchmarks.compiled.roofline import BEGIN, PAGE, changes, details, main, section, summary, written
+from benchmarks.compiled.roofline import BEGIN, PAGE, assumptions, changes, details, main, section, summary, written
 from benchmarks.compiled.step import (
     MODELS,
     Machine,
@@ -35,7 +35,7 @@ PREDICTED = {
     "attention_backward_resident n198 d64": {"predicted_us": 220.0},
     "attention_forward_tiled n578 d64": {"predicted_us": 400.0},
     "attention_backward_tiled n578 d64": {"predicted_us": 900.0},
-    "attention_delta d64": {"predicted_us": 50.0},
+    "attention_delta d64": {"predicted_us": 99.0},
     "attention_forward_resident n16 d64": {"predicted_us": None},
     "loss_forward hard mixed c1000": {"predicted_us": 4.0},
     "loss_backward hard mixed c1000": {"predicted_us": 5.0},
@@ -126,7 +126,7 @@ def test_attention_takes_the_predicted_times_of_all_layers() -> None:
     assert of(parts, "attention, backward").seconds == pytest.approx(12 * 220e-6 * 512 * 12 / PAIRS)
     assert not total(parts).floor
     large = step_parts(Settings(MODELS[3], 256), H100, PREDICTED)
-    assert of(large, "attention, backward").seconds == pytest.approx(12 * 2 * (900 + 50) * 1e-6), (
+    assert of(large, "attention, backward").seconds == pytest.approx(12 * 2 * (900 + 289) * 1e-6), (
         "with the delta kernel"
     )
 
@@ -226,7 +226,7 @@ def test_the_command_prints_the_parts_that_are_asked_for(
     main()
     printed = capsys.readouterr().out
     for words in (
-        "Predicted, not measured", "1.5 µs an image", "512 images a card", "bf16 between the blocks",
+        "Predicted, not measured", "1.50 µs an image (given)", "512 images a card", "bf16 between the blocks",
         "256 images a card, a live RegNetY-16GF teacher, 8 cards", "| teacher RegNetY-16GF, forward |", "| all-reduce",
     ):  # fmt: skip
         assert words in printed
@@ -255,7 +255,7 @@ def test_a_mistake_is_named(
 def test_predictions_are_of_passes_that_fill_a_card_in_the_one_form_that_runs() -> None:
     assert attention_us(PREDICTED, "forward", 198, 64, 2 * PAIRS) == 160.0
     assert attention_us(PREDICTED, "both", 198, 64, PAIRS) == 300.0
-    assert attention_us(PREDICTED, "backward", 578, 64, PAIRS) == 950.0
+    assert attention_us(PREDICTED, "backward", 578, 64, PAIRS) == 1189.0
     assert attention_us(PREDICTED, "forward", 198, 64, 6) is None, "six programs do not fill a card"
     assert attention_us(PREDICTED, "forward", 16, 64, PAIRS) is None, "predicted as None"
     assert attention_us(PREDICTED, "forward", 197, 64, PAIRS) is None
@@ -264,12 +264,27 @@ def test_predictions_are_of_passes_that_fill_a_card_in_the_one_form_that_runs() 
     assert predictions("sm_90").keys() >= {"attention_forward_resident n198 d64"} and predictions("sm_75") == {}
 
 
+def test_the_augmentation_is_predicted_estimated_or_given(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(machine: Machine) -> tuple[float, str]:
+        part = of(step_parts(Settings(SMALL, 256), machine, {}), "augmentation").seconds / 256
+        return pytest.approx(part), next(line for line in assumptions(machine) if "Augmentation" in line)
+
+    monkeypatch.setattr(predicted, "AUGMENTATION", tmp_path / "predicted.json")
+    seconds, says = found(H100)
+    assert seconds == 3e-6 and "3.00 µs an image (an estimate)" in says
+    (tmp_path / "predicted.json").write_text('{"stages": {"a": {"predicted_us": 0.25}, "b": {"predicted_us": 0.5}}}')
+    seconds, says = found(H100)
+    assert seconds == 0.75e-6 and "0.75 µs an image (predicted)" in says
+    seconds, says = found(replace(H100, augmentation=2e-6))
+    assert seconds == 2e-6 and "2.00 µs an image (given)" in says
+
+
 def test_a_row_of_a_benchmark_finds_its_prediction_by_name() -> None:
     expected = {
         "attention[B256-N198-H6-bfloat16-forward]": 80.0,
         "attention[B256-N198-H12-bfloat16-backward]": 440.0,
         "attention_compiled[B256-N198-H12-bfloat16-backward]": None,  # ours once more, beside other peers
-        "attention[B256-N578-H6-float16-both]": 1350.0,
+        "attention[B256-N578-H6-float16-both]": 1589.0,
         "attention[B1-N198-H6-bfloat16-forward]": None,
         "loss[hard-mixed-B256-C1000-forward]": 6.0,
         "loss[hard-mixed-B256-C1000-backward]": 5.0,
