@@ -11,17 +11,18 @@
 # the JSON too, and the exit code is 1: the same command continues with what is missing. Steps are kept in
 # <results>-<digest of the sources>.parts, so changed code is measured again.
 #
-# Needs torch >= 2.11 with triton >= 3.6, numpy, safetensors, pytest and pytest-benchmark; no network. With those alone
-# it proves and times attention and the loss, and what comes first decides most: DeiT-S's attention, N = 198 and H = 6, is
-# proven and timed in the first minute or two. pytest-xdist makes the tests several times as fast. nvcc, setuptools >= 77
-# and ninja build the extensions; without them the augmentation is left out. So is, with the reason, a group that needs
-# more: train and inference timm and what pyproject's extra [train] lists, inference transformers too; augment timm,
-# torchvision, pillow and scikit-learn; overhead timm and pillow; loader torchvision, simplejpeg and scikit-image. Stops at
-# the first wrong result, a time of a wrong kernel is worth nothing; and where tests do not end in time: what they have
-# compiled is kept, and the same command continues. Not run on a card yet.
+# Needs torch >= 2.11 with triton >= 3.6, the C compiler and Python headers that Triton needs, numpy, safetensors, pytest
+# and pytest-benchmark; no network. With those alone it proves and times attention and the loss. What comes first decides
+# most: DeiT-S's attention, N = 198 and H = 6, is proven and timed before anything else. pytest-xdist makes the tests
+# several times as fast. nvcc, setuptools >= 77 and ninja build the extensions; without them the augmentation is left out.
+# So is, with the reason, a group that needs more: train and inference timm and what pyproject's extra [train] lists,
+# inference transformers too; augment timm, torchvision, pillow and scikit-learn; overhead timm and pillow; loader
+# torchvision, simplejpeg and scikit-image. Stops at the first wrong result, a time of a wrong kernel is worth nothing;
+# and where tests do not end in time: what they have compiled is kept, and the same command continues. Not run on a card
+# yet.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-python=${PYTHON:-python}
+python=${PYTHON:-$(command -v python || echo python3)}
 export PYTHONPATH=$PWD:$PWD/kernels${PYTHONPATH:+:$PYTHONPATH}
 
 if [ "${1:-}" = --wheels ]; then
