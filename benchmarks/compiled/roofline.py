@@ -6,8 +6,8 @@
     python -m benchmarks.compiled.roofline --batch 256 --teacher live --cards 8 --residual bf16
 
 With any of the other flags it prints the parts of each model and batch size. step.py says how a part's bytes are
-counted and what the last columns assume. Attention takes the times that the model of the machine predicts
-(`predicted_us` in budget.json); where that holds none, its byte floor, and a star says so.
+counted. Attention takes the times that the model of the machine predicts (`predicted_us` in budget.json); where that
+holds none, its byte floor, and a star says so.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "speed-report.md"
 COMMAND = "python -m benchmarks.compiled.roofline"
 BEGIN, END = f"<!-- written by {COMMAND} --write -->", "<!-- end of what it writes -->"
 BATCHES, CARDS = (256, 512, 1024), 8
-FLOOR_NOTE = "\\* attention at its byte floor: the budget holds no predicted time of it."
+FLOOR_NOTE = "\\* attention at its byte floor: the budget holds no predicted time of it at this size."
 THREE_WARP_GROUPS_US = 152.0  # expected of the backward that the page describes under "On paper"
 GOAL_OF_AUGMENTATION = 0.8e-6  # seconds an image
 
@@ -51,6 +51,7 @@ def assumptions(machine: Machine) -> list[str]:
     return [
         f"{machine.name}: bf16 matrix products at {machine.product_rate / 1e12:.0f} TFLOP/s (data sheet: {peak:.0f}), "
         f"bytes at {machine.bandwidth / 1e12:.1f} TB/s; a product takes the longer of the two, all else its bytes.",
+        "Attention's kernels take the times that the model of the machine expects of them; all else is a bound.",
         "`torch.compile` fuses LN with the sum before it, GELU, and each one's backward; the gradients of vectors "
         "read what they sum once more. Kernels run one after the other.",
         f"{machine.gap * 1e6:.0f} µs between two kernels; the host is always ahead.",

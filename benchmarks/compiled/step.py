@@ -4,9 +4,10 @@
     total(parts)        # Part("sum", bytes, flop, seconds)
 
 A part takes its bytes at the sustained bandwidth, a matrix product that or its operations at the sustained rate,
-whichever is longer, and nothing overlaps: the step as `torch.compile` runs it, a kernel after the other. Sizes are
-those of deit_fast.model, whose last block computes projection and MLP for the prefix tokens alone. All of it is
-predicted; `Machine` holds the assumptions, and `python -m benchmarks.compiled.roofline` prints them.
+whichever is longer, and nothing overlaps: the step as `torch.compile` runs it, a kernel after the other. Attention and
+augmentation take the times that a model of the machine predicts (predicted.py). Sizes are those of deit_fast.model,
+whose last block computes projection and MLP for the prefix tokens alone. All of it is predicted; `Machine` holds the
+assumptions, and `python -m benchmarks.compiled.roofline` prints them.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ ESTIMATED_AUGMENTATION = 3e-6  # seconds an image
 
 @dataclass(frozen=True)
 class Machine:
-    """What is assumed of a card; every field is printed."""
+    """What is assumed of a card."""
 
     name: str = "H100 SXM"
     target: str = "sm_90"
@@ -183,9 +184,8 @@ def step_parts(settings: Settings, machine: Machine = Machine(), kernels: Kernel
         "loss": 6 * HALF * batch * config.classes,  # both heads: read; read again, and their gradients written
         "AdamW, norm, moving average": _update_bytes(settings),
     }
-    if (
-        settings.fp8
-    ):  # Hopper sums 8-bit operands along their contiguous dimension only, so weights' gradients need copies
+    if settings.fp8:
+        # Hopper sums 8-bit operands along their contiguous dimension only: not that of a weight's gradient.
         weights = [each for each in products(config, batch) if each.of == "weight"]
         moved["transposed 8-bit copies"] = sum(2 * (each.rows + each.columns) * each.depth for each in weights)
     flop, size = (sum(column) for column in zip(*every, strict=True))
