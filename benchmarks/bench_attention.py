@@ -7,8 +7,8 @@
 
 What stands between the two projections counts for everybody: permutes, copies, stacked gradients. A peer whose name
 ends in "_unstacked" is spared that: it takes q, k and v as tensors of their own and leaves three gradients, which the
-product behind qkv could not use as they are. Compiled peers compile for most of a minute a row, so they have rows of
-their own, which come last.
+product behind qkv could not use as they are; only a card times it. Compiled peers compile for most of a minute a row,
+so they have rows of their own, which come last.
 
 A row is one call: forward, backward alone, or both. On a card its limit is the byte floor, below which no algorithm can
 go: q, k, v in and the output out; backward q, k, v and a gradient in, three out. Without a card our kernels do not run:
@@ -226,7 +226,8 @@ every_shape = pytest.mark.parametrize(
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @every_shape
 def test_attention(benchmark: BenchmarkFixture, one_thread: None, shape: Shape, direction: str) -> None:
-    compare(benchmark, shape, direction, [name for name in PROVIDERS if name not in ("ours", *COMPILED)])
+    others = [name for name in PROVIDERS if name not in ("ours", *COMPILED) and (ON_CARD or UNSTACKED not in name)]
+    compare(benchmark, shape, direction, others)
 
 
 @pytest.mark.parametrize("name", [name for name in PROVIDERS if name != "ours"])

@@ -33,6 +33,11 @@ def test_compiled_peers_have_rows_of_their_own_behind_all_others(monkeypatch: py
         return {name: [1.0] * rounds for name in makers}, {}
 
     monkeypatch.setattr(bench_attention, "time_calls", stand_in)
+    row = "without a card"
+    bench_attention.test_attention(Fixture(), None, SHAPE, "forward")
+    assert not any(UNSTACKED in name for name in timed[row]), "what our fallback itself calls is its peer"
+    for name, stand_in in {"ON_CARD": True, "memory_limit": lambda size: None}.items():
+        monkeypatch.setattr(bench_attention, name, stand_in)
     for row in ("test_attention", "test_attention_compiled"):
         getattr(bench_attention, row)(Fixture(), None, SHAPE, "forward")
     assert timed["test_attention_compiled"] == ["ours", *COMPILED]
