@@ -11,9 +11,9 @@ import triton
 from torch import Tensor
 
 from ..compile_case import CompileCase, TraceCase, TracedCall
-from . import kernels
+from . import backward_kernels, forward_kernels
 from .configuration import Config, Direction, choose
-from .kernels import SUMMED
+from .backward_kernels import SUMMED
 from .launch import backward, backward_constexprs, delta_constexprs, forward, forward_constexprs
 from .reference import forward_reference
 
@@ -34,9 +34,10 @@ def compile_cases() -> list[CompileCase]:
     cases = []
     for capability, card in _CARDS.items():
         for features in _REPORTED:
-            cases.append(_case(kernels.attention_delta, f"d{features}", delta_constexprs(features), capability))
+            cases.append(_case(backward_kernels.attention_delta, f"d{features}", delta_constexprs(features), capability))
         for direction, length, features, config in _reported(card):
-            kernel = getattr(kernels, f"attention_{direction}_{config.form}")
+            module = forward_kernels if direction == "forward" else backward_kernels
+            kernel = getattr(module, f"attention_{direction}_{config.form}")
             constexprs = forward_constexprs if direction == "forward" else backward_constexprs
             settings, trace = constexprs(config, length, features), _trace_name(direction, length, features, config)
             cases.append(_case(kernel, f"n{length} d{features}", settings, capability, trace))
@@ -51,7 +52,7 @@ def _reported(card: int) -> Iterator[tuple[Direction, int, int, Config]]:
 
 
 def _trace_name(direction: Direction, length: int, features: int, config: Config) -> str:
-    blocks = f"m{config.block_m}" + f" n{config.block_n}" * (config.form == "tiled")
+    blocks = f"m{config.block_m}" + f" n{config.block_n}" * (config.form != "resident")
     return f"attention_{direction}_{config.form} n{length} d{features} in {blocks}"
 
 

@@ -38,7 +38,7 @@ class Config:
         max_registers: of a thread, so that more programs fit on a multiprocessor; None leaves it to the compiler.
     """
 
-    form: Literal["resident", "tiled"]
+    form: Literal["resident", "two_phase", "tiled"]
     block_m: int
     block_n: int
     num_warps: int
