@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..compile_case import CompileCase, TraceCase, TracedCall
 from . import backward_kernels, forward_kernels
-from .configuration import Config, Direction, choose
 from .backward_kernels import SUMMED
+from .configuration import Config, Direction, choose
 from .launch import backward, backward_constexprs, delta_constexprs, forward, forward_constexprs
 from .reference import forward_reference
 
@@ -34,7 +34,9 @@ def compile_cases() -> list[CompileCase]:
     cases = []
     for capability, card in _CARDS.items():
         for features in _REPORTED:
-            cases.append(_case(backward_kernels.attention_delta, f"d{features}", delta_constexprs(features), capability))
+            cases.append(
+                _case(backward_kernels.attention_delta, f"d{features}", delta_constexprs(features), capability)
+            )
         for direction, length, features, config in _reported(card):
             module = forward_kernels if direction == "forward" else backward_kernels
             kernel = getattr(module, f"attention_{direction}_{config.form}")

@@ -2,8 +2,9 @@
 
 The table is keyed by what decides it: the family of the card (compute capability, and whether a block can take more
 than 99 KB of shared memory), head dim and sequence length. `python -m benchmarks.compiled` shows what every row
-compiles to. On sm_90 registers spill where a limit lets a third program onto the multiprocessor (forward, N = 145 to
-208), and outside of the loop (backward, N = 129 to 256). None is measured on a GPU yet.
+compiles to and what a model of the machine predicts for it. On sm_90 registers spill where a limit lets a third program
+onto the multiprocessor (forward, N = 145 to 208), and outside of the loop (backward, N = 129 to 256); on sm_80 and
+sm_89 in the backward of two phases, whose predicted time holds them. None is measured on a GPU yet.
 
 `python -m deit_kernels.tune` measures the candidates on a card and writes a table; the environment variable
 DEIT_KERNELS_TABLE names it, and its rows go before these.
@@ -31,9 +32,10 @@ class Config:
     """One way to run a pass.
 
     Attributes:
-        form: "resident" (one program per (batch, head)) or "tiled" (one per tile of block_m rows).
-        block_m: query rows a step (tiled backward: rows that a program owns).
-        block_n: key rows a step; 0 in the resident form, which holds all keys.
+        form: "resident" (one program per (batch, head), which holds all keys), "two_phase" (backward only: one program
+            per (batch, head), in tiles of block_m rows) or "tiled" (one program per tile of block_m rows).
+        block_m: query rows a step; in a backward of tiles the rows that stay, queries or keys.
+        block_n: key rows a step; in a backward of tiles the rows that stream by; 0 in the resident form.
         num_warps, num_stages: Triton's launch options.
         max_registers: of a thread, so that more programs fit on a multiprocessor; None leaves it to the compiler.
     """
@@ -86,6 +88,15 @@ _BACKWARD_90 = [
     (LONGEST, 64, "tiled", 128, 64, 8, 3),
     (LONGEST, 128, "tiled", 64, 64, 8, 2),
 ]
+# Each warp reads the streamed rows from shared memory for itself, so it owns 32 rows, not 16: half the reads. With four
+# warps and 48 KB two programs fit on a multiprocessor, of cards of 99 KB too.
+_BACKWARD_80 = [
+    *_SHORT_BACKWARD,
+    (64, 64, "resident", 32, 0, 4, 2),
+    (256, 64, "two_phase", 128, 32, 4, 3),
+    (LONGEST, 64, "tiled", 128, 32, 4, 3),
+    (LONGEST, 128, "tiled", 64, 64, 8, 2),
+]
 TABLE: dict[tuple[Direction, int], list[Row]] = {
     ("forward", 90): _rows(*_FORWARD_90),
     ("backward", 90): _rows(*_BACKWARD_90),
@@ -112,26 +123,15 @@ TABLE: dict[tuple[Direction, int], list[Row]] = {
         (LONGEST, 64, "tiled", 128, 64, 8, 3),
         (LONGEST, 128, "tiled", 128, 64, 8, 2),
     ),
-    ("backward", 80): _rows(
-        *_SHORT_BACKWARD,
-        (128, 64, "resident", 32, 0, 8, 2),
-        (256, 64, "resident", 16, 0, 8, 2),
-        (LONGEST, 64, "tiled", 128, 64, 8, 2),
-        (LONGEST, 128, "tiled", 64, 64, 8, 2),
-    ),
-    # 99 KB: one resident forward fits, so it gets eight warps; the resident backward at N > 128 (108 KB) does not.
+    ("backward", 80): _rows(*_BACKWARD_80),
+    # 99 KB: one resident forward fits, so it gets eight warps.
     ("forward", 89): _rows(
         *_SHORT_FORWARD,
         (208, 64, "resident", 128, 0, 8, 1),
         (LONGEST, 64, "tiled", 128, 64, 8, 2),
         (LONGEST, 128, "tiled", 128, 64, 8, 2),
     ),
-    ("backward", 89): _rows(
-        *_SHORT_BACKWARD,
-        (128, 64, "resident", 32, 0, 8, 2),
-        (LONGEST, 64, "tiled", 128, 64, 8, 2),
-        (LONGEST, 128, "tiled", 64, 64, 8, 2),
-    ),
+    ("backward", 89): _rows(*_BACKWARD_80),
 }
 
 _KEY_PIECES = (
