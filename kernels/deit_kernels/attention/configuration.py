@@ -79,17 +79,17 @@ _FORWARD_90 = [
 ]
 # 32 query rows halve the passes over K and V in shared memory against 16, and are the most that 255 registers hold.
 # Three stages are the fewest that load a block while another is computed: at two, Triton 3.8 loads at the loop's end
-# and waits at its beginning.
+# and waits at its beginning. Tiles of 64 rows and 32 columns need 167 registers: three programs a multiprocessor.
 _BACKWARD_90 = [
     *_SHORT_BACKWARD,
     (64, 64, "resident", 32, 0, 4, 2),
     (256, 64, "resident", 32, 0, 8, 3),
     (128, 128, "resident", 16, 0, 8, 2),
-    (LONGEST, 64, "tiled", 128, 64, 8, 3),
+    (LONGEST, 64, "tiled", 64, 32, 4, 3),
     (LONGEST, 128, "tiled", 64, 64, 8, 2),
 ]
-# Each warp reads the streamed rows from shared memory for itself, so it owns 32 rows, not 16: half the reads. With four
-# warps and 48 KB two programs fit on a multiprocessor, of cards of 99 KB too.
+# mma.sync: each warp reads the streamed rows from shared memory for itself, so it owns 32 rows, not 16: half the reads.
+# With four warps and 48 KB two programs fit on a multiprocessor, of cards of 99 KB too.
 _BACKWARD_80 = [
     *_SHORT_BACKWARD,
     (64, 64, "resident", 32, 0, 4, 2),
@@ -116,19 +116,20 @@ TABLE: dict[tuple[Direction, int], list[Row]] = {
         (LONGEST, 64, "tiled", 128, 32, 8, 2),
         (LONGEST, 128, "tiled", 64, 64, 8, 2),
     ),
-    # A warp's matrix instructions keep operands in registers that a warp group's read from shared memory.
+    # Four blocks of 64 rows and two of 128 cover 193 to 208 tokens alike; 16 warps hide more latency than 8.
     ("forward", 80): _rows(
         *_SHORT_FORWARD,
-        (208, 64, "resident", 64, 0, 4, 2),
-        (LONGEST, 64, "tiled", 128, 64, 8, 3),
+        (192, 64, "resident", 64, 0, 4, 2),
+        (208, 64, "resident", 128, 0, 8, 1, 128),
+        (LONGEST, 64, "tiled", 128, 64, 4, 3),
         (LONGEST, 128, "tiled", 128, 64, 8, 2),
     ),
     ("backward", 80): _rows(*_BACKWARD_80),
-    # 99 KB: one resident forward fits, so it gets eight warps.
+    # 99 KB: of a tiled forward two programs fit on a multiprocessor, of a resident one for N > 128 one.
     ("forward", 89): _rows(
         *_SHORT_FORWARD,
-        (208, 64, "resident", 128, 0, 8, 1),
-        (LONGEST, 64, "tiled", 128, 64, 8, 2),
+        (64, 64, "resident", 64, 0, 4, 2),
+        (LONGEST, 64, "tiled", 128, 64, 4, 3),
         (LONGEST, 128, "tiled", 128, 64, 8, 2),
     ),
     ("backward", 89): _rows(*_BACKWARD_80),
