@@ -67,12 +67,13 @@ _SHORT_FORWARD = [(16, 128, "resident", 16, 0, 1, 1), (32, 128, "resident", 32, 
 _SHORT_BACKWARD = [(16, 128, "resident", 16, 0, 1, 1), (32, 128, "resident", 32, 0, 4, 1)]
 # At N <= 208 four warps of 168 registers and 60 KB leave room for three programs a multiprocessor, so that two compute
 # while one loads.
-# N = 257 needs 136 registers for its logits alone at 64 rows and 4 warps; 8 warps and 128 rows are the form that fits.
+# A tiled forward of 64 rows has four programs a multiprocessor, but reads K and V once for each 64 queries: from 320
+# tokens on L2 would be what it waits for.
 _FORWARD_90 = [
     *_SHORT_FORWARD,
     (128, 64, "resident", 64, 0, 4, 2),
     (208, 64, "resident", 64, 0, 4, 1, 168),
-    (272, 64, "resident", 128, 0, 8, 2),
+    (320, 64, "tiled", 64, 64, 4, 3),
     (128, 128, "resident", 64, 0, 4, 2),
     (LONGEST, 64, "tiled", 128, 64, 8, 3),
     (LONGEST, 128, "tiled", 128, 64, 8, 2),
