@@ -51,7 +51,9 @@ def test_on_an_h100_the_default_kernels_hardly_spill_and_use_its_instructions(na
 
 @needs_pinned_triton
 @pytest.mark.parametrize(
-    "name", ["attention_forward_resident n198 d64", "attention_backward_two_phase n198 d64"], ids=["forward", "backward"]
+    "name",
+    ["attention_forward_resident n198 d64", "attention_backward_two_phase n198 d64"],
+    ids=["forward", "backward"],
 )
 def test_on_an_a100_the_kernels_keep_to_their_budget(name: str) -> None:
     assert violations({"sm_80": {name: compiled(name, 80)}}, PINNED["kernels"]) == []
