@@ -58,9 +58,19 @@ class Prediction:
 
 
 def paths_of(program: Program, launch: Launch) -> list[list[Instruction]]:
-    """What a warp issues, for each way in which programs go through the code; see `Launch.forks`."""
+    """What a warp issues, for each way in which programs go through the code; see `Launch.forks`.
+
+    Raises:
+        ValueError: the launch names more or fewer loops than the code has, or no way comes through one of them.
+    """
     forks = frozenset(program.forks)
-    return [program.path(launch.trips, forks if taken else frozenset()) for taken in launch.forks]
+    paths = [program.path(launch.trips, forks if taken else frozenset()) for taken in launch.forks]
+    passed = {instruction.address for path in paths for instruction in path}
+    for loop, trips in zip(program.loops, launch.trips, strict=True):
+        address = program.instructions[loop.first].address
+        if trips and address not in passed:
+            raise ValueError(f"no program comes to the loop at {address:#x}")
+    return paths
 
 
 def predict(program: Program, launch: Launch, capability: int, *, warps: int, resident: int) -> Prediction:
@@ -72,7 +82,7 @@ def predict(program: Program, launch: Launch, capability: int, *, warps: int, re
         resident: programs that fit on a multiprocessor.
 
     Raises:
-        ValueError: the launch does not name as many trips as the machine code has loops.
+        ValueError: the launch does not fit the machine code; see `paths_of`.
     """
     card = pipes.CARDS[capability]
     paths = paths_of(program, launch)
