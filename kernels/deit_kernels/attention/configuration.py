@@ -76,18 +76,18 @@ _FORWARD_90 = [
     (320, 64, "tiled", 64, 64, 4, 3),
     (128, 128, "resident", 64, 0, 4, 2),
     (LONGEST, 64, "tiled", 128, 64, 8, 3),
-    (LONGEST, 128, "tiled", 128, 64, 8, 2),
+    (LONGEST, 128, "tiled", 64, 32, 4, 3),
 ]
 # 32 query rows halve the passes over K and V in shared memory against 16, and are the most that 255 registers hold.
 # Three stages are the fewest that load a block while another is computed: at two, Triton 3.8 loads at the loop's end
-# and waits at its beginning. Tiles of 64 rows and 32 columns need 167 registers: three programs a multiprocessor.
+# and waits at its beginning. Tiles of 64 x 32 with four warps need 167 registers at 64 features, 255 at 128, and no spill:
+# three programs a multiprocessor, or two.
 _BACKWARD_90 = [
     *_SHORT_BACKWARD,
     (64, 64, "resident", 32, 0, 4, 2),
     (256, 64, "resident", 32, 0, 8, 3),
     (128, 128, "resident", 16, 0, 8, 2),
-    (LONGEST, 64, "tiled", 64, 32, 4, 3),
-    (LONGEST, 128, "tiled", 64, 64, 8, 2),
+    (LONGEST, 128, "tiled", 64, 32, 4, 3),
 ]
 # mma.sync: each warp reads the streamed rows from shared memory for itself, so it owns 32 rows, not 16: half the reads.
 # With four warps and 48 KB two programs fit on a multiprocessor, of cards of 99 KB too.
@@ -96,7 +96,6 @@ _BACKWARD_80 = [
     (64, 64, "resident", 32, 0, 4, 2),
     (256, 64, "two_phase", 128, 32, 4, 3),
     (LONGEST, 64, "tiled", 128, 32, 4, 3),
-    (LONGEST, 128, "tiled", 64, 64, 8, 2),
 ]
 TABLE: dict[tuple[Direction, int], list[Row]] = {
     ("forward", 90): _rows(*_FORWARD_90),
@@ -125,7 +124,7 @@ TABLE: dict[tuple[Direction, int], list[Row]] = {
         (LONGEST, 64, "tiled", 128, 64, 4, 3),
         (LONGEST, 128, "tiled", 128, 64, 8, 2),
     ),
-    ("backward", 80): _rows(*_BACKWARD_80),
+    ("backward", 80): _rows(*_BACKWARD_80, (LONGEST, 128, "tiled", 64, 32, 4, 3)),
     # 99 KB: of a tiled forward two programs fit on a multiprocessor, of a resident one for N > 128 one.
     ("forward", 89): _rows(
         *_SHORT_FORWARD,
@@ -133,7 +132,7 @@ TABLE: dict[tuple[Direction, int], list[Row]] = {
         (LONGEST, 64, "tiled", 128, 64, 4, 3),
         (LONGEST, 128, "tiled", 128, 64, 8, 2),
     ),
-    ("backward", 89): _rows(*_BACKWARD_80),
+    ("backward", 89): _rows(*_BACKWARD_80, (LONGEST, 128, "tiled", 64, 64, 8, 2)),
 }
 
 _KEY_PIECES = (
@@ -160,8 +159,8 @@ def choose(direction: Direction, card: int, length: int, features: int, pairs: i
 
     Args:
         card: a `family`.
-        pairs: batch times heads. Below half the multiprocessors, a resident backward would leave most of the card idle
-            and the tiled one takes its place; a resident forward is split over queries instead (`splits`).
+        pairs: batch times heads. Below half the multiprocessors, a backward of one program per pair would leave most of
+            the card idle and the tiled one takes its place; a resident forward is split over queries (`splits`).
     """
     rows = [*_rows_on_request(direction, card), *TABLE[direction, card]]
     fits = [row.config for row in rows if row.min_length <= length <= row.max_length and features <= row.max_features]
