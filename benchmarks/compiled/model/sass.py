@@ -98,7 +98,7 @@ class Program:
 
     @functools.cached_property
     def forks(self) -> list[int]:
-        """Indices of the conditional branches to the other of two ways with a loop each: there two kinds of program part.
+        """Indices of the conditional branches to the other of two ways with a loop each: there kinds of program part.
 
         The way that falls through never runs into the other: an EXIT or a branch past it stands before.
         """

@@ -80,7 +80,7 @@ _FORWARD_90 = [
 ]
 # 32 query rows halve the passes over K and V in shared memory against 16, and are the most that 255 registers hold.
 # Three stages are the fewest that load a block while another is computed: at two, Triton 3.8 loads at the loop's end
-# and waits at its beginning. Tiles of 64 x 32 with four warps need 167 registers at 64 features and 255 at 128, no spill:
+# and waits at its beginning. Tiles of 64 x 32 with four warps take 167 registers at 64 features, 255 at 128, no spill:
 # three programs a multiprocessor, or two.
 _BACKWARD_90 = [
     *_SHORT_BACKWARD,
