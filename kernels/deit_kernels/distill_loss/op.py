@@ -261,16 +261,13 @@ _forward_op = torch.ops.deit_kernels._distill_loss_fwd.default
 _cross_entropy_op = torch.ops.deit_kernels._cross_entropy_fwd.default
 
 
-_OLDER = "the extension is older than its Python code; to rebuild it, type: pip install -e ."
-
-
 def _implementation(call: LossCall) -> ModuleType:
     """`launch` where its kernels can run, else `reference`: both have the same two functions."""
     reasons = list(kernel_unavailable_reasons(call.logits.device))
     if call.exact_dtype == torch.float64:
         reasons.append("float64 logits")
-    elif call.logits.is_cpu and not INTERPRETING:
-        reasons.append(_extension.cpu_missing or _OLDER)
+    elif call.logits.is_cpu and not INTERPRETING and _extension.cpu_missing:
+        reasons.append(_extension.cpu_missing)
     if INTERPRETING and any(head is not None and head.dtype == torch.bfloat16 for head in (call.cls, call.dist)):
         reasons.append("Triton's interpreter rounds bfloat16 wrongly")
     if not reasons:
