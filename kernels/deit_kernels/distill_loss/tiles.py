@@ -101,7 +101,7 @@ def soft_teacher(teacher_row, topk, rest, b_offset, b_mask, b_class, DISTILL: tl
     else:
         indices_ptr, probs_ptr, row, listed = topk
         first = row.to(tl.int64) * listed
-        b_log = tl.where(b_mask, rest, -INFINITY)  # [BLOCK]
+        b_log = tl.full(b_class.shape, rest, tl.float32)  # [BLOCK]
         for k in range(0, listed):
             log = tl.log(tl.load(probs_ptr + first + k).to(tl.float32))
             b_log = tl.where(b_class == tl.load(indices_ptr + first + k), log, b_log)
