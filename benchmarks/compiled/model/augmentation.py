@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.compiled.model.machine import Listing, Machine
-from benchmarks.compiled.model.memory import Memory
+from benchmarks.compiled.interpreter.listing import Listing
+from benchmarks.compiled.interpreter.machine import Machine
+from benchmarks.compiled.interpreter.memory import Memory
 from deit_kernels.augment import ImageBatch, Policy, sample_mix, sample_plan
 
 ROOT = Path(__file__).parents[3]
@@ -58,7 +59,7 @@ class Batch:
         self.batch = ImageBatch(pixels.data, *(table[image] for table in pixels[1:]))
         plan = sample_plan(policy, seed=0, epoch=0, sample=sample, copy=0, height=HEIGHT, width=WIDTH)
         self.rows = plan.place(self.batch).rows
-        self.mix = sample_mix(policy, seed=0, step=0, start=first, count=count, group=2).rows
+        self.mix = sample_mix(policy, seed=0, step=0, start=first, count=count, group=8).rows
 
 
 def run(folder: Path, listings: dict[str, Listing], batch: Batch, policy: Policy, layout: int, patch: int, watched: bool = False):

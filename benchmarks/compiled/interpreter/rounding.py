@@ -49,11 +49,11 @@ def fused_double(a: NDArray, b: NDArray, c: NDArray) -> NDArray:
     return np.where(np.isfinite(exact), exact, a * b + c)
 
 
-def _approximate(compute):  # noqa: ANN001, ANN202
+def _approximate(compute):
     return lambda x: compute(np.asarray(x).astype(F64)).astype(F32).view(U32)
 
 
-def _high_word(compute):  # noqa: ANN001, ANN202
+def _high_word(compute):
     return lambda bits: (compute((np.asarray(bits).astype(U64) << U64(32)).view(F64)).view(U64) >> U64(32)).astype(U32)
 
 
@@ -109,7 +109,8 @@ def convert(value: NDArray, target: type, mode: str) -> NDArray:
         return np.where(wrong, np.nextafter(near, toward), near)
     whole = _MODES.get(mode, np.trunc if mode == "RZ" else np.rint)(value.astype(F64))
     info = np.iinfo(kind)
-    inside = np.where((whole >= F64(info.min)) & (whole < F64(info.max) + 1), whole, 0).astype(kind if info.bits >= 32 else I64)
+    fits = (whole >= F64(info.min)) & (whole < F64(info.max) + 1)
+    inside = np.where(fits, whole, 0).astype(kind if info.bits >= 32 else I64)
     result = np.where(whole >= F64(info.max) + 1, info.max, np.where(whole < F64(info.min), info.min, inside))
     result = np.where(np.isnan(whole), 0, result)
     return result.astype(kind) if info.bits >= 32 else result.astype(I32)

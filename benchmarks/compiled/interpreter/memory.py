@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from benchmarks.compiled.model.machine import Machine
+    from benchmarks.compiled.interpreter.machine import Machine
 
 U32, I64 = np.uint32, np.int64
 GLOBAL_BASE, SHARED_WINDOW, LOCAL_WINDOW = 0x7F3A00000000, 0x7E01, 0x7E02  # windows: high words of generic addresses
@@ -50,16 +50,17 @@ def located(machine: Machine, space: str, lanes: NDArray, address: NDArray, size
     """
     at = address.astype(I64)
     if space == "shared":
-        content, first, end = machine.shared, machine.block[lanes] * machine.shared_stride, machine.shared_bytes
+        content, first, end = machine.shared, machine.block[lanes] * machine.shared_stride, machine.shared_end
     elif space == "local":
         content, first, end = machine.local, lanes * LOCAL_BYTES, LOCAL_BYTES
     else:
         content, first, end = machine.memory.bytes, 0, len(machine.memory.bytes)
         at = at - GLOBAL_BASE
+    here = machine.listing.instructions[machine.now]
     if len(at) and (at.min() < 0 or at.max() + size > end):
-        raise IndexError(f"{machine.listing.instructions[machine.now]}: {space} memory at {at.min():#x} to {at.max():#x} of {end:#x}")
+        raise IndexError(f"{here}: {space} memory from {at.min():#x} to {at.max():#x}, which has {end:#x} bytes")
     if (at % size).any():
-        raise ValueError(f"{machine.listing.instructions[machine.now]}: an address that is no multiple of {size}")
+        raise ValueError(f"{here}: an address that is no multiple of {size}")
     return content, at + first
 
 
