@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import struct
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+
+from benchmarks.compiled.model.sass import disassemble
 
 _INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P[0-9T])\s+)?([A-Z][A-Z0-9_.]*)\s*(.*?)\s*;")
 _LABEL = re.compile(r"^\s*([.$\w]+):\s*$")
@@ -37,20 +38,21 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Listing:
-    """A kernel's instructions, its labels as indices into them, and the constant banks of its file."""
+    """A kernel's instructions, its labels as indices into them, the constant banks of its file, and what was printed."""
 
     instructions: list[Instruction]
     labels: dict[str, int]
     constants: dict[int, bytes]
+    text: str
 
     @classmethod
-    def of(cls, cubin: Path, kernel: str, nvdisasm: Path) -> Listing:
+    def of(cls, cubin: Path, kernel: str) -> Listing:
         """The kernel whose mangled name contains `kernel`.
 
         Raises:
             ValueError: no kernel or several of that name.
         """
-        text = subprocess.run([nvdisasm, "-c", cubin], check=True, capture_output=True, text=True).stdout
+        text = disassemble(cubin.read_bytes())
         parts = re.split(r"^\s*\.section\s+\.text\.(\S+?),.*$", text, flags=re.MULTILINE)
         found = [(name, part) for name, part in zip(parts[1::2], parts[2::2], strict=True) if kernel in name]
         if len(found) != 1:
@@ -64,7 +66,7 @@ class Listing:
             elif match := _INSTRUCTION.match(line):
                 address, guard, opcode, operands = match.groups()
                 instructions.append(Instruction(int(address, 16), guard, opcode, split_operands(operands)))
-        return cls(instructions, labels, constant_banks(cubin.read_bytes(), name))
+        return cls(instructions, labels, constant_banks(cubin.read_bytes(), name), lines)
 
 
 def split_operands(text: str) -> tuple[str, ...]:

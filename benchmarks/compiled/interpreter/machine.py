@@ -49,13 +49,13 @@ class Machine:
         shared_bytes: dynamic shared memory of a block.
         parameters: of the kernel, as they lie in memory.
         watched: whether to look at the addresses of memory accesses.
-        traced: threads, by number in the whole grid, whose warps' paths are kept.
+        traced: first threads of warps, by number in the whole grid, whose paths are kept.
 
     Attributes:
         counts: int64 (instructions, blocks), how often the block's warps issued the instruction.
         accesses: float64 (instructions, 2), of one issue of the instruction the clocks for which it holds the data
             stage of shared memory and L1, and the sectors of 32 bytes of global memory; NaN where it was not watched.
-        paths: of each traced thread, the indices of the instructions that its warp issued while it was active.
+        paths: of each traced thread, the indices of the instructions that its warp issued.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class Machine:
         here = np.flatnonzero(warps)
         warps, everywhere = warps[here], len(here) == self.blocks
         self._issuing = int(warps.sum())
-        traced = [thread for thread in self.traced if mask[thread]]
+        traced = [thread for thread in self.traced if mask[thread : thread + WARP].any()]
         while True:
             self.now = at
             goto = self._code[at](active)
