@@ -38,7 +38,7 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Listing:
-    """A kernel's instructions, its labels as indices into them, the constant banks of its file, and what was printed."""
+    """A kernel's instructions, its labels as indices into them, its file's constant banks, and what was printed."""
 
     instructions: list[Instruction]
     labels: dict[str, int]

@@ -1,4 +1,4 @@
-"""The time of a kernel whose blocks differ, from what the warps of each block issued: bounds, blocks in order, a replay."""
+"""The time of a kernel whose blocks differ, from what their warps issued: bounds, blocks in order, a replay."""
 
 from __future__ import annotations
 
@@ -60,6 +60,10 @@ class Counted:
         """Warp instructions an image."""
         return self.counts.sum() / self.images
 
+    def first(self, images: int) -> float:
+        """Warp instructions an image, of the first images only."""
+        return self.counts.reshape(-1, self.images)[:, :images].sum() / images
+
 
 def pipe_clocks(counted: Counted, card: pipes.Card) -> NDArray:
     """(pipes, instructions): clocks that one issue takes of each of `PIPES`."""
@@ -69,6 +73,8 @@ def pipe_clocks(counted: Counted, card: pipes.Card) -> NDArray:
         pipe, clocks = taken.pipe, taken.clocks
         if instruction.name in DOUBLE:
             pipe, clocks = "double", DOUBLE_CLOCKS
+        elif instruction.name == "IDP":
+            pipe = "multiply"
         elif pipe == "memory" and not np.isnan(counted.accesses[place, 0]):
             clocks = pipes.SUB_PARTITIONS * counted.accesses[place, 0]
         table[PIPES.index(pipe), place] += clocks
@@ -147,7 +153,7 @@ def predict(counted: Counted, card: pipes.Card) -> Stage:
     mean = by_block.sum(1) / card.multiprocessors
     ends = makespan(by_block.max(0), card.multiprocessors, counted.resident)
     scale = card.microseconds(1) / counted.images
-    share = replayed_share(counted, table, card)
+    share = replayed_share(counted, card)
     dram = 1e6 * (counted.read + counted.written) / (card.bandwidth * pipes.SUSTAINED) / counted.images
     return Stage(
         counted.instructions, dict(zip(PIPES, mean * scale, strict=True)), ends * scale, share, dram,
@@ -155,8 +161,8 @@ def predict(counted: Counted, card: pipes.Card) -> Stage:
     )  # fmt: skip
 
 
-def replayed_share(counted: Counted, table: NDArray, card: pipes.Card) -> float:
-    """Over the multiprocessors whose blocks have paths: clocks of the replay over those of the binding pipe."""
+def replayed_share(counted: Counted, card: pipes.Card) -> float:
+    """Over the multiprocessors whose blocks have paths: clocks of the replay over those of its binding pipe."""
     places: dict[int, list[int]] = {}
     for block in sorted(counted.paths):
         places.setdefault(block % card.multiprocessors, []).append(block)
@@ -172,7 +178,7 @@ def replayed_share(counted: Counted, table: NDArray, card: pipes.Card) -> float:
         played = replay(
             paths, card, warps=counted.warps, resident=counted.resident, programs=len(paths), traffic=traffic
         )
-        counts = np.bincount(np.concatenate([counted.paths[block] for block in blocks]), minlength=table.shape[1])
+        clocks = np.sum([list(pipes.tally(path, card).values()) for path in paths], axis=0)
         took += played.clocks
-        bound += (table @ counts).max() * counted.warps / pipes.SUB_PARTITIONS
+        bound += clocks.max() * counted.warps / pipes.SUB_PARTITIONS
     return took / bound

@@ -19,7 +19,9 @@ def code(*lines: tuple) -> list[Instruction]:
     return made
 
 
-def play(path: list[Instruction], *, warps: int = 4, resident: int = 1, programs: int = 1, card=H100, **traffic) -> Replay:
+def play(
+    path: list[Instruction], *, warps: int = 4, resident: int = 1, programs: int = 1, card=H100, **traffic
+) -> Replay:
     return replay([path], card, warps=warps, resident=resident, programs=programs, traffic=Traffic(**traffic))
 
 
