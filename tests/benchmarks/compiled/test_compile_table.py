@@ -37,9 +37,9 @@ def test_a_row_tells_occupancy_traffic_and_drift() -> None:
     cells = row(text, "sm_90", name)
     assert cells[9] == f"{100 * NOW['kernels']['sm_90'][name]['warps'] / 64:.0f} %"
     assert cells[14:] == ["1.00", "1.36", "1.36", "+3 registers", "–"]  # 256 x 208 for 198 x 198
-    assert row(text, "sm_89", "attention_backward_tiled n198 d64")[14] == "2.14", "of this form, not the resident one"
+    assert row(text, "sm_89", "attention_backward_two_phase n198 d64")[14] == "2.02", "of this form"
     assert row(text, "sm_80", name)[17] == "new"
-    assert row(text, "sm_120", name)[17] == "none"
+    assert row(text, "sm_120", "attention_delta d64")[17] == "none"
     assert row(text, "sm_90", "loss_forward hard mixed c1000")[14:17] == ["1.00", "–", "1.02"]
     assert row(text, "sm_90", "attention_delta d64")[14:17] == ["–"] * 3
 
