@@ -116,9 +116,11 @@ def teraflops(published: Published, prediction: Prediction) -> float:
     return operations / prediction.card.microseconds(prediction.replay.clocks) / 1e6
 
 
-def compare() -> Iterator[tuple[Published, float]]:
-    """Every published speed and the replay's."""
+def compare(longest: int = TOKENS) -> Iterator[tuple[Published, float]]:
+    """Every published speed up to a length, and the replay's."""
     for published in PUBLISHED:
+        if published.length > longest:
+            continue
         case = case_of(published)
         program, resident = _compiled(published.features, published.warps, published.stages)
         prediction = predict(program, case.launch, CAPABILITY, warps=case.num_warps, resident=resident)
