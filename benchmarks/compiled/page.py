@@ -9,6 +9,12 @@ algorithm needs: bytes moved; operations of matrix products, and with them the m
 blocks and logits computed twice are more than needed); exponentials. Instructions: lines of machine code, loops once.
 Drift is in registers and instructions. A time stands beside a kernel where benchmarks/results holds a file of that
 architecture's card.
+
+The four columns after the name are the model's (benchmarks/compiled/model), for 256 images of 6 heads, or 256 rows of
+the loss. A predicted time is the replay's of the machine code times 1.15; "≥" is the largest bound of a pipe where the
+replay does not know the instructions (sm_100, sm_120). A delta kernel's is for 198 tokens. The floor is every byte of
+inputs and outputs once at the data sheet's bandwidth. What binds is the pipe that is busy longest, and the share of the
+time in which it is; latency where no pipe is busy for 60 % of it.
 """
 
 from __future__ import annotations
@@ -30,9 +36,19 @@ EARLIER_BUDGET = "benchmarks/compile_budget.json"  # its path in commits before 
 # The card whose results file belongs to a target, and the warps that its multiprocessor can hold.
 CARDS = {"sm_80": "A100", "sm_89": "L40S", "sm_90": "H100", "sm_100": "B200", "sm_120": "RTX-5090"}
 MOST_WARPS = {"sm_80": 64, "sm_89": 48, "sm_90": 64, "sm_100": 64, "sm_120": 48}
-HEADER = "kernel|registers|spills|shared KB|warps|occupancy|matrix instructions|loads 16 B / less|stores 16 B / less"
+HEADER = "registers|spills|shared KB|warps|occupancy|matrix instructions|loads 16 B / less|stores 16 B / less"
 MINIMA = {kind: f"{kind} × minimum" for kind in RATIOS}
-COLUMNS = [*HEADER.split("|"), "instructions", *MINIMA.values(), "drift", "measured"]
+PREDICTED = ["predicted µs", "predicted floor µs", "predicted to bind", "programs a multiprocessor"]
+COLUMNS = ["kernel", *PREDICTED, *HEADER.split("|"), "instructions", *MINIMA.values(), "drift", "measured"]
+
+BLIND_SPOTS = (
+    "**A predicted number is not measured.** No card has run these kernels. The model issues the compiler's "
+    "instructions in order, with its stall counts and scoreboards; it does not see bank conflicts, misses of the "
+    "instruction cache, throttling, or the bandwidth and latency of L2, and it leaves out the launch itself. "
+    "Where a kernel's speed is published the replay is from 3 % too slow to 24 % too fast "
+    "([calibration.py](../benchmarks/compiled/model/calibration.py)), so its time is multiplied by 1.15; "
+    "differences below 5 % mean nothing."
+)
 
 
 def budget_of(commit: str) -> dict | None:
@@ -99,13 +115,22 @@ def traced_of(budget: dict) -> dict[str, dict[str, dict[str, float]]]:
     }
 
 
+def predicted_cells(numbers: dict) -> list[str]:
+    """Of a row's `PREDICTED`; "–" where the model says nothing."""
+    if "floor_us" not in numbers:
+        return ["–"] * len(PREDICTED)
+    predicted = f"{numbers['predicted_us']:.1f}" if "predicted_us" in numbers else f"≥ {numbers['bound_us']:.1f}"
+    return [predicted, f"{numbers['floor_us']:.1f}", numbers["binding"], str(numbers["resident"])]
+
+
 def cells(
     kernel: str, target: str, numbers: dict, traced: dict[str, float], before: dict | None, times: dict
 ) -> list[str]:
     matrix = " ".join(f"{count} {kind}" for kind, count in numbers["matrix"].items()) or "–"
     old = None if before is None else before["kernels"].get(target, {}).get(kernel)
     return [
-        kernel, str(numbers["registers"]), str(numbers["spills"]), f"{numbers['shared_bytes'] / 1024:.1f}",
+        kernel, *predicted_cells(numbers),
+        str(numbers["registers"]), str(numbers["spills"]), f"{numbers['shared_bytes'] / 1024:.1f}",
         str(numbers["warps"]), f"{100 * numbers['warps'] / MOST_WARPS[target]:.0f} %", matrix,
         f"{numbers['loads_128']} / {numbers['loads_narrow']}", f"{numbers['stores_128']} / {numbers['stores_narrow']}",
         str(numbers["instructions"]), *(f"{traced[kind]:.2f}" if kind in traced else "–" for kind in MINIMA),
@@ -120,7 +145,8 @@ def page(budget: dict, before: dict | None, against: str) -> str:
         "# What the kernels compile to", "",
         f"Triton {budget['triton']}, written by `python -m benchmarks.compiled.page` from "
         "[budget.json](../benchmarks/compiled/budget.json); columns are explained in "
-        f"[page.py](../benchmarks/compiled/page.py). {compared} These are properties of binaries, not times.",
+        f"[page.py](../benchmarks/compiled/page.py). {compared} But for what is called predicted, these are "
+        "properties of binaries, not times.", "", BLIND_SPOTS,
     ]  # fmt: skip
     traced = traced_of(budget)
     for target, kernels in sorted(budget["kernels"].items(), key=lambda item: int(item[0][3:])):

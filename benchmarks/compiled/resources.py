@@ -11,17 +11,16 @@ import subprocess
 import tempfile
 from collections import Counter
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from benchmarks.compiled.model.sass import TOOLS, Program, disassemble, parse
 from deit_kernels.compile_case import CompileCase
 
 CAPABILITIES = (80, 89, 90, 100, 120)
 
-_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _WARP = 32
 _REGISTERS = 65536  # a multiprocessor's, every target here
 _RESERVED_SHARED = 1024  # bytes the driver takes of each block's shared memory, since sm_80
@@ -80,11 +79,18 @@ def compile_resources(case: CompileCase, capability: int) -> Resources:
         ValueError: the case's constexprs or divisible_by_16 name an argument that its kernel does not have.
     """
     compiled = compile_case(case, capability)
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
-        cubin.write(compiled.asm["cubin"])
-        cubin.flush()
-        usage = _run_tool("cuobjdump", "-res-usage", cubin.name)
-        opcodes = _opcodes(_run_tool("nvdisasm", "-c", cubin.name))
+    return resources_of(compiled, program_of(compiled), capability)
+
+
+def program_of(compiled) -> Program:
+    """The machine code of what `compile_case` returned."""
+    return parse(disassemble(compiled.asm["cubin"]))
+
+
+def resources_of(compiled, program: Program, capability: int) -> Resources:
+    """What `compile_case` returned takes on its target; `program` is its machine code."""
+    usage = _usage(compiled.asm["cubin"])
+    opcodes = Counter(instruction.opcode for instruction in program.instructions)
     registers, stack = (int(re.search(rf"{name}:(\d+)", usage).group(1)) for name in ("REG", "STACK"))
     shared, columns = compiled.metadata.shared, getattr(compiled.metadata, "tmem_size", None) or 0
     loads = _widths(opcodes, ("LDG", "LDGSTS"))
@@ -130,13 +136,12 @@ def resident_warps(capability: int, registers: int, shared_bytes: int, tensor_co
     return min(_REGISTERS // allocated, by_shared, by_columns, threads // (_WARP * num_warps), blocks) * num_warps
 
 
-def _run_tool(tool: str, *arguments: str) -> str:
-    return subprocess.run([_TOOLS / tool, *arguments], check=True, capture_output=True, text=True).stdout
-
-
-def _opcodes(sass: str) -> Counter[str]:
-    """How often each instruction occurs: `/*0010*/ @!P0 LDG.E.128 R4, …` counts one LDG.E.128."""
-    return Counter(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", sass))
+def _usage(cubin: bytes) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [TOOLS / "cuobjdump", "-res-usage", file.name]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def _widths(opcodes: Counter[str], names: tuple[str, ...]) -> tuple[int, int]:

@@ -10,9 +10,6 @@
 namespace deit::cuda {
 namespace {
 
-constexpr int threads = 256;
-constexpr int ops_threads = 512;  // one block an image
-
 __global__ void __launch_bounds__(threads, 2)
     resize_kernel(const uint8_t* data, int64_t data_bytes, const PlanRow* rows, ResizeShape shape, uint8_t* images) {
   extern __shared__ __align__(16) unsigned char shared[];

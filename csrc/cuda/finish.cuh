@@ -16,7 +16,7 @@
 
 namespace deit::cuda {
 
-constexpr int32_t lines_of_part = 56;  // output lines of a block: 4 blocks an image at 224 pixels
+constexpr int32_t lines_of_part = 56;  // output lines of a block at most: 4 blocks an image at 224 pixels
 constexpr int32_t group = 8;           // pixels of a line that a thread makes at once
 
 // What the last stage reads: `count` staged images, their rows, and how they are mixed, or null.
@@ -66,6 +66,26 @@ DEVICE void store_eight(const float (&value)[count], typename Element<type>::Bit
           to);
   }
 }
+
+// place_of without an integer division; an image's values are fewer than 2**31.
+struct Places {
+  int32_t size, patch, patches;  // pixels of a line and of a patch's line, patches of a line
+  Layout layout;
+  int32_t channel;  // how far the next channel is
+
+  DEVICE Places(int32_t size, const Finish& finish)
+      : size(size), patch(finish.patch), patches(finish.layout == Layout::patches ? quotient(size, patch) : 0),
+        layout(finish.layout),
+        channel(layout == Layout::channels_last ? 1 : layout == Layout::nchw ? size * size : patch * patch) {}
+
+  DEVICE int32_t first(int32_t y, int32_t x) const {
+    const int32_t pixel = y * size + x;
+    if (layout == Layout::channels_last) return 3 * pixel;
+    if (layout == Layout::nchw) return pixel;
+    const int32_t row = quotient(y, patch), column = quotient(x, patch);
+    return 3 * channel * (row * patches + column) + (y - row * patch) * patch + x - column * patch;
+  }
+};
 
 // An image, its partner and how they are mixed.
 struct Mixed {
@@ -131,13 +151,13 @@ struct Mixed {
   }
 };
 
-// Grid: (images, ceil(size / lines_of_part)). An invalid row, or one whose partner is invalid, gives NaN.
+// Grid: (images, ceil(size / lines_of_part)). A block makes every gridDim.y-th line, so that what is erased is shared
+// evenly. An invalid row, or one whose partner is invalid, gives NaN.
 template <Type type>
 DEVICE void finish_block(const FinishBatch& batch, const Finish& finish, typename Element<type>::Bits* output,
                          unsigned char* memory) {
   auto& shared = *reinterpret_cast<FinishShared*>(memory);
-  const int32_t size = batch.size, first_line = blockIdx.y * lines_of_part;
-  const int32_t lines = smaller(lines_of_part, size - first_line);
+  const int32_t size = batch.size, first_line = blockIdx.y, step = gridDim.y;
   const int64_t image_bytes = 3 * int64_t{size} * size;
 
   copy_row(batch.rows + blockIdx.x, shared.own);
@@ -175,37 +195,38 @@ DEVICE void finish_block(const FinishBatch& batch, const Finish& finish, typenam
   bool grouped = good && together;
   for (int c = 0; c < 3; ++c)  // a group has other bits than the CPU for NaN, which only values without end give
     if (!is_finite(shared.value[c][0]) || !is_finite(shared.value[c][levels - 1])) grouped = false;
+  const Places places(size, finish);
   if (grouped) {
-    for (Cells cell(size / group); cell.row < lines; cell.next()) {
-      const int32_t y = first_line + cell.row, x = group * cell.column;
+    for (Cells cell(size / group); first_line + step * cell.row < size; cell.next()) {
+      const int32_t y = first_line + step * cell.row, x = group * cell.column;
       float value[3 * group];
       mixed.group_at(y, x, value);
-      const Place place = place_of(y, x, size, finish.layout, finish.patch);
-if (finish.layout == Layout::channels_last) {
-        store_eight<type, 0, 1>(value, output + place.first);
-        store_eight<type, 8, 1>(value, output + place.first + 8);
-        store_eight<type, 16, 1>(value, output + place.first + 16);
+      typename Element<type>::Bits* to = output + places.first(y, x);
+      if (finish.layout == Layout::channels_last) {
+        store_eight<type, 0, 1>(value, to);
+        store_eight<type, 8, 1>(value, to + 8);
+        store_eight<type, 16, 1>(value, to + 16);
       } else {
-        store_eight<type, 0, 3>(value, output + place.first);
-        store_eight<type, 1, 3>(value, output + place.first + place.channel);
-        store_eight<type, 2, 3>(value, output + place.first + 2 * place.channel);
+        store_eight<type, 0, 3>(value, to);
+        store_eight<type, 1, 3>(value, to + places.channel);
+        store_eight<type, 2, 3>(value, to + 2 * places.channel);
       }
     }
     __syncthreads();  // erased pixels are stored a second time, by other threads
   }
   // Pixel by pixel: all of them where there are no groups, else those of the two erased boxes.
   for (int pass = grouped ? 1 : 0; pass < (grouped ? 3 : 1); ++pass) {
-    const Box box = pass == 0 ? Box{first_line, 0, lines, size} : pass == 1 ? shared.own.erased : shared.partner.erased;
-    const int32_t top = larger(box.top, first_line), bottom = smaller(box.top + box.height, first_line + lines);
+    const Box box = pass == 0 ? Box{0, 0, size, size} : pass == 1 ? shared.own.erased : shared.partner.erased;
     if (box.width == 0) continue;
-    for (Cells cell(box.width); cell.row < bottom - top; cell.next()) {
-      const int32_t y = top + cell.row, x = box.left + cell.column;
+    const int32_t top = first_line + step * divided_up(larger(box.top - first_line, 0), step);
+    for (Cells cell(box.width); top + step * cell.row < box.top + box.height; cell.next()) {
+      const int32_t y = top + step * cell.row, x = box.left + cell.column;
       const auto view = mixed.view(y, x);
       if ((pass == 1 && !view.own_noise) || (pass == 2 && (view.own_noise || !view.partner_noise))) continue;
       float rgb[3] = {not_a_number(), not_a_number(), not_a_number()};
       if (good) mixed.pixel_at(y * size + x, view, rgb);
-      const Place place = place_of(y, x, size, finish.layout, finish.patch);
-      for (int c = 0; c < 3; ++c) output[place.first + c * place.channel] = element_bits<type>(rgb[c]);
+      typename Element<type>::Bits* to = output + places.first(y, x);
+      for (int c = 0; c < 3; ++c) to[c * places.channel] = element_bits<type>(rgb[c]);
     }
   }
 }

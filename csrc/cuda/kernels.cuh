@@ -13,3 +13,11 @@
 #include "finish.cuh"
 #include "ops.cuh"
 #include "resize.cuh"
+
+namespace deit::cuda {
+
+// Threads of a block, as augment.cu launches them.
+constexpr int threads = 256;
+constexpr int ops_threads = 512;  // one block an image
+
+}  // namespace deit::cuda

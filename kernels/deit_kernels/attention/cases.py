@@ -10,10 +10,10 @@ import torch
 import triton
 from torch import Tensor
 
-from ..compile_case import CompileCase, TraceCase, TracedCall
-from . import kernels
+from ..compile_case import CompileCase, Launch, TraceCase, TracedCall
+from . import backward_kernels, forward_kernels
+from .backward_kernels import SUMMED
 from .configuration import Config, Direction, choose
-from .kernels import SUMMED
 from .launch import backward, backward_constexprs, delta_constexprs, forward, forward_constexprs
 from .reference import forward_reference
 
@@ -27,6 +27,8 @@ _REPORTED = {
 }
 _CARDS = {80: 80, 89: 89, 90: 90, 100: 100, 120: 89}  # compute capability -> family
 _MANY = 1 << 20  # pairs of (batch, head): enough to fill any card
+_PAIRS = 256 * 6  # images and heads of the launch whose time is predicted
+_DELTA_LENGTH = 198
 
 
 def compile_cases() -> list[CompileCase]:
@@ -34,13 +36,22 @@ def compile_cases() -> list[CompileCase]:
     cases = []
     for capability, card in _CARDS.items():
         for features in _REPORTED:
-            cases.append(_case(kernels.attention_delta, f"d{features}", delta_constexprs(features), capability))
-        for direction, length, features, config in _reported(card):
-            kernel = getattr(kernels, f"attention_{direction}_{config.form}")
-            constexprs = forward_constexprs if direction == "forward" else backward_constexprs
-            settings, trace = constexprs(config, length, features), _trace_name(direction, length, features, config)
-            cases.append(_case(kernel, f"n{length} d{features}", settings, capability, trace))
+            settings, launch = delta_constexprs(features), _delta_launch(features)
+            cases.append(_case(backward_kernels.attention_delta, f"d{features}", settings, capability, launch=launch))
+        cases += [config_case(*reported, capability) for reported in _reported(card)]
     return cases
+
+
+def config_case(direction: Direction, length: int, features: int, config: Config, capability: int) -> CompileCase:
+    """The kernel that `config` names, as it is specialised for a large batch, with its launch at the reported size."""
+    module, constexprs, launch = (
+        (forward_kernels, forward_constexprs, _forward_launch)
+        if direction == "forward"
+        else (backward_kernels, backward_constexprs, _backward_launch)
+    )
+    kernel = getattr(module, f"attention_{direction}_{config.form}")
+    settings, trace = constexprs(config, length, features), _trace_name(direction, length, features, config)
+    return _case(kernel, f"n{length} d{features}", settings, capability, trace, launch(length, features, config))
 
 
 def _reported(card: int) -> Iterator[tuple[Direction, int, int, Config]]:
@@ -51,13 +62,14 @@ def _reported(card: int) -> Iterator[tuple[Direction, int, int, Config]]:
 
 
 def _trace_name(direction: Direction, length: int, features: int, config: Config) -> str:
-    blocks = f"m{config.block_m}" + f" n{config.block_n}" * (config.form == "tiled")
+    blocks = f"m{config.block_m}" + f" n{config.block_n}" * (config.form != "resident")
     return f"attention_{direction}_{config.form} n{length} d{features} in {blocks}"
 
 
 def _case(
-    kernel: triton.JITFunction, shape: str, settings: dict[str, int], capability: int, trace: str = ""
-) -> CompileCase:
+    kernel: triton.JITFunction, shape: str, settings: dict[str, int], capability: int, trace: str = "",
+    launch: Launch | None = None,
+) -> CompileCase:  # fmt: skip
     types = {"scale": "fp32", "scale_log2": "fp32", "lse": "*fp32", "delta": "*fp32"}
     types |= dict.fromkeys(("grad", "query", "key", "value", "out", "grads"), "*bf16")
     constexprs = {name: value for name, value in settings.items() if name in kernel.arg_names}
@@ -73,7 +85,40 @@ def _case(
         max_registers=settings["maxnreg"],
         capability=capability,
         trace=trace,
+        launch=launch,
     )
+
+
+def _forward_launch(length: int, features: int, config: Config) -> Launch:
+    matrix, vector = 2 * length * features, 4 * length  # bytes of one (N, D) matrix, and of the log-sum-exp
+    if config.form == "resident":
+        return Launch(_PAIRS, (-(-length // config.block_m),), 3 * matrix, matrix + vector, 3 * matrix)
+    tiles = -(-length // config.block_m)
+    own, streamed = matrix / tiles, 2 * matrix
+    stored, trips = (matrix + vector) / tiles, (length // config.block_n,)
+    return Launch(_PAIRS * tiles, trips, own + streamed, stored, fetched=3 * matrix / tiles)
+
+
+def _backward_launch(length: int, features: int, config: Config) -> Launch:
+    matrix, vector = 2 * length * features, 4 * length
+    if config.form == "resident":
+        loaded = (5 if length > SUMMED.value else 4) * matrix + vector
+        return Launch(_PAIRS, (-(-length // config.block_m),), loaded, 3 * matrix, loaded)
+    tiles, trips = -(-length // config.block_m), -(-length // config.block_n)
+    if config.form == "two_phase":
+        loaded = 5 * matrix + vector + tiles * (4 * matrix + 2 * vector)
+        return Launch(_PAIRS, (trips, tiles, trips, tiles), loaded, 3 * matrix + vector, 5 * matrix + vector)
+    of_keys = 2 * matrix / tiles + 2 * (matrix + vector)
+    of_queries = 2 * (matrix + vector) / tiles + 2 * matrix
+    return Launch(
+        2 * _PAIRS * tiles, (trips, trips), (of_keys + of_queries) / 2, 3 * matrix / (2 * tiles),
+        fetched=(2 * matrix + vector) / tiles, forks=(False, True),
+    )  # fmt: skip
+
+
+def _delta_launch(features: int) -> Launch:
+    matrix, tiles = 2 * _DELTA_LENGTH * features, -(-_DELTA_LENGTH // delta_constexprs(features)["BM"])
+    return Launch(_PAIRS * tiles, (), 2 * matrix / tiles, 4 * _DELTA_LENGTH / tiles, 2 * matrix / tiles)
 
 
 def trace_cases() -> list[TraceCase]:

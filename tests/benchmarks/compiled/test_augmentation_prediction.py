@@ -1,0 +1,85 @@
+"""What the CUDA augmentation executes: held to its budget, to what its comments promise, and to its page."""
+
+import json
+
+import numpy as np
+import pytest
+from setuptools.errors import CompileError
+
+from benchmarks.compiled.model import augmentation, blocks, recipe
+
+BUDGET = json.loads(augmentation.BUDGET.read_text())
+VALUES = 3 * recipe.SIZE**2 / 32  # of an image, by warps
+
+
+@pytest.fixture(scope="module")
+def counted() -> dict[str, blocks.Counted]:
+    try:
+        found, toolkit = recipe.count(augmentation.FEW)
+    except CompileError as error:
+        pytest.skip(str(error))
+    if toolkit != BUDGET["toolkit"]:
+        pytest.skip(f"the budget is that of CUDA {BUDGET['toolkit']}, this is {toolkit}")
+    return found
+
+
+def issued(counted: blocks.Counted, *names: str) -> float:
+    """Warp instructions an image whose opcode begins with one of the names."""
+    return sum(count for opcode, count in counted.issued.items() if opcode.startswith(names))
+
+
+def test_no_stage_executes_more_than_its_budget(counted: dict[str, blocks.Counted]) -> None:
+    found = {stage: {"instructions": kernel.instructions} for stage, kernel in counted.items()}
+    assert augmentation.over(found, BUDGET["few"]) == []
+    too_many = {stage: {"instructions": 1.06 * kernel.instructions} for stage, kernel in counted.items()}
+    assert len(augmentation.over(too_many, BUDGET["few"])) == 3
+
+
+def test_the_resize_loads_words_and_stores_sixteen_bytes(counted: dict[str, blocks.Counted]) -> None:
+    resize = counted["resize"]
+    assert issued(resize, "LDG.E.U8", "LDG.E.U16", "LDG.E.S8") < 0.01 * issued(resize, "LDG")
+    assert issued(resize, "STG.E.128") == issued(resize, "STG")
+
+
+def test_the_last_stage_stores_sixteen_bytes_where_nothing_is_erased(counted: dict[str, blocks.Counted]) -> None:
+    finish = counted["finish"]
+    assert issued(finish, "STG.E.128") * 8 == VALUES
+    assert issued(finish, "LDG.E.64") >= VALUES / 8  # an image's bytes by eights, and its partner's
+
+
+def test_no_value_costs_an_integer_division(counted: dict[str, blocks.Counted]) -> None:
+    # The compiler's division of integers begins with a reciprocal that is rounded up.
+    assert all(issued(kernel, "I2F.RP", "I2F.U32.RP", "I2F.U64.RP") < 0.1 * VALUES for kernel in counted.values())
+
+
+def test_loops_over_pixels_hold_no_float64(counted: dict[str, blocks.Counted]) -> None:
+    for stage, least in (("resize", 8), ("plan_ops", 100)):
+        kernel = counted[stage]
+        opcodes = np.array([found.base for found in kernel.listing.instructions])
+        often = kernel.counts.sum(1) / kernel.images > VALUES / least  # as often as something of every pixel
+        assert often.any() and not set(opcodes[often]) & blocks.DOUBLE
+    assert issued(counted["plan_ops"], *blocks.DOUBLE) < 0.01 * counted["plan_ops"].instructions
+    assert issued(counted["resize"], *blocks.DOUBLE) < 0.05 * counted["resize"].instructions
+
+
+def test_three_launches_make_a_batch() -> None:
+    assert list(BUDGET["stages"]) == sorted(recipe.KERNELS) and len(recipe.KERNELS) == 3
+
+
+@pytest.mark.parametrize(
+    ("work", "multiprocessors", "resident", "clocks"),
+    [
+        ([5.0], 4, 2, 5.0),
+        ([1.0] * 8, 4, 1, 2.0),
+        ([1.0] * 8, 4, 2, 2.0),  # two share a multiprocessor
+        ([6.0, 1.0, 1.0, 1.0, 1.0], 2, 1, 6.0),  # the four find room beside the long one
+        ([1.0, 1.0, 1.0, 6.0], 2, 1, 7.0),  # the long one comes last
+        ([6.0, 2.0, 2.0, 2.0], 2, 2, 8.0),  # it shares with the third block, and then has all
+    ],
+)
+def test_blocks_are_given_out_in_order(work: list[float], multiprocessors: int, resident: int, clocks: float) -> None:
+    assert blocks.makespan(np.array(work), multiprocessors, resident) == pytest.approx(clocks)
+
+
+def test_the_page_is_that_of_the_budget() -> None:
+    assert augmentation.PAGE.read_text() == augmentation.page(BUDGET)

@@ -1,0 +1,155 @@
+"""Machine code that is run on the CPU: counted by hand, and the bytes of the CPU ops."""
+
+import dataclasses
+import re
+import struct
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from setuptools.errors import CompileError
+
+from benchmarks.compiled.interpreter import rounding
+from benchmarks.compiled.interpreter.listing import Listing
+from benchmarks.compiled.interpreter.machine import Machine
+from benchmarks.compiled.interpreter.memory import Memory
+from benchmarks.compiled.model import recipe
+from deit_kernels.augment import Policy
+
+THREADS, WARPS = 64, 2
+BY_HAND = """
+extern "C" __global__ void by_hand(const int* trips, const int* given, int* out, int stride) {
+  extern __shared__ int shared[];
+  const int number = blockIdx.x * blockDim.x + threadIdx.x;
+  int total = given[number];
+#pragma unroll 1
+  for (int i = 0; i < trips[blockIdx.x]; ++i) total = total * 3 + i;
+  shared[threadIdx.x * stride] = total;
+  __syncthreads();
+  if (threadIdx.x % 2)
+    out[number] = shared[(threadIdx.x - 1) * stride] / 7;
+  else
+    atomicAdd(shared + blockDim.x * stride + threadIdx.x / 2 % 4, total);
+  __syncthreads();
+  if (threadIdx.x % 2 == 0) out[number] = shared[blockDim.x * stride + threadIdx.x / 2 % 4];
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def by_hand(tmp_path_factory: pytest.TempPathFactory) -> Listing:
+    folder = tmp_path_factory.mktemp("by_hand")
+    source = folder / "by_hand.cu"
+    source.write_text(BY_HAND)
+    try:
+        cubin, _ = recipe.compile_cubin(folder, source)
+    except CompileError as error:
+        pytest.skip(str(error))
+    return Listing.of(cubin, "by_hand")
+
+
+def run_by_hand(listing: Listing, trips: list[int], stride: int) -> tuple[Machine, np.ndarray, np.ndarray]:
+    """The machine after its run, what it was given, and what it stored."""
+    memory = Memory(1 << 16)
+    given = np.arange(len(trips) * THREADS, dtype=np.int32) - 50
+    at = [memory.place(np.array(trips, np.int32)), memory.place(given), memory.place(4 * len(given))]
+    shared_bytes = 4 * (THREADS * stride + 4)
+    parameters = struct.pack("<QQQi", *at, stride)
+    machine = Machine(listing, (len(trips), 1), THREADS, shared_bytes, parameters, memory, watched=True)
+    machine.shared[:] = 0
+    machine.run()
+    return (
+        machine,
+        given.reshape(len(trips), -1),
+        memory.read(at[2], 4 * len(given)).view(np.int32).reshape(len(trips), -1),
+    )
+
+
+def test_a_kernel_stores_what_its_source_says(by_hand: Listing) -> None:
+    trips = [3, 0, 11, 1]
+    _, given, stored = run_by_hand(by_hand, trips, stride=1)
+    total = given.astype(np.int64)
+    for block, count in enumerate(trips):
+        for i in range(count):
+            total[block] = total[block] * 3 + i
+    assert np.array_equal(stored[:, 1::2], np.trunc(total[:, ::2] / 7))
+    for cell in range(4):
+        assert (stored[:, 2 * cell :: 8] == total[:, 2 * cell :: 8].sum(1, keepdims=True)).all()
+
+
+def test_a_loop_counts_its_trips_for_every_warp_of_each_block(by_hand: Listing) -> None:
+    trips = [3, 0, 11, 1]
+    machine, _, _ = run_by_hand(by_hand, trips, stride=1)
+    branches = [
+        (by_hand.labels[label[1]], place)
+        for place, instruction in enumerate(by_hand.instructions)
+        if instruction.base == "BRA" and (label := re.search(r"`\((.*?)\)", instruction.operands[-1]))
+    ]
+    ((first, last),) = [(target, place) for target, place in branches if target < place]
+    assert (machine.counts[first : last + 1] == np.array(trips) * WARPS).all()
+
+
+def test_both_sides_of_a_branch_within_a_warp_are_issued_by_it(by_hand: Listing) -> None:
+    machine, _, _ = run_by_hand(by_hand, [2, 2], stride=1)
+    issued = {
+        name: [machine.counts[place].tolist() for place, found in enumerate(by_hand.instructions) if found.base == name]
+        for name in ("STG", "ATOMS", "STS", "BAR")
+    }
+    assert issued["STS"] == [[WARPS, WARPS]] and issued["BAR"] == [[WARPS, WARPS]] * 2
+    assert np.sum(issued["STG"], axis=0).tolist() == [2 * WARPS, 2 * WARPS]
+    assert np.sum(issued["ATOMS"], axis=0).tolist() == [WARPS, WARPS]
+
+
+@pytest.mark.parametrize(("stride", "clocks"), [(1, 1), (2, 2), (4, 4), (32, 32), (33, 1)])
+def test_lanes_that_want_other_words_of_a_bank_wait_for_each_other(by_hand: Listing, stride: int, clocks: int) -> None:
+    machine, _, _ = run_by_hand(by_hand, [1], stride)
+    (store,) = (place for place, instruction in enumerate(by_hand.instructions) if instruction.base == "STS")
+    assert machine.accesses[store, 0] == clocks
+    loads = [place for place, instruction in enumerate(by_hand.instructions) if instruction.opcode.startswith("LDG")]
+    sectors = sorted(machine.accesses[place, 1] for place in loads if machine.counts[place].any())
+    assert sectors[-1] == 4 and sectors[0] == 1  # 32 words, and the trips that all lanes read
+
+
+def test_fused_operations_round_once() -> None:
+    random = np.random.default_rng(0)
+    a, b = random.normal(size=(2, 2000))
+    c = np.where(np.arange(2000) % 3, -a * b * (1 + random.integers(-3, 4, 2000) * 2.0**-52), random.normal(size=2000))
+    exact = [float(Fraction(x) * Fraction(y) + Fraction(z)) for x, y, z in zip(a, b, c, strict=True)]
+    assert np.array_equal(rounding.fused_double(a, b, c), exact)
+    assert not np.array_equal(a * b + c, exact)
+    small = [value.astype(np.float32) for value in (a, b, c)]
+    wide = [float(Fraction(float(x)) * Fraction(float(y)) + Fraction(float(z))) for x, y, z in zip(*small, strict=True)]
+    assert np.array_equal(rounding.fused(*small), np.array(wide).astype(np.float32))
+
+
+@pytest.fixture(scope="module")
+def augmentation(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Listing], dict[str, recipe.Launch]]:
+    folder = tmp_path_factory.mktemp("augmentation")
+    try:
+        cubin, _ = recipe.build(folder)
+    except CompileError as error:
+        pytest.skip(str(error))
+    listings = {stage: Listing.of(cubin, kernel) for stage, kernel in recipe.KERNELS.items()}
+    return listings, recipe.launches(folder, 32)
+
+
+def test_the_machine_code_of_the_augmentation_stores_the_bytes_of_the_cpu_ops(augmentation) -> None:
+    policy = Policy.deit(32)
+    machines = recipe.interpret(
+        *augmentation, recipe.draw(policy, 0, 24, 48, 60), policy
+    )  # raises where a byte differs
+    assert all((machine.counts.sum(0) > 0).all() for machine in machines.values())
+
+
+def test_an_instruction_that_is_read_wrongly_is_noticed(augmentation) -> None:
+    listings, hosts = augmentation
+    finish = listings["finish"]
+    wrong = [
+        dataclasses.replace(found, operands=(found.operands[0], found.operands[2], found.operands[1]))
+        if found.base == "F2FP" else found
+        for found in finish.instructions
+    ]  # fmt: skip
+    policy = Policy.deit(32)
+    with pytest.raises(ValueError, match=r"finish: \d+ bytes differ"):
+        changed = listings | {"finish": dataclasses.replace(finish, instructions=wrong)}
+        recipe.interpret(changed, hosts, recipe.draw(policy, 0, 8, 48, 60), policy)
