@@ -5,7 +5,7 @@ resident   one program per (batch, head) and one pass over the queries: K and V 
 two_phase  one program per (batch, head) and two passes: tiles of queries past which the keys stream, then tiles of keys
            past which the queries stream. The logits are computed twice, 7 products instead of 5, and in exchange no
            warp waits for another one's part of a sum, and shared memory holds two small blocks only.
-tiled      the same tiles, one program each, for long sequences and few heads; a kernel of its own makes the delta before.
+tiled      the same tiles, one program each, for long sequences and few heads; a kernel of its own makes delta before.
 
 Nothing is accumulated in memory, so results repeat bit by bit.
 """

@@ -67,8 +67,8 @@ def _rows(*rows: tuple) -> list[Row]:
 _SHORT_FORWARD = [(16, 128, "resident", 16, 0, 1, 1), (32, 128, "resident", 32, 0, 2, 1)]
 _SHORT_BACKWARD = [(16, 128, "resident", 16, 0, 1, 1), (32, 128, "resident", 32, 0, 4, 1)]
 # At N <= 208 four warps of 168 registers and 60 KB leave room for three programs a multiprocessor, so that two compute
-# while one loads. Above, tiles of 64 rows have four, but read K and V again for each 64 queries: for long sequences they
-# would wait for L2.
+# while one loads. Above, tiles of 64 rows have four, but read K and V again for each 64 queries: in long sequences
+# they would wait for L2.
 _FORWARD_90 = [
     *_SHORT_FORWARD,
     (128, 64, "resident", 64, 0, 4, 2),
