@@ -5,7 +5,7 @@ resident   one program per (batch, head) and one pass over the queries: K and V 
 two_phase  one program per (batch, head) and two passes: tiles of queries past which the keys stream, then tiles of keys
            past which the queries stream. The logits are computed twice, 7 products instead of 5, and in exchange no
            warp waits for another one's part of a sum, and shared memory holds two small blocks only.
-tiled      the same tiles, one program each, for few heads; the delta is made before, by a kernel of its own.
+tiled      the same tiles, one program each, for long sequences and few heads; a kernel of its own makes delta before.
 
 Nothing is accumulated in memory, so results repeat bit by bit.
 """
@@ -81,7 +81,8 @@ def attention_backward_two_phase(
     """All gradients of one (batch, head): first BM queries at a time, past which the keys stream, then the reverse.
 
     The first phase makes dQ, and delta = rowsum(dO ∘ O) on the way, which it leaves in memory for the second: dK and
-    dV. Every dS is used by the warp that made it, so that nothing but delta is handed over.
+    dV. Every dS is used by the warp that made it, so that nothing but delta is handed over. Where a gradient is exactly
+    0, as that of one token's logit, this delta leaves a rounding: the table has the form from N = 65.
     """
     pair = tl.program_id(0)
     grad = head_start(grad, pair, heads, grad_batch, grad_head)

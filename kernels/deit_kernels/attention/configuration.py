@@ -3,8 +3,9 @@
 The table is keyed by what decides it: the family of the card (compute capability, and whether a block can take more
 than 99 KB of shared memory), head dim and sequence length. `python -m benchmarks.compiled` shows what every row
 compiles to and what a model of the machine predicts for it. On sm_90 registers spill where a limit lets a third program
-onto the multiprocessor (forward, N = 145 to 208), and outside of the loop (backward, N = 129 to 256); on sm_80 and
-sm_89 in the backward of two phases, whose predicted time holds them. None is measured on a GPU yet.
+onto the multiprocessor (forward, N = 129 to 208), and outside of the loop (backward, N = 129 to 256); on sm_80 in the
+forward at N = 193 to 208, and there and on sm_89 in the backward of two phases. The predicted times hold their cost.
+None is measured on a GPU yet.
 
 `python -m deit_kernels.tune` measures the candidates on a card and writes a table; the environment variable
 DEIT_KERNELS_TABLE names it, and its rows go before these.
@@ -66,9 +67,8 @@ def _rows(*rows: tuple) -> list[Row]:
 _SHORT_FORWARD = [(16, 128, "resident", 16, 0, 1, 1), (32, 128, "resident", 32, 0, 2, 1)]
 _SHORT_BACKWARD = [(16, 128, "resident", 16, 0, 1, 1), (32, 128, "resident", 32, 0, 4, 1)]
 # At N <= 208 four warps of 168 registers and 60 KB leave room for three programs a multiprocessor, so that two compute
-# while one loads.
-# A tiled forward of 64 rows has four programs a multiprocessor, but reads K and V once for each 64 queries: from 320
-# tokens on L2 would be what it waits for.
+# while one loads. Above, tiles of 64 rows have four, but read K and V again for each 64 queries: in long sequences
+# they would wait for L2.
 _FORWARD_90 = [
     *_SHORT_FORWARD,
     (128, 64, "resident", 64, 0, 4, 2),

@@ -201,6 +201,7 @@ FORMS = [
     Config("resident", 128, 0, 8, 1),
     Config("resident", 16, 0, 4, 1),
     Config("tiled", 64, 32, 4, 2),
+    Config("tiled", 128, 32, 4, 3),
     Config("tiled", 128, 64, 8, 2),
 ]
 
