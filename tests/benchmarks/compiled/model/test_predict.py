@@ -63,11 +63,11 @@ def test_trips_and_bytes_fit_the_machine_code(name: str, capability: int) -> Non
 
 def check_fit(case, capability: int) -> None:
     loaded, stored = moved(case, capability)  # raises where the loops are others
-    # A feature that fills a matrix instruction up, a block past the end, two blocks that a loop asks for ahead.
     assert case.launch.loaded <= loaded, "less is loaded than is declared"
     assert case.launch.stored <= stored, "less is stored than is declared"
     if case.name.startswith("attention") and case.constexprs["D"] == case.constexprs["BD"] > 16:
-        assert loaded <= 2 * case.launch.loaded, "twice as much is loaded as is declared"
+        # 80 tokens are padded to 128 rows, and a loop asks for two blocks ahead.
+        assert loaded <= 2.5 * case.launch.loaded, "more is loaded than is declared and padded"
     assert case.launch.fetched <= case.launch.loaded
 
 
