@@ -5,11 +5,10 @@
 // thread computes each row. Gradients start poisoned and lie between guard bytes, which must survive; a tensor has
 // exactly its bytes, so that a sanitizer sees who reads beyond. Refused values are named on stderr, with exit code 3.
 #include <atomic>
-#include <fstream>
 #include <list>
 
 #include "../loss.h"
-#include "guarded.h"
+#include "records.h"
 
 namespace {
 
@@ -27,25 +26,15 @@ struct Given {
   int32_t type, present;
 };
 
-class Reader {
+// What a call points to lives as long as this.
+class Tensors : public emulate::Reader {
  public:
-  explicit Reader(const char* path) : input(path, std::ios::binary) {}
+  using emulate::Reader::Reader;
 
-  template <typename Record>
-  Record read() {
-    Record record;
-    input.read(reinterpret_cast<char*>(&record), sizeof record);
-    return record;
-  }
-
-  const void* bytes(int64_t count) {
-    memory.push_back(std::vector<uint8_t>(count));
-    input.read(reinterpret_cast<char*>(memory.back().data()), count);
-    return memory.back().data();
-  }
+  const void* bytes(int64_t count) { return memory.emplace_back(many<uint8_t>(count)).data(); }
 
   deit::Matrix matrix() {
-    const auto given = read<Given>();
+    const auto given = one<Given>();
     const void* data = bytes(given.bytes);
     return {given.present ? data : nullptr, static_cast<deit::Number>(given.type), given.row, given.column};
   }
@@ -56,12 +45,11 @@ class Reader {
   }
 
  private:
-  std::ifstream input;
   std::list<std::vector<uint8_t>> memory;
 };
 
-deit::LossCall read_call(Reader& from) {
-  const auto header = from.read<Header>();
+deit::LossCall read_call(Tensors& from) {
+  const auto header = from.one<Header>();
   deit::LossCall call{};
   call.rows = header.rows;
   call.classes = header.classes;
@@ -96,7 +84,7 @@ size_t bytes_of(const deit::LossCall& call, const deit::Matrix& head) {
 }  // namespace
 
 int main(int, char** arguments) {
-  Reader input(arguments[1]);
+  Tensors input(arguments[1]);
   const deit::LossCall call = read_call(input);
   const auto* incoming = static_cast<const float*>(input.bytes(call.rows * sizeof(float)));
   Guarded cls(bytes_of(call, call.cls)), dist(bytes_of(call, call.dist));
@@ -116,10 +104,5 @@ int main(int, char** arguments) {
   cls.check("cls");
   dist.check("dist");
 
-  std::ofstream result(arguments[2], std::ios::binary);
-  result.write(reinterpret_cast<const char*>(found.data()), found.size() * sizeof(deit::Terms));
-  result.write(reinterpret_cast<const char*>(saved.data()), saved.size() * sizeof(float));
-  result.write(reinterpret_cast<const char*>(cls.data()), cls.bytes);
-  result.write(reinterpret_cast<const char*>(dist.data()), dist.bytes);
-  return result ? 0 : 1;
+  return emulate::Writer(arguments[2]).add(found).add(saved).add(cls).add(dist).exit_code();
 }

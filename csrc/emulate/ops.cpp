@@ -3,10 +3,9 @@
 // INPUT: the header below, `count` calls, as many images of height x width. OUTPUT: the images, then for each the number
 // of pixels (int64) that an exact affine op cannot make in integers.
 #include "cuda_on_cpu.h"
-#include "guarded.h"
+#include "records.h"
 
 #include <cstdint>
-#include <fstream>
 #include <string>
 
 #include "../cuda/kernels.cuh"
@@ -37,16 +36,14 @@ int64_t uncertain_pixels(const deit::OpCall& call, const deit::cuda::Padded& sou
 }  // namespace
 
 int main(int, char** arguments) {
-  std::ifstream input(arguments[1], std::ios::binary);
+  emulate::Reader input(arguments[1]);
   const unsigned threads = std::stoi(arguments[3]);
-  Header header;
-  input.read(reinterpret_cast<char*>(&header), sizeof header);
+  const auto header = input.one<Header>();
   const int64_t image_bytes = 3 * int64_t{header.height} * header.width;
   const int64_t scratch_bytes = 4 * deit::cuda::scratch_pixels(header.height, header.width);
-  std::vector<deit::OpCall> calls(header.count);
-  input.read(reinterpret_cast<char*>(calls.data()), header.count * sizeof(deit::OpCall));
+  const auto calls = input.many<deit::OpCall>(header.count);
   emulate::Guarded images(header.count * image_bytes), scratch(header.count * scratch_bytes);
-  input.read(reinterpret_cast<char*>(images.data()), images.bytes);
+  input.to(images.data(), images.bytes);
   auto* words = reinterpret_cast<uint32_t*>(scratch.data());
 
   std::vector<int64_t> uncertain(header.count);
@@ -60,8 +57,5 @@ int main(int, char** arguments) {
   images.check("images");
   scratch.check("scratch");
 
-  std::ofstream result(arguments[2], std::ios::binary);
-  result.write(reinterpret_cast<const char*>(images.data()), images.bytes);
-  result.write(reinterpret_cast<const char*>(uncertain.data()), header.count * sizeof(int64_t));
-  return result ? 0 : 1;
+  return emulate::Writer(arguments[2]).add(images).add(uncertain).exit_code();
 }

@@ -6,12 +6,11 @@
 #include "cuda_on_cpu.h"
 
 #include <algorithm>
-#include <fstream>
 #include <string>
 
 #include "../augment.h"
 #include "../cuda/kernels.cuh"
-#include "guarded.h"
+#include "records.h"
 
 namespace {
 
@@ -70,16 +69,12 @@ void run_cuda(const deit::Batch& batch, const deit::Finish& finish, unsigned thr
 }  // namespace
 
 int main(int, char** arguments) {
-  std::ifstream input(arguments[1], std::ios::binary);
+  emulate::Reader input(arguments[1]);
   const unsigned threads = std::stoi(arguments[3]);
-  Header header;
-  input.read(reinterpret_cast<char*>(&header), sizeof header);
-  std::vector<deit::PlanRow> rows(header.count);
-  input.read(reinterpret_cast<char*>(rows.data()), header.count * sizeof(deit::PlanRow));
-  std::vector<deit::MixRow> mix(header.mixed ? header.count : 0);
-  input.read(reinterpret_cast<char*>(mix.data()), mix.size() * sizeof(deit::MixRow));
-  std::vector<uint8_t> data(header.data_bytes);
-  input.read(reinterpret_cast<char*>(data.data()), header.data_bytes);
+  const auto header = input.one<Header>();
+  const auto rows = input.many<deit::PlanRow>(header.count);
+  const auto mix = input.many<deit::MixRow>(header.mixed ? header.count : 0);
+  const auto data = input.many<uint8_t>(header.data_bytes);
 
   const size_t values = header.count * 3 * size_t(header.size) * header.size;
   Guarded images(values), output(values * (header.finish.type == deit::Type::float32 ? 4 : 2));
@@ -92,8 +87,5 @@ int main(int, char** arguments) {
   images.check("images");
   output.check("output");
 
-  std::ofstream result(arguments[2], std::ios::binary);
-  result.write(reinterpret_cast<const char*>(images.data()), images.bytes);
-  result.write(reinterpret_cast<const char*>(output.data()), output.bytes);
-  return result ? 0 : 1;
+  return emulate::Writer(arguments[2]).add(images).add(output).exit_code();
 }

@@ -95,11 +95,8 @@ def _log_1_plus(b_e):
 @triton.jit
 def _label_tile(b_x, b_mask, covered, state, SMOOTH: tl.constexpr, FIRST: tl.constexpr):
     """Carry on the exponentials and, for a target that is the same for all classes, Σ (x − max)."""
-    old, ones, others, dot, mass = state
-    maximum = tl.maximum(old, tl.max(b_x, 0))
-    b_x -= maximum
-    shift = tl.maximum(old - maximum, FAR)
-    ones, others = _carried(exp(b_x), exp(shift), ones, others, FIRST)
+    b_x, shift, maximum, ones, others = _exponentials(b_x, state, FIRST)
+    _, _, _, dot, mass = state
     if SMOOTH:
         if not FIRST:
             dot += covered * shift
@@ -110,18 +107,25 @@ def _label_tile(b_x, b_mask, covered, state, SMOOTH: tl.constexpr, FIRST: tl.con
 @triton.jit
 def _dense_tile(b_x, b_target, b_mask, state, SMOOTH: tl.constexpr, FIRST: tl.constexpr):
     """Carry on the exponentials and, of a target t, Σ t·(x − max) and Σ t."""
-    old, ones, others, dot, mass = state
+    b_x, shift, maximum, ones, others = _exponentials(b_x, state, FIRST)
+    _, _, _, dot, mass = state
+    if not FIRST:
+        dot += mass * shift
+    # A class of probability 0, which smoothing leaves none of, takes nothing from a logit of −inf.
+    b_counts = b_mask if SMOOTH else b_target != 0  # [BLOCK]
+    dot += tl.sum(tl.where(b_counts, b_target * b_x, 0.0), 0)
+    return maximum, ones, others, dot, mass + tl.sum(b_target, 0)
+
+
+@triton.jit
+def _exponentials(b_x, state, FIRST: tl.constexpr):
+    """(logits relative to the maximum, the old maximum relative to it, the maximum, ones, others) with a tile's."""
+    old, ones, others, _, _ = state
     maximum = tl.maximum(old, tl.max(b_x, 0))
     b_x -= maximum
     shift = tl.maximum(old - maximum, FAR)
     ones, others = _carried(exp(b_x), exp(shift), ones, others, FIRST)
-    if not FIRST:
-        dot += mass * shift
-    mass += tl.sum(b_target, 0)
-    # A class of probability 0, which smoothing leaves none of, takes nothing from a logit of −inf.
-    b_counts = b_mask if SMOOTH else b_target != 0  # [BLOCK]
-    dot += tl.sum(tl.where(b_counts, b_target * b_x, 0.0), 0)
-    return maximum, ones, others, dot, mass
+    return b_x, shift, maximum, ones, others
 
 
 @triton.jit
