@@ -8,7 +8,7 @@ import triton
 
 from benchmarks.compiled.cases import compile_cases
 from benchmarks.compiled.model import calibration, pipes
-from benchmarks.compiled.model.predict import paths_of
+from benchmarks.compiled.model.predict import CORRECTION, paths_of
 from benchmarks.compiled.report import BUDGET, numbers_of
 from benchmarks.compiled.resources import CAPABILITIES, compile_case, program_of
 
@@ -88,6 +88,10 @@ def test_trips_and_bytes_of_every_launch_fit(capability: int) -> None:
 def test_predictions_stand_beside_the_resources() -> None:
     numbers = numbers_of(case_of("loss_forward hard mixed c1000", 90), 90)
     assert numbers["predicted_us"] > numbers["floor_us"] > 0
+    for name in ("attention_delta d64", "attention_forward_resident n198 d64"):
+        others = numbers_of(case_of(name, 90), 90)
+        replayed = others["predicted_us"] / CORRECTION
+        assert replayed > others["bound_us"] and replayed > others["floor_us"], "faster than its pipes or the DRAM"
     assert numbers["resident"] == numbers["warps"] // 4
     blackwell = numbers_of(case_of("loss_forward hard mixed c1000", 120), 120)
     assert "predicted_us" not in blackwell and blackwell["bound_us"] > 0
