@@ -45,9 +45,9 @@ BLIND_SPOTS = (
     "**A predicted number is not measured.** No card has run these kernels. The model issues the compiler's "
     "instructions in order, with its stall counts and scoreboards; it does not see bank conflicts, misses of the "
     "instruction cache, throttling, or the bandwidth and latency of L2, and it leaves out the launch itself. "
-    "Where a kernel's speed is published the replay is from 3 % too slow to 24 % too fast "
-    "([calibration.py](../benchmarks/compiled/model/calibration.py)), so its time is multiplied by 1.15; "
-    "differences below 5 % mean nothing."
+    "Where a kernel's speed is published the replay is from 3 % too slow to 12 % too fast (`python -m "
+    "benchmarks.compiled.model.calibration`); its time is multiplied by 1.15 for what it does not see. "
+    "Differences below 5 % mean nothing."
 )
 
 
