@@ -45,9 +45,9 @@ BLIND_SPOTS = (
     "**A predicted number is not measured.** No card has run these kernels. The model issues the compiler's "
     "instructions in order, with its stall counts and scoreboards; it does not see bank conflicts, misses of the "
     "instruction cache, throttling, or the bandwidth and latency of L2, and it leaves out the launch itself. "
-    "Where a kernel's speed is published the replay is from 3 % too slow to 24 % too fast "
-    "([calibration.py](../benchmarks/compiled/model/calibration.py)), so its time is multiplied by 1.15; "
-    "differences below 5 % mean nothing."
+    "Where a kernel's speed is published the replay is from 3 % too slow to 12 % too fast (`python -m "
+    "benchmarks.compiled.model.calibration`); its time is multiplied by 1.15 for what it does not see. "
+    "Differences below 5 % mean nothing."
 )
 
 
@@ -152,7 +152,7 @@ def page(budget: dict, before: dict | None, against: str) -> str:
     for target, kernels in sorted(budget["kernels"].items(), key=lambda item: int(item[0][3:])):
         times = measured(target)
         seen = "" if times else f" No results file of this card ({CARDS[target]}) exists: not measured."
-        drawn = f"![occupancy, and work over the minimum]({picture(target).name})"
+        drawn = f"![occupancy, predicted time and work over the minimum]({picture(target).name})"
         lines += ["", f"## {target}", "", f"{len(kernels)} kernels.{seen}", "", drawn, ""]
         lines += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
         for kernel, numbers in sorted(kernels.items()):
@@ -165,8 +165,15 @@ def picture(target: str) -> Path:
     return PAGE.with_name(f"compile-report-{target}.png")
 
 
+def over_floor(numbers: dict) -> float:
+    """Predicted time, or the largest bound, over the byte floor; 1 where nothing is predicted."""
+    predicted = numbers.get("predicted_us", numbers.get("bound_us", 0))
+    return max(predicted / numbers["floor_us"], 1.0) if numbers.get("floor_us") else 1.0
+
+
 def draw(target: str, kernels: dict[str, dict], traced: dict[str, dict[str, float]]) -> None:
-    """Occupancy of every kernel, those that spill marked, and beside it what it moves and computes over the minimum.
+    """Occupancy of every kernel, those that spill marked; its predicted time, and what it moves and computes, over the
+    minimum.
 
     Args:
         traced: of each kernel, what its trace counted; {} where none ran it.
@@ -174,20 +181,23 @@ def draw(target: str, kernels: dict[str, dict], traced: dict[str, dict[str, floa
     from matplotlib.figure import Figure
 
     names = sorted(kernels, reverse=True)
-    figure = Figure(figsize=(12, 0.8 + 0.13 * len(names)), layout="constrained")
-    first, *others = figure.subplots(1, 1 + len(MINIMA), sharey=True)
+    figure = Figure(figsize=(15, 0.8 + 0.13 * len(names)), layout="constrained")
+    first, second, *others = figure.subplots(1, 2 + len(MINIMA), sharey=True)
     shares = [100 * kernels[name]["warps"] / MOST_WARPS[target] for name in names]
     first.barh(range(len(names)), shares, color=["C3" if kernels[name]["spills"] else "C0" for name in names])
     first.set_yticks(range(len(names)), names, fontsize=5)
     first.set_ylim(-1, len(names))
     first.set_xlabel("resident warps, % of the most that fit; red: spills", fontsize=7)
+    second.barh(range(len(names)), [over_floor(kernels[name]) - 1 for name in names], left=1, color="C2")
+    second.set_xlim(0.9, 10)
+    second.set_xlabel("predicted µs ÷ its byte floor, from 1; cut at 10", fontsize=7)
     for axes, (kind, title) in zip(others, MINIMA.items(), strict=True):
         over = [max(traced[name].get(kind, 1) - 1, 0) for name in names]
         axes.barh(range(len(names)), over, left=1, color="C1")
         axes.axvline(1, color="C1", linewidth=0.8)
         axes.set_xlim(0.9, 5)
         axes.set_xlabel(f"{title}, from 1; cut at 5", fontsize=7)
-    for axes in (first, *others):
+    for axes in (first, second, *others):
         axes.tick_params(axis="x", labelsize=6)
         axes.grid(axis="x", alpha=0.3)
     figure.suptitle(target, fontsize=8)

@@ -1,6 +1,6 @@
 """The model against a public kernel whose speed on an H100 is published: Triton's tutorial of fused attention.
 
-    python -m benchmarks.compiled.model.calibration
+    python -m benchmarks.compiled.model.calibration     # a minute; no GPU
 
 The kernel is written here in the tutorial's form of that time (block pointers, online softmax, float16, not causal). It
 is compiled for sm_90 by the Triton at hand, the published ones were compiled by those of 2024: a part of the difference

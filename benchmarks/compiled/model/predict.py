@@ -1,9 +1,9 @@
 """What the model says of a compiled case at its reported size: a floor, bounds, a replay, and a prediction from it.
 
-Where a kernel's speed is published the replay is from 3 % too slow to 24 % too fast (calibration.py; a test holds it to
--5 to 30 %), so a predicted time is the replay's times `CORRECTION`. It is not measured; differences of less than 5 %
-mean nothing. The model does not see bank conflicts, the instruction cache, throttling, or the time of L2: what several
-programs read is taken to come from L2 as fast as from the DRAM.
+Where a kernel's speed is published the replay is from 3 % too slow to 12 % too fast (calibration.py; a test holds it to
+-5 to 30 %). A predicted time is the replay's times `CORRECTION`, which leaves room for what the model does not see. It
+is not measured; differences of less than 5 % mean nothing. The model does not see bank conflicts, the instruction
+cache, throttling, or the time of L2: what several programs read is taken to come from L2 as fast as from the DRAM.
 """
 
 from __future__ import annotations

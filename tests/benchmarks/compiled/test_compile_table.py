@@ -7,7 +7,16 @@ import re
 import pytest
 
 from benchmarks.compiled import page as compile_table
-from benchmarks.compiled.page import PAGE, budget_of, commit_of, page, picture, times_of
+from benchmarks.compiled.page import (
+    PAGE,
+    budget_of,
+    commit_of,
+    over_floor,
+    page,
+    picture,
+    predicted_cells,
+    times_of,
+)
 from benchmarks.compiled.report import BUDGET
 
 NOW = json.loads(BUDGET.read_text())
@@ -42,6 +51,26 @@ def test_a_row_tells_occupancy_traffic_and_drift() -> None:
     assert row(text, "sm_120", "attention_delta d64")[17] == "none"
     assert row(text, "sm_90", "loss_forward hard mixed c1000")[14:17] == ["1.00", "–", "1.02"]
     assert row(text, "sm_90", "attention_delta d64")[14:17] == ["–"] * 3
+
+
+def test_predicted_numbers_are_called_predicted_and_their_blind_spots_are_named() -> None:
+    budget = copy.deepcopy(NOW)
+    name = "attention_delta d64"
+    model = {"predicted_us": 30.42, "floor_us": 23.6, "bound_us": 9.45, "binding": "DRAM 97 %", "resident": 16}
+    budget["kernels"]["sm_90"][name] |= model
+    budget["kernels"]["sm_100"][name] = {
+        key: value for key, value in (budget["kernels"]["sm_100"][name] | model).items() if key != "predicted_us"
+    }
+    text = page(budget, None, "")
+    head = [cell.strip() for cell in text[text.index("| kernel |") :].splitlines()[0].split("|")[1:-1]]
+    assert head[1:5] == ["predicted µs", "predicted floor µs", "predicted to bind", "programs a multiprocessor"]
+    assert row(text, "sm_90", name)[1:5] == ["30.4", "23.6", "DRAM 97 %", "16"]
+    assert row(text, "sm_100", name)[1:5] == ["≥ 9.4", "23.6", "DRAM 97 %", "16"], "bounds alone"
+    for words in ("is not measured", "bank conflicts", "instruction cache", "throttling", "L2"):
+        assert words in text
+    without = {key: value for key, value in budget["kernels"]["sm_90"][name].items() if key not in model}
+    assert predicted_cells(without) == ["–"] * 4
+    assert over_floor(model) == pytest.approx(30.42 / 23.6) and over_floor(without) == 1
 
 
 def test_a_time_stands_beside_the_kernel_it_is_of() -> None:

@@ -8,7 +8,7 @@ import triton
 
 from benchmarks.compiled.cases import compile_cases
 from benchmarks.compiled.model import calibration, pipes
-from benchmarks.compiled.model.predict import paths_of
+from benchmarks.compiled.model.predict import CORRECTION, paths_of
 from benchmarks.compiled.report import BUDGET, numbers_of
 from benchmarks.compiled.resources import CAPABILITIES, compile_case, program_of
 
@@ -69,11 +69,11 @@ def test_trips_and_bytes_fit_the_machine_code(name: str, capability: int) -> Non
 
 def check_fit(case, capability: int) -> None:
     loaded, stored = moved(case, capability)  # raises where the loops are others
-    # A feature that fills a matrix instruction up, a block past the end, two blocks that a loop asks for ahead.
     assert case.launch.loaded <= loaded, "less is loaded than is declared"
     assert case.launch.stored <= stored, "less is stored than is declared"
     if case.name.startswith("attention") and case.constexprs["D"] == case.constexprs["BD"] > 16:
-        assert loaded <= 2 * case.launch.loaded, "twice as much is loaded as is declared"
+        # 80 tokens are padded to 128 rows, and a loop asks for two blocks ahead.
+        assert loaded <= 2.5 * case.launch.loaded, "more is loaded than is declared and padded"
     assert case.launch.fetched <= case.launch.loaded
 
 
@@ -88,6 +88,10 @@ def test_trips_and_bytes_of_every_launch_fit(capability: int) -> None:
 def test_predictions_stand_beside_the_resources() -> None:
     numbers = numbers_of(case_of("loss_forward hard mixed c1000", 90), 90)
     assert numbers["predicted_us"] > numbers["floor_us"] > 0
+    for name in ("attention_delta d64", "attention_forward_resident n198 d64"):
+        others = numbers_of(case_of(name, 90), 90)
+        replayed = others["predicted_us"] / CORRECTION
+        assert replayed > others["bound_us"] and replayed > others["floor_us"], "faster than its pipes or the DRAM"
     assert numbers["resident"] == numbers["warps"] // 4
     blackwell = numbers_of(case_of("loss_forward hard mixed c1000", 120), 120)
     assert "predicted_us" not in blackwell and blackwell["bound_us"] > 0
