@@ -23,6 +23,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import triton
@@ -36,6 +38,7 @@ BUDGET = Path(__file__).with_name("budget.json")
 GATED = (80, 89, 90)
 TIMED = (80, 90)  # whose predicted time is gated
 SLOWER = 1.05  # times the budget's predicted time; the model does not tell less apart
+_COMPILER = threading.Lock()
 RATIOS = ("traffic", "products", "exponentials")  # of a trace, to the minimum; all else that it counts must be 0
 
 
@@ -53,16 +56,17 @@ def selected(cases: list[CompileCase], select: str, capability: int | None) -> l
 def compile_all(work: list[tuple[CompileCase, int]]) -> dict[str, dict[str, dict]]:
     """Resources of each case and target, {"sm_90": {case name: numbers}}, printed as they come."""
     report: dict[str, dict[str, dict]] = {}
-    for case, target in work:
-        numbers = numbers_of(case, target)
-        report.setdefault(f"sm_{target}", {})[case.name] = numbers
-        print(row(case.name, target, numbers), flush=True)
+    with ThreadPoolExecutor(2) as pool:  # one disassembles, in a process of its own, while the other replays
+        for (case, target), numbers in zip(work, pool.map(lambda pair: numbers_of(*pair), work), strict=True):
+            report.setdefault(f"sm_{target}", {})[case.name] = numbers
+            print(row(case.name, target, numbers), flush=True)
     return report
 
 
 def numbers_of(case: CompileCase, target: int) -> dict:
     """Resources and, for a case with a launch, what the model predicts; "resident" are programs of a multiprocessor."""
-    compiled = compile_case(case, target)
+    with _COMPILER:
+        compiled = compile_case(case, target)
     program = program_of(compiled)
     numbers = resources_of(compiled, program, target).as_dict()
     resident = numbers["warps"] // case.num_warps

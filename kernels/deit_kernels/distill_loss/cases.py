@@ -28,7 +28,6 @@ _FORMS = {
 _SIZES = [(form, 1000) for form in _FORMS]
 _SIZES += [(form, classes) for form in ("hard mixed", "soft dense", "binary") for classes in (4096, 21840, 21841)]
 _ROWS = 256  # of the launch whose time is predicted
-_UNROLLED = 4  # classes of a TopK that the compiler takes at a time, before a loop of the rest
 _TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int64: "i64"}
 
 
@@ -39,7 +38,7 @@ def compile_cases() -> list[CompileCase]:
         call = example(form, classes, torch.bfloat16)
         for direction, (arguments, options) in example_arguments(call).items():
             kernel = getattr(kernels, f"{direction}_kernel")
-            launch = (_forward_launch if direction == "forward" else _backward_launch)(call, options["BLOCK"])
+            launch = (_forward_launch if direction == "forward" else _backward_launch)(call, options)
             cases.append(_case(f"loss_{direction} {form} c{classes}", kernel, arguments, options, launch))
     vector = torch.empty(8)
     launch = Launch(1, (-(-_ROWS // MEAN_OPTIONS["BLOCK"]),), 12 * _ROWS, 16, fetched=12 * _ROWS)
@@ -93,20 +92,20 @@ def example_arguments(call: LossCall) -> dict[str, tuple[tuple, dict[str, object
     }
 
 
-def _forward_launch(call: LossCall, block: int) -> Launch:
+def _forward_launch(call: LossCall, options: dict[str, object]) -> Launch:
     loaded = _row_bytes([value for value in call._asdict().values() if isinstance(value, Tensor)])
     stored = 4 * (2 + reference.STATISTICS)
-    tiles = -(-call.logits.shape[1] // block)
-    return Launch(_ROWS, (*_topk_trips(call), tiles), loaded, stored, fetched=loaded)
+    tiles = () if options["ONE_TILE"] else (-(-call.logits.shape[1] // options["BLOCK"]),)
+    return Launch(_ROWS, (*_topk_trips(call), *tiles), loaded, stored, fetched=loaded)
 
 
-def _backward_launch(call: LossCall, block: int) -> Launch:
+def _backward_launch(call: LossCall, options: dict[str, object]) -> Launch:
     """A program a tile of a row; each reads the row's labels and statistics, and what the grid shares, once."""
     logits = [head for head in (call.cls, call.dist) if head is not None]
     read = backward_operands(call, True, call.teacher is not None).pointers
     tiled = [tensor for tensor in read if tensor is not None and tensor.shape == call.logits.shape]
     listed = [tensor for tensor in read if tensor is not None and tensor.shape != call.logits.shape]
-    tiles = -(-call.logits.shape[1] // block)
+    tiles = -(-call.logits.shape[1] // options["BLOCK"])
     of_row, of_grid = _row_bytes(listed) + 4 * reference.STATISTICS, 8
     of_tile = _row_bytes(tiled) / tiles
     return Launch(
@@ -116,8 +115,7 @@ def _backward_launch(call: LossCall, block: int) -> Launch:
 
 
 def _topk_trips(call: LossCall) -> tuple[int, ...]:
-    listed = call.teacher_probs.shape[1] if call.teacher_probs is not None else 0
-    return (listed // _UNROLLED, listed % _UNROLLED) if listed else ()
+    return () if call.teacher_probs is None else (call.teacher_probs.shape[1],)
 
 
 def _row_bytes(tensors: list[Tensor]) -> float:
