@@ -102,7 +102,7 @@ def cross_entropy(
         TypeError, ValueError: as `distillation_loss`.
     """
     good = checks.are_plain(label_smoothing, ignore_index, reduction)
-    if good and type(logits) is Tensor and checks.is_plain_labels(target) and logits.is_cpu:
+    if _IN_CPP and good and type(logits) is Tensor and checks.is_plain_labels(target) and logits.is_cpu:
         if not _needs_graph(logits):
             try:
                 return _direct_cross_entropy(logits, target, label_smoothing, ignore_index, reduction == "mean")
@@ -278,6 +278,7 @@ for _name, _function in (
 _forward_op = torch.ops.deit_kernels._distill_loss_fwd.default
 _cross_entropy_op = torch.ops.deit_kernels._cross_entropy.default
 _direct_cross_entropy = _cross_entropy_op._op
+_IN_CPP = _extension.cpu_missing is None and not INTERPRETING  # there shapes are checked too
 
 
 def _implementation(call: LossCall) -> ModuleType:

@@ -30,7 +30,7 @@ NO_CLASS = tl.constexpr(2**30)  # above every class
 def aligned_part(row, stride, classes, EDGE: tl.constexpr):
     """(classes before the first aligned one, how many the tiles cover); the tensors of an EDGE call agree on them."""
     if EDGE:
-        before = ((8 - (row.to(tl.int64) * stride) % 8) % 8).to(tl.int32)
+        before = (8 - ((row * stride) & 7)) & 7  # an overflow leaves the last bits
         return before, tl.maximum(classes - before, 0) // 8 * 8
     else:
         return 0, classes
@@ -42,9 +42,18 @@ def row_address(pointer, row, stride, before, STEP: tl.constexpr, EDGE: tl.const
     if pointer is None:
         return 0  # never used; a tuple cannot hold None
     elif EDGE:
-        return pointer + (row.to(tl.int64) * stride + before) // 8 * 8
+        return pointer + (_product(row, stride) + before) // 8 * 8
     else:
-        return pointer + row.to(tl.int64) * stride * STEP
+        return pointer + _product(row, stride) * STEP
+
+
+@triton.jit
+def _product(row, stride):
+    """64 bits wide: of unsigned numbers of 32 bits that is one instruction, of others five."""
+    if stride.dtype == tl.int32:
+        return (row.to(tl.uint32).to(tl.uint64) * stride.to(tl.uint32).to(tl.uint64)).to(tl.int64)
+    else:
+        return row.to(tl.int64) * stride
 
 
 @triton.jit

@@ -8,6 +8,9 @@ from tests.kernels.distill_loss.test_loss_accuracy import (  # noqa: F401
     test_a_gradient_that_nearly_cancels_keeps_its_digits,
     test_the_error_is_at_most_twice_that_of_plain_pytorch,
 )
+from tests.kernels.distill_loss.test_loss_checks import (  # noqa: F401
+    test_a_call_that_skips_the_checks_of_python_is_refused_in_their_words,
+)
 from tests.kernels.distill_loss.test_loss_contracts import (  # noqa: F401
     test_a_batch_that_is_no_power_of_two,
     test_a_grad_scaler_loses_nothing_in_float16,
