@@ -113,6 +113,11 @@ def find_matching_toolkit(torch: Torch) -> Toolkit:
     return toolkit
 
 
+def interface() -> str:
+    """The number by which Python knows that a binary was built for it."""
+    return re.search(r"^INTERFACE = (\d+)$", Path("kernels/deit_kernels/_extension.py").read_text(), re.M).group(1)
+
+
 def compiler() -> list[str]:
     """The C++ compiler: CXX, else g++, else clang++, else c++."""
     for name in (os.environ.get("CXX"), "g++", "clang++", "c++"):
@@ -159,7 +164,7 @@ class BuildExtensions(build_ext):
     def compile(self, ext: Extension) -> None:
         # No path of this machine ends up in a binary, not even in an error message of torch's headers.
         maps = [f"-ffile-prefix-map={Path.cwd()}=."]
-        cxx, versions = [*compiler(), *CXX_FLAGS], []
+        cxx, versions = [*compiler(), *CXX_FLAGS, f"-DDEIT_INTERFACE={interface()}"], []
         compilers = {".cpp": cxx}
         libraries = [f"-l{name}" for name in ext.libraries]
         if ext.name.startswith("deit_kernels."):
@@ -220,15 +225,17 @@ HEADERS = sorted(glob("csrc/**/*.h", recursive=True) + glob("csrc/**/*.cuh", rec
 CPU_SOURCES = sorted(glob("csrc/cpu/*.cpp"))
 GIL_DISABLED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
+
+def extension(name: str, *sources: str, libraries: tuple[str, ...] = ()) -> Extension:
+    sources = ("csrc/interface.cpp", *sources)
+    return Extension(name, list(sources), libraries=list(libraries), depends=HEADERS, optional=True)
+
+
 setup(
     ext_modules=[
-        Extension(
-            "deit_kernels._C", ["csrc/ops.cpp", "csrc/loss_ops.cpp", *CPU_SOURCES], depends=HEADERS, optional=True
-        ),
-        Extension("deit_kernels._C_cuda", ["csrc/ops.cpp", "csrc/cuda/augment.cu"], depends=HEADERS, optional=True),
-        Extension(
-            "deit_fast.data._jpeg_part", ["csrc/jpeg_part.cpp"], libraries=["jpeg"], depends=HEADERS, optional=True
-        ),
+        extension("deit_kernels._C", "csrc/ops.cpp", "csrc/loss_ops.cpp", *CPU_SOURCES),
+        extension("deit_kernels._C_cuda", "csrc/ops.cpp", "csrc/cuda/augment.cu"),
+        extension("deit_fast.data._jpeg_part", "csrc/jpeg_part.cpp", libraries=("jpeg",)),
     ],
     cmdclass={"build_ext": BuildExtensions},
     # The limited-API tag does not exist for a CPython without a GIL.

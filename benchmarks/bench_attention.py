@@ -2,12 +2,17 @@
 
     pytest benchmarks/bench_attention.py                            # a card: DeiT's shapes at batch 256, and small ones
     pytest benchmarks/bench_attention.py -m "slow or not slow"      # B × heads × N × dtype in full
+    pytest benchmarks/bench_attention.py -k "B256-N198-H6 and not compiled"      # DeiT-S, a minute on a card
     pytest benchmarks/bench_attention.py --benchmark-json=out.json
 
-What stands between the two projections counts for everybody: permutes, copies, stacked gradients. A row is one call:
-forward, backward alone, or both. On a card its limit is the byte floor, below which no algorithm can go: q, k, v in and
-the output out; backward q, k, v and a gradient in, three out. Without a card our kernels do not run: `ours` is then
-the fallback of the same function, PyTorch's SDPA, and the rows show what our call costs above it.
+What stands between the two projections counts for everybody: permutes, copies, stacked gradients. A peer whose name
+ends in "_unstacked" is spared that: it takes q, k and v as tensors of their own and leaves three gradients, which the
+product behind qkv could not use as they are; only a card times it. Compiled peers compile for most of a minute a row,
+so they have rows of their own, which come last.
+
+A row is one call: forward, backward alone, or both. On a card its limit is the byte floor, below which no algorithm can
+go: q, k, v in and the output out; backward q, k, v and a gradient in, three out. Without a card our kernels do not run:
+`ours` is then the fallback of the same function, PyTorch's SDPA, and the rows show what our call costs above it.
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import pytest
@@ -73,9 +78,10 @@ def ours(qkv: Tensor) -> Tensor:
     return attention_qkvpacked(qkv).flatten(2)
 
 
-def sdpa(backend: SDPBackend, qkv: Tensor) -> Tensor:
-    """As timm's Attention writes it."""
-    query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+def sdpa(backend: SDPBackend, *inputs: Tensor) -> Tensor:
+    """Of qkv (B, N, 3, H, D) as timm's Attention writes it; or of q, k and v, each (B, N, H, D)."""
+    packed = len(inputs) == 1
+    query, key, value = inputs[0].permute(2, 0, 3, 1, 4) if packed else (each.transpose(1, 2) for each in inputs)
     with sdpa_kernel(backend):
         return scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
@@ -103,7 +109,7 @@ def xformers(qkv: Tensor) -> Tensor:
     return memory_efficient_attention(*qkv.unbind(2)).flatten(2)
 
 
-Attend = Callable[[Tensor], Tensor]
+Attend = Callable[..., Tensor]  # of what `inputs_of` gives
 
 
 @functools.cache
@@ -115,86 +121,113 @@ def provider(name: str) -> Attend:
     """
     if name in ("flash_attn", "xformers") and not (ON_CARD and importlib.util.find_spec(name)):
         raise ImportError(f"{name} is not installed, or does not run without a card")
-    if name in ("compiled", "flex"):
+    if name in COMPILED:
         if not ON_CARD:
             raise ImportError(f"{name} is timed on a card")
         # One graph a shape and direction: past the limit Dynamo would time eager code under the name of compiled.
         torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 10_000
-        return torch.compile({"compiled": plain, "flex": flex}[name], dynamic=False)
+        return torch.compile(PROVIDERS[name], dynamic=False)
     return PROVIDERS[name]
 
 
+UNSTACKED = "_unstacked"
+COMPILED = ("compiled", "flex")
 PROVIDERS: dict[str, Attend] = {
     "ours": ours,
     "sdpa_cudnn": functools.partial(sdpa, SDPBackend.CUDNN_ATTENTION),
     "sdpa_flash": functools.partial(sdpa, SDPBackend.FLASH_ATTENTION),
     "sdpa_efficient": functools.partial(sdpa, SDPBackend.EFFICIENT_ATTENTION),
+    **{
+        f"sdpa_{name}{UNSTACKED}": functools.partial(sdpa, backend)
+        for name, backend in (
+            ("cudnn", SDPBackend.CUDNN_ATTENTION),
+            ("flash", SDPBackend.FLASH_ATTENTION),
+            ("efficient", SDPBackend.EFFICIENT_ATTENTION),
+        )
+    },
     "sdpa_math": functools.partial(sdpa, SDPBackend.MATH),
-    "flex": flex,
-    "compiled": plain,
     "flash_attn": flash_attn,
     "xformers": xformers,
+    "flex": flex,
+    "compiled": plain,
 }
 
 
 def shapes() -> list:
-    """DeiT's sizes at batch 256 first, long sequences and small batches; the product is slow. No card: small ones."""
+    """DeiT-S at batch 256, then what a card's first minutes are for; the whole product is slow. No card: small ones."""
     if not ON_CARD:
         return [
             Shape(batch, tokens, heads, torch.float32)
             for batch, tokens, heads in ((1, 198, 3), (8, 198, 6), (2, 578, 6))
         ]
-    quick = {(256, 198, 3), (256, 198, 6), (256, 198, 12), (256, 578, 6), (64, 198, 6), (32, 197, 3), (1, 198, 6)}
-    wanted = []
+    quick = [(256, 198, 6), (256, 198, 12), (256, 198, 3), (256, 578, 6), (64, 198, 6), (1, 198, 6), (32, 197, 3)]
+    wanted = [pytest.param(Shape(*size, torch.bfloat16)) for size in quick]
     for dtype in (torch.bfloat16, torch.float16):
         for batch in (256, 64, 32, 1):
             for tokens in (198, 578, 197, 577):
                 for heads in (6, 12, 3):
-                    is_quick = dtype == torch.bfloat16 and (batch, tokens, heads) in quick
-                    shape = Shape(batch, tokens, heads, dtype)
-                    wanted.append(pytest.param(shape, marks=() if is_quick else (pytest.mark.slow,)))
+                    if dtype != torch.bfloat16 or (batch, tokens, heads) not in quick:
+                        wanted.append(pytest.param(Shape(batch, tokens, heads, dtype), marks=pytest.mark.slow))
     return wanted
 
 
-def calls_of(attend: Attend, shape: Shape, direction: str) -> list[Callable[[], object]]:
+def inputs_of(name: str, qkv: Tensor) -> tuple[Tensor, ...]:
+    """What a provider takes: qkv (B, N, 3, H, D), or its three parts in memory of their own."""
+    parts = qkv.unbind(2) if name.endswith(UNSTACKED) else [qkv]
+    return tuple(part.detach().contiguous().requires_grad_() for part in parts)
+
+
+def calls_of(name: str, shape: Shape, direction: str) -> list[Callable[[], object]]:
     """At least 20 calls, over sets of inputs that exceed the L2; of large shapes 4 GB are enough."""
+    attend = provider(name)
     count = copies(shape.floor_bytes("both"))
     sets = min(count, -(-(4 << 30) // shape.floor_bytes("both")))
     size = (shape.batch, shape.tokens, 3, shape.heads, FEATURES)
-    inputs = [torch.randn(size, device=DEVICE, dtype=shape.dtype, requires_grad=True) for _ in range(sets)]
+    inputs = [inputs_of(name, torch.randn(size, device=DEVICE, dtype=shape.dtype)) for _ in range(sets)]
     grads = [torch.randn(*size[:2], shape.heads * FEATURES, device=DEVICE, dtype=shape.dtype) for _ in range(sets)]
 
-    def both(qkv: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(attend(qkv), qkv, grad)
+    def both(given: tuple[Tensor, ...], grad: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(attend(*given), given, grad)
 
     if direction == "forward":
-        calls = [functools.partial(attend, qkv) for qkv in inputs]
+        calls = [functools.partial(attend, *given) for given in inputs]
     elif direction == "both":
-        calls = [functools.partial(both, qkv, grad) for qkv, grad in zip(inputs, grads, strict=True)]
+        calls = [functools.partial(both, given, grad) for given, grad in zip(inputs, grads, strict=True)]
     else:
         calls = [
-            functools.partial(torch.autograd.grad, attend(qkv), qkv, grad, retain_graph=True)
-            for qkv, grad in zip(inputs, grads, strict=True)
+            functools.partial(torch.autograd.grad, attend(*given), given, grad, retain_graph=True)
+            for given, grad in zip(inputs, grads, strict=True)
         ]
     return [calls[i % sets] for i in range(count)]
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("shape", shapes(), ids=lambda s: f"B{s.batch}-N{s.tokens}-H{s.heads}-{str(s.dtype)[6:]}")
-def test_attention(benchmark: BenchmarkFixture, one_thread: None, shape: Shape, direction: str) -> None:
-    makers = {name: (lambda name=name: calls_of(provider(name), shape, direction)) for name in PROVIDERS}
+def compare(benchmark: BenchmarkFixture, shape: Shape, direction: str, names: Iterable[str]) -> None:
+    """A row of ours and of the named peers."""
+    makers = {name: functools.partial(calls_of, name, shape, direction) for name in ("ours", *names)}
     seconds, left_out = time_calls(makers, rounds=10)
     floor = shape.floor_bytes(direction)
-    call = calls_of(ours, shape, direction)[0]
+    call = calls_of("ours", shape, direction)[0]
     record(
         benchmark, seconds, clock=CLOCK_NAME,
         limit=memory_limit(floor) if ON_CARD else arithmetic_limit(shape.flops(direction)),
         left_out=left_out, direction=direction, **{**vars(shape), "dtype": str(shape.dtype)},
-        versions={name: torch.__version__ for name in seconds if name.startswith(("sdpa", "flex", "compiled"))},
+        versions={name: torch.__version__ for name in seconds if name.startswith(("sdpa", *COMPILED))},
         kernels=kernels_launched(call), host_us=host_microseconds(call), floor_bytes=floor,
         tflops={name: shape.flops(direction) / statistics.median(times) / 1e12 for name, times in seconds.items()},
         **environment(),
     )  # fmt: skip
+
+
+every_shape = pytest.mark.parametrize(
+    "shape", shapes(), ids=lambda s: f"B{s.batch}-N{s.tokens}-H{s.heads}-{str(s.dtype)[6:]}"
+)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@every_shape
+def test_attention(benchmark: BenchmarkFixture, one_thread: None, shape: Shape, direction: str) -> None:
+    others = [name for name in PROVIDERS if name not in ("ours", *COMPILED) and (ON_CARD or UNSTACKED not in name)]
+    compare(benchmark, shape, direction, others)
 
 
 @pytest.mark.parametrize("name", [name for name in PROVIDERS if name != "ours"])
@@ -203,7 +236,14 @@ def test_providers_agree(name: str) -> None:
     dtype = torch.bfloat16 if ON_CARD else torch.float32
     qkv = torch.randn(2, 198, 3, 2, FEATURES, device=DEVICE, dtype=dtype)
     try:
-        out = provider(name)(qkv)
+        out = provider(name)(*inputs_of(name, qkv))
     except (RuntimeError, NotImplementedError, ImportError) as error:
         pytest.skip(f"{name} does not run here: {str(error).splitlines()[0]}")
     torch.testing.assert_close(out, ours(qkv), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.skipif(not ON_CARD, reason="compiled peers are timed on a card")
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@every_shape
+def test_attention_compiled(benchmark: BenchmarkFixture, one_thread: None, shape: Shape, direction: str) -> None:
+    compare(benchmark, shape, direction, COMPILED)

@@ -23,8 +23,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pytest_benchmark.fixture import BenchmarkFixture
-from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
-from timm.task import TokenDistillationTask
 from torch import Tensor, nn
 
 from benchmarks.measure.device_timing import (
@@ -153,7 +151,10 @@ class Given(nn.Module):
 
 
 @functools.cache
-def _timm_task(mode: str, target: str) -> TokenDistillationTask:
+def _timm_task(mode: str, target: str) -> nn.Module:
+    from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+    from timm.task import TokenDistillationTask
+
     criterion = LabelSmoothingCrossEntropy(SMOOTHING) if target == "int" else SoftTargetCrossEntropy()
     return TokenDistillationTask(
         Given(), Given(), criterion=criterion, distill_type=mode, task_loss_weight=1 - ALPHA, temperature=TAU,
@@ -348,8 +349,13 @@ def test_providers_agree() -> None:
             inputs = Inputs.random(shape)
             expected = eager(shape, inputs)
             for name, provider in PROVIDERS.items():
-                if target in provider.targets and (ON_CARD or name not in ("liger", "compiled")):
-                    torch.testing.assert_close(provider.loss(shape, inputs).float(), expected, rtol=1e-2, atol=1e-2)
+                if target not in provider.targets or (name in ("liger", "compiled") and not ON_CARD):
+                    continue
+                try:
+                    loss = provider.loss(shape, inputs)
+                except ImportError:  # of a peer that is not installed here
+                    continue
+                torch.testing.assert_close(loss.float(), expected, rtol=1e-2, atol=1e-2)
     for target in ("mixed", "dense"):
         shape = Shape("binary", target, 8, 100)
         inputs = Inputs.random(shape)

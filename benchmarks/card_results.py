@@ -3,21 +3,31 @@
     python -m benchmarks.card_results benchmarks/results/NVIDIA-H100.parts --out benchmarks/results/NVIDIA-H100.json
 
 The parts are the results files of single groups, `tune.json`, and `left_out`: a line for each that is not there, or not
-whole, and why. What the numbers depend on goes beside them: card,
-driver, clocks, power limit, versions. The ten rows with the smallest ratio to their best peer are printed.
+whole, and why. What the numbers depend on goes beside them: card, driver, clocks, power limit, versions.
+
+Rows that the model of the machine predicts (benchmarks/compiled) get `predicted_us` and `measured_over_predicted`, and
+are printed with both; the median says by what the model is wrong on this card. Then the ten rows with the smallest
+ratio to their best peer are printed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
+import statistics
 import subprocess
 from pathlib import Path
+from typing import NamedTuple
 
+from benchmarks.compiled.predicted import Kernels, predictions, row_us
 from benchmarks.table import read, rows_of, text_table
 
-FIELDS = ("name", "driver_version", "clocks.max.sm", "clocks.max.memory", "clocks.sm", "power.limit", "temperature.gpu")
+FIELDS = (
+    "name", "compute_cap", "driver_version", "clocks.max.sm", "clocks.max.memory", "clocks.sm", "power.limit",
+    "temperature.gpu",
+)  # fmt: skip
 WORST = 10
 
 
@@ -28,6 +38,50 @@ def card() -> dict[str, str]:
     command = ["nvidia-smi", f"--query-gpu={','.join(FIELDS)}", "--format=csv,noheader"]
     query = subprocess.run(command, capture_output=True, text=True)
     return dict(zip(FIELDS, query.stdout.splitlines()[0].split(", "), strict=True)) if query.returncode == 0 else {}
+
+
+def target_of(card: dict[str, str]) -> str:
+    """`sm_90` of an H100, as the budget of the kernels names it; "" where nvidia-smi says nothing."""
+    capability = card.get("compute_cap", "")
+    return f"sm_{capability.replace('.', '')}" if re.fullmatch(r"\d+\.\d", capability) else ""
+
+
+class Comparison(NamedTuple):
+    """A row in microseconds a call."""
+
+    name: str
+    predicted: float
+    measured: float
+
+    @property
+    def ratio(self) -> float:
+        return self.measured / self.predicted
+
+
+def compare_with_predictions(rows: list[dict], kernels: Kernels) -> list[Comparison]:
+    """Every row that is predicted; its entry, of a results file, gets the prediction and the ratio.
+
+    Args:
+        kernels: the budget's of the card that the rows were measured on.
+    """
+    compared = []
+    for row in rows:
+        info, name = row["extra_info"], row["name"].removeprefix("test_")
+        predicted = row_us(kernels, name) if info.get("unit") == "calls/s" else None
+        if predicted is None:
+            continue
+        compared.append(Comparison(name, predicted, 1e6 / info["rate"][info["ours"]]))
+        info["predicted_us"] = round(predicted, 1)
+        info["measured_over_predicted"] = round(compared[-1].ratio, 3)
+    return compared
+
+
+def comparison_table(compared: list[Comparison], target: str, median: float) -> str:
+    width = max(len(each.name) for each in compared)
+    lines = [f"{'row':<{width}}  predicted µs  measured µs  measured ÷ predicted"]
+    lines += [f"{name:<{width}}  {predicted:12.1f}  {measured:11.1f}  {measured / predicted:20.2f}"
+              for name, predicted, measured in compared]  # fmt: skip
+    return "\n".join([*lines, f"median of {len(compared)} rows: {median:.2f} times what is predicted for {target}"])
 
 
 def merge(parts: Path) -> dict:
@@ -55,11 +109,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.card_results", description=__doc__.split("\n")[0])
     parser.add_argument("parts", type=Path)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--target", help="whose predictions, as sm_90; default: those of the card here")
     arguments = parser.parse_args()
+    if arguments.target is not None and not re.fullmatch(r"sm_\d+", arguments.target):
+        parser.error(f"--target is like sm_90, got {arguments.target}")
     try:
         merged = merge(arguments.parts)
     except ValueError as error:
         parser.error(str(error))
+    target = arguments.target or target_of(merged["card"])
+    compared = compare_with_predictions(merged["rows"], predictions(target))
+    if compared:
+        median = statistics.median(each.ratio for each in compared)
+        merged["predictions"] = {"target": target, "median of measured over predicted": round(median, 3)}
+        print(comparison_table(compared, target, median))
     arguments.out.write_text(json.dumps(merged, indent=1, ensure_ascii=False) + "\n")
     worst = sorted((row for row in rows_of(merged["rows"]) if row.ratios), key=lambda row: row.worst)[:WORST]
     print(f"the {len(worst)} rows with the smallest ratio to their best peer\n{text_table(worst)}")

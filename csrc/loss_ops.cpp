@@ -172,23 +172,16 @@ void run_exact(const char* name, Stack stack) {
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "", stack, TORCH_ABI_VERSION));
 }
 
-struct RowResults {
-  std::vector<Terms> terms;
-  Tensor statistics;
-  const float* saved;
-};
-
-RowResults rows_of(const LossCall& call) {
-  const Tensor statistics = new_tensor({call.rows, statistics_columns}, ScalarType::Float);
-  float* saved = floats(statistics);
-  RowResults rows{std::vector<Terms>(call.rows), statistics, saved};
+// Both terms of every row, and its statistics at `saved`.
+std::vector<Terms> rows_of(const LossCall& call, float* saved) {
+  std::vector<Terms> terms(call.rows);
   std::atomic<bool> good = true;
   in_parallel(call, [&](int64_t begin, int64_t end) {
-    if (!cpu::loss_forward(call, begin, end, rows.terms.data(), saved)) good = false;
+    if (!cpu::loss_forward(call, begin, end, terms.data(), saved)) good = false;
   });
   if (!good) require_values(call);
   require(good, "a label, lam or teacher was written to while the loss read it");
-  return rows;
+  return terms;
 }
 
 float counted(const float* saved, int64_t rows) {
@@ -217,7 +210,8 @@ void forward(Stack stack, uint64_t, uint64_t) {
     stack[Arguments::threshold] = from(call.target_threshold);
     return run_exact("deit_kernels::_distill_loss_fwd_exact", stack);
   }
-  const RowResults rows = rows_of(call);
+  const Tensor statistics = new_tensor({call.rows, statistics_columns}, ScalarType::Float);
+  const std::vector<Terms> rows = rows_of(call, floats(statistics));
   const Tensor loss = new_rows(given), base = new_rows(given), distill = new_rows(given);
   const Tensor count = given.mean ? new_tensor({}, ScalarType::Float) : new_tensor({0}, ScalarType::Float);
   const auto write = [&](int64_t at, const Terms& terms) {
@@ -226,13 +220,26 @@ void forward(Stack stack, uint64_t, uint64_t) {
     floats(distill)[at] = static_cast<float>(terms.distill);
   };
   if (given.mean)
-    write(0, mean_of(rows.terms, *floats(count) = counted(rows.saved, call.rows)));
+    write(0, mean_of(rows, *floats(count) = counted(floats(statistics), call.rows)));
   else
-    for (int64_t row = 0; row < call.rows; ++row) write(row, rows.terms[row]);
+    for (int64_t row = 0; row < call.rows; ++row) write(row, rows[row]);
   int at = 0;
-  for (const Tensor* result : {&loss, &base, &distill, &rows.statistics, &count}) stack[at++] = from(*result);
+  for (const Tensor* result : {&loss, &base, &distill, &statistics, &count}) stack[at++] = from(*result);
 }
 
+Tensor cross_entropy_of(const Arguments& given, float* saved) {
+  const LossCall& call = given.call;
+  const std::vector<Terms> rows = rows_of(call, saved);
+  const Tensor loss = new_rows(given);
+  if (given.mean)
+    *floats(loss) = static_cast<float>(mean_of(rows, counted(saved, call.rows)).base);
+  else
+    for (int64_t row = 0; row < call.rows; ++row) floats(loss)[row] = static_cast<float>(rows[row].base);
+  return loss;
+}
+
+// Without a gradient nobody needs the statistics, and a tensor costs a small call a tenth of its time.
+template <bool with_statistics>
 void cross_entropy(Stack stack, uint64_t, uint64_t) {
   const Arguments given = Arguments::of_cross_entropy(stack);
   const LossCall& call = given.call;
@@ -240,16 +247,17 @@ void cross_entropy(Stack stack, uint64_t, uint64_t) {
     require_values(call);
     stack[0] = from(*given.tensor[0]);
     stack[1] = from(*given.tensor[4]);
-    return run_exact("deit_kernels::_cross_entropy_fwd_exact", stack);
+    return run_exact(
+        with_statistics ? "deit_kernels::_cross_entropy_fwd_exact" : "deit_kernels::_cross_entropy_exact", stack);
   }
-  const RowResults rows = rows_of(call);
-  const Tensor loss = new_rows(given);
-  if (given.mean)
-    *floats(loss) = static_cast<float>(mean_of(rows.terms, counted(rows.saved, call.rows)).base);
-  else
-    for (int64_t row = 0; row < call.rows; ++row) floats(loss)[row] = static_cast<float>(rows.terms[row].base);
-  stack[0] = from(loss);
-  stack[1] = from(rows.statistics);
+  if constexpr (with_statistics) {
+    const Tensor statistics = new_tensor({call.rows, statistics_columns}, ScalarType::Float);
+    stack[0] = from(cross_entropy_of(given, floats(statistics)));
+    stack[1] = from(statistics);
+  } else {
+    std::vector<float> saved(call.rows * statistics_columns);
+    stack[0] = from(cross_entropy_of(given, saved.data()));
+  }
 }
 
 void backward(Stack stack, uint64_t, uint64_t) {
@@ -298,5 +306,6 @@ void backward(Stack stack, uint64_t, uint64_t) {
 STABLE_TORCH_LIBRARY_IMPL(deit_kernels, CPU, library) {
   library.impl("_distill_loss_fwd", &deit::forward);
   library.impl("_distill_loss_bwd", &deit::backward);
-  library.impl("_cross_entropy_fwd", &deit::cross_entropy);
+  library.impl("_cross_entropy_fwd", &deit::cross_entropy<true>);
+  library.impl("_cross_entropy", &deit::cross_entropy<false>);
 }

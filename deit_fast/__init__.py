@@ -27,7 +27,9 @@ _EXPORTS = {
 __all__ = list(_EXPORTS)
 
 # What needs no extras.
-_SMALL = {"config", "files", "model", "names", "weights", "weights.huggingface", "weights.pretrained"}
+_SMALL = {
+    "config", "files", "model", "names", "run", "run.timing", "weights", "weights.huggingface", "weights.pretrained",
+}  # fmt: skip
 
 
 def _absent(*names: str) -> list[str]:

@@ -10,11 +10,11 @@ blocks and logits computed twice are more than needed); exponentials. Instructio
 Drift is in registers and instructions. A time stands beside a kernel where benchmarks/results holds a file of that
 architecture's card.
 
-The four columns after the name are the model's (benchmarks/compiled/model), for 256 images of 6 heads, or 256 rows of the
-loss. A predicted time is the replay's of the machine code times 1.15, the middle of what it is too fast by on kernels whose
-speed is published; "≥" is the largest bound of a pipe where the replay does not know the instructions (tcgen05 on sm_100).
-The floor is every byte of inputs and outputs once at the data sheet's bandwidth. What binds is the pipe that is busy
-longest and the share of the time in which it is; latency where no pipe is busy for 60 % of it.
+The four columns after the name are the model's (benchmarks/compiled/model), for 256 images of 6 heads, or 256 rows of
+the loss. A predicted time is the replay's of the machine code times 1.15; "≥" is the largest bound of a pipe where the
+replay does not know the instructions (sm_100, sm_120). A delta kernel's is for 198 tokens. The floor is every byte of
+inputs and outputs once at the data sheet's bandwidth. What binds is the pipe that is busy longest, and the share of the
+time in which it is; latency where no pipe is busy for 60 % of it.
 """
 
 from __future__ import annotations
@@ -40,6 +40,15 @@ HEADER = "registers|spills|shared KB|warps|occupancy|matrix instructions|loads 1
 MINIMA = {kind: f"{kind} × minimum" for kind in RATIOS}
 PREDICTED = ["predicted µs", "predicted floor µs", "predicted to bind", "programs a multiprocessor"]
 COLUMNS = ["kernel", *PREDICTED, *HEADER.split("|"), "instructions", *MINIMA.values(), "drift", "measured"]
+
+BLIND_SPOTS = (
+    "**A predicted number is not measured.** No card has run these kernels. The model issues the compiler's "
+    "instructions in order, with its stall counts and scoreboards; it does not see bank conflicts, misses of the "
+    "instruction cache, throttling, or the bandwidth and latency of L2, and it leaves out the launch itself. "
+    "Where a kernel's speed is published the replay is from 3 % too slow to 24 % too fast "
+    "([calibration.py](../benchmarks/compiled/model/calibration.py)), so its time is multiplied by 1.15; "
+    "differences below 5 % mean nothing."
+)
 
 
 def budget_of(commit: str) -> dict | None:
@@ -120,7 +129,8 @@ def cells(
     matrix = " ".join(f"{count} {kind}" for kind, count in numbers["matrix"].items()) or "–"
     old = None if before is None else before["kernels"].get(target, {}).get(kernel)
     return [
-        kernel, *predicted_cells(numbers), str(numbers["registers"]), str(numbers["spills"]), f"{numbers['shared_bytes'] / 1024:.1f}",
+        kernel, *predicted_cells(numbers),
+        str(numbers["registers"]), str(numbers["spills"]), f"{numbers['shared_bytes'] / 1024:.1f}",
         str(numbers["warps"]), f"{100 * numbers['warps'] / MOST_WARPS[target]:.0f} %", matrix,
         f"{numbers['loads_128']} / {numbers['loads_narrow']}", f"{numbers['stores_128']} / {numbers['stores_narrow']}",
         str(numbers["instructions"]), *(f"{traced[kind]:.2f}" if kind in traced else "–" for kind in MINIMA),
@@ -135,14 +145,8 @@ def page(budget: dict, before: dict | None, against: str) -> str:
         "# What the kernels compile to", "",
         f"Triton {budget['triton']}, written by `python -m benchmarks.compiled.page` from "
         "[budget.json](../benchmarks/compiled/budget.json); columns are explained in "
-        f"[page.py](../benchmarks/compiled/page.py). {compared} But for what is called predicted, these are properties of binaries, not times.",
-        "",
-        "**A predicted number is not measured.** No card has run these kernels. The model issues the compiler's instructions "
-        "in order, with its stall counts and scoreboards; it does not see bank conflicts, misses of the instruction cache, "
-        "throttling, or the bandwidth and latency of L2, and it leaves out the launch itself. On kernels whose "
-        "speed is published the replay is 0 to 30 % too fast "
-        "([calibration.py](../benchmarks/compiled/model/calibration.py)), so it is multiplied by 1.15; differences below 5 % "
-        "mean nothing.",
+        f"[page.py](../benchmarks/compiled/page.py). {compared} But for what is called predicted, these are "
+        "properties of binaries, not times.", "", BLIND_SPOTS,
     ]  # fmt: skip
     traced = traced_of(budget)
     for target, kernels in sorted(budget["kernels"].items(), key=lambda item: int(item[0][3:])):

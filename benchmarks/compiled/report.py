@@ -6,10 +6,10 @@
     python -m benchmarks.compiled --update            # write the numbers of this Triton as the budget
 
 Columns: registers a thread, bytes of stack and spill instructions, shared memory and columns of tensor memory a block,
-warps resident on a multiprocessor, matrix instructions, 16-byte global loads / smaller ones, the same for stores; the time
-that the model predicts, the byte floor and what binds (model/predict.py; not measured). Then,
-from a trace of the interpreter: bytes moved, operations of matrix products and exponentials over the minimum, and the
-four counts that must be 0 (trace.py).
+warps resident on a multiprocessor, matrix instructions, 16-byte global loads / smaller ones, the same for stores; the
+time that the model predicts, the byte floor and what binds (model/predict.py; not measured). Then, from a trace of the
+interpreter: bytes moved, operations of matrix products and exponentials over the minimum, and the four counts that must
+be 0 (trace.py).
 
 The budget (budget.json) gates the Triton it was written with, on sm_80, sm_89 and sm_90; sm_100, sm_120 and
 every other Triton are reported. A predicted time may be 5 % worse, on sm_80 and sm_90. But for it, a number here is a

@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -49,7 +50,9 @@ def sources() -> str:
 
 
 def commit() -> str:
-    """The commit that is measured, with a plus sign where files differ from it; "unknown" outside a clone."""
+    """The commit that is measured, with a plus sign where files differ from it; "unknown" without git or a clone."""
     command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
+    if not shutil.which("git"):
+        return "unknown"
     run = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
     return run.stdout.strip() or "unknown"

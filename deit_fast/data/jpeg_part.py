@@ -23,6 +23,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from deit_kernels import _extension
+
 BLOCK = 32  # columns: a multiple of the blocks of every chroma subsampling
 
 
@@ -47,6 +49,8 @@ def _load() -> tuple[_Library | None, str]:
         return None, f"the binary is not built; {hint}"
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     try:
+        if reason := _extension.other_interface(found[0]):
+            return None, reason
         # Calls of microseconds keep Python's lock (PyDLL), long ones release it (CDLL).
         random_box = ctypes.PyDLL(str(found[0])).deit_random_box
         random_box.argtypes = [pointer, number, pointer, number, number, number, pointer]

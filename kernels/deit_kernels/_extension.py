@@ -3,6 +3,9 @@
 `cpu_missing` and `cuda_missing` are None when the binary is loaded, else the reason, ready to be printed. The binaries
 register C++ implementations of ops whose schemas Python defines; they use no Python API and lie beside this file as
 `_C.abi3.so` and `_C_cuda.cu<N>.abi3.so`, with the CUDA version N they were built for.
+
+A binary that was built for another INTERFACE is not loaded, as if it were not there: after a `git pull` the Python code
+of an editable install is new and its binaries are old.
 """
 
 from __future__ import annotations
@@ -11,6 +14,31 @@ from pathlib import Path
 
 import torch
 
+# Stands for what Python and C++ agree on: the ops' schemas, the layout of their records, the meaning of their numbers.
+# Raised with every change of these; setup.py hands it to the compiler, csrc/interface.cpp writes it into each binary.
+INTERFACE = 1
+_MARK = b"deit_kernels interface "
+
+
+def other_interface(binary: Path) -> str | None:
+    """Why a binary does not fit this Python code; None where it does, and for a file that is no binary at all.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    content = binary.read_bytes()
+    if not content.startswith(b"\x7fELF"):
+        return None
+    at = content.find(_MARK)
+    number = int(content[at + len(_MARK) : content.index(b";", at)]) if at >= 0 else 0  # 0: older than this check
+    if number == INTERFACE:
+        return None
+    age = "older" if number < INTERFACE else "newer"
+    return (
+        f"{binary.name} is {age} than its Python code (built for interface {number}, needed is {INTERFACE}); "
+        "to rebuild it, type: pip install -e ."
+    )
+
 
 def _load(pattern: str, needs: str) -> str | None:
     hint = f"to build it, type: pip install -e .  (needs {needs})"
@@ -18,6 +46,8 @@ def _load(pattern: str, needs: str) -> str | None:
     if not found:
         return f"the extension is not built; {hint}"
     try:
+        if reason := other_interface(found[0]):
+            return reason
         torch.ops.load_library(found[0])
     except OSError as error:
         return f"{found[0].name} does not load ({error}); {hint}"

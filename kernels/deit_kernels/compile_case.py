@@ -23,7 +23,7 @@ class Launch:
     Attributes:
         programs: of the whole grid.
         trips: how often each loop of the machine code runs, in the order of their addresses, inner ones first.
-        loaded, stored: bytes that a program asks for, the mean of all programs; what a mask leaves out is not asked for.
+        loaded, stored: bytes that a program asks for, the mean of all programs, without what a mask leaves out.
         fetched: of `loaded`, what comes from the DRAM: every byte of the inputs once, divided by the programs. What
             several programs load is in L2 for all but one.
         forks: for the kinds of program that take turns in the grid, whether each branches where the machine code skips

@@ -47,13 +47,13 @@ def kernel_unavailable_reasons(device: torch.device) -> tuple[str, ...]:
     return _cached_reasons(device)
 
 
-def report_fallback(op: str, reason: str, expected: bool) -> None:
-    """Log once per process why `op` runs plain PyTorch: INFO where that is expected (a CPU tensor), else WARNING."""
-    _report(op, reason, expected)
-
-
 @_constant_to_dynamo
-def _report(op: str, reason: str, expected: bool) -> bool:
+def report_fallback(op: str, reason: str, expected: bool) -> bool:
+    """Log once per process why `op` runs plain PyTorch: INFO where that is expected (a CPU tensor), else WARNING.
+
+    Returns:
+        True, since Dynamo takes no None for a constant.
+    """
     return _report_once(op, reason, expected)
 
 

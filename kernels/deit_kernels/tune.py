@@ -5,9 +5,10 @@
     DEIT_KERNELS_TABLE=h100.json python -m deit_fast.train …     # its rows go before the shipped ones
 
 The ops themselves never tune: a training run starts at once and takes the same kernels every time. A configuration that
-does not fit the card, or whose result differs from the shipped one's, is left out and named. The table is rewritten
-after every row, DeiT's own lengths first; a row that it holds for the same card, shape and versions is not measured
-again. Not yet run on a GPU.
+does not fit the card, or whose result differs from the shipped one's, is left out and named. Candidates come in the
+order of their predicted times (`attention/predicted.py`): a first pass measures a few of every row, DeiT's own lengths
+first, a second pass the others. The table is rewritten after every row; what it holds for the same card, shape and
+versions is not measured again. Not yet run on a GPU.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -28,13 +30,19 @@ import torch
 from torch import Tensor
 
 from .attention.configuration import Config, Direction
+from .attention.predicted import order
 
 # Longest sequence of a row -> the length that is measured for it: what vision transformers have, not the easiest.
 LENGTHS = {208: 198, 640: 578, 272: 257, 256: 256, 64: 50, 128: 128, 1040: 1025}
 RESIDENT_LIMIT = {"forward": 272, "backward": 256}
+FIRST = 8  # candidates of a row in the first pass
 TOLERANCE = 2e-2  # two bf16 roundings of values near 1
 
 Measure = Callable[[Callable[[], object]], float]
+
+
+class NothingRanError(RuntimeError):
+    """No candidate runs on this card with the shipped configuration's result."""
 
 
 def candidates(direction: Direction, length: int) -> list[Config]:
@@ -48,13 +56,27 @@ def candidates(direction: Direction, length: int) -> list[Config]:
     ]
     if length > RESIDENT_LIMIT[direction]:
         return tiled
-    return tiled + [
+    limits = [(4, None), (4, 168), (4, 128), (8, None), (8, 128)]  # warps, registers of a thread
+    resident = [
         Config("resident", block_m, 0, num_warps, num_stages, max_registers)
         for block_m in (16, 32, 64, 128)
-        for num_warps, limits in ((4, (None, 168, 128)), (8, (None, 128)))
-        for max_registers in limits
+        for num_warps, max_registers in limits
         for num_stages in (1, 2, 3)
     ]
+    two_phase = [
+        Config("two_phase", block_m, block_n, num_warps, num_stages, max_registers)
+        for block_m in (64, 128)
+        for block_n in (32, 64)
+        for num_warps, max_registers in limits
+        for num_stages in (2, 3)
+    ]
+    return tiled + resident + two_phase * (direction == "backward")
+
+
+def best_first(direction: Direction, card: int, length: int) -> list[Config]:
+    """The candidates of a row, those with the shortest predicted times before the others."""
+    known, every = order(direction, card, length), candidates(direction, length)
+    return [config for config in known if config in every] + [config for config in every if config not in known]
 
 
 def make_call(direction: Direction, qkv: Tensor, scale: float) -> Callable[[Config | None], Tensor]:
@@ -102,23 +124,29 @@ def fastest(
         except failures() as error:
             print(f"  left out {config}: {str(error).splitlines()[0]}")
     if not times:
-        raise RuntimeError("no configuration ran on this card")
+        raise NothingRanError("no configuration ran on this card")
     best = min(times, key=times.__getitem__)
     return best, times[best]
 
 
-def compile_ahead(direction: Direction, length: int, heads: int, features: int, configs: list[Config]) -> None:
-    """Compile the configurations by as many processes as there are cores, into Triton's cache on disk.
+@contextmanager
+def compiling_ahead() -> Iterator[Callable[[Direction, int, int, int, list[Config]], None]]:
+    """A function that compiles configurations by as many processes as there are cores, into Triton's cache on disk.
 
-    No size but these two is compiled into a kernel, so a batch of one finds what the measured batch needs.
+    It takes the direction, the length, heads and features: no size but these is compiled into a kernel, so a batch of
+    one finds what the measured batch needs.
     """
     workers = min(len(os.sched_getaffinity(0)), 16)
-    arguments = [(direction, length, heads, features, configs[start::workers]) for start in range(workers)]
-    try:
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            list(pool.map(_compile, arguments))
-    except (BrokenProcessPool, RuntimeError) as error:  # no memory for as many processes, or a compiler that crashed
-        print(f"  compiling ahead failed, so measuring takes longer: {error}")
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+
+        def ahead(direction: Direction, length: int, heads: int, features: int, configs: list[Config]) -> None:
+            parts = [(direction, length, heads, features, configs[start::workers]) for start in range(workers)]
+            try:
+                list(pool.map(_compile, [part for part in parts if part[-1]]))
+            except (BrokenProcessPool, RuntimeError) as error:  # no memory for as many, or a compiler that crashed
+                print(f"  compiling ahead failed, so measuring takes longer: {error}")
+
+        yield ahead
 
 
 def _compile(arguments: tuple[Direction, int, int, int, list[Config]]) -> None:
@@ -134,28 +162,51 @@ def _compile(arguments: tuple[Direction, int, int, int, list[Config]]) -> None:
 
 def tune(
     card: int, device: torch.device, measure: Measure, *, batch: int, heads: int, features: int,
-    lengths: dict[int, int], known: list[dict] = (), ahead: Callable[..., None] = compile_ahead,
+    lengths: dict[int, int], ahead: Callable[..., None], known: list[dict] = (),
 ) -> Iterator[dict]:  # fmt: skip
-    """Table rows, as `configuration.py` reads them, one after the other.
+    """Table rows, as `configuration.py` reads them, one after the other: first of `FIRST` candidates, then of all.
 
     Args:
-        known: rows that are there already; they are not measured again.
-        ahead: compiles configurations before they are measured.
+        ahead: compiles configurations before they are measured, as `compiling_ahead` gives it.
+        known: rows that are there already; candidates that they have seen are not measured again.
+
+    Yields:
+        rows; a later one replaces the earlier one of its direction and max_length.
+
+    Raises:
+        NothingRanError: of a row's candidates none gives the shipped configuration's result.
     """
-    there = {(row["direction"], row["max_length"]) for row in known}
-    for longest, length in lengths.items():
-        for direction in ("forward", "backward"):
-            if (direction, longest) in there:
-                continue
-            configs = candidates(direction, length)
-            ahead(direction, length, heads, features, configs)
-            qkv = torch.randn(batch, length, 3, heads, features, device=device, dtype=torch.float16)
-            config, milliseconds = fastest(make_call(direction, qkv, features**-0.5), configs, measure)
-            print(f"{direction} N = {length}: {config}, {milliseconds * 1e3:.1f} µs", flush=True)
-            shortest = 1 + max((other for other in LENGTHS if other < longest), default=0)
-            row = {"direction": direction, "card": card, "min_length": shortest, "max_length": longest}
-            row["max_features"] = features
-            yield row | {"config": asdict(config), "microseconds": milliseconds * 1e3}
+    rows = {(row["direction"], row["max_length"]): row for row in known}
+    for last_pass in (False, True):
+        for longest, length in lengths.items():
+            for direction in ("forward", "backward"):
+                configs, row = best_first(direction, card, length), rows.get((direction, longest))
+                tried = row.get("tried", len(configs)) if row else 0
+                left = configs[tried:] if last_pass else configs[tried:FIRST]
+                if not left:
+                    continue
+                ahead(direction, length, heads, features, left)
+                qkv = torch.randn(batch, length, 3, heads, features, device=device, dtype=torch.float16)
+                try:
+                    config, milliseconds = fastest(make_call(direction, qkv, features**-0.5), left, measure)
+                    found = {"config": asdict(config), "microseconds": milliseconds * 1e3}
+                except NothingRanError:
+                    if row is None and last_pass:
+                        raise
+                    found = None
+                best = min(filter(None, (row, found)), key=lambda each: each["microseconds"], default=None)
+                if best is None:
+                    continue  # the last pass begins anew
+                tried += len(left)
+                print(
+                    f"{direction} N = {length}: {best['config']}, {best['microseconds']:.1f} µs, "
+                    f"of {tried} in {len(configs)} candidates", flush=True,
+                )  # fmt: skip
+                shortest = 1 + max((other for other in LENGTHS if other < longest), default=0)
+                row = {"direction": direction, "card": card, "min_length": shortest, "max_length": longest}
+                row |= {"max_features": features, "config": best["config"], "microseconds": best["microseconds"]}
+                rows[direction, longest] = row | {"tried": tried}
+                yield rows[direction, longest]
 
 
 def rows_of(path: Path, measured: dict[str, object]) -> list[dict]:
@@ -167,6 +218,16 @@ def rows_of(path: Path, measured: dict[str, object]) -> list[dict]:
         print(f"{path} was measured on {table.get('measured')}: it is overwritten")
         return []
     return table["attention"]
+
+
+def unfinished(rows: list[dict]) -> int:
+    """How many rows of `LENGTHS` are missing, or have candidates that were not measured."""
+    tried = {(row["direction"], row["max_length"]): row.get("tried", sys.maxsize) for row in rows}
+    return sum(
+        tried.get((direction, longest), 0) < len(candidates(direction, length))
+        for longest, length in LENGTHS.items()
+        for direction in ("forward", "backward")
+    )
 
 
 def write_table(path: Path, rows: list[dict], measured: dict[str, object]) -> None:
@@ -195,23 +256,24 @@ def main() -> None:
     from .attention.launch import card_of
 
     device = torch.device("cuda", torch.cuda.current_device())
+    card = card_of(device)[0]
     shape = {"batch": arguments.batch, "heads": arguments.heads, "features": arguments.features}
     where = {"device": torch.cuda.get_device_name(device), "torch": torch.__version__, "triton": triton.__version__}
-    rows = rows_of(arguments.out, where | shape)
-    new = tune(
-        card_of(device)[0], device, lambda run: triton.testing.do_bench(run, warmup=10, rep=40, return_mode="median"),
-        **shape, lengths=LENGTHS, known=rows,
-    )  # fmt: skip
+    rows = {(row["direction"], row["max_length"]): row for row in rows_of(arguments.out, where | shape)}
     began = time.monotonic()
-    for row in new:
-        rows.append(row)
-        write_table(arguments.out, rows, where | shape)
-        if arguments.seconds and time.monotonic() - began > arguments.seconds:
-            break
-    left = 2 * len(LENGTHS) - len(rows)
+    with compiling_ahead() as ahead:
+        new = tune(
+            card, device, lambda run: triton.testing.do_bench(run, warmup=10, rep=40, return_mode="median"),
+            **shape, lengths=LENGTHS, ahead=ahead, known=list(rows.values()),
+        )  # fmt: skip
+        for row in new:
+            rows[row["direction"], row["max_length"]] = row
+            write_table(arguments.out, list(rows.values()), where | shape)
+            if arguments.seconds and time.monotonic() - began > arguments.seconds:
+                break
     print(f"to use it: DEIT_KERNELS_TABLE={arguments.out}")
-    if left:
-        raise SystemExit(f"{left} rows are left: run the same command again")
+    if left := unfinished(list(rows.values())):
+        raise SystemExit(f"{left} rows have untried candidates: run the same command again")
 
 
 if __name__ == "__main__":

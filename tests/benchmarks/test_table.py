@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from benchmarks.measure import machine
 from benchmarks.measure.interleaved import Limit, alternate, record
 from benchmarks.table import draw, read, rows_of, text_table
 from tests.benchmarks.results import measured
@@ -80,3 +81,9 @@ def test_what_is_no_results_file_is_named(tmp_path: Path, content: str | None) -
         read(path)
     run = subprocess.run([sys.executable, "-m", "benchmarks.compare", path, path], capture_output=True, text=True)
     assert run.returncode == 2 and "is not a results file" in run.stderr and "Traceback" not in run.stderr
+
+
+def test_a_machine_without_git_measures_an_unknown_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert machine.commit() != ""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert machine.commit() == "unknown"

@@ -11,6 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deit_fast.config import Config
+from deit_fast.ranks import heartbeat
+from deit_fast.train.__main__ import main
+from tests.deit_fast.command import command_line
+
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["deit_fast.train", "tests.deit_fast.world"])
 
@@ -83,3 +88,19 @@ def _rank(
         os.environ.pop(name, None)
     sys.path[:] = path
     sys.exit(body(rank, *arguments))
+
+
+def commanded(rank: int, config: Config, *others: Config) -> int:
+    """Each rank's own command: those of `others` from rank 1 on."""
+    return main(command_line((config, *others)[min(rank, len(others))]))
+
+
+def seen(run: str, rank: int, step: int, ranks: int) -> heartbeat.Sign:
+    """The rank's sign of life once it has come to `step`."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        for sign in heartbeat.read(Path(run) / "logs", ranks):
+            if sign.rank == rank and sign.step >= step:
+                return sign
+        time.sleep(0.05)
+    raise AssertionError(f"rank {rank} never came to step {step}")

@@ -1,5 +1,6 @@
 """The compiled binaries: what they may need, what they must not contain, and life without them."""
 
+import hashlib
 import os
 import re
 import shutil
@@ -14,11 +15,21 @@ import torch
 
 from deit_fast.data import jpeg_part
 from deit_kernels import _extension
+from deit_kernels.augment import op as augment_op
+from deit_kernels.augment.mix import MIX, MIX_NUMBERS, MODES
+from deit_kernels.augment.plan import OP, ROW
+from deit_kernels.augment.policy import CROPS, ERASE_MODES, FILTERS, POLICY, RANDOM_OP
+from deit_kernels.augment.rand_augment import OPS
+from deit_kernels.distill_loss import op as loss_op
+from deit_kernels.distill_loss import reference
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path(_extension.__file__).parent
 BINARIES = sorted(PACKAGE.glob("_C*.so"))
 
+STATISTICS = (
+    "CLS_MAX", "CLS_REST", "DIST_MAX", "DIST_REST", "TEACHER_MAX", "TEACHER_REST", "TARGET_SUM", "ROW_WEIGHT",
+)  # fmt: skip
 PART_DECODER = sorted((ROOT / "deit_fast" / "data").glob("_jpeg_part*.so"))
 
 each_binary = pytest.mark.parametrize("binary", BINARIES or [None], ids=lambda binary: binary and binary.name)
@@ -170,11 +181,79 @@ def test_a_build_from_scratch_gives_working_binaries(tmp_path: Path) -> None:
     assert "UserWarning" not in fresh.stderr
 
 
-@pytest.mark.skipif(_extension.cpu_missing is not None, reason=f"{_extension.cpu_missing}")
-def test_an_extension_older_than_the_python_code_is_named_at_import(tmp_path: Path) -> None:
-    shutil.copytree(PACKAGE, tmp_path / "deit_kernels", ignore=shutil.ignore_patterns("__pycache__"))
-    op = tmp_path / "deit_kernels" / "augment" / "op.py"
-    op.write_text(op.read_text().replace("_augment_sample_mix", "_augment_sample_mixes"))
-    run = run_python("import deit_kernels", tmp_path)
-    assert run.returncode == 1
-    assert "has no deit_kernels::_augment_sample_mixes for CPU; to rebuild it, type: pip install -e ." in run.stderr
+NOW = str(_extension.INTERFACE)
+
+needs_binary = pytest.mark.skipif(_extension.cpu_missing is not None, reason=f"{_extension.cpu_missing}")
+
+LOSS = """
+import torch
+from deit_kernels import cross_entropy
+logits = torch.tensor([[1.0, 2.0, 3.0]], requires_grad=True)
+cross_entropy(logits, torch.tensor([1])).backward()
+print(logits.grad, torch._C._dispatch_has_kernel_for_dispatch_key("deit_kernels::_distill_loss_fwd", "CPU"))
+"""
+
+
+def rebuilt_for(interface: int, binary: Path, target: Path) -> None:
+    """A copy of a binary that says it was built for another interface."""
+    now, other = (f"deit_kernels interface {number};".encode() for number in (NOW, f"{interface:0{len(NOW)}}"))
+    content = binary.read_bytes()
+    assert content.count(now) == 1
+    assert len(now) == len(other)
+    target.write_bytes(content.replace(now, other))
+
+
+@needs_binary
+@pytest.mark.parametrize(("interface", "age"), [(0, "older"), (10 ** len(NOW) - 1, "newer")])
+def test_a_binary_of_another_interface_is_named_and_left_alone(interface: int, age: str, tmp_path: Path) -> None:
+    """All ops then run as without a binary; none of it is registered."""
+    shutil.copytree(PACKAGE, tmp_path / "deit_kernels", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    rebuilt_for(interface, PACKAGE / "_C.abi3.so", tmp_path / "deit_kernels" / "_C.abi3.so")
+    other, here = run_python(DIGEST + LOSS, tmp_path), run_python(DIGEST + LOSS, PACKAGE.parent)
+    assert other.returncode == 0, other.stderr
+    assert other.stdout == here.stdout.replace("True", "False")
+    assert other.stderr.count("UserWarning") == 1
+    assert f"_C.abi3.so is {age} than its Python code (built for interface {interface}, " in other.stderr
+    assert f"needed is {_extension.INTERFACE}); to rebuild it, type: pip install -e ." in other.stderr
+
+
+@needs_binary
+def test_a_binary_from_before_interfaces_had_numbers_is_older(tmp_path: Path) -> None:
+    """A library that would end the process, were it loaded."""
+    source, library = tmp_path / "older.cpp", tmp_path / "_C.abi3.so"
+    source.write_text("#include <cstdlib>\nnamespace { const int at_load = (std::_Exit(7), 0); }\n")
+    compiler = next((name for name in ("g++", "clang++") if shutil.which(name)), None)
+    if compiler is None:
+        pytest.skip("needs g++ or clang++")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True)
+    assert run_python(f"import ctypes; ctypes.CDLL({str(library)!r})").returncode == 7
+    shutil.copytree(PACKAGE, tmp_path / "deit_kernels", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    shutil.copy(library, tmp_path / "deit_kernels")
+    older = run_python(DIGEST, tmp_path)
+    assert older.returncode == 0, older.stderr
+    assert "_C.abi3.so is older than its Python code (built for interface 0, " in older.stderr
+
+
+@pytest.mark.parametrize("binary", PART_DECODER, ids=lambda binary: binary.name)
+def test_a_part_decoder_of_another_interface_is_named(binary: Path, tmp_path: Path) -> None:
+    shutil.copy(jpeg_part.__file__, tmp_path)
+    rebuilt_for(0, binary, tmp_path / binary.name)
+    run = run_python("import jpeg_part; print(jpeg_part.missing)", tmp_path, PACKAGE.parent)
+    assert f"{binary.name} is older than its Python code" in run.stdout
+    assert "type: pip install -e ." in run.stdout
+
+
+@needs_binary
+def test_a_loaded_binary_implements_every_op() -> None:
+    for name in (*augment_op._SCHEMAS, *loss_op._SCHEMAS):
+        op = f"deit_kernels::{name.removeprefix('deit_kernels::')}"
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(op, "CPU"), op
+
+
+def test_another_interface_has_another_number() -> None:
+    """What C++ reads of Python. When this fails, raise INTERFACE in _extension.py and write it here with the digest."""
+    records = [OP, ROW, MIX, MIX_NUMBERS, RANDOM_OP, POLICY]
+    numbers = [OPS, FILTERS, CROPS, ERASE_MODES, MODES, augment_op.LAYOUTS]
+    columns = [(name, getattr(reference, name)) for name in STATISTICS]
+    whole = [augment_op._SCHEMAS, loss_op._SCHEMAS, [record.descr for record in records], numbers, columns]
+    assert {_extension.INTERFACE: hashlib.sha256(repr(whole).encode()).hexdigest()[:16]} == {1: "27b643d96aac7156"}

@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from deit_kernels import tune
+from deit_kernels.attention import configuration, predicted
 from deit_kernels.attention.configuration import Config
 
 
@@ -19,10 +21,28 @@ def test_without_a_card_it_says_so() -> None:
     assert run.returncode != 0 and "measures on a CUDA card" in run.stderr
 
 
-def test_the_resident_form_is_tried_where_it_can_be() -> None:
-    assert {config.form for config in tune.candidates("backward", 256)} == {"resident", "tiled"}
+def test_every_form_is_tried_where_it_can_be() -> None:
+    assert {config.form for config in tune.candidates("backward", 256)} == {"resident", "two_phase", "tiled"}
     assert {config.form for config in tune.candidates("backward", 257)} == {"tiled"}
     assert {config.form for config in tune.candidates("forward", 272)} == {"resident", "tiled"}
+    assert all(config.num_warps <= 8 for config in tune.candidates("backward", 198))
+
+
+@pytest.mark.parametrize("length", sorted(tune.LENGTHS.values()))
+@pytest.mark.parametrize("card", (80, 89, 90, 100))
+@pytest.mark.parametrize("direction", ("forward", "backward"))
+def test_the_order_holds_every_candidate_once(direction: str, card: int, length: int) -> None:
+    ordered, every = tune.best_first(direction, card, length), tune.candidates(direction, length)
+    assert len(ordered) == len(every) == len(set(every)) and set(ordered) == set(every)
+
+
+@pytest.mark.parametrize("length", (198, 578))
+@pytest.mark.parametrize("card", (80, 90))
+@pytest.mark.parametrize("direction", ("forward", "backward"))
+def test_the_first_pass_holds_the_shipped_configuration_near_its_front(direction: str, card: int, length: int) -> None:
+    shipped = configuration.choose(direction, card, length, 64, 1536, 108)
+    assert tune.best_first(direction, card, length).index(shipped) < 3
+    assert len(predicted.order(direction, card, length)) >= tune.FIRST
 
 
 def test_the_fastest_that_agrees_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,26 +81,70 @@ def test_a_table_is_written_whole(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_rows_come_one_by_one_and_those_that_are_there_are_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled = []
+TILES = [Config("tiled", 64, 64, 4, stages) for stages in (2, 3, 4)]
+
+
+def measured(monkeypatch: pytest.MonkeyPatch, known: list[dict], compiled: list[tuple]) -> Iterator[dict]:
+    """Rows of two lengths and three candidates, of which the first pass takes two and the last one is the fastest."""
     monkeypatch.setattr(tune, "make_call", lambda direction, qkv, scale: lambda config: qkv[:, 0, 0])
-    monkeypatch.setattr(tune, "candidates", lambda direction, length: [Config("tiled", 64, 64, 4, 2)])
+    monkeypatch.setattr(tune, "best_first", lambda direction, card, length: TILES)
     monkeypatch.setattr(tune, "failures", lambda: (RuntimeError,))
+    monkeypatch.setattr(tune, "FIRST", 2)
+    times = {TILES[0]: 0.5, TILES[1]: 0.6, TILES[2]: 0.4}
+    monkeypatch.setattr(
+        tune,
+        "fastest",
+        lambda call, configs, measure: min(((config, times[config]) for config in configs), key=lambda each: each[1]),
+    )
     sizes = {"batch": 1, "heads": 1, "features": 8, "lengths": {208: 198, 640: 578}}
+    return tune.tune(
+        90,
+        torch.device("cpu"),
+        lambda run: 0.5,
+        known=known,
+        ahead=lambda *given: compiled.append((*given[:2], len(given[-1]))),
+        **sizes,
+    )
 
-    def measured(known: list[dict]) -> list[dict]:
-        found = tune.tune(
-            90, torch.device("cpu"), lambda run: 0.5, known=known, ahead=lambda *a: compiled.append(a[:2]), **sizes
-        )
-        return list(found)
 
-    rows = measured([])
-    assert [(row["direction"], row["min_length"], row["max_length"]) for row in rows] == [
-        ("forward", 129, 208), ("backward", 129, 208), ("forward", 273, 640), ("backward", 273, 640),
-    ]  # fmt: skip
-    assert compiled == [("forward", 198), ("backward", 198), ("forward", 578), ("backward", 578)]
-    assert measured(rows[:3]) == rows[3:]
-    assert measured(rows) == []
+def test_the_first_pass_takes_a_few_candidates_of_every_row_and_the_second_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[tuple] = []
+    rows = list(measured(monkeypatch, [], compiled))
+    ranges = [("forward", 129, 208), ("backward", 129, 208), ("forward", 273, 640), ("backward", 273, 640)]
+    assert [(row["direction"], row["min_length"], row["max_length"]) for row in rows] == 2 * ranges
+    assert [row["tried"] for row in rows] == 4 * [2] + 4 * [3]
+    assert [row["microseconds"] for row in rows] == 4 * [500.0] + 4 * [400.0]
+    assert compiled == [
+        (direction, length, count) for count in (2, 1) for length in (198, 578) for direction in ("forward", "backward")
+    ]
+
+
+def test_candidates_that_a_table_has_seen_are_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = list(measured(monkeypatch, [], []))
+    compiled: list[tuple] = []
+    again = list(measured(monkeypatch, rows[:3], compiled))
+    assert again == rows[3:], "where it was stopped, it goes on"
+    assert compiled[0] == ("backward", 578, 2) and len(compiled) == 5
+    assert list(measured(monkeypatch, rows[4:], compiled)) == [] and len(compiled) == 5
+    without_count = [{name: value for name, value in row.items() if name != "tried"} for row in rows[4:]]
+    assert list(measured(monkeypatch, without_count, compiled)) == [], "a table of an earlier version is whole"
+
+
+def test_a_slower_second_pass_leaves_the_first_ones_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = next(measured(monkeypatch, [], [])) | {"microseconds": 100.0}
+    last = [
+        row for row in measured(monkeypatch, [first], []) if row["max_length"] == 208 and row["direction"] == "forward"
+    ]
+    assert [(row["microseconds"], row["config"], row["tried"]) for row in last] == [(100.0, first["config"], 3)]
+
+
+def test_rows_are_unfinished_until_all_candidates_were_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune, "LENGTHS", {208: 198})
+    assert tune.unfinished([]) == 2
+    row = {"direction": "forward", "max_length": 208, "tried": len(tune.candidates("forward", 198))}
+    assert tune.unfinished([row]) == 1
+    assert tune.unfinished([row, {"direction": "backward", "max_length": 208, "tried": 8}]) == 1
+    assert tune.unfinished([row, {"direction": "backward", "max_length": 208}]) == 0
 
 
 def test_a_table_of_another_card_or_version_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,12 +2,12 @@
 
     python -m benchmarks.compiled.model.calibration
 
-The kernel is written here in the tutorial's form (online softmax, float16, not causal). It is compiled for sm_90 by the
-Triton at hand, the published ones were compiled by those of 2024: a part of the difference is the compiler's. Sizes are
-those of the FlashAttention-3 paper: 16,384 tokens, 2,048 features in all heads.
+The kernel is written here in the tutorial's form of that time (block pointers, online softmax, float16, not causal). It
+is compiled for sm_90 by the Triton at hand, the published ones were compiled by those of 2024: a part of the difference
+is the compiler's. Sizes are those of the FlashAttention-3 paper: 16,384 tokens, 2,048 features in all heads.
 
     chart   128 queries, 64 keys, 4 warps, 3 stages. Shah et al., "FlashAttention-3" (2024), charts of the forward pass
-            without a mask on an H100 80GB SXM5, bars named Triton; as transcribed in facts about the paper's charts.
+            without a mask on an H100 80GB SXM5, bars named Triton, as others have transcribed the numbers above them.
     bench   the best of the tutorial's configurations, here with 8 warps. pytorch/benchmark pull request 2391 (July
             2024), column triton_tutorial_flash_v2 at 128 features, H100.
 """
@@ -63,28 +63,28 @@ PUBLISHED = [
 def fused_attention(
     query, key, value, out, lse, length, scale_log2, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr
 ):
-    """One block of BM queries of one (batch, head); all tensors (batch · heads, length, D), length divisible by both."""
-    start = tl.program_id(1).to(tl.int64) * length * D
-    rows, features = tl.program_id(0) * BM + tl.arange(0, BM), tl.arange(0, D)
-    place = rows[:, None] * D + features[None, :]
-    q = tl.load(query + start + place)  # [BM, D]
+    """One block of BM queries of one (batch, head); tensors (batch · heads, length, D), length divisible by both."""
+    start, first = tl.program_id(1).to(tl.int64) * length * D, tl.program_id(0) * BM
+    query_block = tl.make_block_ptr(query + start, (length, D), (D, 1), (first, 0), (BM, D), (1, 0))
+    key_block = tl.make_block_ptr(key + start, (D, length), (1, D), (0, 0), (D, BN), (0, 1))
+    value_block = tl.make_block_ptr(value + start, (length, D), (D, 1), (0, 0), (BN, D), (1, 0))
+    out_block = tl.make_block_ptr(out + start, (length, D), (D, 1), (first, 0), (BM, D), (1, 0))
     top = tl.full([BM], float("-inf"), tl.float32)
     total = tl.full([BM], 1.0, tl.float32)
     o = tl.zeros([BM, D], tl.float32)
-    keys = start + tl.arange(0, BN)[:, None] * D + features[None, :]
+    q = tl.load(query_block)  # [BM, D]
     for _ in range(0, length, BN):
-        k = tl.load(key + keys)  # [BN, D]
-        s = tl.dot(q, tl.trans(k))  # [BM, BN]
+        s = tl.dot(q, tl.load(key_block))  # [BM, BN]
         new_top = tl.maximum(top, tl.max(s, 1) * scale_log2)
         p = tl.exp2(s * scale_log2 - new_top[:, None])
         shrink = tl.exp2(top - new_top)
-        v = tl.load(value + keys)
-        o = tl.dot(p.to(v.dtype), v, o * shrink[:, None])
         total = total * shrink + tl.sum(p, 1)
+        v = tl.load(value_block)  # [BN, D]
+        o = tl.dot(p.to(v.dtype), v, o * shrink[:, None])
         top = new_top
-        keys += BN * D
-    tl.store(lse + tl.program_id(1) * length + rows, top + tl.log2(total))
-    tl.store(out + start + place, (o / total[:, None]).to(out.dtype.element_ty))
+        key_block, value_block = tl.advance(key_block, (0, BN)), tl.advance(value_block, (BN, 0))
+    tl.store(lse + tl.program_id(1) * length + first + tl.arange(0, BM), top + tl.log2(total))
+    tl.store(out_block, (o / total[:, None]).to(out.dtype.element_ty))
 
 
 def case_of(published: Published) -> CompileCase:

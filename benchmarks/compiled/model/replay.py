@@ -6,8 +6,8 @@ when the scoreboards it waits for are free and its pipe takes it. Matrix product
 copies into shared memory complete in groups, barriers wait for the program's warps, a program that ends makes room for
 the next, and loads and stores share the DRAM.
 
-Programs run in waves of those that are resident. Of many waves `WAVES` are played; the rest take what the waves took
-between the first and the last, since those begin and end with empty pipes.
+Programs run in waves of those that are resident. Of many waves `WAVES` are played; the rest take what the waves before
+the last took, once those that began in step with each other are out of phase (within 3 % of playing them all).
 
 Latencies are in clocks, rounded: Luo et al. 2024 (pipes.py) for shared memory and DRAM; ptxas's own stall counts hold
 the rest. Memory and warp-group products have queues, so that their issue does not wait for a busy pipe at once.
@@ -25,7 +25,7 @@ from typing import NamedTuple
 from benchmarks.compiled.model.pipes import GLOBAL_STORES, SUB_PARTITIONS, Card, cost
 from benchmarks.compiled.model.sass import Instruction
 
-WAVES = 4
+WAVES, IN_STEP = 6, 3
 LAUNCH = 400  # from a program's start to its first instruction
 DRAM_LATENCY = 650
 SHARED_LATENCY = 30
@@ -52,7 +52,8 @@ _NAMES = {_FLOAT: "float", _MULTIPLY: "multiply", _INTEGER: "integer", _SPECIAL:
 _NAMES |= {_TENSOR: "tensor"}
 
 # What an instruction does besides taking a pipe.
-_PLAIN, _SHARED, _LOAD, _STORE, _COPY, _GROUP, _COMMIT, _BARRIER, _UNIFORM, _FENCE, _AWAIT_GROUP, _AWAIT_COPY = range(12)
+_PLAIN, _SHARED, _LOAD, _STORE, _COPY, _GROUP, _COMMIT, _BARRIER, _UNIFORM, _FENCE = range(10)
+_AWAIT_GROUP, _AWAIT_COPY = 10, 11
 
 
 class _Step(NamedTuple):
@@ -325,7 +326,7 @@ def _play(
 
 
 def _steady(ends: list[float], resident: int) -> float:
-    """Clocks a program between the first wave's end and the start of the last."""
+    """Clocks a program between the end of the waves in step and the start of the last."""
     if len(ends) < WAVES * resident:
         return 0.0
-    return (ends[-1 - resident] - ends[resident - 1]) / ((WAVES - 2) * resident)
+    return (ends[-1 - resident] - ends[IN_STEP * resident - 1]) / ((WAVES - 1 - IN_STEP) * resident)

@@ -9,6 +9,7 @@ every target since.
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
 import tempfile
@@ -19,6 +20,7 @@ import triton
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 NO_SCOREBOARD = 7
+_POLL = 8  # instructions
 _LABEL = re.compile(r"^(\.L_\w+):")
 _LINE = re.compile(
     r"^\s+/\*(?P<address>[0-9a-f]{4,})\*/\s+(?:(?P<predicate>@!?U?P\w+)\s+)?"
@@ -37,7 +39,7 @@ class Instruction:
         predicate: as "@!P0"; "" where it always runs.
         opcode: with its modifiers, as "LDG.E.128".
         operands: as written.
-        target: index of the instruction that a branch goes to; None for all others.
+        target: index of the instruction that a BRA goes to; None for all others.
         stall: clocks until the warp's next instruction may issue.
         written: scoreboard held until the result is written; `NO_SCOREBOARD`.
         read: scoreboard held until the operands are read; `NO_SCOREBOARD`.
@@ -80,22 +82,35 @@ class Program:
 
     instructions: tuple[Instruction, ...]
 
-    @property
+    @functools.cached_property
     def loops(self) -> list[Loop]:
-        """Every loop, in the order in which they end; inner ones before those around them."""
-        branches = [(index, branch) for index, branch in enumerate(self.instructions) if branch.name == "BRA"]
-        return [Loop(branch.target, index) for index, branch in branches if _back(branch.target, index)]
+        """Every loop that repeats work, in the order in which they end; inner ones before those around them.
 
-    @property
-    def forks(self) -> list[int]:
-        """Indices of the conditional branches that skip a whole loop and the EXIT behind it: kinds of program part."""
-        ends = [index for index, instruction in enumerate(self.instructions) if _always_exits(instruction)]
-        return [
-            index
+        Not counted: a few instructions that poll a barrier, and the way back from code behind an EXIT, where the
+        compiler puts what hardly ever runs.
+        """
+        found = [
+            Loop(branch.target, index)
             for index, branch in enumerate(self.instructions)
-            if branch.name == "BRA" and branch.conditional and branch.target is not None
-            if any(index < loop.first and loop.last < end < branch.target for loop in self.loops for end in ends)
+            if branch.name == "BRA" and branch.target is not None and branch.target < index  # itself: the final trap
         ]
+        return [loop for loop in found if not self._polls(loop) and not self._passes_the_end(loop)]
+
+    @functools.cached_property
+    def forks(self) -> list[int]:
+        """Indices of the conditional branches to the other of two ways with a loop each: there kinds of program part.
+
+        The way that falls through never runs into the other: an EXIT or a branch past it stands before.
+        """
+        found = []
+        for index, branch in enumerate(self.instructions):
+            if branch.name == "BRA" and branch.conditional and branch.target is not None and branch.target > index:
+                last = self.instructions[branch.target - 1]
+                parted = last.name in ("EXIT", "BRA") and not last.conditional and (last.target or index) >= index
+                passed = any(index < loop.first and loop.last < branch.target for loop in self.loops)
+                if parted and passed and any(loop.first >= branch.target for loop in self.loops):
+                    found.append(index)
+        return found
 
     def path(self, trips: tuple[int, ...], taken: frozenset[int] = frozenset()) -> list[Instruction]:
         """What one warp issues from the first instruction to its EXIT.
@@ -140,6 +155,13 @@ class Program:
             place = following
         return issued
 
+    def _polls(self, loop: Loop) -> bool:
+        body = self.instructions[loop.first : loop.last + 1]
+        return len(body) <= _POLL and any("TRYWAIT" in one.opcode or one.name == "NANOSLEEP" for one in body)
+
+    def _passes_the_end(self, loop: Loop) -> bool:
+        return any(_always_exits(instruction) for instruction in self.instructions[loop.first : loop.last])
+
     def _way_out(self, loop: Loop) -> int:
         """Where a loop that always branches back is left: its last conditional EXIT or branch to the outside."""
         return max(
@@ -155,11 +177,6 @@ class Program:
 
 def _always_exits(instruction: Instruction) -> bool:
     return instruction.name == "EXIT" and not instruction.conditional
-
-
-def _back(target: int | None, index: int) -> bool:
-    """Whether a branch at `index` closes a loop; one to itself is the trap behind the last EXIT."""
-    return target is not None and target < index
 
 
 def parse(text: str) -> Program:
@@ -179,7 +196,7 @@ def parse(text: str) -> Program:
 
 
 def _instruction(match: re.Match, bits: int, labels: dict[str, int]) -> Instruction:
-    named = _TARGET.search(match["operands"])
+    named = _TARGET.search(match["operands"]) if match["opcode"].startswith("BRA") else None
     waits = bits >> 52 & 63
     return Instruction(
         address=int(match["address"], 16),

@@ -11,9 +11,9 @@ import triton
 from torch import Tensor
 
 from ..compile_case import CompileCase, Launch, TraceCase, TracedCall
-from . import kernels
+from . import backward_kernels, forward_kernels
+from .backward_kernels import SUMMED
 from .configuration import Config, Direction, choose
-from .kernels import SUMMED
 from .launch import backward, backward_constexprs, delta_constexprs, forward, forward_constexprs
 from .reference import forward_reference
 
@@ -37,14 +37,21 @@ def compile_cases() -> list[CompileCase]:
     for capability, card in _CARDS.items():
         for features in _REPORTED:
             settings, launch = delta_constexprs(features), _delta_launch(features)
-            cases.append(_case(kernels.attention_delta, f"d{features}", settings, capability, launch=launch))
-        for direction, length, features, config in _reported(card):
-            kernel = getattr(kernels, f"attention_{direction}_{config.form}")
-            constexprs = forward_constexprs if direction == "forward" else backward_constexprs
-            settings, trace = constexprs(config, length, features), _trace_name(direction, length, features, config)
-            launch = (_forward_launch if direction == "forward" else _backward_launch)(length, features, config)
-            cases.append(_case(kernel, f"n{length} d{features}", settings, capability, trace, launch))
+            cases.append(_case(backward_kernels.attention_delta, f"d{features}", settings, capability, launch=launch))
+        cases += [config_case(*reported, capability) for reported in _reported(card)]
     return cases
+
+
+def config_case(direction: Direction, length: int, features: int, config: Config, capability: int) -> CompileCase:
+    """The kernel that `config` names, as it is specialised for a large batch, with its launch at the reported size."""
+    module, constexprs, launch = (
+        (forward_kernels, forward_constexprs, _forward_launch)
+        if direction == "forward"
+        else (backward_kernels, backward_constexprs, _backward_launch)
+    )
+    kernel = getattr(module, f"attention_{direction}_{config.form}")
+    settings, trace = constexprs(config, length, features), _trace_name(direction, length, features, config)
+    return _case(kernel, f"n{length} d{features}", settings, capability, trace, launch(length, features, config))
 
 
 def _reported(card: int) -> Iterator[tuple[Direction, int, int, Config]]:
@@ -55,7 +62,7 @@ def _reported(card: int) -> Iterator[tuple[Direction, int, int, Config]]:
 
 
 def _trace_name(direction: Direction, length: int, features: int, config: Config) -> str:
-    blocks = f"m{config.block_m}" + f" n{config.block_n}" * (config.form == "tiled")
+    blocks = f"m{config.block_m}" + f" n{config.block_n}" * (config.form != "resident")
     return f"attention_{direction}_{config.form} n{length} d{features} in {blocks}"
 
 
@@ -98,6 +105,9 @@ def _backward_launch(length: int, features: int, config: Config) -> Launch:
         loaded = (5 if length > SUMMED.value else 4) * matrix + vector
         return Launch(_PAIRS, (-(-length // config.block_m),), loaded, 3 * matrix, loaded)
     tiles, trips = -(-length // config.block_m), -(-length // config.block_n)
+    if config.form == "two_phase":
+        loaded = 5 * matrix + vector + tiles * (4 * matrix + 2 * vector)
+        return Launch(_PAIRS, (trips, tiles, trips, tiles), loaded, 3 * matrix + vector, 5 * matrix + vector)
     of_keys = 2 * matrix / tiles + 2 * (matrix + vector)
     of_queries = 2 * (matrix + vector) / tiles + 2 * matrix
     return Launch(

@@ -2,8 +2,9 @@
 
 The table is keyed by what decides it: the family of the card (compute capability, and whether a block can take more
 than 99 KB of shared memory), head dim and sequence length. `python -m benchmarks.compiled` shows what every row
-compiles to. On sm_90 registers spill where a limit lets a third program onto the multiprocessor (forward, N = 145 to
-208), and outside of the loop (backward, N = 129 to 256). None is measured on a GPU yet.
+compiles to and what a model of the machine predicts for it. On sm_90 registers spill where a limit lets a third program
+onto the multiprocessor (forward, N = 145 to 208), and outside of the loop (backward, N = 129 to 256); on sm_80 and
+sm_89 in the backward of two phases, whose predicted time holds them. None is measured on a GPU yet.
 
 `python -m deit_kernels.tune` measures the candidates on a card and writes a table; the environment variable
 DEIT_KERNELS_TABLE names it, and its rows go before these.
@@ -31,14 +32,15 @@ class Config:
     """One way to run a pass.
 
     Attributes:
-        form: "resident" (one program per (batch, head)) or "tiled" (one per tile of block_m rows).
-        block_m: query rows a step (tiled backward: rows that a program owns).
-        block_n: key rows a step; 0 in the resident form, which holds all keys.
+        form: "resident" (one program per (batch, head), which holds all keys), "two_phase" (backward only: one program
+            per (batch, head), in tiles of block_m rows) or "tiled" (one program per tile of block_m rows).
+        block_m: query rows a step; in a backward of tiles the rows that stay, queries or keys.
+        block_n: key rows a step; in a backward of tiles the rows that stream by; 0 in the resident form.
         num_warps, num_stages: Triton's launch options.
         max_registers: of a thread, so that more programs fit on a multiprocessor; None leaves it to the compiler.
     """
 
-    form: Literal["resident", "tiled"]
+    form: Literal["resident", "two_phase", "tiled"]
     block_m: int
     block_n: int
     num_warps: int
@@ -65,26 +67,35 @@ _SHORT_FORWARD = [(16, 128, "resident", 16, 0, 1, 1), (32, 128, "resident", 32, 
 _SHORT_BACKWARD = [(16, 128, "resident", 16, 0, 1, 1), (32, 128, "resident", 32, 0, 4, 1)]
 # At N <= 208 four warps of 168 registers and 60 KB leave room for three programs a multiprocessor, so that two compute
 # while one loads.
-# N = 257 needs 136 registers for its logits alone at 64 rows and 4 warps; 8 warps and 128 rows are the form that fits.
+# A tiled forward of 64 rows has four programs a multiprocessor, but reads K and V once for each 64 queries: from 320
+# tokens on L2 would be what it waits for.
 _FORWARD_90 = [
     *_SHORT_FORWARD,
     (128, 64, "resident", 64, 0, 4, 2),
     (208, 64, "resident", 64, 0, 4, 1, 168),
-    (272, 64, "resident", 128, 0, 8, 2),
+    (320, 64, "tiled", 64, 64, 4, 3),
     (128, 128, "resident", 64, 0, 4, 2),
     (LONGEST, 64, "tiled", 128, 64, 8, 3),
-    (LONGEST, 128, "tiled", 128, 64, 8, 2),
+    (LONGEST, 128, "tiled", 64, 32, 4, 3),
 ]
 # 32 query rows halve the passes over K and V in shared memory against 16, and are the most that 255 registers hold.
 # Three stages are the fewest that load a block while another is computed: at two, Triton 3.8 loads at the loop's end
-# and waits at its beginning.
+# and waits at its beginning. Tiles of 64 x 32 with four warps take 167 registers at 64 features, 255 at 128, no spill:
+# three programs a multiprocessor, or two.
 _BACKWARD_90 = [
     *_SHORT_BACKWARD,
     (64, 64, "resident", 32, 0, 4, 2),
     (256, 64, "resident", 32, 0, 8, 3),
     (128, 128, "resident", 16, 0, 8, 2),
-    (LONGEST, 64, "tiled", 128, 64, 8, 3),
-    (LONGEST, 128, "tiled", 64, 64, 8, 2),
+    (LONGEST, 128, "tiled", 64, 32, 4, 3),
+]
+# mma.sync: each warp reads the streamed rows from shared memory for itself, so it owns 32 rows, not 16: half the reads.
+# With four warps and 48 KB two programs fit on a multiprocessor, of cards of 99 KB too.
+_BACKWARD_80 = [
+    *_SHORT_BACKWARD,
+    (64, 64, "resident", 32, 0, 4, 2),
+    (256, 64, "two_phase", 128, 32, 4, 3),
+    (LONGEST, 64, "tiled", 128, 32, 4, 3),
 ]
 TABLE: dict[tuple[Direction, int], list[Row]] = {
     ("forward", 90): _rows(*_FORWARD_90),
@@ -105,33 +116,23 @@ TABLE: dict[tuple[Direction, int], list[Row]] = {
         (LONGEST, 64, "tiled", 128, 32, 8, 2),
         (LONGEST, 128, "tiled", 64, 64, 8, 2),
     ),
-    # A warp's matrix instructions keep operands in registers that a warp group's read from shared memory.
+    # Four blocks of 64 rows and two of 128 cover 193 to 208 tokens alike; 16 warps hide more latency than 8.
     ("forward", 80): _rows(
         *_SHORT_FORWARD,
-        (208, 64, "resident", 64, 0, 4, 2),
-        (LONGEST, 64, "tiled", 128, 64, 8, 3),
+        (192, 64, "resident", 64, 0, 4, 2),
+        (208, 64, "resident", 128, 0, 8, 1, 128),
+        (LONGEST, 64, "tiled", 128, 64, 4, 3),
         (LONGEST, 128, "tiled", 128, 64, 8, 2),
     ),
-    ("backward", 80): _rows(
-        *_SHORT_BACKWARD,
-        (128, 64, "resident", 32, 0, 8, 2),
-        (256, 64, "resident", 16, 0, 8, 2),
-        (LONGEST, 64, "tiled", 128, 64, 8, 2),
-        (LONGEST, 128, "tiled", 64, 64, 8, 2),
-    ),
-    # 99 KB: one resident forward fits, so it gets eight warps; the resident backward at N > 128 (108 KB) does not.
+    ("backward", 80): _rows(*_BACKWARD_80, (LONGEST, 128, "tiled", 64, 32, 4, 3)),
+    # 99 KB: of a tiled forward two programs fit on a multiprocessor, of a resident one for N > 128 one.
     ("forward", 89): _rows(
         *_SHORT_FORWARD,
-        (208, 64, "resident", 128, 0, 8, 1),
-        (LONGEST, 64, "tiled", 128, 64, 8, 2),
+        (64, 64, "resident", 64, 0, 4, 2),
+        (LONGEST, 64, "tiled", 128, 64, 4, 3),
         (LONGEST, 128, "tiled", 128, 64, 8, 2),
     ),
-    ("backward", 89): _rows(
-        *_SHORT_BACKWARD,
-        (128, 64, "resident", 32, 0, 8, 2),
-        (LONGEST, 64, "tiled", 128, 64, 8, 2),
-        (LONGEST, 128, "tiled", 64, 64, 8, 2),
-    ),
+    ("backward", 89): _rows(*_BACKWARD_80, (LONGEST, 128, "tiled", 64, 64, 8, 2)),
 }
 
 _KEY_PIECES = (
@@ -158,8 +159,8 @@ def choose(direction: Direction, card: int, length: int, features: int, pairs: i
 
     Args:
         card: a `family`.
-        pairs: batch times heads. Below half the multiprocessors, a resident backward would leave most of the card idle
-            and the tiled one takes its place; a resident forward is split over queries instead (`splits`).
+        pairs: batch times heads. Below half the multiprocessors, a backward of one program per pair would leave most of
+            the card idle and the tiled one takes its place; a resident forward is split over queries (`splits`).
     """
     rows = [*_rows_on_request(direction, card), *TABLE[direction, card]]
     fits = [row.config for row in rows if row.min_length <= length <= row.max_length and features <= row.max_features]

@@ -9,7 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
-from . import kernels
+from . import backward_kernels, forward_kernels
 from .configuration import Config, choose, family, key_pieces, splits
 
 _LOG2_E = 1 / math.log(2)
@@ -32,11 +32,11 @@ def forward(
     with torch.cuda.device_of(query):
         if config.form == "resident":
             split = split or splits(config, length, pairs, multiprocessors)
-            kernels.attention_forward_resident[(pairs * split,)](
+            forward_kernels.attention_forward_resident[(pairs * split,)](
                 query, key, value, out, lse, heads, length, split, scale * _LOG2_E, *strides, **constexprs
             )
         else:
-            kernels.attention_forward_tiled[(pairs * triton.cdiv(length, config.block_m),)](
+            forward_kernels.attention_forward_tiled[(pairs * triton.cdiv(length, config.block_m),)](
                 query, key, value, out, lse, heads, length, scale * _LOG2_E, *strides, **constexprs
             )
     return out, lse
@@ -46,7 +46,7 @@ def backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, scale: float,
     config: Config | None = None,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """The gradients, packed (B, N, 3, H, D), and the tiled form's scratch: delta (B, H, N)."""
+    """The gradients, packed (B, N, 3, H, D), and the scratch of all forms but the resident one: delta (B, H, N)."""
     batch, length, heads, features = query.shape
     grads = torch.empty(batch, length, 3, heads, features, dtype=query.dtype, device=query.device)
     card, multiprocessors = card_of(query.device)
@@ -57,15 +57,21 @@ def backward(
     strides = _strides(grad) + _strides(query) + _strides(key) + _strides(value)
     with torch.cuda.device_of(query):
         if config.form == "resident":
-            kernels.attention_backward_resident[(pairs,)](
+            backward_kernels.attention_backward_resident[(pairs,)](
                 grad, query, key, value, out, lse, grads, heads, length, scale, scale * _LOG2_E, *strides, **constexprs
             )
             return grads, None
         delta = torch.empty_like(lse)
-        kernels.attention_delta[(pairs * triton.cdiv(length, _DELTA_ROWS),)](
+        if config.form == "two_phase":
+            backward_kernels.attention_backward_two_phase[(pairs,)](
+                grad, query, key, value, out, lse, delta, grads, heads, length, scale, scale * _LOG2_E, *strides,
+                **constexprs
+            )  # fmt: skip
+            return grads, delta
+        backward_kernels.attention_delta[(pairs * triton.cdiv(length, _DELTA_ROWS),)](
             grad, out, delta, heads, length, *_strides(grad), **delta_constexprs(features)
         )
-        kernels.attention_backward_tiled[(2 * pairs * triton.cdiv(length, config.block_m),)](
+        backward_kernels.attention_backward_tiled[(2 * pairs * triton.cdiv(length, config.block_m),)](
             grad, query, key, value, lse, delta, grads, heads, length, scale, scale * _LOG2_E, *strides, **constexprs
         )
     return grads, delta
@@ -118,7 +124,7 @@ def _readable(tensor: Tensor) -> Tensor:
 
 
 def _strides(tensor: Tensor) -> tuple[int, int, int]:
-    """Strides of batch, row and head in units of 8 elements (kernels.py says why)."""
+    """Strides of batch, row and head in units of 8 elements (blocks.py says why)."""
     return tensor.stride(0) // 8, tensor.stride(1) // 8, tensor.stride(2) // 8
 
 

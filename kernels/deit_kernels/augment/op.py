@@ -9,7 +9,6 @@ CUDA extension. `torch.compile` keeps a full graph through every function here.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
 from typing import Any, Literal
 
 import numpy as np
@@ -131,16 +130,6 @@ def _no_cuda(*arguments: Any) -> None:
     raise RuntimeError(f"augmenting on CUDA: {_extension.cuda_missing}. Until then call apply on CPU tensors")
 
 
-def _require_built(names: Iterable[str], device: str) -> None:
-    ops = [f"{_NAMESPACE}::{name}" for name in names]
-    missing = [op for op in ops if not torch._C._dispatch_has_kernel_for_dispatch_key(op, device)]
-    if missing:
-        raise ImportError(
-            f"the extension of deit_kernels is older than its Python code, it has no {', '.join(missing)} for {device};"
-            " to rebuild it, type: pip install -e ."
-        )
-
-
 if _extension.cpu_missing:
     warnings.warn(
         f"deit_kernels augments in NumPy, exact but many times slower than the C++ extension: {_extension.cpu_missing}",
@@ -151,8 +140,6 @@ if _extension.cpu_missing:
 if _extension.cuda_missing:
     for _name in _ON_CUDA:
         torch.library.impl(f"{_NAMESPACE}::{_name}", "CUDA", _no_cuda)
-_require_built(_REFERENCES, "CPU")
-_require_built(_ON_CUDA, "CUDA")
 
 
 def _placed_rows(batch: ImageBatch, plan: AugmentPlan) -> Tensor:

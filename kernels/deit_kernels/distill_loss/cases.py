@@ -8,7 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ..compile_case import CompileCase, TraceCase, TracedCall
+from ..compile_case import CompileCase, Launch, TraceCase, TracedCall
 from . import kernels, reference
 from .launch import MEAN_OPTIONS, backward_arguments, backward_operands, forward_arguments
 from .reference import LossCall
@@ -27,6 +27,8 @@ _FORMS = {
 # Every form at 1000 classes (ImageNet-1k), the two main ones at the longest single tile and ImageNet-21k too.
 _SIZES = [(form, 1000) for form in _FORMS]
 _SIZES += [(form, classes) for form in ("hard mixed", "soft dense", "binary") for classes in (4096, 21840, 21841)]
+_ROWS = 256  # of the launch whose time is predicted
+_UNROLLED = 4  # classes of a TopK that the compiler takes at a time, before a loop of the rest
 _TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int64: "i64"}
 
 
@@ -34,11 +36,14 @@ def compile_cases() -> list[CompileCase]:
     """Every form and number of classes that is reported."""
     cases = []
     for form, classes in _SIZES:
-        for direction, (arguments, options) in example_arguments(example(form, classes, torch.bfloat16)).items():
+        call = example(form, classes, torch.bfloat16)
+        for direction, (arguments, options) in example_arguments(call).items():
             kernel = getattr(kernels, f"{direction}_kernel")
-            cases.append(_case(f"loss_{direction} {form} c{classes}", kernel, arguments, options))
+            launch = (_forward_launch if direction == "forward" else _backward_launch)(call, options["BLOCK"])
+            cases.append(_case(f"loss_{direction} {form} c{classes}", kernel, arguments, options, launch))
     vector = torch.empty(8)
-    cases.append(_case("loss_mean", kernels.mean_kernel, (*[vector] * 7, len(vector), 0.5), MEAN_OPTIONS))
+    launch = Launch(1, (-(-_ROWS // MEAN_OPTIONS["BLOCK"]),), 12 * _ROWS, 16, fetched=12 * _ROWS)
+    cases.append(_case("loss_mean", kernels.mean_kernel, (*[vector] * 7, len(vector), 0.5), MEAN_OPTIONS, launch))
     return cases
 
 
@@ -88,7 +93,42 @@ def example_arguments(call: LossCall) -> dict[str, tuple[tuple, dict[str, object
     }
 
 
-def _case(name: str, kernel: triton.JITFunction, arguments: tuple, options: dict[str, object]) -> CompileCase:
+def _forward_launch(call: LossCall, block: int) -> Launch:
+    loaded = _row_bytes([value for value in call._asdict().values() if isinstance(value, Tensor)])
+    stored = 4 * (2 + reference.STATISTICS)
+    tiles = -(-call.logits.shape[1] // block)
+    return Launch(_ROWS, (*_topk_trips(call), tiles), loaded, stored, fetched=loaded)
+
+
+def _backward_launch(call: LossCall, block: int) -> Launch:
+    """A program a tile of a row; each reads the row's labels and statistics, and what the grid shares, once."""
+    logits = [head for head in (call.cls, call.dist) if head is not None]
+    read = backward_operands(call, True, call.teacher is not None).pointers
+    tiled = [tensor for tensor in read if tensor is not None and tensor.shape == call.logits.shape]
+    listed = [tensor for tensor in read if tensor is not None and tensor.shape != call.logits.shape]
+    tiles = -(-call.logits.shape[1] // block)
+    of_row, of_grid = _row_bytes(listed) + 4 * reference.STATISTICS, 8
+    of_tile = _row_bytes(tiled) / tiles
+    return Launch(
+        _ROWS * tiles, _topk_trips(call), of_tile + of_row + of_grid, _row_bytes(logits) / tiles,
+        fetched=of_tile + of_row / tiles,
+    )  # fmt: skip
+
+
+def _topk_trips(call: LossCall) -> tuple[int, ...]:
+    listed = call.teacher_probs.shape[1] if call.teacher_probs is not None else 0
+    return (listed // _UNROLLED, listed % _UNROLLED) if listed else ()
+
+
+def _row_bytes(tensors: list[Tensor]) -> float:
+    """Bytes of one row of each, of one that is listed twice once."""
+    distinct = {tensor.data_ptr(): tensor for tensor in tensors}.values()
+    return sum(tensor.numel() * tensor.element_size() / tensor.shape[0] for tensor in distinct)
+
+
+def _case(
+    name: str, kernel: triton.JITFunction, arguments: tuple, options: dict[str, object], launch: Launch
+) -> CompileCase:
     """What the JIT makes of these arguments: tensors are pointers, numbers i32 and fp32, None is a constexpr."""
     given = dict(zip(kernel.arg_names, arguments, strict=False))
     constexprs = {name: value for name, value in given.items() if value is None}
@@ -105,6 +145,7 @@ def _case(name: str, kernel: triton.JITFunction, arguments: tuple, options: dict
         num_warps=options["num_warps"],
         num_stages=options["num_stages"],
         trace=name,
+        launch=launch,
     )
 
 

@@ -87,16 +87,15 @@ def distillation_call(
 
 def is_plain(logits: Tensor, target: Tensor) -> bool:
     """True where `check_logits` and `check_target` find nothing, asked in the fewest steps: float32 and labels."""
-    if not (
-        type(logits) is Tensor is type(target)
-        and logits.dtype is torch.float32
-        and target.dtype is torch.int64
-        and logits.is_cpu
-        and target.is_cpu
-    ):
+    if not (type(logits) is Tensor and logits.dtype is torch.float32 and is_plain_labels(target) and logits.is_cpu):
         return False
     shape, rows = logits.shape, target.shape
     return len(shape) == 2 and len(rows) == 1 and shape[0] == rows[0] and 1 <= shape[1] < _MOST_CLASSES
+
+
+def is_plain_labels(target: Tensor) -> bool:
+    """True for labels on the CPU, whose shape the C++ checks, as it does that of logits."""
+    return type(target) is Tensor and target.dtype is torch.int64 and target.is_cpu
 
 
 def _is_like(matrix: Tensor, logits: Tensor) -> bool:

@@ -1,28 +1,17 @@
 """The Triton kernels of the loss: forward, a program a row; its mean; backward, a program a row and chunk of classes.
 
 Forward walks a row in tiles of BLOCK classes and carries maxima, sums of exponentials and dot products along, rescaled
-when a maximum grows; up to 4096 classes one tile holds the row. Everything is computed in float32. `tiles.py` holds the
-arithmetic of one tile and says what the compile-time arguments mean.
+when a maximum grows; up to 4096 classes ONE_TILE holds it. Everything is computed in float32. `forward_tile.py` and
+`backward_tile.py` hold the arithmetic of one tile, `tiles.py` says what the compile-time arguments mean.
 """
 
 import triton
 import triton.language as tl
 
 from . import reference
-from .tiles import (
-    LOWEST,
-    aligned_part,
-    backward_tile,
-    edge_tile,
-    forward_tile,
-    label_loss,
-    log_1p,
-    read_label,
-    rest_of,
-    row_address,
-    topk_rest,
-    weighted,
-)
+from .backward_tile import backward_tile
+from .forward_tile import forward_tile, label_loss, log_1p, rest_of
+from .tiles import LN_2, LOWEST, aligned_part, edge_tile, read_label, row_address, topk_rest, weighted
 
 CLS_MAX = tl.constexpr(reference.CLS_MAX)
 CLS_REST = tl.constexpr(reference.CLS_REST)
@@ -44,7 +33,19 @@ UNSPECIALISED = [
 
 
 @triton.jit
-def _base_term(cls_row, before, classes, labels, label_smoothing, state, BASE: tl.constexpr, TARGET: tl.constexpr):
+def _even_term(rest, dot, mass, classes, smoothing, SMOOTH: tl.constexpr):
+    """(cross-entropy with the part of the target that all classes share, its sum) of a row of smoothed labels."""
+    if SMOOTH:
+        return smoothing * (log_1p(rest) - dot * (1.0 / classes)), mass + smoothing
+    else:
+        return mass, mass
+
+
+@triton.jit
+def _base_term(
+    cls_row, before, classes, labels, label_smoothing, state,
+    BASE: tl.constexpr, TARGET: tl.constexpr, SMOOTH: tl.constexpr,
+):  # fmt: skip
     """(base term, maximum, rest, sum of the target) of a row whose tiles have been read."""
     maximum, _, _, dot, mass = state
     if BASE == "none":
@@ -55,8 +56,10 @@ def _base_term(cls_row, before, classes, labels, label_smoothing, state, BASE: t
         return dot / classes, mass, mass, mass
     else:
         rest = rest_of(state)
-        base = mass * log_1p(rest) - dot
-        if TARGET != "dense":
+        if TARGET == "dense":
+            base = mass * log_1p(rest) - dot
+        else:
+            base, mass = _even_term(rest, dot, mass, classes, label_smoothing, SMOOTH)
             label, exists, partner, partner_exists, lam = labels
             from_labels = label_loss(cls_row - before, label, exists, state)
             if TARGET == "mixed":  # a weight of 0 takes nothing from a logit of −inf
@@ -70,27 +73,28 @@ def _base_term(cls_row, before, classes, labels, label_smoothing, state, BASE: t
 
 @triton.jit
 def _distill_term(
-    student_row, before, teacher_label, known, kl_scale, teacher_smoothing, student_state, teacher_state,
-    DISTILL: tl.constexpr,
+    student_row, before, classes, teacher_label, known, kl_scale, teacher_smoothing, student_state, teacher_state,
+    DISTILL: tl.constexpr, SMOOTH: tl.constexpr,
 ):  # fmt: skip
     """(distillation term, maximum and rest of the student, of the teacher: hard, its label and 0)."""
     student_max, _, _, dot, mass = student_state
-    teacher_max, _, _, arg_max, _ = teacher_state
+    teacher_max, arg_max, _, _, _ = teacher_state
     if DISTILL == "none":
         return mass, student_max, mass, teacher_max, mass  # zeros, but for the maxima
     else:
         rest = rest_of(student_state)
         if DISTILL == "soft" or DISTILL == "topk":
             teacher_rest = rest_of(teacher_state)
-            teacher_total = 1 + teacher_rest
-            divergence = dot / teacher_total + log_1p((rest - teacher_rest) / teacher_total)
+            inverse = 1 / (1 + teacher_rest)
+            divergence = dot * LN_2 * inverse + log_1p((rest - teacher_rest) * inverse)
             return divergence * kl_scale, student_max, rest, teacher_max, teacher_rest
         else:
             if DISTILL == "logits":
                 teacher_label, known = arg_max, arg_max >= 0
             from_label = label_loss(student_row - before, teacher_label, known, student_state)
-            distill = mass * log_1p(rest) - dot + (1 - teacher_smoothing) * from_label
-            return distill, student_max, rest, teacher_label.to(tl.float32), mass * 0
+            distill, _ = _even_term(rest, dot, mass, classes, teacher_smoothing, SMOOTH)
+            distill += (1 - teacher_smoothing) * from_label
+            return distill, student_max, rest, teacher_label.to(tl.float32), mass
 
 
 @triton.jit(do_not_specialize=UNSPECIALISED)
@@ -102,7 +106,7 @@ def forward_kernel(
     alpha, inverse_tau, kl_scale, label_smoothing, teacher_smoothing, target_threshold, ignore_index,
     BASE: tl.constexpr, TARGET: tl.constexpr, DISTILL: tl.constexpr, ONE_HEAD: tl.constexpr,
     SMOOTH_TARGET: tl.constexpr, SMOOTH_TEACHER: tl.constexpr, TOPK_BLOCK: tl.constexpr,
-    STEP: tl.constexpr, EDGE: tl.constexpr, BLOCK: tl.constexpr,
+    STEP: tl.constexpr, EDGE: tl.constexpr, BLOCK: tl.constexpr, ONE_TILE: tl.constexpr,
 ):  # fmt: skip
     """Both terms and the statistics of one row, and its loss unless loss_ptr is None.
 
@@ -139,30 +143,33 @@ def forward_kernel(
     zero = tl.zeros([], tl.float32)
     cls_state = (zero + LOWEST, row * 0, zero, zero, zero)
     student_state = (zero + LOWEST, row * 0, zero, zero, zero)
-    teacher_state = (zero + LOWEST, row * 0, zero, row * 0, row * 0)
-    for first in range(0, aligned, BLOCK):
+    teacher_state = (zero + LOWEST, row * 0, zero, zero, zero)
+    covered = 0
+    if EDGE:
+        b_edge, b_edge_mask = edge_tile(before, aligned, classes)  # [16]
+        cls_state, student_state, teacher_state = forward_tile(
+            rows, topk, rest, picked, b_edge, b_edge_mask, before, 0, classes, inverse_tau,
+            label_smoothing, target_threshold, cls_state, student_state, teacher_state,
+            BASE, TARGET, DISTILL, ONE_HEAD, SMOOTH_TARGET, SMOOTH_TEACHER, True,
+        )  # fmt: skip
+        covered = classes - aligned
+    for first in range(0, BLOCK if ONE_TILE else aligned, BLOCK):
         b_offset = first + tl.arange(0, BLOCK)  # [BLOCK]
         cls_state, student_state, teacher_state = forward_tile(
-            rows, picked, topk, rest, b_offset, b_offset < aligned, before, classes, inverse_tau, label_smoothing,
-            teacher_smoothing, target_threshold, cls_state, student_state, teacher_state,
-            BASE, TARGET, DISTILL, ONE_HEAD, SMOOTH_TARGET, SMOOTH_TEACHER,
-        )  # fmt: skip
-    if EDGE:
-        b_offset, b_mask = edge_tile(before, aligned, classes)  # [16]
-        cls_state, student_state, teacher_state = forward_tile(
-            rows, picked, topk, rest, b_offset, b_mask, before, classes, inverse_tau, label_smoothing,
-            teacher_smoothing, target_threshold, cls_state, student_state, teacher_state,
-            BASE, TARGET, DISTILL, ONE_HEAD, SMOOTH_TARGET, SMOOTH_TEACHER,
+            rows, topk, rest, picked, b_offset, b_offset < aligned, before, covered + first, classes, inverse_tau,
+            label_smoothing, target_threshold, cls_state, student_state, teacher_state,
+            BASE, TARGET, DISTILL, ONE_HEAD, SMOOTH_TARGET, SMOOTH_TEACHER, ONE_TILE,
         )  # fmt: skip
 
     base, cls_max, cls_rest, mass = _base_term(
-        cls_row, before, classes, labels, label_smoothing, cls_state, BASE, TARGET
+        cls_row, before, classes, labels, label_smoothing, cls_state, BASE, TARGET, SMOOTH_TARGET
     )
     distill, student_max, student_rest, teacher_max, teacher_rest = _distill_term(
-        student_row, before, teacher_label, known, kl_scale, teacher_smoothing, student_state, teacher_state, DISTILL
-    )
+        student_row, before, classes, teacher_label, known, kl_scale, teacher_smoothing, student_state, teacher_state,
+        DISTILL, SMOOTH_TEACHER,
+    )  # fmt: skip
     if DISTILL == "logits":
-        bad |= teacher_state[4] != 0
+        bad |= teacher_state[1] < 0
 
     weight = tl.where(ignored, 0.0, tl.where(bad, float("nan"), 1.0))
     base, distill = tl.where(ignored, 0.0, base * weight), tl.where(ignored, 0.0, distill * weight)

@@ -152,8 +152,12 @@ def forward_arguments(
     tiling = tiling or choose_tiling(call, given, gradients=False)
     outputs = (loss, base, distill, statistics)
     arguments = (*given.pointers, *outputs, *_shape(call, given, tiling), *_weights(call), call.ignore_index)
-    smooth = {"SMOOTH_TARGET": call.label_smoothing > 0, "SMOOTH_TEACHER": call.teacher_smoothing > 0}
-    return arguments, given.constexprs | smooth | tiling.options
+    form = {
+        "SMOOTH_TARGET": call.label_smoothing > 0,
+        "SMOOTH_TEACHER": call.teacher_smoothing > 0,
+        "ONE_TILE": call.logits.shape[1] <= tiling.block and not tiling.edge,
+    }
+    return arguments, given.constexprs | form | tiling.options
 
 
 def backward_arguments(

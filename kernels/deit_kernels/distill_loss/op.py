@@ -7,6 +7,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch._C import _are_functorch_transforms_active
+from torch.autograd import forward_ad
 
 from .. import _extension
 from ..dispatch import INTERPRETING, kernel_unavailable_reasons, report_fallback
@@ -99,7 +101,14 @@ def cross_entropy(
     Raises:
         TypeError, ValueError: as `distillation_loss`.
     """
-    if not (checks.is_plain(logits, target) and checks.are_plain(label_smoothing, ignore_index, reduction)):
+    good = checks.are_plain(label_smoothing, ignore_index, reduction)
+    if good and type(logits) is Tensor and checks.is_plain_labels(target) and logits.is_cpu:
+        if not _needs_graph(logits):
+            try:
+                return _direct_cross_entropy(logits, target, label_smoothing, ignore_index, reduction == "mean")
+            except ValueError:
+                pass  # C++ refuses what the checks below refuse in better words; a wrong label it refuses again
+    if not (good and checks.is_plain(logits, target)):
         checks.check_logits("logits", logits)
         target, partner, lam = checks.check_target(target, logits)
         label_smoothing = checks.check_smoothing(label_smoothing)
@@ -109,9 +118,7 @@ def cross_entropy(
             mean = reduction == "mean"
             return _apply(cross_entropy_call(logits, target, label_smoothing, ignore_index, mean, partner, lam))[0]
     arguments = logits, target, label_smoothing, ignore_index, reduction == "mean"
-    if _needs_graph(logits):
-        return CrossEntropy.apply(*arguments)
-    return _cross_entropy_op(*arguments)[0]
+    return CrossEntropy.apply(*arguments) if _needs_graph(logits) else _cross_entropy_op(*arguments)
 
 
 def binary_cross_entropy(
@@ -196,8 +203,8 @@ def _needs_graph(logits: Tensor) -> bool:
     return (
         logits.requires_grad
         or torch.compiler.is_compiling()
-        or torch.autograd.forward_ad._current_level >= 0
-        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or _are_functorch_transforms_active()
     )
 
 
@@ -210,21 +217,22 @@ def _distinct(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 
 
 # LossCall's fields are the arguments of forward and backward, so one fragment serves both. On the CPU a cross-entropy
-# has a forward op of its own: an argument costs 0.1 µs, a result 0.3 µs, and a whole call of F.cross_entropy 2 µs.
+# has forward ops of its own, with a gradient and without: an argument costs 0.1 µs, a result 0.3 µs, and a whole call
+# of F.cross_entropy 2 µs.
 _CALL_SCHEMA = (
     "Tensor? cls, Tensor? dist, Tensor? teacher, Tensor? teacher_probs, Tensor? target, Tensor? partner, Tensor? lam, "
     "bool soft, float alpha, float tau, bool numel, float label_smoothing, float teacher_smoothing, "
     "SymInt ignore_index, bool mean, bool binary, float? target_threshold, bool sum_classes"
 )
-_FORWARD, _BACKWARD, _CROSS_ENTROPY = (
-    f"deit_kernels::{name}" for name in ("_distill_loss_fwd", "_distill_loss_bwd", "_cross_entropy_fwd")
-)
+_FORWARD, _BACKWARD = "deit_kernels::_distill_loss_fwd", "deit_kernels::_distill_loss_bwd"
+_CROSS_ENTROPY, _CROSS_ENTROPY_ALONE = "deit_kernels::_cross_entropy_fwd", "deit_kernels::_cross_entropy"
+_CROSS_ENTROPY_SCHEMA = "Tensor logits, Tensor target, float label_smoothing, SymInt ignore_index, bool mean"
 _SCHEMAS = {
     _FORWARD: f"({_CALL_SCHEMA}) -> (Tensor loss, Tensor base, Tensor distill, Tensor statistics, Tensor count)",
     _BACKWARD: f"(Tensor grad, Tensor statistics, Tensor count, {_CALL_SCHEMA}, bool need_cls, bool need_dist) "
     "-> (Tensor grad_cls, Tensor grad_dist)",
-    _CROSS_ENTROPY: "(Tensor logits, Tensor target, float label_smoothing, SymInt ignore_index, bool mean) "
-    "-> (Tensor loss, Tensor statistics)",
+    _CROSS_ENTROPY: f"({_CROSS_ENTROPY_SCHEMA}) -> (Tensor loss, Tensor statistics)",
+    _CROSS_ENTROPY_ALONE: f"({_CROSS_ENTROPY_SCHEMA}) -> Tensor",
 }
 
 
@@ -248,7 +256,16 @@ def _cross_entropy_forward(*args: object) -> tuple[Tensor, ...]:
     return loss, statistics
 
 
-for _name, _function in ((_FORWARD, _forward), (_BACKWARD, _backward), (_CROSS_ENTROPY, _cross_entropy_forward)):
+def _cross_entropy_alone(*args: object) -> Tensor:
+    return _cross_entropy_forward(*args)[0]
+
+
+for _name, _function in (
+    (_FORWARD, _forward),
+    (_BACKWARD, _backward),
+    (_CROSS_ENTROPY, _cross_entropy_forward),
+    (_CROSS_ENTROPY_ALONE, _cross_entropy_alone),
+):
     torch.library.define(_name, _SCHEMAS[_name])
     torch.library.impl(_name, "default", _function)  # CPU tensors run C++ where the extension is built
     torch.library.define(f"{_name}_exact", _SCHEMAS[_name])  # to which it sends float64 logits
@@ -256,12 +273,11 @@ for _name, _function in ((_FORWARD, _forward), (_BACKWARD, _backward), (_CROSS_E
     if INTERPRETING:
         torch.library.impl(_name, "CPU", _function)
 
-# The overloads themselves: to find one by its packet takes 0.4 µs a call.
+# The overloads themselves: to find one by its packet takes 0.4 µs a call, and what is written in Python of an overload
+# another 0.2.
 _forward_op = torch.ops.deit_kernels._distill_loss_fwd.default
-_cross_entropy_op = torch.ops.deit_kernels._cross_entropy_fwd.default
-
-
-_OLDER = "the extension is older than its Python code; to rebuild it, type: pip install -e ."
+_cross_entropy_op = torch.ops.deit_kernels._cross_entropy.default
+_direct_cross_entropy = _cross_entropy_op._op
 
 
 def _implementation(call: LossCall) -> ModuleType:
@@ -269,8 +285,8 @@ def _implementation(call: LossCall) -> ModuleType:
     reasons = list(kernel_unavailable_reasons(call.logits.device))
     if call.exact_dtype == torch.float64:
         reasons.append("float64 logits")
-    elif call.logits.is_cpu and not INTERPRETING:
-        reasons.append(_extension.cpu_missing or _OLDER)
+    elif call.logits.is_cpu and not INTERPRETING and _extension.cpu_missing:
+        reasons.append(_extension.cpu_missing)
     if INTERPRETING and any(head is not None and head.dtype == torch.bfloat16 for head in (call.cls, call.dist)):
         reasons.append("Triton's interpreter rounds bfloat16 wrongly")
     if not reasons:
@@ -294,6 +310,11 @@ def _forward_fake(*args: object) -> tuple[Tensor, ...]:
 def _cross_entropy_fake(*args: object) -> tuple[Tensor, ...]:
     loss, _, _, statistics, _ = _forward_fake(*cross_entropy_call(*args))
     return loss, statistics
+
+
+@torch.library.register_fake(_CROSS_ENTROPY_ALONE)
+def _cross_entropy_alone_fake(*args: object) -> Tensor:
+    return _cross_entropy_fake(*args)[0]
 
 
 @torch.library.register_fake(_BACKWARD)

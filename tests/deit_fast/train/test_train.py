@@ -20,7 +20,6 @@ from deit_fast import load
 from deit_fast.config import Config
 from deit_fast.data import EvalLoader, jpeg_part, open_dataset
 from deit_fast.export.formats import export
-from deit_fast.files import read_json, write_json
 from deit_fast.run import checkpoint
 from deit_fast.scores import evaluate
 from deit_fast.train import train
@@ -28,26 +27,7 @@ from deit_fast.train.__main__ import main
 from deit_fast.weights.build import normalisation
 from deit_kernels import augment
 from tests.deit_fast.command import command_line
-
-
-def weights(run: str | Path, which: str = "model") -> dict[str, torch.Tensor]:
-    return load_file(checkpoint.newest(Path(run)) / f"{which}.safetensors")
-
-
-def assert_same_weights(run: str | Path, other: str | Path) -> None:
-    for which in ("model", "ema", "optimizer"):
-        mine, theirs = weights(run, which), weights(other, which)
-        assert mine.keys() == theirs.keys()
-        for name, value in mine.items():
-            assert torch.equal(value, theirs[name]), (which, name)
-
-
-def rows(run: str | Path) -> list[dict]:
-    return [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses(run: str | Path) -> list[float]:
-    return [row["loss"] for row in rows(run) if "loss" in row]
+from tests.deit_fast.train.runs import assert_same_weights, losses, rows, weights
 
 
 def test_a_run_leaves_its_files_and_a_table(tiny: Config, capsys) -> None:
@@ -257,14 +237,6 @@ def test_continuing_is_exact_between_epochs_and_log_lines(
     assert losses(config.out) == losses(whole)
 
 
-def test_a_depthwise_convnet_trains_in_bfloat16_without_skipping_a_step(tiny: Config) -> None:
-    """In channels_last, oneDNN's gradient of its last depthwise convolution is NaN at 16 pixels on an AMX processor."""
-    foreign = {"distill": "none", "teacher": "", "patch_size": 0, "width": 0, "depth": 0, "heads": 0}
-    result = train(dataclasses.replace(tiny, model="test_efficientnet", precision="bf16", log_every=1, **foreign))
-    steps = [row for row in rows(result.run) if "skipped" in row]
-    assert len(steps) == 6 and not any(row["skipped"] for row in steps)
-
-
 def test_the_moving_average_is_the_one_defined(tiny: Config) -> None:
     train(dataclasses.replace(tiny, save_every=1, keep=9))
     steps = sorted((Path(tiny.out) / "checkpoints").glob("step_*"))
@@ -365,45 +337,6 @@ def test_batch_norm_among_two_ranks(tiny: Config, tmp_path: Path, teachers: Path
     best = max(("student", "ema"), key=lambda which: scores[which]["cls"]["top1"])
     assert alone["cls"]["n"] == scores[best]["cls"]["n"] == 14
     assert alone["cls"]["loss"] == pytest.approx(scores[best]["cls"]["loss"], rel=1e-5)
-
-
-def test_bf16_autocast_on_the_cpu_when_asked(tiny: Config) -> None:
-    train(dataclasses.replace(tiny, precision="bf16"))
-    assert all(value.dtype == torch.float32 for name, value in weights(tiny.out).items())
-
-
-@pytest.mark.parametrize(("amx", "begun"), [(True, "bf16"), (False, "fp32")])
-def test_a_run_keeps_the_precision_that_it_began_with(tiny: Config, amx: bool, begun: str, monkeypatch, capsys) -> None:
-    auto = dataclasses.replace(tiny, precision="auto", save_every=2, keep=5)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
-    train(auto)
-    whole = weights(auto.out)
-    (Path(auto.out) / "summary.json").unlink()
-    (Path(auto.out) / "checkpoints" / "newest").write_text("step_00000002\n")
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": not amx})
-    capsys.readouterr()
-    train(auto)
-    assert f"precision {begun}" in " ".join(capsys.readouterr().out.split())
-    assert all(torch.equal(value, whole[name]) for name, value in weights(auto.out).items())
-
-
-def test_a_run_of_an_older_version_stays_in_float32_on_a_cpu(tiny: Config, monkeypatch, capsys) -> None:
-    auto = dataclasses.replace(tiny, precision="auto", save_every=2, keep=5)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": False})
-    train(auto)
-    run = Path(auto.out)
-    (run / "summary.json").unlink()
-    (run / "checkpoints" / "newest").write_text("step_00000002\n")
-    state = run / "checkpoints" / "step_00000002" / "state.json"
-    content = read_json(state)
-    for name in ("precision", "sha256"):
-        content.pop(name)
-    write_json(state, {**content, "sha256": checkpoint._digest(content)})
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
-    capsys.readouterr()
-    train(auto)
-    out = " ".join(capsys.readouterr().out.split())
-    assert "continue from step 2" in out and "precision fp32 (this run began with it)" in out
 
 
 @pytest.mark.slow

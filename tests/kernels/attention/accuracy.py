@@ -56,6 +56,15 @@ def random_case(batch: int, length: int, heads: int, features: int, dtype: torch
     return make_case(qkv, grad)
 
 
+def case_of_large_logits(length: int, sign: int, dtype: torch.dtype) -> Case:
+    """All logits near 1e4 · sign, so that 2**-lse under- or overflows and rows past the end would show."""
+    case = random_case(1, length, 1, 64, dtype)
+    qkv = case.qkv.clone()
+    qkv[:, :, 0] = 35.0 + 0.01 * qkv[:, :, 0]
+    qkv[:, :, 1] = sign * 35.0 + 0.01 * qkv[:, :, 1]
+    return make_case(qkv, case.grad)
+
+
 def largest_error(seen: Tensor, exact: Tensor) -> float:
     return (seen.double() - exact.to(seen.device)).abs().max().item()
 

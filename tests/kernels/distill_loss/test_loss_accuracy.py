@@ -110,5 +110,6 @@ def test_a_gradient_that_nearly_cancels_keeps_its_digits(ahead: float, implement
     teacher = torch.tensor([[ahead + 1.0, 0.0]])
     signs = one_head(torch.tensor([[ahead, -ahead]]), labels, binary=True)
     for call in (one_head(sure, labels), one_head(sure, teacher, tau=1.0), signs):
-        exact = by_reference(in_double(call))[1]
-        torch.testing.assert_close(IMPLEMENTATIONS[implementation](call)[1].double(), exact, rtol=1e-6, atol=0)
+        exact, got = by_reference(in_double(call))[1], IMPLEMENTATIONS[implementation](call)[1]
+        # A kernel takes e^−x as 2 to the power of a rounded x · log₂ e, which is off by up to x roundings.
+        torch.testing.assert_close(got.double(), exact, rtol=1e-6 + ahead * 2**-24, atol=0)

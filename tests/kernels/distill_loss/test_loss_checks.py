@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from deit_kernels import MixedTarget, TopK, binary_cross_entropy, cross_entropy, distillation_loss, kl_divergence
+from deit_kernels.distill_loss import op
 from tests.kernels.distill_loss.loss_cases import TAU, Case, make_call
 
 LABELS = torch.zeros(4, dtype=torch.int64)
@@ -147,3 +148,35 @@ def test_an_ignore_index_that_is_no_integer() -> None:
     for wrong in (None, 1.5, True):
         with pytest.raises(ValueError, match="ignore_index is an integer"):
             cross_entropy(torch.zeros(2, 3), torch.tensor([0, 1]), ignore_index=wrong)
+
+
+WRONG = {
+    "three dimensions": (torch.zeros(2, 3, 4), torch.zeros(2, dtype=torch.int64), {}),
+    "whole numbers": (torch.zeros(2, 3, dtype=torch.int64), torch.tensor([0, 1]), {}),
+    "no class": (torch.zeros(2, 0), torch.tensor([0, 1]), {}),
+    "too few labels": (torch.zeros(2, 3), torch.tensor([0]), {}),
+    "labels in a column": (torch.zeros(2, 3), torch.tensor([[0], [1]]), {}),
+    "labels of 32 bits": (torch.zeros(2, 3), torch.tensor([0, 1], dtype=torch.int32), {}),
+    "a label too large": (torch.zeros(2, 3), torch.tensor([0, 3]), {}),
+    "a label in double precision": (torch.zeros(2, 3, dtype=torch.float64), torch.tensor([0, 3]), {}),
+    "smoothing": (torch.zeros(2, 3), torch.tensor([0, 1]), {"label_smoothing": 1.5}),
+    "reduction": (torch.zeros(2, 3), torch.tensor([0, 1]), {"reduction": "sum"}),
+    "ignored": (torch.zeros(2, 3), torch.tensor([0, 1]), {"ignore_index": 0.5}),
+    "logits in a list": ([[0.0, 1.0]], torch.tensor([0]), {}),
+    "labels in a list": (torch.zeros(2, 3), [0, 1], {}),
+    "elsewhere": (torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64, device="meta"), {}),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_call_that_skips_the_checks_of_python_is_refused_in_their_words(
+    wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits, target, options = WRONG[wrong]
+    with pytest.raises((TypeError, ValueError)) as quick:
+        cross_entropy(logits, target, **options)
+    monkeypatch.setattr(op, "_needs_graph", lambda logits: True)
+    with pytest.raises((TypeError, ValueError)) as checked:
+        cross_entropy(logits, target, **options)
+    assert type(quick.value) is type(checked.value)
+    assert str(quick.value) == str(checked.value) != ""

@@ -37,6 +37,21 @@ def test_both_ops_pass_opcheck(case: Case, reduction: str) -> None:
         torch.library.opcheck(BACKWARD, (torch.ones_like(loss), statistics, count, *call, *needed), test_utils=CHECKS)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_cross_entropy_without_a_gradient_has_an_op_of_its_own_with_the_same_bits(
+    dtype: torch.dtype, reduction: str
+) -> None:
+    logits, labels = torch.randn(5, 7, dtype=dtype), torch.tensor([0, 6, -100, 3, 3])
+    arguments = logits, labels, 0.1, -100, reduction == "mean"
+    torch.library.opcheck(torch.ops.deit_kernels._cross_entropy.default, arguments, test_utils=CHECKS)
+    options = {"label_smoothing": 0.1, "reduction": reduction}
+    loss, of_a_leaf = (
+        cross_entropy(logits.clone().requires_grad_(needed), labels, **options) for needed in (False, True)
+    )
+    assert torch.equal(loss, of_a_leaf.detach()) and loss.dtype == dtype and not loss.requires_grad
+
+
 @pytest.mark.parametrize("case", KINDS[::3], ids=str)
 def test_a_compiled_call_is_one_graph_with_equal_results(case: Case) -> None:
     call = make_call(case, rows=3, classes=41)

@@ -10,7 +10,7 @@ from torch import Tensor
 from deit_kernels import attention, attention_qkvpacked, attention_unsupported_reasons
 from deit_kernels.attention import launch
 from deit_kernels.attention.configuration import Config
-from tests.kernels.attention.accuracy import Case, assert_accurate, make_case, random_case
+from tests.kernels.attention.accuracy import Case, assert_accurate, case_of_large_logits, make_case, random_case
 
 LENGTHS = (1, 3, 16, 17, 63, 64, 65, 127, 129, 196, 197, 198, 199, 208, 209, 256, 257, 577, 578)
 FEATURES = (32, 64, 72, 80, 96, 128)
@@ -153,15 +153,6 @@ def test_a_gradient_of_one_number_expanded_to_all() -> None:
     grad = torch.ones((), dtype=torch.float16).expand_as(random.grad)
     case = make_case(random.qkv, grad)
     assert_accurate(case, *run_packed(case, grad))
-
-
-def case_of_large_logits(length: int, sign: int, dtype: torch.dtype) -> Case:
-    """All logits near 1e4 · sign, so that 2**-lse under- or overflows and rows past the end would show."""
-    case = random_case(1, length, 1, 64, dtype)
-    qkv = case.qkv.clone()
-    qkv[:, :, 0] = 35.0 + 0.01 * qkv[:, :, 0]
-    qkv[:, :, 1] = sign * 35.0 + 0.01 * qkv[:, :, 1]
-    return make_case(qkv, case.grad)
 
 
 @pytest.mark.parametrize("length", (17, 198, 300))

@@ -13,7 +13,7 @@ from deit_kernels.attention.configuration import Config, choose
 
 def test_a_tuned_table_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = Config("tiled", 64, 32, 4, 2)
-    monkeypatch.setattr(tune, "candidates", lambda direction, length: [wanted])
+    monkeypatch.setattr(tune, "best_first", lambda direction, card, length: [wanted])
     sizes = {"batch": 1, "heads": 1, "features": 64, "lengths": {64: 33}}
     rows = tune.tune(90, torch.device("cpu"), lambda run: 1.0, ahead=lambda *_: None, **sizes)
     table = tmp_path / "table.json"

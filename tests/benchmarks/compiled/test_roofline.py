@@ -1,0 +1,296 @@
+"""The roofline's parts against the model itself, its options, its tables, and the page that holds them."""
+
+import re
+from dataclasses import replace
+
+import pytest
+import timm
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.compiled import predicted, roofline
+from benchmarks.compiled.predicted import PAIRS, attention_us, predictions, row_us
+from benchmarks.compiled.roofline import BEGIN, PAGE, assumptions, changes, details, main, section, summary, written
+from benchmarks.compiled.step import (
+    MODELS,
+    Machine,
+    Part,
+    Settings,
+    exchange_seconds,
+    on_meta,
+    parameters,
+    products,
+    step_parts,
+    teacher_layers,
+    total,
+)
+from deit_fast.model import CONFIGS, create_model
+from deit_fast.train.meter import forward_flops
+
+TINY, SMALL, BASE = MODELS[:3]
+H100 = Machine()
+# As the model of the machine would write them.
+PREDICTED = {
+    "attention_forward_resident n198 d64": {"predicted_us": 80.0},
+    "attention_backward_resident n198 d64": {"predicted_us": 220.0},
+    "attention_forward_tiled n578 d64": {"predicted_us": 400.0},
+    "attention_backward_tiled n578 d64": {"predicted_us": 900.0},
+    "attention_delta d64": {"predicted_us": 99.0},
+    "attention_forward_resident n16 d64": {"predicted_us": None},
+    "loss_forward hard mixed c1000": {"predicted_us": 4.0},
+    "loss_backward hard mixed c1000": {"predicted_us": 5.0},
+    "loss_mean": {"predicted_us": 2.0},
+}
+
+
+def of(parts: list[Part], name: str) -> Part:
+    (part,) = (part for part in parts if part.name.startswith(name))
+    return part
+
+
+def milliseconds(settings: Settings, machine: Machine = H100) -> float:
+    return 1e3 * total(step_parts(settings, machine, PREDICTED)).seconds
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_operations_are_those_that_torch_counts_in_a_forward_and_backward_pass(name: str) -> None:
+    config = CONFIGS[name]
+    with torch.device("meta"):
+        model = create_model(name).train()
+        with FlopCounterMode(display=False) as counter:
+            cls_logits, dist_logits = model(torch.empty(2, 3, config.image_size, config.image_size))
+            (cls_logits.sum() + dist_logits.sum()).backward()
+    counted = {str(op): flop for op, flop in counter.get_flop_counts()["Global"].items()}
+    ours = products(config, 2)
+    assert sum(each.flop for each in ours) == counted["aten.addmm"] + counted["aten.mm"]
+    # Plain attention: two products forward, four backward. The kernel's backward makes the logits once more.
+    tokens = config.grid**2 + 2
+    assert counted["aten.bmm"] == 6 * 2 * 2 * tokens**2 * config.width * config.depth
+    attention = [
+        of(step_parts(Settings(name, 2), H100, {}), f"attention, {way}").flop for way in ("forward", "backward")
+    ]
+    assert sum(attention) == counted["aten.bmm"] * 7 / 6
+
+
+def test_every_linear_layer_is_a_product_with_its_weights_shape() -> None:
+    layers = [module for module in on_meta(SMALL).modules() if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)]
+    shapes = sorted((layer.weight.shape[0], layer.weight[0].numel()) for layer in layers)
+    ours = products(CONFIGS[SMALL], 4)
+    assert sorted((each.columns, each.depth) for each in ours if each.of == "output") == shapes
+    assert sorted((each.rows, each.columns) for each in ours if each.of == "weight") == shapes
+    assert len(ours) == 3 * len(layers) - 1, "the images need no gradient"
+
+
+def test_the_teachers_operations_are_those_that_torch_counts_and_exceed_the_students_step() -> None:
+    with torch.device("meta"):
+        teacher = timm.create_model("regnety_160").eval()
+    flop = sum(layer.flop for layer in teacher_layers())
+    assert flop == forward_flops(teacher, 224)
+    student = total(step_parts(Settings(SMALL, 1), H100, {})).flop
+    assert flop > student, "what the page says of it"
+    live, cached = (Settings(SMALL, 256, teacher=teacher) for teacher in ("live", "cached"))
+    assert of(step_parts(live, H100, {}), "teacher").flop == 256 * flop
+    assert milliseconds(live) > milliseconds(cached) + 1e3 * 256 * flop / H100.product_rate
+
+
+@pytest.mark.parametrize(("name", "millions"), [(TINY, 5.9), (SMALL, 22.4), (BASE, 87.3)])
+def test_parameters_are_the_papers(name: str, millions: float) -> None:
+    assert round(parameters(name) / 1e6, 1) == millions
+    assert of(step_parts(Settings(name, 1), H100, {}), "AdamW").bytes == 44 * parameters(name)
+
+
+def test_a_part_takes_its_bytes_or_a_product_its_operations() -> None:
+    parts = step_parts(Settings(SMALL, 256), H100, PREDICTED)
+    for part in parts:
+        if part.flop == 0 and part.bytes:
+            assert part.seconds == pytest.approx(part.bytes / H100.bandwidth)
+    made = of(parts, "152 matrix products")
+    assert max(made.flop / H100.product_rate, made.bytes / H100.bandwidth) < made.seconds
+    assert made.seconds < made.flop / H100.product_rate + made.bytes / H100.bandwidth
+    slow = step_parts(Settings(SMALL, 256), replace(H100, product_rate=1e12), PREDICTED)
+    assert of(slow, "152").seconds == pytest.approx(made.flop / 1e12), "bound by operations alone"
+    assert total(parts).seconds == pytest.approx(sum(part.seconds for part in parts))
+
+
+def test_what_depends_on_the_images_grows_with_them_and_the_update_does_not() -> None:
+    one, two = (step_parts(Settings(SMALL, batch), H100, PREDICTED) for batch in (256, 512))
+    for name in ("attention, forward", "LN, residual and GELU, backward", "sums", "augmentation", "loss"):
+        assert of(two, name).seconds == pytest.approx(2 * of(one, name).seconds)
+    for name in ("AdamW", "gaps"):
+        assert of(two, name).seconds == of(one, name).seconds
+
+
+def test_attention_takes_the_predicted_times_of_all_layers() -> None:
+    parts = step_parts(Settings(BASE, 512), H100, PREDICTED)
+    assert of(parts, "attention, forward").seconds == pytest.approx(12 * 80e-6 * 512 * 12 / PAIRS)
+    assert of(parts, "attention, backward").seconds == pytest.approx(12 * 220e-6 * 512 * 12 / PAIRS)
+    assert not total(parts).floor
+    large = step_parts(Settings(MODELS[3], 256), H100, PREDICTED)
+    assert of(large, "attention, backward").seconds == pytest.approx(12 * 2 * (900 + 289) * 1e-6), (
+        "with the delta kernel"
+    )
+
+
+def test_attention_without_a_prediction_is_at_its_byte_floor_and_a_star_says_so() -> None:
+    parts = step_parts(Settings(SMALL, 256), H100, {})
+    tensor = 256 * 198 * 384 * 2
+    assert of(parts, "attention, forward").seconds == pytest.approx(12 * 4 * tensor / H100.bandwidth)
+    assert of(parts, "attention, backward").seconds == pytest.approx(12 * 8 * tensor / H100.bandwidth)
+    for text in (details(Settings(SMALL, 256), H100, {}), summary(H100, {})):
+        assert text[-1] == roofline.FLOOR_NOTE and sum("\\* |" in line for line in text) in (2, 9)
+    for text in (details(Settings(SMALL, 256), H100, PREDICTED), summary(H100, PREDICTED)):
+        assert roofline.FLOOR_NOTE not in text and not any("\\*" in line for line in text)
+
+
+def test_each_change_saves_what_it_does_not_move_any_more() -> None:
+    base = Settings(SMALL, 256)
+    before = milliseconds(base)
+    rows, width = 256 * 198, 384
+    mlp_rows = 11 * rows + 256 * 2  # the last block's MLP sees two tokens an image
+    saved = {
+        "gelu_in_products": 2 * 4 * width * mlp_rows * (1 + 2 + 1),  # one of two passes, two of three, the bias's sum
+        "qkv_bias_in_attention": 2 * 3 * width * 12 * rows,
+        "update_in_one": 4 * parameters(SMALL),
+    }
+    for name, size in saved.items():
+        after = milliseconds(replace(base, **{name: True}))
+        assert before - after == pytest.approx(1e3 * size / H100.bandwidth), name
+    assert before - milliseconds(replace(base, graph=True)) == pytest.approx(0.54)
+    half = step_parts(replace(base, residual="bf16"), H100, PREDICTED)
+    for name in ("LN, residual and GELU, forward", "LN, residual and GELU, backward", "sums"):
+        assert of(half, name).bytes < of(step_parts(base, H100, PREDICTED), name).bytes
+    every = {name: milliseconds(settings, machine) for name, settings, machine, _ in changes(base, H100, PREDICTED)}
+    assert len(every) == 13 and all(after != before for after in every.values())
+    (slower,) = (name for name, after in every.items() if after > before)
+    assert slower.startswith("products at 550")
+
+
+def test_of_the_all_reduce_only_the_last_bucket_is_not_hidden() -> None:
+    one, eight = Settings(SMALL, 256), Settings(SMALL, 256, cards=8)
+    last = 2 * 7 / 8 * (25 << 20) / H100.link
+    assert milliseconds(eight) - milliseconds(one) == pytest.approx(1e3 * last)
+    assert (
+        exchange_seconds(eight) == pytest.approx(2 * 7 / 8 * 4 * parameters(SMALL) / H100.link)
+        and exchange_seconds(one) == 0
+    )
+    assert f"takes {1e3 * exchange_seconds(eight):.2f} ms" in details(eight, H100, PREDICTED)[0]
+    assert of(step_parts(replace(eight, model=TINY), H100, {}), "all-reduce").seconds == exchange_seconds(
+        replace(eight, model=TINY)
+    ), "one bucket holds it all"
+
+
+def test_the_page_holds_what_the_command_prints(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["roofline"])
+    main()
+    printed = capsys.readouterr().out
+    assert printed.strip() in PAGE.read_text(), "type python -m benchmarks.compiled.roofline --write"
+    assert printed.strip() == section(H100, predictions("sm_90"))
+    for model in ("DeiT-Ti", "DeiT-S", "DeiT-B"):
+        assert all(f"| {model}, {batch}" in printed for batch in (256, 512, 1024))
+
+
+def test_what_stays_on_paper_is_said_with_the_tables_gains() -> None:
+    text = PAGE.read_text()
+    on_paper = text[text.index("## On paper") :].partition("\n## ")[0]
+    lines = {
+        "CUDA graphs": "forward and backward as a CUDA graph",
+        "The gradient of qkv's bias": "qkv's bias gradient in attention's backward",
+        "Sums of LN": "sums of LN, proj and fc2 in LN's backward",
+        "FP8": "FP8 products, and the copies that they need",
+    }
+    for begin, row in lines.items():
+        gain = re.search(rf"- \*\*{begin}[^−]*−([\d.]+) ms", on_paper)[1]
+        in_table = re.search(rf"^\| {row} \| -([\d.]+) \|", text, flags=re.MULTILINE)[1]
+        assert float(gain) == pytest.approx(float(in_table), abs=0.05), begin
+    assert f"in {roofline.THREE_WARP_GROUPS_US:.0f} µs" in on_paper
+
+
+def test_writing_replaces_what_stands_between_the_marks(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "speed-report.md"
+    page.write_text(f"before\n\n{BEGIN}\nyesterday\n{roofline.END}\n\nafter\n")
+    monkeypatch.setattr(roofline, "PAGE", page)
+    monkeypatch.setattr("sys.argv", ["roofline", "--write"])
+    main()
+    text = page.read_text()
+    assert text.startswith(f"before\n\n{BEGIN}\n\n**Predicted, not measured**") and text.endswith("\n\nafter\n")
+    assert "yesterday" not in text and written(text, section(H100, predictions("sm_90"))) == text
+    with pytest.raises(ValueError, match="lacks the lines"):
+        written("before and after", "new")
+
+
+def test_the_command_prints_the_parts_that_are_asked_for(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ["--batch", "256", "512", "--model", SMALL, "--teacher", "live", "--cards", "8", "--residual", "bf16"]
+    monkeypatch.setattr("sys.argv", ["roofline", *asked, "--augmentation", "1.5"])
+    main()
+    printed = capsys.readouterr().out
+    for words in (
+        "Predicted, not measured", "1.50 µs an image (given)", "512 images a card", "bf16 between the blocks",
+        "256 images a card, a live RegNetY-16GF teacher, 8 cards", "| teacher RegNetY-16GF, forward |", "| all-reduce",
+    ):  # fmt: skip
+        assert words in printed
+    assert "1024" not in printed and "DeiT-B" not in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--batch", "0"], "--batch and --cards are at least 1"),
+        (["--cards", "0"], "--batch and --cards are at least 1"),
+        (["--augmentation", "-1"], "--augmentation at least 0"),
+        (["--write", "--batch", "256"], "leave out --batch"),
+        (["--model", "deit_small"], "invalid choice"),
+    ],
+)
+def test_a_mistake_is_named(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["roofline", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2 and says in capsys.readouterr().err
+
+
+def test_predictions_are_of_passes_that_fill_a_card_in_the_one_form_that_runs() -> None:
+    assert attention_us(PREDICTED, "forward", 198, 64, 2 * PAIRS) == 160.0
+    assert attention_us(PREDICTED, "both", 198, 64, PAIRS) == 300.0
+    assert attention_us(PREDICTED, "backward", 578, 64, PAIRS) == 1189.0
+    assert attention_us(PREDICTED, "forward", 198, 64, 6) is None, "six programs do not fill a card"
+    assert attention_us(PREDICTED, "forward", 16, 64, PAIRS) is None, "predicted as None"
+    assert attention_us(PREDICTED, "forward", 197, 64, PAIRS) is None
+    other = {"attention_forward_tiled n198 d64": {"predicted_us": 90.0}}
+    assert attention_us(PREDICTED | other, "forward", 198, 64, PAIRS) is None, "two forms: which runs is not known"
+    assert predictions("sm_90").keys() >= {"attention_forward_resident n198 d64"} and predictions("sm_75") == {}
+
+
+def test_the_augmentation_is_predicted_estimated_or_given(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(machine: Machine) -> tuple[float, str]:
+        part = of(step_parts(Settings(SMALL, 256), machine, {}), "augmentation").seconds / 256
+        return pytest.approx(part), next(line for line in assumptions(machine) if "Augmentation" in line)
+
+    monkeypatch.setattr(predicted, "AUGMENTATION", tmp_path / "predicted.json")
+    seconds, says = found(H100)
+    assert seconds == 3e-6 and "3.00 µs an image (an estimate)" in says
+    (tmp_path / "predicted.json").write_text('{"stages": {"a": {"predicted_us": 0.25}, "b": {"predicted_us": 0.5}}}')
+    seconds, says = found(H100)
+    assert seconds == 0.75e-6 and "0.75 µs an image (predicted)" in says
+    seconds, says = found(replace(H100, augmentation=2e-6))
+    assert seconds == 2e-6 and "2.00 µs an image (given)" in says
+
+
+def test_a_row_of_a_benchmark_finds_its_prediction_by_name() -> None:
+    expected = {
+        "attention[B256-N198-H6-bfloat16-forward]": 80.0,
+        "attention[B256-N198-H12-bfloat16-backward]": 440.0,
+        "attention_compiled[B256-N198-H12-bfloat16-backward]": None,  # ours once more, beside other peers
+        "attention[B256-N578-H6-float16-both]": 1589.0,
+        "attention[B1-N198-H6-bfloat16-forward]": None,
+        "loss[hard-mixed-B256-C1000-forward]": 6.0,
+        "loss[hard-mixed-B256-C1000-backward]": 5.0,
+        "loss[hard-mixed-B256-C1000-both]": 11.0,
+        "loss[hard-mixed-B1024-C1000-both]": None,
+        "loss[soft-dense-B256-C1000-both]": None,
+        "live_teacher[small]": None,
+    }
+    assert {name: row_us(PREDICTED, name) for name in expected} == expected

@@ -1,0 +1,67 @@
+"""What bench_attention times on a card, and in which order; timed by a stand-in."""
+
+import pytest
+import torch
+
+from benchmarks import bench_attention
+from benchmarks.bench_attention import COMPILED, PROVIDERS, UNSTACKED, Shape, calls_of, inputs_of
+from tests.benchmarks.test_table import Fixture
+
+SHAPE = Shape(2, 17, 3, torch.float32)
+
+
+def test_deit_s_comes_first_in_every_direction_and_no_shape_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_attention, "ON_CARD", True)
+    shapes = [shape.values[0] for shape in bench_attention.shapes()]
+    assert shapes[0] == Shape(256, 198, 6, torch.bfloat16)
+    assert len(set(shapes)) == len(shapes) == 2 * 4 * 4 * 3
+    slow = [bool(shape.marks) for shape in bench_attention.shapes()]
+    assert slow == sorted(slow), "quick ones first"
+    assert {shape.batch for shape in shapes[:4]} == {256}, "of these the model predicts the time"
+    # Of stacked marks the upper one varies faster: all directions of a shape, then the next shape.
+    upper, lower = (
+        mark.args[0] for mark in reversed(bench_attention.test_attention.pytestmark) if mark.name == "parametrize"
+    )
+    assert (upper, lower) == ("direction", "shape")
+
+
+def test_compiled_peers_have_rows_of_their_own_behind_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: dict[str, list[str]] = {}
+
+    def stand_in(makers: dict, rounds: int) -> tuple:
+        timed[row] = list(makers)
+        return {name: [1.0] * rounds for name in makers}, {}
+
+    monkeypatch.setattr(bench_attention, "time_calls", stand_in)
+    row = "without a card"
+    bench_attention.test_attention(Fixture(), None, SHAPE, "forward")
+    assert not any(UNSTACKED in name for name in timed[row]), "what our fallback itself calls is its peer"
+    for name, stand_in in {"ON_CARD": True, "memory_limit": lambda size: None}.items():
+        monkeypatch.setattr(bench_attention, name, stand_in)
+    for row in ("test_attention", "test_attention_compiled"):
+        getattr(bench_attention, row)(Fixture(), None, SHAPE, "forward")
+    assert timed["test_attention_compiled"] == ["ours", *COMPILED]
+    assert timed["test_attention"] == [name for name in PROVIDERS if name not in COMPILED]
+    assert timed["test_attention"][0] == "ours"
+    assert set(timed["test_attention"]) >= {"sdpa_cudnn", "sdpa_cudnn_unstacked", "sdpa_flash_unstacked"}
+    tests = [name for name in vars(bench_attention) if name.startswith("test_")]
+    assert tests[-1] == "test_attention_compiled", "the order in which pytest runs them"
+
+
+@pytest.mark.parametrize("backend", ["math", "flash"])
+def test_an_unstacked_peer_computes_the_same_and_leaves_three_gradients(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PROVIDERS, f"sdpa_math{UNSTACKED}", PROVIDERS["sdpa_math"])
+    packed, split = f"sdpa_{backend}", f"sdpa_{backend}{UNSTACKED}"
+    torch.manual_seed(0)
+    (stacked,) = calls_of(packed, SHAPE, "both")[0]()
+    torch.manual_seed(0)
+    gradients = calls_of(split, SHAPE, "both")[0]()
+    assert stacked.shape == (2, 17, 3, 3, 64) and [each.shape for each in gradients] == 3 * [(2, 17, 3, 64)]
+    torch.testing.assert_close(torch.stack(gradients, dim=2), stacked)
+    torch.manual_seed(0)
+    first = calls_of(packed, SHAPE, "forward")[0]()
+    torch.manual_seed(0)
+    torch.testing.assert_close(calls_of(split, SHAPE, "forward")[0](), first)
+    assert all(each.is_contiguous() and each.is_leaf for each in inputs_of(split, torch.randn(2, 17, 3, 3, 64)))
