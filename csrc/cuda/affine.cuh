@@ -263,9 +263,14 @@ DEVICE void affine_pixels(const Padded& source, const OpCall& call, AffineShared
   const bool usable = shared.fixed.usable;
   if (usable) {
     const FixedAffine affine = shared.fixed;
-    for (Cells cell(width, team); cell.row < height; cell.next()) {
-      const int32_t index = cell.row * width + cell.column;
-      const FixedPixel pixel = fixed_pixel(affine, source, call, cell.row, cell.column);
+    // A warp makes four lines of eight pixels: turned, they are read from fewer lines than 32 pixels of a line.
+    const bool tiled = width % 8 == 0;
+    for (Cells cell(tiled ? 4 * width : width, team); cell.row < (tiled ? divided_up(height, 4) : height); cell.next()) {
+      const int32_t row = tiled ? 4 * cell.row + cell.column / 8 % 4 : cell.row;
+      const int32_t column = tiled ? cell.column / 32 * 8 + cell.column % 8 : cell.column;
+      if (row >= height) continue;
+      const int32_t index = row * width + column;
+      const FixedPixel pixel = fixed_pixel(affine, source, call, row, column);
       if (pixel.certain) {
         for (int c = 0; c < 3; ++c) image[3 * index + c] = pixel.rgb[c];
       } else {
