@@ -49,7 +49,7 @@ REMAINS = [
     "  multiprocessor holds two of its blocks. Sums as dot products of four bytes (IDP.4A) stored the same bytes with",
     "  more instructions: a column of this recipe reads six pixels on average, which begin anywhere in a word of four.",
     "- The ops: in one block an image, the batch waited for an image with two rotations. A cluster of eight blocks now",
-    "  makes an image, on cards that have clusters. A rotated line of 32 pixels reads 16 times from up to 16 lines.",
+    "  makes an image, on cards that have clusters; a warp makes four lines of eight pixels, read from fewer lines.",
     "- The last stage: noise of erased pixels is exact float64. An image's blocks now share its erased lines evenly.",
 ]
 STAGES = {

@@ -44,7 +44,7 @@ def test_the_resize_loads_words_and_stores_sixteen_bytes(counted: dict[str, bloc
 
 def test_the_last_stage_stores_sixteen_bytes_where_nothing_is_erased(counted: dict[str, blocks.Counted]) -> None:
     finish = counted["finish"]
-    assert issued(finish, "STG.E.128") * 8 == VALUES
+    assert VALUES <= issued(finish, "STG.E.128") * 8 < 1.05 * VALUES  # a block's last warp may be half full
     assert issued(finish, "LDG.E.64") >= VALUES / 8  # an image's bytes by eights, and its partner's
 
 
