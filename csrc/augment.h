@@ -53,8 +53,12 @@ void apply_mixed(const Batch& batch, const int64_t* parts, int64_t begin, int64_
 
 namespace cuda {
 
-// Of an image in scratch memory: a word for each pixel, and edges two pixels wide.
-HOST_DEVICE constexpr int64_t scratch_pixels(int64_t height, int64_t width) { return (height + 4) * (width + 4); }
+// Of an image in scratch memory: a word for each pixel, and edges two pixels wide; or twice a word for each level.
+HOST_DEVICE constexpr int64_t scratch_pixels(int64_t height, int64_t width) {
+  constexpr int64_t levels = 2 * 3 * 256;
+  const int64_t pixels = (height + 4) * (width + 4);
+  return pixels > levels ? pixels : levels;
+}
 
 // All on `stream`. The rows are on the device, so the host cannot check them: an invalid row gives zeros and NaN.
 // `scratch` has scratch_pixels of each image.

@@ -55,11 +55,12 @@ struct Padded {
     const auto outside = [](int32_t index, int32_t count) {  // of the indices 0 to 3: -2, -1, count and count + 1
       return index < margin ? index - margin : count + index - margin;
     };
-    for (Cells cell(2 * margin); cell.row < height + 2 * margin; cell.next())
+    const Team team = Team::of_image();
+    for (Cells cell(2 * margin, team); cell.row < height + 2 * margin; cell.next())
       copy(cell.row - margin, outside(cell.column, width));
-    for (Cells cell(width); cell.row < 2 * margin; cell.next()) copy(outside(cell.row, height), cell.column);
+    for (Cells cell(width, team); cell.row < 2 * margin; cell.next()) copy(outside(cell.row, height), cell.column);
     if (width % 4 == 0) {
-      for (Cells cell(width / 4); cell.row < height; cell.next()) {
+      for (Cells cell(width / 4, team); cell.row < height; cell.next()) {
         const auto* from = reinterpret_cast<const uint32_t*>(image) + 3 * (int64_t{cell.row} * (width / 4) + cell.column);
         auto* to = reinterpret_cast<Words2*>(at(cell.row, 4 * cell.column));
         const Words4 four = four_pixels(from[0], from[1], from[2]);
@@ -67,7 +68,7 @@ struct Padded {
         to[1] = {{four.word[2], four.word[3]}};
       }
     } else {
-      for (Cells cell(width); cell.row < height; cell.next()) copy(cell.row, cell.column);
+      for (Cells cell(width, team); cell.row < height; cell.next()) copy(cell.row, cell.column);
     }
   }
 };
@@ -238,7 +239,7 @@ DEVICE_CALL void exact_pixel(Padded source, const OpCall* call, int32_t y, int32
   real_pixel<double>(source, *call, y, x, rgb);
 }
 
-// What a block shares of an affine op: the fixed matrix and the pixels that are not certain, or too many of them.
+// What a block shares of an affine op: the fixed matrix and those of its pixels that are not certain, or too many.
 struct AffineShared {
   static constexpr uint32_t capacity = 1024;
   FixedAffine fixed;
@@ -248,8 +249,9 @@ struct AffineShared {
 
 DEVICE void affine_pixels(const Padded& source, const OpCall& call, AffineShared& shared, uint8_t* image) {
   const int32_t height = source.height, width = source.width;
+  const Team team = Team::of_image();
   if (call.fast) {
-    for (Cells cell(width); cell.row < height; cell.next())
+    for (Cells cell(width, team); cell.row < height; cell.next())
       real_pixel<float>(source, call, cell.row, cell.column, image + 3 * (int64_t{cell.row} * width + cell.column));
     return;
   }
@@ -261,9 +263,14 @@ DEVICE void affine_pixels(const Padded& source, const OpCall& call, AffineShared
   const bool usable = shared.fixed.usable;
   if (usable) {
     const FixedAffine affine = shared.fixed;
-    for (Cells cell(width); cell.row < height; cell.next()) {
-      const int32_t index = cell.row * width + cell.column;
-      const FixedPixel pixel = fixed_pixel(affine, source, call, cell.row, cell.column);
+    // A warp makes four lines of eight pixels: turned, they are read from fewer lines than 32 pixels of a line.
+    const bool tiled = width % 8 == 0;
+    for (Cells cell(tiled ? 4 * width : width, team); cell.row < (tiled ? divided_up(height, 4) : height); cell.next()) {
+      const int32_t row = tiled ? 4 * cell.row + cell.column / 8 % 4 : cell.row;
+      const int32_t column = tiled ? cell.column / 32 * 8 + cell.column % 8 : cell.column;
+      if (row >= height) continue;
+      const int32_t index = row * width + column;
+      const FixedPixel pixel = fixed_pixel(affine, source, call, row, column);
       if (pixel.certain) {
         for (int c = 0; c < 3; ++c) image[3 * index + c] = pixel.rgb[c];
       } else {
@@ -273,12 +280,14 @@ DEVICE void affine_pixels(const Padded& source, const OpCall& call, AffineShared
     }
     __syncthreads();
   }
-  const int64_t pixels = int64_t{height} * width;
-  const bool all = !usable || shared.listed > AffineShared::capacity;
-  for (int64_t i = threadIdx.x; i < (all ? pixels : shared.listed); i += blockDim.x) {
-    const int64_t index = all ? i : shared.pixel[i];
-    exact_pixel(source, &call, static_cast<int32_t>(index / width), static_cast<int32_t>(index % width),
-                image + 3 * index);
+  if (usable && shared.listed <= AffineShared::capacity) {
+    for (uint32_t i = threadIdx.x; i < shared.listed; i += blockDim.x) {
+      const int32_t index = shared.pixel[i];
+      exact_pixel(source, &call, index / width, index % width, image + 3 * int64_t{index});
+    }
+  } else {
+    for (Cells cell(width, team); cell.row < height; cell.next())
+      exact_pixel(source, &call, cell.row, cell.column, image + 3 * (int64_t{cell.row} * width + cell.column));
   }
 }
 

@@ -16,13 +16,13 @@ __global__ void __launch_bounds__(threads, 2)
   resize_block(data, data_bytes, rows, shape, images, shared);
 }
 
-__global__ void __launch_bounds__(ops_threads, 2)
+__global__ void __launch_bounds__(threads, 3)
     plan_ops_kernel(int64_t data_bytes, const PlanRow* rows, int32_t size, uint8_t* images, uint32_t* scratch) {
   extern __shared__ __align__(16) unsigned char shared[];
   plan_ops_block(data_bytes, rows, size, images, scratch, shared);
 }
 
-__global__ void __launch_bounds__(ops_threads, 2)
+__global__ void __launch_bounds__(threads, 3)
     ops_kernel(const OpCall* calls, int32_t height, int32_t width, uint8_t* images, uint32_t* scratch) {
   extern __shared__ __align__(16) unsigned char shared[];
   ops_block(calls, height, width, images, scratch, shared);
@@ -46,6 +46,27 @@ void check(cudaError_t error, const char* kernel) {
   if (error != cudaSuccess) throw std::runtime_error(std::string(kernel) + ": " + cudaGetErrorString(error));
 }
 
+// A cluster of ops_parts blocks for each image, from sm_90 on; else one block.
+template <typename... Parameters>
+void launch_ops(const char* name, void (*kernel)(Parameters...), int64_t count, void* stream, Parameters... arguments) {
+  int device = 0, major = 0;
+  check(cudaGetDevice(&device), name);
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), name);
+  const unsigned parts = major >= 9 ? ops_parts : 1;
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = cluster.val.clusterDim.z = 1;
+  cluster.val.clusterDim.y = parts;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(count), parts);
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = sizeof(OpsShared);
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &cluster;
+  config.numAttrs = parts > 1;
+  check(cudaLaunchKernelEx(&config, kernel, arguments...), name);
+}
+
 }  // namespace
 
 void resize(const Batch& batch, uint8_t* images, void* stream) {
@@ -60,16 +81,13 @@ void resize(const Batch& batch, uint8_t* images, void* stream) {
 
 void run_plan_ops(const Batch& batch, uint8_t* images, uint32_t* scratch, void* stream) {
   if (batch.count == 0) return;
-  plan_ops_kernel<<<static_cast<unsigned>(batch.count), ops_threads, sizeof(OpsShared),
-                    static_cast<cudaStream_t>(stream)>>>(batch.data_bytes, batch.rows, batch.size, images, scratch);
-  check(cudaGetLastError(), "plan_ops_kernel");
+  launch_ops("plan_ops_kernel", plan_ops_kernel, batch.count, stream, batch.data_bytes, batch.rows, batch.size, images,
+             scratch);
 }
 
 void run_ops(const OpBatch& batch, uint32_t* scratch, void* stream) {
   if (batch.count == 0) return;
-  ops_kernel<<<static_cast<unsigned>(batch.count), ops_threads, sizeof(OpsShared), static_cast<cudaStream_t>(stream)>>>(
-      batch.calls, batch.height, batch.width, batch.images, scratch);
-  check(cudaGetLastError(), "ops_kernel");
+  launch_ops("ops_kernel", ops_kernel, batch.count, stream, batch.calls, batch.height, batch.width, batch.images, scratch);
 }
 
 void finish(const Batch& batch, const uint8_t* images, const Finish& finish, void* output, void* stream) {

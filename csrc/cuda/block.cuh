@@ -29,19 +29,43 @@ DEVICE uint32_t packed(int32_t first, int32_t second, uint32_t upper) {
 }
 #endif
 
-// a / b of a thread's or block's number a, below 2**12. a + 1/2 is at least 1/2 away from the next multiple of b, and the
+// a / b of a thread's or block's number a, up to 2**12. a + 1/2 is at least 1/2 away from the next multiple of b, and the
 // quotient errs by less than 2**-20 of itself, so it is never wrong. An integer division takes four times as long.
 DEVICE int32_t quotient(int32_t a, int32_t b) {
   return static_cast<int32_t>((static_cast<float>(a) + 0.5f) * reciprocal(static_cast<float>(b)));
 }
 
-// The cells of a grid of `columns` columns, row by row: thread i takes cell i and then every blockDim.x-th.
+// Threads that divide work: those of a block, or those of the blocks (x, 0) to (x, gridDim.y - 1), which run at the same
+// time and meet in sync(). At most 2**12.
+struct Team {
+  int32_t number, size;  // of this thread, and of them all
+
+  DEVICE static Team of_block() { return {static_cast<int32_t>(threadIdx.x), static_cast<int32_t>(blockDim.x)}; }
+  DEVICE static Team of_image() {
+    const int32_t threads = blockDim.x;
+    return {static_cast<int32_t>(blockIdx.y) * threads + static_cast<int32_t>(threadIdx.x),
+            static_cast<int32_t>(gridDim.y) * threads};
+  }
+
+  // A barrier for the threads of the blocks (x, 0) to (x, gridDim.y - 1); what one stored before, all read behind it.
+  DEVICE static void sync() {
+#ifndef __CUDACC__
+    emulate::sync_cluster();
+#elif __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.aligned;\n\tbarrier.cluster.wait.aligned;" ::: "memory");
+#else
+    __syncthreads();  // gridDim.y is 1
+#endif
+  }
+};
+
+// The cells of a grid of `columns` columns, row by row: thread i takes cell i and then every team.size-th.
 struct Cells {
   int32_t columns, row, column, rows_on, columns_on;
 
-  DEVICE explicit Cells(int32_t columns)
-      : columns(columns), row(quotient(threadIdx.x, columns)), column(threadIdx.x - row * columns),
-        rows_on(quotient(blockDim.x, columns)), columns_on(blockDim.x - rows_on * columns) {}
+  DEVICE explicit Cells(int32_t columns, const Team& team = Team::of_block())
+      : columns(columns), row(quotient(team.number, columns)), column(team.number - row * columns),
+        rows_on(quotient(team.size, columns)), columns_on(team.size - rows_on * columns) {}
 
   DEVICE void next() {
     row += rows_on;

@@ -1,4 +1,4 @@
-// Gaussian blur by a CUDA block, pass by pass, from the image to scratch memory and back.
+// Gaussian blur by an image's CUDA blocks, pass by pass, from the image to scratch memory and back.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +24,7 @@ template <typename Load, typename Store>
 DEVICE void box_pass(const BoxBlur& box, int32_t height, int32_t width, bool along_lines, const Load& load,
                      const Store& store) {
   const int32_t reach = box.radius + 1;
-  for (Cells cell(width); cell.row < height; cell.next()) {
+  for (Cells cell(width, Team::of_image()); cell.row < height; cell.next()) {
     const auto beside = [&](int32_t distance) {
       return along_lines ? load(cell.row, clipped(cell.column + distance, width))
                          : load(clipped(cell.row + distance, height), cell.column);
@@ -37,7 +37,7 @@ DEVICE void box_pass(const BoxBlur& box, int32_t height, int32_t width, bool alo
           pixel_of(blurred(box, inside.red_blue & 0xFFFF, ends.red_blue & 0xFFFF),
                    blurred(box, inside.green, ends.green), blurred(box, inside.red_blue >> 16, ends.red_blue >> 16)));
   }
-  __syncthreads();
+  Team::sync();
 }
 
 // `words` has a word for each pixel.

@@ -16,7 +16,7 @@
 
 namespace deit::cuda {
 
-constexpr int32_t lines_of_part = 56;  // output lines of a block at most: 4 blocks an image at 224 pixels
+constexpr int32_t lines_of_part = 28;  // output lines of a block at most: 8 blocks an image at 224 pixels
 constexpr int32_t group = 8;           // pixels of a line that a thread makes at once
 
 // What the last stage reads: `count` staged images, their rows, and how they are mixed, or null.

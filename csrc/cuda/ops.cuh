@@ -1,4 +1,4 @@
-// One op by a CUDA block, over the same arithmetic as the CPU.
+// One op by an image's CUDA blocks, over the same arithmetic as the CPU.
 #pragma once
 
 #include <cstdint>
@@ -29,23 +29,25 @@ struct OpsShared {
 // visit(pixel) for every pixel, four from three words where images begin at such words.
 template <typename Visit>
 DEVICE void visit_pixels(const uint8_t* image, int64_t pixels, const Visit& visit) {
+  const Team team = Team::of_image();
   if (pixels % 4 == 0) {
     const auto* words = reinterpret_cast<const uint32_t*>(image);
-    for (int64_t i = threadIdx.x; i < pixels / 4; i += blockDim.x) {
+    for (int64_t i = team.number; i < pixels / 4; i += team.size) {
       const Words4 four = four_pixels(words[3 * i], words[3 * i + 1], words[3 * i + 2]);
       for (int k = 0; k < 4; ++k) visit(four.word[k]);
     }
   } else {
-    for (int64_t i = threadIdx.x; i < pixels; i += blockDim.x) visit(pixel_at(image + 3 * i));
+    for (int64_t i = team.number; i < pixels; i += team.size) visit(pixel_at(image + 3 * i));
   }
 }
 
 // pixel = changed(pixel) for every pixel; the highest byte of what `changed` returns is 0.
 template <typename Changed>
 DEVICE void change_pixels(uint8_t* image, int64_t pixels, const Changed& changed) {
+  const Team team = Team::of_image();
   if (pixels % 4 == 0) {
     auto* words = reinterpret_cast<uint32_t*>(image);
-    for (int64_t i = threadIdx.x; i < pixels / 4; i += blockDim.x) {
+    for (int64_t i = team.number; i < pixels / 4; i += team.size) {
       Words4 four = four_pixels(words[3 * i], words[3 * i + 1], words[3 * i + 2]);
       for (int k = 0; k < 4; ++k) four.word[k] = changed(four.word[k]);
       words[3 * i] = four.word[0] | four.word[1] << 24;
@@ -53,7 +55,7 @@ DEVICE void change_pixels(uint8_t* image, int64_t pixels, const Changed& changed
       words[3 * i + 2] = four.word[2] >> 16 | four.word[3] << 8;
     }
   } else {
-    for (int64_t i = threadIdx.x; i < pixels; i += blockDim.x) {
+    for (int64_t i = team.number; i < pixels; i += team.size) {
       const uint32_t pixel = changed(pixel_at(image + 3 * i));
       for (int c = 0; c < 3; ++c) image[3 * i + c] = static_cast<uint8_t>(level_of(pixel, c));
     }
@@ -66,7 +68,7 @@ DEVICE uint32_t gray_of(uint32_t pixel) {
 
 DEVICE void sharpen_pixels(const Padded& source, float factor, uint8_t* image) {
   const int32_t height = source.height, width = source.width, stride = source.stride();
-  for (Cells cell(width); cell.row < height; cell.next()) {
+  for (Cells cell(width, Team::of_image()); cell.row < height; cell.next()) {
     if (cell.row == 0 || cell.row == height - 1 || cell.column == 0 || cell.column == width - 1) continue;
     const uint32_t* at = source.at(cell.row, cell.column);
     uint32_t red_blue = 0, green = 0;  // sums of 8 levels, two in a word
@@ -87,8 +89,11 @@ DEVICE void sharpen_pixels(const Padded& source, float factor, uint8_t* image) {
   }
 }
 
-// How many pixels have a level of a channel; for contrast the gray levels, as channel 0.
-DEVICE void count_levels(const uint8_t* image, int64_t pixels, bool as_gray, OpsShared& shared) {
+// How many pixels have a level of a channel; for contrast the gray levels, as channel 0. The image's blocks add up what
+// each of them counts in `sums`, 3 * levels words.
+DEVICE void count_levels(const uint8_t* image, int64_t pixels, bool as_gray, uint32_t* sums, OpsShared& shared) {
+  const Team team = Team::of_image();
+  for (int32_t i = team.number; i < 3 * levels; i += team.size) sums[i] = 0;
   for (int32_t i = threadIdx.x; i < 3 * levels; i += blockDim.x)
     for (uint32_t& counter : shared.counter[i]) counter = 0;
   __syncthreads();
@@ -99,12 +104,14 @@ DEVICE void count_levels(const uint8_t* image, int64_t pixels, bool as_gray, Ops
     else
       for (int c = 0; c < 3; ++c) atomicAdd(&shared.counter[c * levels + level_of(pixel, c)][mine], 1u);
   });
-  __syncthreads();
+  Team::sync();
   for (int32_t i = threadIdx.x; i < 3 * levels; i += blockDim.x) {
     uint32_t count = 0;
     for (const uint32_t counter : shared.counter[i]) count += counter;
-    shared.histogram[i] = count;
+    if (count > 0) atomicAdd(sums + i, count);
   }
+  Team::sync();
+  for (int32_t i = threadIdx.x; i < 3 * levels; i += blockDim.x) shared.histogram[i] = sums[i];
   __syncthreads();
 }
 
@@ -119,7 +126,24 @@ DEVICE uint8_t new_level(const OpCall& call, int32_t level, const uint32_t* gray
   }
 }
 
-// One op in place, by the whole block. What one thread stores here another reads only behind a barrier.
+// What a level of each channel becomes: each thread of the image's blocks finds some, in `words`, for all the blocks.
+DEVICE void find_table(const OpCall& call, int64_t pixels, uint32_t* words, OpsShared& shared) {
+  const auto level = [&](int32_t i) {
+    return new_level(call, i % levels, shared.histogram, shared.histogram + i / levels * levels, pixels);
+  };
+  if (is_table(call.op) && call.op != Op::contrast) {
+    for (int32_t i = threadIdx.x; i < 3 * levels; i += blockDim.x) shared.table[i] = level(i);
+  } else {
+    const Team team = Team::of_image();
+    for (int32_t i = team.number; i < 3 * levels; i += team.size) words[i] = level(i);
+    Team::sync();
+    for (int32_t i = threadIdx.x; i < 3 * levels; i += blockDim.x) shared.table[i] = static_cast<uint8_t>(words[i]);
+  }
+  __syncthreads();
+}
+
+
+// One op in place, by the image's blocks. What one thread stores here another reads only behind a barrier.
 DEVICE void run_call(uint8_t* image, uint32_t* scratch, int32_t height, int32_t width, const OpCall& call,
                      OpsShared& shared) {
   const int64_t pixels = int64_t{height} * width;
@@ -136,25 +160,24 @@ DEVICE void run_call(uint8_t* image, uint32_t* scratch, int32_t height, int32_t 
   } else if (call.op == Op::sharpness || is_affine(call.op)) {
     const Padded source{scratch, height, width};
     source.fill(image);
-    __syncthreads();
+    Team::sync();
     if (call.op == Op::sharpness)
       sharpen_pixels(source, factor, image);
     else
       affine_pixels(source, call, shared.affine, image);
   } else {
-    if (!is_table(call.op) || call.op == Op::contrast) count_levels(image, pixels, call.op == Op::contrast, shared);
-    for (int32_t i = threadIdx.x; i < 3 * levels; i += blockDim.x)
-      shared.table[i] = new_level(call, i % levels, shared.histogram, shared.histogram + i / levels * levels, pixels);
-    __syncthreads();
+    if (!is_table(call.op) || call.op == Op::contrast)
+      count_levels(image, pixels, call.op == Op::contrast, scratch, shared);
+    find_table(call, pixels, scratch + 3 * levels, shared);
     change_pixels(image, pixels, [&](uint32_t pixel) {
       return pixel_of(shared.table[level_of(pixel, 0)], shared.table[levels + level_of(pixel, 1)],
                       shared.table[2 * levels + level_of(pixel, 2)]);
     });
   }
-  __syncthreads();
+  Team::sync();
 }
 
-// Grid: (images). The ops of a plan's rows, in place; an invalid row leaves its image as it is.
+// Grid: (images, parts). The ops of a plan's rows, in place; an invalid row leaves its image as it is.
 DEVICE void plan_ops_block(int64_t data_bytes, const PlanRow* rows, int32_t size, uint8_t* images, uint32_t* scratch,
                            unsigned char* memory) {
   auto& shared = *reinterpret_cast<OpsShared*>(memory);
@@ -168,7 +191,7 @@ DEVICE void plan_ops_block(int64_t data_bytes, const PlanRow* rows, int32_t size
     run_call(image, scratch + blockIdx.x * scratch_pixels(size, size), size, size, call, shared);
 }
 
-// Grid: (images). One op for each image, in place; an unknown op does nothing.
+// Grid: (images, parts). One op for each image, in place; an unknown op does nothing.
 DEVICE void ops_block(const OpCall* calls, int32_t height, int32_t width, uint8_t* images, uint32_t* scratch,
                       unsigned char* memory) {
   auto& shared = *reinterpret_cast<OpsShared*>(memory);

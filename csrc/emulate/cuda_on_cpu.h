@@ -3,7 +3,8 @@
 //
 //   launch({images, bands}, threads, shared_bytes, [&](unsigned char* shared) { resize_block(..., shared); });
 //
-// Blocks run one after another. Shared memory is poisoned before each block and is exactly as large as asked for. A
+// Blocks run one after another, but for those of a cluster: with `clusters`, the blocks (x, 0) to (x, grid.y - 1) run at
+// the same time, and sync_cluster() is their barrier. Shared memory is poisoned before each block and is exactly as large as asked for. A
 // barrier that not all threads of the block reach ends the program, and so does one that a thread keeps waiting for.
 #pragma once
 
@@ -12,6 +13,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <memory>
 #include <mutex>
 #include <thread>
@@ -70,7 +72,9 @@ class Meeting {
   Place place_ = Place::barrier;
 };
 
-inline thread_local Meeting* meeting = nullptr;
+inline thread_local Meeting *meeting = nullptr, *cluster_meeting = nullptr;
+
+inline void sync_cluster() { cluster_meeting->wait(Meeting::Place::barrier); }
 
 }  // namespace emulate
 
@@ -86,26 +90,32 @@ Integer atomicAdd(Integer* at, Integer value) {
 namespace emulate {
 
 template <typename Kernel>
-void launch(Dim grid, unsigned threads, size_t shared_bytes, const Kernel& kernel) {
-  Meeting block(threads);
-  std::unique_ptr<unsigned char[]> shared;
+void launch(Dim grid, unsigned threads, size_t shared_bytes, const Kernel& kernel, bool clusters = false) {
+  const unsigned together = clusters ? grid.y : 1;
+  Meeting cluster(threads * together);
+  std::deque<Meeting> blocks;
+  for (unsigned part = 0; part < together; ++part) blocks.emplace_back(threads);
+  std::vector<std::unique_ptr<unsigned char[]>> memory(together);
   std::vector<std::thread> team;
-  for (unsigned thread = 0; thread < threads; ++thread)
-    team.emplace_back([&, thread] {
-      meeting = &block;
+  for (unsigned number = 0; number < threads * together; ++number)
+    team.emplace_back([&, thread = number % threads, part = number / threads] {
+      auto& shared = memory[part];
+      meeting = &blocks[part];
+      cluster_meeting = &cluster;
       threadIdx = {thread, 0};
       blockDim = {threads, 1};
       gridDim = grid;
-      for (unsigned y = 0; y < grid.y; ++y)
+      for (unsigned y = part; y < grid.y; y += together)
         for (unsigned x = 0; x < grid.x; ++x) {
           blockIdx = {x, y};
           if (thread == 0) {
             shared.reset(new unsigned char[shared_bytes]);
             std::memset(shared.get(), 0xA5, shared_bytes);
           }
-          block.wait(Meeting::Place::end);  // shared memory is ready
+          meeting->wait(Meeting::Place::end);  // shared memory is ready
           kernel(shared.get());
-          block.wait(Meeting::Place::end);  // and no longer used
+          meeting->wait(Meeting::Place::end);  // and no longer used
+          cluster.wait(Meeting::Place::end);
         }
     });
   for (std::thread& member : team) member.join();

@@ -18,6 +18,6 @@ int main(int, char** arguments) {
   std::memcpy(words, &shape, sizeof shape);
   std::cout << "resize " << shape.bands << ' ' << threads << ' ' << shape.bytes;
   for (const int32_t word : words) std::cout << ' ' << word;
-  std::cout << "\nplan_ops 1 " << ops_threads << ' ' << sizeof(OpsShared);
+  std::cout << "\nplan_ops " << ops_parts << ' ' << threads << ' ' << sizeof(OpsShared);
   std::cout << "\nfinish " << divided_up(size, lines_of_part) << ' ' << threads << ' ' << sizeof(FinishShared) << '\n';
 }

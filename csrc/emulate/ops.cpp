@@ -50,10 +50,11 @@ int main(int, char** arguments) {
   for (int64_t i = 0; i < header.count; ++i)
     if (is_exact_affine(calls[i]))
       uncertain[i] = uncertain_pixels(calls[i], {words, header.height, header.width}, images.data() + i * image_bytes);
-  const emulate::Dim grid{static_cast<unsigned>(header.count), 1};
-  emulate::launch(grid, threads, sizeof(deit::cuda::OpsShared), [&](unsigned char* shared) {
+  const emulate::Dim grid{static_cast<unsigned>(header.count), 3};
+  const auto ops = [&](unsigned char* shared) {
     deit::cuda::ops_block(calls.data(), header.height, header.width, images.data(), words, shared);
-  });
+  };
+  emulate::launch(grid, threads, sizeof(deit::cuda::OpsShared), ops, true);
   images.check("images");
   scratch.check("scratch");
 

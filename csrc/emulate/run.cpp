@@ -53,10 +53,12 @@ void run_cuda(const deit::Batch& batch, const deit::Finish& finish, unsigned thr
   const size_t bytes = 3 * batch.count * size_t(batch.size) * batch.size;
   Guarded staged(bytes), scratch(4 * batch.count * deit::cuda::scratch_pixels(batch.size, batch.size));
   std::copy(images, images + bytes, staged.data());
-  emulate::launch({count}, threads, sizeof(deit::cuda::OpsShared), [&](unsigned char* shared) {
+  const auto plan_ops = [&](unsigned char* shared) {
     deit::cuda::plan_ops_block(batch.data_bytes, batch.rows, batch.size, staged.data(),
                                reinterpret_cast<uint32_t*>(scratch.data()), shared);
-  });
+  };
+  constexpr unsigned parts = 2;  // blocks of an image; a card has ops_parts
+  emulate::launch({count, parts}, threads, sizeof(deit::cuda::OpsShared), plan_ops, true);
   staged.check("staged");
   scratch.check("scratch");
   using deit::Type;

@@ -12,7 +12,6 @@ from benchmarks.compiled.interpreter import rounding
 from benchmarks.compiled.interpreter.listing import Instruction
 from benchmarks.compiled.interpreter.operands import (
     COMPARE,
-    F32,
     U32,
     U64,
     Active,
@@ -50,12 +49,12 @@ def _ffma(a: NDArray, b: NDArray, c: NDArray) -> NDArray:
     return rounding.fused(a, b, c).view(U32)
 
 
-@simple("HFMA2")
+@simple("HFMA2", read=number)
 def _half_constants(a: NDArray, b: NDArray, high: NDArray, low: NDArray) -> NDArray:
     """As a move of two halves, the one way in which kernels without halves have it."""
     if a.any() or b.any():
         raise NotImplementedError("HFMA2 of anything but 0 * 0")
-    halves = [value.view(F32).astype(np.float16).view(np.uint16).astype(U32) for value in (high, low)]
+    halves = [value.astype(np.float16).view(np.uint16).astype(U32) for value in (high, low)]
     return halves[0] << U32(16) | halves[1]
 
 

@@ -70,8 +70,9 @@ def address_of(machine: Machine, text: str, wide: bool = False) -> Read:
     return lambda active: sum((read(active) for read in reads), offset) & mask
 
 
+_ATOMIC = {"ATOMS", "RED", "REDG"}
 _SPACES = {"LDS": "shared", "STS": "shared", "ATOMS": "shared", "LDL": "local", "STL": "local", "LDG": "global",
-           "STG": "global", "LD": "generic", "ST": "generic"}  # fmt: skip
+           "STG": "global", "LD": "generic", "ST": "generic", "RED": "global", "REDG": "global"}  # fmt: skip
 
 
 def bytes_of(instruction: Instruction) -> int:
@@ -82,7 +83,7 @@ def bytes_of(instruction: Instruction) -> int:
     return 2 if modifiers & {"U16", "S16"} else 16 if "128" in modifiers else 8 if "64" in modifiers else 4
 
 
-@operation("LDS", "LDL", "LDG", "LD", "STS", "STL", "STG", "ST", "ATOMS")
+@operation("LDS", "LDL", "LDG", "LD", "STS", "STL", "STG", "ST", *_ATOMIC)
 def _memory(machine: Machine, instruction: Instruction) -> Run:
     space, size = _SPACES[instruction.base], bytes_of(instruction)
     operands = [text for text in instruction.operands if not is_predicate(text)]
@@ -90,8 +91,10 @@ def _memory(machine: Machine, instruction: Instruction) -> Run:
     inside = re.search(r"\[([^\[\]]*)\]$", operands[place])[1]
     address = address_of(machine, inside, wide=space in ("global", "generic"))
     stored = [operands[place + 1]] if len(operands) > place + 1 else []
-    first = row_of(stored[0]) if stored and instruction.base != "ATOMS" else None
-    atomic = word(machine, stored[0]) if instruction.base == "ATOMS" and stored else lambda active: U32(1)
+    atomic = instruction.base in _ATOMIC
+    first = row_of(stored[0]) if stored and not atomic else None
+    added = word(machine, stored[0]) if atomic and stored else lambda active: U32(1)
+    found = row_of(operands[0]) if place else RZ
     signed = bool(instruction.modifiers & {"S8", "S16"})
 
     def run(active: Active) -> None:
@@ -99,10 +102,10 @@ def _memory(machine: Machine, instruction: Instruction) -> Run:
         mine = Active(lanes, None)
         at = np.broadcast_to(address(mine), lanes.shape)
         words = max(size // 4, 1)
-        if instruction.base == "ATOMS":
+        if atomic:
             if not instruction.modifiers & {"ADD", "INC"}:
                 raise NotImplementedError(str(instruction))
-            machine.write(row_of(operands[0]), exchange(machine, lanes, at, atomic(mine)), mine)
+            machine.write(found, exchange(machine, space, lanes, at, added(mine)), mine)
         elif first is None:
             row = row_of(operands[0])
             for i, value in enumerate(access(machine, space, lanes, at, size, None)):
@@ -110,14 +113,8 @@ def _memory(machine: Machine, instruction: Instruction) -> Run:
                     value = (value << U32(32 - 8 * size)).view(I32) >> I32(32 - 8 * size)
                 machine.write(row + i, value.view(U32), mine)
         else:
-            access(
-                machine,
-                space,
-                lanes,
-                at,
-                size,
-                [machine.rows[first + i if first != RZ else RZ][lanes] for i in range(words)],
-            )
+            values = [machine.rows[first + i if first != RZ else RZ][lanes] for i in range(words)]
+            access(machine, space, lanes, at, size, values)
 
     return run
 
@@ -127,16 +124,33 @@ def _memory(machine: Machine, instruction: Instruction) -> Run:
 _BRANCHES = {"BRA", "EXIT", "RET", "CALL", "BRX"}
 
 
-@operation("NOP", "BSSY", "BSYNC", "WARPSYNC", "BMOV", "DEPBAR", "YIELD", "BREAK", "MEMBAR", "ERRBAR", "CCTL", "ULEPC")
+@operation(
+    "NOP",
+    "BSSY",
+    "BSYNC",
+    "WARPSYNC",
+    "BMOV",
+    "DEPBAR",
+    "YIELD",
+    "BREAK",
+    "MEMBAR",
+    "ERRBAR",
+    "CCTL",
+    "UCGABAR_ARV",
+    "CGAERRBAR",
+    "ULEPC",
+)
 def _nothing(machine: Machine, instruction: Instruction) -> Run:
     return lambda active: None
 
 
-@operation("BAR")
+@operation("BAR", "UCGABAR_WAIT")
 def _barrier(machine: Machine, instruction: Instruction) -> Run:
+    cluster = instruction.base != "BAR"
+
     def goto(mask: NDArray, following: int) -> None:
         machine.pc[mask] = following
-        machine.arrive(mask)
+        machine.arrive(mask, cluster)
 
     return lambda active: goto
 

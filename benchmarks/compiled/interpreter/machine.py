@@ -45,7 +45,8 @@ class Machine:
     """A grid of blocks that runs a listing.
 
     Args:
-        grid: blocks along x and y; block (x, y) has number y * grid.x + x.
+        grid: blocks along x and y; block (x, y) has number y * grid.x + x. Those of one x are a cluster, should the
+            kernel have a barrier for it.
         shared_bytes: dynamic shared memory of a block.
         parameters: of the kernel, as they lie in memory.
         watched: whether to look at the addresses of memory accesses.
@@ -86,11 +87,13 @@ class Machine:
         bank = bytearray(_PARAMETERS) + parameters
         struct.pack_into("<6I", bank, 0, threads, 1, 1, *grid, 1)
         struct.pack_into("<I", bank, 0x28, LOCAL_BYTES)
+        struct.pack_into("<I", bank, 0x140, 1)  # there are clusters: barriers for them look here
         self.constants = listing.constants | {0: bytes(bank)}
 
         size = len(listing.instructions)
         self.pc = np.zeros(count, np.int32)
         self.waiting, self.alive = np.zeros(count, bool), np.ones(count, bool)
+        self._at_cluster, self._cluster = np.zeros(count, bool), self.block % grid.x
         self.counts = np.zeros((size, self.blocks), np.int64)
         self.paths: dict[int, list[int]] = {thread: [] for thread in self.traced}
         self.now = self._issuing = 0
@@ -171,14 +174,17 @@ class Machine:
         else:
             np.copyto(self.predicates[row], value, where=active.mask)
 
-    def arrive(self, lanes: NDArray) -> None:
-        """Lanes at a barrier, which opens for a block when all its lanes that still run are there."""
+    def arrive(self, lanes: NDArray, cluster: bool = False) -> None:
+        """Lanes at a barrier, which opens for a block or cluster when all its lanes that still run are there."""
         self.waiting[lanes] = True
+        self._at_cluster[lanes] = cluster
         self.open_barriers()
 
     def open_barriers(self) -> None:
-        missing = np.bincount(self.block[self.alive & ~self.waiting], minlength=self.blocks)
-        self.waiting &= missing[self.block] > 0
+        for team, here in ((self.block, self.waiting & ~self._at_cluster), (self._cluster, self._at_cluster)):
+            missing = np.bincount(team[self.alive & ~here], minlength=self.blocks)
+            open_ = here & (missing[team] == 0)
+            self.waiting[open_] = self._at_cluster[open_] = False
 
     def watch(self, space: str, lanes: NDArray, at: NDArray, size: int) -> None:
         """Count the clocks and sectors of the first accesses of an instruction and then of every 16th."""

@@ -91,10 +91,10 @@ def access(
     return []
 
 
-def exchange(machine: Machine, lanes: NDArray, address: NDArray, added: NDArray) -> NDArray:
-    """Adds to words of shared memory, one lane after the other; returns what each found."""
-    content, at = located(machine, "shared", lanes, address, 4)
-    machine.watch("atomic", lanes, at, 4)
+def exchange(machine: Machine, space: str, lanes: NDArray, address: NDArray, added: NDArray) -> NDArray:
+    """Adds to words of memory, one lane after the other; returns what each found."""
+    content, at = located(machine, space, lanes, address, 4)
+    machine.watch("atomic" if space == "shared" else space, lanes, at, 4)
     view, index = content.view(U32), at // 4
     added = np.broadcast_to(added, index.shape).astype(U32)
     order = np.argsort(index, kind="stable")

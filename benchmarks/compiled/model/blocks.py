@@ -27,13 +27,14 @@ class Counted:
 
     Attributes:
         program: the instructions with their control bits.
-        counts: int64 (instructions, blocks), the blocks in the order in which they are given out.
+        counts: int64 (instructions, blocks); block (x, y) has number y * images + x.
         accesses: as of a Machine.
         paths: of some blocks, by number, what one of its warps issued, as indices.
         images: of the launch.
         warps: of a block.
         resident: blocks that fit on a multiprocessor.
         read, written: bytes that the launch must move from and to the DRAM.
+        clusters: whether the blocks of an image are given out together; else in the order of their numbers.
     """
 
     listing: Listing
@@ -46,6 +47,7 @@ class Counted:
     resident: int
     read: float
     written: float
+    clusters: bool = False
 
     @property
     def issued(self) -> Counter[str]:
@@ -151,7 +153,10 @@ def predict(counted: Counted, card: pipes.Card) -> Stage:
     table = pipe_clocks(counted, card)
     by_block = table @ counted.counts / pipes.SUB_PARTITIONS  # clocks of a sub-partition
     mean = by_block.sum(1) / card.multiprocessors
-    ends = makespan(by_block.max(0), card.multiprocessors, counted.resident)
+    work = by_block.max(0)
+    if counted.clusters:
+        work = work.reshape(-1, counted.images).T.ravel()
+    ends = makespan(work, card.multiprocessors, counted.resident)
     scale = card.microseconds(1) / counted.images
     share = replayed_share(counted, card)
     dram = 1e6 * (counted.read + counted.written) / (card.bandwidth * pipes.SUSTAINED) / counted.images

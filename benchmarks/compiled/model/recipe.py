@@ -37,7 +37,8 @@ TOGETHER = 32  # images that are interpreted at once
 MIX_GROUP = 8  # a group draws mixup or CutMix; a training batch is one group, here the sample holds many
 KERNELS = {"resize": "resize_kernel", "plan_ops": "plan_ops_kernel", "finish": "finish_kernelILNS_4TypeE2E"}
 CARD = pipes.CARDS[90]
-REPLAYED = (0, 33, 66, 99)  # multiprocessors whose blocks are replayed
+CLUSTERS = {"plan_ops"}  # stages that augment.cu launches in clusters of an image's blocks
+REPLAYED = (0, 66)  # multiprocessors whose blocks are replayed
 
 
 def compile_cubin(folder: Path, source: Path) -> tuple[Path, str]:
@@ -204,6 +205,7 @@ def count(images: int, root: Path = ROOT) -> tuple[dict[str, Counted], str]:
             listings[stage], sass.parse(listings[stage].text).instructions,
             repeated.reshape(len(listings[stage].instructions), -1), accesses[stage], replayed, BATCH, warps,
             resident_warps(90, registers[stage], host.shared_bytes, 0, warps) // warps, *moved[stage],
+            stage in CLUSTERS,
         )  # fmt: skip
     return found, version
 

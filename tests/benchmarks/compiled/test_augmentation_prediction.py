@@ -1,6 +1,7 @@
 """What the CUDA augmentation executes: held to its budget, to what its comments promise, and to its page."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ def test_the_resize_loads_words_and_stores_sixteen_bytes(counted: dict[str, bloc
 
 def test_the_last_stage_stores_sixteen_bytes_where_nothing_is_erased(counted: dict[str, blocks.Counted]) -> None:
     finish = counted["finish"]
-    assert issued(finish, "STG.E.128") * 8 == VALUES
+    assert VALUES <= issued(finish, "STG.E.128") * 8 < 1.05 * VALUES  # a block's last warp may be half full
     assert issued(finish, "LDG.E.64") >= VALUES / 8  # an image's bytes by eights, and its partner's
 
 
@@ -63,7 +64,17 @@ def test_loops_over_pixels_hold_no_float64(counted: dict[str, blocks.Counted]) -
 
 
 def test_three_launches_make_a_batch() -> None:
-    assert list(BUDGET["stages"]) == sorted(recipe.KERNELS) and len(recipe.KERNELS) == 3
+    def body(source: str, function: str) -> str:
+        text = (recipe.ROOT / "csrc" / source).read_text()
+        return re.findall(rf"^void {function}\(.*?^}}", text, re.MULTILINE | re.DOTALL)[-1]  # behind the CPU's
+
+    called = re.findall(r"cuda::(\w+)\(batch, images", body("ops.cpp", "apply_into"))
+    assert called == ["resize", "run_plan_ops", "finish"]
+    launches = [body("cuda/augment.cu", function) for function in called]
+    # The last one launches the kernel of the output's type.
+    assert [len(re.findall(r"<<<|launch_ops\(", text)) for text in launches] == [1, 1, 0]
+    assert launches[2].count("break;") == launches[2].count("launch_finish<") == 3
+    assert set(BUDGET["stages"]) == set(recipe.KERNELS)
 
 
 @pytest.mark.parametrize(
