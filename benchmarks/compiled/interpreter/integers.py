@@ -1,4 +1,4 @@
-"""Instructions on integers, predicates and the lanes of a warp."""
+"""Instructions on integers and predicates."""
 
 from __future__ import annotations
 
@@ -17,11 +17,9 @@ from benchmarks.compiled.interpreter.operands import (
     I64,
     U32,
     U64,
-    WARP,
     Active,
     Parts,
     Run,
-    is_predicate,
     number,
     operation,
     pair,
@@ -35,7 +33,6 @@ from benchmarks.compiled.interpreter.operands import (
 
 if TYPE_CHECKING:
     from benchmarks.compiled.interpreter.machine import Machine
-# Integers
 
 
 @simple("MOV", "UMOV", "R2UR")
@@ -324,57 +321,5 @@ def _register_to_predicates(machine: Machine, instruction: Instruction) -> Run:
         for i in range(7):
             if mask >> i & 1:
                 machine.write_predicate(i, (value >> U32(i) & U32(1)).astype(bool), active)
-
-    return run
-
-
-@operation("S2R", "S2UR", "CS2R")
-def _special(machine: Machine, instruction: Instruction) -> Run:
-    row, name = row_of(instruction.operands[0]), instruction.operands[1]
-    if name in ("SRZ", "SR_CgaCtaId"):
-        two = instruction.base == "CS2R" and "32" not in instruction.modifiers
-        zero = np.zeros(machine.pc.shape, U64)
-        return lambda active: (write_pair(machine, row, zero[active.at], active) if two
-                               else machine.write(row, zero[active.at].astype(U32), active))  # fmt: skip
-    values = machine.special[name]
-    return lambda active: machine.write(row, values[active.at], active)
-
-
-@operation("VOTE", "VOTEU")
-def _vote(machine: Machine, instruction: Instruction) -> Run:
-    parts = Parts(machine, instruction)
-    names = [text for text in instruction.operands if is_predicate(text)]
-    outs, given = names[:-1], predicate(machine, names[-1])
-
-    def run(active: Active) -> None:
-        lanes = active.lanes()
-        on = np.broadcast_to(given(Active(lanes, None)), lanes.shape)
-        ballots = np.zeros(machine.warp[-1] + 1, U32)
-        np.bitwise_or.at(ballots, machine.warp[lanes[on]], U32(1) << machine.lane_in_warp[lanes[on]])
-        here = np.zeros_like(ballots)
-        np.bitwise_or.at(here, machine.warp[lanes], U32(1) << machine.lane_in_warp[lanes])
-        mine = Active(lanes, None)
-        ballot, everyone = ballots[machine.warp[lanes]], here[machine.warp[lanes]]
-        if parts.row is not None:
-            machine.write(parts.row, ballot, mine)
-        value = ballot == everyone if "ALL" in instruction.modifiers else ballot != 0
-        for text in outs:
-            machine.write_predicate(row_of(text), value, mine)
-
-    return run
-
-
-@operation("SHFL")
-def _shuffle(machine: Machine, instruction: Instruction) -> Run:
-    parts = Parts(machine, instruction)
-    if "IDX" not in instruction.modifiers:
-        raise ValueError("only SHFL.IDX")
-    source, lane = machine.rows[row_of(parts.sources[0])], word(machine, parts.sources[1])
-
-    def run(active: Active) -> None:
-        lanes = active.lanes()
-        mine = Active(lanes, None)
-        first = lanes - machine.lane_in_warp[lanes]
-        machine.write(parts.row, source[first + (lane(mine) & U32(WARP - 1))], mine)
 
     return run

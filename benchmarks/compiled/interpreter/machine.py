@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.compiled.interpreter import floating, flow, integers  # noqa: F401  they register their instructions
+from benchmarks.compiled.interpreter import floating, flow, integers, warp  # noqa: F401  they register their instructions
 from benchmarks.compiled.interpreter.listing import Listing
 from benchmarks.compiled.interpreter.memory import LOCAL_BYTES, LOCAL_WINDOW, SHARED_WINDOW, Memory, cycles
 from benchmarks.compiled.interpreter.operands import PT, RZ, UNIFORM, UPT, URZ, WARP, Active, compiled

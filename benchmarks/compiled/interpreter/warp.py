@@ -1,0 +1,78 @@
+"""Instructions that ask which lane of which block they are, or read other lanes of the warp."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from benchmarks.compiled.interpreter.listing import Instruction
+from benchmarks.compiled.interpreter.operands import (
+    U32,
+    U64,
+    WARP,
+    Active,
+    Parts,
+    Run,
+    is_predicate,
+    operation,
+    predicate,
+    row_of,
+    word,
+    write_pair,
+)
+
+if TYPE_CHECKING:
+    from benchmarks.compiled.interpreter.machine import Machine
+
+
+@operation("S2R", "S2UR", "CS2R")
+def _special(machine: Machine, instruction: Instruction) -> Run:
+    row, name = row_of(instruction.operands[0]), instruction.operands[1]
+    if name in ("SRZ", "SR_CgaCtaId"):
+        two = instruction.base == "CS2R" and "32" not in instruction.modifiers
+        zero = np.zeros(machine.pc.shape, U64)
+        return lambda active: (write_pair(machine, row, zero[active.at], active) if two
+                               else machine.write(row, zero[active.at].astype(U32), active))  # fmt: skip
+    values = machine.special[name]
+    return lambda active: machine.write(row, values[active.at], active)
+
+
+@operation("VOTE", "VOTEU")
+def _vote(machine: Machine, instruction: Instruction) -> Run:
+    parts = Parts(machine, instruction)
+    names = [text for text in instruction.operands if is_predicate(text)]
+    outs, given = names[:-1], predicate(machine, names[-1])
+
+    def run(active: Active) -> None:
+        lanes = active.lanes()
+        on = np.broadcast_to(given(Active(lanes, None)), lanes.shape)
+        ballots = np.zeros(machine.warp[-1] + 1, U32)
+        np.bitwise_or.at(ballots, machine.warp[lanes[on]], U32(1) << machine.lane_in_warp[lanes[on]])
+        here = np.zeros_like(ballots)
+        np.bitwise_or.at(here, machine.warp[lanes], U32(1) << machine.lane_in_warp[lanes])
+        mine = Active(lanes, None)
+        ballot, everyone = ballots[machine.warp[lanes]], here[machine.warp[lanes]]
+        if parts.row is not None:
+            machine.write(parts.row, ballot, mine)
+        value = ballot == everyone if "ALL" in instruction.modifiers else ballot != 0
+        for text in outs:
+            machine.write_predicate(row_of(text), value, mine)
+
+    return run
+
+
+@operation("SHFL")
+def _shuffle(machine: Machine, instruction: Instruction) -> Run:
+    parts = Parts(machine, instruction)
+    if "IDX" not in instruction.modifiers:
+        raise ValueError("only SHFL.IDX")
+    source, lane = machine.rows[row_of(parts.sources[0])], word(machine, parts.sources[1])
+
+    def run(active: Active) -> None:
+        lanes = active.lanes()
+        mine = Active(lanes, None)
+        first = lanes - machine.lane_in_warp[lanes]
+        machine.write(parts.row, source[first + (lane(mine) & U32(WARP - 1))], mine)
+
+    return run
