@@ -51,7 +51,8 @@ def assumptions(machine: Machine) -> list[str]:
     return [
         f"{machine.name}: bf16 matrix products at {machine.product_rate / 1e12:.0f} TFLOP/s (data sheet: {peak:.0f}), "
         f"bytes at {machine.bandwidth / 1e12:.1f} TB/s; a product takes the longer of the two, all else its bytes.",
-        "Attention's kernels take the times that the model of the machine expects of them; all else is a bound.",
+        "Attention and the augmentation take the times that a model of the machine predicts of them, gaps between "
+        "kernels are assumed; all else is a bound.",
         "`torch.compile` fuses LN with the sum before it, GELU, and each one's backward; the gradients of vectors "
         "read what they sum once more. Kernels run one after the other.",
         f"{machine.gap * 1e6:.0f} µs between two kernels; the host is always ahead.",
@@ -159,7 +160,7 @@ def changes(base: Settings, machine: Machine, kernels: Kernels) -> Iterator[tupl
     for name, change, state in of_settings:
         yield name, replace(base, **change), machine, state
         together |= change
-    yield "the six above together", replace(base, **together), machine, paper
+    yield "the six from GELU to the moving average, together", replace(base, **together), machine, paper
     faster = replace(machine, augmentation=GOAL_OF_AUGMENTATION)
     yield f"augmentation at {GOAL_OF_AUGMENTATION * 1e6:.1f} µs an image", base, faster, "the goal"
     yield "FP8 products, and the copies that they need", replace(base, fp8=True), machine, "not planned"

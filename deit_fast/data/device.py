@@ -30,6 +30,11 @@ Layout = Literal["nchw", "channels_last", "patches"]
 Target = Tensor | MixedTarget  # for the loss: labels, or those of two images and their shares
 
 
+def why_on_the_cpu(device: torch.device) -> str | None:
+    """Why a GPU's batches are augmented on the CPU, in words to print; None where that is not so."""
+    return _extension.cuda_missing if device.type == "cuda" else None
+
+
 class Gathered(NamedTuple):
     """b rows in host memory."""
 
@@ -218,7 +223,7 @@ class CudaAugment:
         self.device = device
         self._options = dict(dtype=dtype, layout=layout, patch=patch)
         self._on_cpu = CpuAugment(policy, dtype, layout, patch, threads, mixing, pinned=True)  # checks the options
-        self.on_device = _extension.cuda_missing is None
+        self.on_device = why_on_the_cpu(device) is None
         self.pixels = Blocks(pinned=True)
         self._stream = torch.cuda.Stream(device)  # only one: the allocator keeps memory apart for each stream
         self._copying: deque[tuple[torch.cuda.Event, Tensor]] = deque()

@@ -20,6 +20,7 @@ from torch import nn
 
 from ..config import Config, Precision
 from ..data import EvalLoader, TrainLoader, jpeg_part
+from ..data.device import why_on_the_cpu
 from ..data.sources.folder import by_suffix
 from ..data.training import Loaders, TrainingData
 from ..files import read_json
@@ -103,6 +104,8 @@ def prepare(config: Config, run: Path, ranks: Ranks, reporter: Reporter, train_f
     loaders = data.loaders(normalisation(model), ranks)
     if loaders.mixing is not None:
         reporter.decide("mixing", *loaders.mixing.decision)
+    if reason := why_on_the_cpu(ranks.device):
+        reporter.decide("augmenting", "on the CPU", reason)
     if jpeg_part.missing and loaders.policy.crop == "random_resized":
         reporter.decide("JPEG files", "decoded whole, not only what the crops need", jpeg_part.missing)
     teacher = None if config.distill == "none" else _teacher(config, loaders, ranks, reporter, train_first)

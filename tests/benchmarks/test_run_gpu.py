@@ -66,12 +66,13 @@ def with_a_card(tmp_path: Path):
     stub.write_text(STUB.replace("{python}", sys.executable).replace("{results}", results))
     stub.chmod(0o755)
 
-    def run(**settings: str) -> Outcome:
+    def run(results: str | Path = tmp_path / "out.json", **settings: str) -> Outcome:
         calls.write_text("")
         environment = {"PATH": "/usr/bin:/bin", "PYTHON": str(stub), "CALLS": str(calls)}
         nobody = {"FAIL": "no such words", "HANG": "no such words"}
-        command = ["bash", SCRIPT, tmp_path / "out.json"]
-        done = subprocess.run(command, env=environment | nobody | settings, capture_output=True, text=True)
+        command = ["bash", SCRIPT, results]
+        environment |= nobody | settings
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         steps = re.findall(r"^\d\d:\d\d:\d\d (\w+)$", done.stdout, flags=re.MULTILINE)
         return Outcome(done.returncode, done.stdout, steps, calls.read_text().splitlines())
 
@@ -129,6 +130,16 @@ def test_a_wrong_result_stops_it_before_anything_that_is_wrong_is_measured(
     assert code == 3 and f"{failed} is left out" in printed
     assert steps == STEPS[: STEPS.index(failed) + 1]
     assert (tmp_path / "out.json").exists() == (failed == "loss_tests"), "what was proven and timed before is kept"
+
+
+def test_tests_that_do_not_end_in_time_go_on_with_the_same_command(with_a_card) -> None:
+    code, printed, steps, _ = with_a_card(HANG="-k 198-64", LIMIT="11")
+    assert code == 1 and "first_tests is left out: exit code 124" in printed and steps == ["first_tests"]
+
+
+def test_relative_paths_are_of_the_folder_where_it_is_typed(with_a_card, tmp_path: Path) -> None:
+    code, printed, _, _ = with_a_card(results="out.json")
+    assert code == 0 and (tmp_path / "out.json").exists() and f"results: {tmp_path / 'out.json'}" in printed
 
 
 def test_a_step_that_hangs_ends_at_the_limit_and_the_rest_is_named(with_a_card, tmp_path: Path) -> None:
@@ -189,7 +200,9 @@ def test_a_machine_with_torch_and_pytest_alone_proves_and_times_attention_and_th
 
     first = bare("--collect-only", "-m", "gpu and not slow", "-k", "198-64", tests[0])
     name = "test_error_is_at_most_twice_that_of_plain_pytorch"
-    assert re.findall(rf"{name}(.*)", first) == ["[198-64-torch.bfloat16]", "[198-64-torch.float16]"]
+    assert re.findall(rf"{name}(.*)", first) == [
+        f"[198-64-torch.{dtype}-{pairs}]" for dtype in ("bfloat16", "float16") for pairs in ("few", "many")
+    ]
     agree = bare("-k", "providers_agree", "benchmarks/bench_attention.py", "benchmarks/bench_loss.py", *tests)
     assert re.search(r"[3-9] passed", agree), "the loss, and attention's math and flash at least"
 

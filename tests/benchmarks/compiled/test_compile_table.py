@@ -35,6 +35,7 @@ def test_the_page_of_the_repository_holds_the_committed_budget() -> None:
             cells = row(written, target, kernel)
             assert cells[5:7] == [str(numbers["registers"]), str(numbers["spills"])], "run benchmarks.compiled.page"
             assert cells[13] == str(numbers["instructions"])
+            assert cells[1:5] == predicted_cells(numbers)
 
 
 def test_a_row_tells_occupancy_traffic_and_drift() -> None:

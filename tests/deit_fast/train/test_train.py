@@ -19,13 +19,14 @@ import deit_fast.data.training
 from deit_fast import load
 from deit_fast.config import Config
 from deit_fast.data import EvalLoader, jpeg_part, open_dataset
+from deit_fast.data.device import why_on_the_cpu
 from deit_fast.export.formats import export
 from deit_fast.run import checkpoint
 from deit_fast.scores import evaluate
 from deit_fast.train import train
 from deit_fast.train.__main__ import main
 from deit_fast.weights.build import normalisation
-from deit_kernels import augment
+from deit_kernels import _extension, augment
 from tests.deit_fast.command import command_line
 from tests.deit_fast.train.runs import assert_same_weights, losses, rows, weights
 
@@ -63,6 +64,15 @@ def test_a_run_says_when_whole_jpeg_files_are_decoded(tiny: Config, monkeypatch,
     assert (
         "JPEG files decoded whole, not only what the crops need (the binary is not built; to build it, type: …)" in out
     )
+
+
+def test_a_run_says_when_a_gpus_batches_are_augmented_on_the_cpu(tiny: Config, monkeypatch, capsys) -> None:
+    older = "_C_cuda.cu13.abi3.so is older than its Python code"
+    monkeypatch.setattr(_extension, "cuda_missing", older)
+    assert why_on_the_cpu(torch.device("cuda")) == older and why_on_the_cpu(torch.device("cpu")) is None
+    monkeypatch.setattr("deit_fast.train.prepare.why_on_the_cpu", lambda device: why_on_the_cpu(torch.device("cuda")))
+    train(tiny)
+    assert f"augmenting on the CPU ({older})" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_run_says_which_files_it_leaves_out(tiny: Config, tmp_path: Path, capsys) -> None:
