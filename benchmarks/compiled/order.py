@@ -1,6 +1,6 @@
 """Predict the contenders of `deit_kernels.tune` and print the table of `deit_kernels/attention/predicted.py`.
 
-    python -m benchmarks.compiled.order                             # half an hour on one core, no GPU
+    python -m benchmarks.compiled.order                             # ten minutes on one core, no GPU
     python -m benchmarks.compiled.order --capability 80 --tokens 198 --direction backward
 
 A contender's time is the model's prediction (model/predict.py), or that of its bytes from L2 where it is longer; the

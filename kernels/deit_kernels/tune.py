@@ -7,17 +7,18 @@
 The ops themselves never tune: a training run starts at once and takes the same kernels every time. A configuration that
 does not fit the card, or whose result differs from the shipped one's, is left out and named. Candidates come in the
 order of their predicted times (`attention/predicted.py`): a first pass measures a few of every row, DeiT's own lengths
-first, a second pass the others. The table is rewritten after every row; what it holds for the same card, shape and
-versions is not measured again. Not yet run on a GPU.
+first, a second pass the others. The table is rewritten after every row; what it holds for the same card, shape,
+versions and candidates is not measured again. Not yet run on a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import hashlib
 import json
 import multiprocessing
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -25,6 +26,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -35,6 +37,7 @@ from .attention.predicted import order
 # Longest sequence of a row -> the length that is measured for it: what vision transformers have, not the easiest.
 LENGTHS = {208: 198, 640: 578, 272: 257, 256: 256, 64: 50, 128: 128, 1040: 1025}
 RESIDENT_LIMIT = {"forward": 272, "backward": 256}
+EXACT_ZERO = 64  # tokens up to which only the resident backward gives a gradient of exactly 0 where it has to
 FIRST = 8  # candidates of a row in the first pass
 TOLERANCE = 2e-2  # two bf16 roundings of values near 1
 
@@ -70,13 +73,25 @@ def candidates(direction: Direction, length: int) -> list[Config]:
         for num_warps, max_registers in limits
         for num_stages in (2, 3)
     ]
-    return tiled + resident + two_phase * (direction == "backward")
+    if direction == "forward":
+        return tiled + resident
+    return resident if length <= EXACT_ZERO else tiled + resident + two_phase
 
 
 def best_first(direction: Direction, card: int, length: int) -> list[Config]:
     """The candidates of a row, those with the shortest predicted times before the others."""
     known, every = order(direction, card, length), candidates(direction, length)
     return [config for config in known if config in every] + [config for config in every if config not in known]
+
+
+def candidates_digest(card: int) -> str:
+    """Another one for other candidates or another order of them: `tried` in a row counts along that order."""
+    ordered = [
+        (direction, longest, length, best_first(direction, card, length))
+        for longest, length in LENGTHS.items()
+        for direction in get_args(Direction)
+    ]
+    return hashlib.sha256(repr(ordered).encode()).hexdigest()[:16]
 
 
 def make_call(direction: Direction, qkv: Tensor, scale: float) -> Callable[[Config | None], Tensor]:
@@ -134,19 +149,27 @@ def compiling_ahead() -> Iterator[Callable[[Direction, int, int, int, list[Confi
     """A function that compiles configurations by as many processes as there are cores, into Triton's cache on disk.
 
     It takes the direction, the length, heads and features: no size but these is compiled into a kernel, so a batch of
-    one finds what the measured batch needs.
+    one finds what the measured batch needs. A process that crashes ends the others; the next call starts new ones.
     """
     workers = min(len(os.sched_getaffinity(0)), 16)
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    new_pool = functools.partial(ProcessPoolExecutor, workers, mp_context=multiprocessing.get_context("spawn"))
+    pool = new_pool()
 
-        def ahead(direction: Direction, length: int, heads: int, features: int, configs: list[Config]) -> None:
-            parts = [(direction, length, heads, features, configs[start::workers]) for start in range(workers)]
-            try:
-                list(pool.map(_compile, [part for part in parts if part[-1]]))
-            except (BrokenProcessPool, RuntimeError) as error:  # no memory for as many, or a compiler that crashed
-                print(f"  compiling ahead failed, so measuring takes longer: {error}")
+    def ahead(direction: Direction, length: int, heads: int, features: int, configs: list[Config]) -> None:
+        nonlocal pool
+        parts = [(direction, length, heads, features, configs[start::workers]) for start in range(workers)]
+        try:
+            list(pool.map(_compile, [part for part in parts if part[-1]]))
+        except RuntimeError as error:  # no memory for as many, or a compiler that crashed
+            print(f"  compiling ahead failed, so measuring takes longer: {error}")
+            if isinstance(error, BrokenProcessPool):
+                pool.shutdown()
+                pool = new_pool()
 
+    try:
         yield ahead
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _compile(arguments: tuple[Direction, int, int, int, list[Config]]) -> None:
@@ -179,9 +202,9 @@ def tune(
     rows = {(row["direction"], row["max_length"]): row for row in known}
     for last_pass in (False, True):
         for longest, length in lengths.items():
-            for direction in ("forward", "backward"):
+            for direction in get_args(Direction):
                 configs, row = best_first(direction, card, length), rows.get((direction, longest))
-                tried = row.get("tried", len(configs)) if row else 0
+                tried = row["tried"] if row else 0
                 left = configs[tried:] if last_pass else configs[tried:FIRST]
                 if not left:
                     continue
@@ -210,23 +233,23 @@ def tune(
 
 
 def rows_of(path: Path, measured: dict[str, object]) -> list[dict]:
-    """The rows of a table that was measured on the same card, shape and versions; [] for any other file."""
+    """The rows of a table of the same card, shape, versions and candidates; [] for any other file."""
     if not path.exists():
         return []
     table = json.loads(path.read_text())
     if table.get("measured") != measured:
-        print(f"{path} was measured on {table.get('measured')}: it is overwritten")
+        print(f"{path} was measured on {table.get('measured')}, and this is {measured}: it is overwritten")
         return []
     return table["attention"]
 
 
 def unfinished(rows: list[dict]) -> int:
     """How many rows of `LENGTHS` are missing, or have candidates that were not measured."""
-    tried = {(row["direction"], row["max_length"]): row.get("tried", sys.maxsize) for row in rows}
+    tried = {(row["direction"], row["max_length"]): row["tried"] for row in rows}
     return sum(
         tried.get((direction, longest), 0) < len(candidates(direction, length))
         for longest, length in LENGTHS.items()
-        for direction in ("forward", "backward")
+        for direction in get_args(Direction)
     )
 
 
@@ -259,6 +282,7 @@ def main() -> None:
     card = card_of(device)[0]
     shape = {"batch": arguments.batch, "heads": arguments.heads, "features": arguments.features}
     where = {"device": torch.cuda.get_device_name(device), "torch": torch.__version__, "triton": triton.__version__}
+    where["candidates"] = candidates_digest(card)
     rows = {(row["direction"], row["max_length"]): row for row in rows_of(arguments.out, where | shape)}
     began = time.monotonic()
     with compiling_ahead() as ahead:

@@ -1,6 +1,9 @@
 """Tuning without a card: what is tried, what is written, and that the ops read it."""
 
+import contextlib
 import json
+import multiprocessing
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,9 +26,74 @@ def test_without_a_card_it_says_so() -> None:
 
 def test_every_form_is_tried_where_it_can_be() -> None:
     assert {config.form for config in tune.candidates("backward", 256)} == {"resident", "two_phase", "tiled"}
+    assert {config.form for config in tune.candidates("backward", 65)} == {"resident", "two_phase", "tiled"}
     assert {config.form for config in tune.candidates("backward", 257)} == {"tiled"}
     assert {config.form for config in tune.candidates("forward", 272)} == {"resident", "tiled"}
     assert all(config.num_warps <= 8 for config in tune.candidates("backward", 198))
+
+
+def test_a_tuned_table_keeps_the_exact_zeros_of_short_sequences() -> None:
+    """One key's gradient of the logits is exactly 0 in the resident form only, which sums P ∘ dP up to SUMMED keys."""
+    kernels = pytest.importorskip("deit_kernels.attention.backward_kernels")
+    assert tune.EXACT_ZERO == kernels.SUMMED.value
+    for length in (1, 50, 64):
+        assert {config.form for config in tune.candidates("backward", length)} == {"resident"}
+    assert len(tune.candidates("backward", 64)) > tune.FIRST
+
+
+def test_the_digest_is_of_the_candidates_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, tiles = tune.candidates_digest(90), list(TILES)
+    assert before == tune.candidates_digest(90) and len({tune.candidates_digest(card) for card in (80, 90)}) == 2
+    monkeypatch.setattr(tune, "best_first", lambda direction, card, length: tiles)
+    fewer = tune.candidates_digest(90)
+    tiles.append(Config("tiled", 64, 64, 4, 5))
+    more = tune.candidates_digest(90)
+    tiles.reverse()
+    assert len({before, fewer, more, tune.candidates_digest(90)}) == 4
+
+
+def test_a_table_of_other_candidates_is_measured_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launch = pytest.importorskip("deit_kernels.attention.launch")
+    for name, result in (("is_available", True), ("current_device", 0), ("get_device_name", "a card")):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, result=result: result)
+    monkeypatch.setattr(launch, "card_of", lambda device: (90, 132))
+    monkeypatch.setattr(tune, "compiling_ahead", lambda: contextlib.nullcontext())
+    row = {"direction": "forward", "max_length": 208, "tried": 8}
+    given_rows: list[list[dict]] = []
+    monkeypatch.setattr(tune, "tune", lambda *_, **given: (given_rows.append(given["known"]), iter([row]))[1])
+    table = tmp_path / "table.json"
+    monkeypatch.setattr("sys.argv", ["tune", "--out", str(table)])
+
+    def run() -> list[dict]:
+        with pytest.raises(SystemExit, match="rows have untried candidates"):
+            tune.main()
+        return given_rows[-1]
+
+    assert run() == [] and run() == [row]
+    first = tune.candidates("forward", 198)[0]
+    monkeypatch.setattr(tune, "candidates", lambda direction, length: [first])
+    assert run() == [] and f"{table} was measured on" in capsys.readouterr().out
+
+
+class CrashesItsReader:
+    """Ends the process that takes it out of the pool's queue, as a compiler that crashes does."""
+
+    def __reduce__(self) -> tuple:
+        return os._exit, (1,)
+
+
+def test_a_compiler_that_crashes_does_not_end_compiling_ahead(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tune, "_compile", len)  # a function that another process finds by its name
+    with tune.compiling_ahead() as ahead:
+        ahead("forward", 198, 6, 64, [CrashesItsReader()])
+        assert "compiling ahead failed" in capsys.readouterr().out
+        ahead("forward", 578, 6, 64, TILES)
+        assert capsys.readouterr().out == ""
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("length", sorted(tune.LENGTHS.values()))
@@ -126,8 +194,6 @@ def test_candidates_that_a_table_has_seen_are_not_measured_again(monkeypatch: py
     assert again == rows[3:], "where it was stopped, it goes on"
     assert compiled[0] == ("backward", 578, 2) and len(compiled) == 5
     assert list(measured(monkeypatch, rows[4:], compiled)) == [] and len(compiled) == 5
-    without_count = [{name: value for name, value in row.items() if name != "tried"} for row in rows[4:]]
-    assert list(measured(monkeypatch, without_count, compiled)) == [], "a table of an earlier version is whole"
 
 
 def test_a_slower_second_pass_leaves_the_first_ones_choice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +210,8 @@ def test_rows_are_unfinished_until_all_candidates_were_measured(monkeypatch: pyt
     row = {"direction": "forward", "max_length": 208, "tried": len(tune.candidates("forward", 198))}
     assert tune.unfinished([row]) == 1
     assert tune.unfinished([row, {"direction": "backward", "max_length": 208, "tried": 8}]) == 1
-    assert tune.unfinished([row, {"direction": "backward", "max_length": 208}]) == 0
+    whole = {"direction": "backward", "max_length": 208, "tried": len(tune.candidates("backward", 198))}
+    assert tune.unfinished([row, whole]) == 0
 
 
 def test_a_table_of_another_card_or_version_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,3 +220,5 @@ def test_a_table_of_another_card_or_version_is_overwritten(tmp_path: Path, capsy
     tune.write_table(path, [{"direction": "forward"}], {"device": "a card"})
     assert tune.rows_of(path, {"device": "a card"}) == [{"direction": "forward"}]
     assert tune.rows_of(path, {"device": "another"}) == [] and "it is overwritten" in capsys.readouterr().out
+    assert tune.rows_of(path, {"device": "a card", "candidates": "0123"}) == [], "as of a version that had no digest"
+    assert f"{path} was measured on {{'device': 'a card'}}, and this is " in capsys.readouterr().out

@@ -2,10 +2,12 @@
 
 The table is keyed by what decides it: the family of the card (compute capability, and whether a block can take more
 than 99 KB of shared memory), head dim and sequence length. `python -m benchmarks.compiled` shows what every row
-compiles to and what a model of the machine predicts for it. On sm_90 registers spill where a limit lets a third program
-onto the multiprocessor (forward, N = 129 to 208), and outside of the loop (backward, N = 129 to 256); on sm_80 in the
-forward at N = 193 to 208, and there and on sm_89 in the backward of two phases. The predicted times hold their cost.
-None is measured on a GPU yet.
+compiles to and what a model of the machine predicts for it. Registers spill on sm_90 where a limit lets a third program
+onto the multiprocessor (forward, N = 145 to 208), and outside of the loop (backward, N = 129 to 256). On sm_80, sm_89
+and sm_120 most kernels of 128 rows and four warps spill at 64 features, the backward of two phases most: 48, 36 and 109
+instructions. There some forwards of wider heads spill too, and on sm_80 the forward at N = 145 to 208. Predicted times
+hold that cost on sm_80, sm_89 and sm_90; for sm_100, which hardly spills, and sm_120 nothing is predicted, and sm_120
+takes sm_89's rows unmodelled. None is measured on a GPU yet.
 
 `python -m deit_kernels.tune` measures the candidates on a card and writes a table; the environment variable
 DEIT_KERNELS_TABLE names it, and its rows go before these.
@@ -159,13 +161,16 @@ def choose(direction: Direction, card: int, length: int, features: int, pairs: i
 
     Args:
         card: a `family`.
-        pairs: batch times heads. Below half the multiprocessors, a backward of one program per pair would leave most of
-            the card idle and the tiled one takes its place; a resident forward is split over queries (`splits`).
+        pairs: batch times heads. A backward of one program per pair needs enough of them to fill the card, or the tiled
+            one takes its place: half the multiprocessors in the resident form, and in two phases, whose programs of
+            four warps share a multiprocessor by twos, twice the multiprocessors. A resident forward is split over
+            queries instead (`splits`).
     """
     rows = [*_rows_on_request(direction, card), *TABLE[direction, card]]
     fits = [row.config for row in rows if row.min_length <= length <= row.max_length and features <= row.max_features]
-    if direction == "backward" and 2 * pairs < multiprocessors:
-        fits = [config for config in fits if config.form == "tiled"]
+    if direction == "backward":
+        fewest = {"resident": multiprocessors / 2, "two_phase": 2 * multiprocessors, "tiled": 0}
+        fits = [config for config in fits if pairs >= fewest[config.form]]
     return fits[0]
 
 

@@ -41,6 +41,18 @@ def test_the_best_prediction_is_the_models(key: tuple) -> None:
     assert microseconds(direction, length, config, capability) == pytest.approx(time, rel=0.05)
 
 
+@pytest.mark.parametrize(
+    "key", [key for key in _PREDICTED if key[0] == "forward" or (key[1], key[2]) == (90, 198)], ids=str
+)
+def test_the_shipped_configurations_time_is_the_budgets(key: tuple) -> None:
+    """So the lists are printed anew with the budget. Both come from one model; only the order adds delta and L2."""
+    direction, capability, length = key
+    shipped = choose(direction, capability, length, 64, 1 << 20, 1)
+    kernels = json.loads(BUDGET.read_text())["kernels"][f"sm_{capability}"]
+    predicted = kernels[f"attention_{direction}_{shipped.form} n{length} d64"]["predicted_us"]
+    assert {config: time for time, config in _PREDICTED[key]}[shipped] == pytest.approx(predicted, rel=0.01)
+
+
 def test_what_does_not_fit_has_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
     times = dict(zip(CONTENDERS["forward", 578], [30.0, None, 10.0], strict=False))
     monkeypatch.setattr("benchmarks.compiled.order.microseconds", lambda way, n, config, card: times.get(config))

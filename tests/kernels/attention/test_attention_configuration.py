@@ -48,6 +48,16 @@ def test_few_heads_are_split_over_the_card() -> None:
     assert choose("backward", 90, 198, 64, 1536, 132).form == "resident"
 
 
+@pytest.mark.parametrize("length", (65, 198, 256))
+def test_a_backward_of_one_program_per_pair_has_enough_pairs_to_fill_the_card(length: int) -> None:
+    """Of the resident form a multiprocessor holds one program, of two phases two."""
+    for card in (80, 89):
+        forms = [choose("backward", card, length, 64, pairs, 108).form for pairs in (53, 54, 215, 216)]
+        assert forms == ["tiled", "tiled", "tiled", "two_phase"]
+    for card in (90, 100):
+        assert [choose("backward", card, length, 64, pairs, 132).form for pairs in (65, 66)] == ["tiled", "resident"]
+
+
 def test_two_phases_where_the_resident_backward_leaves_a_multiprocessor_to_one_program() -> None:
     for card in (80, 89):
         assert choose("backward", card, 198, 64, 1536, 108).form == "two_phase"

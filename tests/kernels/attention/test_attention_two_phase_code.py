@@ -1,4 +1,8 @@
-"""What the backward in two phases compiles to: its second phase reads what other warps wrote in its first."""
+"""What the backward in two phases compiles to: its second phase reads what other warps wrote in its first.
+
+The source puts a barrier between delta's store and its load, but a compiler that loads ahead could pass it. The order
+of store, barrier and load is proven for the installed Triton, by its code, and for no other.
+"""
 
 import pytest
 import triton
