@@ -10,19 +10,25 @@
 namespace deit::cuda {
 namespace {
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#define OPS_BOUNDS __launch_bounds__(lone_threads, 2)
+#else
+#define OPS_BOUNDS __launch_bounds__(threads, 3)
+#endif
+
 __global__ void __launch_bounds__(threads, 2)
     resize_kernel(const uint8_t* data, int64_t data_bytes, const PlanRow* rows, ResizeShape shape, uint8_t* images) {
   extern __shared__ __align__(16) unsigned char shared[];
   resize_block(data, data_bytes, rows, shape, images, shared);
 }
 
-__global__ void __launch_bounds__(threads, 3)
+__global__ void OPS_BOUNDS
     plan_ops_kernel(int64_t data_bytes, const PlanRow* rows, int32_t size, uint8_t* images, uint32_t* scratch) {
   extern __shared__ __align__(16) unsigned char shared[];
   plan_ops_block(data_bytes, rows, size, images, scratch, shared);
 }
 
-__global__ void __launch_bounds__(threads, 3)
+__global__ void OPS_BOUNDS
     ops_kernel(const OpCall* calls, int32_t height, int32_t width, uint8_t* images, uint32_t* scratch) {
   extern __shared__ __align__(16) unsigned char shared[];
   ops_block(calls, height, width, images, scratch, shared);
@@ -43,10 +49,12 @@ void launch_finish(const FinishBatch& batch, const Finish& finish, void* output,
 }
 
 void check(cudaError_t error, const char* kernel) {
-  if (error != cudaSuccess) throw std::runtime_error(std::string(kernel) + ": " + cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // forgets the error, which the caller's next launch would be blamed for
+  throw std::runtime_error(std::string(kernel) + ": " + cudaGetErrorString(error));
 }
 
-// A cluster of ops_parts blocks for each image, from sm_90 on; else one block.
+// A cluster of ops_parts blocks for each image, from sm_90 on; else one block of twice the threads.
 template <typename... Parameters>
 void launch_ops(const char* name, void (*kernel)(Parameters...), int64_t count, void* stream, Parameters... arguments) {
   int device = 0, major = 0;
@@ -59,7 +67,7 @@ void launch_ops(const char* name, void (*kernel)(Parameters...), int64_t count, 
   cluster.val.clusterDim.y = parts;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(count), parts);
-  config.blockDim = dim3(threads);
+  config.blockDim = dim3(parts > 1 ? threads : lone_threads);
   config.dynamicSmemBytes = sizeof(OpsShared);
   config.stream = static_cast<cudaStream_t>(stream);
   config.attrs = &cluster;
@@ -87,7 +95,8 @@ void run_plan_ops(const Batch& batch, uint8_t* images, uint32_t* scratch, void* 
 
 void run_ops(const OpBatch& batch, uint32_t* scratch, void* stream) {
   if (batch.count == 0) return;
-  launch_ops("ops_kernel", ops_kernel, batch.count, stream, batch.calls, batch.height, batch.width, batch.images, scratch);
+  launch_ops("ops_kernel", ops_kernel, batch.count, stream, batch.calls, batch.height, batch.width, batch.images,
+             scratch);
 }
 
 void finish(const Batch& batch, const uint8_t* images, const Finish& finish, void* output, void* stream) {

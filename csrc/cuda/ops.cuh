@@ -142,7 +142,6 @@ DEVICE void find_table(const OpCall& call, int64_t pixels, uint32_t* words, OpsS
   __syncthreads();
 }
 
-
 // One op in place, by the image's blocks. What one thread stores here another reads only behind a barrier.
 DEVICE void run_call(uint8_t* image, uint32_t* scratch, int32_t height, int32_t width, const OpCall& call,
                      OpsShared& shared) {

@@ -3,9 +3,10 @@
 //
 //   launch({images, bands}, threads, shared_bytes, [&](unsigned char* shared) { resize_block(..., shared); });
 //
-// Blocks run one after another, but for those of a cluster: with `clusters`, the blocks (x, 0) to (x, grid.y - 1) run at
-// the same time, and sync_cluster() is their barrier. Shared memory is poisoned before each block and is exactly as large as asked for. A
-// barrier that not all threads of the block reach ends the program, and so does one that a thread keeps waiting for.
+// Blocks run one after another, but for those of a cluster: with `clusters`, the blocks (x, 0) to (x, grid.y - 1) run
+// at the same time, and sync_cluster() is their barrier. Shared memory is poisoned before each block and is exactly as
+// large as asked for. A barrier that not all threads of the block reach ends the program, and so does one that a thread
+// keeps waiting for.
 #pragma once
 
 #include <atomic>

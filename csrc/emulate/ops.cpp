@@ -1,7 +1,8 @@
-// Applies an op to each image of a file by the CUDA code, without Python or torch: ops INPUT OUTPUT THREADS. Test-only.
+// Applies an op to each image of a file by the CUDA code, without Python or torch: ops INPUT OUTPUT THREADS PARTS.
+// Test-only.
 //
-// INPUT: the header below, `count` calls, as many images of height x width. OUTPUT: the images, then for each the number
-// of pixels (int64) that an exact affine op cannot make in integers.
+// PARTS is the number of blocks of an image. INPUT: the header below, `count` calls, as many images of height x width.
+// OUTPUT: the images, then for each the number of pixels (int64) that an exact affine op cannot make in integers.
 #include "cuda_on_cpu.h"
 #include "records.h"
 
@@ -37,7 +38,7 @@ int64_t uncertain_pixels(const deit::OpCall& call, const deit::cuda::Padded& sou
 
 int main(int, char** arguments) {
   emulate::Reader input(arguments[1]);
-  const unsigned threads = std::stoi(arguments[3]);
+  const unsigned threads = std::stoi(arguments[3]), parts = std::stoi(arguments[4]);
   const auto header = input.one<Header>();
   const int64_t image_bytes = 3 * int64_t{header.height} * header.width;
   const int64_t scratch_bytes = 4 * deit::cuda::scratch_pixels(header.height, header.width);
@@ -50,7 +51,7 @@ int main(int, char** arguments) {
   for (int64_t i = 0; i < header.count; ++i)
     if (is_exact_affine(calls[i]))
       uncertain[i] = uncertain_pixels(calls[i], {words, header.height, header.width}, images.data() + i * image_bytes);
-  const emulate::Dim grid{static_cast<unsigned>(header.count), 3};
+  const emulate::Dim grid{static_cast<unsigned>(header.count), parts};
   const auto ops = [&](unsigned char* shared) {
     deit::cuda::ops_block(calls.data(), header.height, header.width, images.data(), words, shared);
   };

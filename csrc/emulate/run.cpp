@@ -1,8 +1,10 @@
-// Runs the augmentation on a batch in a file, without Python or torch: run INPUT OUTPUT THREADS. Test-only.
+// Runs the augmentation on a batch in a file, without Python or torch: run INPUT OUTPUT THREADS [LONE]. Test-only.
 //
-// THREADS is the size of an emulated CUDA block; 0 runs the CPU implementation, one thread an image. INPUT: the header
-// below, `count` plan rows, as many mix rows if the header says so, `data_bytes` pixels. OUTPUT: uint8 images as
-// cropped and resized, then the finished values. Both start poisoned and lie between guard bytes, which must survive.
+// THREADS is the size of an emulated CUDA block; 0 runs the CPU implementation, one thread an image. With LONE one block
+// of so many threads runs the ops of an image, as on cards without clusters; without it, or with 0, a cluster does.
+// INPUT: the header below, `count` plan rows, as many mix rows if the header says so, `data_bytes` pixels. OUTPUT: uint8
+// images as cropped and resized, then the finished values. Both start poisoned and lie between guard bytes, which must
+// survive.
 #include "cuda_on_cpu.h"
 
 #include <algorithm>
@@ -44,7 +46,8 @@ void run_finish(const deit::Batch& batch, const deit::Finish& finish, const uint
   });
 }
 
-void run_cuda(const deit::Batch& batch, const deit::Finish& finish, unsigned threads, uint8_t* images, void* output) {
+void run_cuda(const deit::Batch& batch, const deit::Finish& finish, unsigned threads, unsigned lone, uint8_t* images,
+              void* output) {
   const unsigned count = static_cast<unsigned>(batch.count);
   const deit::cuda::ResizeShape shape(batch.size);
   emulate::launch({count, static_cast<unsigned>(shape.bands)}, threads, shape.bytes, [&](unsigned char* shared) {
@@ -57,8 +60,8 @@ void run_cuda(const deit::Batch& batch, const deit::Finish& finish, unsigned thr
     deit::cuda::plan_ops_block(batch.data_bytes, batch.rows, batch.size, staged.data(),
                                reinterpret_cast<uint32_t*>(scratch.data()), shared);
   };
-  constexpr unsigned parts = 2;  // blocks of an image; a card has ops_parts
-  emulate::launch({count, parts}, threads, sizeof(deit::cuda::OpsShared), plan_ops, true);
+  const unsigned parts = lone > 0 ? 1 : 2;  // blocks of an image; a card with clusters has ops_parts
+  emulate::launch({count, parts}, lone > 0 ? lone : threads, sizeof(deit::cuda::OpsShared), plan_ops, true);
   staged.check("staged");
   scratch.check("scratch");
   using deit::Type;
@@ -70,9 +73,9 @@ void run_cuda(const deit::Batch& batch, const deit::Finish& finish, unsigned thr
 
 }  // namespace
 
-int main(int, char** arguments) {
+int main(int given, char** arguments) {
   emulate::Reader input(arguments[1]);
-  const unsigned threads = std::stoi(arguments[3]);
+  const unsigned threads = std::stoi(arguments[3]), lone = given > 4 ? std::stoi(arguments[4]) : 0;
   const auto header = input.one<Header>();
   const auto rows = input.many<deit::PlanRow>(header.count);
   const auto mix = input.many<deit::MixRow>(header.mixed ? header.count : 0);
@@ -85,7 +88,7 @@ int main(int, char** arguments) {
   if (threads == 0)
     run_cpu(batch, header.finish, images.data(), output.data());
   else
-    run_cuda(batch, header.finish, threads, images.data(), output.data());
+    run_cuda(batch, header.finish, threads, lone, images.data(), output.data());
   images.check("images");
   output.check("output");
 

@@ -10,27 +10,31 @@ of an editable install is new and its binaries are old.
 
 from __future__ import annotations
 
+import re
+import struct
 from pathlib import Path
 
 import torch
 
 # Stands for what Python and C++ agree on: the ops' schemas, the layout of their records, the meaning of their numbers.
 # Raised with every change of these; setup.py hands it to the compiler, csrc/interface.cpp writes it into each binary.
-INTERFACE = 1
-_MARK = b"deit_kernels interface "
+INTERFACE = 2
+_MARK = re.compile(rb"deit_kernels interface (\d{1,9});")
 
 
 def other_interface(binary: Path) -> str | None:
     """Why a binary does not fit this Python code; None where it does, and for a file that is no binary at all.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: the file cannot be read, or is cut short.
     """
     content = binary.read_bytes()
     if not content.startswith(b"\x7fELF"):
         return None
-    at = content.find(_MARK)
-    number = int(content[at + len(_MARK) : content.index(b";", at)]) if at >= 0 else 0  # 0: older than this check
+    if _is_cut_short(content):
+        raise OSError("the file is cut short")
+    found = _MARK.search(content)
+    number = int(found[1]) if found else 0  # 0: older than this check
     if number == INTERFACE:
         return None
     age = "older" if number < INTERFACE else "newer"
@@ -38,6 +42,14 @@ def other_interface(binary: Path) -> str | None:
         f"{binary.name} is {age} than its Python code (built for interface {number}, needed is {INTERFACE}); "
         "to rebuild it, type: pip install -e ."
     )
+
+
+def _is_cut_short(content: bytes) -> bool:
+    """Whether an ELF file lacks some of its table of sections, which comes last. Loading one may end the process."""
+    if len(content) < 64:
+        return True
+    (table,), (entry, count) = struct.unpack_from("=Q", content, 0x28), struct.unpack_from("=HH", content, 0x3A)
+    return len(content) < table + entry * count
 
 
 def _load(pattern: str, needs: str) -> str | None:

@@ -234,6 +234,25 @@ def test_a_binary_from_before_interfaces_had_numbers_is_older(tmp_path: Path) ->
     assert "_C.abi3.so is older than its Python code (built for interface 0, " in older.stderr
 
 
+@pytest.mark.parametrize("number", ["DEIT_INTERFACE;", "1", "", "-1;"])
+def test_a_mark_without_a_number_is_older(number: str, tmp_path: Path) -> None:
+    binary = tmp_path / "_C.abi3.so"
+    binary.write_bytes(b"\x7fELF" + bytes(60) + f"deit_kernels interface {number}".encode())
+    assert "is older than its Python code (built for interface 0, " in _extension.other_interface(binary)
+
+
+@needs_binary
+@pytest.mark.parametrize("kept", [20, 1000, 400_000, -3000, -1])
+def test_a_binary_that_is_cut_short_is_no_older_one_and_does_not_end_the_process(kept: int, tmp_path: Path) -> None:
+    """The loader maps what is not there: without the check most of these end the process."""
+    shutil.copytree(PACKAGE, tmp_path / "deit_kernels", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    (tmp_path / "deit_kernels" / "_C.abi3.so").write_bytes((PACKAGE / "_C.abi3.so").read_bytes()[:kept])
+    cut = run_python(DIGEST, tmp_path)
+    assert cut.returncode == 0, cut.stderr
+    assert "_C.abi3.so does not load (the file is cut short)" in cut.stderr
+    assert "older" not in cut.stderr
+
+
 @pytest.mark.parametrize("binary", PART_DECODER, ids=lambda binary: binary.name)
 def test_a_part_decoder_of_another_interface_is_named(binary: Path, tmp_path: Path) -> None:
     shutil.copy(jpeg_part.__file__, tmp_path)
@@ -256,4 +275,4 @@ def test_another_interface_has_another_number() -> None:
     numbers = [OPS, FILTERS, CROPS, ERASE_MODES, MODES, augment_op.LAYOUTS]
     columns = [(name, getattr(reference, name)) for name in STATISTICS]
     whole = [augment_op._SCHEMAS, loss_op._SCHEMAS, [record.descr for record in records], numbers, columns]
-    assert {_extension.INTERFACE: hashlib.sha256(repr(whole).encode()).hexdigest()[:16]} == {1: "27b643d96aac7156"}
+    assert {_extension.INTERFACE: hashlib.sha256(repr(whole).encode()).hexdigest()[:16]} == {2: "27b643d96aac7156"}

@@ -7,9 +7,10 @@
 What is counted. csrc/cuda/augment.cu is compiled for sm_90 with setup.py's flags, and the machine code of the three
 kernels that a training batch launches is run on the CPU, instruction by instruction (benchmarks/compiled/interpreter):
 photographs of 500 × 375 pixels, DeiT's whole recipe at 224 with plans drawn as in training (RandAugment m9, erasing,
-mixing), in bfloat16 as patches. Every image is compared with the CPU ops, byte for byte: what is counted is what the
-code does, with its loops, its branches, and both sides of them where a warp's lanes part. Banks and sectors of memory
-accesses are counted too, from the first images.
+mixing), as patches in bfloat16; the trainer writes float32, twice the bytes of the last stage, which is not counted.
+Every image is compared with the CPU ops, byte for byte: what is counted is what the code does, with its loops, its
+branches, and both sides of them where a warp's lanes part. Banks and sectors of memory accesses are counted too, from
+the first images.
 
 What is predicted.
 1. Bounds: clocks of each pipe (pipes.py has the rates), spread evenly over all multiprocessors. Float64 is a pipe; the
@@ -97,7 +98,8 @@ def page(budget: dict) -> str:
         "# What the CUDA augmentation costs, predicted", "",
         f"No card has run it: every time here is **predicted**, for one {CARD.name} ({CARD.multiprocessors} "
         f"multiprocessors, {CARD.ghz} GHz), a batch of {budget['batch']} photographs of 500 × 375 pixels, DeiT's "
-        "whole recipe at 224 (random resized crop, flip, RandAugment m9, erasing, mixing), bfloat16 patches. "
+        "whole recipe at 224 (random resized crop, flip, RandAugment m9, erasing, mixing), as patches in bfloat16; the "
+        "trainer writes float32, twice the bytes of the last stage, which is not counted. "
         "`python -m benchmarks.compiled.model.augmentation --update` writes this page; its "
         "[text](../benchmarks/compiled/model/augmentation.py) says how, and what the prediction does not see. The "
         f"machine code is that of CUDA {budget['toolkit']}; it was run on {budget['images']} images, which the batch "

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from benchmarks.compiled.interpreter.listing import Listing
 from benchmarks.compiled.model import pipes
+from benchmarks.compiled.model.predict import CORRECTION
 from benchmarks.compiled.model.replay import Traffic, replay
 from benchmarks.compiled.model.sass import Instruction
 
-CORRECTION = 1.15  # of predict.py
 DOUBLE = {"DADD", "DMUL", "DFMA", "DSETP"}
 DOUBLE_CLOCKS = 2  # 64 lanes of a multiprocessor, sm_90
 PIPES = (*pipes.PIPES, "double")

@@ -121,7 +121,8 @@ def interpret(
     """
     data, rows, mix = (table.numpy() for table in (sample.batch.data, sample.rows, sample.mix))
     count, size, image_bytes = len(rows), policy.size, 3 * policy.size**2
-    scratch_bytes = 4 * count * (size + 4) ** 2
+    (scratch_words,) = hosts["plan_ops"].words
+    scratch_bytes = 4 * count * scratch_words
     memory = Memory(data.nbytes + rows.nbytes + mix.nbytes + 3 * count * image_bytes + scratch_bytes + 4096)
     at_data, at_rows, at_mix = (memory.place(table) for table in (data, rows, mix))
     images, scratch, output = (

@@ -23,6 +23,7 @@ OPS = torch.ops.deit_kernels
 TYPES = [torch.float32, torch.float16, torch.bfloat16]
 LAYOUTS = ["nchw", "channels_last", "patches"]
 SIZES = [(40, 50), (64, 64), (70, 3), (1, 1), (90, 200), (9, 9)]
+LONE = 512  # threads of the one block that runs an image's ops on cards without clusters
 HEADER = np.dtype("i8, i8, i4, i4, (3,)f4, (3,)f4, i4, i4, i4, i4")  # struct Header of run.cpp
 
 
@@ -82,14 +83,19 @@ def run(
     layout: str,
     threads: int,
     mix: torch.Tensor | None = None,
+    lone: int = 0,
 ) -> Result:
-    """Images and output of the program, flat but for the batch."""
+    """Images and output of the program, flat but for the batch.
+
+    Args:
+        lone: threads of the one block that runs an image's ops; 0: a cluster runs them.
+    """
     count, kinds = len(rows), (TYPES.index(dtype), LAYOUTS.index(layout), patch_of(size), 0)
     header = np.array((count, batch.data.numel(), size, mix is not None, IMAGENET_MEAN, IMAGENET_STD, *kinds), HEADER)
     tables = [header, rows.numpy(), *([] if mix is None else [mix.numpy()]), batch.data.numpy()]
     given, got = program.parent / "input", program.parent / "output"
     given.write_bytes(b"".join(table.tobytes() for table in tables))
-    done = subprocess.run([program, given, got, str(threads)], capture_output=True, text=True, timeout=600)
+    done = subprocess.run([program, given, got, str(threads), str(lone)], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     result = torch.from_numpy(np.fromfile(got, np.uint8))
     values = count * 3 * size * size
@@ -139,10 +145,10 @@ def test_kernels_store_what_the_cpu_ops_return(
         assert_equal(ours, expected(batch, rows, policy.size, dtype, layout, mix))
 
 
-@pytest.mark.parametrize(("size", "threads"), [(21, 32), (16, 48)])
-def test_every_op_gives_the_pixels_of_the_cpu(program: Path, size: int, threads: int) -> None:
+@pytest.mark.parametrize(("size", "threads", "lone"), [(21, 32, 0), (16, 48, 0), (30, 32, LONE), (17, 32, LONE)])
+def test_every_op_gives_the_pixels_of_the_cpu(program: Path, size: int, threads: int, lone: int) -> None:
     batch, rows = every_op(size)
-    ours = run(program, batch, rows, size, torch.float32, "nchw", threads)
+    ours = run(program, batch, rows, size, torch.float32, "nchw", threads, lone=lone)
     assert_equal(ours, expected(batch, rows, size, torch.float32, "nchw"))
 
 

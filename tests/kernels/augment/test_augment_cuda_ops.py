@@ -40,12 +40,18 @@ def call_of(name: str, arg: float, interpolation: str, fast: bool, height: int, 
     return call
 
 
-def run_ops(program: Path, images: np.ndarray, calls: np.ndarray, threads: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images (B, H, W, 3) after their calls (B,), and of each how many pixels were not made in integers."""
+def run_ops(
+    program: Path, images: np.ndarray, calls: np.ndarray, threads: int, parts: int = 3
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images (B, H, W, 3) after their calls (B,), and of each how many pixels were not made in integers.
+
+    Args:
+        parts: blocks of an image.
+    """
     given, got = program.parent / "input", program.parent / "output"
     header = np.array((len(images), *images.shape[1:3]), "i8, i4, i4")
     given.write_bytes(b"".join(table.tobytes() for table in (header, calls, images)))
-    done = subprocess.run([program, given, got, str(threads)], capture_output=True, text=True, timeout=600)
+    done = subprocess.run([program, given, got, str(threads), str(parts)], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     result = np.fromfile(got, np.uint8)
     return result[: images.size].reshape(images.shape), result[images.size :].view(np.int64)
@@ -79,6 +85,13 @@ def test_every_op_equals_the_cpu(program: Path, kind: str) -> None:
         images = torch.from_numpy(image)[None].contiguous()
         theirs = apply_op(images, name, arg, interpolation=interpolation, fill=FILL, fast=fast)[0].numpy()
         assert (result == theirs).all(), case
+
+
+@pytest.mark.parametrize(("height", "width"), [(33, 40), (9, 21)])  # more pixels than threads, and fewer
+def test_one_block_of_512_threads_gives_the_pixels_of_a_cluster(program: Path, height: int, width: int) -> None:
+    """As on cards without clusters."""
+    images, calls = one_of_each(height, width)
+    assert (run_ops(program, images, calls, 512, parts=1)[0] == run_ops(program, images, calls, 24)[0]).all()
 
 
 def test_affine_ops_are_made_in_integers_but_for_a_few_pixels(program: Path) -> None:
