@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from functools import reduce
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -242,7 +244,7 @@ def _select(machine: Machine, instruction: Instruction) -> Run:
     return run
 
 
-@operation("IMNMX", "VIMNMX", "VIADDMNMX", "UIMNMX", "FMNMX")
+@operation("IMNMX", "VIMNMX", "VIMNMX3", "VIADDMNMX", "UIMNMX", "FMNMX")
 def _least_or_greatest(machine: Machine, instruction: Instruction) -> Run:
     parts = Parts(machine, instruction)
     kind = F32 if instruction.base == "FMNMX" else U32 if "U32" in instruction.modifiers else I32
@@ -251,11 +253,11 @@ def _least_or_greatest(machine: Machine, instruction: Instruction) -> Run:
 
     def run(active: Active) -> None:
         values = [read(active) for read in reads]
-        if len(values) == 3:
+        if instruction.base == "VIADDMNMX":
             values[:2] = [values[0] + values[1]]
-        a, b = (value.view(kind) for value in values)
+        values = [value.view(kind) for value in values]
         least, greatest = (np.fmin, np.fmax) if kind == F32 else (np.minimum, np.maximum)
-        value = np.where(parts.carries[0](active), least(a, b), greatest(a, b))
+        value = np.where(parts.carries[0](active), reduce(least, values), reduce(greatest, values))
         machine.write(parts.row, (np.maximum(value, kind(0)) if positive else value).view(U32), active)
 
     return run

@@ -128,9 +128,11 @@ def interpret(
     images, scratch, output = (
         memory.place(size) for size in (count * image_bytes, scratch_bytes, 2 * count * image_bytes)
     )
+    shape = hosts["resize"].words
+    words = f"{len(shape)}i" + "4x" * (len(shape) % 2)
     form = (*policy.mean, *policy.std, 2, 2, PATCH)  # bfloat16, patches
     parameters = {
-        "resize": struct.pack("<QqQ12iQ", at_data, data.nbytes, at_rows, *hosts["resize"].words, images),
+        "resize": struct.pack(f"<QqQ{words}Q", at_data, data.nbytes, at_rows, *shape, images),
         "plan_ops": struct.pack("<qQi4xQQ", data.nbytes, at_rows, size, images, scratch),
         "finish": struct.pack("<QqQQqi4x6f3i4xQ", images, data.nbytes, at_rows, at_mix, count, size, *form, output),
     }

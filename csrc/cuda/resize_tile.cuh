@@ -1,0 +1,354 @@
+// Crop, resize and flip of one image by CUDA blocks: Pillow's two passes as products of matrices of bytes, exact.
+//
+// A block makes a tile of the output. Columns of it, 16 together, are a product of their weights with the pixels of 16
+// source lines; the results, rounded to a byte, go into the strip, where the source lines of a column lie side by side.
+// Output lines, 8 together, are a product of the strip with their weights. A weight, of 22 bits, is three bytes, so there
+// are three products, whose sums are put together.
+//
+// An image that shrinks by more than about 2.5 reads more source pixels than fit here: resize_band.cuh makes it.
+#pragma once
+
+#include <cstdint>
+
+#include "matrix.cuh"
+#include "resize_source.cuh"
+
+namespace deit::cuda {
+
+constexpr int32_t weight_planes = 3;  // the bytes of a weight, the lowest first; the last one is signed
+
+// Outputs along an axis and their weights: `tiles` tiles of `together` outputs. A tile reads at most `depth` source
+// pixels, of which the first is at a multiple of 4 of the axis.
+template <int32_t together_, int32_t tiles_, int32_t depth_>
+struct TileAxis {
+  static constexpr int32_t together = together_, tiles = tiles_, depth = depth_, outputs = together * tiles;
+  static constexpr int32_t plane_words = outputs * depth / 4, words = weight_planes * plane_words;
+
+  struct Span {
+    int32_t begin, end;  // source pixels that a tile or several read
+  };
+  int32_t count, window;  // outputs, and the first one's place on the resized axis
+  int32_t first[outputs], end[outputs];
+  Span span[tiles];
+
+  DEVICE int32_t used_tiles() const { return divided_up(count, together); }
+
+  // The tiles [first, last).
+  DEVICE Span spans(int32_t from, int32_t to) const {
+    Span all = span[from];
+    for (int32_t tile = from + 1; tile < to; ++tile) {
+      all.begin = smaller(all.begin, span[tile].begin);
+      all.end = larger(all.end, span[tile].end);
+    }
+    return all;
+  }
+
+  // Whether a tile's outputs read no more than `depth` pixels and `most_taps` each, and all outputs at most `window`.
+  DEVICE static bool fits(const Axis& axis, int32_t window) {
+    const double taps = 2.0 * axis.support + 1.0;
+    return taps <= most_taps && (together - 1) * axis.scale + taps + 3.0 <= depth &&
+           (outputs - 1) * axis.scale + taps + 3.0 <= window;
+  }
+  static constexpr int32_t most_taps = 12;
+};
+using TileColumns = TileAxis<16, 7, 64>;
+using TileLines = TileAxis<8, 7, 32>;
+
+// What the weights are made from, and those of the columns, which their warps take into registers.
+struct WeightTables {
+  alignas(16) uint32_t column_weights[TileColumns::words];
+  double weights[TileColumns::most_taps][TileColumns::outputs + TileLines::outputs];  // not yet normalised
+};
+
+// A block's shared memory.
+struct TileShared {
+  static constexpr int32_t lines_at_once = 16;                           // source lines that are resized together
+  static constexpr int32_t line_words = 76;                              // of a channel: 304 source columns at most
+  static constexpr int32_t channel_words = lines_at_once * line_words + 8;
+  static constexpr int32_t strip_lines = 112, strip_stride = strip_lines / 4 + 1;
+  static constexpr int32_t strip_rows = 3 * TileColumns::outputs;
+
+  ResizeSource source;
+  TileColumns columns;
+  TileLines lines;
+  alignas(16) uint32_t line_weights[TileLines::words];  // [plane][line][depth / 4]
+  // Four columns in a word, of twice 16 source lines, [channel][line][column / 4], and what is read beyond the last one.
+  alignas(16) uint32_t pixels[2][3 * channel_words + 16];
+  union {
+    uint32_t strip[strip_rows * strip_stride + 8];  // four source lines in a word, [column][channel][line / 4]
+    WeightTables tables;                            // until the first lines are resized
+  };
+
+  DEVICE static bool fits(const ResizeSource& source) {
+    return TileColumns::fits(source.across, 4 * line_words) && TileLines::fits(source.down, 1 << 30);
+  }
+
+  // Where a source line's pixels lie. Lines 0, 1, 4, 5, 8, 9, 12 and 13, which are multiplied together, and lines 2, 3,
+  // 6 and so on, lie in different banks.
+  DEVICE static int32_t line_place(int32_t line) { return line * line_words + line / 8 * 8; }
+};
+static_assert(TileShared::strip_lines % TileShared::lines_at_once == 0);
+
+// fixed_point by a product with 1 / total, which errs by less than 2**-28 of a step; where that might matter, as it is.
+DEVICE_CALL int32_t divided_fixed_point(double weight, double total) { return fixed_point(weight, total); }
+DEVICE int32_t fixed_point_of(double weight, double total, double inverse) {
+  const double shifted = weight * inverse * (1 << precision) + (weight < 0 ? -0.5 : 0.5);
+  const auto cut = static_cast<int32_t>(shifted);
+  const double beyond = fabs(shifted - cut);
+  return 0x1p-20 < beyond && beyond < 1 - 0x1p-20 ? cut : divided_fixed_point(weight, total);
+}
+
+// Float64 is in functions that are called, not inlined: else it would take registers from the loops over pixels.
+// An output's taps, and its weights as they are.
+template <typename TileAxis>
+DEVICE double find_tile_taps(TileAxis& axis, const Axis& of, int32_t after, int32_t output, double* weights,
+                             int32_t stride) {
+  const Taps taps = of.taps(reflect(axis.window + output, after));
+  axis.first[output] = taps.first;
+  axis.end[output] = taps.first + taps.count;
+  double total = 0.0;
+#pragma unroll 1
+  for (int32_t tap = 0; tap < taps.count; ++tap) {
+    const double weight = of.weight(taps, taps.first + tap);
+    weights[tap * stride] = weight;
+    total += weight;
+  }
+  return total;
+}
+
+// An output's weights as bytes, and its tile's span.
+template <typename TileAxis>
+DEVICE void store_tile_weights(TileAxis& axis, int32_t output, double total, const double* weights, int32_t stride,
+                               uint32_t* planes) {
+  const int32_t tile = output / TileAxis::together;
+  int32_t begin = axis.first[output], end = axis.end[output];
+  for (int32_t i = 0; i < TileAxis::together; ++i) {
+    const int32_t other = smaller(tile * TileAxis::together + i, axis.count - 1);
+    begin = smaller(begin, axis.first[other]);
+    end = larger(end, axis.end[other]);
+  }
+  begin = begin / 4 * 4;
+  if (output % TileAxis::together == 0) axis.span[tile] = {begin, end};
+  auto* bytes = reinterpret_cast<uint8_t*>(planes) + output * TileAxis::depth + axis.first[output] - begin;
+  const int32_t count = axis.end[output] - axis.first[output];
+  const double inverse = total != 0.0 ? 1.0 / total : 1.0;
+#pragma unroll 1
+  for (int32_t tap = 0; tap < count; ++tap) {
+    const int32_t weight = fixed_point_of(weights[tap * stride], total, inverse);
+    for (int plane = 0; plane < weight_planes; ++plane)
+      bytes[4 * plane * TileAxis::plane_words + tap] = static_cast<uint8_t>(weight >> 8 * plane);
+  }
+}
+
+DEVICE_CALL double find_output(TileShared* shared, int32_t number) {
+  constexpr int32_t columns = TileColumns::outputs, stride = columns + TileLines::outputs;
+  const ResizeSource& source = shared->source;
+  double* weights = &shared->tables.weights[0][number];
+  return number < columns
+             ? find_tile_taps(shared->columns, source.across, source.row.resized_width, number, weights, stride)
+             : find_tile_taps(shared->lines, source.down, source.row.resized_height, number - columns, weights, stride);
+}
+
+DEVICE_CALL void store_output(TileShared* shared, int32_t number, double total) {
+  constexpr int32_t columns = TileColumns::outputs, stride = columns + TileLines::outputs;
+  const double* weights = &shared->tables.weights[0][number];
+  if (number < columns)
+    store_tile_weights(shared->columns, number, total, weights, stride, shared->tables.column_weights);
+  else
+    store_tile_weights(shared->lines, number - columns, total, weights, stride, shared->line_weights);
+}
+
+// The three products of one set of sums.
+struct ByteSums {
+  int32_t plane[weight_planes][4];
+
+  DEVICE ByteSums() {
+    for (int i = 0; i < 4; ++i) {
+      plane[0][i] = one_half;
+      plane[1][i] = plane[2][i] = 0;
+    }
+  }
+  DEVICE int32_t level(int i) const {  // not yet clipped
+    return ((plane[2][i] * 256 + plane[1][i]) * 256 + plane[0][i]) >> precision;
+  }
+};
+
+DEVICE uint32_t packed_levels(int32_t first, int32_t second, int32_t third, int32_t fourth) {
+  return packed(first, second, packed(third, fourth, 0));
+}
+
+// The weights of a tile of 16 columns, for 32 source columns.
+struct ColumnWeights {
+  Left plane[weight_planes];
+
+  DEVICE ColumnWeights(const uint32_t* weights, int32_t tile, int32_t depth)
+      : plane{load(weights, 0, tile, depth), load(weights, 1, tile, depth), load(weights, 2, tile, depth)} {}
+
+  DEVICE static Left load(const uint32_t* weights, int plane, int32_t tile, int32_t depth) {
+    return Left([=](int32_t lane, int i) {
+      const int32_t column = TileColumns::together * tile + lane / 4 + 8 * (i % 2);
+      return weights[plane * TileColumns::plane_words + (column * TileColumns::depth + depth) / 4 + lane % 4 + 4 * (i / 2)];
+    });
+  }
+
+  DEVICE void add(const Right& pixels, ByteSums& sums) const {
+    add_product<false, false>(plane[0], pixels, sums.plane[0]);
+    add_product<false, false>(plane[1], pixels, sums.plane[1]);
+    add_product<true, false>(plane[2], pixels, sums.plane[2]);
+  }
+};
+
+// A channel of four pixels in 12 bytes.
+DEVICE uint32_t channel_of(const Words3& bytes, int channel) {
+  const uint32_t *word = bytes.word;
+  if (channel == 0) return permuted(permuted(word[0], word[1], 0x0630), word[2], 0x5210);
+  if (channel == 1) return permuted(permuted(word[0], word[1], 0x0741), word[2], 0x6210);
+  return permuted(permuted(word[0], word[1], 0x0052), word[2], 0x7410);
+}
+
+// A block's work, by its threads: of at least as many warps as it has tiles.
+struct ResizeTile {
+  TileShared& shared;
+  int32_t warp, group, place;  // of this thread: its warp, its lane's group and place
+
+  DEVICE explicit ResizeTile(TileShared& shared)
+      : shared(shared), warp(threadIdx.x / warp_lanes), group(threadIdx.x % warp_lanes / 4), place(threadIdx.x % 4) {}
+
+  // The source lines [line, line + lines_at_once), as far as there are any, from column `left` on, `words` words of four
+  // columns, into a buffer. A thread keeps to its word.
+  DEVICE void unpack(int32_t line, int32_t left, int32_t words, int32_t buffer) const {
+    const ResizeSource& source = shared.source;
+    const int32_t lines = smaller(TileShared::lines_at_once, source.row.box.height - line);
+    const int32_t step = quotient(blockDim.x, words), first = quotient(threadIdx.x, words);
+    if (first >= step) return;
+    const int32_t word = static_cast<int32_t>(threadIdx.x) - first * words, stride = 3 * source.row.width;
+    const bool words_inside = source.words_inside;
+    const uint8_t *bytes = source.crop + (line + first) * int64_t{stride} + 3 * left + 12 * word, *end = source.end;
+    uint32_t* to = shared.pixels[buffer] + word;
+    for (int32_t i = first; i < lines; i += step, bytes += step * stride) {
+      const Words3 from = load_twelve(bytes, words_inside, end);
+      uint32_t* at = to + TileShared::line_place(i);
+      for (int c = 0; c < 3; ++c) at[c * TileShared::channel_words] = channel_of(from, c);
+    }
+  }
+
+  // A warp's tile of columns of the unpacked lines, into the strip as its lines [4 * word, 4 * word + lines_at_once).
+  DEVICE void resize_columns(const ColumnWeights (&weights)[2], int32_t left, int32_t word, int32_t buffer) const {
+    const TileColumns& columns = shared.columns;
+    const auto span = columns.span[warp];
+    const bool twice = span.end - span.begin > 32;
+    for (int c = 0; c < 3; ++c) {
+      const uint32_t* pixels = shared.pixels[buffer] + c * TileShared::channel_words + (span.begin - left) / 4;
+      const auto load = [&](int32_t line, int32_t depth) {  // lines `line`, `line` + 1, `line` + 4 and so on
+        return Right([=](int32_t lane, int i) {
+          return pixels[TileShared::line_place(lane / 8 * 4 + lane / 4 % 2 + line) + depth / 4 + lane % 4 + 4 * i];
+        });
+      };
+      ByteSums first, second;
+      weights[0].add(load(0, 0), first);
+      weights[0].add(load(2, 0), second);
+      if (twice) {
+        weights[1].add(load(0, 32), first);
+        weights[1].add(load(2, 32), second);
+      }
+      for (int half = 0; half < 2; ++half) {
+        const int32_t column = TileColumns::together * warp + group + 8 * half;
+        if (column >= columns.count) break;
+        const int32_t x = shared.source.row.flip ? columns.count - 1 - column : column;
+        shared.strip[(3 * x + c) * TileShared::strip_stride + word + place] = packed_levels(
+            first.level(2 * half), first.level(2 * half + 1), second.level(2 * half), second.level(2 * half + 1));
+      }
+    }
+  }
+
+  // A tile of output lines from the strip, whose first line is `begin`. `words_together`: words may be stored.
+  DEVICE void make_lines(int32_t tile, int32_t begin, uint8_t* output, int32_t line_bytes, bool words_together) const {
+    const TileLines& lines = shared.lines;
+    const int32_t rows = 3 * shared.columns.count;
+    const uint32_t* strip = shared.strip + (lines.span[tile].begin - begin) / 4;
+    const auto load = [&](int plane) {
+      const uint32_t* weights = shared.line_weights + plane * TileLines::plane_words +
+                                TileLines::together * tile * (TileLines::depth / 4);
+      return Right([=](int32_t lane, int i) { return weights[lane / 4 * (TileLines::depth / 4) + lane % 4 + 4 * i]; });
+    };
+    const Right weights[weight_planes] = {load(0), load(1), load(2)};
+    const int32_t y = TileLines::together * tile + 2 * place;
+    uint8_t* to = output + y * line_bytes;
+    for (int32_t row = 0; row < rows; row += 32) {
+      const auto first_row = [=](int32_t lane) {  // of the four rows of a lane; some, of the last 32, are no more there
+        const int32_t first = row + lane / 4 * 4;
+        return first < rows ? first : 0;
+      };
+      ByteSums sums[2];
+      for (int pair = 0; pair < 2; ++pair) {
+        const Left levels([=](int32_t lane, int i) {
+          return strip[(first_row(lane) + 2 * pair + i % 2) * TileShared::strip_stride + lane % 4 + 4 * (i / 2)];
+        });
+        add_product<false, false>(levels, weights[0], sums[pair].plane[0]);
+        add_product<false, false>(levels, weights[1], sums[pair].plane[1]);
+        add_product<false, true>(levels, weights[2], sums[pair].plane[2]);
+      }
+      const int32_t first = row + 4 * group;
+      for (int line = 0; line < 2; ++line) {
+        if (first >= rows || y + line >= lines.count) continue;
+        const uint32_t four = packed_levels(sums[0].level(line), sums[0].level(2 + line), sums[1].level(line),
+                                            sums[1].level(2 + line));
+        uint8_t* at = to + line * line_bytes + first;
+        if (words_together)
+          *reinterpret_cast<uint32_t*>(at) = four;
+        else
+          for (int k = 0; k < 4 && first + k < rows; ++k) at[k] = static_cast<uint8_t>(four >> 8 * k);
+      }
+    }
+  }
+
+  // By all threads, behind a barrier: the tables of weights.
+  DEVICE void find_weights() const {
+    const auto clear = [](uint32_t* words, int32_t count) {
+      for (int32_t i = threadIdx.x; i < count / 4; i += blockDim.x) reinterpret_cast<Words4*>(words)[i] = Words4{};
+    };
+    clear(shared.tables.column_weights, TileColumns::words);
+    clear(shared.line_weights, TileLines::words);
+    // Columns and lines by different warps.
+    const int32_t columns = TileColumns::outputs, from = divided_up(columns, warp_lanes) * warp_lanes;
+    const int32_t thread = threadIdx.x, number = thread < columns ? thread : columns + thread - from;
+    const bool mine = thread < columns ? thread < shared.columns.count
+                                       : thread >= from && thread - from < shared.lines.count;
+    const double total = mine ? find_output(&shared, number) : 0.0;
+    __syncthreads();
+    if (mine) store_output(&shared, number, total);
+    __syncthreads();
+  }
+
+  // The whole tile; `output` is its first pixel.
+  DEVICE void run(uint8_t* output, int32_t line_bytes) const {
+    find_weights();
+    const int32_t column_tiles = shared.columns.used_tiles(), line_tiles = shared.lines.used_tiles();
+    const auto window = shared.columns.spans(0, column_tiles);
+    const int32_t words = divided_up(window.end - window.begin, 4);
+    const int32_t mine = smaller(warp, column_tiles - 1);
+    const ColumnWeights weights[2] = {{shared.tables.column_weights, mine, 0},
+                                      {shared.tables.column_weights, mine, 32}};
+    const bool words_together = line_bytes % 4 == 0 && reinterpret_cast<uintptr_t>(output) % 4 == 0;
+    for (int32_t from = 0, to; from < line_tiles; from = to) {
+      auto lines = shared.lines.span[from];
+      for (to = from + 1; to < line_tiles; ++to) {  // as many tiles as the strip has room for
+        const auto more = shared.lines.spans(from, to + 1);
+        if (more.end - more.begin > TileShared::strip_lines) break;
+        lines = more;
+      }
+      constexpr int32_t together = TileShared::lines_at_once;
+      const int32_t steps = divided_up(lines.end - lines.begin, together);
+      unpack(lines.begin, window.begin, words, 0);
+      for (int32_t step = 0; step < steps; ++step) {
+        __syncthreads();
+        if (step + 1 < steps) unpack(lines.begin + (step + 1) * together, window.begin, words, (step + 1) % 2);
+        if (warp < column_tiles) resize_columns(weights, window.begin, step * together / 4, step % 2);
+      }
+      __syncthreads();
+      if (warp < to - from) make_lines(from + warp, lines.begin, output, line_bytes, words_together);
+    }
+  }
+};
+
+}  // namespace deit::cuda
