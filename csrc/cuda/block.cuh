@@ -113,6 +113,15 @@ struct alignas(16) Words4 {
   uint32_t word[4];
 };
 
+// A word of global memory that nobody writes. The compiler does not know what memory a pointer from a structure is to.
+DEVICE uint32_t load_global(const uint32_t* from) {
+#ifdef __CUDA_ARCH__
+  return __ldg(from);
+#else
+  return *from;
+#endif
+}
+
 // One store of 16 bytes to global memory. The compiler would split it where it joins the two ends of a branch.
 DEVICE void store_global(const Words4& words, void* to) {
 #ifdef __CUDA_ARCH__

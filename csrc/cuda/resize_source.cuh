@@ -42,7 +42,7 @@ DEVICE Words3 load_twelve(const uint8_t* bytes, bool words_inside, const uint8_t
   if (words_inside) {
     const uint32_t ahead = reinterpret_cast<uintptr_t>(bytes) % 4;
     const auto* words = reinterpret_cast<const uint32_t*>(bytes - ahead);
-    const uint32_t word[4] = {words[0], words[1], words[2], words[3]};
+    const uint32_t word[4] = {load_global(words), load_global(words + 1), load_global(words + 2), load_global(words + 3)};
     return {{word_between(word[0], word[1], ahead), word_between(word[1], word[2], ahead),
              word_between(word[2], word[3], ahead)}};
   }

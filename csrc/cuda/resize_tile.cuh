@@ -17,6 +17,13 @@ namespace deit::cuda {
 
 constexpr int32_t weight_planes = 3;  // the bytes of a weight, the lowest first; the last one is signed
 
+// Source pixels [begin, end) of an axis that some outputs read.
+struct Span {
+  int32_t begin, end;
+
+  DEVICE Span with(const Span& other) const { return {smaller(begin, other.begin), larger(end, other.end)}; }
+};
+
 // Outputs along an axis and their weights: `tiles` tiles of `together` outputs. A tile reads at most `depth` source
 // pixels, of which the first is at a multiple of 4 of the axis.
 template <int32_t together_, int32_t tiles_, int32_t depth_>
@@ -24,22 +31,19 @@ struct TileAxis {
   static constexpr int32_t together = together_, tiles = tiles_, depth = depth_, outputs = together * tiles;
   static constexpr int32_t plane_words = outputs * depth / 4, words = weight_planes * plane_words;
 
-  struct Span {
-    int32_t begin, end;  // source pixels that a tile or several read
-  };
+  // What the place of an output's byte is xor-ed with, so that the outputs that are read together lie in different banks.
+  DEVICE static int32_t swizzle(int32_t output) { return output / (128 / depth) * 16 % depth; }
+
   int32_t count, window;  // outputs, and the first one's place on the resized axis
   int32_t first[outputs], end[outputs];
   Span span[tiles];
 
   DEVICE int32_t used_tiles() const { return divided_up(count, together); }
 
-  // The tiles [first, last).
-  DEVICE Span spans(int32_t from, int32_t to) const {
-    Span all = span[from];
-    for (int32_t tile = from + 1; tile < to; ++tile) {
-      all.begin = smaller(all.begin, span[tile].begin);
-      all.end = larger(all.end, span[tile].end);
-    }
+  // Of all tiles; those beyond the last one have its span.
+  DEVICE Span spans() const {
+    Span all = span[0];
+    for (int32_t tile = 1; tile < tiles; ++tile) all = all.with(span[tile]);
     return all;
   }
 
@@ -128,15 +132,18 @@ DEVICE void store_tile_weights(TileAxis& axis, int32_t output, double total, con
     end = larger(end, axis.end[other]);
   }
   begin = begin / 4 * 4;
-  if (output % TileAxis::together == 0) axis.span[tile] = {begin, end};
-  auto* bytes = reinterpret_cast<uint8_t*>(planes) + output * TileAxis::depth + axis.first[output] - begin;
+  if (output % TileAxis::together == 0)
+    for (int32_t i = tile; i == tile || (output + TileAxis::together >= axis.count && i < TileAxis::tiles); ++i)
+      axis.span[i] = {begin, end};
+  auto* bytes = reinterpret_cast<uint8_t*>(planes) + output * TileAxis::depth;
+  const int32_t from = axis.first[output] - begin, swizzle = TileAxis::swizzle(output);
   const int32_t count = axis.end[output] - axis.first[output];
   const double inverse = total != 0.0 ? 1.0 / total : 1.0;
 #pragma unroll 1
   for (int32_t tap = 0; tap < count; ++tap) {
     const int32_t weight = fixed_point_of(weights[tap * stride], total, inverse);
     for (int plane = 0; plane < weight_planes; ++plane)
-      bytes[4 * plane * TileAxis::plane_words + tap] = static_cast<uint8_t>(weight >> 8 * plane);
+      bytes[4 * plane * TileAxis::plane_words + ((from + tap) ^ swizzle)] = static_cast<uint8_t>(weight >> 8 * plane);
   }
 }
 
@@ -187,7 +194,8 @@ struct ColumnWeights {
   DEVICE static Left load(const uint32_t* weights, int plane, int32_t tile, int32_t depth) {
     return Left([=](int32_t lane, int i) {
       const int32_t column = TileColumns::together * tile + lane / 4 + 8 * (i % 2);
-      return weights[plane * TileColumns::plane_words + (column * TileColumns::depth + depth) / 4 + lane % 4 + 4 * (i / 2)];
+      const int32_t place = (depth + lane % 4 * 4 + i / 2 * 16) ^ TileColumns::swizzle(column);
+      return weights[plane * TileColumns::plane_words + (column * TileColumns::depth + place) / 4];
     });
   }
 
@@ -235,8 +243,12 @@ struct ResizeTile {
   // A warp's tile of columns of the unpacked lines, into the strip as its lines [4 * word, 4 * word + lines_at_once).
   DEVICE void resize_columns(const ColumnWeights (&weights)[2], int32_t left, int32_t word, int32_t buffer) const {
     const TileColumns& columns = shared.columns;
-    const auto span = columns.span[warp];
+    const Span span = columns.span[warp];
     const bool twice = span.end - span.begin > 32;
+    const int32_t count = columns.count, column = TileColumns::together * warp + group;
+    const bool first_there = column < count, second_there = column + 8 < count, flip = shared.source.row.flip;
+    const int32_t second_on = (flip ? -8 : 8) * 3 * TileShared::strip_stride;
+    uint32_t* strip = shared.strip + 3 * (flip ? count - 1 - column : column) * TileShared::strip_stride + word + place;
     for (int c = 0; c < 3; ++c) {
       const uint32_t* pixels = shared.pixels[buffer] + c * TileShared::channel_words + (span.begin - left) / 4;
       const auto load = [&](int32_t line, int32_t depth) {  // lines `line`, `line` + 1, `line` + 4 and so on
@@ -251,13 +263,11 @@ struct ResizeTile {
         weights[1].add(load(0, 32), first);
         weights[1].add(load(2, 32), second);
       }
-      for (int half = 0; half < 2; ++half) {
-        const int32_t column = TileColumns::together * warp + group + 8 * half;
-        if (column >= columns.count) break;
-        const int32_t x = shared.source.row.flip ? columns.count - 1 - column : column;
-        shared.strip[(3 * x + c) * TileShared::strip_stride + word + place] = packed_levels(
-            first.level(2 * half), first.level(2 * half + 1), second.level(2 * half), second.level(2 * half + 1));
-      }
+      uint32_t* to = strip + c * TileShared::strip_stride;
+      if (first_there)
+        *to = packed_levels(first.level(0), first.level(1), second.level(0), second.level(1));
+      if (second_there)
+        to[second_on] = packed_levels(first.level(2), first.level(3), second.level(2), second.level(3));
     }
   }
 
@@ -267,14 +277,17 @@ struct ResizeTile {
     const int32_t rows = 3 * shared.columns.count;
     const uint32_t* strip = shared.strip + (lines.span[tile].begin - begin) / 4;
     const auto load = [&](int plane) {
-      const uint32_t* weights = shared.line_weights + plane * TileLines::plane_words +
-                                TileLines::together * tile * (TileLines::depth / 4);
-      return Right([=](int32_t lane, int i) { return weights[lane / 4 * (TileLines::depth / 4) + lane % 4 + 4 * i]; });
+      const uint32_t* weights = shared.line_weights + plane * TileLines::plane_words;
+      return Right([=](int32_t lane, int i) {
+        const int32_t line = TileLines::together * tile + lane / 4;
+        return weights[(line * TileLines::depth + ((lane % 4 * 4 + i * 16) ^ TileLines::swizzle(line))) / 4];
+      });
     };
     const Right weights[weight_planes] = {load(0), load(1), load(2)};
     const int32_t y = TileLines::together * tile + 2 * place;
-    uint8_t* to = output + y * line_bytes;
-    for (int32_t row = 0; row < rows; row += 32) {
+    const bool there[2] = {y < lines.count, y + 1 < lines.count};
+    uint8_t* to = output + y * line_bytes + 4 * group;
+    for (int32_t row = 0; row < rows; row += 32, to += 32) {
       const auto first_row = [=](int32_t lane) {  // of the four rows of a lane; some, of the last 32, are no more there
         const int32_t first = row + lane / 4 * 4;
         return first < rows ? first : 0;
@@ -288,16 +301,16 @@ struct ResizeTile {
         add_product<false, false>(levels, weights[1], sums[pair].plane[1]);
         add_product<false, true>(levels, weights[2], sums[pair].plane[2]);
       }
-      const int32_t first = row + 4 * group;
+      if (row + 4 * group >= rows) continue;
       for (int line = 0; line < 2; ++line) {
-        if (first >= rows || y + line >= lines.count) continue;
+        if (!there[line]) continue;
         const uint32_t four = packed_levels(sums[0].level(line), sums[0].level(2 + line), sums[1].level(line),
                                             sums[1].level(2 + line));
-        uint8_t* at = to + line * line_bytes + first;
         if (words_together)
-          *reinterpret_cast<uint32_t*>(at) = four;
+          *reinterpret_cast<uint32_t*>(to + line * line_bytes) = four;
         else
-          for (int k = 0; k < 4 && first + k < rows; ++k) at[k] = static_cast<uint8_t>(four >> 8 * k);
+          for (int k = 0; k < 4 && row + 4 * group + k < rows; ++k)
+            to[line * line_bytes + k] = static_cast<uint8_t>(four >> 8 * k);
       }
     }
   }
@@ -324,18 +337,22 @@ struct ResizeTile {
   DEVICE void run(uint8_t* output, int32_t line_bytes) const {
     find_weights();
     const int32_t column_tiles = shared.columns.used_tiles(), line_tiles = shared.lines.used_tiles();
-    const auto window = shared.columns.spans(0, column_tiles);
+    const Span window = shared.columns.spans(), all_lines = shared.lines.spans();
     const int32_t words = divided_up(window.end - window.begin, 4);
     const int32_t mine = smaller(warp, column_tiles - 1);
     const ColumnWeights weights[2] = {{shared.tables.column_weights, mine, 0},
                                       {shared.tables.column_weights, mine, 32}};
     const bool words_together = line_bytes % 4 == 0 && reinterpret_cast<uintptr_t>(output) % 4 == 0;
     for (int32_t from = 0, to; from < line_tiles; from = to) {
-      auto lines = shared.lines.span[from];
-      for (to = from + 1; to < line_tiles; ++to) {  // as many tiles as the strip has room for
-        const auto more = shared.lines.spans(from, to + 1);
-        if (more.end - more.begin > TileShared::strip_lines) break;
-        lines = more;
+      Span lines = all_lines;
+      to = line_tiles;
+      if (lines.end - lines.begin > TileShared::strip_lines) {  // as many tiles as the strip has room for
+        lines = shared.lines.span[from];
+        for (to = from + 1; to < line_tiles; ++to) {
+          const Span more = lines.with(shared.lines.span[to]);
+          if (more.end - more.begin > TileShared::strip_lines) break;
+          lines = more;
+        }
       }
       constexpr int32_t together = TileShared::lines_at_once;
       const int32_t steps = divided_up(lines.end - lines.begin, together);
