@@ -43,12 +43,13 @@ struct Taps {
 struct Axis {
   int32_t before;
   Filter filter;
-  double scale, stretch, support;
+  double scale, stretch, support, narrowing;  // narrowing: 1 / stretch
 
   HOST_DEVICE Axis(int32_t before, int32_t after, Filter filter) : before(before), filter(filter) {
     scale = static_cast<double>(before) / after;
     stretch = scale < 1.0 ? 1.0 : scale;
     support = (filter == Filter::bicubic ? 2.0 : 1.0) * stretch;
+    narrowing = 1.0 / stretch;
   }
 
   HOST_DEVICE Taps taps(int32_t output) const {
@@ -62,7 +63,7 @@ struct Axis {
 
   // Weight of source pixel `at`, not yet normalised.
   HOST_DEVICE double weight(const Taps& taps, int32_t at) const {
-    const double x = (at - taps.centre + 0.5) * (1.0 / stretch);
+    const double x = (at - taps.centre + 0.5) * narrowing;
     return filter == Filter::bicubic ? bicubic(x) : bilinear(x);
   }
 

@@ -75,22 +75,26 @@ struct TileShared {
   ResizeSource source;
   TileColumns columns;
   TileLines lines;
-  alignas(16) uint32_t line_weights[TileLines::words];  // [plane][line][depth / 4]
   // Four columns in a word, of twice 16 source lines, [channel][line][column / 4], and what is read beyond the last one.
   alignas(16) uint32_t pixels[2][3 * channel_words + 16];
   union {
-    uint32_t strip[strip_rows * strip_stride + 8];  // four source lines in a word, [column][channel][line / 4]
-    WeightTables tables;                            // until the first lines are resized
+    // Four source lines in a word, [column][channel][line / 4]; then the lines' weights, [plane][line][depth / 4], which
+    // are read as lines too, to no effect.
+    uint32_t strip[strip_rows * strip_stride + TileLines::words];
+    WeightTables tables;  // until the first lines are resized
   };
 
   DEVICE static bool fits(const ResizeSource& source) {
     return TileColumns::fits(source.across, 4 * line_words) && TileLines::fits(source.down, 1 << 30);
   }
 
+  DEVICE uint32_t* line_weights() { return strip + strip_rows * strip_stride; }
+
   // Where a source line's pixels lie. Lines 0, 1, 4, 5, 8, 9, 12 and 13, which are multiplied together, and lines 2, 3,
   // 6 and so on, lie in different banks.
   DEVICE static int32_t line_place(int32_t line) { return line * line_words + line / 8 * 8; }
 };
+static_assert(sizeof(WeightTables) <= 4 * TileShared::strip_rows * TileShared::strip_stride);
 static_assert(TileShared::strip_lines % TileShared::lines_at_once == 0);
 
 // fixed_point by a product with 1 / total, which errs by less than 2**-28 of a step; where that might matter, as it is.
@@ -162,7 +166,7 @@ DEVICE_CALL void store_output(TileShared* shared, int32_t number, double total) 
   if (number < columns)
     store_tile_weights(shared->columns, number, total, weights, stride, shared->tables.column_weights);
   else
-    store_tile_weights(shared->lines, number - columns, total, weights, stride, shared->line_weights);
+    store_tile_weights(shared->lines, number - columns, total, weights, stride, shared->line_weights());
 }
 
 // The three products of one set of sums.
@@ -214,103 +218,105 @@ DEVICE uint32_t channel_of(const Words3& bytes, int channel) {
   return permuted(permuted(word[0], word[1], 0x0052), word[2], 0x7410);
 }
 
+// Where a warp's columns lie in the strip: those of this thread are the lane's group and the eighth column after it.
+struct ColumnPlaces {
+  uint32_t* strip;
+  int32_t second_on;
+  bool first_there, second_there;
+
+  DEVICE ColumnPlaces(TileShared& shared, int32_t tile, int32_t lane) {
+    const int32_t count = shared.columns.count, column = TileColumns::together * tile + lane / 4;
+    const bool flip = shared.source.row.flip;
+    strip = shared.strip + 3 * (flip ? count - 1 - column : column) * TileShared::strip_stride + lane % 4;
+    second_on = (flip ? -8 : 8) * 3 * TileShared::strip_stride;
+    first_there = column < count;
+    second_there = column + 8 < count;
+  }
+};
+
 // A block's work, by its threads: of at least as many warps as it has tiles.
 struct ResizeTile {
   TileShared& shared;
-  int32_t warp, group, place;  // of this thread: its warp, its lane's group and place
+  int32_t warp, lane;  // of this thread
 
   DEVICE explicit ResizeTile(TileShared& shared)
-      : shared(shared), warp(threadIdx.x / warp_lanes), group(threadIdx.x % warp_lanes / 4), place(threadIdx.x % 4) {}
+      : shared(shared), warp(threadIdx.x / warp_lanes), lane(threadIdx.x % warp_lanes) {}
 
-  // The source lines [line, line + lines_at_once), as far as there are any, from column `left` on, `words` words of four
-  // columns, into a buffer. A thread keeps to its word.
-  DEVICE void unpack(int32_t line, int32_t left, int32_t words, int32_t buffer) const {
+  // The source lines [line, end), or lines_at_once of them, from column `left` on, `words` words of four columns, into a
+  // buffer. A thread keeps to its word.
+  DEVICE void unpack(int32_t line, int32_t end, int32_t left, int32_t words, int32_t buffer) const {
     const ResizeSource& source = shared.source;
-    const int32_t lines = smaller(TileShared::lines_at_once, source.row.box.height - line);
+    const int32_t lines = smaller(TileShared::lines_at_once, end - line);
     const int32_t step = quotient(blockDim.x, words), first = quotient(threadIdx.x, words);
     if (first >= step) return;
     const int32_t word = static_cast<int32_t>(threadIdx.x) - first * words, stride = 3 * source.row.width;
     const bool words_inside = source.words_inside;
-    const uint8_t *bytes = source.crop + (line + first) * int64_t{stride} + 3 * left + 12 * word, *end = source.end;
+    const uint8_t *bytes = source.crop + (line + first) * int64_t{stride} + 3 * left + 12 * word, *beyond = source.end;
     uint32_t* to = shared.pixels[buffer] + word;
     for (int32_t i = first; i < lines; i += step, bytes += step * stride) {
-      const Words3 from = load_twelve(bytes, words_inside, end);
+      const Words3 from = load_twelve(bytes, words_inside, beyond);
       uint32_t* at = to + TileShared::line_place(i);
       for (int c = 0; c < 3; ++c) at[c * TileShared::channel_words] = channel_of(from, c);
     }
   }
 
-  // A warp's tile of columns of the unpacked lines, into the strip as its lines [4 * word, 4 * word + lines_at_once).
-  DEVICE void resize_columns(const ColumnWeights (&weights)[2], int32_t left, int32_t word, int32_t buffer) const {
-    const TileColumns& columns = shared.columns;
-    const Span span = columns.span[warp];
-    const bool twice = span.end - span.begin > 32;
-    const int32_t count = columns.count, column = TileColumns::together * warp + group;
-    const bool first_there = column < count, second_there = column + 8 < count, flip = shared.source.row.flip;
-    const int32_t second_on = (flip ? -8 : 8) * 3 * TileShared::strip_stride;
-    uint32_t* strip = shared.strip + 3 * (flip ? count - 1 - column : column) * TileShared::strip_stride + word + place;
+  // A warp's tile of columns of the unpacked lines, whose pixels begin at `pixels`, into the strip as its lines
+  // [4 * word, 4 * word + lines_at_once). steps: how often 32 source columns are read.
+  template <int steps>
+  DEVICE void resize_columns(const ColumnWeights (&weights)[2], const ColumnPlaces& places, const uint32_t* pixels,
+                             int32_t word) const {
     for (int c = 0; c < 3; ++c) {
-      const uint32_t* pixels = shared.pixels[buffer] + c * TileShared::channel_words + (span.begin - left) / 4;
-      const auto load = [&](int32_t line, int32_t depth) {  // lines `line`, `line` + 1, `line` + 4 and so on
-        return Right([=](int32_t lane, int i) {
-          return pixels[TileShared::line_place(lane / 8 * 4 + lane / 4 % 2 + line) + depth / 4 + lane % 4 + 4 * i];
-        });
-      };
-      ByteSums first, second;
-      weights[0].add(load(0, 0), first);
-      weights[0].add(load(2, 0), second);
-      if (twice) {
-        weights[1].add(load(0, 32), first);
-        weights[1].add(load(2, 32), second);
-      }
-      uint32_t* to = strip + c * TileShared::strip_stride;
-      if (first_there)
-        *to = packed_levels(first.level(0), first.level(1), second.level(0), second.level(1));
-      if (second_there)
-        to[second_on] = packed_levels(first.level(2), first.level(3), second.level(2), second.level(3));
+      ByteSums sums[2];  // of lines 0, 1, 4, 5 and so on; of lines 2, 3, 6, 7 and so on
+      for (int step = 0; step < steps; ++step)
+        for (int part = 0; part < 2; ++part)
+          weights[step].add(Right([=](int32_t lane, int i) {
+                              const int32_t line = lane / 8 * 4 + lane / 4 % 2 + 2 * part;
+                              return pixels[c * TileShared::channel_words + TileShared::line_place(line) + 8 * step +
+                                            lane % 4 + 4 * i];
+                            }),
+                            sums[part]);
+      uint32_t* to = places.strip + c * TileShared::strip_stride + word;
+      const uint32_t first = packed_levels(sums[0].level(0), sums[0].level(1), sums[1].level(0), sums[1].level(1));
+      const uint32_t second = packed_levels(sums[0].level(2), sums[0].level(3), sums[1].level(2), sums[1].level(3));
+      if (places.first_there) *to = first;
+      if (places.second_there) to[places.second_on] = second;
     }
   }
 
-  // A tile of output lines from the strip, whose first line is `begin`. `words_together`: words may be stored.
-  DEVICE void make_lines(int32_t tile, int32_t begin, uint8_t* output, int32_t line_bytes, bool words_together) const {
-    const TileLines& lines = shared.lines;
-    const int32_t rows = 3 * shared.columns.count;
-    const uint32_t* strip = shared.strip + (lines.span[tile].begin - begin) / 4;
+  // A tile of output lines from the strip, whose first line is `begin`.
+  template <bool words_together>  // whether words may be stored
+  DEVICE void make_lines(int32_t tile, int32_t begin, uint8_t* output, int32_t line_bytes) const {
+    const int32_t rows = 3 * shared.columns.count, lines = shared.lines.count;
     const auto load = [&](int plane) {
-      const uint32_t* weights = shared.line_weights + plane * TileLines::plane_words;
+      const uint32_t* weights = shared.line_weights() + plane * TileLines::plane_words;
       return Right([=](int32_t lane, int i) {
         const int32_t line = TileLines::together * tile + lane / 4;
         return weights[(line * TileLines::depth + ((lane % 4 * 4 + i * 16) ^ TileLines::swizzle(line))) / 4];
       });
     };
     const Right weights[weight_planes] = {load(0), load(1), load(2)};
-    const int32_t y = TileLines::together * tile + 2 * place;
-    const bool there[2] = {y < lines.count, y + 1 < lines.count};
-    uint8_t* to = output + y * line_bytes + 4 * group;
-    for (int32_t row = 0; row < rows; row += 32, to += 32) {
-      const auto first_row = [=](int32_t lane) {  // of the four rows of a lane; some, of the last 32, are no more there
-        const int32_t first = row + lane / 4 * 4;
-        return first < rows ? first : 0;
-      };
+    const int32_t y = TileLines::together * tile + 2 * (lane % 4);
+    const uint32_t* strip = shared.strip + (shared.lines.span[tile].begin - begin) / 4;
+    uint8_t* to = output + y * line_bytes + lane / 4 * 4;
+    for (int32_t row = lane / 4 * 4, first = 0; first < rows; row += 32, first += 32, to += 32) {
       ByteSums sums[2];
       for (int pair = 0; pair < 2; ++pair) {
-        const Left levels([=](int32_t lane, int i) {
-          return strip[(first_row(lane) + 2 * pair + i % 2) * TileShared::strip_stride + lane % 4 + 4 * (i / 2)];
+        const Left levels([=](int32_t lane, int i) {  // of the last rows some are not there, and are not stored
+          return strip[(first + lane / 4 * 4 + 2 * pair + i % 2) * TileShared::strip_stride + lane % 4 + 4 * (i / 2)];
         });
         add_product<false, false>(levels, weights[0], sums[pair].plane[0]);
         add_product<false, false>(levels, weights[1], sums[pair].plane[1]);
         add_product<false, true>(levels, weights[2], sums[pair].plane[2]);
       }
-      if (row + 4 * group >= rows) continue;
       for (int line = 0; line < 2; ++line) {
-        if (!there[line]) continue;
         const uint32_t four = packed_levels(sums[0].level(line), sums[0].level(2 + line), sums[1].level(line),
                                             sums[1].level(2 + line));
-        if (words_together)
-          *reinterpret_cast<uint32_t*>(to + line * line_bytes) = four;
-        else
-          for (int k = 0; k < 4 && row + 4 * group + k < rows; ++k)
-            to[line * line_bytes + k] = static_cast<uint8_t>(four >> 8 * k);
+        const int32_t there = y + line < lines ? rows - row : 0;
+        if (words_together) {
+          if (there > 0) *reinterpret_cast<uint32_t*>(to + line * line_bytes) = four;
+        } else {
+          for (int k = 0; k < smaller(4, there); ++k) to[line * line_bytes + k] = static_cast<uint8_t>(four >> 8 * k);
+        }
       }
     }
   }
@@ -321,7 +327,7 @@ struct ResizeTile {
       for (int32_t i = threadIdx.x; i < count / 4; i += blockDim.x) reinterpret_cast<Words4*>(words)[i] = Words4{};
     };
     clear(shared.tables.column_weights, TileColumns::words);
-    clear(shared.line_weights, TileLines::words);
+    clear(shared.line_weights(), TileLines::words);
     // Columns and lines by different warps.
     const int32_t columns = TileColumns::outputs, from = divided_up(columns, warp_lanes) * warp_lanes;
     const int32_t thread = threadIdx.x, number = thread < columns ? thread : columns + thread - from;
@@ -342,6 +348,9 @@ struct ResizeTile {
     const int32_t mine = smaller(warp, column_tiles - 1);
     const ColumnWeights weights[2] = {{shared.tables.column_weights, mine, 0},
                                       {shared.tables.column_weights, mine, 32}};
+    const ColumnPlaces places(shared, warp, lane);
+    const Span span = shared.columns.span[mine];
+    const bool once = span.end - span.begin <= 32;
     const bool words_together = line_bytes % 4 == 0 && reinterpret_cast<uintptr_t>(output) % 4 == 0;
     for (int32_t from = 0, to; from < line_tiles; from = to) {
       Span lines = all_lines;
@@ -354,16 +363,27 @@ struct ResizeTile {
           lines = more;
         }
       }
-      constexpr int32_t together = TileShared::lines_at_once;
-      const int32_t steps = divided_up(lines.end - lines.begin, together);
-      unpack(lines.begin, window.begin, words, 0);
-      for (int32_t step = 0; step < steps; ++step) {
+      unpack(lines.begin, lines.end, window.begin, words, 0);
+      int32_t buffer = 0, word = 0;
+      for (int32_t line = lines.begin; line < lines.end; word += TileShared::lines_at_once / 4) {
         __syncthreads();
-        if (step + 1 < steps) unpack(lines.begin + (step + 1) * together, window.begin, words, (step + 1) % 2);
-        if (warp < column_tiles) resize_columns(weights, window.begin, step * together / 4, step % 2);
+        line += TileShared::lines_at_once;
+        if (line < lines.end) unpack(line, lines.end, window.begin, words, 1 - buffer);
+        if (warp < column_tiles) {
+          const uint32_t* pixels = shared.pixels[buffer] + (span.begin - window.begin) / 4;
+          if (once)
+            resize_columns<1>(weights, places, pixels, word);
+          else
+            resize_columns<2>(weights, places, pixels, word);
+        }
+        buffer = 1 - buffer;
       }
       __syncthreads();
-      if (warp < to - from) make_lines(from + warp, lines.begin, output, line_bytes, words_together);
+      if (warp >= to - from) continue;
+      if (words_together)
+        make_lines<true>(from + warp, lines.begin, output, line_bytes);
+      else
+        make_lines<false>(from + warp, lines.begin, output, line_bytes);
     }
   }
 };
