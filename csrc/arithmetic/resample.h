@@ -29,9 +29,8 @@ HOST_DEVICE double bilinear(double x) {
 HOST_DEVICE double bicubic(double x) {
   constexpr double a = -0.5;
   if (x < 0.0) x = -x;
-  if (x < 1.0) return ((a + 2.0) * x - (a + 3.0)) * x * x + 1;
-  if (x < 2.0) return (((x - 5) * x + 8) * x - 4) * a;
-  return 0.0;
+  const double near = ((a + 2.0) * x - (a + 3.0)) * x * x + 1, far = (((x - 5) * x + 8) * x - 4) * a;
+  return x < 1.0 ? near : x < 2.0 ? far : 0.0;
 }
 
 // The source pixels [first, first + count) of one output pixel, whose centre lies at `centre` on the source axis.

@@ -40,14 +40,17 @@ struct Words3 {
 // bytes before `end`.
 DEVICE Words3 load_twelve(const uint8_t* bytes, bool words_inside, const uint8_t* end) {
   if (words_inside) {
-    const uint32_t ahead = reinterpret_cast<uintptr_t>(bytes) % 4;
-    const auto* words = reinterpret_cast<const uint32_t*>(bytes - ahead);
+    const auto address = reinterpret_cast<uintptr_t>(bytes);
+    const auto* words = reinterpret_cast<const uint32_t*>(address / 4 * 4);
     const uint32_t word[4] = {load_global(words), load_global(words + 1), load_global(words + 2), load_global(words + 3)};
+    const uint32_t ahead = address % 4;
     return {{word_between(word[0], word[1], ahead), word_between(word[1], word[2], ahead),
              word_between(word[2], word[3], ahead)}};
   }
   Words3 result{};
-  for (int i = 0; i < 12 && bytes + i < end; ++i) result.word[i / 4] |= uint32_t{bytes[i]} << 8 * (i % 4);
+#pragma unroll
+  for (int i = 0; i < 12; ++i)
+    if (bytes + i < end) result.word[i / 4] |= uint32_t{bytes[i]} << 8 * (i % 4);
   return result;
 }
 

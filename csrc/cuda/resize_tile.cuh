@@ -10,6 +10,7 @@
 
 #include <cstdint>
 
+#include "../arithmetic/exact_math.h"
 #include "matrix.cuh"
 #include "resize_source.cuh"
 
@@ -92,18 +93,20 @@ struct TileShared {
 
   // Where a source line's pixels lie. Lines 0, 1, 4, 5, 8, 9, 12 and 13, which are multiplied together, and lines 2, 3,
   // 6 and so on, lie in different banks.
-  DEVICE static int32_t line_place(int32_t line) { return line * line_words + line / 8 * 8; }
+  DEVICE static int32_t line_place(int32_t line) { return line * line_words + (line & 8); }
 };
 static_assert(sizeof(WeightTables) <= 4 * TileShared::strip_rows * TileShared::strip_stride);
 static_assert(TileShared::strip_lines % TileShared::lines_at_once == 0);
 
-// fixed_point by a product with 1 / total, which errs by less than 2**-28 of a step; where that might matter, as it is.
+// fixed_point(weight, total), of which `steps` is 2**precision / total. The product errs by less than 2**-28, so where it
+// does not lie within 2**-15 of halfway between two integers, the nearest one is the answer.
 DEVICE_CALL int32_t divided_fixed_point(double weight, double total) { return fixed_point(weight, total); }
-DEVICE int32_t fixed_point_of(double weight, double total, double inverse) {
-  const double shifted = weight * inverse * (1 << precision) + (weight < 0 ? -0.5 : 0.5);
-  const auto cut = static_cast<int32_t>(shifted);
-  const double beyond = fabs(shifted - cut);
-  return 0x1p-20 < beyond && beyond < 1 - 0x1p-20 ? cut : divided_fixed_point(weight, total);
+DEVICE int32_t fixed_point_of(double weight, double total, double steps) {
+  // Behind this sum, the last bit of the number is 2**-16: the 16 bits from there on are the fraction, then comes the integer.
+  const uint64_t bits = to_bits(weight * steps + (0x1.8p36 + 0.5));
+  const uint32_t fraction = bits & 0xFFFF;
+  if (fraction - 2 > 0xFFFF - 4) return divided_fixed_point(weight, total);
+  return static_cast<int32_t>(bits >> 16);
 }
 
 // Float64 is in functions that are called, not inlined: else it would take registers from the loops over pixels.
@@ -142,10 +145,10 @@ DEVICE void store_tile_weights(TileAxis& axis, int32_t output, double total, con
   auto* bytes = reinterpret_cast<uint8_t*>(planes) + output * TileAxis::depth;
   const int32_t from = axis.first[output] - begin, swizzle = TileAxis::swizzle(output);
   const int32_t count = axis.end[output] - axis.first[output];
-  const double inverse = total != 0.0 ? 1.0 / total : 1.0;
+  const double steps = (1 << precision) / (total != 0.0 ? total : 1.0);
 #pragma unroll 1
   for (int32_t tap = 0; tap < count; ++tap) {
-    const int32_t weight = fixed_point_of(weights[tap * stride], total, inverse);
+    const int32_t weight = fixed_point_of(weights[tap * stride], total, steps);
     for (int plane = 0; plane < weight_planes; ++plane)
       bytes[4 * plane * TileAxis::plane_words + ((from + tap) ^ swizzle)] = static_cast<uint8_t>(weight >> 8 * plane);
   }
@@ -169,19 +172,20 @@ DEVICE_CALL void store_output(TileShared* shared, int32_t number, double total) 
     store_tile_weights(shared->lines, number - columns, total, weights, stride, shared->line_weights());
 }
 
-// The three products of one set of sums.
-struct ByteSums {
-  int32_t plane[weight_planes][4];
+// The weighed sums of bytes, a plane of the weights after the other: the last one, then 256 times that and the second,
+// then 256 times that and the first. add(plane, sums) adds a plane's products.
+struct Levels {
+  int32_t sum[4] = {};
 
-  DEVICE ByteSums() {
-    for (int i = 0; i < 4; ++i) {
-      plane[0][i] = one_half;
-      plane[1][i] = plane[2][i] = 0;
-    }
+  template <typename Add>
+  DEVICE explicit Levels(const Add& add) {
+    add(2, sum);
+    for (int32_t& value : sum) value *= 256;
+    add(1, sum);
+    for (int32_t& value : sum) value = value * 256 + one_half;
+    add(0, sum);
   }
-  DEVICE int32_t level(int i) const {  // not yet clipped
-    return ((plane[2][i] * 256 + plane[1][i]) * 256 + plane[0][i]) >> precision;
-  }
+  DEVICE int32_t operator[](int i) const { return sum[i] >> precision; }  // not yet clipped
 };
 
 DEVICE uint32_t packed_levels(int32_t first, int32_t second, int32_t third, int32_t fourth) {
@@ -203,10 +207,11 @@ struct ColumnWeights {
     });
   }
 
-  DEVICE void add(const Right& pixels, ByteSums& sums) const {
-    add_product<false, false>(plane[0], pixels, sums.plane[0]);
-    add_product<false, false>(plane[1], pixels, sums.plane[1]);
-    add_product<true, false>(plane[2], pixels, sums.plane[2]);
+  DEVICE void add(int number, const Right& pixels, int32_t (&sum)[4]) const {
+    if (number == weight_planes - 1)
+      add_product<true, false>(plane[number], pixels, sum);
+    else
+      add_product<false, false>(plane[number], pixels, sum);
   }
 };
 
@@ -217,6 +222,19 @@ DEVICE uint32_t channel_of(const Words3& bytes, int channel) {
   if (channel == 1) return permuted(permuted(word[0], word[1], 0x0741), word[2], 0x6210);
   return permuted(permuted(word[0], word[1], 0x0052), word[2], 0x7410);
 }
+
+// A thread unpacks a word of four columns of some of the lines: of line `first` and then every `step`-th.
+struct UnpackedWord {
+  const uint8_t* bytes;  // of line 0
+  int32_t stride, word, first, step;
+
+  DEVICE UnpackedWord(const ResizeSource& source, int32_t left, int32_t words)
+      : stride(3 * source.row.width), first(quotient(threadIdx.x, words)), step(quotient(blockDim.x, words)) {
+    word = static_cast<int32_t>(threadIdx.x) - first * words;
+    bytes = source.crop + 3 * left + 12 * word;
+    if (first >= step) first = TileShared::lines_at_once;  // a thread too many
+  }
+};
 
 // Where a warp's columns lie in the strip: those of this thread are the lane's group and the eighth column after it.
 struct ColumnPlaces {
@@ -242,22 +260,23 @@ struct ResizeTile {
   DEVICE explicit ResizeTile(TileShared& shared)
       : shared(shared), warp(threadIdx.x / warp_lanes), lane(threadIdx.x % warp_lanes) {}
 
-  // The source lines [line, end), or lines_at_once of them, from column `left` on, `words` words of four columns, into a
-  // buffer. A thread keeps to its word.
-  DEVICE void unpack(int32_t line, int32_t end, int32_t left, int32_t words, int32_t buffer) const {
-    const ResizeSource& source = shared.source;
-    const int32_t lines = smaller(TileShared::lines_at_once, end - line);
-    const int32_t step = quotient(blockDim.x, words), first = quotient(threadIdx.x, words);
-    if (first >= step) return;
-    const int32_t word = static_cast<int32_t>(threadIdx.x) - first * words, stride = 3 * source.row.width;
-    const bool words_inside = source.words_inside;
-    const uint8_t *bytes = source.crop + (line + first) * int64_t{stride} + 3 * left + 12 * word, *beyond = source.end;
-    uint32_t* to = shared.pixels[buffer] + word;
-    for (int32_t i = first; i < lines; i += step, bytes += step * stride) {
+  // The source lines [line, end), or lines_at_once of them, into a buffer.
+  template <bool words_inside>
+  DEVICE void unpack(const UnpackedWord& mine, int32_t line, int32_t end, int32_t buffer) const {
+    const int32_t lines = smaller(TileShared::lines_at_once, end - line), stride = mine.stride;
+    const uint8_t *bytes = mine.bytes + (line + mine.first) * int64_t{stride}, *beyond = shared.source.end;
+    uint32_t* to = shared.pixels[buffer] + mine.word;
+    for (int32_t i = mine.first; i < lines; i += mine.step, bytes += mine.step * stride) {
       const Words3 from = load_twelve(bytes, words_inside, beyond);
       uint32_t* at = to + TileShared::line_place(i);
       for (int c = 0; c < 3; ++c) at[c * TileShared::channel_words] = channel_of(from, c);
     }
+  }
+  DEVICE void unpack(const UnpackedWord& mine, int32_t line, int32_t end, int32_t buffer) const {
+    if (shared.source.words_inside)
+      unpack<true>(mine, line, end, buffer);
+    else
+      unpack<false>(mine, line, end, buffer);
   }
 
   // A warp's tile of columns of the unpacked lines, whose pixels begin at `pixels`, into the strip as its lines
@@ -266,18 +285,20 @@ struct ResizeTile {
   DEVICE void resize_columns(const ColumnWeights (&weights)[2], const ColumnPlaces& places, const uint32_t* pixels,
                              int32_t word) const {
     for (int c = 0; c < 3; ++c) {
-      ByteSums sums[2];  // of lines 0, 1, 4, 5 and so on; of lines 2, 3, 6, 7 and so on
-      for (int step = 0; step < steps; ++step)
-        for (int part = 0; part < 2; ++part)
-          weights[step].add(Right([=](int32_t lane, int i) {
-                              const int32_t line = lane / 8 * 4 + lane / 4 % 2 + 2 * part;
-                              return pixels[c * TileShared::channel_words + TileShared::line_place(line) + 8 * step +
-                                            lane % 4 + 4 * i];
-                            }),
-                            sums[part]);
+      const auto levels = [&](int part) {  // of lines 0, 1, 4, 5 and so on; of lines 2, 3, 6, 7 and so on
+        const auto load = [=](int32_t lane, int i) {
+          const int32_t line = lane / 8 * 4 + lane / 4 % 2 + 2 * part;
+          return pixels[c * TileShared::channel_words + TileShared::line_place(line) + lane % 4 + 4 * i];
+        };
+        const Right right[2] = {Right(load), Right([=](int32_t lane, int i) { return load(lane, i + 2 * (steps - 1)); })};
+        return Levels([&](int plane, int32_t(&sum)[4]) {
+          for (int step = 0; step < steps; ++step) weights[step].add(plane, right[step], sum);
+        });
+      };
+      const Levels even = levels(0), odd = levels(1);
       uint32_t* to = places.strip + c * TileShared::strip_stride + word;
-      const uint32_t first = packed_levels(sums[0].level(0), sums[0].level(1), sums[1].level(0), sums[1].level(1));
-      const uint32_t second = packed_levels(sums[0].level(2), sums[0].level(3), sums[1].level(2), sums[1].level(3));
+      const uint32_t first = packed_levels(even[0], even[1], odd[0], odd[1]);
+      const uint32_t second = packed_levels(even[2], even[3], odd[2], odd[3]);
       if (places.first_there) *to = first;
       if (places.second_there) to[places.second_on] = second;
     }
@@ -299,18 +320,20 @@ struct ResizeTile {
     const uint32_t* strip = shared.strip + (shared.lines.span[tile].begin - begin) / 4;
     uint8_t* to = output + y * line_bytes + lane / 4 * 4;
     for (int32_t row = lane / 4 * 4, first = 0; first < rows; row += 32, first += 32, to += 32) {
-      ByteSums sums[2];
-      for (int pair = 0; pair < 2; ++pair) {
-        const Left levels([=](int32_t lane, int i) {  // of the last rows some are not there, and are not stored
+      const auto levels = [&](int pair) {
+        const Left left([=](int32_t lane, int i) {  // of the last rows some are not there, and are not stored
           return strip[(first + lane / 4 * 4 + 2 * pair + i % 2) * TileShared::strip_stride + lane % 4 + 4 * (i / 2)];
         });
-        add_product<false, false>(levels, weights[0], sums[pair].plane[0]);
-        add_product<false, false>(levels, weights[1], sums[pair].plane[1]);
-        add_product<false, true>(levels, weights[2], sums[pair].plane[2]);
-      }
+        return Levels([&](int plane, int32_t(&sum)[4]) {
+          if (plane == weight_planes - 1)
+            add_product<false, true>(left, weights[plane], sum);
+          else
+            add_product<false, false>(left, weights[plane], sum);
+        });
+      };
+      const Levels even = levels(0), odd = levels(1);  // of two rows each: two lines of the one, two of the other
       for (int line = 0; line < 2; ++line) {
-        const uint32_t four = packed_levels(sums[0].level(line), sums[0].level(2 + line), sums[1].level(line),
-                                            sums[1].level(2 + line));
+        const uint32_t four = packed_levels(even[line], even[2 + line], odd[line], odd[2 + line]);
         const int32_t there = y + line < lines ? rows - row : 0;
         if (words_together) {
           if (there > 0) *reinterpret_cast<uint32_t*>(to + line * line_bytes) = four;
@@ -344,7 +367,7 @@ struct ResizeTile {
     find_weights();
     const int32_t column_tiles = shared.columns.used_tiles(), line_tiles = shared.lines.used_tiles();
     const Span window = shared.columns.spans(), all_lines = shared.lines.spans();
-    const int32_t words = divided_up(window.end - window.begin, 4);
+    const UnpackedWord unpacked(shared.source, window.begin, divided_up(window.end - window.begin, 4));
     const int32_t mine = smaller(warp, column_tiles - 1);
     const ColumnWeights weights[2] = {{shared.tables.column_weights, mine, 0},
                                       {shared.tables.column_weights, mine, 32}};
@@ -363,12 +386,12 @@ struct ResizeTile {
           lines = more;
         }
       }
-      unpack(lines.begin, lines.end, window.begin, words, 0);
+      unpack(unpacked, lines.begin, lines.end, 0);
       int32_t buffer = 0, word = 0;
       for (int32_t line = lines.begin; line < lines.end; word += TileShared::lines_at_once / 4) {
         __syncthreads();
         line += TileShared::lines_at_once;
-        if (line < lines.end) unpack(line, lines.end, window.begin, words, 1 - buffer);
+        if (line < lines.end) unpack(unpacked, line, lines.end, 1 - buffer);
         if (warp < column_tiles) {
           const uint32_t* pixels = shared.pixels[buffer] + (span.begin - window.begin) / 4;
           if (once)
