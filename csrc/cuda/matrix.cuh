@@ -46,16 +46,16 @@ struct Fragment {
 using Left = Fragment<4>;
 using Right = Fragment<2>;
 
-// sum += left * right. All lanes of a warp call it together.
+// sum = addend + left * right, which may be one array. All lanes of a warp call it together.
 template <bool left_signed, bool right_signed>
-DEVICE void add_product(const Left& left, const Right& right, int32_t (&sum)[4]) {
+DEVICE void multiply_add(const Left& left, const Right& right, const int32_t (&addend)[4], int32_t (&sum)[4]) {
 #ifdef __CUDA_ARCH__
-#define DEIT_MMA(types)                                                                                       \
-  asm("mma.sync.aligned.m16n8k32.row.col.s32." types ".s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "    \
-      "{%0, %1, %2, %3};"                                                                                     \
-      : "+r"(sum[0]), "+r"(sum[1]), "+r"(sum[2]), "+r"(sum[3])                                                \
-      : "r"(left.word[0]), "r"(left.word[1]), "r"(left.word[2]), "r"(left.word[3]), "r"(right.word[0]),       \
-        "r"(right.word[1]))
+#define DEIT_MMA(types)                                                                                         \
+  asm("mma.sync.aligned.m16n8k32.row.col.s32." types ".s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "      \
+      "{%10, %11, %12, %13};"                                                                                   \
+      : "=r"(sum[0]), "=r"(sum[1]), "=r"(sum[2]), "=r"(sum[3])                                                  \
+      : "r"(left.word[0]), "r"(left.word[1]), "r"(left.word[2]), "r"(left.word[3]), "r"(right.word[0]),         \
+        "r"(right.word[1]), "r"(addend[0]), "r"(addend[1]), "r"(addend[2]), "r"(addend[3]))
   static_assert(!left_signed || !right_signed);
   if constexpr (left_signed) DEIT_MMA("s8.u8");
   else if constexpr (right_signed) DEIT_MMA("u8.s8");
@@ -65,11 +65,27 @@ DEVICE void add_product(const Left& left, const Right& right, int32_t (&sum)[4])
   const int32_t lane = threadIdx.x % warp_lanes;
   for (int32_t i = 0; i < 4; ++i) {
     const int32_t row = lane / 4, column = 2 * (lane % 4) + i % 2;
+    int32_t value = addend[i];
     for (int32_t depth = 0; depth < 32; ++depth)
-      sum[i] += left.byte<left_signed>(4 * row + depth % 16 / 4, i / 2 + 2 * (depth / 16), depth % 4) *
-                right.byte<right_signed>(4 * column + depth % 16 / 4, depth / 16, depth % 4);
+      value += left.byte<left_signed>(4 * row + depth % 16 / 4, i / 2 + 2 * (depth / 16), depth % 4) *
+               right.byte<right_signed>(4 * column + depth % 16 / 4, depth / 16, depth % 4);
+    sum[i] = value;
   }
 #endif
 }
+
+// Four times a number, in registers: the compiler would make a constant anew before every product.
+struct Four {
+  int32_t value[4];
+
+  DEVICE explicit Four(int32_t number) {
+    for (int32_t& one : value) {
+      one = number;
+#ifdef __CUDA_ARCH__
+      asm volatile("" : "+r"(one));
+#endif
+    }
+  }
+};
 
 }  // namespace deit::cuda

@@ -14,18 +14,19 @@ constexpr int32_t lines_of_band = 56;  // output lines of a block, at most
 // The part of a block's shared memory that comes first.
 struct alignas(16) ResizeSource {
   PlanRow row;
-  const uint8_t *crop, *end;  // the crop's first pixel; the end of the buffer
+  const uint8_t *crop, *begin, *end;  // the crop's first pixel; the buffer
   Axis across, down;
   bool good, tiled;   // tiled: by resize_tile.cuh, else by resize_band.cuh
-  bool words_inside;  // whether the words round all pixels of the crop lie in the buffer
+  bool words_inside;  // whether what is loaded round the crop's pixels, in words of 4 or 16 bytes, lies in the buffer
 
   // By one thread, behind the row.
   DEVICE void find(const uint8_t* data, int64_t data_bytes, int32_t size) {
     good = row_problem(row, data_bytes, size) == RowProblem::none;
     const int64_t first = row.offset + 3 * (row.box.top * int64_t{row.width} + row.box.left);
     const int64_t crop_bytes = 3 * int64_t{row.width} * row.box.height;
-    words_inside = first >= 3 && first + crop_bytes + 24 <= data_bytes;
+    words_inside = first >= 16 && first + crop_bytes + 64 <= data_bytes;
     crop = data + first;
+    begin = data;
     end = data + data_bytes;
     across = {row.box.width, row.resized_width, row.filter};
     down = {row.box.height, row.resized_height, row.filter};

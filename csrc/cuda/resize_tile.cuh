@@ -36,12 +36,13 @@ struct TileAxis {
   DEVICE static int32_t swizzle(int32_t output) { return output / (128 / depth) * 16 % depth; }
 
   int32_t count, window;  // outputs, and the first one's place on the resized axis
-  int32_t first[outputs], end[outputs];
+  alignas(16) int32_t first[outputs];
+  alignas(16) int32_t end[outputs];
   Span span[tiles];
 
   DEVICE int32_t used_tiles() const { return divided_up(count, together); }
 
-  // Of all tiles; those beyond the last one have its span.
+  // Of all tiles. Outputs beyond the last one read what it reads.
   DEVICE Span spans() const {
     Span all = span[0];
     for (int32_t tile = 1; tile < tiles; ++tile) all = all.with(span[tile]);
@@ -70,14 +71,16 @@ struct TileShared {
   static constexpr int32_t lines_at_once = 16;                           // source lines that are resized together
   static constexpr int32_t line_words = 76;                              // of a channel: 304 source columns at most
   static constexpr int32_t channel_words = lines_at_once * line_words + 8;
+  static constexpr int32_t line_bytes = divided_up(15 + 12 * line_words + 4, 16) * 16;
   static constexpr int32_t strip_lines = 112, strip_stride = strip_lines / 4 + 1;
   static constexpr int32_t strip_rows = 3 * TileColumns::outputs;
 
   ResizeSource source;
   TileColumns columns;
   TileLines lines;
-  // Four columns in a word, of twice 16 source lines, [channel][line][column / 4], and what is read beyond the last one.
-  alignas(16) uint32_t pixels[2][3 * channel_words + 16];
+  alignas(16) uint8_t bytes[lines_at_once * line_bytes];  // source lines as they are, from a multiple of 16 on
+  // The same: four columns in a word, [channel][line][column / 4], and what is read beyond the last line.
+  alignas(16) uint32_t pixels[3 * channel_words + 16];
   union {
     // Four source lines in a word, [column][channel][line / 4]; then the lines' weights, [plane][line][depth / 4], which
     // are read as lines too, to no effect.
@@ -114,7 +117,7 @@ DEVICE int32_t fixed_point_of(double weight, double total, double steps) {
 template <typename TileAxis>
 DEVICE double find_tile_taps(TileAxis& axis, const Axis& of, int32_t after, int32_t output, double* weights,
                              int32_t stride) {
-  const Taps taps = of.taps(reflect(axis.window + output, after));
+  const Taps taps = of.taps(reflect(axis.window + smaller(output, axis.count - 1), after));
   axis.first[output] = taps.first;
   axis.end[output] = taps.first + taps.count;
   double total = 0.0;
@@ -132,16 +135,14 @@ template <typename TileAxis>
 DEVICE void store_tile_weights(TileAxis& axis, int32_t output, double total, const double* weights, int32_t stride,
                                uint32_t* planes) {
   const int32_t tile = output / TileAxis::together;
-  int32_t begin = axis.first[output], end = axis.end[output];
-  for (int32_t i = 0; i < TileAxis::together; ++i) {
-    const int32_t other = smaller(tile * TileAxis::together + i, axis.count - 1);
-    begin = smaller(begin, axis.first[other]);
-    end = larger(end, axis.end[other]);
+  const int32_t *firsts = axis.first + tile * TileAxis::together, *ends = axis.end + tile * TileAxis::together;
+  int32_t begin = firsts[0], end = ends[0];
+  for (int32_t i = 1; i < TileAxis::together; ++i) {
+    begin = smaller(begin, firsts[i]);
+    end = larger(end, ends[i]);
   }
   begin = begin / 4 * 4;
-  if (output % TileAxis::together == 0)
-    for (int32_t i = tile; i == tile || (output + TileAxis::together >= axis.count && i < TileAxis::tiles); ++i)
-      axis.span[i] = {begin, end};
+  if (output % TileAxis::together == 0) axis.span[tile] = {begin, end};
   auto* bytes = reinterpret_cast<uint8_t*>(planes) + output * TileAxis::depth;
   const int32_t from = axis.first[output] - begin, swizzle = TileAxis::swizzle(output);
   const int32_t count = axis.end[output] - axis.first[output];
@@ -172,20 +173,20 @@ DEVICE_CALL void store_output(TileShared* shared, int32_t number, double total) 
     store_tile_weights(shared->lines, number - columns, total, weights, stride, shared->line_weights());
 }
 
-// The weighed sums of bytes, a plane of the weights after the other: the last one, then 256 times that and the second,
-// then 256 times that and the first. add(plane, sums) adds a plane's products.
+// The weighed sums of bytes. add(plane, addend, sum) adds the products with a plane of the weights.
 struct Levels {
-  int32_t sum[4] = {};
+  int32_t sum[4];
 
   template <typename Add>
-  DEVICE explicit Levels(const Add& add) {
-    add(2, sum);
-    for (int32_t& value : sum) value *= 256;
-    add(1, sum);
-    for (int32_t& value : sum) value = value * 256 + one_half;
-    add(0, sum);
+  DEVICE Levels(const Four& half, const Add& add) {
+    constexpr int32_t zero[4] = {};
+    int32_t low[4], middle[4], high[4];
+    add(0, half.value, low);
+    add(1, zero, middle);
+    add(2, zero, high);
+    for (int i = 0; i < 4; ++i) sum[i] = ((high[i] * 256 + middle[i]) * 256 + low[i]) >> precision;
   }
-  DEVICE int32_t operator[](int i) const { return sum[i] >> precision; }  // not yet clipped
+  DEVICE int32_t operator[](int i) const { return sum[i]; }  // not yet clipped
 };
 
 DEVICE uint32_t packed_levels(int32_t first, int32_t second, int32_t third, int32_t fourth) {
@@ -207,11 +208,11 @@ struct ColumnWeights {
     });
   }
 
-  DEVICE void add(int number, const Right& pixels, int32_t (&sum)[4]) const {
+  DEVICE void add(int number, const Right& pixels, const int32_t (&addend)[4], int32_t (&sum)[4]) const {
     if (number == weight_planes - 1)
-      add_product<true, false>(plane[number], pixels, sum);
+      multiply_add<true, false>(plane[number], pixels, addend, sum);
     else
-      add_product<false, false>(plane[number], pixels, sum);
+      multiply_add<false, false>(plane[number], pixels, addend, sum);
   }
 };
 
@@ -223,18 +224,23 @@ DEVICE uint32_t channel_of(const Words3& bytes, int channel) {
   return permuted(permuted(word[0], word[1], 0x0052), word[2], 0x7410);
 }
 
-// A thread unpacks a word of four columns of some of the lines: of line `first` and then every `step`-th.
-struct UnpackedWord {
-  const uint8_t* bytes;  // of line 0
-  int32_t stride, word, first, step;
+// How the threads share a number of items in each of some lines: a thread takes its item of line `first` and then of every
+// `step`-th.
+struct LineItems {
+  int32_t item, first, step;
 
-  DEVICE UnpackedWord(const ResizeSource& source, int32_t left, int32_t words)
-      : stride(3 * source.row.width), first(quotient(threadIdx.x, words)), step(quotient(blockDim.x, words)) {
-    word = static_cast<int32_t>(threadIdx.x) - first * words;
-    bytes = source.crop + 3 * left + 12 * word;
+  DEVICE explicit LineItems(int32_t items)
+      : first(quotient(threadIdx.x, items)), step(quotient(blockDim.x, items)) {
+    item = static_cast<int32_t>(threadIdx.x) - first * items;
     if (first >= step) first = TileShared::lines_at_once;  // a thread too many
   }
 };
+
+// Of 16 bytes some may lie outside the buffer [begin, end).
+DEVICE_CALL void copy_what_is_inside(const uint8_t* from, const uint8_t* begin, const uint8_t* end, uint8_t* to) {
+  for (int i = 0; i < 16; ++i)
+    if (begin <= from + i && from + i < end) to[i] = from[i];
+}
 
 // Where a warp's columns lie in the strip: those of this thread are the lane's group and the eighth column after it.
 struct ColumnPlaces {
@@ -256,27 +262,44 @@ struct ColumnPlaces {
 struct ResizeTile {
   TileShared& shared;
   int32_t warp, lane;  // of this thread
+  Four half;           // rounds sums
 
   DEVICE explicit ResizeTile(TileShared& shared)
-      : shared(shared), warp(threadIdx.x / warp_lanes), lane(threadIdx.x % warp_lanes) {}
+      : shared(shared), warp(threadIdx.x / warp_lanes), lane(threadIdx.x % warp_lanes), half(one_half) {}
 
-  // The source lines [line, end), or lines_at_once of them, into a buffer.
-  template <bool words_inside>
-  DEVICE void unpack(const UnpackedWord& mine, int32_t line, int32_t end, int32_t buffer) const {
-    const int32_t lines = smaller(TileShared::lines_at_once, end - line), stride = mine.stride;
-    const uint8_t *bytes = mine.bytes + (line + mine.first) * int64_t{stride}, *beyond = shared.source.end;
-    uint32_t* to = shared.pixels[buffer] + mine.word;
-    for (int32_t i = mine.first; i < lines; i += mine.step, bytes += mine.step * stride) {
-      const Words3 from = load_twelve(bytes, words_inside, beyond);
-      uint32_t* at = to + TileShared::line_place(i);
-      for (int c = 0; c < 3; ++c) at[c * TileShared::channel_words] = channel_of(from, c);
+  // The first of `count` source lines begins at `line`: copies their 16 bytes. They arrive by wait_for_copies.
+  DEVICE void copy_lines(const LineItems& mine, const uint8_t* line, int32_t count) const {
+    const int32_t stride = 3 * shared.source.row.width;
+    line += mine.first * stride;
+    uint8_t* to = shared.bytes + mine.first * TileShared::line_bytes + 16 * mine.item;
+    const bool inside = shared.source.words_inside;
+    for (int32_t i = mine.first; i < count; i += mine.step) {
+      const auto* from = reinterpret_cast<const uint8_t*>(reinterpret_cast<uintptr_t>(line) / 16 * 16) + 16 * mine.item;
+      if (inside)
+        copy_sixteen(from, to);
+      else
+        copy_what_is_inside(from, shared.source.begin, shared.source.end, to);
+      line += mine.step * stride;
+      to += mine.step * TileShared::line_bytes;
     }
   }
-  DEVICE void unpack(const UnpackedWord& mine, int32_t line, int32_t end, int32_t buffer) const {
-    if (shared.source.words_inside)
-      unpack<true>(mine, line, end, buffer);
-    else
-      unpack<false>(mine, line, end, buffer);
+
+  // Unpacks them.
+  DEVICE void unpack(const LineItems& mine, const uint8_t* line, int32_t count) const {
+    const uint32_t stride = 3 * shared.source.row.width;
+    uint32_t address = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(line)) + mine.first * stride;
+    const uint8_t* from = shared.bytes + mine.first * TileShared::line_bytes + 12 * mine.item;
+    uint32_t* to = shared.pixels + mine.item;
+    for (int32_t i = mine.first; i < count; i += mine.step) {
+      const auto* words = reinterpret_cast<const uint32_t*>(from + address % 16 / 4 * 4);
+      const uint32_t word[4] = {words[0], words[1], words[2], words[3]}, ahead = address % 4;
+      const Words3 twelve{{word_between(word[0], word[1], ahead), word_between(word[1], word[2], ahead),
+                           word_between(word[2], word[3], ahead)}};
+      uint32_t* at = to + TileShared::line_place(i);
+      for (int c = 0; c < 3; ++c) at[c * TileShared::channel_words] = channel_of(twelve, c);
+      address += mine.step * stride;
+      from += mine.step * TileShared::line_bytes;
+    }
   }
 
   // A warp's tile of columns of the unpacked lines, whose pixels begin at `pixels`, into the strip as its lines
@@ -291,8 +314,9 @@ struct ResizeTile {
           return pixels[c * TileShared::channel_words + TileShared::line_place(line) + lane % 4 + 4 * i];
         };
         const Right right[2] = {Right(load), Right([=](int32_t lane, int i) { return load(lane, i + 2 * (steps - 1)); })};
-        return Levels([&](int plane, int32_t(&sum)[4]) {
-          for (int step = 0; step < steps; ++step) weights[step].add(plane, right[step], sum);
+        return Levels(half, [&](int plane, const int32_t(&addend)[4], int32_t(&sum)[4]) {
+          weights[0].add(plane, right[0], addend, sum);
+          if (steps == 2) weights[1].add(plane, right[1], sum, sum);
         });
       };
       const Levels even = levels(0), odd = levels(1);
@@ -304,10 +328,44 @@ struct ResizeTile {
     }
   }
 
+  // Rows [row, row + 32 * words) of a tile of output lines, into the line at `to`, its rows 4 * words * (lane / 4) and on,
+  // and the next line. `there`: how many of these rows there are, of each line.
+  template <int words, bool words_together>  // words_together: whether words may be stored
+  DEVICE void make_rows(const Right (&weights)[weight_planes], const uint32_t* strip, int32_t row, const int32_t (&there)[2],
+                        uint8_t* to, int32_t line_bytes) const {
+    uint32_t four[2][words];
+    for (int word = 0; word < words; ++word) {
+      const auto levels = [&](int pair) {
+        const Left left([=](int32_t lane, int i) {  // of the last rows some are not there, and are not stored
+          const int32_t at = row + 4 * (words * (lane / 4) + word) + 2 * pair + i % 2;
+          return strip[at * TileShared::strip_stride + lane % 4 + 4 * (i / 2)];
+        });
+        return Levels(half, [&](int plane, const int32_t(&addend)[4], int32_t(&sum)[4]) {
+          if (plane == weight_planes - 1)
+            multiply_add<false, true>(left, weights[plane], addend, sum);
+          else
+            multiply_add<false, false>(left, weights[plane], addend, sum);
+        });
+      };
+      const Levels even = levels(0), odd = levels(1);  // of two rows each: two lines of the one, two of the other
+      for (int line = 0; line < 2; ++line)
+        four[line][word] = packed_levels(even[line], even[2 + line], odd[line], odd[2 + line]);
+    }
+    for (int line = 0; line < 2; ++line, to += line_bytes) {
+      if (words_together && words == 2) {
+        if (there[line] > 0) *reinterpret_cast<Words2*>(to) = {{four[line][0], four[line][words - 1]}};
+      } else if (words_together) {
+        if (there[line] > 0) *reinterpret_cast<uint32_t*>(to) = four[line][0];
+      } else {
+        for (int k = 0; k < smaller(4 * words, there[line]); ++k)
+          to[k] = static_cast<uint8_t>(four[line][words == 2 ? k / 4 : 0] >> 8 * (k % 4));
+      }
+    }
+  }
+
   // A tile of output lines from the strip, whose first line is `begin`.
-  template <bool words_together>  // whether words may be stored
+  template <bool words_together>
   DEVICE void make_lines(int32_t tile, int32_t begin, uint8_t* output, int32_t line_bytes) const {
-    const int32_t rows = 3 * shared.columns.count, lines = shared.lines.count;
     const auto load = [&](int plane) {
       const uint32_t* weights = shared.line_weights() + plane * TileLines::plane_words;
       return Right([=](int32_t lane, int i) {
@@ -316,31 +374,16 @@ struct ResizeTile {
       });
     };
     const Right weights[weight_planes] = {load(0), load(1), load(2)};
-    const int32_t y = TileLines::together * tile + 2 * (lane % 4);
+    const int32_t y = TileLines::together * tile + 2 * (lane % 4), rows = 3 * shared.columns.count;
+    const int32_t all[2] = {y < shared.lines.count ? rows : 0, y + 1 < shared.lines.count ? rows : 0};
     const uint32_t* strip = shared.strip + (shared.lines.span[tile].begin - begin) / 4;
-    uint8_t* to = output + y * line_bytes + lane / 4 * 4;
-    for (int32_t row = lane / 4 * 4, first = 0; first < rows; row += 32, first += 32, to += 32) {
-      const auto levels = [&](int pair) {
-        const Left left([=](int32_t lane, int i) {  // of the last rows some are not there, and are not stored
-          return strip[(first + lane / 4 * 4 + 2 * pair + i % 2) * TileShared::strip_stride + lane % 4 + 4 * (i / 2)];
-        });
-        return Levels([&](int plane, int32_t(&sum)[4]) {
-          if (plane == weight_planes - 1)
-            add_product<false, true>(left, weights[plane], sum);
-          else
-            add_product<false, false>(left, weights[plane], sum);
-        });
-      };
-      const Levels even = levels(0), odd = levels(1);  // of two rows each: two lines of the one, two of the other
-      for (int line = 0; line < 2; ++line) {
-        const uint32_t four = packed_levels(even[line], even[2 + line], odd[line], odd[2 + line]);
-        const int32_t there = y + line < lines ? rows - row : 0;
-        if (words_together) {
-          if (there > 0) *reinterpret_cast<uint32_t*>(to + line * line_bytes) = four;
-        } else {
-          for (int k = 0; k < smaller(4, there); ++k) to[line * line_bytes + k] = static_cast<uint8_t>(four >> 8 * k);
-        }
-      }
+    uint8_t* to = output + y * line_bytes;
+    int32_t row = 0;
+    for (; row + 64 <= rows; row += 64)
+      make_rows<2, words_together>(weights, strip, row, all, to + row + lane / 4 * 8, line_bytes);
+    for (; row < rows; row += 32) {
+      const int32_t mine = row + lane / 4 * 4, there[2] = {all[0] - mine, all[1] - mine};
+      make_rows<1, words_together>(weights, strip, row, there, to + mine, line_bytes);
     }
   }
 
@@ -354,8 +397,7 @@ struct ResizeTile {
     // Columns and lines by different warps.
     const int32_t columns = TileColumns::outputs, from = divided_up(columns, warp_lanes) * warp_lanes;
     const int32_t thread = threadIdx.x, number = thread < columns ? thread : columns + thread - from;
-    const bool mine = thread < columns ? thread < shared.columns.count
-                                       : thread >= from && thread - from < shared.lines.count;
+    const bool mine = thread < columns || (thread >= from && thread < from + TileLines::outputs);
     const double total = mine ? find_output(&shared, number) : 0.0;
     __syncthreads();
     if (mine) store_output(&shared, number, total);
@@ -367,14 +409,19 @@ struct ResizeTile {
     find_weights();
     const int32_t column_tiles = shared.columns.used_tiles(), line_tiles = shared.lines.used_tiles();
     const Span window = shared.columns.spans(), all_lines = shared.lines.spans();
-    const UnpackedWord unpacked(shared.source, window.begin, divided_up(window.end - window.begin, 4));
+    const int32_t words = divided_up(window.end - window.begin, 4);
+    const LineItems unpacked(words), copied(divided_up(15 + 12 * words + 4, 16));
+    const ResizeSource& source = shared.source;
+    const int64_t stride = 3 * int64_t{source.row.width};
+    const uint8_t* first_line = source.crop + 3 * window.begin;
     const int32_t mine = smaller(warp, column_tiles - 1);
     const ColumnWeights weights[2] = {{shared.tables.column_weights, mine, 0},
                                       {shared.tables.column_weights, mine, 32}};
     const ColumnPlaces places(shared, warp, lane);
     const Span span = shared.columns.span[mine];
     const bool once = span.end - span.begin <= 32;
-    const bool words_together = line_bytes % 4 == 0 && reinterpret_cast<uintptr_t>(output) % 4 == 0;
+    const uint32_t* pixels = shared.pixels + (span.begin - window.begin) / 4;
+    const bool words_together = line_bytes % 8 == 0 && reinterpret_cast<uintptr_t>(output) % 8 == 0;
     for (int32_t from = 0, to; from < line_tiles; from = to) {
       Span lines = all_lines;
       to = line_tiles;
@@ -386,20 +433,21 @@ struct ResizeTile {
           lines = more;
         }
       }
-      unpack(unpacked, lines.begin, lines.end, 0);
-      int32_t buffer = 0, word = 0;
-      for (int32_t line = lines.begin; line < lines.end; word += TileShared::lines_at_once / 4) {
+      constexpr int32_t together = TileShared::lines_at_once;
+      const uint8_t* at = first_line + lines.begin * stride;
+      copy_lines(copied, at, smaller(together, lines.end - lines.begin));
+      for (int32_t left = lines.end - lines.begin, word = 0; left > 0; left -= together, word += together / 4) {
+        wait_for_copies();
         __syncthreads();
-        line += TileShared::lines_at_once;
-        if (line < lines.end) unpack(unpacked, line, lines.end, 1 - buffer);
-        if (warp < column_tiles) {
-          const uint32_t* pixels = shared.pixels[buffer] + (span.begin - window.begin) / 4;
-          if (once)
-            resize_columns<1>(weights, places, pixels, word);
-          else
-            resize_columns<2>(weights, places, pixels, word);
-        }
-        buffer = 1 - buffer;
+        unpack(unpacked, at, smaller(together, left));
+        __syncthreads();
+        at += together * stride;
+        if (left > together) copy_lines(copied, at, smaller(together, left - together));
+        if (warp >= column_tiles) continue;
+        if (once)
+          resize_columns<1>(weights, places, pixels, word);
+        else
+          resize_columns<2>(weights, places, pixels, word);
       }
       __syncthreads();
       if (warp >= to - from) continue;
