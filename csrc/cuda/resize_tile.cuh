@@ -225,13 +225,15 @@ DEVICE uint32_t channel_of(const Words3& bytes, int channel) {
 }
 
 // How the threads share a number of items in each of some lines: a thread takes its item of line `first` and then of every
-// `step`-th.
+// `step`-th. `at`: something of this thread's first line.
 struct LineItems {
   int32_t item, first, step;
+  const uint8_t* at;
 
-  DEVICE explicit LineItems(int32_t items)
+  DEVICE LineItems(int32_t items, const uint8_t* line, int32_t stride, int32_t item_bytes)
       : first(quotient(threadIdx.x, items)), step(quotient(blockDim.x, items)) {
     item = static_cast<int32_t>(threadIdx.x) - first * items;
+    at = line + first * stride + item * item_bytes;
     if (first >= step) first = TileShared::lines_at_once;  // a thread too many
   }
 };
@@ -267,38 +269,42 @@ struct ResizeTile {
   DEVICE explicit ResizeTile(TileShared& shared)
       : shared(shared), warp(threadIdx.x / warp_lanes), lane(threadIdx.x % warp_lanes), half(one_half) {}
 
-  // The first of `count` source lines begins at `line`: copies their 16 bytes. They arrive by wait_for_copies.
-  DEVICE void copy_lines(const LineItems& mine, const uint8_t* line, int32_t count) const {
-    const int32_t stride = 3 * shared.source.row.width;
-    line += mine.first * stride;
-    uint8_t* to = shared.bytes + mine.first * TileShared::line_bytes + 16 * mine.item;
-    const bool inside = shared.source.words_inside;
-    for (int32_t i = mine.first; i < count; i += mine.step) {
-      const auto* from = reinterpret_cast<const uint8_t*>(reinterpret_cast<uintptr_t>(line) / 16 * 16) + 16 * mine.item;
+  // Copies the 16 bytes of `copied` of `count` source lines. They arrive by wait_for_copies.
+  template <bool inside>
+  DEVICE void copy_lines(const LineItems& copied, int32_t count, int32_t stride) const {
+    const uint8_t* from = copied.at;
+    uint8_t* to = shared.bytes + copied.first * TileShared::line_bytes + 16 * copied.item;
+    for (int32_t i = copied.first; i < count; i += copied.step) {
+      const auto* sixteen = reinterpret_cast<const uint8_t*>(reinterpret_cast<uintptr_t>(from) / 16 * 16);
       if (inside)
-        copy_sixteen(from, to);
+        copy_sixteen(sixteen, to);
       else
-        copy_what_is_inside(from, shared.source.begin, shared.source.end, to);
-      line += mine.step * stride;
-      to += mine.step * TileShared::line_bytes;
+        copy_what_is_inside(sixteen, shared.source.begin, shared.source.end, to);
+      from += copied.step * stride;
+      to += copied.step * TileShared::line_bytes;
     }
   }
+  DEVICE void copy_lines(const LineItems& copied, int32_t count, int32_t stride) const {
+    if (shared.source.words_inside)
+      copy_lines<true>(copied, count, stride);
+    else
+      copy_lines<false>(copied, count, stride);
+  }
 
-  // Unpacks them.
-  DEVICE void unpack(const LineItems& mine, const uint8_t* line, int32_t count) const {
-    const uint32_t stride = 3 * shared.source.row.width;
-    uint32_t address = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(line)) + mine.first * stride;
-    const uint8_t* from = shared.bytes + mine.first * TileShared::line_bytes + 12 * mine.item;
-    uint32_t* to = shared.pixels + mine.item;
-    for (int32_t i = mine.first; i < count; i += mine.step) {
+  // Unpacks the four columns of `unpacked` of `count` source lines.
+  DEVICE void unpack(const LineItems& unpacked, int32_t count, int32_t stride) const {
+    auto address = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(unpacked.at));
+    const uint8_t* from = shared.bytes + unpacked.first * TileShared::line_bytes + 12 * unpacked.item;
+    uint32_t* to = shared.pixels + unpacked.item;
+    for (int32_t i = unpacked.first; i < count; i += unpacked.step) {
       const auto* words = reinterpret_cast<const uint32_t*>(from + address % 16 / 4 * 4);
       const uint32_t word[4] = {words[0], words[1], words[2], words[3]}, ahead = address % 4;
       const Words3 twelve{{word_between(word[0], word[1], ahead), word_between(word[1], word[2], ahead),
                            word_between(word[2], word[3], ahead)}};
       uint32_t* at = to + TileShared::line_place(i);
       for (int c = 0; c < 3; ++c) at[c * TileShared::channel_words] = channel_of(twelve, c);
-      address += mine.step * stride;
-      from += mine.step * TileShared::line_bytes;
+      address += unpacked.step * stride;
+      from += unpacked.step * TileShared::line_bytes;
     }
   }
 
@@ -328,43 +334,8 @@ struct ResizeTile {
     }
   }
 
-  // Rows [row, row + 32 * words) of a tile of output lines, into the line at `to`, its rows 4 * words * (lane / 4) and on,
-  // and the next line. `there`: how many of these rows there are, of each line.
-  template <int words, bool words_together>  // words_together: whether words may be stored
-  DEVICE void make_rows(const Right (&weights)[weight_planes], const uint32_t* strip, int32_t row, const int32_t (&there)[2],
-                        uint8_t* to, int32_t line_bytes) const {
-    uint32_t four[2][words];
-    for (int word = 0; word < words; ++word) {
-      const auto levels = [&](int pair) {
-        const Left left([=](int32_t lane, int i) {  // of the last rows some are not there, and are not stored
-          const int32_t at = row + 4 * (words * (lane / 4) + word) + 2 * pair + i % 2;
-          return strip[at * TileShared::strip_stride + lane % 4 + 4 * (i / 2)];
-        });
-        return Levels(half, [&](int plane, const int32_t(&addend)[4], int32_t(&sum)[4]) {
-          if (plane == weight_planes - 1)
-            multiply_add<false, true>(left, weights[plane], addend, sum);
-          else
-            multiply_add<false, false>(left, weights[plane], addend, sum);
-        });
-      };
-      const Levels even = levels(0), odd = levels(1);  // of two rows each: two lines of the one, two of the other
-      for (int line = 0; line < 2; ++line)
-        four[line][word] = packed_levels(even[line], even[2 + line], odd[line], odd[2 + line]);
-    }
-    for (int line = 0; line < 2; ++line, to += line_bytes) {
-      if (words_together && words == 2) {
-        if (there[line] > 0) *reinterpret_cast<Words2*>(to) = {{four[line][0], four[line][words - 1]}};
-      } else if (words_together) {
-        if (there[line] > 0) *reinterpret_cast<uint32_t*>(to) = four[line][0];
-      } else {
-        for (int k = 0; k < smaller(4 * words, there[line]); ++k)
-          to[k] = static_cast<uint8_t>(four[line][words == 2 ? k / 4 : 0] >> 8 * (k % 4));
-      }
-    }
-  }
-
   // A tile of output lines from the strip, whose first line is `begin`.
-  template <bool words_together>
+  template <bool words_together>  // whether words may be stored
   DEVICE void make_lines(int32_t tile, int32_t begin, uint8_t* output, int32_t line_bytes) const {
     const auto load = [&](int plane) {
       const uint32_t* weights = shared.line_weights() + plane * TileLines::plane_words;
@@ -374,16 +345,33 @@ struct ResizeTile {
       });
     };
     const Right weights[weight_planes] = {load(0), load(1), load(2)};
-    const int32_t y = TileLines::together * tile + 2 * (lane % 4), rows = 3 * shared.columns.count;
-    const int32_t all[2] = {y < shared.lines.count ? rows : 0, y + 1 < shared.lines.count ? rows : 0};
+    const int32_t y = TileLines::together * tile + 2 * (lane % 4), row = 4 * (lane / 4), rows = 3 * shared.columns.count;
+    const int32_t there[2] = {y < shared.lines.count ? rows - row : 0, y + 1 < shared.lines.count ? rows - row : 0};
     const uint32_t* strip = shared.strip + (shared.lines.span[tile].begin - begin) / 4;
-    uint8_t* to = output + y * line_bytes;
-    int32_t row = 0;
-    for (; row + 64 <= rows; row += 64)
-      make_rows<2, words_together>(weights, strip, row, all, to + row + lane / 4 * 8, line_bytes);
-    for (; row < rows; row += 32) {
-      const int32_t mine = row + lane / 4 * 4, there[2] = {all[0] - mine, all[1] - mine};
-      make_rows<1, words_together>(weights, strip, row, there, to + mine, line_bytes);
+    uint8_t *to = output + y * line_bytes + row, *next = to + line_bytes;
+    for (int32_t first = 0; first < rows; first += 32) {  // 32 rows, of each lane four, of two lines
+      const auto levels = [&](int pair) {
+        const Left left([=](int32_t lane, int i) {  // of the last rows some are not there, and are not stored
+          const int32_t at = first + 4 * (lane / 4) + 2 * pair + i % 2;
+          return strip[at * TileShared::strip_stride + lane % 4 + 4 * (i / 2)];
+        });
+        return Levels(half, [&](int plane, const int32_t(&addend)[4], int32_t(&sum)[4]) {
+          if (plane == weight_planes - 1)
+            multiply_add<false, true>(left, weights[plane], addend, sum);
+          else
+            multiply_add<false, false>(left, weights[plane], addend, sum);
+        });
+      };
+      const Levels even = levels(0), odd = levels(1);
+      for (int line = 0; line < 2; ++line) {
+        const uint32_t four = packed_levels(even[line], even[2 + line], odd[line], odd[2 + line]);
+        uint8_t* at = (line ? next : to) + first;
+        if (words_together) {
+          if (first < there[line]) *reinterpret_cast<uint32_t*>(at) = four;
+        } else {
+          for (int k = 0; k < 4 && first + k < there[line]; ++k) at[k] = static_cast<uint8_t>(four >> 8 * k);
+        }
+      }
     }
   }
 
@@ -410,18 +398,15 @@ struct ResizeTile {
     const int32_t column_tiles = shared.columns.used_tiles(), line_tiles = shared.lines.used_tiles();
     const Span window = shared.columns.spans(), all_lines = shared.lines.spans();
     const int32_t words = divided_up(window.end - window.begin, 4);
-    const LineItems unpacked(words), copied(divided_up(15 + 12 * words + 4, 16));
-    const ResizeSource& source = shared.source;
-    const int64_t stride = 3 * int64_t{source.row.width};
-    const uint8_t* first_line = source.crop + 3 * window.begin;
-    const int32_t mine = smaller(warp, column_tiles - 1);
+    const int32_t mine = smaller(warp, column_tiles - 1), stride = 3 * shared.source.row.width;
+    const Span span = shared.columns.span[mine];
+    const bool once = span.end - span.begin <= 32;
     const ColumnWeights weights[2] = {{shared.tables.column_weights, mine, 0},
                                       {shared.tables.column_weights, mine, 32}};
     const ColumnPlaces places(shared, warp, lane);
-    const Span span = shared.columns.span[mine];
-    const bool once = span.end - span.begin <= 32;
     const uint32_t* pixels = shared.pixels + (span.begin - window.begin) / 4;
-    const bool words_together = line_bytes % 8 == 0 && reinterpret_cast<uintptr_t>(output) % 8 == 0;
+    const bool words_together = line_bytes % 4 == 0 && reinterpret_cast<uintptr_t>(output) % 4 == 0;
+    const int64_t stride_bytes = stride;
     for (int32_t from = 0, to; from < line_tiles; from = to) {
       Span lines = all_lines;
       to = line_tiles;
@@ -434,15 +419,17 @@ struct ResizeTile {
         }
       }
       constexpr int32_t together = TileShared::lines_at_once;
-      const uint8_t* at = first_line + lines.begin * stride;
-      copy_lines(copied, at, smaller(together, lines.end - lines.begin));
+      const uint8_t* line = shared.source.crop + 3 * window.begin + lines.begin * stride_bytes;
+      LineItems copied(divided_up(15 + 12 * words + 4, 16), line, stride, 16), unpacked(words, line, stride, 0);
+      copy_lines(copied, smaller(together, lines.end - lines.begin), stride);
       for (int32_t left = lines.end - lines.begin, word = 0; left > 0; left -= together, word += together / 4) {
         wait_for_copies();
         __syncthreads();
-        unpack(unpacked, at, smaller(together, left));
+        unpack(unpacked, smaller(together, left), stride);
         __syncthreads();
-        at += together * stride;
-        if (left > together) copy_lines(copied, at, smaller(together, left - together));
+        copied.at += together * stride;
+        unpacked.at += together * stride;
+        if (left > together) copy_lines(copied, smaller(together, left - together), stride);
         if (warp >= column_tiles) continue;
         if (once)
           resize_columns<1>(weights, places, pixels, word);
