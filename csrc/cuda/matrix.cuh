@@ -74,18 +74,4 @@ DEVICE void multiply_add(const Left& left, const Right& right, const int32_t (&a
 #endif
 }
 
-// Four times a number, in registers: the compiler would make a constant anew before every product.
-struct Four {
-  int32_t value[4];
-
-  DEVICE explicit Four(int32_t number) {
-    for (int32_t& one : value) {
-      one = number;
-#ifdef __CUDA_ARCH__
-      asm volatile("" : "+r"(one));
-#endif
-    }
-  }
-};
-
 }  // namespace deit::cuda

@@ -178,10 +178,10 @@ struct Levels {
   int32_t sum[4];
 
   template <typename Add>
-  DEVICE Levels(const Four& half, const Add& add) {
-    constexpr int32_t zero[4] = {};
+  DEVICE explicit Levels(const Add& add) {
+    constexpr int32_t zero[4] = {}, half[4] = {one_half, one_half, one_half, one_half};
     int32_t low[4], middle[4], high[4];
-    add(0, half.value, low);
+    add(0, half, low);
     add(1, zero, middle);
     add(2, zero, high);
     for (int i = 0; i < 4; ++i) sum[i] = ((high[i] * 256 + middle[i]) * 256 + low[i]) >> precision;
@@ -216,27 +216,12 @@ struct ColumnWeights {
   }
 };
 
-// A channel of four pixels in 12 bytes.
-DEVICE uint32_t channel_of(const Words3& bytes, int channel) {
-  const uint32_t *word = bytes.word;
+// A channel of four pixels in three words.
+DEVICE uint32_t channel_of(const uint32_t* word, int channel) {
   if (channel == 0) return permuted(permuted(word[0], word[1], 0x0630), word[2], 0x5210);
   if (channel == 1) return permuted(permuted(word[0], word[1], 0x0741), word[2], 0x6210);
   return permuted(permuted(word[0], word[1], 0x0052), word[2], 0x7410);
 }
-
-// How the threads share a number of items in each of some lines: a thread takes its item of line `first` and then of every
-// `step`-th. `at`: something of this thread's first line.
-struct LineItems {
-  int32_t item, first, step;
-  const uint8_t* at;
-
-  DEVICE LineItems(int32_t items, const uint8_t* line, int32_t stride, int32_t item_bytes)
-      : first(quotient(threadIdx.x, items)), step(quotient(blockDim.x, items)) {
-    item = static_cast<int32_t>(threadIdx.x) - first * items;
-    at = line + first * stride + item * item_bytes;
-    if (first >= step) first = TileShared::lines_at_once;  // a thread too many
-  }
-};
 
 // Of 16 bytes some may lie outside the buffer [begin, end).
 DEVICE_CALL void copy_what_is_inside(const uint8_t* from, const uint8_t* begin, const uint8_t* end, uint8_t* to) {
@@ -264,47 +249,39 @@ struct ColumnPlaces {
 struct ResizeTile {
   TileShared& shared;
   int32_t warp, lane;  // of this thread
-  Four half;           // rounds sums
 
   DEVICE explicit ResizeTile(TileShared& shared)
-      : shared(shared), warp(threadIdx.x / warp_lanes), lane(threadIdx.x % warp_lanes), half(one_half) {}
+      : shared(shared), warp(threadIdx.x / warp_lanes), lane(threadIdx.x % warp_lanes) {}
 
-  // Copies the 16 bytes of `copied` of `count` source lines. They arrive by wait_for_copies.
-  template <bool inside>
-  DEVICE void copy_lines(const LineItems& copied, int32_t count, int32_t stride) const {
-    const uint8_t* from = copied.at;
-    uint8_t* to = shared.bytes + copied.first * TileShared::line_bytes + 16 * copied.item;
-    for (int32_t i = copied.first; i < count; i += copied.step) {
-      const auto* sixteen = reinterpret_cast<const uint8_t*>(reinterpret_cast<uintptr_t>(from) / 16 * 16);
-      if (inside)
-        copy_sixteen(sixteen, to);
-      else
-        copy_what_is_inside(sixteen, shared.source.begin, shared.source.end, to);
-      from += copied.step * stride;
-      to += copied.step * TileShared::line_bytes;
+  // Copies `count` source lines, of which this warp's first begins at `line`, by chunks of 16 bytes, at most 64 a line.
+  // They arrive by wait_for_copies.
+  DEVICE void copy_lines(const uint8_t* line, int32_t stride, int32_t count, int32_t chunks) const {
+    const int32_t warps = blockDim.x / warp_lanes;
+    uint8_t* to = shared.bytes + warp * TileShared::line_bytes + 16 * lane;
+    for (int32_t i = warp; i < count; i += warps, line += warps * stride, to += warps * TileShared::line_bytes) {
+      const auto* from = reinterpret_cast<const uint8_t*>(reinterpret_cast<uintptr_t>(line) / 16 * 16) + 16 * lane;
+      for (int chunk = 0; chunk < 2 * warp_lanes; chunk += warp_lanes) {
+        if (chunk + lane >= chunks) break;
+        if (shared.source.words_inside)
+          copy_sixteen(from + 16 * chunk, to + 16 * chunk);
+        else
+          copy_what_is_inside(from + 16 * chunk, shared.source.begin, shared.source.end, to + 16 * chunk);
+      }
     }
   }
-  DEVICE void copy_lines(const LineItems& copied, int32_t count, int32_t stride) const {
-    if (shared.source.words_inside)
-      copy_lines<true>(copied, count, stride);
-    else
-      copy_lines<false>(copied, count, stride);
-  }
 
-  // Unpacks the four columns of `unpacked` of `count` source lines.
-  DEVICE void unpack(const LineItems& unpacked, int32_t count, int32_t stride) const {
-    auto address = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(unpacked.at));
-    const uint8_t* from = shared.bytes + unpacked.first * TileShared::line_bytes + 12 * unpacked.item;
-    uint32_t* to = shared.pixels + unpacked.item;
-    for (int32_t i = unpacked.first; i < count; i += unpacked.step) {
-      const auto* words = reinterpret_cast<const uint32_t*>(from + address % 16 / 4 * 4);
-      const uint32_t word[4] = {words[0], words[1], words[2], words[3]}, ahead = address % 4;
-      const Words3 twelve{{word_between(word[0], word[1], ahead), word_between(word[1], word[2], ahead),
-                           word_between(word[2], word[3], ahead)}};
-      uint32_t* at = to + TileShared::line_place(i);
-      for (int c = 0; c < 3; ++c) at[c * TileShared::channel_words] = channel_of(twelve, c);
-      address += unpacked.step * stride;
-      from += unpacked.step * TileShared::line_bytes;
+  // Unpacks `count` source lines, of which the first begins at `line`; a thread from its cell on, of 8 columns each.
+  DEVICE void unpack(Cells cell, const uint8_t* line, int32_t stride, int32_t count) const {
+    const auto address = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(line));
+    for (; cell.row < count; cell.next()) {
+      const uint32_t at = address + cell.row * stride, ahead = at % 4;
+      const auto* words = reinterpret_cast<const uint32_t*>(shared.bytes + cell.row * TileShared::line_bytes +
+                                                            24 * cell.column + at % 16 / 4 * 4);
+      uint32_t word[6];
+      for (int i = 0; i < 6; ++i) word[i] = word_between(words[i], words[i + 1], ahead);
+      uint32_t* to = shared.pixels + TileShared::line_place(cell.row) + 2 * cell.column;
+      for (int c = 0; c < 3; ++c)
+        *reinterpret_cast<Words2*>(to + c * TileShared::channel_words) = {{channel_of(word, c), channel_of(word + 3, c)}};
     }
   }
 
@@ -320,7 +297,7 @@ struct ResizeTile {
           return pixels[c * TileShared::channel_words + TileShared::line_place(line) + lane % 4 + 4 * i];
         };
         const Right right[2] = {Right(load), Right([=](int32_t lane, int i) { return load(lane, i + 2 * (steps - 1)); })};
-        return Levels(half, [&](int plane, const int32_t(&addend)[4], int32_t(&sum)[4]) {
+        return Levels([&](int plane, const int32_t(&addend)[4], int32_t(&sum)[4]) {
           weights[0].add(plane, right[0], addend, sum);
           if (steps == 2) weights[1].add(plane, right[1], sum, sum);
         });
@@ -347,15 +324,16 @@ struct ResizeTile {
     const Right weights[weight_planes] = {load(0), load(1), load(2)};
     const int32_t y = TileLines::together * tile + 2 * (lane % 4), row = 4 * (lane / 4), rows = 3 * shared.columns.count;
     const int32_t there[2] = {y < shared.lines.count ? rows - row : 0, y + 1 < shared.lines.count ? rows - row : 0};
-    const uint32_t* strip = shared.strip + (shared.lines.span[tile].begin - begin) / 4;
+    const uint32_t* strip = shared.strip + static_cast<uint32_t>(shared.lines.span[tile].begin - begin) / 4;
     uint8_t *to = output + y * line_bytes + row, *next = to + line_bytes;
+#pragma unroll 2
     for (int32_t first = 0; first < rows; first += 32) {  // 32 rows, of each lane four, of two lines
       const auto levels = [&](int pair) {
         const Left left([=](int32_t lane, int i) {  // of the last rows some are not there, and are not stored
-          const int32_t at = first + 4 * (lane / 4) + 2 * pair + i % 2;
+          const int32_t at = 4 * (lane / 4) + 2 * pair + i % 2;
           return strip[at * TileShared::strip_stride + lane % 4 + 4 * (i / 2)];
         });
-        return Levels(half, [&](int plane, const int32_t(&addend)[4], int32_t(&sum)[4]) {
+        return Levels([&](int plane, const int32_t(&addend)[4], int32_t(&sum)[4]) {
           if (plane == weight_planes - 1)
             multiply_add<false, true>(left, weights[plane], addend, sum);
           else
@@ -365,13 +343,16 @@ struct ResizeTile {
       const Levels even = levels(0), odd = levels(1);
       for (int line = 0; line < 2; ++line) {
         const uint32_t four = packed_levels(even[line], even[2 + line], odd[line], odd[2 + line]);
-        uint8_t* at = (line ? next : to) + first;
+        uint8_t* at = line ? next : to;
         if (words_together) {
           if (first < there[line]) *reinterpret_cast<uint32_t*>(at) = four;
         } else {
           for (int k = 0; k < 4 && first + k < there[line]; ++k) at[k] = static_cast<uint8_t>(four >> 8 * k);
         }
       }
+      strip += 32 * TileShared::strip_stride;
+      to += 32;
+      next += 32;
     }
   }
 
@@ -397,7 +378,8 @@ struct ResizeTile {
     find_weights();
     const int32_t column_tiles = shared.columns.used_tiles(), line_tiles = shared.lines.used_tiles();
     const Span window = shared.columns.spans(), all_lines = shared.lines.spans();
-    const int32_t words = divided_up(window.end - window.begin, 4);
+    const Cells cell(divided_up(window.end - window.begin, 8));
+    const int32_t chunks = divided_up(15 + 24 * cell.columns + 4, 16);
     const int32_t mine = smaller(warp, column_tiles - 1), stride = 3 * shared.source.row.width;
     const Span span = shared.columns.span[mine];
     const bool once = span.end - span.begin <= 32;
@@ -406,7 +388,6 @@ struct ResizeTile {
     const ColumnPlaces places(shared, warp, lane);
     const uint32_t* pixels = shared.pixels + (span.begin - window.begin) / 4;
     const bool words_together = line_bytes % 4 == 0 && reinterpret_cast<uintptr_t>(output) % 4 == 0;
-    const int64_t stride_bytes = stride;
     for (int32_t from = 0, to; from < line_tiles; from = to) {
       Span lines = all_lines;
       to = line_tiles;
@@ -419,17 +400,15 @@ struct ResizeTile {
         }
       }
       constexpr int32_t together = TileShared::lines_at_once;
-      const uint8_t* line = shared.source.crop + 3 * window.begin + lines.begin * stride_bytes;
-      LineItems copied(divided_up(15 + 12 * words + 4, 16), line, stride, 16), unpacked(words, line, stride, 0);
-      copy_lines(copied, smaller(together, lines.end - lines.begin), stride);
+      const uint8_t* line = shared.source.crop + 3 * window.begin + lines.begin * int64_t{stride};
+      copy_lines(line + warp * stride, stride, smaller(together, lines.end - lines.begin), chunks);
       for (int32_t left = lines.end - lines.begin, word = 0; left > 0; left -= together, word += together / 4) {
         wait_for_copies();
         __syncthreads();
-        unpack(unpacked, smaller(together, left), stride);
+        unpack(cell, line, stride, smaller(together, left));
         __syncthreads();
-        copied.at += together * stride;
-        unpacked.at += together * stride;
-        if (left > together) copy_lines(copied, smaller(together, left - together), stride);
+        line += together * stride;
+        if (left > together) copy_lines(line + warp * stride, stride, smaller(together, left - together), chunks);
         if (warp >= column_tiles) continue;
         if (once)
           resize_columns<1>(weights, places, pixels, word);
