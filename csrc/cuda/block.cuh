@@ -7,6 +7,9 @@
 
 namespace deit::cuda {
 
+// Threads of a block, as augment.cu launches them.
+constexpr int threads = 256;
+
 HOST_DEVICE constexpr int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
 HOST_DEVICE constexpr int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
 HOST_DEVICE constexpr int32_t divided_up(int32_t count, int32_t by) { return (count + by - 1) / by; }

@@ -33,7 +33,7 @@ DEVICE void resize_block(const uint8_t* data, int64_t data_bytes, const PlanRow*
   __syncthreads();
   if (threadIdx.x == 0) {
     source.find(data, data_bytes, size);
-    source.tiled = blockDim.x >= warp_lanes * TileColumns::tiles && TileShared::fits(source);
+    source.tiled = blockDim.x == threads && TileShared::fits(source);
     const PlanRow& row = source.row;
     tile.columns.count = smaller(TileColumns::outputs, size - left);
     tile.columns.window = row.window_left + (row.flip ? size - left - tile.columns.count : left);

@@ -99,6 +99,7 @@ struct TileShared {
   DEVICE static int32_t line_place(int32_t line) { return line * line_words + (line & 8); }
 };
 static_assert(sizeof(WeightTables) <= 4 * TileShared::strip_rows * TileShared::strip_stride);
+static_assert(TileColumns::tiles <= threads / warp_lanes && TileLines::tiles <= threads / warp_lanes);
 static_assert(TileShared::strip_lines % TileShared::lines_at_once == 0);
 
 // fixed_point(weight, total), of which `steps` is 2**precision / total. The product errs by less than 2**-28, so where it
@@ -245,8 +246,9 @@ struct ColumnPlaces {
   }
 };
 
-// A block's work, by its threads: of at least as many warps as it has tiles.
+// A block's work, by its threads.
 struct ResizeTile {
+  static constexpr int32_t warps = threads / warp_lanes;
   TileShared& shared;
   int32_t warp, lane;  // of this thread
 
@@ -255,19 +257,28 @@ struct ResizeTile {
 
   // Copies `count` source lines, of which this warp's first begins at `line`, by chunks of 16 bytes, at most 64 a line.
   // They arrive by wait_for_copies.
+  template <bool inside>
   DEVICE void copy_lines(const uint8_t* line, int32_t stride, int32_t count, int32_t chunks) const {
-    const int32_t warps = blockDim.x / warp_lanes;
     uint8_t* to = shared.bytes + warp * TileShared::line_bytes + 16 * lane;
-    for (int32_t i = warp; i < count; i += warps, line += warps * stride, to += warps * TileShared::line_bytes) {
+#pragma unroll
+    for (int32_t on = 0; on < TileShared::lines_at_once; on += warps, line += warps * stride) {
+      if (warp + on >= count) break;
       const auto* from = reinterpret_cast<const uint8_t*>(reinterpret_cast<uintptr_t>(line) / 16 * 16) + 16 * lane;
-      for (int chunk = 0; chunk < 2 * warp_lanes; chunk += warp_lanes) {
+      for (int32_t chunk = 0; chunk < 2 * warp_lanes; chunk += warp_lanes) {
         if (chunk + lane >= chunks) break;
-        if (shared.source.words_inside)
-          copy_sixteen(from + 16 * chunk, to + 16 * chunk);
+        if (inside)
+          copy_sixteen(from + 16 * chunk, to + on * TileShared::line_bytes + 16 * chunk);
         else
-          copy_what_is_inside(from + 16 * chunk, shared.source.begin, shared.source.end, to + 16 * chunk);
+          copy_what_is_inside(from + 16 * chunk, shared.source.begin, shared.source.end,
+                              to + on * TileShared::line_bytes + 16 * chunk);
       }
     }
+  }
+  DEVICE void copy_lines(bool inside, const uint8_t* line, int32_t stride, int32_t count, int32_t chunks) const {
+    if (inside)
+      copy_lines<true>(line, stride, count, chunks);
+    else
+      copy_lines<false>(line, stride, count, chunks);
   }
 
   // Unpacks `count` source lines, of which the first begins at `line`; a thread from its cell on, of 8 columns each.
@@ -359,7 +370,8 @@ struct ResizeTile {
   // By all threads, behind a barrier: the tables of weights.
   DEVICE void find_weights() const {
     const auto clear = [](uint32_t* words, int32_t count) {
-      for (int32_t i = threadIdx.x; i < count / 4; i += blockDim.x) reinterpret_cast<Words4*>(words)[i] = Words4{};
+#pragma unroll
+      for (int32_t i = threadIdx.x; i < count / 4; i += threads) reinterpret_cast<Words4*>(words)[i] = Words4{};
     };
     clear(shared.tables.column_weights, TileColumns::words);
     clear(shared.line_weights(), TileLines::words);
@@ -387,6 +399,7 @@ struct ResizeTile {
                                       {shared.tables.column_weights, mine, 32}};
     const ColumnPlaces places(shared, warp, lane);
     const uint32_t* pixels = shared.pixels + (span.begin - window.begin) / 4;
+    const bool inside = shared.source.words_inside;
     const bool words_together = line_bytes % 4 == 0 && reinterpret_cast<uintptr_t>(output) % 4 == 0;
     for (int32_t from = 0, to; from < line_tiles; from = to) {
       Span lines = all_lines;
@@ -401,14 +414,14 @@ struct ResizeTile {
       }
       constexpr int32_t together = TileShared::lines_at_once;
       const uint8_t* line = shared.source.crop + 3 * window.begin + lines.begin * int64_t{stride};
-      copy_lines(line + warp * stride, stride, smaller(together, lines.end - lines.begin), chunks);
+      copy_lines(inside, line + warp * stride, stride, smaller(together, lines.end - lines.begin), chunks);
       for (int32_t left = lines.end - lines.begin, word = 0; left > 0; left -= together, word += together / 4) {
         wait_for_copies();
         __syncthreads();
         unpack(cell, line, stride, smaller(together, left));
         __syncthreads();
         line += together * stride;
-        if (left > together) copy_lines(line + warp * stride, stride, smaller(together, left - together), chunks);
+        if (left > together) copy_lines(inside, line + warp * stride, stride, smaller(together, left - together), chunks);
         if (warp >= column_tiles) continue;
         if (once)
           resize_columns<1>(weights, places, pixels, word);
