@@ -61,9 +61,13 @@ struct Axis {
   }
 
   // Weight of source pixel `at`, not yet normalised.
+  template <Filter known>
   HOST_DEVICE double weight(const Taps& taps, int32_t at) const {
     const double x = (at - taps.centre + 0.5) * narrowing;
-    return filter == Filter::bicubic ? bicubic(x) : bilinear(x);
+    return known == Filter::bicubic ? bicubic(x) : bilinear(x);
+  }
+  HOST_DEVICE double weight(const Taps& taps, int32_t at) const {
+    return filter == Filter::bicubic ? weight<Filter::bicubic>(taps, at) : weight<Filter::bilinear>(taps, at);
   }
 
   // Tap by tap: the order of a floating-point sum decides its last bit.

@@ -12,7 +12,7 @@ constexpr int threads = 256;
 
 HOST_DEVICE constexpr int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
 HOST_DEVICE constexpr int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
-HOST_DEVICE constexpr int32_t divided_up(int32_t count, int32_t by) { return (count + by - 1) / by; }
+HOST_DEVICE constexpr int32_t divided_up(uint32_t count, uint32_t by) { return static_cast<int32_t>((count + by - 1) / by); }
 
 // What the compiler does not find: one instruction each.
 #ifdef __CUDA_ARCH__

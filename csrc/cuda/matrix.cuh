@@ -16,6 +16,9 @@ namespace deit::cuda {
 
 constexpr int32_t warp_lanes = 32;
 
+DEVICE int32_t group_of(int32_t lane) { return lane >> 2; }
+DEVICE int32_t place_of(int32_t lane) { return lane & 3; }
+
 // A thread's words of a matrix: load(lane, i) gives word i of a lane. On the CPU, where no thread knows what the others
 // hold, each holds the words of all lanes.
 template <int words>

@@ -33,7 +33,7 @@ struct TileAxis {
   static constexpr int32_t plane_words = outputs * depth / 4, words = weight_planes * plane_words;
 
   // What the place of an output's byte is xor-ed with, so that the outputs that are read together lie in different banks.
-  DEVICE static int32_t swizzle(int32_t output) { return output / (128 / depth) * 16 % depth; }
+  DEVICE static int32_t swizzle(uint32_t output) { return output / (128 / depth) * 16 % depth; }
 
   int32_t count, window;  // outputs, and the first one's place on the resized axis
   alignas(16) int32_t first[outputs];
@@ -113,22 +113,29 @@ DEVICE int32_t fixed_point_of(double weight, double total, double steps) {
   return static_cast<int32_t>(bits >> 16);
 }
 
+// Weights as they are, and their sum.
+template <Filter filter>
+DEVICE double store_taps(const Axis& axis, const Taps& taps, double* weights, int32_t stride) {
+  double total = 0.0;
+#pragma unroll 1
+  for (int32_t at = taps.first, end = taps.first + taps.count; at < end; ++at, weights += stride) {
+    const double weight = axis.weight<filter>(taps, at);
+    *weights = weight;
+    total += weight;
+  }
+  return total;
+}
+
 // Float64 is in functions that are called, not inlined: else it would take registers from the loops over pixels.
 // An output's taps, and its weights as they are.
 template <typename TileAxis>
-DEVICE double find_tile_taps(TileAxis& axis, const Axis& of, int32_t after, int32_t output, double* weights,
+DEVICE double find_tile_taps(TileAxis& axis, const Axis of, int32_t after, int32_t output, double* weights,
                              int32_t stride) {
   const Taps taps = of.taps(reflect(axis.window + smaller(output, axis.count - 1), after));
   axis.first[output] = taps.first;
   axis.end[output] = taps.first + taps.count;
-  double total = 0.0;
-#pragma unroll 1
-  for (int32_t tap = 0; tap < taps.count; ++tap) {
-    const double weight = of.weight(taps, taps.first + tap);
-    weights[tap * stride] = weight;
-    total += weight;
-  }
-  return total;
+  return of.filter == Filter::bicubic ? store_taps<Filter::bicubic>(of, taps, weights, stride)
+                                      : store_taps<Filter::bilinear>(of, taps, weights, stride);
 }
 
 // An output's weights as bytes, and its tile's span.
@@ -142,7 +149,7 @@ DEVICE void store_tile_weights(TileAxis& axis, int32_t output, double total, con
     begin = smaller(begin, firsts[i]);
     end = larger(end, ends[i]);
   }
-  begin = begin / 4 * 4;
+  begin &= ~3;
   if (output % TileAxis::together == 0) axis.span[tile] = {begin, end};
   auto* bytes = reinterpret_cast<uint8_t*>(planes) + output * TileAxis::depth;
   const int32_t from = axis.first[output] - begin, swizzle = TileAxis::swizzle(output);
@@ -203,8 +210,8 @@ struct ColumnWeights {
 
   DEVICE static Left load(const uint32_t* weights, int plane, int32_t tile, int32_t depth) {
     return Left([=](int32_t lane, int i) {
-      const int32_t column = TileColumns::together * tile + lane / 4 + 8 * (i % 2);
-      const int32_t place = (depth + lane % 4 * 4 + i / 2 * 16) ^ TileColumns::swizzle(column);
+      const uint32_t column = TileColumns::together * tile + group_of(lane) + 8 * (i % 2);
+      const uint32_t place = (depth + 4 * place_of(lane) + 16 * (i / 2)) ^ TileColumns::swizzle(column);
       return weights[plane * TileColumns::plane_words + (column * TileColumns::depth + place) / 4];
     });
   }
@@ -225,9 +232,9 @@ DEVICE uint32_t channel_of(const uint32_t* word, int channel) {
 }
 
 // Of 16 bytes some may lie outside the buffer [begin, end).
-DEVICE_CALL void copy_what_is_inside(const uint8_t* from, const uint8_t* begin, const uint8_t* end, uint8_t* to) {
-  for (int i = 0; i < 16; ++i)
-    if (begin <= from + i && from + i < end) to[i] = from[i];
+DEVICE_CALL void copy_what_is_inside(const uint8_t* from, TileShared* shared, int32_t to) {
+  for (int i = 0; i < 16; ++i, ++from)
+    if (shared->source.begin <= from && from < shared->source.end) shared->bytes[to + i] = *from;
 }
 
 // Where a warp's columns lie in the strip: those of this thread are the lane's group and the eighth column after it.
@@ -237,9 +244,9 @@ struct ColumnPlaces {
   bool first_there, second_there;
 
   DEVICE ColumnPlaces(TileShared& shared, int32_t tile, int32_t lane) {
-    const int32_t count = shared.columns.count, column = TileColumns::together * tile + lane / 4;
+    const int32_t count = shared.columns.count, column = TileColumns::together * tile + group_of(lane);
     const bool flip = shared.source.row.flip;
-    strip = shared.strip + 3 * (flip ? count - 1 - column : column) * TileShared::strip_stride + lane % 4;
+    strip = shared.strip + 3 * (flip ? count - 1 - column : column) * TileShared::strip_stride + place_of(lane);
     second_on = (flip ? -8 : 8) * 3 * TileShared::strip_stride;
     first_there = column < count;
     second_there = column + 8 < count;
@@ -259,7 +266,7 @@ struct ResizeTile {
   // They arrive by wait_for_copies.
   template <bool inside>
   DEVICE void copy_lines(const uint8_t* line, int32_t stride, int32_t count, int32_t chunks) const {
-    uint8_t* to = shared.bytes + warp * TileShared::line_bytes + 16 * lane;
+    const int32_t to = warp * TileShared::line_bytes + 16 * lane;
 #pragma unroll
     for (int32_t on = 0; on < TileShared::lines_at_once; on += warps, line += warps * stride) {
       if (warp + on >= count) break;
@@ -267,10 +274,9 @@ struct ResizeTile {
       for (int32_t chunk = 0; chunk < 2 * warp_lanes; chunk += warp_lanes) {
         if (chunk + lane >= chunks) break;
         if (inside)
-          copy_sixteen(from + 16 * chunk, to + on * TileShared::line_bytes + 16 * chunk);
+          copy_sixteen(from + 16 * chunk, shared.bytes + to + on * TileShared::line_bytes + 16 * chunk);
         else
-          copy_what_is_inside(from + 16 * chunk, shared.source.begin, shared.source.end,
-                              to + on * TileShared::line_bytes + 16 * chunk);
+          copy_what_is_inside(from + 16 * chunk, &shared, to + on * TileShared::line_bytes + 16 * chunk);
       }
     }
   }
@@ -304,8 +310,8 @@ struct ResizeTile {
     for (int c = 0; c < 3; ++c) {
       const auto levels = [&](int part) {  // of lines 0, 1, 4, 5 and so on; of lines 2, 3, 6, 7 and so on
         const auto load = [=](int32_t lane, int i) {
-          const int32_t line = lane / 8 * 4 + lane / 4 % 2 + 2 * part;
-          return pixels[c * TileShared::channel_words + TileShared::line_place(line) + lane % 4 + 4 * i];
+          const int32_t line = (lane >> 3) * 4 + (group_of(lane) & 1) + 2 * part;
+          return pixels[c * TileShared::channel_words + TileShared::line_place(line) + place_of(lane) + 4 * i];
         };
         const Right right[2] = {Right(load), Right([=](int32_t lane, int i) { return load(lane, i + 2 * (steps - 1)); })};
         return Levels([&](int plane, const int32_t(&addend)[4], int32_t(&sum)[4]) {
@@ -328,12 +334,13 @@ struct ResizeTile {
     const auto load = [&](int plane) {
       const uint32_t* weights = shared.line_weights() + plane * TileLines::plane_words;
       return Right([=](int32_t lane, int i) {
-        const int32_t line = TileLines::together * tile + lane / 4;
-        return weights[(line * TileLines::depth + ((lane % 4 * 4 + i * 16) ^ TileLines::swizzle(line))) / 4];
+        const uint32_t line = TileLines::together * tile + group_of(lane);
+        const uint32_t place = (4 * place_of(lane) + 16 * i) ^ TileLines::swizzle(line);
+        return weights[(line * TileLines::depth + place) / 4];
       });
     };
     const Right weights[weight_planes] = {load(0), load(1), load(2)};
-    const int32_t y = TileLines::together * tile + 2 * (lane % 4), row = 4 * (lane / 4), rows = 3 * shared.columns.count;
+    const int32_t y = TileLines::together * tile + 2 * place_of(lane), row = 4 * group_of(lane), rows = 3 * shared.columns.count;
     const int32_t there[2] = {y < shared.lines.count ? rows - row : 0, y + 1 < shared.lines.count ? rows - row : 0};
     const uint32_t* strip = shared.strip + static_cast<uint32_t>(shared.lines.span[tile].begin - begin) / 4;
     uint8_t *to = output + y * line_bytes + row, *next = to + line_bytes;
@@ -341,8 +348,8 @@ struct ResizeTile {
     for (int32_t first = 0; first < rows; first += 32) {  // 32 rows, of each lane four, of two lines
       const auto levels = [&](int pair) {
         const Left left([=](int32_t lane, int i) {  // of the last rows some are not there, and are not stored
-          const int32_t at = 4 * (lane / 4) + 2 * pair + i % 2;
-          return strip[at * TileShared::strip_stride + lane % 4 + 4 * (i / 2)];
+          const int32_t row = 4 * group_of(lane) + 2 * pair + i % 2;
+          return strip[row * TileShared::strip_stride + place_of(lane) + 4 * (i / 2)];
         });
         return Levels([&](int plane, const int32_t(&addend)[4], int32_t(&sum)[4]) {
           if (plane == weight_planes - 1)
@@ -398,7 +405,7 @@ struct ResizeTile {
     const ColumnWeights weights[2] = {{shared.tables.column_weights, mine, 0},
                                       {shared.tables.column_weights, mine, 32}};
     const ColumnPlaces places(shared, warp, lane);
-    const uint32_t* pixels = shared.pixels + (span.begin - window.begin) / 4;
+    const uint32_t* pixels = shared.pixels + static_cast<uint32_t>(span.begin - window.begin) / 4;
     const bool inside = shared.source.words_inside;
     const bool words_together = line_bytes % 4 == 0 && reinterpret_cast<uintptr_t>(output) % 4 == 0;
     for (int32_t from = 0, to; from < line_tiles; from = to) {
