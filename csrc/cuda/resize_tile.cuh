@@ -99,7 +99,7 @@ struct TileShared {
   DEVICE static int32_t line_place(int32_t line) { return line * line_words + (line & 8); }
 };
 static_assert(sizeof(WeightTables) <= 4 * TileShared::strip_rows * TileShared::strip_stride);
-static_assert(TileColumns::tiles <= threads / warp_lanes && TileLines::tiles <= threads / warp_lanes);
+static_assert(TileColumns::tiles < threads / warp_lanes && TileLines::tiles <= threads / warp_lanes);
 static_assert(TileShared::strip_lines % TileShared::lines_at_once == 0);
 
 // fixed_point(weight, total), of which `steps` is 2**precision / total. The product errs by less than 2**-28, so where it
@@ -253,53 +253,59 @@ struct ColumnPlaces {
   }
 };
 
+// Eight columns of a source line: where their bytes and their pixels lie.
+struct EightColumns {
+  const uint32_t* from;
+  uint32_t ahead;  // the first byte's place in its word
+  uint32_t* to;
+
+  // address: of the first byte of the line that is copied first.
+  DEVICE EightColumns(TileShared& shared, const Cells& cell, uint32_t address, int32_t stride) {
+    const uint32_t at = address + cell.row * stride;
+    ahead = at % 4;
+    from = reinterpret_cast<const uint32_t*>(shared.bytes + cell.row * TileShared::line_bytes + 24 * cell.column +
+                                             (at & 12));
+    to = shared.pixels + TileShared::line_place(cell.row) + 2 * cell.column;
+  }
+
+  DEVICE void unpack() const {
+    uint32_t word[6];
+    for (int i = 0; i < 6; ++i) word[i] = word_between(from[i], from[i + 1], ahead);
+    for (int c = 0; c < 3; ++c)
+      *reinterpret_cast<Words2*>(to + c * TileShared::channel_words) = {{channel_of(word, c), channel_of(word + 3, c)}};
+  }
+};
+
 // A block's work, by its threads.
 struct ResizeTile {
-  static constexpr int32_t warps = threads / warp_lanes;
+  static constexpr int32_t copies = threads / warp_lanes - 1;  // the warp that copies while others resize columns
   TileShared& shared;
   int32_t warp, lane;  // of this thread
 
   DEVICE explicit ResizeTile(TileShared& shared)
       : shared(shared), warp(threadIdx.x / warp_lanes), lane(threadIdx.x % warp_lanes) {}
 
-  // Copies `count` source lines, of which this warp's first begins at `line`, by chunks of 16 bytes, at most 64 a line.
-  // They arrive by wait_for_copies.
+  // Copies `count` source lines, the first of which begins at `line`, by chunks of 16 bytes, at most 64 a line. By one
+  // warp; they arrive by its wait_for_copies.
   template <bool inside>
   DEVICE void copy_lines(const uint8_t* line, int32_t stride, int32_t count, int32_t chunks) const {
-    const int32_t to = warp * TileShared::line_bytes + 16 * lane;
-#pragma unroll
-    for (int32_t on = 0; on < TileShared::lines_at_once; on += warps, line += warps * stride) {
-      if (warp + on >= count) break;
+#pragma unroll 4
+    for (int32_t i = 0, to = 16 * lane; i < count; ++i, line += stride, to += TileShared::line_bytes) {
       const auto* from = reinterpret_cast<const uint8_t*>(reinterpret_cast<uintptr_t>(line) / 16 * 16) + 16 * lane;
       for (int32_t chunk = 0; chunk < 2 * warp_lanes; chunk += warp_lanes) {
-        if (chunk + lane >= chunks) break;
+        if (chunk + lane >= chunks) continue;
         if (inside)
-          copy_sixteen(from + 16 * chunk, shared.bytes + to + on * TileShared::line_bytes + 16 * chunk);
+          copy_sixteen(from + 16 * chunk, shared.bytes + to + 16 * chunk);
         else
-          copy_what_is_inside(from + 16 * chunk, &shared, to + on * TileShared::line_bytes + 16 * chunk);
+          copy_what_is_inside(from + 16 * chunk, &shared, to + 16 * chunk);
       }
     }
   }
-  DEVICE void copy_lines(bool inside, const uint8_t* line, int32_t stride, int32_t count, int32_t chunks) const {
-    if (inside)
+  DEVICE void copy_lines(const uint8_t* line, int32_t stride, int32_t count, int32_t chunks) const {
+    if (shared.source.words_inside)
       copy_lines<true>(line, stride, count, chunks);
     else
       copy_lines<false>(line, stride, count, chunks);
-  }
-
-  // Unpacks `count` source lines, of which the first begins at `line`; a thread from its cell on, of 8 columns each.
-  DEVICE void unpack(Cells cell, const uint8_t* line, int32_t stride, int32_t count) const {
-    const auto address = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(line));
-    for (; cell.row < count; cell.next()) {
-      const uint32_t at = address + cell.row * stride, ahead = at % 4;
-      const auto* words = reinterpret_cast<const uint32_t*>(shared.bytes + cell.row * TileShared::line_bytes +
-                                                            24 * cell.column + at % 16 / 4 * 4);
-      uint32_t word[6];
-      for (int i = 0; i < 6; ++i) word[i] = word_between(words[i], words[i + 1], ahead);
-      uint32_t* to = shared.pixels + TileShared::line_place(cell.row) + 2 * cell.column;
-      for (int c = 0; c < 3; ++c)
-        *reinterpret_cast<Words2*>(to + c * TileShared::channel_words) = {{channel_of(word, c), channel_of(word + 3, c)}};
-    }
   }
 
   // A warp's tile of columns of the unpacked lines, whose pixels begin at `pixels`, into the strip as its lines
@@ -406,7 +412,6 @@ struct ResizeTile {
                                       {shared.tables.column_weights, mine, 32}};
     const ColumnPlaces places(shared, warp, lane);
     const uint32_t* pixels = shared.pixels + static_cast<uint32_t>(span.begin - window.begin) / 4;
-    const bool inside = shared.source.words_inside;
     const bool words_together = line_bytes % 4 == 0 && reinterpret_cast<uintptr_t>(output) % 4 == 0;
     for (int32_t from = 0, to; from < line_tiles; from = to) {
       Span lines = all_lines;
@@ -421,14 +426,19 @@ struct ResizeTile {
       }
       constexpr int32_t together = TileShared::lines_at_once;
       const uint8_t* line = shared.source.crop + 3 * window.begin + lines.begin * int64_t{stride};
-      copy_lines(inside, line + warp * stride, stride, smaller(together, lines.end - lines.begin), chunks);
+      const auto address = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(line));
+      const EightColumns first(shared, cell, address, stride);  // of this thread, in every `together` lines
+      if (warp == copies) copy_lines(line, stride, smaller(together, lines.end - lines.begin), chunks);
       for (int32_t left = lines.end - lines.begin, word = 0; left > 0; left -= together, word += together / 4) {
         wait_for_copies();
         __syncthreads();
-        unpack(cell, line, stride, smaller(together, left));
+        const int32_t count = smaller(together, left);
+        if (cell.row < count) first.unpack();
+        Cells next = cell;
+        for (next.next(); next.row < count; next.next()) EightColumns(shared, next, address, stride).unpack();
         __syncthreads();
         line += together * stride;
-        if (left > together) copy_lines(inside, line + warp * stride, stride, smaller(together, left - together), chunks);
+        if (warp == copies && left > together) copy_lines(line, stride, smaller(together, left - together), chunks);
         if (warp >= column_tiles) continue;
         if (once)
           resize_columns<1>(weights, places, pixels, word);
