@@ -26,6 +26,7 @@ struct Fragment {
 #ifdef __CUDA_ARCH__
   uint32_t word[words];
 
+  Fragment() = default;
   template <typename Load>
   DEVICE explicit Fragment(const Load& load) {
     for (int i = 0; i < words; ++i) word[i] = load(static_cast<int32_t>(threadIdx.x) % warp_lanes, i);
@@ -33,6 +34,7 @@ struct Fragment {
 #else
   uint32_t word[warp_lanes][words];
 
+  Fragment() = default;
   template <typename Load>
   explicit Fragment(const Load& load) {
     for (int32_t lane = 0; lane < warp_lanes; ++lane)

@@ -201,26 +201,30 @@ DEVICE uint32_t packed_levels(int32_t first, int32_t second, int32_t third, int3
   return packed(first, second, packed(third, fourth, 0));
 }
 
-// The weights of a tile of 16 columns, for 32 source columns.
+// The weights of a tile of 16 columns: `steps` times 32 source columns.
+template <int steps>
 struct ColumnWeights {
-  Left plane[weight_planes];
+  Left plane[weight_planes][steps];
 
-  DEVICE ColumnWeights(const uint32_t* weights, int32_t tile, int32_t depth)
-      : plane{load(weights, 0, tile, depth), load(weights, 1, tile, depth), load(weights, 2, tile, depth)} {}
-
-  DEVICE static Left load(const uint32_t* weights, int plane, int32_t tile, int32_t depth) {
-    return Left([=](int32_t lane, int i) {
-      const uint32_t column = TileColumns::together * tile + group_of(lane) + 8 * (i % 2);
-      const uint32_t place = (depth + 4 * place_of(lane) + 16 * (i / 2)) ^ TileColumns::swizzle(column);
-      return weights[plane * TileColumns::plane_words + (column * TileColumns::depth + place) / 4];
-    });
+  DEVICE ColumnWeights(const uint32_t* weights, int32_t tile) {
+    for (int i = 0; i < weight_planes; ++i)
+      for (int step = 0; step < steps; ++step)
+        plane[i][step] = Left([=](int32_t lane, int word) {
+          const uint32_t column = TileColumns::together * tile + group_of(lane) + 8 * (word % 2);
+          const uint32_t place = (32 * step + 4 * place_of(lane) + 16 * (word / 2)) ^ TileColumns::swizzle(column);
+          return weights[i * TileColumns::plane_words + (column * TileColumns::depth + place) / 4];
+        });
   }
 
-  DEVICE void add(int number, const Right& pixels, const int32_t (&addend)[4], int32_t (&sum)[4]) const {
-    if (number == weight_planes - 1)
-      multiply_add<true, false>(plane[number], pixels, addend, sum);
-    else
-      multiply_add<false, false>(plane[number], pixels, addend, sum);
+  // sum = addend + the products of a plane.
+  DEVICE void add(int number, const Right (&pixels)[steps], const int32_t (&addend)[4], int32_t (&sum)[4]) const {
+    for (int step = 0; step < steps; ++step) {
+      const int32_t(&before)[4] = step == 0 ? addend : static_cast<const int32_t(&)[4]>(sum);
+      if (number == weight_planes - 1)
+        multiply_add<true, false>(plane[number][step], pixels[step], before, sum);
+      else
+        multiply_add<false, false>(plane[number][step], pixels[step], before, sum);
+    }
   }
 };
 
@@ -309,20 +313,20 @@ struct ResizeTile {
   }
 
   // A warp's tile of columns of the unpacked lines, whose pixels begin at `pixels`, into the strip as its lines
-  // [4 * word, 4 * word + lines_at_once). steps: how often 32 source columns are read.
+  // [4 * word, 4 * word + lines_at_once).
   template <int steps>
-  DEVICE void resize_columns(const ColumnWeights (&weights)[2], const ColumnPlaces& places, const uint32_t* pixels,
+  DEVICE void resize_columns(const ColumnWeights<steps>& weights, const ColumnPlaces& places, const uint32_t* pixels,
                              int32_t word) const {
     for (int c = 0; c < 3; ++c) {
       const auto levels = [&](int part) {  // of lines 0, 1, 4, 5 and so on; of lines 2, 3, 6, 7 and so on
-        const auto load = [=](int32_t lane, int i) {
-          const int32_t line = (lane >> 3) * 4 + (group_of(lane) & 1) + 2 * part;
-          return pixels[c * TileShared::channel_words + TileShared::line_place(line) + place_of(lane) + 4 * i];
-        };
-        const Right right[2] = {Right(load), Right([=](int32_t lane, int i) { return load(lane, i + 2 * (steps - 1)); })};
+        Right right[steps];
+        for (int step = 0; step < steps; ++step)
+          right[step] = Right([=](int32_t lane, int i) {
+            const int32_t line = (lane >> 3) * 4 + (group_of(lane) & 1) + 2 * part;
+            return pixels[c * TileShared::channel_words + TileShared::line_place(line) + 8 * step + place_of(lane) + 4 * i];
+          });
         return Levels([&](int plane, const int32_t(&addend)[4], int32_t(&sum)[4]) {
-          weights[0].add(plane, right[0], addend, sum);
-          if (steps == 2) weights[1].add(plane, right[1], sum, sum);
+          weights.add(plane, right, addend, sum);
         });
       };
       const Levels even = levels(0), odd = levels(1);
@@ -401,17 +405,25 @@ struct ResizeTile {
   // The whole tile; `output` is its first pixel.
   DEVICE void run(uint8_t* output, int32_t line_bytes) const {
     find_weights();
+    bool once = true;
+    for (const Span& span : shared.columns.span) once = once && span.end - span.begin <= 32;
+    if (once)
+      make_tile<1>(output, line_bytes);
+    else
+      make_tile<2>(output, line_bytes);
+  }
+
+  // steps: how often a tile of columns reads 32 source columns.
+  template <int steps>
+  DEVICE void make_tile(uint8_t* output, int32_t line_bytes) const {
     const int32_t column_tiles = shared.columns.used_tiles(), line_tiles = shared.lines.used_tiles();
     const Span window = shared.columns.spans(), all_lines = shared.lines.spans();
     const Cells cell(divided_up(window.end - window.begin, 8));
     const int32_t chunks = divided_up(15 + 24 * cell.columns + 4, 16);
     const int32_t mine = smaller(warp, column_tiles - 1), stride = 3 * shared.source.row.width;
-    const Span span = shared.columns.span[mine];
-    const bool once = span.end - span.begin <= 32;
-    const ColumnWeights weights[2] = {{shared.tables.column_weights, mine, 0},
-                                      {shared.tables.column_weights, mine, 32}};
+    const ColumnWeights<steps> weights(shared.tables.column_weights, mine);
     const ColumnPlaces places(shared, warp, lane);
-    const uint32_t* pixels = shared.pixels + static_cast<uint32_t>(span.begin - window.begin) / 4;
+    const uint32_t* pixels = shared.pixels + static_cast<uint32_t>(shared.columns.span[mine].begin - window.begin) / 4;
     const bool words_together = line_bytes % 4 == 0 && reinterpret_cast<uintptr_t>(output) % 4 == 0;
     for (int32_t from = 0, to; from < line_tiles; from = to) {
       Span lines = all_lines;
@@ -439,11 +451,7 @@ struct ResizeTile {
         __syncthreads();
         line += together * stride;
         if (warp == copies && left > together) copy_lines(line, stride, smaller(together, left - together), chunks);
-        if (warp >= column_tiles) continue;
-        if (once)
-          resize_columns<1>(weights, places, pixels, word);
-        else
-          resize_columns<2>(weights, places, pixels, word);
+        if (warp < column_tiles) resize_columns(weights, places, pixels, word);
       }
       __syncthreads();
       if (warp >= to - from) continue;
