@@ -1,8 +1,8 @@
 // Crop, resize and flip of every image by CUDA blocks, in one of two ways.
 #pragma once
 
-#include "resize_band.cuh"
-#include "resize_tile.cuh"
+#include "resize/band.cuh"
+#include "resize/tile.cuh"
 
 namespace deit::cuda {
 
@@ -37,12 +37,14 @@ DEVICE void resize_block(const uint8_t* data, int64_t data_bytes, const PlanRow*
     const PlanRow& row = source.row;
     tile.columns.count = smaller(TileColumns::outputs, size - left);
     tile.columns.window = row.window_left + (row.flip ? size - left - tile.columns.count : left);
+    tile.output = output + 3 * left;
+    tile.output_stride = 3 * size;
     tile.lines.count = lines;
     tile.lines.window = row.window_top + first_line;
   }
   __syncthreads();
   if (source.good && source.tiled)
-    ResizeTile(tile).run(output + 3 * left, 3 * size);
+    ResizeTile(tile).run();
   else if (left > 0)
     return;  // the first of the blocks side by side makes whole lines
   else if (source.good)

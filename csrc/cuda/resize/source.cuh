@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
-#include "../arithmetic/plan.h"
-#include "../arithmetic/resample.h"
-#include "block.cuh"
+#include "../../arithmetic/plan.h"
+#include "../../arithmetic/resample.h"
+#include "../block.cuh"
 
 namespace deit::cuda {
 
@@ -16,7 +16,7 @@ struct alignas(16) ResizeSource {
   PlanRow row;
   const uint8_t *crop, *begin, *end;  // the crop's first pixel; the buffer
   Axis across, down;
-  bool good, tiled;   // tiled: by resize_tile.cuh, else by resize_band.cuh
+  bool good, tiled;   // tiled: by tile.cuh, else by band.cuh
   bool words_inside;  // whether what is loaded round the crop's pixels, in words of 4 or 16 bytes, lies in the buffer
 
   // By one thread, behind the row.

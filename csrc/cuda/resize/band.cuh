@@ -1,4 +1,4 @@
-// Crop, resize and flip of an image that shrinks by more than resize_tile.cuh takes: Pillow's two passes, sum by sum.
+// Crop, resize and flip of an image that shrinks by more than tile.cuh takes: Pillow's two passes, sum by sum.
 //
 // A block makes a band of output lines. First it weighs the taps of all its columns and lines, once. Then it walks down
 // the source: some lines are unpacked into words of a pixel, each thread resizes a column of them, and the results go
@@ -10,11 +10,11 @@
 
 #include <cstdint>
 
-#include "resize_source.cuh"
+#include "source.cuh"
 
 namespace deit::cuda {
 
-constexpr int32_t lines_at_once = 8;      // source lines that share a weight
+constexpr int32_t lines_at_once = 4;      // source lines that share a weight
 constexpr int32_t columns_at_once = 384;  // source columns unpacked between two barriers
 constexpr int32_t lines_together = 16;    // the most output lines that are made between two barriers
 constexpr int32_t vector_bytes = 16;      // values of an output line that a thread makes at once
