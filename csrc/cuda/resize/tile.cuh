@@ -96,13 +96,13 @@ struct EightColumns {
   uint32_t ahead;  // the first byte's place in its word
   uint32_t* to;
 
-  // line: the first byte of the lines that are copied together.
-  DEVICE EightColumns(TileShared& shared, const Cells& cell, const uint8_t* line) {
-    const uint32_t at = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(line)) + 3 * cell.row * shared.source.row.width;
+  // The `number`-th of lines of `cells` times eight columns; `line` is the first byte of the lines that are copied together.
+  DEVICE EightColumns(TileShared& shared, int32_t cells, int32_t number, const uint8_t* line) {
+    const int32_t row = quotient(number, cells), column = number - row * cells;
+    const uint32_t at = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(line)) + 3 * row * shared.source.row.width;
     ahead = at % 4;
-    from = reinterpret_cast<const uint32_t*>(shared.bytes + cell.row * TileShared::line_bytes + 24 * cell.column +
-                                             (at & 12));
-    to = shared.pixels + TileShared::line_place(cell.row) + 2 * cell.column;
+    from = reinterpret_cast<const uint32_t*>(shared.bytes + row * TileShared::line_bytes + 24 * column + (at & 12));
+    to = shared.pixels + TileShared::line_place(row) + 2 * column;
   }
 
   DEVICE void unpack() const {
@@ -126,8 +126,8 @@ struct ResizeTile {
   // wait_for_copies.
   template <bool inside>
   DEVICE void copy_lines(int32_t line, int32_t count) const {
-    const int32_t stride = 3 * shared.source.row.width, chunks = divided_up(15 + 24 * window_cells() + 4, 16);
-    const uint8_t* bytes = first_byte(line);
+    const int32_t stride = 3 * shared.source.row.width, chunks = divided_up(15 + 24 * shared.cells + 4, 16);
+    const uint8_t* bytes = shared.first_byte(line);
 #pragma unroll 4
     for (int32_t i = 0, to = 16 * lane; i < count; ++i, bytes += stride, to += TileShared::line_bytes) {
       const auto* from = reinterpret_cast<const uint8_t*>(reinterpret_cast<uintptr_t>(bytes) / 16 * 16) + 16 * lane;
@@ -145,15 +145,6 @@ struct ResizeTile {
       copy_lines<true>(line, count);
     else
       copy_lines<false>(line, count);
-  }
-
-  // Of the columns that are read: how many times eight, and the first one's byte in a line.
-  DEVICE int32_t window_cells() const {
-    const Span window = shared.columns.spans();
-    return divided_up(window.end - window.begin, 8);
-  }
-  DEVICE const uint8_t* first_byte(int32_t line) const {
-    return shared.source.crop + 3 * (shared.columns.spans().begin + line * int64_t{shared.source.row.width});
   }
 
   // A warp's tile of columns of the unpacked lines, whose pixels begin at `pixels`, into the strip as its lines
@@ -244,13 +235,13 @@ struct ResizeTile {
     __syncthreads();
     if (mine) store_output(&shared, number, total);
     __syncthreads();
+    if (threadIdx.x == 0) shared.find_window();
+    __syncthreads();
   }
 
   DEVICE void run() const {
     find_weights();
-    bool once = true;
-    for (const Span& span : shared.columns.span) once = once && span.end - span.begin <= 32;
-    if (once)
+    if (shared.once)
       make_tile<1>();
     else
       make_tile<2>();
@@ -264,10 +255,10 @@ struct ResizeTile {
     const ColumnWeights<steps> weights(shared.tables.column_weights, mine);
     const ColumnPlaces places(shared, mine, lane);
     const uint32_t* pixels =
-        shared.pixels + static_cast<uint32_t>(shared.columns.span[mine].begin - shared.columns.spans().begin) / 4;
-    const Cells cell(window_cells());
+        shared.pixels + static_cast<uint32_t>(shared.columns.span[mine].begin - shared.window.begin) / 4;
+    const int32_t cells = shared.cells, row = quotient(threadIdx.x, cells);  // of a line; this thread's first line
     for (int32_t from = 0, to; from < line_tiles; from = to) {
-      Span lines = shared.lines.spans();
+      Span lines = shared.all_lines;
       to = line_tiles;
       if (lines.end - lines.begin > TileShared::strip_lines) {  // as many tiles as the strip has room for
         lines = shared.lines.span[from];
@@ -278,15 +269,15 @@ struct ResizeTile {
         }
       }
       constexpr int32_t together = TileShared::lines_at_once;
-      const EightColumns first(shared, cell, first_byte(lines.begin));  // of this thread, in every `together` lines
+      const EightColumns first(shared, cells, threadIdx.x, shared.first_byte(lines.begin));  // the same in every `together` lines
       if (warp == copies) copy_lines(lines.begin, smaller(together, lines.end - lines.begin));
       for (int32_t line = lines.begin, word = 0; line < lines.end; line += together, word += together / 4) {
         wait_for_copies();
         __syncthreads();
         const int32_t left = lines.end - line, count = smaller(together, left);
-        if (cell.row < count) first.unpack();
-        Cells next = cell;
-        for (next.next(); next.row < count; next.next()) EightColumns(shared, next, first_byte(line)).unpack();
+        if (row < count) first.unpack();
+        for (int32_t number = threadIdx.x + threads; number < count * cells; number += threads)
+          EightColumns(shared, cells, number, shared.first_byte(line)).unpack();
         __syncthreads();
         if (warp == copies && left > together) copy_lines(line + together, smaller(together, left - together));
         if (warp < column_tiles) resize_columns(weights, places, pixels, word);
