@@ -154,6 +154,14 @@ DEVICE void store_global(const Words4& words, void* to) {
 #endif
 }
 
+DEVICE void store_global(uint32_t word, void* to) {
+#ifdef __CUDA_ARCH__
+  asm volatile("st.global.b32 [%0], %1;" ::"l"(__cvta_generic_to_global(to)), "r"(word) : "memory");
+#else
+  *static_cast<uint32_t*>(to) = word;
+#endif
+}
+
 // The four pixels in 12 bytes.
 HOST_DEVICE Words4 four_pixels(uint32_t first, uint32_t second, uint32_t third) {
   return {{first, word_between(first, second, 3), word_between(second, third, 2), third >> 8}};

@@ -18,7 +18,8 @@ struct ResizeShape {
 
   HOST_DEVICE constexpr int32_t parts() const { return across * down; }
 };
-static_assert(TileLines::outputs == lines_of_band && sizeof(TileShared) <= 75 * 1024);  // three blocks fit an H100's multiprocessor
+static_assert(TileLines::outputs == lines_of_band);
+static_assert(sizeof(TileShared) <= 75 * 1024);  // three blocks fit an H100's multiprocessor
 
 // Grid: (images, shape.parts()). images: uint8 [count][size][size][3]; an invalid row gives zeros.
 DEVICE void resize_block(const uint8_t* data, int64_t data_bytes, const PlanRow* rows, const ResizeShape& shape,

@@ -14,7 +14,7 @@
 
 namespace deit::cuda {
 
-constexpr int32_t lines_at_once = 4;      // source lines that share a weight
+constexpr int32_t lines_at_once = 8;      // source lines that share a weight
 constexpr int32_t columns_at_once = 384;  // source columns unpacked between two barriers
 constexpr int32_t lines_together = 16;    // the most output lines that are made between two barriers
 constexpr int32_t vector_bytes = 16;      // values of an output line that a thread makes at once

@@ -96,7 +96,7 @@ struct EightColumns {
   uint32_t ahead;  // the first byte's place in its word
   uint32_t* to;
 
-  // The `number`-th of lines of `cells` times eight columns; `line` is the first byte of the lines that are copied together.
+  // The `number`-th of lines of `cells` times eight columns; `line` is the first byte of those that are copied together.
   DEVICE EightColumns(TileShared& shared, int32_t cells, int32_t number, const uint8_t* line) {
     const int32_t row = quotient(number, cells), column = number - row * cells;
     const uint32_t at = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(line)) + 3 * row * shared.source.row.width;
@@ -185,7 +185,8 @@ struct ResizeTile {
       });
     };
     const Right weights[weight_planes] = {load(0), load(1), load(2)};
-    const int32_t y = TileLines::together * tile + 2 * place_of(lane), row = 4 * group_of(lane), rows = 3 * shared.columns.count;
+    const int32_t y = TileLines::together * tile + 2 * place_of(lane), row = 4 * group_of(lane);
+    const int32_t rows = 3 * shared.columns.count;
     const int32_t there[2] = {y < shared.lines.count ? rows - row : 0, y + 1 < shared.lines.count ? rows - row : 0};
     const uint32_t* strip = shared.strip + static_cast<uint32_t>(shared.lines.span[tile].begin - begin) / 4;
     uint8_t *to = shared.output + y * shared.output_stride + row, *next = to + shared.output_stride;
@@ -208,7 +209,7 @@ struct ResizeTile {
         const uint32_t four = packed_levels(even[line], even[2 + line], odd[line], odd[2 + line]);
         uint8_t* at = line ? next : to;
         if (words_together) {
-          if (first < there[line]) *reinterpret_cast<uint32_t*>(at) = four;
+          if (first < there[line]) store_global(four, at);
         } else {
           for (int k = 0; k < 4 && first + k < there[line]; ++k) at[k] = static_cast<uint8_t>(four >> 8 * k);
         }
@@ -269,7 +270,8 @@ struct ResizeTile {
         }
       }
       constexpr int32_t together = TileShared::lines_at_once;
-      const EightColumns first(shared, cells, threadIdx.x, shared.first_byte(lines.begin));  // the same in every `together` lines
+      // Of this thread; the same of every `together` lines, since so many begin at a multiple of 16 bytes from each other.
+      const EightColumns first(shared, cells, threadIdx.x, shared.first_byte(lines.begin));
       if (warp == copies) copy_lines(lines.begin, smaller(together, lines.end - lines.begin));
       for (int32_t line = lines.begin, word = 0; line < lines.end; line += together, word += together / 4) {
         wait_for_copies();
