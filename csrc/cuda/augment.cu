@@ -16,7 +16,14 @@ namespace {
 #define OPS_BOUNDS __launch_bounds__(threads, 3)
 #endif
 
-__global__ void __launch_bounds__(threads, 2)
+// As many blocks as the shared memory of a multiprocessor has room for.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ / 100 == 9 || __CUDA_ARCH__ / 100 == 10)
+#define RESIZE_BOUNDS __launch_bounds__(threads, 3)
+#else
+#define RESIZE_BOUNDS __launch_bounds__(threads, 2)
+#endif
+
+__global__ void RESIZE_BOUNDS
     resize_kernel(const uint8_t* data, int64_t data_bytes, const PlanRow* rows, ResizeShape shape, uint8_t* images) {
   extern __shared__ __align__(16) unsigned char shared[];
   resize_block(data, data_bytes, rows, shape, images, shared);
@@ -81,7 +88,7 @@ void resize(const Batch& batch, uint8_t* images, void* stream) {
   if (batch.count == 0) return;
   const ResizeShape shape(batch.size);
   check(cudaFuncSetAttribute(resize_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shape.bytes), "resize_kernel");
-  const dim3 grid(static_cast<unsigned>(batch.count), shape.bands);
+  const dim3 grid(static_cast<unsigned>(batch.count), shape.parts());
   resize_kernel<<<grid, threads, shape.bytes, static_cast<cudaStream_t>(stream)>>>(batch.data, batch.data_bytes,
                                                                                   batch.rows, shape, images);
   check(cudaGetLastError(), "resize_kernel");

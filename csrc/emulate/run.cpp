@@ -50,7 +50,7 @@ void run_cuda(const deit::Batch& batch, const deit::Finish& finish, unsigned thr
               void* output) {
   const unsigned count = static_cast<unsigned>(batch.count);
   const deit::cuda::ResizeShape shape(batch.size);
-  emulate::launch({count, static_cast<unsigned>(shape.bands)}, threads, shape.bytes, [&](unsigned char* shared) {
+  emulate::launch({count, static_cast<unsigned>(shape.parts())}, threads, shape.bytes, [&](unsigned char* shared) {
     deit::cuda::resize_block(batch.data, batch.data_bytes, batch.rows, shape, images, shared);
   });
   const size_t bytes = 3 * batch.count * size_t(batch.size) * batch.size;

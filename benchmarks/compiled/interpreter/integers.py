@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -188,8 +189,8 @@ def _shift(machine: Machine, instruction: Instruction) -> Run:
 def _lookup(table: int, a: NDArray, b: NDArray, c: NDArray) -> NDArray:
     """A logical function of three inputs, whose value for (a, b, c) is bit 4a + 2b + c of the table."""
     known = {
-        0xC0: lambda: a & b, 0xFC: lambda: a | b, 0x3C: lambda: a ^ b, 0xF8: lambda: a & b | c, 0xFE: lambda: a | b | c,
-        0x96: lambda: a ^ b ^ c, 0x80: lambda: a & b & c, 0xE2: lambda: a & b | ~b & c,
+        0xC0: lambda: a & b, 0xFC: lambda: a | b, 0x3C: lambda: a ^ b, 0xF8: lambda: a | b & c, 0xFE: lambda: a | b | c,
+        0xEA: lambda: a & b | c, 0x96: lambda: a ^ b ^ c, 0x80: lambda: a & b & c, 0xE2: lambda: a & b | ~b & c,
     }  # fmt: skip
     if table in known:
         return known[table]()
@@ -242,7 +243,7 @@ def _select(machine: Machine, instruction: Instruction) -> Run:
     return run
 
 
-@operation("IMNMX", "VIMNMX", "VIADDMNMX", "UIMNMX", "FMNMX")
+@operation("IMNMX", "VIMNMX", "VIMNMX3", "VIADDMNMX", "UIMNMX", "FMNMX")
 def _least_or_greatest(machine: Machine, instruction: Instruction) -> Run:
     parts = Parts(machine, instruction)
     kind = F32 if instruction.base == "FMNMX" else U32 if "U32" in instruction.modifiers else I32
@@ -251,11 +252,11 @@ def _least_or_greatest(machine: Machine, instruction: Instruction) -> Run:
 
     def run(active: Active) -> None:
         values = [read(active) for read in reads]
-        if len(values) == 3:
+        if instruction.base == "VIADDMNMX":
             values[:2] = [values[0] + values[1]]
-        a, b = (value.view(kind) for value in values)
+        values = [value.view(kind) for value in values]
         least, greatest = (np.fmin, np.fmax) if kind == F32 else (np.minimum, np.maximum)
-        value = np.where(parts.carries[0](active), least(a, b), greatest(a, b))
+        value = np.where(parts.carries[0](active), reduce(least, values), reduce(greatest, values))
         machine.write(parts.row, (np.maximum(value, kind(0)) if positive else value).view(U32), active)
 
     return run

@@ -128,9 +128,11 @@ def interpret(
     images, scratch, output = (
         memory.place(size) for size in (count * image_bytes, scratch_bytes, 2 * count * image_bytes)
     )
+    shape = hosts["resize"].words
+    words = f"{len(shape)}i" + "4x" * (len(shape) % 2)
     form = (*policy.mean, *policy.std, 2, 2, PATCH)  # bfloat16, patches
     parameters = {
-        "resize": struct.pack("<QqQ12iQ", at_data, data.nbytes, at_rows, *hosts["resize"].words, images),
+        "resize": struct.pack(f"<QqQ{words}Q", at_data, data.nbytes, at_rows, *shape, images),
         "plan_ops": struct.pack("<qQi4xQQ", data.nbytes, at_rows, size, images, scratch),
         "finish": struct.pack("<QqQQqi4x6f3i4xQ", images, data.nbytes, at_rows, at_mix, count, size, *form, output),
     }
@@ -183,7 +185,7 @@ def count(images: int, root: Path = ROOT) -> tuple[dict[str, Counted], str]:
         listings = {stage: Listing.of(cubin, kernel) for stage, kernel in KERNELS.items()}
         registers = {stage: registers_of(cubin, kernel) for stage, kernel in KERNELS.items()}
     counts: dict[str, list[NDArray]] = {stage: [] for stage in hosts}
-    paths: dict[str, dict[tuple[int, int], list[int]]] = {stage: {} for stage in hosts}
+    paths: dict[str, dict[tuple[int, int], list[list[int]]]] = {stage: {} for stage in hosts}
     accesses, moved = {}, {stage: np.zeros(2) for stage in hosts}
     for first in range(0, images, TOGETHER):
         some = min(TOGETHER, images - first)
@@ -193,7 +195,8 @@ def count(images: int, root: Path = ROOT) -> tuple[dict[str, Counted], str]:
         machines = interpret(listings, hosts, sample, policy, watched=first == 0, traced=threads)
         for stage, machine in machines.items():
             counts[stage].append(machine.counts.reshape(-1, hosts[stage].blocks, some))
-            paths[stage] |= {(of.y, of.image): machine.paths[of.thread] for of in traced[stage]}
+            for of in traced[stage]:
+                paths[stage].setdefault((of.y, of.image), []).append(machine.paths[of.thread])
             accesses.setdefault(stage, machine.accesses)
             moved[stage] += bytes_moved(stage, sample) * BATCH / images
         print(f"{first + some} images, every byte as the CPU's", file=sys.stderr, flush=True)
@@ -225,13 +228,18 @@ class Traced(NamedTuple):
 
 
 def traced_blocks(host: Launch, first: int, some: int, images: int) -> list[Traced]:
-    """Of the images [first, first + some) the blocks that are replayed, for one image or one that repeats it."""
+    """Of the images [first, first + some) the blocks that are replayed, for one image or one that repeats it.
+
+    Of a block those warps are traced that share a sub-partition: one in four, and which of the four differs from image
+    to image.
+    """
     wanted = sorted({(block // BATCH, block % BATCH % images) for block in replayed_blocks(host)})
-    warps = host.threads // pipes.LANES - 1  # not the last: of the resize it has no columns
+    warps = host.threads // pipes.LANES
     return [
-        Traced(y, image, (y * some + image - first) * host.threads + pipes.LANES * (image % warps))
+        Traced(y, image, (y * some + image - first) * host.threads + pipes.LANES * warp)
         for y, image in wanted
         if first <= image < first + some
+        for warp in range(image % pipes.SUB_PARTITIONS, warps, pipes.SUB_PARTITIONS)
     ]
 
 

@@ -188,6 +188,31 @@ def test_every_shrink_and_enlargement_gives_the_pixels_of_the_cpu(
     assert torch.equal(images, OPS._augment_resize(batch.data, rows, size).flatten(1))
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "size"),
+    [
+        (375, 500, 224),  # of columns more than 32 read together; lines of which the strip holds all
+        (560, 400, 224),  # and does not hold all
+        (100, 90, 113),  # enlarged; two tiles side by side, of which the second has one column
+        (61, 88, 30),  # words may not be stored
+        (620, 40, 230),  # wide enough to be resized together, not high enough: by bands
+        (2, 3, 57),
+    ],
+)
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_products_of_matrices_give_the_pixels_of_the_cpu(
+    program: Path, height: int, width: int, size: int, interpolation: str
+) -> None:
+    batch = noise_batch([(height, width)] * 4)  # of the first and the last no words beyond the crop may be loaded
+    boxes = np.array([[0, 0, height, width]] * 3 + [[height // 3, width // 4, height // 2, width // 2]])
+    table = crop_rows(batch, boxes, size, interpolation)
+    table["flip"][1] = 1
+    table[2:3]["resized"], table[2:3]["window"], table[2:3]["pad"] = size + 2, [-1, 3], 1  # mirrored at the edges
+    rows = torch.from_numpy(table.view(np.uint8).reshape(4, -1).copy())
+    images, _ = run(program, batch, rows, size, torch.float32, "nchw", 256)
+    assert torch.equal(images, OPS._augment_resize(batch.data, rows, size).flatten(1))
+
+
 @pytest.mark.parametrize("size", [512, 1024])
 def test_large_outputs_fit_the_shared_memory_of_a_block(program: Path, size: int) -> None:
     batch = noise_batch([(9, 9)])
