@@ -131,7 +131,7 @@ struct Mixed {
     for (int side = first; side <= last; ++side) {
       float value[3];
       if (side ? view.partner_noise : view.own_noise) {
-        noise_at(side ? shared.partner : shared.own, static_cast<uint32_t>(pixel), value);
+        for (uint32_t c = 0; c < 3; ++c) value[c] = noise_at(side ? shared.partner : shared.own, static_cast<uint32_t>(pixel), c);
       } else {
         const uint8_t* levels = (side ? partner : own) + 3 * int64_t{pixel};
         for (int c = 0; c < 3; ++c) value[c] = shared.value[c][levels[c]];

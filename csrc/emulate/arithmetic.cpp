@@ -1,11 +1,13 @@
 // Applies one function of arithmetic/*.h to every record of stdin: arithmetic NAME. Test-only.
 //
 // philox reads {uint64 seed; uint32 stream, c0, c1, c2, c3, unused} and writes four uint32; exp and log map float64 to
-// float64, sincos to two; normals maps two uint32 to two float64; half and bfloat16 map float32 to uint16.
+// float64, sincos to two; normals maps two uint32 to two float64,
+// noise to two float32; half and bfloat16 map float32 to uint16.
 #include <cstdio>
 #include <string>
 
 #include "../arithmetic/exact_math.h"
+#include "../arithmetic/noise.h"
 #include "../arithmetic/normalise.h"
 #include "../arithmetic/philox.h"
 
@@ -37,6 +39,8 @@ int main(int, char** arguments) {
   if (name == "sincos") map_records(deit::exact_sin_cos);
   if (name == "normals")
     map_records<WordPair, deit::Normals>([](WordPair words) { return deit::normals(words.radius, words.angle); });
+  if (name == "noise")
+    map_records<WordPair, deit::NoisePair>([](WordPair words) { return deit::noise_pair(words.radius, words.angle); });
   if (name == "half") map_records(deit::float16_bits);
   if (name == "bfloat16") map_records(deit::bfloat16_bits);
 }
