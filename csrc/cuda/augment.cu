@@ -102,7 +102,8 @@ void run_ops(const OpBatch& batch, uint32_t* scratch, void* stream) {
 void finish(const Batch& batch, const uint8_t* images, const Finish& finish, void* output, void* stream) {
   if (batch.count == 0) return;
   const auto on = static_cast<cudaStream_t>(stream);
-  const FinishBatch staged{images, batch.data_bytes, batch.rows, batch.mix, batch.count, batch.size};
+  const FinishBatch staged{images, batch.data_bytes, batch.rows, batch.mix, batch.count, batch.size,
+                           Inverses(finish)};
   switch (finish.type) {
     case Type::float32: launch_finish<Type::float32>(staged, finish, output, on); break;
     case Type::float16: launch_finish<Type::float16>(staged, finish, output, on); break;

@@ -1,13 +1,13 @@
 // The last stage by CUDA blocks: normalise, erase, mix, round to the output's type, in the output's layout.
 //
-// The 3 x 256 values that normalising can give are a table in shared memory. A thread makes eight pixels at once, stored
-// as 16 bytes, wherever eight pixels lie together in the output. Pixels that are erased are made again afterwards, one
-// by one, with their noise.
+// A thread makes eight pixels at once, stored as 16 bytes, wherever eight pixels lie together in the output. A warp's lie
+// in four lines, which is near to squares in the images and in the patches of the output. Levels become values by
+// arithmetic: lanes would want different words of a table, and of the same banks. Pixels that are erased are made again
+// afterwards, by fours, with their noise.
 #pragma once
 
 #include <cstdint>
 
-#include "../arithmetic/histogram.h"
 #include "../arithmetic/mix.h"
 #include "../arithmetic/noise.h"
 #include "../arithmetic/normalise.h"
@@ -17,7 +17,8 @@
 namespace deit::cuda {
 
 constexpr int32_t lines_of_part = 28;  // output lines of a block at most: 8 blocks an image at 224 pixels
-constexpr int32_t group = 8;           // pixels of a line that a thread makes at once
+constexpr int32_t band = 4;            // lines of which a warp makes some columns
+constexpr int32_t group = 8, quad = 4;  // pixels of a line that a thread makes at once, and of erased ones
 
 // What the last stage reads: `count` staged images, their rows, and how they are mixed, or null.
 struct FinishBatch {
@@ -27,16 +28,13 @@ struct FinishBatch {
   const MixRow* mix;
   int64_t count;
   int32_t size;
+  Inverses inverses;
 };
 
-// What a block shares of its image and its partner, which is itself where nothing is mixed.
+// What a block shares: the rows of its image and its partner, which is itself where nothing is mixed.
 struct FinishShared {
-  float value[3][levels];  // of a channel's level
-  PlanRow own, partner;
-  MixRow mix;
-  int64_t partner_index;
-  Mode mode;
-  bool good;
+  PlanRow row[2];
+  bool good[2];
 };
 
 // Two values as their bits, the first in the lower half, to nearest, ties to even: what element_bits gives, but for
@@ -67,6 +65,15 @@ DEVICE void store_eight(const float (&value)[count], typename Element<type>::Bit
   }
 }
 
+// Four values to where they lie together in the output: a multiple of 8 bytes, of 16 for float32.
+template <Type type>
+DEVICE void store_four(const float (&value)[quad], typename Element<type>::Bits* to) {
+  if constexpr (type == Type::float32)
+    store_global({{float_bits(value[0]), float_bits(value[1]), float_bits(value[2]), float_bits(value[3])}}, to);
+  else
+    *reinterpret_cast<Words2*>(to) = {{two_bits<type>(value[0], value[1]), two_bits<type>(value[2], value[3])}};
+}
+
 // place_of without an integer division; an image's values are fewer than 2**31.
 struct Places {
   int32_t size, patch, patches;  // pixels of a line and of a patch's line, patches of a line
@@ -87,122 +94,162 @@ struct Places {
   }
 };
 
-// An image, its partner and how they are mixed.
-struct Mixed {
-  const FinishShared& shared;
-  const uint8_t *own, *partner;
-  Mode mode;
-  float share, rest;  // of the image and its partner: both 1 but for mixup
-  int32_t size;
+// A byte of a word as a float: with 2**23 before it, where a float counts in ones.
+DEVICE float level_float(uint32_t word, int index) {
+#ifdef __CUDA_ARCH__
+  return __uint_as_float(__byte_perm(word, 0x4B000000, 0x7440 + index)) - 8388608.0f;
+#else
+  return static_cast<float>(word >> (8 * index) & 255);
+#endif
+}
 
-  // The values of the pixels [x, x + group) of line y, pixel by pixel, as if nothing were erased.
-  DEVICE void group_at(int32_t y, int32_t x, float (&value)[3 * group]) const {
-    const int64_t place = 3 * (int64_t{y} * size + x);
-    const Box& box = shared.mix.box;
-    int32_t from = 0, to = 0;  // which of them are the partner's
-    if (mode == Mode::cutmix && box.top <= y && y < box.top + box.height) {
-      from = larger(box.left - x, 0);
-      to = smaller(box.left + box.width - x, group);
-    }
-    const bool edge = from < to && to - from < group;
-    look_up(to - from == group ? partner + place : own + place, [&](int i, float level) { value[i] = level; });
-    if (edge)
-      look_up(partner + place, [&](int i, float level) {
-        if (from <= i / 3 && i / 3 < to) value[i] = level;
-      });
-    if (mode == Mode::mixup)
-      look_up(partner + place, [&](int i, float level) { value[i] = value[i] * share + level * rest; });
-  }
+// The levels of `count` pixels that lie together, which begin at a multiple of them.
+template <int count>
+struct Levels {
+  uint32_t word[3 * count / 4];
 
-  // What is seen of the two images at a pixel.
-  struct View {
-    bool partner;                   // rather than the image
-    bool own_noise, partner_noise;  // of which is seen
-  };
-  DEVICE View view(int32_t y, int32_t x) const {
-    const bool pasted = mode == Mode::cutmix && is_pasted(shared.mix, y, x);
-    return {pasted, !pasted && is_erased(shared.own, y, x),
-            (pasted || mode == Mode::mixup) && is_erased(shared.partner, y, x)};
-  }
-
-  DEVICE void pixel_at(int32_t pixel, const View& view, float (&rgb)[3]) const {
-    const int first = view.partner, last = mode == Mode::mixup ? 1 : first;
-#pragma unroll 1
-    for (int side = first; side <= last; ++side) {
-      float value[3];
-      if (side ? view.partner_noise : view.own_noise) {
-        for (uint32_t c = 0; c < 3; ++c) value[c] = noise_at(side ? shared.partner : shared.own, static_cast<uint32_t>(pixel), c);
-      } else {
-        const uint8_t* levels = (side ? partner : own) + 3 * int64_t{pixel};
-        for (int c = 0; c < 3; ++c) value[c] = shared.value[c][levels[c]];
+  DEVICE explicit Levels(const uint8_t* pixels) {
+    if constexpr (count % 8 == 0) {
+      const auto* pairs = reinterpret_cast<const Words2*>(pixels);
+      for (int i = 0; i < 3 * count / 8; ++i) {
+        const Words2 pair = pairs[i];
+        word[2 * i] = pair.word[0];
+        word[2 * i + 1] = pair.word[1];
       }
-      const float part = side ? rest : share;
-      for (int c = 0; c < 3; ++c) rgb[c] = side == first ? value[c] * part : rgb[c] + value[c] * part;
+    } else {
+      for (int i = 0; i < 3 * count / 4; ++i) word[i] = reinterpret_cast<const uint32_t*>(pixels)[i];
     }
   }
 
-  // take(i, value) for every value of a group.
-  template <typename Take>
-  DEVICE void look_up(const uint8_t* pixels, const Take& take) const {
-    const auto* words = reinterpret_cast<const Words2*>(pixels);
-    const Words2 word[3] = {words[0], words[1], words[2]};
-#pragma unroll
-    for (int i = 0; i < 3 * group; ++i) take(i, shared.value[i % 3][level_of(word[i / 8].word[i / 4 % 2], i % 4)]);
+  DEVICE float operator[](int i) const { return level_float(word[i / 4], i % 4); }
+
+  // All a byte further.
+  DEVICE void next_channel() {
+    for (int i = 0; i < 3 * count / 4; ++i) word[i] = word_between(word[i], i + 1 < 3 * count / 4 ? word[i + 1] : 0, 1);
+  }
+
+  // Those of `other` instead for the pixels [from, to).
+  DEVICE void paste(const Levels& other, int32_t from, int32_t to) {
+    const auto upper = [](int32_t bytes) {  // of a word's bytes, those that come after so many
+      return bytes <= 0 ? 0xFFFFFFFF : bytes >= 4 ? 0 : 0xFFFFFFFF << (8 * bytes);
+    };
+    for (int i = 0; i < 3 * count / 4; ++i) {
+      const uint32_t pasted = upper(3 * from - 4 * i) & ~upper(3 * to - 4 * i);
+      word[i] = (word[i] & ~pasted) | (other.word[i] & pasted);
+    }
   }
 };
 
-// Grid: (images, ceil(size / lines_of_part)). A block makes every gridDim.y-th line, so that what is erased is shared
-// evenly. An invalid row, or one whose partner is invalid, gives NaN.
-template <Type type>
-DEVICE void finish_block(const FinishBatch& batch, const Finish& finish, typename Element<type>::Bits* output,
-                         unsigned char* memory) {
-  auto& shared = *reinterpret_cast<FinishShared*>(memory);
-  const int32_t size = batch.size, first_line = blockIdx.y, step = gridDim.y;
-  const int64_t image_bytes = 3 * int64_t{size} * size;
+// The pixels of `box` among the four of line y from x on, a bit for each.
+DEVICE uint32_t inside(const Box& box, int32_t y, int32_t x) {
+  if (y < box.top || y >= box.top + box.height) return 0;
+  const int32_t from = smaller(larger(box.left - x, 0), quad), to = smaller(larger(box.left + box.width - x, 0), quad);
+  return (1u << to) - (1u << from);
+}
 
-  copy_row(batch.rows + blockIdx.x, shared.own);
-  if (batch.mix) copy_row(batch.mix + blockIdx.x, shared.mix);
-  for (int32_t level = threadIdx.x; level < levels; level += blockDim.x)
-    for (int c = 0; c < 3; ++c)
-      shared.value[c][level] = normalise(static_cast<uint8_t>(level), finish.mean[c], finish.std[c]);
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    shared.good = row_problem(shared.own, batch.data_bytes, size) == RowProblem::none &&
-                  (!batch.mix || mix_problem(shared.mix, batch.count, size) == MixProblem::none);
-    shared.mode = shared.good && batch.mix ? shared.mix.mode : Mode::none;
-    shared.partner_index = shared.mode == Mode::none ? blockIdx.x : shared.mix.partner;
+DEVICE Box intersection(const Box& a, const Box& b) {
+  const int32_t top = larger(a.top, b.top), left = larger(a.left, b.left);
+  return {top, left, larger(smaller(a.top + a.height, b.top + b.height) - top, 0),
+          larger(smaller(a.left + a.width, b.left + b.width) - left, 0)};
+}
+
+// An image, its partner and how they are mixed. Neither's row has to be good: then all of it is NaN in the end.
+struct Mixed {
+  const Finish& finish;
+  const Inverses& inverses;
+  const uint8_t *own, *partner;
+  MixRow mix;
+  int32_t size;
+
+  DEVICE float value_of(float level, int c) const {
+    return normalise(level, finish.mean[c], inverses.inverse[c], inverses.rest[c]);
   }
-  __syncthreads();
-  const Mode mode = shared.mode;
-  const int64_t partner = shared.partner_index;
-  copy_row(batch.rows + partner, shared.partner);
-  __syncthreads();
-  if (threadIdx.x == 0)
-    shared.good = shared.good && row_problem(shared.partner, batch.data_bytes, size) == RowProblem::none;
-  __syncthreads();
-  const bool good = shared.good;
 
-  const Mixed mixed{shared,
-                    batch.images + blockIdx.x * image_bytes,
-                    batch.images + partner * image_bytes,
-                    mode,
-                    mode == Mode::mixup ? own_share(shared.mix) : 1.0f,
-                    mode == Mode::mixup ? partner_share(shared.mix) : 1.0f,
-                    size};
-  output += blockIdx.x * image_bytes;
-  const bool together = size % group == 0 && (finish.layout != Layout::patches || finish.patch % group == 0) &&
-                        reinterpret_cast<uintptr_t>(output) % sizeof(Words4) == 0;
-  bool grouped = good && together;
-  for (int c = 0; c < 3; ++c)  // a group has other bits than the CPU for NaN, which only values without end give
-    if (!is_finite(shared.value[c][0]) || !is_finite(shared.value[c][levels - 1])) grouped = false;
-  const Places places(size, finish);
-  if (grouped) {
-    for (Cells cell(size / group); first_line + step * cell.row < size; cell.next()) {
-      const int32_t y = first_line + step * cell.row, x = group * cell.column;
+  // The values of the pixels [x, x + group) of line y, pixel by pixel, as if nothing were erased.
+  template <bool mixup>
+  DEVICE void group_at(int32_t y, int32_t x, float (&value)[3 * group]) const {
+    const int32_t place = 3 * (y * size + x);
+    if constexpr (mixup) {
+      const float share = own_share(mix), rest = partner_share(mix);
+      const Levels<group> first(own + place), second(partner + place);
+      for (int i = 0; i < 3 * group; ++i)
+        value[i] = value_of(first[i], i % 3) * share + value_of(second[i], i % 3) * rest;
+    } else {
+      const Box& box = mix.box;
+      int32_t from = 0, to = 0;  // which of them are the partner's
+      if (box.top <= y && y < box.top + box.height) {
+        from = larger(box.left - x, 0);
+        to = smaller(box.left + box.width - x, group);
+      }
+      Levels<group> levels((to - from == group ? partner : own) + place);
+      if (from < to && to - from < group) levels.paste(Levels<group>(partner + place), from, to);
+      for (int i = 0; i < 3 * group; ++i) value[i] = value_of(levels[i], i % 3);
+    }
+  }
+
+  DEVICE float joined(float own_value, float partner_value, bool pasted) const {
+    if (mix.mode == Mode::mixup) return own_value * own_share(mix) + partner_value * partner_share(mix);
+    return pasted ? partner_value : own_value;
+  }
+
+  // One channel of a pixel.
+  DEVICE float pixel_at(const PlanRow (&row)[2], int32_t y, int32_t x, int c) const {
+    const int32_t pixel = y * size + x;
+    const bool pasted = mix.mode == Mode::cutmix && is_pasted(mix, y, x);
+    float value[2] = {};
+    for (int side = 0; side < 2; ++side) {
+      if (mix.mode != Mode::mixup && side != pasted) continue;
+      const uint8_t level = (side ? partner : own)[3 * pixel + c];
+      value[side] = is_erased(row[side], y, x)  ? noise_at(row[side], pixel, c)
+                    : inverses.exact            ? value_of(static_cast<float>(level), c)
+                                                : normalise(level, finish.mean[c], finish.std[c]);
+    }
+    return joined(value[0], value[1], pasted);
+  }
+
+  // The box of erased pixels of which something is seen, of the image or its partner.
+  DEVICE Box erased(const PlanRow& row, int side) const {
+    if (row.erase == Erase::none || (side == 1 && mix.mode == Mode::none)) return Box{};
+    return side == 1 && mix.mode == Mode::cutmix ? intersection(row.erased, mix.box) : row.erased;
+  }
+};
+
+// The noise of a quad in one channel, where `wanted` has a bit.
+DEVICE void fill_with_noise(const PlanRow& row, uint32_t number, uint32_t channel, uint32_t wanted,
+                            float (&value)[quad]) {
+  float noise[quad] = {};
+  if (row.erase != Erase::constant) {
+    const bool colour = row.erase == Erase::random;
+    const Words words = noise_words(row, colour ? 0 : number, channel);
+    for (int i = 0; i < quad; i += 2) {
+      const NoisePair pair = noise_pair(words.word[i], words.word[i + 1]);
+      noise[i] = colour && i > 0 ? noise[0] : pair.first;
+      noise[i + 1] = colour ? noise[0] : pair.second;
+    }
+  }
+  for (int i = 0; i < quad; ++i)
+    if (wanted >> i & 1) value[i] = noise[i];
+}
+
+
+// The lines of a block: every gridDim.y-th band, so that what is erased is shared evenly.
+template <Type type>
+struct FinishPart {
+  using Bits = typename Element<type>::Bits;
+  const Mixed& mixed;
+  const PlanRow (&row)[2];
+  const Places places;
+  Bits* const output;  // of the image
+  const int32_t size, first, step;
+
+  template <bool mixup>
+  DEVICE void groups() const {
+    for (Cells cell(band * (size / group)); band * (first + step * cell.row) < size; cell.next()) {
+      const int32_t y = band * (first + step * cell.row) + cell.column % band, x = cell.column / band * group;
       float value[3 * group];
-      mixed.group_at(y, x, value);
-      typename Element<type>::Bits* to = output + places.first(y, x);
-      if (finish.layout == Layout::channels_last) {
+      mixed.template group_at<mixup>(y, x, value);
+      Bits* to = output + places.first(y, x);
+      if (places.layout == Layout::channels_last) {
         store_eight<type, 0, 1>(value, to);
         store_eight<type, 8, 1>(value, to + 8);
         store_eight<type, 16, 1>(value, to + 16);
@@ -212,23 +259,98 @@ DEVICE void finish_block(const FinishBatch& batch, const Finish& finish, typenam
         store_eight<type, 2, 3>(value, to + 2 * places.channel);
       }
     }
-    __syncthreads();  // erased pixels are stored a second time, by other threads
   }
-  // Pixel by pixel: all of them where there are no groups, else those of the two erased boxes.
-  for (int pass = grouped ? 1 : 0; pass < (grouped ? 3 : 1); ++pass) {
-    const Box box = pass == 0 ? Box{0, 0, size, size} : pass == 1 ? shared.own.erased : shared.partner.erased;
-    if (box.width == 0) continue;
-    const int32_t top = first_line + step * divided_up(larger(box.top - first_line, 0), step);
-    for (Cells cell(box.width); top + step * cell.row < box.top + box.height; cell.next()) {
-      const int32_t y = top + step * cell.row, x = box.left + cell.column;
-      const auto view = mixed.view(y, x);
-      if ((pass == 1 && !view.own_noise) || (pass == 2 && (view.own_noise || !view.partner_noise))) continue;
-      float rgb[3] = {not_a_number(), not_a_number(), not_a_number()};
-      if (good) mixed.pixel_at(y * size + x, view, rgb);
-      typename Element<type>::Bits* to = output + places.first(y, x);
-      for (int c = 0; c < 3; ++c) to[c * places.channel] = element_bits<type>(rgb[c]);
+
+  // Again all quads in which something of the image is erased, then those in which only something of its partner is.
+  DEVICE void quads() const {
+    const Box erased[2] = {mixed.erased(row[0], 0), mixed.erased(row[1], 1)};
+    for (int side = 0; side < 2; ++side) {
+      const Box& box = erased[side];
+      if (box.width == 0 || box.height == 0) continue;
+      const int32_t left = box.left / quad, columns = divided_up(box.left + box.width, quad) - left;
+      const int32_t top = first + step * divided_up(larger(box.top / band - first, 0), step);
+      for (Cells cell(band * columns); band * (top + step * cell.row) < box.top + box.height; cell.next()) {
+        const int32_t y = band * (top + step * cell.row) + cell.column % band;
+        const int32_t x = quad * (left + cell.column / band);
+        const uint32_t pasted = mixed.mix.mode == Mode::cutmix ? inside(mixed.mix.box, y, x) : 0;
+        const uint32_t noise[2] = {inside(erased[0], y, x) & ~pasted, inside(erased[1], y, x)};
+        if (noise[side] != 0 && (side == 0 || noise[0] == 0)) quad_at(y, x, pasted, noise);
+      }
     }
   }
+
+  // Bits of `pasted` and `noise` say which of the four pixels are the partner's, and erased.
+  DEVICE void quad_at(int32_t y, int32_t x, uint32_t pasted, const uint32_t (&noise)[2]) const {
+    const int32_t pixel = y * size + x;
+    Levels<quad> levels[2] = {Levels<quad>(mixed.own + 3 * pixel), Levels<quad>(mixed.partner + 3 * pixel)};
+    Bits* to = output + places.first(y, x);
+#pragma unroll 1
+    for (int c = 0; c < 3; ++c, to += places.channel) {
+      float value[2][quad];
+#pragma unroll
+      for (int side = 0; side < 2; ++side) {
+        for (int i = 0; i < quad; ++i) value[side][i] = mixed.value_of(levels[side][3 * i], c);
+        if (noise[side] != 0) fill_with_noise(row[side], pixel / quad, c, noise[side], value[side]);
+        levels[side].next_channel();
+      }
+      for (int i = 0; i < quad; ++i) value[0][i] = mixed.joined(value[0][i], value[1][i], pasted >> i & 1);
+      if (places.layout == Layout::channels_last)
+        for (int i = 0; i < quad; ++i) to[3 * i] = element_bits<type>(value[0][i]);
+      else
+        store_four<type>(value[0], to);
+    }
+  }
+
+  // One pixel after the other: NaN, or where pixels do not lie together.
+  DEVICE void pixels(bool good) const {
+    for (Cells cell(band * size); band * (first + step * cell.row) < size; cell.next()) {
+      const int32_t y = band * (first + step * cell.row) + cell.column % band, x = cell.column / band;
+      if (y >= size) continue;
+      Bits* const to = output + places.first(y, x);
+#pragma unroll 1
+      for (int c = 0; c < 3; ++c)
+        to[c * places.channel] = element_bits<type>(good ? mixed.pixel_at(row, y, x, c) : not_a_number());
+    }
+  }
+};
+
+// Grid: (images, ceil(size / lines_of_part)). An invalid row, or one whose partner is invalid, gives NaN.
+template <Type type>
+DEVICE void finish_block(const FinishBatch& batch, const Finish& finish, typename Element<type>::Bits* output,
+                         unsigned char* memory) {
+  auto& shared = *reinterpret_cast<FinishShared*>(memory);
+  const int32_t size = batch.size;
+  const int64_t image_bytes = 3 * int64_t{size} * size;
+
+  copy_row(batch.rows + blockIdx.x, shared.row[0]);
+  MixRow mix{static_cast<int32_t>(blockIdx.x), Mode::none, 1.0, Box{}};
+  bool mixes = true;
+  if (batch.mix) {
+    const MixRow given = batch.mix[blockIdx.x];
+    mixes = mix_problem(given, batch.count, size) == MixProblem::none;
+    if (mixes && given.mode != Mode::none) mix = given;
+  }
+  copy_row(batch.rows + mix.partner, shared.row[1]);
+  __syncthreads();
+  if (threadIdx.x == 0)
+    shared.good[0] = mixes && row_problem(shared.row[0], batch.data_bytes, size) == RowProblem::none;
+  if (threadIdx.x == blockDim.x - 1)
+    shared.good[1] = row_problem(shared.row[1], batch.data_bytes, size) == RowProblem::none;
+
+  const Mixed mixed{finish, batch.inverses, batch.images + blockIdx.x * image_bytes,
+                    batch.images + mix.partner * image_bytes, mix, size};
+  output += blockIdx.x * image_bytes;
+  const bool grouped = size % group == 0 && (finish.layout != Layout::patches || finish.patch % group == 0) &&
+                       reinterpret_cast<uintptr_t>(output) % sizeof(Words4) == 0 && batch.inverses.exact;
+  const FinishPart<type> part{mixed, shared.row, Places(size, finish), output, size, static_cast<int32_t>(blockIdx.y),
+                              static_cast<int32_t>(gridDim.y)};
+  if (grouped) mix.mode == Mode::mixup ? part.template groups<true>() : part.template groups<false>();
+  __syncthreads();  // what is stored a second time, is stored by other threads
+  const bool good = shared.good[0] && shared.good[1];
+  if (grouped && good)
+    part.quads();
+  else
+    part.pixels(good);
 }
 
 }  // namespace deit::cuda

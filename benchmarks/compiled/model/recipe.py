@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -128,11 +129,11 @@ def interpret(
     images, scratch, output = (
         memory.place(size) for size in (count * image_bytes, scratch_bytes, 2 * count * image_bytes)
     )
-    form = (*policy.mean, *policy.std, 2, 2, PATCH)  # bfloat16, patches
+    form = (*inverses(policy.std), 1, *policy.mean, *policy.std, 2, 2, PATCH)  # bfloat16, patches
     parameters = {
         "resize": struct.pack("<QqQ12iQ", at_data, data.nbytes, at_rows, *hosts["resize"].words, images),
         "plan_ops": struct.pack("<qQi4xQQ", data.nbytes, at_rows, size, images, scratch),
-        "finish": struct.pack("<QqQQqi4x6f3i4xQ", images, data.nbytes, at_rows, at_mix, count, size, *form, output),
+        "finish": struct.pack("<QqQQqi6fi6f3i4xQ", images, data.nbytes, at_rows, at_mix, count, size, *form, output),
     }
     machines = {}
     for stage, host in hosts.items():
@@ -157,6 +158,13 @@ def interpret(
     )
     _compare("finish", memory.read(output, 2 * count * image_bytes), finished)
     return machines
+
+
+def inverses(std: Sequence[float]) -> NDArray[np.float32]:
+    """1 / std in two parts: Inverses of csrc/arithmetic/normalise.h."""
+    std = np.array(std, np.float32)
+    inverse = np.float32(1) / std
+    return np.concatenate([inverse, (1 / std.astype(np.float64) - inverse).astype(np.float32)])
 
 
 def _compare(stage: str, ours: NDArray, theirs: torch.Tensor) -> None:
