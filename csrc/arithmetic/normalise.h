@@ -47,10 +47,10 @@ HOST_DEVICE float fused(float a, float b, float c) {
 #endif
 }
 
-// normalise() without its divisions, five instructions where the processor multiplies and adds in one. level / 255 is
-// level / 256 + level / 65280; that has the quotient's bits for all 256 levels. 1 / std is `inverse` + `rest`.
+// normalise() without its divisions. level / 255 is level / 256 + level / 65280, which has the quotient's bits for all 256
+// levels; 1 / std is `inverse` + `rest`.
 HOST_DEVICE float normalise(float level, float mean, float inverse, float rest) {
-  const float unit = fused(level, 1.0f / 256, level * (1.0f / 65280)), apart = unit - mean;
+  const float apart = fused(level, 1.0f / 256, level * (1.0f / 65280)) - mean;
   return fused(apart, inverse, apart * rest);
 }
 
@@ -62,8 +62,8 @@ HOST_DEVICE uint32_t float_bits(float value) {
 
 HOST_DEVICE bool is_finite(float value) { return (float_bits(value) & 0x7F800000) != 0x7F800000; }
 
-// What it needs besides the mean, and whether it has the bits of normalise() for every level: it errs by 2**-48 of it
-// before it is rounded, so that few means and deviations are without. Host only.
+// What that takes, and whether it has the bits of normalise() for every level: it errs by 2**-48 of a value before it
+// rounds, so that hardly a mean and a deviation are without. Host only.
 struct Inverses {
   float inverse[3], rest[3];
   int32_t exact;

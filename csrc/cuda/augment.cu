@@ -34,8 +34,11 @@ __global__ void OPS_BOUNDS
   ops_block(calls, height, width, images, scratch, shared);
 }
 
+#ifndef FINISH_BLOCKS
+#define FINISH_BLOCKS 4
+#endif
 template <Type type>
-__global__ void __launch_bounds__(threads)
+__global__ void __launch_bounds__(finish_threads, FINISH_BLOCKS)
     finish_kernel(FinishBatch batch, Finish finish, typename Element<type>::Bits* output) {
   extern __shared__ __align__(16) unsigned char shared[];
   finish_block<type>(batch, finish, output, shared);
@@ -44,7 +47,7 @@ __global__ void __launch_bounds__(threads)
 template <Type type>
 void launch_finish(const FinishBatch& batch, const Finish& finish, void* output, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(batch.count), divided_up(batch.size, lines_of_part));
-  finish_kernel<type><<<grid, threads, sizeof(FinishShared), stream>>>(
+  finish_kernel<type><<<grid, finish_threads, sizeof(FinishShared), stream>>>(
       batch, finish, static_cast<typename Element<type>::Bits*>(output));
 }
 

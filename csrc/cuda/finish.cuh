@@ -74,34 +74,28 @@ DEVICE void store_four(const float (&value)[quad], typename Element<type>::Bits*
     *reinterpret_cast<Words2*>(to) = {{two_bits<type>(value[0], value[1]), two_bits<type>(value[2], value[3])}};
 }
 
-// place_of without an integer division; an image's values are fewer than 2**31.
+// place_of without an integer division; an image's values are fewer than 2**31. Without patches the image is one.
 struct Places {
-  int32_t size, patch, patches;  // pixels of a line and of a patch's line, patches of a line
-  Layout layout;
-  int32_t channel;  // how far the next channel is
+  uint32_t channel;  // how far the next channel is
 
   DEVICE Places(int32_t size, const Finish& finish)
-      : size(size), patch(finish.patch), patches(finish.layout == Layout::patches ? quotient(size, patch) : 0),
-        layout(finish.layout),
-        channel(layout == Layout::channels_last ? 1 : layout == Layout::nchw ? size * size : patch * patch) {}
+      : channel(finish.layout == Layout::channels_last ? 1
+                : finish.layout == Layout::nchw        ? size * size
+                                                       : finish.patch * finish.patch),
+        side(finish.layout == Layout::patches ? finish.patch : size), inverse(reciprocal(static_cast<float>(side))),
+        down(side * (3 * size - side)), right(finish.layout == Layout::patches ? (3 * side - 1) * side : 0),
+        pixel(finish.layout == Layout::channels_last ? 3 : 1) {}
 
-  DEVICE int32_t first(int32_t y, int32_t x) const {
-    const int32_t pixel = y * size + x;
-    if (layout == Layout::channels_last) return 3 * pixel;
-    if (layout == Layout::nchw) return pixel;
-    const int32_t row = quotient(y, patch), column = quotient(x, patch);
-    return 3 * channel * (row * patches + column) + (y - row * patch) * patch + x - column * patch;
+  DEVICE uint32_t first(int32_t y, int32_t x) const {
+    const auto patch_of = [&](int32_t at) { return static_cast<int32_t>((static_cast<float>(at) + 0.5f) * inverse); };
+    return static_cast<uint32_t>(pixel * (y * side + x) + down * patch_of(y) + right * patch_of(x));
   }
-};
 
-// A byte of a word as a float: with 2**23 before it, where a float counts in ones.
-DEVICE float level_float(uint32_t word, int index) {
-#ifdef __CUDA_ARCH__
-  return __uint_as_float(__byte_perm(word, 0x4B000000, 0x7440 + index)) - 8388608.0f;
-#else
-  return static_cast<float>(word >> (8 * index) & 255);
-#endif
-}
+  int32_t side;
+  float inverse;      // as in quotient()
+  int32_t down, right;  // values from a patch to those below it and beside it, less what its lines count for
+  int32_t pixel;      // how far the next pixel is: 3 where channels come last
+};
 
 // The levels of `count` pixels that lie together, which begin at a multiple of them.
 template <int count>
@@ -121,7 +115,7 @@ struct Levels {
     }
   }
 
-  DEVICE float operator[](int i) const { return level_float(word[i / 4], i % 4); }
+  DEVICE float operator[](int i) const { return static_cast<float>(byte_of(word[i / 4], i % 4)); }
 
   // All a byte further.
   DEVICE void next_channel() {
@@ -153,6 +147,37 @@ DEVICE Box intersection(const Box& a, const Box& b) {
           larger(smaller(a.left + a.width, b.left + b.width) - left, 0)};
 }
 
+// The cells of every step-th band of lines from the one of line `top` on, `columns` in each line: down the lines of a band,
+// then on to the next column.
+struct BandCells {
+  uint32_t columns, top, column, down, right, step;
+
+  DEVICE BandCells(int32_t columns_of_line, int32_t top_line, int32_t step_lines) {
+    const Cells cell(band * columns_of_line);
+    columns = band * columns_of_line;
+    step = step_lines;
+    top = top_line + step_lines * cell.row;
+    down = step_lines * cell.rows_on;
+    column = cell.column;
+    right = cell.columns_on;
+  }
+
+  DEVICE int32_t y() const { return static_cast<int32_t>(top | (column % band)); }  // top is a multiple of a band's lines
+  DEVICE int32_t x() const { return static_cast<int32_t>(column / band); }
+
+  DEVICE void next() {
+    top += down;
+    column += right;
+    if (column >= columns) {
+      column -= columns;
+      top += step;
+    }
+  }
+};
+
+// One of three parameters of a kernel. An index would have them copied into memory.
+DEVICE float chosen(const float (&of)[3], int c) { return c == 0 ? of[0] : c == 1 ? of[1] : of[2]; }
+
 // An image, its partner and how they are mixed. Neither's row has to be good: then all of it is NaN in the end.
 struct Mixed {
   const Finish& finish;
@@ -162,13 +187,13 @@ struct Mixed {
   int32_t size;
 
   DEVICE float value_of(float level, int c) const {
-    return normalise(level, finish.mean[c], inverses.inverse[c], inverses.rest[c]);
+    return normalise(level, chosen(finish.mean, c), chosen(inverses.inverse, c), chosen(inverses.rest, c));
   }
 
   // The values of the pixels [x, x + group) of line y, pixel by pixel, as if nothing were erased.
   template <bool mixup>
   DEVICE void group_at(int32_t y, int32_t x, float (&value)[3 * group]) const {
-    const int32_t place = 3 * (y * size + x);
+    const uint32_t place = static_cast<uint32_t>(3 * (y * size + x));
     if constexpr (mixup) {
       const float share = own_share(mix), rest = partner_share(mix);
       const Levels<group> first(own + place), second(partner + place);
@@ -202,7 +227,7 @@ struct Mixed {
       const uint8_t level = (side ? partner : own)[3 * pixel + c];
       value[side] = is_erased(row[side], y, x)  ? noise_at(row[side], pixel, c)
                     : inverses.exact            ? value_of(static_cast<float>(level), c)
-                                                : normalise(level, finish.mean[c], finish.std[c]);
+                                                : normalise(level, chosen(finish.mean, c), chosen(finish.std, c));
     }
     return joined(value[0], value[1], pasted);
   }
@@ -240,23 +265,24 @@ struct FinishPart {
   const PlanRow (&row)[2];
   const Places places;
   Bits* const output;  // of the image
-  const int32_t size, first, step;
+  const int32_t size, first, step;  // the first line, and lines from the first of a band to that of the next
+  const uint32_t end = size;
 
   template <bool mixup>
   DEVICE void groups() const {
-    for (Cells cell(band * (size / group)); band * (first + step * cell.row) < size; cell.next()) {
-      const int32_t y = band * (first + step * cell.row) + cell.column % band, x = cell.column / band * group;
+    for (BandCells cell(size / group, first, step); cell.top < end; cell.next()) {
+      const int32_t y = cell.y(), x = group * cell.x();
       float value[3 * group];
       mixed.template group_at<mixup>(y, x, value);
-      Bits* to = output + places.first(y, x);
-      if (places.layout == Layout::channels_last) {
-        store_eight<type, 0, 1>(value, to);
-        store_eight<type, 8, 1>(value, to + 8);
-        store_eight<type, 16, 1>(value, to + 16);
+      const uint32_t place = places.first(y, x);
+      if (places.pixel == 3) {
+        store_eight<type, 0, 1>(value, output + place);
+        store_eight<type, 8, 1>(value, output + place + 8);
+        store_eight<type, 16, 1>(value, output + place + 16);
       } else {
-        store_eight<type, 0, 3>(value, to);
-        store_eight<type, 1, 3>(value, to + places.channel);
-        store_eight<type, 2, 3>(value, to + 2 * places.channel);
+        store_eight<type, 0, 3>(value, output + place);
+        store_eight<type, 1, 3>(value, output + (place + places.channel));
+        store_eight<type, 2, 3>(value, output + (place + 2 * places.channel));
       }
     }
   }
@@ -268,10 +294,10 @@ struct FinishPart {
       const Box& box = erased[side];
       if (box.width == 0 || box.height == 0) continue;
       const int32_t left = box.left / quad, columns = divided_up(box.left + box.width, quad) - left;
-      const int32_t top = first + step * divided_up(larger(box.top / band - first, 0), step);
-      for (Cells cell(band * columns); band * (top + step * cell.row) < box.top + box.height; cell.next()) {
-        const int32_t y = band * (top + step * cell.row) + cell.column % band;
-        const int32_t x = quad * (left + cell.column / band);
+      const int32_t top = first + step * divided_up(larger(box.top / band * band - first, 0), step);
+      const uint32_t end = box.top + box.height;
+      for (BandCells cell(columns, top, step); cell.top < end; cell.next()) {
+        const int32_t y = cell.y(), x = quad * (left + cell.x());
         const uint32_t pasted = mixed.mix.mode == Mode::cutmix ? inside(mixed.mix.box, y, x) : 0;
         const uint32_t noise[2] = {inside(erased[0], y, x) & ~pasted, inside(erased[1], y, x)};
         if (noise[side] != 0 && (side == 0 || noise[0] == 0)) quad_at(y, x, pasted, noise);
@@ -294,7 +320,7 @@ struct FinishPart {
         levels[side].next_channel();
       }
       for (int i = 0; i < quad; ++i) value[0][i] = mixed.joined(value[0][i], value[1][i], pasted >> i & 1);
-      if (places.layout == Layout::channels_last)
+      if (places.pixel == 3)
         for (int i = 0; i < quad; ++i) to[3 * i] = element_bits<type>(value[0][i]);
       else
         store_four<type>(value[0], to);
@@ -303,8 +329,8 @@ struct FinishPart {
 
   // One pixel after the other: NaN, or where pixels do not lie together.
   DEVICE void pixels(bool good) const {
-    for (Cells cell(band * size); band * (first + step * cell.row) < size; cell.next()) {
-      const int32_t y = band * (first + step * cell.row) + cell.column % band, x = cell.column / band;
+    for (BandCells cell(size, first, step); cell.top < end; cell.next()) {
+      const int32_t y = cell.y(), x = cell.x();
       if (y >= size) continue;
       Bits* const to = output + places.first(y, x);
 #pragma unroll 1
@@ -342,8 +368,8 @@ DEVICE void finish_block(const FinishBatch& batch, const Finish& finish, typenam
   output += blockIdx.x * image_bytes;
   const bool grouped = size % group == 0 && (finish.layout != Layout::patches || finish.patch % group == 0) &&
                        reinterpret_cast<uintptr_t>(output) % sizeof(Words4) == 0 && batch.inverses.exact;
-  const FinishPart<type> part{mixed, shared.row, Places(size, finish), output, size, static_cast<int32_t>(blockIdx.y),
-                              static_cast<int32_t>(gridDim.y)};
+  const FinishPart<type> part{mixed, shared.row, Places(size, finish), output, size,
+                              static_cast<int32_t>(band * blockIdx.y), static_cast<int32_t>(band * gridDim.y)};
   if (grouped) mix.mode == Mode::mixup ? part.template groups<true>() : part.template groups<false>();
   __syncthreads();  // what is stored a second time, is stored by other threads
   const bool good = shared.good[0] && shared.good[1];

@@ -11,7 +11,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -129,7 +128,7 @@ def interpret(
     images, scratch, output = (
         memory.place(size) for size in (count * image_bytes, scratch_bytes, 2 * count * image_bytes)
     )
-    form = (*inverses(policy.std), 1, *policy.mean, *policy.std, 2, 2, PATCH)  # bfloat16, patches
+    form = (*inverses(policy), 1, *policy.mean, *policy.std, 2, 2, PATCH)  # bfloat16, patches
     parameters = {
         "resize": struct.pack("<QqQ12iQ", at_data, data.nbytes, at_rows, *hosts["resize"].words, images),
         "plan_ops": struct.pack("<qQi4xQQ", data.nbytes, at_rows, size, images, scratch),
@@ -160,9 +159,9 @@ def interpret(
     return machines
 
 
-def inverses(std: Sequence[float]) -> NDArray[np.float32]:
-    """1 / std in two parts: Inverses of csrc/arithmetic/normalise.h."""
-    std = np.array(std, np.float32)
+def inverses(policy: Policy) -> NDArray[np.float32]:
+    """1 / std, and what that lacks: Inverses of csrc/arithmetic/normalise.h."""
+    std = np.array(policy.std, np.float32)
     inverse = np.float32(1) / std
     return np.concatenate([inverse, (1 / std.astype(np.float64) - inverse).astype(np.float32)])
 
