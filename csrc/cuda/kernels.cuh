@@ -18,7 +18,7 @@ namespace deit::cuda {
 
 // Threads of a block, as augment.cu launches them.
 constexpr int threads = 256;
-constexpr int finish_threads = 224;
+constexpr int finish_threads = 128;
 constexpr int ops_parts = 8;  // blocks of an image that run its ops together, on cards that have clusters
 constexpr int lone_threads = 2 * threads;  // of the one block that runs them on cards that have none
 
