@@ -34,7 +34,11 @@ struct FinishBatch {
 // What a block shares: the rows of its image and its partner, which is itself where nothing is mixed.
 struct FinishShared {
   PlanRow row[2];
+  Box erased[2];  // what is seen of the erased pixels
   bool good[2];
+  struct Form {
+    float mean[3], inverse[3], rest[3];
+  } form;  // where channels are counted
 };
 
 // Two values as their bits, the first in the lower half, to nearest, ties to even: what element_bits gives, but for
@@ -212,6 +216,8 @@ struct Mixed {
     }
   }
 
+  DEVICE float share(int side) const { return side == 0 ? own_share(mix) : partner_share(mix); }
+
   DEVICE float joined(float own_value, float partner_value, bool pasted) const {
     if (mix.mode == Mode::mixup) return own_value * own_share(mix) + partner_value * partner_share(mix);
     return pasted ? partner_value : own_value;
@@ -239,23 +245,16 @@ struct Mixed {
   }
 };
 
-// The noise of a quad in one channel, where `wanted` has a bit.
-DEVICE void fill_with_noise(const PlanRow& row, uint32_t number, uint32_t channel, uint32_t wanted,
-                            float (&value)[quad]) {
-  float noise[quad] = {};
-  if (row.erase != Erase::constant) {
-    const bool colour = row.erase == Erase::random;
-    const Words words = noise_words(row, colour ? 0 : number, channel);
-    for (int i = 0; i < quad; i += 2) {
-      const NoisePair pair = noise_pair(words.word[i], words.word[i + 1]);
-      noise[i] = colour && i > 0 ? noise[0] : pair.first;
-      noise[i + 1] = colour ? noise[0] : pair.second;
-    }
-  }
-  for (int i = 0; i < quad; ++i)
-    if (wanted >> i & 1) value[i] = noise[i];
+// The noise of a quad in one channel.
+DEVICE void noise_of(const PlanRow& row, uint32_t number, uint32_t channel, float (&noise)[quad]) {
+  const bool colour = row.erase == Erase::random;
+  const Words words = noise_words(row, colour ? 0 : number, channel);
+  const NoisePair left = noise_pair(words.word[0], words.word[1]), right = noise_pair(words.word[2], words.word[3]);
+  noise[0] = left.first;
+  noise[1] = colour ? left.first : left.second;
+  noise[2] = colour ? left.first : right.first;
+  noise[3] = colour ? left.first : right.second;
 }
-
 
 // The lines of a block: every gridDim.y-th band, so that what is erased is shared evenly.
 template <Type type>
@@ -263,6 +262,7 @@ struct FinishPart {
   using Bits = typename Element<type>::Bits;
   const Mixed& mixed;
   const PlanRow (&row)[2];
+  const FinishShared::Form& form;
   const Places places;
   Bits* const output;  // of the image
   const int32_t size, first, step;  // the first line, and lines from the first of a band to that of the next
@@ -287,44 +287,51 @@ struct FinishPart {
     }
   }
 
-  // Again all quads in which something of the image is erased, then those in which only something of its partner is.
-  DEVICE void quads() const {
-    const Box erased[2] = {mixed.erased(row[0], 0), mixed.erased(row[1], 1)};
-    for (int side = 0; side < 2; ++side) {
-      const Box& box = erased[side];
-      if (box.width == 0 || box.height == 0) continue;
-      const int32_t left = box.left / quad, columns = divided_up(box.left + box.width, quad) - left;
-      const int32_t top = first + step * divided_up(larger(box.top / band * band - first, 0), step);
-      const uint32_t end = box.top + box.height;
-      for (BandCells cell(columns, top, step); cell.top < end; cell.next()) {
-        const int32_t y = cell.y(), x = quad * (left + cell.x());
-        const uint32_t pasted = mixed.mix.mode == Mode::cutmix ? inside(mixed.mix.box, y, x) : 0;
-        const uint32_t noise[2] = {inside(erased[0], y, x) & ~pasted, inside(erased[1], y, x)};
-        if (noise[side] != 0 && (side == 0 || noise[0] == 0)) quad_at(y, x, pasted, noise);
-      }
+  // Again the pixels of which the image, or only its partner, is erased and seen.
+  DEVICE void erase(int side, const Box (&erased)[2]) const {
+    const Box box = erased[side];
+    if (box.width == 0 || box.height == 0) return;
+    const bool cutmix = mixed.mix.mode == Mode::cutmix, mixup = mixed.mix.mode == Mode::mixup;
+    const Box hidden = side == 0 ? (cutmix ? mixed.mix.box : Box{}) : (mixup ? erased[0] : Box{});
+    const int32_t left = box.left / quad, columns = divided_up(box.left + box.width, quad) - left;
+    const int32_t top = first + step * divided_up(larger(box.top / band * band - first, 0), step);
+    const uint32_t end = box.top + box.height;
+    for (BandCells cell(columns, top, step); cell.top < end; cell.next()) {
+      const int32_t y = cell.y(), x = quad * (left + cell.x());
+      const uint32_t own = inside(box, y, x) & ~inside(hidden, y, x);
+      if (own != 0) erase_quad(side, y, x, own, mixup && side == 0 ? inside(erased[1], y, x) : 0);
     }
   }
 
-  // Bits of `pasted` and `noise` say which of the four pixels are the partner's, and erased.
-  DEVICE void quad_at(int32_t y, int32_t x, uint32_t pasted, const uint32_t (&noise)[2]) const {
-    const int32_t pixel = y * size + x;
-    Levels<quad> levels[2] = {Levels<quad>(mixed.own + 3 * pixel), Levels<quad>(mixed.partner + 3 * pixel)};
-    Bits* to = output + places.first(y, x);
+  // The pixels of a quad that have a bit in `own`; those with a bit in `other` are erased in the other image as well.
+  DEVICE void erase_quad(int side, int32_t y, int32_t x, uint32_t own, uint32_t other) const {
+    const uint32_t pixel = y * size + x;
+    const bool mixup = mixed.mix.mode == Mode::mixup;
+    Levels<quad> levels((side == 0 ? mixed.partner : mixed.own) + 3 * pixel);
+    uint32_t place = places.first(y, x);
 #pragma unroll 1
-    for (int c = 0; c < 3; ++c, to += places.channel) {
-      float value[2][quad];
-#pragma unroll
-      for (int side = 0; side < 2; ++side) {
-        for (int i = 0; i < quad; ++i) value[side][i] = mixed.value_of(levels[side][3 * i], c);
-        if (noise[side] != 0) fill_with_noise(row[side], pixel / quad, c, noise[side], value[side]);
-        levels[side].next_channel();
+    for (int c = 0; c < 3; ++c, place += places.channel) {
+      float value[quad] = {};
+#pragma unroll 1
+      for (int of = 0; of < 1 + mixup; ++of) {
+        const PlanRow& plan = row[side ^ of];
+        float part[quad] = {};
+        if (plan.erase != Erase::constant && (of == 0 || other != 0)) noise_of(plan, pixel / quad, c, part);
+        if (of == 1)
+          for (int i = 0; i < quad; ++i)
+            if (!(other >> i & 1)) part[i] = normalise(levels[3 * i], form.mean[c], form.inverse[c], form.rest[c]);
+        const float share = mixup ? mixed.share(side ^ of) : 1.0f;
+        for (int i = 0; i < quad; ++i) value[i] = of == 0 ? part[i] * share : value[i] + part[i] * share;
       }
-      for (int i = 0; i < quad; ++i) value[0][i] = mixed.joined(value[0][i], value[1][i], pasted >> i & 1);
-      if (places.pixel == 3)
-        for (int i = 0; i < quad; ++i) to[3 * i] = element_bits<type>(value[0][i]);
-      else
-        store_four<type>(value[0], to);
+      levels.next_channel();
+      store_some(value, own, output + place);
     }
+  }
+
+  DEVICE void store_some(const float (&value)[quad], uint32_t wanted, Bits* to) const {
+    if (wanted == 15 && places.pixel == 1) return store_four<type>(value, to);
+    for (int i = 0; i < quad; ++i)
+      if (wanted >> i & 1) to[i * places.pixel] = element_bits<type>(value[i]);
   }
 
   // One pixel after the other: NaN, or where pixels do not lie together.
@@ -358,23 +365,33 @@ DEVICE void finish_block(const FinishBatch& batch, const Finish& finish, typenam
   }
   copy_row(batch.rows + mix.partner, shared.row[1]);
   __syncthreads();
-  if (threadIdx.x == 0)
-    shared.good[0] = mixes && row_problem(shared.row[0], batch.data_bytes, size) == RowProblem::none;
-  if (threadIdx.x == blockDim.x - 1)
-    shared.good[1] = row_problem(shared.row[1], batch.data_bytes, size) == RowProblem::none;
 
   const Mixed mixed{finish, batch.inverses, batch.images + blockIdx.x * image_bytes,
                     batch.images + mix.partner * image_bytes, mix, size};
+  if (threadIdx.x == 0) {
+    shared.good[0] = mixes && row_problem(shared.row[0], batch.data_bytes, size) == RowProblem::none;
+    shared.erased[0] = mixed.erased(shared.row[0], 0);
+    for (int c = 0; c < 3; ++c) {
+      shared.form.mean[c] = finish.mean[c];
+      shared.form.inverse[c] = batch.inverses.inverse[c];
+      shared.form.rest[c] = batch.inverses.rest[c];
+    }
+  }
+  if (threadIdx.x == blockDim.x - 1) {
+    shared.good[1] = row_problem(shared.row[1], batch.data_bytes, size) == RowProblem::none;
+    shared.erased[1] = mixed.erased(shared.row[1], 1);
+  }
   output += blockIdx.x * image_bytes;
   const bool grouped = size % group == 0 && (finish.layout != Layout::patches || finish.patch % group == 0) &&
                        reinterpret_cast<uintptr_t>(output) % sizeof(Words4) == 0 && batch.inverses.exact;
-  const FinishPart<type> part{mixed, shared.row, Places(size, finish), output, size,
+  const FinishPart<type> part{mixed, shared.row, shared.form, Places(size, finish), output, size,
                               static_cast<int32_t>(band * blockIdx.y), static_cast<int32_t>(band * gridDim.y)};
   if (grouped) mix.mode == Mode::mixup ? part.template groups<true>() : part.template groups<false>();
   __syncthreads();  // what is stored a second time, is stored by other threads
   const bool good = shared.good[0] && shared.good[1];
   if (grouped && good)
-    part.quads();
+#pragma unroll 1
+    for (int side = 0; side < 2; ++side) part.erase(side, shared.erased);
   else
     part.pixels(good);
 }
