@@ -36,9 +36,6 @@ struct FinishShared {
   PlanRow row[2];
   Box erased[2];  // what is seen of the erased pixels
   bool good[2];
-  struct Form {
-    float mean[3], inverse[3], rest[3];
-  } form;  // where channels are counted
 };
 
 // Two values as their bits, the first in the lower half, to nearest, ties to even: what element_bits gives, but for
@@ -55,17 +52,16 @@ DEVICE uint32_t two_bits(float first, float second) {
 #endif
 }
 
-// Eight values, `step` apart from the first on, to where they lie together in the output: a multiple of 16 bytes.
-template <Type type, int first, int step, int count>
-DEVICE void store_eight(const float (&value)[count], typename Element<type>::Bits* to) {
-  const auto at = [&](int i) { return value[first + step * i]; };
+// Eight values to where they lie together in the output: a multiple of 16 bytes.
+template <Type type>
+DEVICE void store_eight(const float (&value)[group], typename Element<type>::Bits* to) {
   if constexpr (type == Type::float32) {
-    store_global({{float_bits(at(0)), float_bits(at(1)), float_bits(at(2)), float_bits(at(3))}}, to);
-    store_global({{float_bits(at(4)), float_bits(at(5)), float_bits(at(6)), float_bits(at(7))}}, to + 4);
+    store_global({{float_bits(value[0]), float_bits(value[1]), float_bits(value[2]), float_bits(value[3])}}, to);
+    store_global({{float_bits(value[4]), float_bits(value[5]), float_bits(value[6]), float_bits(value[7])}}, to + 4);
   } else {
-    store_global({{two_bits<type>(at(0), at(1)), two_bits<type>(at(2), at(3)), two_bits<type>(at(4), at(5)),
-            two_bits<type>(at(6), at(7))}},
-          to);
+    store_global({{two_bits<type>(value[0], value[1]), two_bits<type>(value[2], value[3]),
+                   two_bits<type>(value[4], value[5]), two_bits<type>(value[6], value[7])}},
+                 to);
   }
 }
 
@@ -120,11 +116,6 @@ struct Levels {
   }
 
   DEVICE float operator[](int i) const { return static_cast<float>(byte_of(word[i / 4], i % 4)); }
-
-  // All a byte further.
-  DEVICE void next_channel() {
-    for (int i = 0; i < 3 * count / 4; ++i) word[i] = word_between(word[i], i + 1 < 3 * count / 4 ? word[i + 1] : 0, 1);
-  }
 
   // Those of `other` instead for the pixels [from, to).
   DEVICE void paste(const Levels& other, int32_t from, int32_t to) {
@@ -194,29 +185,20 @@ struct Mixed {
     return normalise(level, chosen(finish.mean, c), chosen(inverses.inverse, c), chosen(inverses.rest, c));
   }
 
-  // The values of the pixels [x, x + group) of line y, pixel by pixel, as if nothing were erased.
-  template <bool mixup>
-  DEVICE void group_at(int32_t y, int32_t x, float (&value)[3 * group]) const {
-    const uint32_t place = static_cast<uint32_t>(3 * (y * size + x));
-    if constexpr (mixup) {
-      const float share = own_share(mix), rest = partner_share(mix);
-      const Levels<group> first(own + place), second(partner + place);
-      for (int i = 0; i < 3 * group; ++i)
-        value[i] = value_of(first[i], i % 3) * share + value_of(second[i], i % 3) * rest;
-    } else {
-      const Box& box = mix.box;
-      int32_t from = 0, to = 0;  // which of them are the partner's
-      if (box.top <= y && y < box.top + box.height) {
-        from = larger(box.left - x, 0);
-        to = smaller(box.left + box.width - x, group);
-      }
-      Levels<group> levels((to - from == group ? partner : own) + place);
-      if (from < to && to - from < group) levels.paste(Levels<group>(partner + place), from, to);
-      for (int i = 0; i < 3 * group; ++i) value[i] = value_of(levels[i], i % 3);
+  // The levels of `count` pixels of line y from x on, those that CutMix takes from the partner among them.
+  template <int count>
+  DEVICE Levels<count> levels_at(int32_t y, int32_t x) const {
+    const uint32_t place = 3 * static_cast<uint32_t>(y * size + x);
+    const Box& box = mix.box;
+    int32_t from = 0, to = 0;  // which of them are the partner's
+    if (mix.mode == Mode::cutmix && box.top <= y && y < box.top + box.height) {
+      from = larger(box.left - x, 0);
+      to = smaller(box.left + box.width - x, count);
     }
+    Levels<count> levels((to - from == count ? partner : own) + place);
+    if (from < to && to - from < count) levels.paste(Levels<count>(partner + place), from, to);
+    return levels;
   }
-
-  DEVICE float share(int side) const { return side == 0 ? own_share(mix) : partner_share(mix); }
 
   DEVICE float joined(float own_value, float partner_value, bool pasted) const {
     if (mix.mode == Mode::mixup) return own_value * own_share(mix) + partner_value * partner_share(mix);
@@ -245,155 +227,189 @@ struct Mixed {
   }
 };
 
-// The noise of a quad in one channel.
-DEVICE void noise_of(const PlanRow& row, uint32_t number, uint32_t channel, float (&noise)[quad]) {
-  const bool colour = row.erase == Erase::random;
-  const Words words = noise_words(row, colour ? 0 : number, channel);
-  const NoisePair left = noise_pair(words.word[0], words.word[1]), right = noise_pair(words.word[2], words.word[3]);
-  noise[0] = left.first;
-  noise[1] = colour ? left.first : left.second;
-  noise[2] = colour ? left.first : right.first;
-  noise[3] = colour ? left.first : right.second;
+// The noise of a quad, of the pixels that have a bit in `wanted`.
+DEVICE void fill_with_noise(const PlanRow& row, uint32_t number, uint32_t wanted, float (&value)[3 * quad]) {
+  const bool colour = row.erase == Erase::random, black = row.erase == Erase::constant;
+  for (uint32_t c = 0; c < 3; ++c) {
+    const Words words = noise_words(row, colour ? 0 : number, c);
+    const NoisePair left = noise_pair(words.word[0], words.word[1]), right = noise_pair(words.word[2], words.word[3]);
+    const float noise[quad] = {left.first, colour ? left.first : left.second, colour ? left.first : right.first,
+                               colour ? left.first : right.second};
+    for (int i = 0; i < quad; ++i)
+      if (wanted >> i & 1) value[3 * i + c] = black ? 0.0f : noise[i];
+  }
 }
 
-// The lines of a block: every gridDim.y-th band, so that what is erased is shared evenly.
+// Where the values of a group come from: an image, in CutMix with pixels of its partner, both images, or both for the
+// outputs of both, which mix each other alike.
+enum class From { one, both, both_for_both };
+
+// The lines of a block: every so many bands, so that what is erased is shared evenly.
 template <Type type>
 struct FinishPart {
   using Bits = typename Element<type>::Bits;
   const Mixed& mixed;
-  const PlanRow (&row)[2];
-  const FinishShared::Form& form;
+  const FinishShared& shared;
   const Places places;
-  Bits* const output;  // of the image
+  Bits *const output, *const partner_output;
+  const bool both;  // whether the lines of both outputs are stored
   const int32_t size, first, step;  // the first line, and lines from the first of a band to that of the next
-  const uint32_t end = size;
 
-  template <bool mixup>
+  template <From from>
   DEVICE void groups() const {
-    for (BandCells cell(size / group, first, step); cell.top < end; cell.next()) {
+    places.pixel == 3 ? groups_of<from, true>() : groups_of<from, false>();
+  }
+
+  template <From from, bool channels_last>
+  DEVICE void groups_of() const {
+    const float share = own_share(mixed.mix), rest = partner_share(mixed.mix);
+    for (BandCells cell(size / group, first, step); cell.top < static_cast<uint32_t>(size); cell.next()) {
       const int32_t y = cell.y(), x = group * cell.x();
-      float value[3 * group];
-      mixed.template group_at<mixup>(y, x, value);
-      const uint32_t place = places.first(y, x);
-      if (places.pixel == 3) {
-        store_eight<type, 0, 1>(value, output + place);
-        store_eight<type, 8, 1>(value, output + place + 8);
-        store_eight<type, 16, 1>(value, output + place + 16);
-      } else {
-        store_eight<type, 0, 3>(value, output + place);
-        store_eight<type, 1, 3>(value, output + (place + places.channel));
-        store_eight<type, 2, 3>(value, output + (place + 2 * places.channel));
+      const uint32_t pixel = y * size + x;
+      const Levels<group> own = from == From::one ? mixed.levels_at<group>(y, x) : Levels<group>(mixed.own + 3 * pixel);
+      const Levels<group> partner = from == From::one ? own : Levels<group>(mixed.partner + 3 * pixel);
+      uint32_t place = places.first(y, x);
+#pragma unroll
+      for (int piece = 0; piece < 3; ++piece, place += channels_last ? group : places.channel) {
+        float value[group], other[group];
+        for (int i = 0; i < group; ++i) {
+          const int at = channels_last ? group * piece + i : 3 * i + piece;
+          value[i] = mixed.value_of(own[at], at % 3);
+          if constexpr (from == From::one) continue;
+          const float seconds = mixed.value_of(partner[at], at % 3), firsts = value[i];
+          value[i] = firsts * share + seconds * rest;
+          other[i] = seconds * share + firsts * rest;
+        }
+        store_eight<type>(value, output + place);
+        if constexpr (from == From::both_for_both) store_eight<type>(other, partner_output + place);
       }
     }
   }
 
-  // Again the pixels of which the image, or only its partner, is erased and seen.
-  DEVICE void erase(int side, const Box (&erased)[2]) const {
-    const Box box = erased[side];
+  // Again all quads in which something of the image is erased and seen, or else something of its partner.
+  template <bool mixup>
+  DEVICE void quads(int side) const {
+    const Box box = shared.erased[side];
     if (box.width == 0 || box.height == 0) return;
-    const bool cutmix = mixed.mix.mode == Mode::cutmix, mixup = mixed.mix.mode == Mode::mixup;
-    const Box hidden = side == 0 ? (cutmix ? mixed.mix.box : Box{}) : (mixup ? erased[0] : Box{});
     const int32_t left = box.left / quad, columns = divided_up(box.left + box.width, quad) - left;
     const int32_t top = first + step * divided_up(larger(box.top / band * band - first, 0), step);
     const uint32_t end = box.top + box.height;
     for (BandCells cell(columns, top, step); cell.top < end; cell.next()) {
       const int32_t y = cell.y(), x = quad * (left + cell.x());
-      const uint32_t own = inside(box, y, x) & ~inside(hidden, y, x);
-      if (own != 0) erase_quad(side, y, x, own, mixup && side == 0 ? inside(erased[1], y, x) : 0);
+      const uint32_t pasted = mixed.mix.mode == Mode::cutmix ? inside(mixed.mix.box, y, x) : 0;
+      const uint32_t own = inside(shared.erased[0], y, x) & ~pasted, partner = inside(shared.erased[1], y, x);
+      if (side == 0 ? own != 0 : own == 0 && partner != 0) quad_at<mixup>(y, x, own, partner);
     }
   }
 
-  // The pixels of a quad that have a bit in `own`; those with a bit in `other` are erased in the other image as well.
-  DEVICE void erase_quad(int side, int32_t y, int32_t x, uint32_t own, uint32_t other) const {
+  // A bit for each pixel whose noise is seen.
+  template <bool mixup>
+  DEVICE void quad_at(int32_t y, int32_t x, uint32_t own, uint32_t partner) const {
+    const float share = own_share(mixed.mix), rest = partner_share(mixed.mix);
     const uint32_t pixel = y * size + x;
-    const bool mixup = mixed.mix.mode == Mode::mixup;
-    Levels<quad> levels((side == 0 ? mixed.partner : mixed.own) + 3 * pixel);
-    uint32_t place = places.first(y, x);
+    Levels<quad> levels = mixupped<mixup>(y, x);
+    float value[3 * quad], other[3 * quad], part[3 * quad];
 #pragma unroll 1
-    for (int c = 0; c < 3; ++c, place += places.channel) {
-      float value[quad] = {};
-#pragma unroll 1
-      for (int of = 0; of < 1 + mixup; ++of) {
-        const PlanRow& plan = row[side ^ of];
-        float part[quad] = {};
-        if (plan.erase != Erase::constant && (of == 0 || other != 0)) noise_of(plan, pixel / quad, c, part);
-        if (of == 1)
-          for (int i = 0; i < quad; ++i)
-            if (!(other >> i & 1)) part[i] = normalise(levels[3 * i], form.mean[c], form.inverse[c], form.rest[c]);
-        const float share = mixup ? mixed.share(side ^ of) : 1.0f;
-        for (int i = 0; i < quad; ++i) value[i] = of == 0 ? part[i] * share : value[i] + part[i] * share;
+    for (int side = 0; side < 2; ++side) {
+      if (mixup || side == 0)
+        for (int i = 0; i < 3 * quad; ++i) part[i] = mixed.value_of(levels[i], i % 3);
+      const uint32_t erased = side == 0 ? own : partner;
+      if (erased != 0) fill_with_noise(shared.row[side], pixel / quad, erased, part);
+      for (int i = 0; i < 3 * quad; ++i) {
+        value[i] = !mixup ? part[i] : side == 0 ? part[i] * share : value[i] + part[i] * rest;
+        other[i] = side == 0 ? part[i] * rest : other[i] + part[i] * share;
       }
-      levels.next_channel();
-      store_some(value, own, output + place);
+      if (mixup) levels = Levels<quad>(mixed.partner + 3 * pixel);
     }
+    store_quad(value, places.first(y, x), output);
+    if (mixup && both) store_quad(other, places.first(y, x), partner_output);
   }
 
-  DEVICE void store_some(const float (&value)[quad], uint32_t wanted, Bits* to) const {
-    if (wanted == 15 && places.pixel == 1) return store_four<type>(value, to);
-    for (int i = 0; i < quad; ++i)
-      if (wanted >> i & 1) to[i * places.pixel] = element_bits<type>(value[i]);
+  template <bool mixup>
+  DEVICE Levels<quad> mixupped(int32_t y, int32_t x) const {
+    if constexpr (mixup) return Levels<quad>(mixed.own + 3 * (y * size + x));
+    return mixed.levels_at<quad>(y, x);
+  }
+
+  DEVICE void store_quad(const float (&value)[3 * quad], uint32_t place, Bits* to) const {
+    const bool last = places.pixel == 3;
+    for (int piece = 0; piece < 3; ++piece) {
+      float four[quad];
+      for (int i = 0; i < quad; ++i) four[i] = last ? value[quad * piece + i] : value[3 * i + piece];
+      store_four<type>(four, to + place + piece * (last ? quad : places.channel));
+    }
   }
 
   // One pixel after the other: NaN, or where pixels do not lie together.
   DEVICE void pixels(bool good) const {
-    for (BandCells cell(size, first, step); cell.top < end; cell.next()) {
+    for (BandCells cell(size, first, step); cell.top < static_cast<uint32_t>(size); cell.next()) {
       const int32_t y = cell.y(), x = cell.x();
       if (y >= size) continue;
-      Bits* const to = output + places.first(y, x);
 #pragma unroll 1
-      for (int c = 0; c < 3; ++c)
-        to[c * places.channel] = element_bits<type>(good ? mixed.pixel_at(row, y, x, c) : not_a_number());
+      for (int c = 0; c < 3; ++c) {
+        const uint32_t place = places.first(y, x) + c * places.channel;
+        const float value = good ? mixed.pixel_at(shared.row, y, x, c) : not_a_number();
+        output[place] = element_bits<type>(value);
+        if (both) partner_output[place] = element_bits<type>(value);  // NaN: good ones are made in groups
+      }
     }
   }
 };
+
+// Whether two images mix each other alike: then their blocks share the lines of both.
+DEVICE bool mix_each_other(const MixRow& mix, int32_t image, const MixRow& partner) {
+  return mix.mode == Mode::mixup && partner.mode == Mode::mixup && mix.partner != image && partner.partner == image &&
+         mix.lam == partner.lam;
+}
 
 // Grid: (images, ceil(size / lines_of_part)). An invalid row, or one whose partner is invalid, gives NaN.
 template <Type type>
 DEVICE void finish_block(const FinishBatch& batch, const Finish& finish, typename Element<type>::Bits* output,
                          unsigned char* memory) {
   auto& shared = *reinterpret_cast<FinishShared*>(memory);
-  const int32_t size = batch.size;
-  const int64_t image_bytes = 3 * int64_t{size} * size;
+  const int32_t size = batch.size, image = blockIdx.x;
+  const int64_t image_values = 3 * int64_t{size} * size;
 
-  copy_row(batch.rows + blockIdx.x, shared.row[0]);
-  MixRow mix{static_cast<int32_t>(blockIdx.x), Mode::none, 1.0, Box{}};
-  bool mixes = true;
+  copy_row(batch.rows + image, shared.row[0]);
+  MixRow mix{image, Mode::none, 1.0, Box{}};
+  bool mixes = true, both = false;
   if (batch.mix) {
-    const MixRow given = batch.mix[blockIdx.x];
+    const MixRow given = batch.mix[image];
     mixes = mix_problem(given, batch.count, size) == MixProblem::none;
-    if (mixes && given.mode != Mode::none) mix = given;
+    if (mixes && given.mode != Mode::none) {
+      mix = given;
+      const MixRow partner = batch.mix[given.partner];
+      both = mix_each_other(given, image, partner) && mix_problem(partner, batch.count, size) == MixProblem::none;
+    }
   }
   copy_row(batch.rows + mix.partner, shared.row[1]);
   __syncthreads();
 
-  const Mixed mixed{finish, batch.inverses, batch.images + blockIdx.x * image_bytes,
-                    batch.images + mix.partner * image_bytes, mix, size};
+  const Mixed mixed{finish, batch.inverses, batch.images + image * image_values,
+                    batch.images + mix.partner * image_values, mix, size};
   if (threadIdx.x == 0) {
     shared.good[0] = mixes && row_problem(shared.row[0], batch.data_bytes, size) == RowProblem::none;
     shared.erased[0] = mixed.erased(shared.row[0], 0);
-    for (int c = 0; c < 3; ++c) {
-      shared.form.mean[c] = finish.mean[c];
-      shared.form.inverse[c] = batch.inverses.inverse[c];
-      shared.form.rest[c] = batch.inverses.rest[c];
-    }
   }
   if (threadIdx.x == blockDim.x - 1) {
     shared.good[1] = row_problem(shared.row[1], batch.data_bytes, size) == RowProblem::none;
     shared.erased[1] = mixed.erased(shared.row[1], 1);
   }
-  output += blockIdx.x * image_bytes;
   const bool grouped = size % group == 0 && (finish.layout != Layout::patches || finish.patch % group == 0) &&
                        reinterpret_cast<uintptr_t>(output) % sizeof(Words4) == 0 && batch.inverses.exact;
-  const FinishPart<type> part{mixed, shared.row, shared.form, Places(size, finish), output, size,
-                              static_cast<int32_t>(band * blockIdx.y), static_cast<int32_t>(band * gridDim.y)};
-  if (grouped) mix.mode == Mode::mixup ? part.template groups<true>() : part.template groups<false>();
+  both = both && grouped;
+  const int32_t parts = gridDim.y * (1 + both), number = (1 + both) * blockIdx.y + (both && image > mix.partner);
+  const FinishPart<type> part{mixed, shared, Places(size, finish), output + image * image_values,
+                              output + mix.partner * image_values, both, size, band * number, band * parts};
+  if (grouped) {
+    if (both) part.template groups<From::both_for_both>();
+    else if (mix.mode == Mode::mixup) part.template groups<From::both>();
+    else part.template groups<From::one>();
+  }
   __syncthreads();  // what is stored a second time, is stored by other threads
-  const bool good = shared.good[0] && shared.good[1];
-  if (grouped && good)
+  if (!grouped || !shared.good[0] || !shared.good[1]) return part.pixels(shared.good[0] && shared.good[1]);
 #pragma unroll 1
-    for (int side = 0; side < 2; ++side) part.erase(side, shared.erased);
-  else
-    part.pixels(good);
+  for (int side = 0; side < 2; ++side) mix.mode == Mode::mixup ? part.template quads<true>(side) : part.template quads<false>(side);
 }
 
 }  // namespace deit::cuda
