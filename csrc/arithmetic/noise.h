@@ -27,13 +27,13 @@ HOST_DEVICE float float_of(uint32_t bits) {
   return value;
 }
 
-// -2 ln(k / 2**31) for the float nearest to an integer k in [1, 2**31]: k = 2**(31 - e) m with m in [sqrt(1/2), sqrt(2)),
-// and e ln 4 - 2 ln m, whose series begins with m - 1. Where k is 2**31, it is 0.
+// -2 ln(u) for u = k / 2**31 (1 - 2**-23), k the float nearest to an integer in [1, 2**31]: k = 2**(31 - e) m with m in
+// [sqrt(1/2), sqrt(2)), and e ln 4 - 2 ln m, a series of m - 1. The factor keeps it above 0.
 HOST_DEVICE float squared_radius(uint32_t k) {
   constexpr uint32_t root_half = 0x3F3504F3, exponent = 0xFF800000, one = 1u << 23;
   const uint32_t bits = float_bits(static_cast<float>(static_cast<int32_t>(k)));
   const uint32_t e = (root_half + 32 * one - 1 - bits) & exponent;  // e * 2**23
-  const float f = float_of(bits + e - 31 * one) - 1.0f;
+  const float f = float_of(bits + e - 31 * one) - 0x1.000002p0f;
   float series = 0.202135488f;
   series = series * f - 0.324450791f;
   series = series * f + 0.345017016f;
@@ -45,11 +45,23 @@ HOST_DEVICE float squared_radius(uint32_t k) {
   return series * f + static_cast<float>(static_cast<int32_t>(e)) * 0x1.62e43p-23f;
 }
 
+// sqrt(x) for x that is far from 0 and infinity, which nvcc's sqrtf would ask about; correctly rounded, as it is.
+HOST_DEVICE float root_of(float x) {
+#ifdef __CUDA_ARCH__
+  float inverse;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(x));
+  const float root = x * inverse;
+  return fused(fused(-root, root, x), 0.5f * inverse, root);
+#else
+  return sqrtf(x);
+#endif
+}
+
 // Two independent normal numbers of mean 0 and deviation 1, of which the largest is 6.56. The angle is one of the first
 // quadrant, pi/4 (1 + x) with x in [-1, 1); each word gives a number's sign.
 HOST_DEVICE NoisePair noise_pair(uint32_t radius_word, uint32_t angle_word) {
   constexpr uint32_t sign = 0x80000000;
-  const float radius = sqrtf(squared_radius((radius_word & ~sign) | 1));
+  const float radius = root_of(squared_radius((radius_word & ~sign) | 1));
   const float x = static_cast<float>(static_cast<int32_t>(angle_word << 1)) * 0x1p-31f;
   const float z = x * x;
   float cosine = -0.000225482567f, sine = -2.54236766e-05f;  // of pi/4 x, times sqrt(1/2)

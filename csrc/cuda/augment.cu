@@ -35,7 +35,7 @@ __global__ void OPS_BOUNDS
 }
 
 #ifndef FINISH_BLOCKS
-#define FINISH_BLOCKS 7
+#define FINISH_BLOCKS 8
 #endif
 template <Type type>
 __global__ void __launch_bounds__(finish_threads, FINISH_BLOCKS)

@@ -16,7 +16,7 @@
 
 namespace deit::cuda {
 
-constexpr int32_t lines_of_part = 32;  // output lines of a block at most: 8 blocks an image at 224 pixels
+constexpr int32_t lines_of_part = 16;  // output lines of a block at most: 8 blocks an image at 224 pixels
 constexpr int32_t band = 4;            // lines of which a warp makes some columns
 constexpr int32_t group = 8, quad = 4;  // pixels of a line that a thread makes at once, and of erased ones
 

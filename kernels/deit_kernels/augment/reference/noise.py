@@ -34,7 +34,7 @@ def pair(
     """Two independent normal numbers of mean 0 and deviation 1: Box and Muller. The largest is 6.56."""
     bits = ((radius_word & ~_SIGN) | np.uint32(1)).astype(np.float32).view(np.int32).astype(np.int64)
     e = (_ROOT_HALF + 32 * _ONE - 1 - bits) & -_ONE
-    f = (bits + e - 31 * _ONE).astype(np.int32).view(np.float32) - np.float32(1)
+    f = (bits + e - 31 * _ONE).astype(np.int32).view(np.float32) - np.float32(1 + 2.0**-23)
     radius = np.sqrt(_polynomial(_LOG, f) * f + e.astype(np.float32) * _LN4)
     x = (angle_word << np.uint32(1)).view(np.int32).astype(np.float32) * np.float32(2.0**-31)
     cosine, sine = _polynomial(_COS, x * x), _polynomial(_SIN, x * x) * x
