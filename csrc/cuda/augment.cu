@@ -34,11 +34,8 @@ __global__ void OPS_BOUNDS
   ops_block(calls, height, width, images, scratch, shared);
 }
 
-#ifndef FINISH_BLOCKS
-#define FINISH_BLOCKS 8
-#endif
 template <Type type>
-__global__ void __launch_bounds__(finish_threads, FINISH_BLOCKS)
+__global__ void __launch_bounds__(finish_threads, 8)
     finish_kernel(FinishBatch batch, Finish finish, typename Element<type>::Bits* output) {
   extern __shared__ __align__(16) unsigned char shared[];
   finish_block<type>(batch, finish, output, shared);
