@@ -102,24 +102,29 @@ struct FinishPart {
   // `own` and `partner` have a bit for each pixel whose noise is seen.
   template <bool mixup>
   DEVICE void quad_at(int32_t y, int32_t x, uint32_t own, uint32_t partner) const {
-    const float share = own_share(mixed.mix), rest = partner_share(mixed.mix);
-    const uint32_t pixel = y * size + x;
+    const uint32_t pixel = y * size + x, place = places.first(y, x);
     Levels<quad> levels = mixed.template levels_at<quad, !mixup>(y, x);
-    float value[3 * quad], other[3 * quad], part[3 * quad];
+    float value[3 * quad] = {}, firsts[3 * quad] = {};
 #pragma unroll 1
     for (int side = 0; side < 2; ++side) {
       if (mixup || side == 0)
-        for (int i = 0; i < 3 * quad; ++i) part[i] = mixed.value_of(levels[i], i % 3);
+        for (int i = 0; i < 3 * quad; ++i) {
+          firsts[i] = value[i];
+          value[i] = mixed.value_of(levels[i], i % 3);
+        }
       const uint32_t erased = side == 0 ? own : partner;
-      if (erased != 0) fill_with_noise(shared.row[side], pixel / quad, erased, part);
-      for (int i = 0; i < 3 * quad; ++i) {
-        value[i] = !mixup ? part[i] : side == 0 ? part[i] * share : value[i] + part[i] * rest;
-        other[i] = side == 0 ? part[i] * rest : other[i] + part[i] * share;
-      }
+      if (erased != 0) fill_with_noise(shared.row[side], pixel / quad, erased, value);
       if (mixup) levels = Levels<quad>(mixed.partner + 3 * pixel);
     }
-    store_quad(value, places.first(y, x), output);
-    if (mixup && both) store_quad(other, places.first(y, x), partner_output);
+    if constexpr (mixup) {
+      const float share = own_share(mixed.mix), rest = partner_share(mixed.mix);
+      float joined[3 * quad];
+      for (int i = 0; i < 3 * quad; ++i) joined[i] = firsts[i] * share + value[i] * rest;
+      store_quad(joined, place, output);
+      if (!both) return;
+      for (int i = 0; i < 3 * quad; ++i) value[i] = value[i] * share + firsts[i] * rest;
+    }
+    store_quad(value, place, mixup ? partner_output : output);
   }
 
   DEVICE void store_quad(const float (&value)[3 * quad], uint32_t place, Bits* to) const {

@@ -163,6 +163,21 @@ def test_pixels_that_are_stored_together_are_those_of_the_cpu(program: Path, dty
             assert_equal(ours, expected(batch, rows, size, dtype, layout, mix))
 
 
+@pytest.mark.parametrize(("size", "threads"), [(32, 32), (40, 64), (17, 32)])
+def test_images_that_do_not_mix_each_other_alike_are_those_of_the_cpu(program: Path, size: int, threads: int) -> None:
+    batch = noise_batch([(40, 50)] * 8)
+    rows = drawn_rows(batch, Policy(size=size, erase=Erase(0.8, area=(0.1, 0.7))))
+    mix = drawn_mix(rows, size)
+    table = mix.numpy().view(MIX)[:, 0]
+    table["mode"], table["lam"] = [1, 1, 1, 1, 1, 2, 1, 0], 0.3
+    table["partner"] = [1, 0, 3, 2, 4, 6, 5, 6]  # each other, each other with other shares, itself, one way, not at all
+    table["lam"][3] = 0.6
+    table["box"] = [3, 1, 9, 13]
+    for dtype, layout in ((torch.bfloat16, "patches"), (torch.float32, "channels_last")):
+        ours = run(program, batch, rows, size, dtype, layout, threads, mix)
+        assert_equal(ours, expected(batch, rows, size, dtype, layout, mix))
+
+
 @pytest.mark.parametrize(
     ("height", "width", "size", "threads"),
     [
@@ -215,17 +230,19 @@ def test_a_row_the_host_could_not_check_gives_zeros_and_nan(program: Path) -> No
     assert torch.equal(output[good], expected(batch, good_rows, 12, torch.bfloat16, "nchw")[1])
 
 
-def test_a_mix_the_host_could_not_check_gives_nan(program: Path) -> None:
+@pytest.mark.parametrize("size", [12, 16])  # pixel by pixel, and together
+def test_a_mix_the_host_could_not_check_gives_nan(program: Path, size: int) -> None:
     batch = noise_batch([(20, 30)] * 8)
-    rows = drawn_rows(batch, Policy.deit(12))
-    mix = drawn_mix(rows, 12)
+    rows = drawn_rows(batch, Policy.deit(size))
+    mix = drawn_mix(rows, size)
     table = mix.numpy().view(MIX)[:, 0]
+    table["mode"] = 1
     table["partner"][1] = 8
     table["mode"][2] = 3
     table["lam"][3] = np.nan
-    table["box"][4] = [0, 0, 1, 13]
+    table["box"][4] = [0, 0, 1, 17]
     rows.numpy().view(ROW)[:, 0]["offset"][7] = -1  # and so its partner, 6
-    _, output = run(program, batch, rows, 12, torch.float32, "nchw", 16, mix)
+    _, output = run(program, batch, rows, size, torch.float32, "nchw", 16, mix)
     assert output.isnan().all(dim=1).tolist() == [False, True, True, True, True, False, True, True]
     assert output.isnan().any(dim=1).sum() == 6
 
