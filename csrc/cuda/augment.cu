@@ -16,6 +16,12 @@ namespace {
 #define OPS_BOUNDS __launch_bounds__(threads, 3)
 #endif
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000  // where nvcc needs more registers
+#define FINISH_BOUNDS __launch_bounds__(finish_threads, 5)
+#else
+#define FINISH_BOUNDS __launch_bounds__(finish_threads, 8)
+#endif
+
 __global__ void __launch_bounds__(threads, 2)
     resize_kernel(const uint8_t* data, int64_t data_bytes, const PlanRow* rows, ResizeShape shape, uint8_t* images) {
   extern __shared__ __align__(16) unsigned char shared[];
@@ -35,7 +41,7 @@ __global__ void OPS_BOUNDS
 }
 
 template <Type type>
-__global__ void __launch_bounds__(finish_threads, 8)
+__global__ void FINISH_BOUNDS
     finish_kernel(FinishBatch batch, Finish finish, typename Element<type>::Bits* output) {
   extern __shared__ __align__(16) unsigned char shared[];
   finish_block<type>(batch, finish, output, shared);
