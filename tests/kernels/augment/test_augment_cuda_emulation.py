@@ -84,6 +84,7 @@ def run(
     threads: int,
     mix: torch.Tensor | None = None,
     lone: int = 0,
+    std: tuple[float, ...] = IMAGENET_STD,
 ) -> Result:
     """Images and output of the program, flat but for the batch.
 
@@ -91,7 +92,7 @@ def run(
         lone: threads of the one block that runs an image's ops; 0: a cluster runs them.
     """
     count, kinds = len(rows), (TYPES.index(dtype), LAYOUTS.index(layout), patch_of(size), 0)
-    header = np.array((count, batch.data.numel(), size, mix is not None, IMAGENET_MEAN, IMAGENET_STD, *kinds), HEADER)
+    header = np.array((count, batch.data.numel(), size, mix is not None, IMAGENET_MEAN, std, *kinds), HEADER)
     tables = [header, rows.numpy(), *([] if mix is None else [mix.numpy()]), batch.data.numpy()]
     given, got = program.parent / "input", program.parent / "output"
     given.write_bytes(b"".join(table.tobytes() for table in tables))
@@ -103,11 +104,18 @@ def run(
 
 
 def expected(
-    batch: ImageBatch, rows: torch.Tensor, size: int, dtype: torch.dtype, layout: str, mix: torch.Tensor | None = None
+    batch: ImageBatch,
+    rows: torch.Tensor,
+    size: int,
+    dtype: torch.dtype,
+    layout: str,
+    mix: torch.Tensor | None = None,
+    std: tuple[float, ...] = IMAGENET_STD,
 ) -> Result:
-    mean, std = list(IMAGENET_MEAN), list(IMAGENET_STD)
     images = OPS._augment_resize(batch.data, rows, size).flatten(1)
-    output = OPS._augment_apply(batch.data, rows, mix, size, mean, std, dtype, layout, patch_of(size))
+    output = OPS._augment_apply(
+        batch.data, rows, mix, size, list(IMAGENET_MEAN), list(std), dtype, layout, patch_of(size)
+    )
     if layout == "channels_last":
         output = output.permute(0, 2, 3, 1)
     return images, output.flatten(1)
@@ -161,6 +169,16 @@ def test_pixels_that_are_stored_together_are_those_of_the_cpu(program: Path, dty
         for mix in (None, drawn_mix(rows, size), drawn_mix(rows, size, seed=7)):
             ours = run(program, batch, rows, size, dtype, layout, 32, mix)
             assert_equal(ours, expected(batch, rows, size, dtype, layout, mix))
+
+
+def test_where_normalising_has_to_divide_the_values_are_those_of_the_cpu(program: Path) -> None:
+    batch, std = noise_batch(SIZES), (0.2, 1e-40, 0.3)  # 1 / std and most values of green are infinite
+    rows = drawn_rows(batch, Policy(size=16, erase=Erase(0.8)))
+    mix = drawn_mix(rows, 16)
+    for rows_mix in (None, mix):
+        ours = run(program, batch, rows, 16, torch.float16, "nchw", 32, rows_mix, std=std)
+        theirs = expected(batch, rows, 16, torch.float16, "nchw", rows_mix, std)
+        assert_equal(*((images, output.view(torch.int16)) for images, output in (ours, theirs)))  # some are NaN
 
 
 @pytest.mark.parametrize(("size", "threads"), [(32, 32), (40, 64), (17, 32)])
