@@ -16,6 +16,12 @@ namespace {
 #define OPS_BOUNDS __launch_bounds__(threads, 3)
 #endif
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000  // where nvcc needs more registers
+#define FINISH_BOUNDS __launch_bounds__(finish_threads, 5)
+#else
+#define FINISH_BOUNDS __launch_bounds__(finish_threads, 8)
+#endif
+
 // As many blocks as the shared memory of a multiprocessor has room for.
 #if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ / 100 == 9 || __CUDA_ARCH__ / 100 == 10)
 #define RESIZE_BOUNDS __launch_bounds__(threads, 3)
@@ -42,7 +48,7 @@ __global__ void OPS_BOUNDS
 }
 
 template <Type type>
-__global__ void __launch_bounds__(threads)
+__global__ void FINISH_BOUNDS
     finish_kernel(FinishBatch batch, Finish finish, typename Element<type>::Bits* output) {
   extern __shared__ __align__(16) unsigned char shared[];
   finish_block<type>(batch, finish, output, shared);
@@ -51,7 +57,7 @@ __global__ void __launch_bounds__(threads)
 template <Type type>
 void launch_finish(const FinishBatch& batch, const Finish& finish, void* output, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(batch.count), divided_up(batch.size, lines_of_part));
-  finish_kernel<type><<<grid, threads, sizeof(FinishShared), stream>>>(
+  finish_kernel<type><<<grid, finish_threads, sizeof(FinishShared), stream>>>(
       batch, finish, static_cast<typename Element<type>::Bits*>(output));
 }
 
@@ -109,7 +115,8 @@ void run_ops(const OpBatch& batch, uint32_t* scratch, void* stream) {
 void finish(const Batch& batch, const uint8_t* images, const Finish& finish, void* output, void* stream) {
   if (batch.count == 0) return;
   const auto on = static_cast<cudaStream_t>(stream);
-  const FinishBatch staged{images, batch.data_bytes, batch.rows, batch.mix, batch.count, batch.size};
+  const FinishBatch staged{images, batch.data_bytes, batch.rows, batch.mix, batch.count, batch.size,
+                           Inverses(finish)};
   switch (finish.type) {
     case Type::float32: launch_finish<Type::float32>(staged, finish, output, on); break;
     case Type::float16: launch_finish<Type::float16>(staged, finish, output, on); break;

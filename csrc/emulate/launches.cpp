@@ -21,5 +21,6 @@ int main(int, char** arguments) {
   for (const int32_t word : words) std::cout << ' ' << word;
   std::cout << "\nplan_ops " << ops_parts << ' ' << threads << ' ' << sizeof(OpsShared) << ' '
             << scratch_pixels(size, size);
-  std::cout << "\nfinish " << divided_up(size, lines_of_part) << ' ' << threads << ' ' << sizeof(FinishShared) << '\n';
+  std::cout << "\nfinish " << divided_up(size, lines_of_part) << ' ' << finish_threads << ' '
+            << sizeof(FinishShared) << '\n';
 }

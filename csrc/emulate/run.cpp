@@ -38,7 +38,8 @@ void run_cpu(const deit::Batch& batch, const deit::Finish& finish, uint8_t* imag
 template <deit::Type type>
 void run_finish(const deit::Batch& batch, const deit::Finish& finish, const uint8_t* images, unsigned threads,
                 void* output) {
-  const deit::cuda::FinishBatch staged{images, batch.data_bytes, batch.rows, batch.mix, batch.count, batch.size};
+  const deit::cuda::FinishBatch staged{images, batch.data_bytes, batch.rows, batch.mix, batch.count, batch.size,
+                                        deit::Inverses(finish)};
   const unsigned parts = deit::cuda::divided_up(batch.size, deit::cuda::lines_of_part);
   const emulate::Dim grid{static_cast<unsigned>(batch.count), parts};
   emulate::launch(grid, threads, sizeof(deit::cuda::FinishShared), [&](unsigned char* shared) {

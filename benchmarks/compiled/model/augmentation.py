@@ -51,7 +51,8 @@ REMAINS = [
     "  more instructions: a column of this recipe reads six pixels on average, which begin anywhere in a word of four.",
     "- The ops: in one block an image, the batch waited for an image with two rotations. A cluster of eight blocks now",
     "  makes an image, on cards that have clusters; a warp makes four lines of eight pixels, read from fewer lines.",
-    "- The last stage: noise of erased pixels is exact float64. An image's blocks now share its erased lines evenly.",
+    "- The last stage waits for the DRAM: its noise is float32 now, levels become values without a table, and two images",
+    "  that mix each other are made together. A seventh of its instructions is each warp finding out what it is to do.",
 ]
 STAGES = {
     "resize": "crop, resize, flip", "plan_ops": "RandAugment's ops", "finish": "normalise, erase, mix, round, patches",

@@ -130,11 +130,11 @@ def interpret(
     )
     shape = hosts["resize"].words
     words = f"{len(shape)}i" + "4x" * (len(shape) % 2)
-    form = (*policy.mean, *policy.std, 2, 2, PATCH)  # bfloat16, patches
+    form = (*inverses(policy), 1, *policy.mean, *policy.std, 2, 2, PATCH)  # bfloat16, patches
     parameters = {
         "resize": struct.pack(f"<QqQ{words}Q", at_data, data.nbytes, at_rows, *shape, images),
         "plan_ops": struct.pack("<qQi4xQQ", data.nbytes, at_rows, size, images, scratch),
-        "finish": struct.pack("<QqQQqi4x6f3i4xQ", images, data.nbytes, at_rows, at_mix, count, size, *form, output),
+        "finish": struct.pack("<QqQQqi6fi6f3i4xQ", images, data.nbytes, at_rows, at_mix, count, size, *form, output),
     }
     machines = {}
     for stage, host in hosts.items():
@@ -159,6 +159,13 @@ def interpret(
     )
     _compare("finish", memory.read(output, 2 * count * image_bytes), finished)
     return machines
+
+
+def inverses(policy: Policy) -> NDArray[np.float32]:
+    """1 / std, and what that lacks: Inverses of csrc/arithmetic/normalise.h."""
+    std = np.array(policy.std, np.float32)
+    inverse = np.float32(1) / std
+    return np.concatenate([inverse, (1 / std.astype(np.float64) - inverse).astype(np.float32)])
 
 
 def _compare(stage: str, ours: NDArray, theirs: torch.Tensor) -> None:
