@@ -10,6 +10,7 @@
 #include "affine.cuh"
 #include "blur.cuh"
 #include "block.cuh"
+#include "groups.cuh"
 
 namespace deit::cuda {
 
@@ -24,6 +25,7 @@ struct OpsShared {
   PlanRow row;
   OpCall call;
   bool good;
+  static_assert(3 * levels * counters >= AffineShared::capacity, "the list of an affine op lies in the counters");
 };
 
 // visit(pixel) for every pixel, four from three words where images begin at such words.
@@ -66,26 +68,46 @@ DEVICE uint32_t gray_of(uint32_t pixel) {
   return static_cast<uint32_t>(gray(level_of(pixel, 0), level_of(pixel, 1), level_of(pixel, 2)));
 }
 
-DEVICE void sharpen_pixels(const Padded& source, float factor, uint8_t* image) {
-  const int32_t height = source.height, width = source.width, stride = source.stride();
-  for (Cells cell(width, Team::of_image()); cell.row < height; cell.next()) {
-    if (cell.row == 0 || cell.row == height - 1 || cell.column == 0 || cell.column == width - 1) continue;
-    const uint32_t* at = source.at(cell.row, cell.column);
-    uint32_t red_blue = 0, green = 0;  // sums of 8 levels, two in a word
-    for (int down = -1; down <= 1; ++down)
-      for (int right = -1; right <= 1; ++right) {
-        const uint32_t pixel = down == 0 && right == 0 ? 0 : at[down * stride + right];
-        red_blue += pixel & 0xFF00FF;
-        green += pixel >> 8 & 0xFF;
+// A level sharpened, from the taps of three lines that begin a pixel before it.
+DEVICE int32_t sharpened(uint32_t above, uint32_t line, uint32_t below, float factor) {
+  const uint32_t sum = dot4(0x010101, above, dot4(0x010501, line, dot4(0x010101, below, 0)));
+  return blend(smoothed(static_cast<int32_t>(sum), 0), byte_of(line, 1), factor);  // the centre is in the sum
+}
+
+DEVICE void sharpen_pixels(const Groups& source, float factor, uint8_t* image) {
+  const int32_t height = source.height, width = source.width, columns = source.columns();
+  if (width % 4 != 0) {
+    for (Cells cell(width, Team::of_image()); cell.row < height; cell.next()) {
+      if (cell.row == 0 || cell.row == height - 1 || cell.column == 0 || cell.column == width - 1) continue;
+      Planes line[3];
+      for (int i = 0; i < 3; ++i) line[i] = source.taps(cell.row + i - 1, cell.column - 1);
+      for (int c = 0; c < 3; ++c)
+        image[3 * (int64_t{cell.row} * width + cell.column) + c] = static_cast<uint8_t>(
+            sharpened(line[0].channel[c], line[1].channel[c], line[2].channel[c], factor));
+    }
+    return;
+  }
+  for (Cells cell(columns, Team::of_image()); cell.row < height; cell.next()) {
+    if (cell.row == 0 || cell.row == height - 1) continue;
+    Words4 line[3][3];
+    for (int i = 0; i < 3; ++i)
+      for (int j = 0; j < 3; ++j) line[i][j] = *source.at(cell.row + i - 1, cell.column + j - 1);
+    const uint32_t edge = (cell.column == 0 ? 0x000000FF : 0) | (cell.column == columns - 1 ? 0xFF000000 : 0);
+    Planes result;
+    for (int c = 0; c < 3; ++c) {
+      uint32_t taps[4][3];
+      for (int i = 0; i < 3; ++i) {
+        const uint32_t before = line[i][0].word[c], here = line[i][1].word[c], after = line[i][2].word[c];
+        taps[0][i] = permuted(before, here, 0x6543);
+        taps[1][i] = here;
+        taps[2][i] = permuted(here, after, 0x4321);
+        taps[3][i] = permuted(here, after, 0x5432);
       }
-    const auto sharpened = [&](uint32_t neighbours, int c) {
-      const int32_t level = level_of(*at, c);
-      return blend(smoothed(static_cast<int32_t>(neighbours), level), level, factor);
-    };
-    uint8_t* to = image + 3 * (int64_t{cell.row} * width + cell.column);
-    to[0] = sharpened(red_blue & 0xFFFF, 0);
-    to[1] = sharpened(green, 1);
-    to[2] = sharpened(red_blue >> 16, 2);
+      int32_t level[4];
+      for (int k = 0; k < 4; ++k) level[k] = sharpened(taps[k][0], taps[k][1], taps[k][2], factor);
+      result.channel[c] = (four_levels(level) & ~edge) | (line[1][1].word[c] & edge);
+    }
+    store_planes(result, reinterpret_cast<uint32_t*>(image) + 3 * (int64_t{cell.row} * columns + cell.column));
   }
 }
 
@@ -157,13 +179,13 @@ DEVICE void run_call(uint8_t* image, uint32_t* scratch, int32_t height, int32_t 
   } else if (call.op == Op::gaussian_blur) {
     blur_pixels(image, scratch, height, width, call.arg);
   } else if (call.op == Op::sharpness || is_affine(call.op)) {
-    const Padded source{scratch, height, width};
+    const Groups source{scratch, height, width};
     source.fill(image);
     Team::sync();
     if (call.op == Op::sharpness)
       sharpen_pixels(source, factor, image);
     else
-      affine_pixels(source, call, shared.affine, image);
+      affine_pixels(source, call, shared.affine, reinterpret_cast<int32_t*>(shared.counter), image);
   } else {
     if (!is_table(call.op) || call.op == Op::contrast)
       count_levels(image, pixels, call.op == Op::contrast, scratch, shared);
@@ -180,12 +202,17 @@ DEVICE void run_call(uint8_t* image, uint32_t* scratch, int32_t height, int32_t 
 DEVICE void plan_ops_block(int64_t data_bytes, const PlanRow* rows, int32_t size, uint8_t* images, uint32_t* scratch,
                            unsigned char* memory) {
   auto& shared = *reinterpret_cast<OpsShared*>(memory);
-  copy_row(rows + blockIdx.x, shared.row);
+  const PlanRow& row = rows[blockIdx.x];
+  bool has_ops = false;
+  for (const OpCall& call : row.ops) has_ops |= call.op != Op::none;
+  if (!has_ops) return;
+  copy_row(&row, shared.row);
   __syncthreads();
   if (threadIdx.x == 0) shared.good = row_problem(shared.row, data_bytes, size) == RowProblem::none;
   __syncthreads();
   if (!shared.good) return;
   uint8_t* image = images + 3 * int64_t{blockIdx.x} * size * size;
+#pragma unroll 1
   for (const OpCall& call : shared.row.ops)
     run_call(image, scratch + blockIdx.x * scratch_pixels(size, size), size, size, call, shared);
 }

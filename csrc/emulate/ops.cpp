@@ -22,14 +22,16 @@ bool is_exact_affine(const deit::OpCall& call) {
   return deit::is_affine(call.op) && !call.fast;
 }
 
-int64_t uncertain_pixels(const deit::OpCall& call, const deit::cuda::Padded& source, const uint8_t* image) {
+int64_t uncertain_pixels(const deit::OpCall& call, const deit::cuda::Groups& source, const uint8_t* image) {
   int64_t uncertain = 0;
   emulate::launch({1, 1}, 1, 1, [&](unsigned char*) {
     source.fill(image);
-    const deit::cuda::FixedAffine affine = deit::cuda::fixed_affine(call.matrix, source.height, source.width);
+    const auto filter = static_cast<deit::Filter>(call.filter);
+    const deit::cuda::FixedAffine affine =
+        deit::cuda::fixed_affine(call.matrix, filter, source.height, source.width);
     for (int32_t y = 0; y < source.height; ++y)
       for (int32_t x = 0; x < source.width; ++x)
-        uncertain += !affine.usable || !deit::cuda::fixed_pixel(affine, source, call, y, x).certain;
+        uncertain += !affine.usable || !deit::cuda::fixed_pixel(affine, source, filter, 0, y, x).certain;
   });
   return uncertain;
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -166,6 +167,30 @@ def _imad(machine: Machine, instruction: Instruction) -> Run:
     return run
 
 
+@operation("IDP")
+def _dot(machine: Machine, instruction: Instruction) -> Run:
+    """A dot product of bytes, or of two numbers of 16 bits and the lower or upper two bytes, added to a sum."""
+    parts, modifiers = Parts(machine, instruction), instruction.opcode.split(".")[1:]
+    a, b, c = (word(machine, text) for text in parts.sources)
+    count = 4 if "4A" in modifiers else 2
+    bits = 32 // count
+    offset = 16 if "HI" in modifiers else 0
+    signs = [kind[0] == "S" for kind in modifiers if kind[1:].isdigit()]
+
+    def part(value: NDArray, at: int, width: int, signed: bool) -> NDArray:
+        found = (value >> U32(at) & U32((1 << width) - 1)).astype(I32)
+        return found - (found >> I32(width - 1) << I32(width)) if signed else found
+
+    def run(active: Active) -> None:
+        total, left, right = c(active), a(active), b(active)
+        for i in range(count):
+            product = part(left, bits * i, bits, signs[0]) * part(right, offset + 8 * i, 8, signs[1])
+            total = total + product.view(U32)
+        machine.write(parts.row, total, active)
+
+    return run
+
+
 @operation("SHF", "USHF")
 def _shift(machine: Machine, instruction: Instruction) -> Run:
     parts, modifiers = Parts(machine, instruction), instruction.modifiers
@@ -188,7 +213,7 @@ def _shift(machine: Machine, instruction: Instruction) -> Run:
 def _lookup(table: int, a: NDArray, b: NDArray, c: NDArray) -> NDArray:
     """A logical function of three inputs, whose value for (a, b, c) is bit 4a + 2b + c of the table."""
     known = {
-        0xC0: lambda: a & b, 0xFC: lambda: a | b, 0x3C: lambda: a ^ b, 0xF8: lambda: a & b | c, 0xFE: lambda: a | b | c,
+        0xC0: lambda: a & b, 0xFC: lambda: a | b, 0x3C: lambda: a ^ b, 0xF8: lambda: a | b & c, 0xFE: lambda: a | b | c,
         0x96: lambda: a ^ b ^ c, 0x80: lambda: a & b & c, 0xE2: lambda: a & b | ~b & c,
     }  # fmt: skip
     if table in known:
@@ -242,7 +267,7 @@ def _select(machine: Machine, instruction: Instruction) -> Run:
     return run
 
 
-@operation("IMNMX", "VIMNMX", "VIADDMNMX", "UIMNMX", "FMNMX")
+@operation("IMNMX", "VIMNMX", "VIMNMX3", "VIADDMNMX", "UIMNMX", "FMNMX")
 def _least_or_greatest(machine: Machine, instruction: Instruction) -> Run:
     parts = Parts(machine, instruction)
     kind = F32 if instruction.base == "FMNMX" else U32 if "U32" in instruction.modifiers else I32
@@ -251,11 +276,11 @@ def _least_or_greatest(machine: Machine, instruction: Instruction) -> Run:
 
     def run(active: Active) -> None:
         values = [read(active) for read in reads]
-        if len(values) == 3:
+        if instruction.base == "VIADDMNMX":
             values[:2] = [values[0] + values[1]]
-        a, b = (value.view(kind) for value in values)
+        given = [value.view(kind) for value in values]
         least, greatest = (np.fmin, np.fmax) if kind == F32 else (np.minimum, np.maximum)
-        value = np.where(parts.carries[0](active), least(a, b), greatest(a, b))
+        value = np.where(parts.carries[0](active), reduce(least, given), reduce(greatest, given))
         machine.write(parts.row, (np.maximum(value, kind(0)) if positive else value).view(U32), active)
 
     return run

@@ -40,7 +40,7 @@ def _special(machine: Machine, instruction: Instruction) -> Run:
 
 @operation("VOTE", "VOTEU")
 def _vote(machine: Machine, instruction: Instruction) -> Run:
-    parts = Parts(machine, instruction)
+    rows = [row_of(text) for text in instruction.operands if not is_predicate(text)]
     names = [text for text in instruction.operands if is_predicate(text)]
     outs, given = names[:-1], predicate(machine, names[-1])
 
@@ -53,8 +53,8 @@ def _vote(machine: Machine, instruction: Instruction) -> Run:
         np.bitwise_or.at(here, machine.warp[lanes], U32(1) << machine.lane_in_warp[lanes])
         mine = Active(lanes, None)
         ballot, everyone = ballots[machine.warp[lanes]], here[machine.warp[lanes]]
-        if parts.row is not None:
-            machine.write(parts.row, ballot, mine)
+        for row in rows:
+            machine.write(row, ballot, mine)
         value = ballot == everyone if "ALL" in instruction.modifiers else ballot != 0
         for text in outs:
             machine.write_predicate(row_of(text), value, mine)
