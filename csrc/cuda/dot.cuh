@@ -10,6 +10,11 @@ namespace deit::cuda {
 #ifdef __CUDA_ARCH__
 // Four of the eight bytes of two words; digit i of the selector says which becomes byte i.
 DEVICE uint32_t permuted(uint32_t low, uint32_t high, uint32_t selector) { return __byte_perm(low, high, selector); }
+// 255 for each byte whose highest bit is set, else 0.
+DEVICE uint32_t sign_bytes(uint32_t word) {
+  asm("prmt.b32 %0, %0, 0, 0xBA98;" : "+r"(word));
+  return word;
+}
 DEVICE uint32_t high_product(uint32_t a, uint32_t b) { return __umulhi(a, b); }
 // sum + a.b of four unsigned bytes each.
 DEVICE uint32_t dot4(uint32_t a, uint32_t b, uint32_t sum) {
@@ -32,6 +37,7 @@ DEVICE uint32_t permuted(uint32_t low, uint32_t high, uint32_t selector) {
   for (int i = 0; i < 4; ++i) word |= static_cast<uint32_t>(both >> (8 * (selector >> 4 * i & 7)) & 255) << 8 * i;
   return word;
 }
+DEVICE uint32_t sign_bytes(uint32_t word) { return (word >> 7 & 0x01010101) * 255; }
 DEVICE uint32_t high_product(uint32_t a, uint32_t b) { return static_cast<uint32_t>(uint64_t{a} * b >> 32); }
 DEVICE uint32_t dot4(uint32_t a, uint32_t b, uint32_t sum) {
   for (int i = 0; i < 32; i += 8) sum += (a >> i & 255) * (b >> i & 255);

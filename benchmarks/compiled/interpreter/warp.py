@@ -76,3 +76,19 @@ def _shuffle(machine: Machine, instruction: Instruction) -> Run:
         machine.write(parts.row, source[first + (lane(mine) & U32(WARP - 1))], mine)
 
     return run
+
+
+@operation("REDUX")
+def _sum_of_lanes(machine: Machine, instruction: Instruction) -> Run:
+    if "SUM" not in instruction.modifiers:
+        raise ValueError("only REDUX.SUM")
+    row, read = row_of(instruction.operands[0]), word(machine, instruction.operands[1])
+
+    def run(active: Active) -> None:
+        lanes = active.lanes()
+        mine = Active(lanes, None)
+        sums = np.zeros(machine.warp[-1] + 1, U32)
+        np.add.at(sums, machine.warp[lanes], read(mine))
+        machine.write(row, sums[machine.warp[lanes]], mine)
+
+    return run
