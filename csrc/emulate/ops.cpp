@@ -23,17 +23,15 @@ bool is_exact_affine(const deit::OpCall& call) {
 }
 
 int64_t uncertain_pixels(const deit::OpCall& call, const deit::cuda::Groups& source, const uint8_t* image) {
-  int64_t uncertain = 0;
+  const int64_t pixels = int64_t{source.height} * source.width;
+  std::vector<uint8_t> copy(image, image + 3 * pixels);
+  std::vector<int32_t> list(deit::cuda::AffineShared::capacity);
+  deit::cuda::AffineShared shared{};
   emulate::launch({1, 1}, 1, 1, [&](unsigned char*) {
     source.fill(image);
-    const auto filter = static_cast<deit::Filter>(call.filter);
-    const deit::cuda::FixedAffine affine =
-        deit::cuda::fixed_affine(call.matrix, filter, source.height, source.width);
-    for (int32_t y = 0; y < source.height; ++y)
-      for (int32_t x = 0; x < source.width; ++x)
-        uncertain += !affine.usable || !deit::cuda::fixed_pixel(affine, source, filter, 0, y, x).certain;
+    deit::cuda::affine_pixels(source, call, shared, list.data(), copy.data());
   });
-  return uncertain;
+  return shared.fixed.usable ? shared.listed : pixels;
 }
 
 }  // namespace
