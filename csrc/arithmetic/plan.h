@@ -55,7 +55,10 @@ struct PlanRow {
   Erase erase;
   uint32_t epoch, sample, copy;
   uint64_t seed;
-  int32_t pad, unused;
+  int32_t pad;
+  // For a CUDA card, which begins the images with the heaviest ops first: the row that is made when this one's turn is,
+  // and this one's turn. Rows that do not name each other, as in a part of a batch, are made when they stand.
+  uint16_t order, turn;
 };
 static_assert(sizeof(PlanRow) == 360 && alignof(PlanRow) == 8, "the bytes of ROW in plan.py");
 

@@ -96,11 +96,10 @@ DEVICE void run_call(uint8_t* image, uint32_t* scratch, int32_t height, int32_t 
   Team::sync();
 }
 
-// Grid: (images, parts). The ops of a plan's rows, in place; an invalid row leaves its image as it is.
-DEVICE void plan_ops_block(int64_t data_bytes, const PlanRow* rows, int32_t size, uint8_t* images, uint32_t* scratch,
-                           unsigned char* memory) {
-  auto& shared = *reinterpret_cast<OpsShared*>(memory);
-  const PlanRow& row = rows[blockIdx.x];
+// The ops of a plan's row, in place; an invalid row leaves its image as it is.
+DEVICE void plan_ops_row(int64_t data_bytes, const PlanRow* rows, int32_t index, int32_t size, uint8_t* images,
+                         uint32_t* scratch, OpsShared& shared) {
+  const PlanRow& row = rows[index];
   bool has_ops = false;
   for (const OpCall& call : row.ops) has_ops |= call.op != Op::none;
   if (!has_ops) return;
@@ -109,12 +108,27 @@ DEVICE void plan_ops_block(int64_t data_bytes, const PlanRow* rows, int32_t size
   if (threadIdx.x == 0) shared.good = row_problem(shared.row, data_bytes, size) == RowProblem::none;
   __syncthreads();
   if (!shared.good) return;
-  uint8_t* image = images + 3 * int64_t{blockIdx.x} * size * size;
 #pragma unroll 1
   for (const OpCall& call : shared.row.ops) {
     if (call.op == Op::none) continue;
     const int32_t side = hidden(size);  // most of what follows from it only one op needs
-    run_call(image, scratch + blockIdx.x * scratch_pixels(side, side), side, side, call, shared);
+    run_call(images + 3 * int64_t{index} * side * side, scratch + index * scratch_pixels(side, side), side, side, call,
+             shared);
+  }
+}
+
+// Grid: (images, parts). The ops of a plan's rows: of the row whose turn it is, and of this one if it has no turn. Rows
+// that name each other have one; so every row is made once, whatever the rows hold.
+DEVICE void plan_ops_block(int64_t data_bytes, const PlanRow* rows, int32_t size, uint8_t* images, uint32_t* scratch,
+                           unsigned char* memory) {
+  auto& shared = *reinterpret_cast<OpsShared*>(memory);
+  const uint32_t here = blockIdx.x, count = gridDim.x, first = rows[here].order, turn = rows[here].turn;
+  const bool has_first = first < count && rows[first].turn == here;
+  const bool has_turn = turn < count && rows[turn].order == here;
+#pragma unroll 1
+  for (int i = has_first ? 0 : 1; i < (has_turn ? 1 : 2); ++i) {
+    if (i == 1) __syncthreads();  // all threads have left the first row
+    plan_ops_row(data_bytes, rows, static_cast<int32_t>(i == 0 ? first : here), size, images, scratch, shared);
   }
 }
 
