@@ -67,7 +67,7 @@ ROW = np.dtype(
 )
 
 
-# What an op costs a CUDA card, roughly, in the order of OPS; a bilinear rotation costs less.
+# What an op costs a CUDA card, roughly, in the order of OPS: `op_cost` of csrc/arithmetic/plan.h.
 _COST = np.array([0, 11, 12, 2, 36, 2, 3, 2, 6, 5, 4, 14, 16, 17, 15, 14, 30])
 
 
@@ -152,13 +152,7 @@ class AugmentPlan(NamedTuple):
         rows = torch.ops.deit_kernels._augment_place(
             self.rows, batch.offset, batch.height, batch.width, batch.data.numel(), self.policy.size
         )
-        placed = self._replace(rows=rows)
-        table = placed.table
-        if len(table) <= np.iinfo(np.uint16).max:
-            order = heaviest_first(table)
-            table["order"] = order
-            table["turn"][order] = np.arange(len(order))
-        return placed
+        return self._replace(rows=rows)
 
     def within(self, top: ArrayLike, left: ArrayLike, height: ArrayLike, width: ArrayLike) -> AugmentPlan:
         """The plan for images of which only a box is at hand: every row does to its box what it did to its image.
