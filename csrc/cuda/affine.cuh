@@ -44,21 +44,21 @@ struct FourPixels {
   Planes levels;
   uint32_t open = 0;  // bit 7 of byte k: whether pixel k is not certain
 
-  // sum[k]: of pixel k in units of 2**-line_bits levels, to which error[k] has been added; byte k of `difference` is 0
-  // where all its taps are equal.
-  DEVICE void add(int channel, const int32_t* sum, const int32_t* error, uint32_t difference) {
+  // sum[k]: of pixel k in units of 2**-line_bits levels, to which `error` has been added; byte k of `difference` is 0
+  // where the sum is a whole level but for rounding, since all its taps are equal or one is the pixel.
+  DEVICE void add(int channel, const int32_t* sum, int32_t error, uint32_t difference) {
     int32_t level[4];
     uint32_t near[4];  // negative where a whole level is too near
     for (int k = 0; k < 4; ++k) {
       level[k] = sum[k] >> line_bits;
-      near[k] = (sum[k] & ((1 << line_bits) - 1)) - 2 * error[k];
+      near[k] = (sum[k] & ((1 << line_bits) - 1)) - 2 * error;
     }
     levels.channel[channel] = four_levels(level);
     open |= permuted(permuted(near[0], near[1], 0x0073), permuted(near[2], near[3], 0x0073), 0x5410) &
             nonzero_bytes(difference);
   }
 
-  // inside: the bytes of pixels that have not the fill colour.
+  // inside: the bytes of pixels that have not the fill colour; close: bit 7 of those that perhaps have it.
   DEVICE void store(const AffineOp& op, int32_t y, int32_t group, uint32_t inside, uint32_t close) {
     if (inside != 0xFFFFFFFF)
       for (int c = 0; c < 3; ++c)
@@ -75,14 +75,12 @@ struct FourPixels {
 // Taps in the pixel's line.
 DEVICE void line_pixels(const AffineOp& op) {
   const FixedAxis axis = op.fixed.x;
-  const int32_t height = op.source.height, width = op.source.width;
+  const int32_t height = op.source.height, width = op.source.width, error = op.fixed.line_error;
   const auto filter = static_cast<Filter>(op.call.filter);
   for (Cells cell(op.source.columns(), Team::of_image()); cell.row < height; cell.next()) {
     const int64_t at = axis.at(4 * cell.column, cell.row);
     const uint32_t fraction = fraction_of(at);
     const int32_t column = whole(at) - 1, pixel = nearest(at);  // of the first pixel's first tap, and of its own
-    const int32_t one_error = fraction == 0 ? 0 : op.fixed.line_error;
-    const int32_t error[4] = {one_error, one_error, one_error, one_error};
     uint32_t inside = 0;
     FourPixels pixels{};
     if (-3 <= pixel && pixel < width) {
@@ -100,60 +98,68 @@ DEVICE void line_pixels(const AffineOp& op) {
         const uint32_t taps[4] = {low, permuted(low, high, 0x4321), permuted(low, high, 0x5432),
                                   permuted(low, high, 0x6543)};
         int32_t sum[4];
-        for (int k = 0; k < 4; ++k) sum[k] = weights.sum(taps[k], one_error);
+        for (int k = 0; k < 4; ++k) sum[k] = weights.sum(taps[k], error);
         uint32_t difference = taps[1] ^ taps[2];
         if (filter == Filter::bicubic) difference |= (taps[0] ^ taps[1]) | (taps[2] ^ taps[3]);
-        pixels.add(c, sum, error, difference);
+        pixels.add(c, sum, error, fraction == 0 ? 0 : difference);
       }
     }
     pixels.store(op, cell.row, cell.column, inside, axis.is_close(fraction) ? 0x80808080 : 0);
   }
 }
 
-// Four columns whose taps lie in them: where these begin, their weights and errors.
+// Four columns whose taps lie in them: where these begin, and their weights.
 struct FourColumns {
   LineWeights weights[4];
-  int32_t error[4];
-  int32_t pixel[4], first;  // in line 0: the pixel's line, and that of the first tap of all
-  uint32_t later;           // bytes of the columns whose taps begin a line after the first
+  int32_t first;   // in line 0: that of the first tap of all
+  uint32_t later;  // bytes of the columns whose taps begin a line after it
+  uint32_t exact;  // bytes of those whose pixels are their second tap
   uint32_t close;
 
-  DEVICE FourColumns(const FixedAffine& affine, Filter filter, int32_t column)
-      : weights{of(affine, filter, column), of(affine, filter, column + 1), of(affine, filter, column + 2),
-                of(affine, filter, column + 3)},
-        first(INT32_MAX), later(0), close(0) {
+  DEVICE FourColumns(const FixedAxis& axis, Filter filter, int32_t column)
+      : weights{of(axis, filter, column), of(axis, filter, column + 1), of(axis, filter, column + 2),
+                of(axis, filter, column + 3)},
+        first(INT32_MAX), later(0), exact(0), close(0) {
     int32_t tap[4];
     for (int k = 0; k < 4; ++k) {
-      const int64_t at = affine.y.at(column + k, 0);
-      pixel[k] = nearest(at);
+      const int64_t at = axis.at(column + k, 0);
       tap[k] = whole(at) - 1;
       first = smaller(first, tap[k]);
-      error[k] = fraction_of(at) == 0 ? 0 : affine.line_error;
-      if (affine.y.is_close(fraction_of(at))) close |= 128u << 8 * k;
+      if (fraction_of(at) == 0) exact |= 255u << 8 * k;
+      if (axis.is_close(fraction_of(at))) close |= 128u << 8 * k;
     }
     for (int k = 0; k < 4; ++k)
       if (tap[k] != first) later |= 255u << 8 * k;
   }
 
-  DEVICE static LineWeights of(const FixedAffine& affine, Filter filter, int32_t column) {
-    return LineWeights(TapWeights(filter, fraction_of(affine.y.at(column, 0))));
+  DEVICE static LineWeights of(const FixedAxis& axis, Filter filter, int32_t column) {
+    return LineWeights(TapWeights(filter, fraction_of(axis.at(column, 0))));
   }
 };
 
-// Taps in the pixel's column: a thread makes the same four columns of several lines.
+// Taps in the pixel's column: a thread makes the same four columns of several lines. A warp makes four lines of 32
+// pixels: sheared, they are read from fewer lines than one line is.
 DEVICE void column_pixels(const AffineOp& op) {
   const int32_t height = op.source.height, columns = op.source.columns(), stride = op.source.stride();
+  const int32_t error = op.fixed.line_error;
   const auto filter = static_cast<Filter>(op.call.filter);
   const Team team = Team::of_image();
-  const int32_t abreast = smaller(columns, team.size), rows_on = quotient(team.size, abreast);
-  const int32_t first_row = quotient(team.number, abreast);
-  if (first_row >= rows_on) return;
-  for (int32_t group = team.number - first_row * abreast; group < columns; group += abreast) {
-    const FourColumns four(op.fixed, filter, 4 * group);
-    for (int32_t row = first_row; row < height; row += rows_on) {
-      uint32_t inside = 0;
-      for (int k = 0; k < 4; ++k)
-        if (is_below(row + four.pixel[k], height)) inside |= 255u << 8 * k;
+  const int32_t across = team.size < 32 ? 1 : 8, down = team.size < 32 ? 1 : 4, lanes = across * down;
+  const int32_t warps = team.size / lanes, warp = team.number / lanes, lane = team.number % lanes;
+  const int32_t tiles = divided_up(columns, across), abreast = smaller(tiles, warps);
+  const int32_t below = quotient(warp, abreast), rows_on = down * quotient(warps, abreast);
+  if (down * below >= rows_on) return;
+  for (int32_t tile = warp - below * abreast; tile < tiles; tile += abreast) {
+    const int32_t group = across * tile + lane % across;
+    if (group >= columns) continue;
+    const FourColumns four(op.fixed.y, filter, 4 * group);
+    for (int32_t row = down * below + lane / across; row < height; row += rows_on) {
+      uint32_t inside = 0xFFFFFFFF;
+      if (row + four.first + 1 < 0 || row + four.first + 3 >= height) {
+        inside = 0;
+        for (int k = 0; k < 4; ++k)
+          if (is_below(nearest(op.fixed.y.at(4 * group + k, row)), height)) inside |= 255u << 8 * k;
+      }
       FourPixels pixels{};
       if (inside != 0) {
         const Words4* from = op.source.near(row + four.first, group);
@@ -167,10 +173,10 @@ DEVICE void column_pixels(const AffineOp& op) {
           const uint32_t taps[4] = {permuted(upper01, lower01, 0x5410), permuted(upper01, lower01, 0x7632),
                                     permuted(upper23, lower23, 0x5410), permuted(upper23, lower23, 0x7632)};
           int32_t sum[4];
-          for (int k = 0; k < 4; ++k) sum[k] = four.weights[k].sum(taps[k], four.error[k]);
+          for (int k = 0; k < 4; ++k) sum[k] = four.weights[k].sum(taps[k], error);
           uint32_t difference = word[1] ^ word[2];
           if (filter == Filter::bicubic) difference |= (word[0] ^ word[1]) | (word[2] ^ word[3]);
-          pixels.add(c, sum, four.error, difference);
+          pixels.add(c, sum, error, difference & ~four.exact);
         }
       }
       pixels.store(op, row, group, inside, four.close);
@@ -182,15 +188,15 @@ DEVICE void column_pixels(const AffineOp& op) {
 // of a line.
 DEVICE void plane_pixels(const AffineOp& op) {
   const int32_t height = op.source.height, width = op.source.width;
-  const bool tiled = width % 8 == 0;
+  const Team team = Team::of_image();
+  const bool tiled = width % 8 == 0 && team.size % 32 == 0;
+  const int32_t across = tiled ? 8 : 1, down = tiled ? 4 : 1, lanes = across * down, lane = team.number % lanes;
   const FixedAffine fixed = op.fixed;
   const Groups source = op.source;
   const auto filter = static_cast<Filter>(op.call.filter);
   const uint32_t fill = fill_of(op.call);
-  for (Cells cell(tiled ? 4 * width : width, Team::of_image()); cell.row < (tiled ? divided_up(height, 4) : height);
-       cell.next()) {
-    const int32_t row = tiled ? 4 * cell.row + cell.column / 8 % 4 : cell.row;
-    const int32_t column = tiled ? cell.column / 32 * 8 + cell.column % 8 : cell.column;
+  for (Cells cell(width / across, {team.number / lanes, team.size / lanes}); down * cell.row < height; cell.next()) {
+    const int32_t row = down * cell.row + lane / across, column = across * cell.column + lane % across;
     if (row >= height) continue;
     const FixedPixel pixel = fixed_pixel(fixed, source, filter, fill, row, column);
     if (pixel.certain)

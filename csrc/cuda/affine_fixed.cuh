@@ -173,17 +173,23 @@ DEVICE FixedPixel fixed_pixel(const FixedAffine& affine, const Groups& source, F
   // The error counts from the start: where all taps are equal, a sum that is a little less is not cut off to less.
   const int64_t start = int64_t{affine.plane_error} << 32;
   int64_t total[3] = {start, start, start};
-  uint32_t difference[3] = {0, 0, 0}, centre[3] = {0, 0, 0};  // of taps that have a weight, from one of them
+  uint32_t centre[3], beside[3], others[3] = {0, 0, 0};  // a tap, and in which bits those of its row and others differ
   const int32_t column = whole(at_x) - 1;
   const uint32_t selector = 0x3210u + (column & 3) * 0x1111u;
+  const Words4* first = source.near(whole(at_y) - 1, column >> 2);
+  const int32_t stride = source.stride();
   const auto add = [&](int i) {
-    const Words4* from = source.near(whole(at_y) - 1 + i, column >> 2);
+    const Words4* from = first + i * stride;
     const Words4 low = from[0], high = from[1];
     for (int c = 0; c < 3; ++c) {
       const uint32_t taps = permuted(low.word[c], high.word[c], selector);
-      if (i == 1) centre[c] = permuted(taps, 0, 0x1111);
       total[c] += int64_t{down.weight[i]} * across.sum(taps, 0);
-      if (i == 1 || dy != 0) difference[c] |= taps ^ centre[c];
+      if (i == 1) {
+        centre[c] = permuted(taps, 0, 0x1111);
+        beside[c] = taps ^ centre[c];
+      } else {
+        others[c] |= taps ^ centre[c];
+      }
     }
   };
   add(1);
@@ -192,11 +198,12 @@ DEVICE FixedPixel fixed_pixel(const FixedAffine& affine, const Groups& source, F
     add(0);
     add(3);
   }
-  const uint32_t weighed = dx == 0 ? 0xFF00 : cubic ? 0xFFFFFFFF : 0xFFFF00;
+  const uint32_t columns = dx == 0 ? 0xFF00 : cubic ? 0xFFFFFFFF : 0xFFFF00, rows = dy == 0 ? 0 : columns;
   int32_t level[3];
   for (int c = 0; c < 3; ++c) {
     const auto sum = static_cast<int32_t>(total[c] >> 32);
-    if (is_uncertain(sum, affine.plane_error, plane_bits) && (difference[c] & weighed) != 0) result.certain = false;
+    if (is_uncertain(sum, affine.plane_error, plane_bits) && ((beside[c] & columns) | (others[c] & rows)) != 0)
+      result.certain = false;
     level[c] = sum >> plane_bits;
   }
   result.pixel = packed(level[0], level[1], packed(level[2], 0, 0));

@@ -50,24 +50,25 @@ struct Groups {
   }
 
   DEVICE void fill(const uint8_t* image) const {
+    const Team team = Team::of_image();
     const int32_t last = columns() - 1;
-    for (Cells cell(stride(), Team::of_image()); cell.row < height + 2 * margin; cell.next()) {
-      const int32_t row = clipped(cell.row - margin, height), group = cell.column - 1;
-      Planes planes;
+    auto* to = reinterpret_cast<Words4*>(words) + team.number;
+    for (Cells cell(stride(), team); cell.row < height + 2 * margin; cell.next(), to += team.size) {
+      const int32_t row = larger(0, smaller(cell.row - margin, height - 1)), group = cell.column - 1;
+      Planes planes{};
       if (width % 4 == 0) {
-        const int32_t inside = clipped(group, last + 1);
-        const auto* from = reinterpret_cast<const uint32_t*>(image) + 3 * (int64_t{row} * (last + 1) + inside);
+        const int32_t inside = larger(0, smaller(group, last));
+        const auto* from = reinterpret_cast<const uint32_t*>(image) + 3 * uint64_t{uint32_t(row * (last + 1) + inside)};
         planes = planes_of(from[0], from[1], from[2]);
-        const uint32_t selector = group < 0 ? 0x0000 : group > last ? 0x3333 : 0x3210;
-        for (uint32_t& word : planes.channel) word = permuted(word, 0, selector);
+        if (group != inside)
+          for (uint32_t& word : planes.channel) word = permuted(word, 0, group < 0 ? 0x0000 : 0x3333);
       } else {
-        planes = {};
         for (int32_t k = 0; k < 4; ++k) {
           const uint8_t* from = image + 3 * (int64_t{row} * width + clipped(4 * group + k, width));
           for (int c = 0; c < 3; ++c) planes.channel[c] |= uint32_t{from[c]} << 8 * k;
         }
       }
-      *at(cell.row - margin, group) = {{planes.channel[0], planes.channel[1], planes.channel[2], 0}};
+      *to = {{planes.channel[0], planes.channel[1], planes.channel[2], 0}};
     }
   }
 };
