@@ -8,11 +8,12 @@
 
 namespace deit::cuda {
 
-// What a block shares of an affine op: the fixed matrix and those of its pixels that are not certain, or too many.
+// What a block shares of an affine op: the fixed matrix, and how many of its pixels are not certain. Where these are more
+// than the list takes, a block marks the image, which is then made in double.
 struct AffineShared {
-  static constexpr uint32_t capacity = 6144;
+  static constexpr int32_t capacity = 6144;
   FixedAffine fixed;
-  uint32_t listed;
+  int32_t listed;
 };
 
 // An affine op on one image.
@@ -21,22 +22,22 @@ struct AffineOp {
   const Groups& source;
   const OpCall& call;
   uint8_t* image;
-  uint32_t* listed;
+  int32_t* listed;
   int32_t* list;
+  uint32_t* mark;
 };
 
 DEVICE void store_pixel(uint8_t* to, uint32_t pixel) {
   for (int c = 0; c < 3; ++c) to[c] = static_cast<uint8_t>(level_of(pixel, c));
 }
 
-// For a pixel that is not certain, behind whose store nothing of it may be stored.
+// For a pixel that is not certain.
 DEVICE void leave_open(const AffineOp& op, int32_t y, int32_t x) {
-  const int32_t index = y * op.source.width + x;
-  const uint32_t place = atomicAdd(op.listed, 1u);
+  const int32_t place = atomicAdd(op.listed, 1);
   if (place < AffineShared::capacity)
-    op.list[place] = index;
+    op.list[place] = y * op.source.width + x;
   else
-    exact_pixel(op.source, &op.call, y, x, op.image + 3 * int64_t{index});
+    atomicAdd(op.mark, 1u);
 }
 
 // Four neighbouring pixels of a line.
@@ -45,7 +46,7 @@ struct FourPixels {
   uint32_t open = 0;  // bit 7 of byte k: whether pixel k is not certain
 
   // sum[k]: of pixel k in units of 2**-line_bits levels, to which `error` has been added; byte k of `difference` is 0
-  // where the sum is a whole level but for rounding, since all its taps are equal or one is the pixel.
+  // where all its taps are equal.
   DEVICE void add(int channel, const int32_t* sum, int32_t error, uint32_t difference) {
     int32_t level[4];
     uint32_t near[4];  // negative where a whole level is too near
@@ -58,13 +59,14 @@ struct FourPixels {
             nonzero_bytes(difference);
   }
 
-  // inside: the bytes of pixels that have not the fill colour; close: bit 7 of those that perhaps have it.
-  DEVICE void store(const AffineOp& op, int32_t y, int32_t group, uint32_t inside, uint32_t close) {
+  // inside: the bytes of pixels that have not the fill colour. Of byte k of `flags` bit 7 says whether pixel k is not
+  // certain to have it or not, bit 6 that it is a tap.
+  DEVICE void store(const AffineOp& op, int32_t y, int32_t group, uint32_t inside, uint32_t flags) {
     if (inside != 0xFFFFFFFF)
       for (int c = 0; c < 3; ++c)
         levels.channel[c] = (levels.channel[c] & inside) | (op.call.fill[c] * 0x01010101u & ~inside);
     store_planes(levels, reinterpret_cast<uint32_t*>(op.image) + 3 * (y * op.source.columns() + group));
-    open = ((open & inside) | close) & 0x80808080;
+    open = ((open & inside & ~(flags << 1)) | flags) & 0x80808080;
     if (open != 0)
 #pragma unroll 1
       for (int k = 0; k < 4; ++k, open >>= 8)
@@ -101,10 +103,10 @@ DEVICE void line_pixels(const AffineOp& op) {
         for (int k = 0; k < 4; ++k) sum[k] = weights.sum(taps[k], error);
         uint32_t difference = taps[1] ^ taps[2];
         if (filter == Filter::bicubic) difference |= (taps[0] ^ taps[1]) | (taps[2] ^ taps[3]);
-        pixels.add(c, sum, error, fraction == 0 ? 0 : difference);
+        pixels.add(c, sum, error, difference);
       }
     }
-    pixels.store(op, cell.row, cell.column, inside, axis.is_close(fraction) ? 0x80808080 : 0);
+    pixels.store(op, cell.row, cell.column, inside, axis.flags_of(fraction) * 0x01010101u);
   }
 }
 
@@ -113,20 +115,18 @@ struct FourColumns {
   LineWeights weights[4];
   int32_t first;   // in line 0: that of the first tap of all
   uint32_t later;  // bytes of the columns whose taps begin a line after it
-  uint32_t exact;  // bytes of those whose pixels are their second tap
-  uint32_t close;
+  uint32_t flags;  // of FourPixels::store
 
   DEVICE FourColumns(const FixedAxis& axis, Filter filter, int32_t column)
       : weights{of(axis, filter, column), of(axis, filter, column + 1), of(axis, filter, column + 2),
                 of(axis, filter, column + 3)},
-        first(INT32_MAX), later(0), exact(0), close(0) {
+        first(INT32_MAX), later(0), flags(0) {
     int32_t tap[4];
     for (int k = 0; k < 4; ++k) {
       const int64_t at = axis.at(column + k, 0);
       tap[k] = whole(at) - 1;
       first = smaller(first, tap[k]);
-      if (fraction_of(at) == 0) exact |= 255u << 8 * k;
-      if (axis.is_close(fraction_of(at))) close |= 128u << 8 * k;
+      flags |= axis.flags_of(fraction_of(at)) << 8 * k;
     }
     for (int k = 0; k < 4; ++k)
       if (tap[k] != first) later |= 255u << 8 * k;
@@ -176,10 +176,10 @@ DEVICE void column_pixels(const AffineOp& op) {
           for (int k = 0; k < 4; ++k) sum[k] = four.weights[k].sum(taps[k], error);
           uint32_t difference = word[1] ^ word[2];
           if (filter == Filter::bicubic) difference |= (word[0] ^ word[1]) | (word[2] ^ word[3]);
-          pixels.add(c, sum, error, difference & ~four.exact);
+          pixels.add(c, sum, error, difference);
         }
       }
-      pixels.store(op, row, group, inside, four.close);
+      pixels.store(op, row, group, inside, four.flags);
     }
   }
 }
@@ -206,8 +206,9 @@ DEVICE void plane_pixels(const AffineOp& op) {
   }
 }
 
-// list: `capacity` words of shared memory.
-DEVICE void affine_pixels(const Groups& source, const OpCall& call, AffineShared& shared, int32_t* list, uint8_t* image) {
+// list: `capacity` words of shared memory. mark: a word of the image's blocks that is 0 behind their last barrier.
+DEVICE void affine_pixels(const Groups& source, const OpCall& call, AffineShared& shared, int32_t* list, uint32_t* mark,
+                          uint8_t* image) {
   const int32_t height = source.height, width = source.width;
   const auto each = [&](const auto& make) {
     for (Cells cell(width, Team::of_image()); cell.row < height; cell.next())
@@ -226,7 +227,7 @@ DEVICE void affine_pixels(const Groups& source, const OpCall& call, AffineShared
     each([&](int32_t y, int32_t x, uint8_t* rgb) { exact_pixel(source, &call, y, x, rgb); });
     return;
   }
-  const AffineOp op{shared.fixed, source, call, image, &shared.listed, list};
+  const AffineOp op{shared.fixed, source, call, image, &shared.listed, list, mark};
   if (width % 4 != 0 || shared.fixed.direction == Direction::any)
     plane_pixels(op);
   else if (shared.fixed.direction == Direction::line)
@@ -234,11 +235,20 @@ DEVICE void affine_pixels(const Groups& source, const OpCall& call, AffineShared
   else
     column_pixels(op);
   __syncthreads();
-  const uint32_t listed = shared.listed < AffineShared::capacity ? shared.listed : AffineShared::capacity;
-  for (uint32_t i = threadIdx.x; i < listed; i += blockDim.x) {
-    const int32_t index = list[i];
-    exact_pixel(source, &call, index / width, index % width, image + 3 * int64_t{index});
-  }
+  const int32_t listed = shared.listed < AffineShared::capacity ? shared.listed : AffineShared::capacity;
+  for (int32_t i = threadIdx.x; i < listed; i += blockDim.x)
+    exact_pixel(source, &call, list[i] / width, list[i] % width, image + 3 * int64_t{list[i]});
+}
+
+// Behind a barrier, what affine_pixels left over.
+DEVICE void affine_rest(const Groups& source, const OpCall& call, uint32_t* mark, uint8_t* image) {
+  if (*mark == 0) return;
+  const int32_t width = source.width;
+  const Team team = Team::of_image();
+  for (Cells cell(width, team); cell.row < source.height; cell.next())
+    exact_pixel(source, &call, cell.row, cell.column, image + 3 * (int64_t{cell.row} * width + cell.column));
+  Team::sync();
+  if (team.number == 0) *mark = 0;
 }
 
 }  // namespace deit::cuda

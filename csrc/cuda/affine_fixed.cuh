@@ -57,6 +57,8 @@ struct FixedAxis {
 
   // Whether a fraction is so close to a pixel's centre or edge that double might be on the other side.
   DEVICE bool is_close(uint32_t fraction) const { return 2 * (fraction + slack) < 4 * slack; }
+  // Bit 7: that; bit 6: whether the coordinate is a pixel's.
+  DEVICE uint32_t flags_of(uint32_t fraction) const { return (is_close(fraction) ? 128 : 0) | (fraction == 0 ? 64 : 0); }
 };
 
 DEVICE int32_t whole(int64_t coordinate) { return static_cast<int32_t>(coordinate >> 32); }

@@ -35,7 +35,7 @@ struct Groups {
     return reinterpret_cast<Words4*>(words) + (int64_t{row} + margin) * stride() + 1 + group;
   }
 
-  // The same, of at most 2**28 pixels.
+  // The same as `at`, of at most 2**28 pixels.
   DEVICE const Words4* near(int32_t row, int32_t group) const {
     return reinterpret_cast<const Words4*>(words) + ((row + margin) * stride() + 1 + group);
   }

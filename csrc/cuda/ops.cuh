@@ -69,11 +69,13 @@ DEVICE void sharpen_pixels(const Groups& source, float factor, uint8_t* image) {
   }
 }
 
-// One op in place, by the image's blocks. What one thread stores here another reads only behind a barrier.
-DEVICE void run_call(uint8_t* image, uint32_t* scratch, int32_t height, int32_t width, const OpCall& call,
+// One op in place, by the image's blocks. What one thread stores here another reads only behind a barrier. `mark` is 0
+// before and afterwards.
+DEVICE void run_call(uint8_t* image, uint32_t* mark, int32_t height, int32_t width, const OpCall& call,
                      OpsShared& shared) {
   const int64_t pixels = int64_t{height} * width;
   const auto factor = static_cast<float>(call.arg);
+  uint32_t* scratch = mark + 4;
   if (call.op == Op::none) return;
   if (call.op == Op::color) {
     change_colour(image, pixels, factor);
@@ -83,10 +85,15 @@ DEVICE void run_call(uint8_t* image, uint32_t* scratch, int32_t height, int32_t 
     const Groups source{scratch, height, width};
     source.fill(image);
     Team::sync();
-    if (call.op == Op::sharpness)
+    if (call.op == Op::sharpness) {
       sharpen_pixels(source, factor, image);
-    else
-      affine_pixels(source, call, shared.affine, reinterpret_cast<int32_t*>(shared.levels.counter), image);
+    } else {
+      auto* list = reinterpret_cast<int32_t*>(shared.levels.counter);
+      affine_pixels(source, call, shared.affine, list, mark, image);
+      Team::sync();
+      affine_rest(source, call, mark, image);
+      return;
+    }
   } else if (call.op == Op::auto_contrast || call.op == Op::equalize) {
     change_by_histogram(image, pixels, call.op, scratch, shared.levels);
   } else {
@@ -99,22 +106,25 @@ DEVICE void run_call(uint8_t* image, uint32_t* scratch, int32_t height, int32_t 
 // The ops of a plan's row, in place; an invalid row leaves its image as it is.
 DEVICE void plan_ops_row(int64_t data_bytes, const PlanRow* rows, int32_t index, int32_t size, uint8_t* images,
                          uint32_t* scratch, OpsShared& shared) {
-  const PlanRow& row = rows[index];
-  bool has_ops = false;
-  for (const OpCall& call : row.ops) has_ops |= call.op != Op::none;
-  if (!has_ops) return;
-  copy_row(&row, shared.row);
+  copy_row(rows + index, shared.row);
   __syncthreads();
   if (threadIdx.x == 0) shared.good = row_problem(shared.row, data_bytes, size) == RowProblem::none;
   __syncthreads();
   if (!shared.good) return;
+  uint32_t* mark = scratch + index * scratch_pixels(size, size);
+  if (Team::of_image().number == 0) *mark = 0;
 #pragma unroll 1
   for (const OpCall& call : shared.row.ops) {
     if (call.op == Op::none) continue;
     const int32_t side = hidden(size);  // most of what follows from it only one op needs
-    run_call(images + 3 * int64_t{index} * side * side, scratch + index * scratch_pixels(side, side), side, side, call,
-             shared);
+    run_call(images + 3 * int64_t{index} * side * side, mark, side, side, call, shared);
   }
+}
+
+DEVICE bool has_ops(const PlanRow& row) {
+  bool found = false;
+  for (const OpCall& call : row.ops) found |= call.op != Op::none;
+  return found;
 }
 
 // Grid: (images, parts). The ops of a plan's rows: of the row whose turn it is, and of this one if it has no turn. Rows
@@ -122,13 +132,19 @@ DEVICE void plan_ops_row(int64_t data_bytes, const PlanRow* rows, int32_t index,
 DEVICE void plan_ops_block(int64_t data_bytes, const PlanRow* rows, int32_t size, uint8_t* images, uint32_t* scratch,
                            unsigned char* memory) {
   auto& shared = *reinterpret_cast<OpsShared*>(memory);
-  const uint32_t here = blockIdx.x, count = gridDim.x, first = rows[here].order, turn = rows[here].turn;
-  const bool has_first = first < count && rows[first].turn == here;
-  const bool has_turn = turn < count && rows[turn].order == here;
+  const int32_t here = blockIdx.x, last = gridDim.x - 1;
+  const int32_t first = smaller(rows[here].order, last), turn = smaller(rows[here].turn, last);
+  // Loaded at once, before it is asked whose turn it is.
+  const bool some = has_ops(rows[first]), has_first = smaller(rows[first].turn, last) == here;
+  const bool has_turn = smaller(rows[turn].order, last) == here;
 #pragma unroll 1
-  for (int i = has_first ? 0 : 1; i < (has_turn ? 1 : 2); ++i) {
-    if (i == 1) __syncthreads();  // all threads have left the first row
-    plan_ops_row(data_bytes, rows, static_cast<int32_t>(i == 0 ? first : here), size, images, scratch, shared);
+  for (int i = some && has_first ? 0 : 1; i < (has_turn ? 1 : 2); ++i) {
+    const int32_t index = i == 0 ? first : here;
+    if (i == 1) {
+      if (!has_ops(rows[index])) return;
+      __syncthreads();  // all threads have left the first row
+    }
+    plan_ops_row(data_bytes, rows, index, size, images, scratch, shared);
   }
 }
 
@@ -139,8 +155,9 @@ DEVICE void ops_block(const OpCall* calls, int32_t height, int32_t width, uint8_
   copy_row(calls + blockIdx.x, shared.call);
   __syncthreads();
   if (!is_good(shared.call)) return;
-  run_call(images + 3 * int64_t{blockIdx.x} * height * width, scratch + blockIdx.x * scratch_pixels(height, width),
-           height, width, shared.call, shared);
+  uint32_t* mark = scratch + blockIdx.x * scratch_pixels(height, width);
+  if (Team::of_image().number == 0) *mark = 0;
+  run_call(images + 3 * int64_t{blockIdx.x} * height * width, mark, height, width, shared.call, shared);
 }
 
 }  // namespace deit::cuda

@@ -29,7 +29,8 @@ int64_t uncertain_pixels(const deit::OpCall& call, const deit::cuda::Groups& sou
   deit::cuda::AffineShared shared{};
   emulate::launch({1, 1}, 1, 1, [&](unsigned char*) {
     source.fill(image);
-    deit::cuda::affine_pixels(source, call, shared, list.data(), copy.data());
+    uint32_t mark = 0;
+    deit::cuda::affine_pixels(source, call, shared, list.data(), &mark, copy.data());
   });
   return shared.fixed.usable ? shared.listed : pixels;
 }
