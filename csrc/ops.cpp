@@ -9,7 +9,9 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -180,6 +182,20 @@ Tensor check_mix(const Tensor& mix, int64_t size) {
   return torch::stable::clone(mix);
 }
 
+// The rows in the order of their ops' costs.
+void set_order(PlanRow* rows, int64_t count) {
+  if (count > UINT16_MAX) return;
+  std::vector<int32_t> cost(count), order(count);
+  for (int64_t i = 0; i < count; ++i)
+    for (const OpCall& call : rows[i].ops) cost[i] += op_cost[static_cast<int>(call.op)];
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return cost[a] > cost[b]; });
+  for (int64_t i = 0; i < count; ++i) {
+    rows[i].order = static_cast<uint16_t>(order[i]);
+    rows[order[i]].turn = static_cast<uint16_t>(i);
+  }
+}
+
 Tensor place(const Tensor& rows, const Tensor& offset, const Tensor& height, const Tensor& width, int64_t data_bytes,
              int64_t size) {
   require_rows(rows);
@@ -205,6 +221,7 @@ Tensor place(const Tensor& rows, const Tensor& offset, const Tensor& height, con
     std::memcpy(bytes + i * sizeof row, &row, sizeof row);
   }
   cpu::check_rows({nullptr, data_bytes, reinterpret_cast<const PlanRow*>(bytes), nullptr, count, require_size(size)});
+  set_order(reinterpret_cast<PlanRow*>(bytes), count);
   return placed;
 }
 

@@ -44,10 +44,6 @@ HOST_DEVICE void auto_contrast_table(const uint32_t* histogram, uint8_t* table) 
   for (int level = 0; level < levels; ++level) table[level] = stretched(level, used);
 }
 
-HOST_DEVICE uint8_t auto_contrast_level(const uint32_t* histogram, int level) {
-  return stretched(level, used_levels(histogram));
-}
-
 // How many pixels share a level once each is used about equally often; 0 where the levels stay.
 HOST_DEVICE uint64_t equalized_step(const uint32_t* histogram) {
   uint64_t total = 0, last = 0;
@@ -65,7 +61,9 @@ HOST_DEVICE uint64_t equalized_step(const uint32_t* histogram) {
 // Of a level with `below` pixels below it.
 HOST_DEVICE uint8_t equalized(int level, uint64_t below, uint64_t step) {
   if (step == 0) return static_cast<uint8_t>(level);
-  const uint64_t rank = (below + step / 2) / step;
+  const uint64_t sum = below + step / 2;
+  // A card divides 32 bits faster.
+  const uint64_t rank = (sum | step) >> 32 == 0 ? static_cast<uint32_t>(sum) / static_cast<uint32_t>(step) : sum / step;
   return static_cast<uint8_t>(rank < 255 ? rank : 255);
 }
 
@@ -76,19 +74,6 @@ HOST_DEVICE void equalize_table(const uint32_t* histogram, uint8_t* table) {
     table[level] = equalized(level, below, step);
     below += histogram[level];
   }
-}
-
-HOST_DEVICE uint8_t equalize_level(const uint32_t* histogram, int level) {
-  uint64_t below = 0;
-  for (int lower = 0; lower < level; ++lower) below += histogram[lower];
-  return equalized(level, below, equalized_step(histogram));
-}
-
-// Of the levels of all pixels.
-HOST_DEVICE uint64_t sum_of_levels(const uint32_t* histogram) {
-  uint64_t sum = 0;
-  for (int level = 0; level < levels; ++level) sum += uint64_t{histogram[level]} * level;
-  return sum;
 }
 
 }  // namespace deit

@@ -27,6 +27,9 @@ constexpr int op_count = 17;
 
 HOST_DEVICE bool is_affine(Op op) { return op == Op::rotate || (Op::shear_x <= op && op <= Op::translate_y); }
 
+// What an op costs a CUDA card, roughly; a bilinear rotation costs less.
+constexpr int32_t op_cost[op_count] = {0, 11, 12, 2, 36, 2, 3, 2, 6, 5, 4, 14, 16, 17, 15, 14, 30};
+
 // One op with its argument: `OP` in plan.py. The last four fields are for the affine ops.
 struct OpCall {
   Op op;
@@ -55,7 +58,10 @@ struct PlanRow {
   Erase erase;
   uint32_t epoch, sample, copy;
   uint64_t seed;
-  int32_t pad, unused;
+  int32_t pad;
+  // For a CUDA card, which begins the images with the heaviest ops first: the row that is made when this one's turn is,
+  // and this one's turn. Rows that do not name each other, as in a part of a batch, are made when they stand.
+  uint16_t order, turn;
 };
 static_assert(sizeof(PlanRow) == 360 && alignof(PlanRow) == 8, "the bytes of ROW in plan.py");
 

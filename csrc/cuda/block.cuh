@@ -17,6 +17,12 @@ HOST_DEVICE constexpr int32_t divided_up(uint32_t count, uint32_t by) { return s
 // What the compiler does not find: one instruction each.
 #ifdef __CUDA_ARCH__
 DEVICE int32_t byte_of(uint32_t word, int index) { return static_cast<int32_t>(__byte_perm(word, 0, 0x4440 + index)); }
+// The value, of which the compiler knows nothing: what follows from it is not worked out ahead of a loop or branch.
+DEVICE int32_t hidden(int32_t value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+DEVICE int32_t cut_off(float value) { return __float2int_rz(value); }  // beyond int32 its end, of NaN 0
 DEVICE float reciprocal(float value) { return __fdividef(1.0f, value); }  // to 2 units in the last place
 DEVICE uint32_t permuted(uint32_t low, uint32_t high, uint32_t bytes) { return __byte_perm(low, high, bytes); }
 DEVICE uint32_t packed(int32_t first, int32_t second, uint32_t upper) {  // two values clipped to a byte, and two bytes
@@ -26,6 +32,10 @@ DEVICE uint32_t packed(int32_t first, int32_t second, uint32_t upper) {  // two 
 }
 #else
 DEVICE int32_t byte_of(uint32_t word, int index) { return static_cast<int32_t>(word >> (8 * index) & 255); }
+DEVICE int32_t hidden(int32_t value) { return value; }
+DEVICE int32_t cut_off(float value) {
+  return static_cast<int32_t>(value > -1e9f ? (value < 1e9f ? value : 1e9f) : value < 0 ? -1e9f : 0.0f);
+}
 DEVICE float reciprocal(float value) { return 1.0f / value; }
 DEVICE uint32_t permuted(uint32_t low, uint32_t high, uint32_t bytes) {  // of the 8 bytes, four by their numbers
   uint32_t word = 0;

@@ -22,16 +22,17 @@ bool is_exact_affine(const deit::OpCall& call) {
   return deit::is_affine(call.op) && !call.fast;
 }
 
-int64_t uncertain_pixels(const deit::OpCall& call, const deit::cuda::Padded& source, const uint8_t* image) {
-  int64_t uncertain = 0;
+int64_t uncertain_pixels(const deit::OpCall& call, const deit::cuda::Groups& source, const uint8_t* image) {
+  const int64_t pixels = int64_t{source.height} * source.width;
+  std::vector<uint8_t> copy(image, image + 3 * pixels);
+  std::vector<int32_t> list(deit::cuda::AffineShared::capacity);
+  deit::cuda::AffineShared shared{};
   emulate::launch({1, 1}, 1, 1, [&](unsigned char*) {
     source.fill(image);
-    const deit::cuda::FixedAffine affine = deit::cuda::fixed_affine(call.matrix, source.height, source.width);
-    for (int32_t y = 0; y < source.height; ++y)
-      for (int32_t x = 0; x < source.width; ++x)
-        uncertain += !affine.usable || !deit::cuda::fixed_pixel(affine, source, call, y, x).certain;
+    uint32_t mark = 0;
+    deit::cuda::affine_pixels(source, call, shared, list.data(), &mark, copy.data());
   });
-  return uncertain;
+  return shared.fixed.usable ? shared.listed : pixels;
 }
 
 }  // namespace

@@ -134,6 +134,24 @@ def _convert(machine: Machine, instruction: Instruction) -> Run:
     return run
 
 
+@operation("F2IP")
+def _two_bytes(machine: Machine, instruction: Instruction) -> Run:
+    """Two floats cut off and clipped to bytes, NaN to 0, above them two bytes of a third operand."""
+    parts = Parts(machine, instruction)
+    if not {"U8", "F32", "TRUNC"} <= instruction.modifiers:
+        raise ValueError("only F2IP.U8.F32.TRUNC")
+    high, low = (number(machine, text) for text in parts.sources[:2])
+    upper = word(machine, parts.sources[2])
+
+    def byte(value: NDArray) -> NDArray:
+        return np.clip(np.nan_to_num(value), 0, 255).astype(U32)
+
+    def run(active: Active) -> None:
+        machine.write(parts.row, byte(low(active)) | byte(high(active)) << U32(8) | upper(active) << U32(16), active)
+
+    return run
+
+
 @operation("F2FP")
 def _two_halves(machine: Machine, instruction: Instruction) -> Run:
     parts = Parts(machine, instruction)

@@ -167,6 +167,30 @@ def _imad(machine: Machine, instruction: Instruction) -> Run:
     return run
 
 
+@operation("IDP")
+def _dot(machine: Machine, instruction: Instruction) -> Run:
+    """A dot product of bytes, or of two numbers of 16 bits and the lower or upper two bytes, added to a sum."""
+    parts, modifiers = Parts(machine, instruction), instruction.opcode.split(".")[1:]
+    a, b, c = (word(machine, text) for text in parts.sources)
+    count = 4 if "4A" in modifiers else 2
+    bits = 32 // count
+    offset = 16 if "HI" in modifiers else 0
+    signs = [kind[0] == "S" for kind in modifiers if kind[1:].isdigit()]
+
+    def part(value: NDArray, at: int, width: int, signed: bool) -> NDArray:
+        found = (value >> U32(at) & U32((1 << width) - 1)).astype(I32)
+        return found - (found >> I32(width - 1) << I32(width)) if signed else found
+
+    def run(active: Active) -> None:
+        total, left, right = c(active), a(active), b(active)
+        for i in range(count):
+            product = part(left, bits * i, bits, signs[0]) * part(right, offset + 8 * i, 8, signs[1])
+            total = total + product.view(U32)
+        machine.write(parts.row, total, active)
+
+    return run
+
+
 @operation("SHF", "USHF")
 def _shift(machine: Machine, instruction: Instruction) -> Run:
     parts, modifiers = Parts(machine, instruction), instruction.modifiers
@@ -254,9 +278,9 @@ def _least_or_greatest(machine: Machine, instruction: Instruction) -> Run:
         values = [read(active) for read in reads]
         if instruction.base == "VIADDMNMX":
             values[:2] = [values[0] + values[1]]
-        values = [value.view(kind) for value in values]
+        given = [value.view(kind) for value in values]
         least, greatest = (np.fmin, np.fmax) if kind == F32 else (np.minimum, np.maximum)
-        value = np.where(parts.carries[0](active), reduce(least, values), reduce(greatest, values))
+        value = np.where(parts.carries[0](active), reduce(least, given), reduce(greatest, given))
         machine.write(parts.row, (np.maximum(value, kind(0)) if positive else value).view(U32), active)
 
     return run

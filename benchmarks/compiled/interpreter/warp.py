@@ -44,7 +44,7 @@ def _special(machine: Machine, instruction: Instruction) -> Run:
 
 @operation("VOTE", "VOTEU")
 def _vote(machine: Machine, instruction: Instruction) -> Run:
-    parts = Parts(machine, instruction)
+    rows = [row_of(text) for text in instruction.operands if not is_predicate(text)]
     names = [text for text in instruction.operands if is_predicate(text)]
     outs, given = names[:-1], predicate(machine, names[-1])
 
@@ -57,8 +57,8 @@ def _vote(machine: Machine, instruction: Instruction) -> Run:
         np.bitwise_or.at(here, machine.warp[lanes], U32(1) << machine.lane_in_warp[lanes])
         mine = Active(lanes, None)
         ballot, everyone = ballots[machine.warp[lanes]], here[machine.warp[lanes]]
-        if parts.row is not None:
-            machine.write(parts.row, ballot, mine)
+        for row in rows:
+            machine.write(row, ballot, mine)
         value = ballot == everyone if "ALL" in instruction.modifiers else ballot != 0
         for text in outs:
             machine.write_predicate(row_of(text), value, mine)
@@ -111,5 +111,21 @@ def _product(machine: Machine, instruction: Instruction) -> Run:
         added = registers(sources[2], 4, lanes).reshape(-1, 4)
         for i in range(4):
             machine.write(destination + i, sums[:, i] + added[:, i], Active(lanes, None))
+
+    return run
+
+
+@operation("REDUX")
+def _sum_of_lanes(machine: Machine, instruction: Instruction) -> Run:
+    if "SUM" not in instruction.modifiers:
+        raise ValueError("only REDUX.SUM")
+    row, read = row_of(instruction.operands[0]), word(machine, instruction.operands[1])
+
+    def run(active: Active) -> None:
+        lanes = active.lanes()
+        mine = Active(lanes, None)
+        sums = np.zeros(machine.warp[-1] + 1, U32)
+        np.add.at(sums, machine.warp[lanes], read(mine))
+        machine.write(row, sums[machine.warp[lanes]], mine)
 
     return run

@@ -35,6 +35,7 @@ class Counted:
         resident: blocks that fit on a multiprocessor.
         read, written: bytes that the launch must move from and to the DRAM.
         clusters: whether the blocks of an image are given out together; else in the order of their numbers.
+        made: the image that blocks (x, y) make, by x; else x.
     """
 
     listing: Listing
@@ -48,6 +49,7 @@ class Counted:
     read: float
     written: float
     clusters: bool = False
+    made: NDArray | None = None
 
     @property
     def issued(self) -> Counter[str]:
@@ -64,7 +66,8 @@ class Counted:
 
     def first(self, images: int) -> float:
         """Warp instructions an image, of the first images only."""
-        return self.counts.reshape(-1, self.images)[:, :images].sum() / images
+        made = np.arange(self.images) if self.made is None else self.made
+        return self.counts.reshape(-1, self.images)[:, made < images].sum() / images
 
 
 def pipe_clocks(counted: Counted, card: pipes.Card) -> NDArray:

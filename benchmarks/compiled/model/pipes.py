@@ -76,7 +76,7 @@ REPLAYED = (80, 89, 90)  # where the replay knows every instruction
 
 PIPES = ("issue", "tensor", "memory", "shuffle", "special", "integer", "float", "multiply", "uniform", "control")
 _FLOAT = {"FADD", "FMUL", "FFMA", "HFMA2", "HADD2", "HMUL2"}
-_SPECIAL = {"MUFU", "I2F", "F2I", "F2F", "POPC", "FRND"}
+_SPECIAL = {"MUFU", "I2F", "F2I", "F2IP", "F2F", "POPC", "FRND"}
 _SHARED = {"LDS", "STS", "LDSM", "STSM", "ATOMS", "LDL", "STL"}  # spilled registers lie in L1, the same memory
 GLOBAL_LOADS = {"LDG", "LDGSTS", "LD", "UBLKCP", "UTMALDG", "ATOMG"}
 GLOBAL_STORES = {"STG", "ST", "RED", "UTMASTG"}

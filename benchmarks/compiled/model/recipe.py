@@ -28,7 +28,7 @@ from benchmarks.compiled.model import pipes, sass
 from benchmarks.compiled.model.blocks import Counted
 from benchmarks.compiled.resources import resident_warps
 from deit_kernels.augment import ImageBatch, Policy, sample_mix, sample_plan
-from deit_kernels.augment.plan import ROW
+from deit_kernels.augment.plan import ROW, heaviest_first
 
 ROOT = Path(__file__).parents[3]
 SIZE, HEIGHT, WIDTH, PATCH = 224, 375, 500, 16
@@ -194,14 +194,19 @@ def count(images: int, root: Path = ROOT) -> tuple[dict[str, Counted], str]:
     counts: dict[str, list[NDArray]] = {stage: [] for stage in hosts}
     paths: dict[str, dict[tuple[int, int], list[list[int]]]] = {stage: {} for stage in hosts}
     accesses, moved = {}, {stage: np.zeros(2) for stage in hosts}
-    for first in range(0, images, TOGETHER):
-        some = min(TOGETHER, images - first)
-        sample = draw(policy, first, some)
-        traced = {stage: traced_blocks(host, first, some, images) for stage, host in hosts.items()}
+    samples = [draw(policy, first, min(TOGETHER, images - first)) for first in range(0, images, TOGETHER)]
+    tables = [sample.rows.numpy().view(ROW)[:, 0] for sample in samples]
+    batch = {stage: made(stage, np.tile(np.concatenate(tables), BATCH // images)) for stage in hosts}
+    for sample, table, first in zip(samples, tables, range(0, images, TOGETHER), strict=True):
+        some = len(table)
+        order = {stage: made(stage, table) for stage in hosts}
+        traced = {
+            stage: traced_blocks(host, first, order[stage], images, batch[stage]) for stage, host in hosts.items()
+        }
         threads = {stage: [of.thread for of in traced[stage]] for stage in hosts}
         machines = interpret(listings, hosts, sample, policy, watched=first == 0, traced=threads)
         for stage, machine in machines.items():
-            counts[stage].append(machine.counts.reshape(-1, hosts[stage].blocks, some))
+            counts[stage].append(machine.counts.reshape(-1, hosts[stage].blocks, some)[..., np.argsort(order[stage])])
             for of in traced[stage]:
                 paths[stage].setdefault((of.y, of.image), []).append(machine.paths[of.thread])
             accesses.setdefault(stage, machine.accesses)
@@ -210,13 +215,14 @@ def count(images: int, root: Path = ROOT) -> tuple[dict[str, Counted], str]:
     found = {}
     for stage, host in hosts.items():
         warps = host.threads // pipes.LANES
-        repeated = np.tile(np.concatenate(counts[stage], axis=2), BATCH // images)
-        replayed = {block: paths[stage][block // BATCH, block % BATCH % images] for block in replayed_blocks(host)}
+        order = batch[stage] % images
+        repeated = np.concatenate(counts[stage], axis=2)[..., order]
+        replayed = {block: paths[stage][block // BATCH, order[block % BATCH]] for block in replayed_blocks(host)}
         found[stage] = Counted(
             listings[stage], sass.parse(listings[stage].text).instructions,
             repeated.reshape(len(listings[stage].instructions), -1), accesses[stage], replayed, BATCH, warps,
             resident_warps(90, registers[stage], host.shared_bytes, 0, warps) // warps, *moved[stage],
-            stage in CLUSTERS,
+            stage in CLUSTERS, batch[stage],
         )  # fmt: skip
     return found, version
 
@@ -234,16 +240,26 @@ class Traced(NamedTuple):
     thread: int
 
 
-def traced_blocks(host: Launch, first: int, some: int, images: int) -> list[Traced]:
-    """Of the images [first, first + some) the blocks that are replayed, for one image or one that repeats it.
+def made(stage: str, rows: NDArray) -> NDArray:
+    """The image that each block or cluster (x, y) of a launch makes, by x."""
+    return heaviest_first(rows) if stage == "plan_ops" else np.arange(len(rows))
+
+
+def traced_blocks(host: Launch, first: int, order: NDArray, images: int, batch: NDArray) -> list[Traced]:
+    """Of the images from `first` on the blocks that are replayed, for one image or one that repeats it.
 
     Of a block those warps are traced that share a sub-partition: one in four, and which of the four differs from image
     to image.
+
+    Args:
+        order: of the images that are run together, as `made`.
+        batch: of the whole batch.
     """
-    wanted = sorted({(block // BATCH, block % BATCH % images) for block in replayed_blocks(host)})
+    wanted = sorted({(block // BATCH, int(batch[block % BATCH]) % images) for block in replayed_blocks(host)})
     warps = host.threads // pipes.LANES
+    some, place = len(order), np.argsort(order)
     return [
-        Traced(y, image, (y * some + image - first) * host.threads + pipes.LANES * warp)
+        Traced(y, image, (y * some + place[image - first]) * host.threads + pipes.LANES * warp)
         for y, image in wanted
         if first <= image < first + some
         for warp in range(image % pipes.SUB_PARTITIONS, warps, pipes.SUB_PARTITIONS)

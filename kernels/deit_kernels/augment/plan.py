@@ -61,9 +61,19 @@ ROW = np.dtype(
         ("copy", np.uint32),
         ("seed", np.uint64),
         ("pad", np.int32),
-        ("unused", np.int32),
+        ("order", np.uint16),  # which row a CUDA card makes when this one's turn is: the heaviest ops first
+        ("turn", np.uint16),  # the turn of this row
     ]
 )
+
+
+# What an op costs a CUDA card, roughly, in the order of OPS: `op_cost` of csrc/arithmetic/plan.h.
+_COST = np.array([0, 11, 12, 2, 36, 2, 3, 2, 6, 5, 4, 14, 16, 17, 15, 14, 30])
+
+
+def heaviest_first(table: NDArray[np.void]) -> NDArray[np.intp]:
+    """The rows of a plan's table, those with the most expensive ops first."""
+    return np.argsort(-_COST[table["ops"]["op"]].sum(axis=1), kind="stable")
 
 
 class ImageBatch(NamedTuple):

@@ -160,6 +160,22 @@ def test_every_op_gives_the_pixels_of_the_cpu(program: Path, size: int, threads:
     assert_equal(ours, expected(batch, rows, size, torch.float32, "nchw"))
 
 
+@pytest.mark.parametrize("order", ["heaviest first", "a part of a batch", "nonsense", "none"])
+def test_every_image_is_made_once_whatever_the_order_says(program: Path, order: str) -> None:
+    batch, rows = every_op(12)
+    if order == "a part of a batch":
+        rows = rows[3:12].clone()
+    table = rows.numpy().view(ROW)[:, 0]
+    assert sorted(table["order"]) == list(range(16)) or order == "a part of a batch"
+    if order == "nonsense":
+        table["order"], table["turn"] = np.random.default_rng(0).integers(0, 20, (2, 16))
+        table["order"][:2], table["turn"][:2] = [1, 1], [0, 1]  # one of two rows that want the same turn has it
+    if order == "none":
+        table["order"] = table["turn"] = 0
+    ours = run(program, batch, rows, 12, torch.float32, "nchw", 16)
+    assert_equal(ours, expected(batch, rows, 12, torch.float32, "nchw"))
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_pixels_that_are_stored_together_are_those_of_the_cpu(program: Path, dtype: torch.dtype, layout: str) -> None:

@@ -109,10 +109,25 @@ def test_an_image_that_no_try_fits_gets_the_central_fallback(height: int, width:
 def test_the_tables_are_the_c_structs() -> None:
     assert [OP.fields[name][1] for name in OP.names] == [0, 2, 3, 4, 7, 8, 16]
     assert OP.itemsize == 64
-    offsets = [0, 8, 12, 16, 32, 40, 48, 52, 56, 312, 328, 332, 336, 340, 344, 352, 356]
+    offsets = [0, 8, 12, 16, 32, 40, 48, 52, 56, 312, 328, 332, 336, 340, 344, 352, 356, 358]
     assert [ROW.fields[name][1] for name in ROW.names] == offsets
     assert ROW.itemsize == 360
     assert POLICY.itemsize == 1920
+
+
+@needs_extension
+def test_a_placed_plan_names_the_order_of_the_heaviest_ops() -> None:
+    count = 300
+    batch = ImageBatch.from_images([np.zeros((9, 9, 3), np.uint8)] * count)
+    plan = sample_plan(Policy.deit(), seed=0, epoch=0, sample=range(count), copy=0, height=9, width=9)
+    placed = plan.place(batch)
+    order, turn = placed.table["order"], placed.table["turn"]
+    assert sorted(order) == list(range(count)) and (turn[order] == np.arange(count)).all()
+    heaviest, *_, lightest = placed.table["ops"]["op"][order]
+    assert 4 in heaviest and not lightest.any()  # a rotation, and no op
+    tables = batch.offset, batch.height, batch.width
+    theirs = reference.resize.place_rows(plan.rows, *tables, batch.data.numel(), plan.policy.size)
+    assert torch.equal(placed.rows, theirs)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..plan import MAX_SIDE, ROW
+from ..plan import MAX_SIDE, ROW, heaviest_first
 from ..policy import ERASE_MODES, FILTERS
 from .ops import calls_are_good
 
@@ -61,6 +61,10 @@ def place_rows(rows: Tensor, offset: Tensor, height: Tensor, width: Tensor, data
         )
     table["offset"] = offset.numpy()
     check_rows(table, data_bytes, size)
+    if len(table) <= np.iinfo(np.uint16).max:
+        order = heaviest_first(table)
+        table["order"] = order
+        table["turn"][order] = np.arange(len(order))
     return placed
 
 

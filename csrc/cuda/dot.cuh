@@ -1,0 +1,53 @@
+// Four bytes of a word at once: choosing them and dot products of them, an instruction each on a card.
+#pragma once
+
+#include <cstdint>
+
+#include "../arithmetic/host_device.h"
+
+namespace deit::cuda {
+
+#ifdef __CUDA_ARCH__
+// Four of the eight bytes of two words; digit i of the selector says which becomes byte i.
+DEVICE uint32_t permuted(uint32_t low, uint32_t high, uint32_t selector) { return __byte_perm(low, high, selector); }
+// 255 for each byte whose highest bit is set, else 0.
+DEVICE uint32_t sign_bytes(uint32_t word) {
+  asm("prmt.b32 %0, %0, 0, 0xBA98;" : "+r"(word));
+  return word;
+}
+DEVICE uint32_t high_product(uint32_t a, uint32_t b) { return __umulhi(a, b); }
+// sum + a.b of four unsigned bytes each.
+DEVICE uint32_t dot4(uint32_t a, uint32_t b, uint32_t sum) {
+  asm("dp4a.u32.u32 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(sum));
+  return sum;
+}
+// sum + a.b of two signed numbers of 16 bits and the unsigned bytes 0 and 1 of b, or 2 and 3.
+DEVICE int32_t dot2_low(uint32_t a, uint32_t b, int32_t sum) {
+  asm("dp2a.lo.s32.u32 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(sum));
+  return sum;
+}
+DEVICE int32_t dot2_high(uint32_t a, uint32_t b, int32_t sum) {
+  asm("dp2a.hi.s32.u32 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(sum));
+  return sum;
+}
+#else
+DEVICE uint32_t permuted(uint32_t low, uint32_t high, uint32_t selector) {
+  const uint64_t both = uint64_t{high} << 32 | low;
+  uint32_t word = 0;
+  for (int i = 0; i < 4; ++i) word |= static_cast<uint32_t>(both >> (8 * (selector >> 4 * i & 7)) & 255) << 8 * i;
+  return word;
+}
+DEVICE uint32_t sign_bytes(uint32_t word) { return (word >> 7 & 0x01010101) * 255; }
+DEVICE uint32_t high_product(uint32_t a, uint32_t b) { return static_cast<uint32_t>(uint64_t{a} * b >> 32); }
+DEVICE uint32_t dot4(uint32_t a, uint32_t b, uint32_t sum) {
+  for (int i = 0; i < 32; i += 8) sum += (a >> i & 255) * (b >> i & 255);
+  return sum;
+}
+DEVICE int32_t dot2_low(uint32_t a, uint32_t b, int32_t sum) {
+  for (int i = 0; i < 2; ++i) sum += static_cast<int16_t>(a >> 16 * i) * static_cast<int32_t>(b >> 8 * i & 255);
+  return sum;
+}
+DEVICE int32_t dot2_high(uint32_t a, uint32_t b, int32_t sum) { return dot2_low(a, b >> 16, sum); }
+#endif
+
+}  // namespace deit::cuda
