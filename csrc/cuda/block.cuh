@@ -24,7 +24,6 @@ DEVICE int32_t hidden(int32_t value) {
 }
 DEVICE int32_t cut_off(float value) { return __float2int_rz(value); }  // beyond int32 its end, of NaN 0
 DEVICE float reciprocal(float value) { return __fdividef(1.0f, value); }  // to 2 units in the last place
-DEVICE uint32_t permuted(uint32_t low, uint32_t high, uint32_t bytes) { return __byte_perm(low, high, bytes); }
 DEVICE uint32_t packed(int32_t first, int32_t second, uint32_t upper) {  // two values clipped to a byte, and two bytes
   uint32_t word;
   asm("cvt.pack.sat.u8.s32.b32 %0, %1, %2, %3;" : "=r"(word) : "r"(second), "r"(first), "r"(upper));
@@ -37,11 +36,6 @@ DEVICE int32_t cut_off(float value) {
   return static_cast<int32_t>(value > -1e9f ? (value < 1e9f ? value : 1e9f) : value < 0 ? -1e9f : 0.0f);
 }
 DEVICE float reciprocal(float value) { return 1.0f / value; }
-DEVICE uint32_t permuted(uint32_t low, uint32_t high, uint32_t bytes) {  // of the 8 bytes, four by their numbers
-  uint32_t word = 0;
-  for (int i = 0; i < 4; ++i) word |= uint32_t((uint64_t{high} << 32 | low) >> 8 * (bytes >> 4 * i & 7) & 255) << 8 * i;
-  return word;
-}
 DEVICE uint32_t packed(int32_t first, int32_t second, uint32_t upper) {
   const auto clipped = [](int32_t value) { return static_cast<uint32_t>(value < 0 ? 0 : value > 255 ? 255 : value); };
   return clipped(first) | clipped(second) << 8 | upper << 16;

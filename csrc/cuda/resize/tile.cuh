@@ -10,16 +10,17 @@
 
 #include <cstdint>
 
+#include "../dot.cuh"
 #include "weights.cuh"
 
 namespace deit::cuda {
 
 // The weighed sums of bytes. add(plane, addend, sum) adds the products with a plane of the weights.
-struct Levels {
+struct WeighedSums {
   int32_t sum[4];
 
   template <typename Add>
-  DEVICE explicit Levels(const Add& add) {
+  DEVICE explicit WeighedSums(const Add& add) {
     constexpr int32_t zero[4] = {}, half[4] = {one_half, one_half, one_half, one_half};
     int32_t low[4], middle[4], high[4];
     add(0, half, low);
@@ -160,11 +161,11 @@ struct ResizeTile {
             const int32_t line = (lane >> 3) * 4 + (group_of(lane) & 1) + 2 * part;
             return pixels[c * TileShared::channel_words + TileShared::line_place(line) + 8 * step + place_of(lane) + 4 * i];
           });
-        return Levels([&](int plane, const int32_t(&addend)[4], int32_t(&sum)[4]) {
+        return WeighedSums([&](int plane, const int32_t(&addend)[4], int32_t(&sum)[4]) {
           weights.add(plane, right, addend, sum);
         });
       };
-      const Levels even = levels(0), odd = levels(1);
+      const WeighedSums even = levels(0), odd = levels(1);
       uint32_t* to = places.strip + c * TileShared::strip_stride + word;
       const uint32_t first = packed_levels(even[0], even[1], odd[0], odd[1]);
       const uint32_t second = packed_levels(even[2], even[3], odd[2], odd[3]);
@@ -197,14 +198,14 @@ struct ResizeTile {
           const int32_t row = 4 * group_of(lane) + 2 * pair + i % 2;
           return strip[row * TileShared::strip_stride + place_of(lane) + 4 * (i / 2)];
         });
-        return Levels([&](int plane, const int32_t(&addend)[4], int32_t(&sum)[4]) {
+        return WeighedSums([&](int plane, const int32_t(&addend)[4], int32_t(&sum)[4]) {
           if (plane == weight_planes - 1)
             multiply_add<false, true>(left, weights[plane], addend, sum);
           else
             multiply_add<false, false>(left, weights[plane], addend, sum);
         });
       };
-      const Levels even = levels(0), odd = levels(1);
+      const WeighedSums even = levels(0), odd = levels(1);
       for (int line = 0; line < 2; ++line) {
         const uint32_t four = packed_levels(even[line], even[2 + line], odd[line], odd[2 + line]);
         uint8_t* at = line ? next : to;
