@@ -28,8 +28,8 @@ HOST_DEVICE MixProblem mix_problem(const MixRow& mix, int64_t count, int32_t siz
   if (mix.mode < Mode::none || mix.mode > Mode::cutmix) return MixProblem::mode;
   if (!(mix.lam >= 0.0 && mix.lam <= 1.0)) return MixProblem::lam;
   const Box& box = mix.box;
-  if (box.top < 0 || box.left < 0 || box.height < 0 || box.width < 0 || int64_t{box.top} + box.height > size ||
-      int64_t{box.left} + box.width > size)
+  if (box.top < 0 || box.left < 0 || box.height < 0 || box.width < 0 || box.top > size - box.height ||
+      box.left > size - box.width)
     return MixProblem::box;
   return MixProblem::none;
 }

@@ -152,10 +152,14 @@ struct FinishPart {
   }
 };
 
-// Whether two images mix each other alike: then their blocks share the lines of both.
+// Whether two images mix each other alike: then their blocks share the lines of both, and if one's row is good, which
+// boxes are part of, the other's is.
 DEVICE bool mix_each_other(const MixRow& mix, int32_t image, const MixRow& partner) {
-  return mix.mode == Mode::mixup && partner.mode == Mode::mixup && mix.partner != image && partner.partner == image &&
-         mix.lam == partner.lam;
+  const Box &own = mix.box, &other = partner.box;
+  const int32_t differ = (own.top ^ other.top) | (own.left ^ other.left) | (own.height ^ other.height) |
+                         (own.width ^ other.width) | (partner.partner ^ image);
+  return mix.mode == Mode::mixup && partner.mode == Mode::mixup && mix.partner != image && mix.lam == partner.lam &&
+         differ == 0;
 }
 
 // Grid: (images, ceil(size / lines_of_part)). An invalid row, or one whose partner is invalid, gives NaN.
@@ -174,8 +178,7 @@ DEVICE void finish_block(const FinishBatch& batch, const Finish& finish, typenam
     mixes = mix_problem(given, batch.count, size) == MixProblem::none;
     if (mixes && given.mode != Mode::none) {
       mix = given;
-      const MixRow partner = batch.mix[given.partner];
-      both = mix_each_other(given, image, partner) && mix_problem(partner, batch.count, size) == MixProblem::none;
+      both = mix_each_other(given, image, batch.mix[given.partner]);
     }
   }
   copy_row(batch.rows + mix.partner, shared.row[1]);

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from setuptools.errors import CompileError
 
-from benchmarks.compiled.interpreter import rounding
+from benchmarks.compiled.interpreter import integers, rounding
 from benchmarks.compiled.interpreter.listing import Listing
 from benchmarks.compiled.interpreter.machine import Machine
 from benchmarks.compiled.interpreter.memory import Memory
@@ -153,3 +153,10 @@ def test_an_instruction_that_is_read_wrongly_is_noticed(augmentation) -> None:
     with pytest.raises(ValueError, match=r"finish: \d+ bytes differ"):
         changed = listings | {"finish": dataclasses.replace(finish, instructions=wrong)}
         recipe.interpret(changed, hosts, recipe.draw(policy, 0, 8, 48, 60), policy)
+
+
+def test_every_logical_function_of_three_inputs_is_its_table() -> None:
+    """Those that are written out are also those of the table."""
+    a, b, c = (np.array([0xF0, 0xCC, 0xAA], np.uint32)[i : i + 1] for i in range(3))  # bit 4a + 2b + c has them all
+    for table in range(256):
+        assert integers._lookup(table, a, b, c) & 0xFF == table, hex(table)
