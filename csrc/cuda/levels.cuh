@@ -27,11 +27,10 @@ struct LevelsShared {
   uint8_t table[3 * levels];
 };
 
-// The rounded mean of the gray levels. The image's blocks add up what each of them finds in `sums`, two words.
-DEVICE int32_t mean_gray(const uint8_t* image, int64_t pixels, uint32_t* sums, uint32_t* shared) {
+// The rounded mean of the gray levels. The image's blocks add up what their threads find in `sums`, two words.
+DEVICE int32_t mean_gray(const uint8_t* image, int64_t pixels, uint32_t* sums) {
   const Team team = Team::of_image();
-  if (team.number == 0) sums[0] = sums[1] = 0;
-  if (threadIdx.x == 0) shared[0] = shared[1] = 0;
+  if (team.number == team.size - 1) sums[0] = sums[1] = 0;
   uint64_t sum = 0;
   visit_fours(
       pixels,
@@ -42,12 +41,10 @@ DEVICE int32_t mean_gray(const uint8_t* image, int64_t pixels, uint32_t* sums, u
         sum += four;
       },
       [&](int64_t i) { sum += gray_of(pixel_at(image + i)); });
-  __syncthreads();
-  // In halves, of which neither overflows.
-  atomicAdd(&shared[0], static_cast<uint32_t>(sum & 0xFFFF));
-  atomicAdd(&shared[1], static_cast<uint32_t>(sum >> 16));
   Team::sync();
-  for (int32_t i = threadIdx.x; i < 2; i += blockDim.x) atomicAdd(sums + i, shared[i]);
+  // In halves, of which neither overflows.
+  atomicAdd(sums, static_cast<uint32_t>(sum & 0xFFFF));
+  atomicAdd(sums + 1, static_cast<uint32_t>(sum >> 16));
   Team::sync();
   return rounded_mean((uint64_t{sums[1]} << 16) + sums[0], static_cast<uint64_t>(pixels));
 }
