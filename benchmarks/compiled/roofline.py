@@ -41,7 +41,6 @@ BEGIN, END = f"<!-- written by {COMMAND} --write -->", "<!-- end of what it writ
 BATCHES, CARDS = (256, 512, 1024), 8
 FLOOR_NOTE = "\\* attention at its byte floor: the budget holds no predicted time of it at this size."
 THREE_WARP_GROUPS_US = 152.0  # expected of the backward that the page describes under "On paper"
-GOAL_OF_AUGMENTATION = 0.8e-6  # seconds an image
 
 
 def assumptions(machine: Machine) -> list[str]:
@@ -161,8 +160,6 @@ def changes(base: Settings, machine: Machine, kernels: Kernels) -> Iterator[tupl
         yield name, replace(base, **change), machine, state
         together |= change
     yield "the six from GELU to the moving average, together", replace(base, **together), machine, paper
-    faster = replace(machine, augmentation=GOAL_OF_AUGMENTATION)
-    yield f"augmentation at {GOAL_OF_AUGMENTATION * 1e6:.1f} µs an image", base, faster, "the goal"
     yield "FP8 products, and the copies that they need", replace(base, fp8=True), machine, "not planned"
     for rate in (550e12, 700e12):
         slower = replace(machine, product_rate=rate)

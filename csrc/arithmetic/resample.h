@@ -29,9 +29,8 @@ HOST_DEVICE double bilinear(double x) {
 HOST_DEVICE double bicubic(double x) {
   constexpr double a = -0.5;
   if (x < 0.0) x = -x;
-  if (x < 1.0) return ((a + 2.0) * x - (a + 3.0)) * x * x + 1;
-  if (x < 2.0) return (((x - 5) * x + 8) * x - 4) * a;
-  return 0.0;
+  const double near = ((a + 2.0) * x - (a + 3.0)) * x * x + 1, far = (((x - 5) * x + 8) * x - 4) * a;
+  return x < 1.0 ? near : x < 2.0 ? far : 0.0;
 }
 
 // The source pixels [first, first + count) of one output pixel, whose centre lies at `centre` on the source axis.
@@ -43,12 +42,13 @@ struct Taps {
 struct Axis {
   int32_t before;
   Filter filter;
-  double scale, stretch, support;
+  double scale, stretch, support, narrowing;  // narrowing: 1 / stretch
 
   HOST_DEVICE Axis(int32_t before, int32_t after, Filter filter) : before(before), filter(filter) {
     scale = static_cast<double>(before) / after;
     stretch = scale < 1.0 ? 1.0 : scale;
     support = (filter == Filter::bicubic ? 2.0 : 1.0) * stretch;
+    narrowing = 1.0 / stretch;
   }
 
   HOST_DEVICE Taps taps(int32_t output) const {
@@ -61,9 +61,13 @@ struct Axis {
   }
 
   // Weight of source pixel `at`, not yet normalised.
+  template <Filter known>
   HOST_DEVICE double weight(const Taps& taps, int32_t at) const {
-    const double x = (at - taps.centre + 0.5) * (1.0 / stretch);
-    return filter == Filter::bicubic ? bicubic(x) : bilinear(x);
+    const double x = (at - taps.centre + 0.5) * narrowing;
+    return known == Filter::bicubic ? bicubic(x) : bilinear(x);
+  }
+  HOST_DEVICE double weight(const Taps& taps, int32_t at) const {
+    return filter == Filter::bicubic ? weight<Filter::bicubic>(taps, at) : weight<Filter::bilinear>(taps, at);
   }
 
   // Tap by tap: the order of a floating-point sum decides its last bit.

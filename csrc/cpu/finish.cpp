@@ -40,39 +40,38 @@ struct Values {
 };
 
 // The noise of `count` pixels. In two loops, so that each is one that compilers vectorise; both run over whole vectors,
-// since what is left over would take as long as a vector for each pixel.
-VECTOR_CLONES void noise_run(const PlanRow& row, uint32_t pixel, int32_t count, float* red, float* green,
-                             float* blue) {
-  constexpr int32_t chunk = 64, vector = 16;
-  uint32_t word[4][chunk];
-  float noise[channels][chunk];
-  float* const to[channels] = {red, green, blue};
-  const uint32_t step = row.erase == Erase::pixel;
-  for (int32_t begin = 0; begin < count; begin += chunk) {
-    const int32_t length = std::min(chunk, count - begin), vectors = (length + vector - 1) / vector;
-    for (int32_t i = 0; i < vectors * vector; ++i) {
-      const Words words = philox(row.seed, Stream::noise, row.epoch, row.sample, row.copy,
-                                 step * (pixel + static_cast<uint32_t>(begin + i)));
+// since what is left over would take as long as a vector for each counter.
+VECTOR_CLONES void noise_run(const PlanRow& row, uint32_t pixel, int32_t count, float* const (&to)[channels]) {
+  constexpr int32_t chunk = 64, vector = 16, most = channels * chunk;  // quads, lanes, counters
+  uint32_t word[4][most];
+  float noise[4 * most], line[channels][4 * chunk];
+  int32_t done = 0, skipped = pixel % 4;  // of the first quad
+  for (uint32_t quad = pixel / 4; done < count; quad += chunk, skipped = 0) {
+    const int32_t length = std::min(4 * chunk - skipped, count - done), quads = (skipped + length + 3) / 4;
+    const int32_t counters = (channels * quads + vector - 1) / vector * vector;
+    for (int32_t i = 0; i < counters; ++i) {
+      const Words words = noise_words(row, quad, static_cast<uint32_t>(i));
       for (int k = 0; k < 4; ++k) word[k][i] = words.word[k];
     }
-    for (int32_t i = 0; i < vectors * vector; ++i) {
-      float rgb[channels];
-      noise_of_words({{word[0][i], word[1][i], word[2][i], word[3][i]}}, rgb);
-      for (int c = 0; c < channels; ++c) noise[c][i] = rgb[c];
-    }
-    for (int c = 0; c < channels; ++c) std::copy_n(noise[c], length, to[c] + begin);
+    for (int32_t i = 0; i < counters; ++i)
+      for (int k = 0; k < 4; k += 2) {
+        const NoisePair pair = noise_pair(word[k][i], word[k + 1][i]);
+        noise[4 * i + k] = pair.first;
+        noise[4 * i + k + 1] = pair.second;
+      }
+    for (int32_t i = 0; i < channels * quads; ++i) std::copy_n(noise + 4 * i, 4, line[i % channels] + i / channels * 4);
+    for (int c = 0; c < channels; ++c) std::copy_n(line[c] + skipped, length, to[c] + done);
+    done += length;
   }
 }
 
 // The values of an erased piece of line y, columns [begin, end), to where `values` has column `origin`.
 void erase_run(const PlanRow& row, int32_t y, int32_t begin, int32_t end, int32_t origin, int32_t size,
                Values& values) {
-  float* at[3];
-  for (int c = 0; c < 3; ++c) at[c] = values.channel[c] + (begin - origin);
-  if (row.erase == Erase::constant)
-    for (float* channel : at) std::fill(channel, channel + (end - begin), 0.0f);
-  else
-    noise_run(row, static_cast<uint32_t>(y * size + begin), end - begin, at[0], at[1], at[2]);
+  float* const to[channels] = {values.channel[0] + (begin - origin), values.channel[1] + (begin - origin),
+                               values.channel[2] + (begin - origin)};
+  if (row.erase == Erase::pixel) return noise_run(row, static_cast<uint32_t>(y * size + begin), end - begin, to);
+  for (int c = 0; c < channels; ++c) std::fill_n(to[c], end - begin, noise_at(row, 0, static_cast<uint32_t>(c)));
 }
 
 // level -> value * share, through the tables of the image's last ops.

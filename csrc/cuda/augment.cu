@@ -16,7 +16,20 @@ namespace {
 #define OPS_BOUNDS __launch_bounds__(threads, 3)
 #endif
 
-__global__ void __launch_bounds__(threads, 2)
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000  // where nvcc needs more registers
+#define FINISH_BOUNDS __launch_bounds__(finish_threads, 5)
+#else
+#define FINISH_BOUNDS __launch_bounds__(finish_threads, 8)
+#endif
+
+// As many blocks as the shared memory of a multiprocessor has room for.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ / 100 == 9 || __CUDA_ARCH__ / 100 == 10)
+#define RESIZE_BOUNDS __launch_bounds__(threads, 3)
+#else
+#define RESIZE_BOUNDS __launch_bounds__(threads, 2)
+#endif
+
+__global__ void RESIZE_BOUNDS
     resize_kernel(const uint8_t* data, int64_t data_bytes, const PlanRow* rows, ResizeShape shape, uint8_t* images) {
   extern __shared__ __align__(16) unsigned char shared[];
   resize_block(data, data_bytes, rows, shape, images, shared);
@@ -35,7 +48,7 @@ __global__ void OPS_BOUNDS
 }
 
 template <Type type>
-__global__ void __launch_bounds__(threads)
+__global__ void FINISH_BOUNDS
     finish_kernel(FinishBatch batch, Finish finish, typename Element<type>::Bits* output) {
   extern __shared__ __align__(16) unsigned char shared[];
   finish_block<type>(batch, finish, output, shared);
@@ -44,7 +57,7 @@ __global__ void __launch_bounds__(threads)
 template <Type type>
 void launch_finish(const FinishBatch& batch, const Finish& finish, void* output, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(batch.count), divided_up(batch.size, lines_of_part));
-  finish_kernel<type><<<grid, threads, sizeof(FinishShared), stream>>>(
+  finish_kernel<type><<<grid, finish_threads, sizeof(FinishShared), stream>>>(
       batch, finish, static_cast<typename Element<type>::Bits*>(output));
 }
 
@@ -81,7 +94,7 @@ void resize(const Batch& batch, uint8_t* images, void* stream) {
   if (batch.count == 0) return;
   const ResizeShape shape(batch.size);
   check(cudaFuncSetAttribute(resize_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shape.bytes), "resize_kernel");
-  const dim3 grid(static_cast<unsigned>(batch.count), shape.bands);
+  const dim3 grid(static_cast<unsigned>(batch.count), shape.parts());
   resize_kernel<<<grid, threads, shape.bytes, static_cast<cudaStream_t>(stream)>>>(batch.data, batch.data_bytes,
                                                                                   batch.rows, shape, images);
   check(cudaGetLastError(), "resize_kernel");
@@ -102,7 +115,8 @@ void run_ops(const OpBatch& batch, uint32_t* scratch, void* stream) {
 void finish(const Batch& batch, const uint8_t* images, const Finish& finish, void* output, void* stream) {
   if (batch.count == 0) return;
   const auto on = static_cast<cudaStream_t>(stream);
-  const FinishBatch staged{images, batch.data_bytes, batch.rows, batch.mix, batch.count, batch.size};
+  const FinishBatch staged{images, batch.data_bytes, batch.rows, batch.mix, batch.count, batch.size,
+                           Inverses(finish)};
   switch (finish.type) {
     case Type::float32: launch_finish<Type::float32>(staged, finish, output, on); break;
     case Type::float16: launch_finish<Type::float16>(staged, finish, output, on); break;

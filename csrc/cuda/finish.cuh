@@ -1,23 +1,23 @@
 // The last stage by CUDA blocks: normalise, erase, mix, round to the output's type, in the output's layout.
 //
-// The 3 x 256 values that normalising can give are a table in shared memory. A thread makes eight pixels at once, stored
-// as 16 bytes, wherever eight pixels lie together in the output. Pixels that are erased are made again afterwards, one
-// by one, with their noise.
+// A thread makes eight pixels at once, stored as 16 bytes, wherever eight pixels lie together in the output. Levels become
+// values by arithmetic: lanes would want different words of a table, of the same banks. A warp's pixels lie in four
+// lines, near to squares in the images and in the output's patches. Two images that mix each other are made together, so
+// that each is normalised once. Pixels that are erased are made again afterwards, by fours, with their noise.
 #pragma once
 
 #include <cstdint>
 
-#include "../arithmetic/histogram.h"
 #include "../arithmetic/mix.h"
-#include "../arithmetic/noise.h"
 #include "../arithmetic/normalise.h"
 #include "../arithmetic/plan.h"
 #include "block.cuh"
+#include "mixed.cuh"
+#include "places.cuh"
 
 namespace deit::cuda {
 
-constexpr int32_t lines_of_part = 28;  // output lines of a block at most: 8 blocks an image at 224 pixels
-constexpr int32_t group = 8;           // pixels of a line that a thread makes at once
+constexpr int32_t lines_of_part = 16;  // output lines of a block at most: 14 blocks an image at 224 pixels
 
 // What the last stage reads: `count` staged images, their rows, and how they are mixed, or null.
 struct FinishBatch {
@@ -27,208 +27,188 @@ struct FinishBatch {
   const MixRow* mix;
   int64_t count;
   int32_t size;
+  Inverses inverses;
 };
 
-// What a block shares of its image and its partner, which is itself where nothing is mixed.
+// What a block shares: the rows of its image and its partner, which is itself where nothing is mixed.
 struct FinishShared {
-  float value[3][levels];  // of a channel's level
-  PlanRow own, partner;
-  MixRow mix;
-  int64_t partner_index;
-  Mode mode;
-  bool good;
+  PlanRow row[2];
+  Box erased[2];  // what is seen of the erased pixels
+  bool good[2];
 };
 
-// Two values as their bits, the first in the lower half, to nearest, ties to even: what element_bits gives, but for
-// other bits of a NaN.
+// Where the values of a group come from: an image, in CutMix with pixels of its partner, both images, or both for the
+// outputs of both, which mix each other alike.
+enum class From { one, both, both_for_both };
+
+// The lines of a block: every so many bands, so that what is erased is shared evenly.
 template <Type type>
-DEVICE uint32_t two_bits(float first, float second) {
-#ifdef __CUDA_ARCH__
-  uint32_t bits;
-  if constexpr (type == Type::float16) asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(second), "f"(first));
-  if constexpr (type == Type::bfloat16) asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(second), "f"(first));
-  return bits;
-#else
-  return uint32_t{element_bits<type>(first)} | uint32_t{element_bits<type>(second)} << 16;
-#endif
-}
-
-// Eight values, `step` apart from the first on, to where they lie together in the output: a multiple of 16 bytes.
-template <Type type, int first, int step, int count>
-DEVICE void store_eight(const float (&value)[count], typename Element<type>::Bits* to) {
-  const auto at = [&](int i) { return value[first + step * i]; };
-  if constexpr (type == Type::float32) {
-    store_global({{float_bits(at(0)), float_bits(at(1)), float_bits(at(2)), float_bits(at(3))}}, to);
-    store_global({{float_bits(at(4)), float_bits(at(5)), float_bits(at(6)), float_bits(at(7))}}, to + 4);
-  } else {
-    store_global({{two_bits<type>(at(0), at(1)), two_bits<type>(at(2), at(3)), two_bits<type>(at(4), at(5)),
-            two_bits<type>(at(6), at(7))}},
-          to);
-  }
-}
-
-// place_of without an integer division; an image's values are fewer than 2**31.
-struct Places {
-  int32_t size, patch, patches;  // pixels of a line and of a patch's line, patches of a line
-  Layout layout;
-  int32_t channel;  // how far the next channel is
-
-  DEVICE Places(int32_t size, const Finish& finish)
-      : size(size), patch(finish.patch), patches(finish.layout == Layout::patches ? quotient(size, patch) : 0),
-        layout(finish.layout),
-        channel(layout == Layout::channels_last ? 1 : layout == Layout::nchw ? size * size : patch * patch) {}
-
-  DEVICE int32_t first(int32_t y, int32_t x) const {
-    const int32_t pixel = y * size + x;
-    if (layout == Layout::channels_last) return 3 * pixel;
-    if (layout == Layout::nchw) return pixel;
-    const int32_t row = quotient(y, patch), column = quotient(x, patch);
-    return 3 * channel * (row * patches + column) + (y - row * patch) * patch + x - column * patch;
-  }
-};
-
-// An image, its partner and how they are mixed.
-struct Mixed {
+struct FinishPart {
+  using Bits = typename Element<type>::Bits;
+  const Mixed& mixed;
   const FinishShared& shared;
-  const uint8_t *own, *partner;
-  Mode mode;
-  float share, rest;  // of the image and its partner: both 1 but for mixup
-  int32_t size;
+  const Places places;
+  Bits *const output, *const partner_output;
+  const bool both;  // whether the lines of both outputs are stored
+  const int32_t size, first, step;  // the first line, and lines from the first of a band to that of the next
 
-  // The values of the pixels [x, x + group) of line y, pixel by pixel, as if nothing were erased.
-  DEVICE void group_at(int32_t y, int32_t x, float (&value)[3 * group]) const {
-    const int64_t place = 3 * (int64_t{y} * size + x);
-    const Box& box = shared.mix.box;
-    int32_t from = 0, to = 0;  // which of them are the partner's
-    if (mode == Mode::cutmix && box.top <= y && y < box.top + box.height) {
-      from = larger(box.left - x, 0);
-      to = smaller(box.left + box.width - x, group);
-    }
-    const bool edge = from < to && to - from < group;
-    look_up(to - from == group ? partner + place : own + place, [&](int i, float level) { value[i] = level; });
-    if (edge)
-      look_up(partner + place, [&](int i, float level) {
-        if (from <= i / 3 && i / 3 < to) value[i] = level;
-      });
-    if (mode == Mode::mixup)
-      look_up(partner + place, [&](int i, float level) { value[i] = value[i] * share + level * rest; });
+  template <From from>
+  DEVICE void groups() const {
+    places.pixel == 3 ? groups_of<from, true>() : groups_of<from, false>();
   }
 
-  // What is seen of the two images at a pixel.
-  struct View {
-    bool partner;                   // rather than the image
-    bool own_noise, partner_noise;  // of which is seen
-  };
-  DEVICE View view(int32_t y, int32_t x) const {
-    const bool pasted = mode == Mode::cutmix && is_pasted(shared.mix, y, x);
-    return {pasted, !pasted && is_erased(shared.own, y, x),
-            (pasted || mode == Mode::mixup) && is_erased(shared.partner, y, x)};
-  }
-
-  DEVICE void pixel_at(int32_t pixel, const View& view, float (&rgb)[3]) const {
-    const int first = view.partner, last = mode == Mode::mixup ? 1 : first;
-#pragma unroll 1
-    for (int side = first; side <= last; ++side) {
-      float value[3];
-      if (side ? view.partner_noise : view.own_noise) {
-        noise_at(side ? shared.partner : shared.own, static_cast<uint32_t>(pixel), value);
-      } else {
-        const uint8_t* levels = (side ? partner : own) + 3 * int64_t{pixel};
-        for (int c = 0; c < 3; ++c) value[c] = shared.value[c][levels[c]];
-      }
-      const float part = side ? rest : share;
-      for (int c = 0; c < 3; ++c) rgb[c] = side == first ? value[c] * part : rgb[c] + value[c] * part;
-    }
-  }
-
-  // take(i, value) for every value of a group.
-  template <typename Take>
-  DEVICE void look_up(const uint8_t* pixels, const Take& take) const {
-    const auto* words = reinterpret_cast<const Words2*>(pixels);
-    const Words2 word[3] = {words[0], words[1], words[2]};
+  template <From from, bool channels_last>
+  DEVICE void groups_of() const {
+    const float share = own_share(mixed.mix), rest = partner_share(mixed.mix);
+    for (BandCells cell(size / group, first, step); cell.top < static_cast<uint32_t>(size); cell.next()) {
+      const int32_t y = cell.y(), x = group * cell.x();
+      const uint32_t pixel = y * size + x;
+      const Levels<group> own = mixed.template levels_at<group, from == From::one>(y, x);
+      const Levels<group> partner = from == From::one ? own : Levels<group>(mixed.partner + 3 * pixel);
+      uint32_t place = places.first(y, x);
 #pragma unroll
-    for (int i = 0; i < 3 * group; ++i) take(i, shared.value[i % 3][level_of(word[i / 8].word[i / 4 % 2], i % 4)]);
+      for (int piece = 0; piece < 3; ++piece, place += channels_last ? group : places.channel) {
+        float value[group], other[group];
+        for (int i = 0; i < group; ++i) {
+          const int at = channels_last ? group * piece + i : 3 * i + piece;
+          value[i] = mixed.value_of(own[at], at % 3);
+          if constexpr (from == From::one) continue;
+          const float seconds = mixed.value_of(partner[at], at % 3), firsts = value[i];
+          value[i] = firsts * share + seconds * rest;
+          other[i] = seconds * share + firsts * rest;
+        }
+        store_eight<type>(value, output + place);
+        if constexpr (from == From::both_for_both) store_eight<type>(other, partner_output + place);
+      }
+    }
+  }
+
+  // Again all quads in which something of the image is erased and seen, or else something of its partner.
+  template <bool mixup>
+  DEVICE void quads(int side) const {
+    const Box box = shared.erased[side];
+    if (box.width == 0 || box.height == 0) return;
+    const int32_t left = box.left / quad, columns = divided_up(box.left + box.width, quad) - left;
+    const int32_t top = first + step * divided_up(larger(box.top / band * band - first, 0), step);
+    const uint32_t end = box.top + box.height;
+    for (BandCells cell(columns, top, step); cell.top < end; cell.next()) {
+      const int32_t y = cell.y(), x = quad * (left + cell.x());
+      const uint32_t pasted = mixed.mix.mode == Mode::cutmix ? inside(mixed.mix.box, y, x) : 0;
+      const uint32_t own = inside(shared.erased[0], y, x) & ~pasted, partner = inside(shared.erased[1], y, x);
+      if (side == 0 ? own != 0 : own == 0 && partner != 0) quad_at<mixup>(y, x, own, partner);
+    }
+  }
+
+  // `own` and `partner` have a bit for each pixel whose noise is seen.
+  template <bool mixup>
+  DEVICE void quad_at(int32_t y, int32_t x, uint32_t own, uint32_t partner) const {
+    const uint32_t pixel = y * size + x, place = places.first(y, x);
+    Levels<quad> levels = mixed.template levels_at<quad, !mixup>(y, x);
+    float value[3 * quad] = {}, firsts[3 * quad] = {};
+#pragma unroll 1
+    for (int side = 0; side < 2; ++side) {
+      if (mixup || side == 0)
+        for (int i = 0; i < 3 * quad; ++i) {
+          firsts[i] = value[i];
+          value[i] = mixed.value_of(levels[i], i % 3);
+        }
+      const uint32_t erased = side == 0 ? own : partner;
+      if (erased != 0) fill_with_noise(shared.row[side], pixel / quad, erased, value);
+      if (mixup) levels = Levels<quad>(mixed.partner + 3 * pixel);
+    }
+    if constexpr (mixup) {
+      const float share = own_share(mixed.mix), rest = partner_share(mixed.mix);
+      float joined[3 * quad];
+      for (int i = 0; i < 3 * quad; ++i) joined[i] = firsts[i] * share + value[i] * rest;
+      store_quad(joined, place, output);
+      if (!both) return;
+      for (int i = 0; i < 3 * quad; ++i) value[i] = value[i] * share + firsts[i] * rest;
+    }
+    store_quad(value, place, mixup ? partner_output : output);
+  }
+
+  DEVICE void store_quad(const float (&value)[3 * quad], uint32_t place, Bits* to) const {
+    const bool last = places.pixel == 3;
+    for (int piece = 0; piece < 3; ++piece) {
+      float four[quad];
+      for (int i = 0; i < quad; ++i) four[i] = last ? value[quad * piece + i] : value[3 * i + piece];
+      store_four<type>(four, to + place + piece * (last ? quad : places.channel));
+    }
+  }
+
+  // One pixel after the other: NaN, or where pixels do not lie together.
+  DEVICE void pixels(bool good) const {
+    for (BandCells cell(size, first, step); cell.top < static_cast<uint32_t>(size); cell.next()) {
+      const int32_t y = cell.y(), x = cell.x();
+      if (y >= size) continue;
+#pragma unroll 1
+      for (int c = 0; c < 3; ++c) {
+        const uint32_t place = places.first(y, x) + c * places.channel;
+        const float value = good ? mixed.pixel_at(shared.row, y, x, c) : not_a_number();
+        output[place] = element_bits<type>(value);
+        if (both) partner_output[place] = element_bits<type>(value);  // NaN: good ones are made in groups
+      }
+    }
   }
 };
 
-// Grid: (images, ceil(size / lines_of_part)). A block makes every gridDim.y-th line, so that what is erased is shared
-// evenly. An invalid row, or one whose partner is invalid, gives NaN.
+// Whether two images mix each other alike: then their blocks share the lines of both.
+DEVICE bool mix_each_other(const MixRow& mix, int32_t image, const MixRow& partner) {
+  return mix.mode == Mode::mixup && partner.mode == Mode::mixup && mix.partner != image && partner.partner == image &&
+         mix.lam == partner.lam;
+}
+
+// Grid: (images, ceil(size / lines_of_part)). An invalid row, or one whose partner is invalid, gives NaN.
 template <Type type>
 DEVICE void finish_block(const FinishBatch& batch, const Finish& finish, typename Element<type>::Bits* output,
                          unsigned char* memory) {
   auto& shared = *reinterpret_cast<FinishShared*>(memory);
-  const int32_t size = batch.size, first_line = blockIdx.y, step = gridDim.y;
-  const int64_t image_bytes = 3 * int64_t{size} * size;
+  const int32_t size = batch.size, image = blockIdx.x;
+  const int64_t image_values = 3 * int64_t{size} * size;
 
-  copy_row(batch.rows + blockIdx.x, shared.own);
-  if (batch.mix) copy_row(batch.mix + blockIdx.x, shared.mix);
-  for (int32_t level = threadIdx.x; level < levels; level += blockDim.x)
-    for (int c = 0; c < 3; ++c)
-      shared.value[c][level] = normalise(static_cast<uint8_t>(level), finish.mean[c], finish.std[c]);
+  copy_row(batch.rows + image, shared.row[0]);
+  MixRow mix{image, Mode::none, 1.0, Box{}};
+  bool mixes = true, both = false;
+  if (batch.mix) {
+    const MixRow given = batch.mix[image];
+    mixes = mix_problem(given, batch.count, size) == MixProblem::none;
+    if (mixes && given.mode != Mode::none) {
+      mix = given;
+      const MixRow partner = batch.mix[given.partner];
+      both = mix_each_other(given, image, partner) && mix_problem(partner, batch.count, size) == MixProblem::none;
+    }
+  }
+  copy_row(batch.rows + mix.partner, shared.row[1]);
   __syncthreads();
+
+  const Mixed mixed{finish, batch.inverses, batch.images + image * image_values,
+                    batch.images + mix.partner * image_values, mix, size};
   if (threadIdx.x == 0) {
-    shared.good = row_problem(shared.own, batch.data_bytes, size) == RowProblem::none &&
-                  (!batch.mix || mix_problem(shared.mix, batch.count, size) == MixProblem::none);
-    shared.mode = shared.good && batch.mix ? shared.mix.mode : Mode::none;
-    shared.partner_index = shared.mode == Mode::none ? blockIdx.x : shared.mix.partner;
+    shared.good[0] = mixes && row_problem(shared.row[0], batch.data_bytes, size) == RowProblem::none;
+    if (shared.good[0]) shared.erased[0] = mixed.erased(shared.row[0], 0);
   }
-  __syncthreads();
-  const Mode mode = shared.mode;
-  const int64_t partner = shared.partner_index;
-  copy_row(batch.rows + partner, shared.partner);
-  __syncthreads();
-  if (threadIdx.x == 0)
-    shared.good = shared.good && row_problem(shared.partner, batch.data_bytes, size) == RowProblem::none;
-  __syncthreads();
-  const bool good = shared.good;
-
-  const Mixed mixed{shared,
-                    batch.images + blockIdx.x * image_bytes,
-                    batch.images + partner * image_bytes,
-                    mode,
-                    mode == Mode::mixup ? own_share(shared.mix) : 1.0f,
-                    mode == Mode::mixup ? partner_share(shared.mix) : 1.0f,
-                    size};
-  output += blockIdx.x * image_bytes;
-  const bool together = size % group == 0 && (finish.layout != Layout::patches || finish.patch % group == 0) &&
-                        reinterpret_cast<uintptr_t>(output) % sizeof(Words4) == 0;
-  bool grouped = good && together;
-  for (int c = 0; c < 3; ++c)  // a group has other bits than the CPU for NaN, which only values without end give
-    if (!is_finite(shared.value[c][0]) || !is_finite(shared.value[c][levels - 1])) grouped = false;
-  const Places places(size, finish);
-  if (grouped) {
-    for (Cells cell(size / group); first_line + step * cell.row < size; cell.next()) {
-      const int32_t y = first_line + step * cell.row, x = group * cell.column;
-      float value[3 * group];
-      mixed.group_at(y, x, value);
-      typename Element<type>::Bits* to = output + places.first(y, x);
-      if (finish.layout == Layout::channels_last) {
-        store_eight<type, 0, 1>(value, to);
-        store_eight<type, 8, 1>(value, to + 8);
-        store_eight<type, 16, 1>(value, to + 16);
-      } else {
-        store_eight<type, 0, 3>(value, to);
-        store_eight<type, 1, 3>(value, to + places.channel);
-        store_eight<type, 2, 3>(value, to + 2 * places.channel);
-      }
-    }
-    __syncthreads();  // erased pixels are stored a second time, by other threads
+  if (threadIdx.x == blockDim.x - 1) {  // in another warp, at the same time
+    shared.good[1] = row_problem(shared.row[1], batch.data_bytes, size) == RowProblem::none;
+    if (shared.good[1]) shared.erased[1] = mixed.erased(shared.row[1], 1);
   }
-  // Pixel by pixel: all of them where there are no groups, else those of the two erased boxes.
-  for (int pass = grouped ? 1 : 0; pass < (grouped ? 3 : 1); ++pass) {
-    const Box box = pass == 0 ? Box{0, 0, size, size} : pass == 1 ? shared.own.erased : shared.partner.erased;
-    if (box.width == 0) continue;
-    const int32_t top = first_line + step * divided_up(larger(box.top - first_line, 0), step);
-    for (Cells cell(box.width); top + step * cell.row < box.top + box.height; cell.next()) {
-      const int32_t y = top + step * cell.row, x = box.left + cell.column;
-      const auto view = mixed.view(y, x);
-      if ((pass == 1 && !view.own_noise) || (pass == 2 && (view.own_noise || !view.partner_noise))) continue;
-      float rgb[3] = {not_a_number(), not_a_number(), not_a_number()};
-      if (good) mixed.pixel_at(y * size + x, view, rgb);
-      typename Element<type>::Bits* to = output + places.first(y, x);
-      for (int c = 0; c < 3; ++c) to[c * places.channel] = element_bits<type>(rgb[c]);
-    }
-  }
+  const bool grouped = size % group == 0 && (finish.layout != Layout::patches || finish.patch % group == 0) &&
+                       reinterpret_cast<uintptr_t>(output) % sizeof(Words4) == 0 && batch.inverses.exact;
+  both = both && grouped;
+  const int32_t parts = gridDim.y * (1 + both), number = (1 + both) * blockIdx.y + (both && image > mix.partner);
+  const FinishPart<type> part{mixed, shared, Places(size, finish), output + image * image_values,
+                              output + mix.partner * image_values, both, size, band * number, band * parts};
+  if (grouped && both)
+    part.template groups<From::both_for_both>();
+  else if (grouped && mix.mode == Mode::mixup)
+    part.template groups<From::both>();
+  else if (grouped)
+    part.template groups<From::one>();
+  __syncthreads();  // what is stored a second time, is stored by other threads
+  const bool good = shared.good[0] && shared.good[1];
+  if (!grouped || !good) return part.pixels(good);
+#pragma unroll 1
+  for (int side = 0; side < 2; ++side)
+    mix.mode == Mode::mixup ? part.template quads<true>(side) : part.template quads<false>(side);
 }
 
 }  // namespace deit::cuda

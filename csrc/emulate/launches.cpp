@@ -17,9 +17,10 @@ int main(int, char** arguments) {
   const ResizeShape shape(size);
   int32_t words[sizeof shape / 4];
   std::memcpy(words, &shape, sizeof shape);
-  std::cout << "resize " << shape.bands << ' ' << threads << ' ' << shape.bytes;
+  std::cout << "resize " << shape.parts() << ' ' << threads << ' ' << shape.bytes;
   for (const int32_t word : words) std::cout << ' ' << word;
   std::cout << "\nplan_ops " << ops_parts << ' ' << threads << ' ' << sizeof(OpsShared) << ' '
             << scratch_pixels(size, size);
-  std::cout << "\nfinish " << divided_up(size, lines_of_part) << ' ' << threads << ' ' << sizeof(FinishShared) << '\n';
+  std::cout << "\nfinish " << divided_up(size, lines_of_part) << ' ' << finish_threads << ' '
+            << sizeof(FinishShared) << '\n';
 }

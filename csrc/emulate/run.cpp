@@ -38,7 +38,8 @@ void run_cpu(const deit::Batch& batch, const deit::Finish& finish, uint8_t* imag
 template <deit::Type type>
 void run_finish(const deit::Batch& batch, const deit::Finish& finish, const uint8_t* images, unsigned threads,
                 void* output) {
-  const deit::cuda::FinishBatch staged{images, batch.data_bytes, batch.rows, batch.mix, batch.count, batch.size};
+  const deit::cuda::FinishBatch staged{images, batch.data_bytes, batch.rows, batch.mix, batch.count, batch.size,
+                                        deit::Inverses(finish)};
   const unsigned parts = deit::cuda::divided_up(batch.size, deit::cuda::lines_of_part);
   const emulate::Dim grid{static_cast<unsigned>(batch.count), parts};
   emulate::launch(grid, threads, sizeof(deit::cuda::FinishShared), [&](unsigned char* shared) {
@@ -50,7 +51,7 @@ void run_cuda(const deit::Batch& batch, const deit::Finish& finish, unsigned thr
               void* output) {
   const unsigned count = static_cast<unsigned>(batch.count);
   const deit::cuda::ResizeShape shape(batch.size);
-  emulate::launch({count, static_cast<unsigned>(shape.bands)}, threads, shape.bytes, [&](unsigned char* shared) {
+  emulate::launch({count, static_cast<unsigned>(shape.parts())}, threads, shape.bytes, [&](unsigned char* shared) {
     deit::cuda::resize_block(batch.data, batch.data_bytes, batch.rows, shape, images, shared);
   });
   const size_t bytes = 3 * batch.count * size_t(batch.size) * batch.size;

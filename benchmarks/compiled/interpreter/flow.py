@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.compiled.interpreter.listing import Instruction
-from benchmarks.compiled.interpreter.memory import access, exchange
+from benchmarks.compiled.interpreter.memory import access, exchange, located
 from benchmarks.compiled.interpreter.operands import (
     I32,
     I64,
@@ -119,6 +119,23 @@ def _memory(machine: Machine, instruction: Instruction) -> Run:
     return run
 
 
+@operation("LDGSTS")
+def _copy(machine: Machine, instruction: Instruction) -> Run:
+    """Global to shared memory, here at once. The data goes past L1, so only the store is watched."""
+    size = bytes_of(instruction)
+    inside = [re.search(r"\[([^\[\]]*)\]$", text)[1] for text in instruction.operands[:2]]
+    to, from_ = address_of(machine, inside[0]), address_of(machine, inside[1], wide=True)
+
+    def run(active: Active) -> None:
+        lanes = active.lanes()
+        mine = Active(lanes, None)
+        content, at = located(machine, "global", lanes, np.broadcast_to(from_(mine), lanes.shape), size)
+        words = [content.view(U32)[at // 4 + i] for i in range(size // 4)]
+        access(machine, "shared", lanes, np.broadcast_to(to(mine), lanes.shape), size, words)
+
+    return run
+
+
 # Where to go next
 
 _BRANCHES = {"BRA", "EXIT", "RET", "CALL", "BRX"}
@@ -131,6 +148,7 @@ _BRANCHES = {"BRA", "EXIT", "RET", "CALL", "BRX"}
     "WARPSYNC",
     "BMOV",
     "DEPBAR",
+    "LDGDEPBAR",
     "YIELD",
     "BREAK",
     "MEMBAR",

@@ -214,7 +214,7 @@ def _lookup(table: int, a: NDArray, b: NDArray, c: NDArray) -> NDArray:
     """A logical function of three inputs, whose value for (a, b, c) is bit 4a + 2b + c of the table."""
     known = {
         0xC0: lambda: a & b, 0xFC: lambda: a | b, 0x3C: lambda: a ^ b, 0xF8: lambda: a | b & c, 0xFE: lambda: a | b | c,
-        0x96: lambda: a ^ b ^ c, 0x80: lambda: a & b & c, 0xE2: lambda: a & b | ~b & c,
+        0xEA: lambda: a & b | c, 0x96: lambda: a ^ b ^ c, 0x80: lambda: a & b & c, 0xE2: lambda: a & b | ~b & c,
     }  # fmt: skip
     if table in known:
         return known[table]()

@@ -197,7 +197,8 @@ class Parts:
         left = list(instruction.operands)
         self.first = self._take(left)
         compares = instruction.base.endswith("SETP") or instruction.base == "FCHK"
-        self.row = None if compares or not re.fullmatch(r"U?R(\d+|Z)", left[0]) else row_of(left.pop(0))
+        named = left and not compares and re.fullmatch(r"U?R(\d+|Z)", left[0])
+        self.row = row_of(left.pop(0)) if named else None
         self.out = [row_of(text) for text in self._take(left)]
         self.ins: list[str] = []
         while left and is_predicate(left[-1]):

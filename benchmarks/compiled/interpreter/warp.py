@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.compiled.interpreter.listing import Instruction
 from benchmarks.compiled.interpreter.operands import (
+    F32,
+    I32,
+    RZ,
     U32,
     U64,
     WARP,
@@ -74,6 +78,39 @@ def _shuffle(machine: Machine, instruction: Instruction) -> Run:
         mine = Active(lanes, None)
         first = lanes - machine.lane_in_warp[lanes]
         machine.write(parts.row, source[first + (lane(mine) & U32(WARP - 1))], mine)
+
+    return run
+
+
+@operation("IMMA")
+def _product(machine: Machine, instruction: Instruction) -> Run:
+    """16 × 32 bytes by 32 × 8, added to 16 × 8 sums; which lane holds what: csrc/cuda/matrix.cuh."""
+    shape, *kinds = instruction.opcode.split(".")[1:]
+    if shape != "16832" or not {*kinds} <= {"U8", "S8"} or len(kinds) != 2:
+        raise ValueError("only IMMA.16832 of 8-bit integers")
+    destination, *sources = (row_of(text.split(".")[0]) for text in instruction.operands)
+
+    def registers(first: int, count: int, lanes: NDArray) -> NDArray:
+        """(warps, groups, places, registers)"""
+        rows = [machine.rows[RZ if first == RZ else first + i][lanes] for i in range(count)]
+        return np.stack(rows, axis=-1).reshape(-1, 8, 4, count)
+
+    def bytes_(words: NDArray, kind: str) -> NDArray:
+        return np.ascontiguousarray(words).view(np.int8 if kind == "S8" else np.uint8).astype(I32)
+
+    def run(active: Active) -> None:
+        lanes = active.lanes()
+        if len(lanes) % WARP or (machine.lane_in_warp[lanes] != np.tile(np.arange(WARP), len(lanes) // WARP)).any():
+            raise RuntimeError(f"{instruction}: not all lanes of a warp take part")
+        left = bytes_(registers(sources[0], 4, lanes), kinds[0]).reshape(-1, 8, 4, 2, 2, 4)
+        left = left.transpose(0, 4, 1, 3, 2, 5).reshape(-1, 16, 32)  # by row, depth
+        right = bytes_(registers(sources[1], 2, lanes), kinds[1]).reshape(-1, 8, 4, 2, 4)
+        right = right.transpose(0, 3, 2, 4, 1).reshape(-1, 32, 8)  # by depth, column
+        sums = (left.astype(F32) @ right.astype(F32)).astype(I32)  # below 2**21: exact
+        sums = sums.reshape(-1, 2, 8, 4, 2).transpose(0, 2, 3, 1, 4).reshape(-1, 4).view(U32)
+        added = registers(sources[2], 4, lanes).reshape(-1, 4)
+        for i in range(4):
+            machine.write(destination + i, sums[:, i] + added[:, i], Active(lanes, None))
 
     return run
 

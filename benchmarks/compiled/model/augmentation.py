@@ -17,13 +17,13 @@ What is predicted.
    data stage of shared memory and L1 is busy for every conflict of banks and every further line of 128 bytes.
 2. Blocks: they are given to the multiprocessors in order, each to the next that has room. An image with two rotations
    takes several times the mean, and the batch waits for it.
-3. A replay (replay.py) of all blocks of some multiprocessors, each block by the path of one of its warps: how many
+3. A replay (replay.py) of all blocks of some multiprocessors, of each block the warps of one sub-partition: how many
    times as long as its bound it takes, for latency, barriers and stalls.
 4. The DRAM, if each byte that a stage needs moves once.
 A stage's predicted time is that of its blocks (2) times the replay's ratio (3), or the DRAM's (4) if that is longer,
 times 1.15 as in predict.py.
 
-Blind spots. Nothing here was measured. The warps of a block are replayed alike, without conflicts of banks, and L2 as
+Blind spots. Nothing here was measured. The sub-partitions of a block are replayed alike, without conflicts of banks, and L2 as
 fast as the DRAM; a block that is alone on a multiprocessor has its pipes to itself and is as busy as two. The
 instruction cache, throttling and the launches themselves are left out, and so is the overlap of one kernel's end with
 the next one's beginning.
@@ -51,7 +51,8 @@ REMAINS = [
     "  more instructions: a column of this recipe reads six pixels on average, which begin anywhere in a word of four.",
     "- The ops: in one block an image, the batch waited for an image with two rotations. A cluster of eight blocks now",
     "  makes an image, on cards that have clusters; a warp makes four lines of eight pixels, read from fewer lines.",
-    "- The last stage: noise of erased pixels is exact float64. An image's blocks now share its erased lines evenly.",
+    "- The last stage waits for the DRAM: its noise is float32 now, levels become values without a table, and two images",
+    "  that mix each other are made together. A seventh of its instructions is each warp finding out what it is to do.",
 ]
 STAGES = {
     "resize": "crop, resize, flip", "plan_ops": "RandAugment's ops", "finish": "normalise, erase, mix, round, patches",

@@ -29,7 +29,7 @@ class Counted:
         program: the instructions with their control bits.
         counts: int64 (instructions, blocks); block (x, y) has number y * images + x.
         accesses: as of a Machine.
-        paths: of some blocks, by number, what one of its warps issued, as indices.
+        paths: of some blocks, by number, what its warps in one sub-partition issued, as indices.
         images: of the launch.
         warps: of a block.
         resident: blocks that fit on a multiprocessor.
@@ -42,7 +42,7 @@ class Counted:
     program: Sequence[Instruction]
     counts: NDArray
     accesses: NDArray
-    paths: dict[int, list[int]]
+    paths: dict[int, list[list[int]]]
     images: int
     warps: int
     resident: int
@@ -176,8 +176,11 @@ def replayed_share(counted: Counted, card: pipes.Card) -> float:
         places.setdefault(block % card.multiprocessors, []).append(block)
     took = bound = 0.0
     for blocks in places.values():
-        paths = [[counted.program[place] for place in counted.paths[block]] for block in blocks]
-        loaded, stored = np.sum([pipes.global_bytes(path, card) for path in paths], axis=0) * counted.warps
+        paths = [
+            [[counted.program[place] for place in path] for path in counted.paths[block]] for block in blocks
+        ]
+        warps = [path for block in paths for path in block]
+        loaded, stored = np.sum([pipes.global_bytes(path, card) for path in warps], axis=0) * pipes.SUB_PARTITIONS
         portion = len(blocks) / counted.counts.shape[1]
         traffic = Traffic(
             min(counted.read * portion / loaded, 1.0) if loaded else 1.0,
@@ -186,7 +189,7 @@ def replayed_share(counted: Counted, card: pipes.Card) -> float:
         played = replay(
             paths, card, warps=counted.warps, resident=counted.resident, programs=len(paths), traffic=traffic
         )
-        clocks = np.sum([list(pipes.tally(path, card).values()) for path in paths], axis=0)
+        clocks = np.sum([list(pipes.tally(path, card).values()) for path in warps], axis=0)
         took += played.clocks
-        bound += clocks.max() * counted.warps / pipes.SUB_PARTITIONS
+        bound += clocks.max()
     return took / bound

@@ -114,7 +114,8 @@ def cost(instruction: Instruction, card: Card) -> Cost:
         return Cost("tensor", max(products, operands), operand_clocks=operands)
     if name in ("HMMA", "IMMA", "QMMA") and card.products:
         size = _WARP_PRODUCTS.get(instruction.opcode.split(".")[1], 2048)
-        return Cost("tensor", size / card.products / card.warp_share)
+        products = card.products * (2 if name == "IMMA" else 1)
+        return Cost("tensor", size / products / card.warp_share)
     if name in _SHARED:
         return Cost("memory", _memory_clocks(instruction))
     if name in GLOBAL_LOADS or name in GLOBAL_STORES:

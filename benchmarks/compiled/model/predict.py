@@ -96,7 +96,7 @@ def predict(program: Program, launch: Launch, capability: int, *, warps: int, re
     played = None
     if capability in pipes.REPLAYED:
         played = replay(
-            paths, card, warps=warps, resident=resident, programs=-(-launch.programs // card.multiprocessors),
+            [[path] for path in paths], card, warps=warps, resident=resident, programs=-(-launch.programs // card.multiprocessors),
             traffic=_traffic(paths, card, launch, warps),
         )  # fmt: skip
     moved = launch.programs * (launch.fetched + launch.stored)

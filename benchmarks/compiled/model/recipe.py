@@ -128,11 +128,13 @@ def interpret(
     images, scratch, output = (
         memory.place(size) for size in (count * image_bytes, scratch_bytes, 2 * count * image_bytes)
     )
-    form = (*policy.mean, *policy.std, 2, 2, PATCH)  # bfloat16, patches
+    shape = hosts["resize"].words
+    words = f"{len(shape)}i" + "4x" * (len(shape) % 2)
+    form = (*inverses(policy), 1, *policy.mean, *policy.std, 2, 2, PATCH)  # bfloat16, patches
     parameters = {
-        "resize": struct.pack("<QqQ12iQ", at_data, data.nbytes, at_rows, *hosts["resize"].words, images),
+        "resize": struct.pack(f"<QqQ{words}Q", at_data, data.nbytes, at_rows, *shape, images),
         "plan_ops": struct.pack("<qQi4xQQ", data.nbytes, at_rows, size, images, scratch),
-        "finish": struct.pack("<QqQQqi4x6f3i4xQ", images, data.nbytes, at_rows, at_mix, count, size, *form, output),
+        "finish": struct.pack("<QqQQqi6fi6f3i4xQ", images, data.nbytes, at_rows, at_mix, count, size, *form, output),
     }
     machines = {}
     for stage, host in hosts.items():
@@ -159,6 +161,13 @@ def interpret(
     return machines
 
 
+def inverses(policy: Policy) -> NDArray[np.float32]:
+    """1 / std, and what that lacks: Inverses of csrc/arithmetic/normalise.h."""
+    std = np.array(policy.std, np.float32)
+    inverse = np.float32(1) / std
+    return np.concatenate([inverse, (1 / std.astype(np.float64) - inverse).astype(np.float32)])
+
+
 def _compare(stage: str, ours: NDArray, theirs: torch.Tensor) -> None:
     wrong = np.flatnonzero(ours != theirs.contiguous().view(torch.uint8).numpy().reshape(-1))
     if len(wrong):
@@ -183,7 +192,7 @@ def count(images: int, root: Path = ROOT) -> tuple[dict[str, Counted], str]:
         listings = {stage: Listing.of(cubin, kernel) for stage, kernel in KERNELS.items()}
         registers = {stage: registers_of(cubin, kernel) for stage, kernel in KERNELS.items()}
     counts: dict[str, list[NDArray]] = {stage: [] for stage in hosts}
-    paths: dict[str, dict[tuple[int, int], list[int]]] = {stage: {} for stage in hosts}
+    paths: dict[str, dict[tuple[int, int], list[list[int]]]] = {stage: {} for stage in hosts}
     accesses, moved = {}, {stage: np.zeros(2) for stage in hosts}
     samples = [draw(policy, first, min(TOGETHER, images - first)) for first in range(0, images, TOGETHER)]
     tables = [sample.rows.numpy().view(ROW)[:, 0] for sample in samples]
@@ -198,7 +207,8 @@ def count(images: int, root: Path = ROOT) -> tuple[dict[str, Counted], str]:
         machines = interpret(listings, hosts, sample, policy, watched=first == 0, traced=threads)
         for stage, machine in machines.items():
             counts[stage].append(machine.counts.reshape(-1, hosts[stage].blocks, some)[..., np.argsort(order[stage])])
-            paths[stage] |= {(of.y, of.image): machine.paths[of.thread] for of in traced[stage]}
+            for of in traced[stage]:
+                paths[stage].setdefault((of.y, of.image), []).append(machine.paths[of.thread])
             accesses.setdefault(stage, machine.accesses)
             moved[stage] += bytes_moved(stage, sample) * BATCH / images
         print(f"{first + some} images, every byte as the CPU's", file=sys.stderr, flush=True)
@@ -238,17 +248,21 @@ def made(stage: str, rows: NDArray) -> NDArray:
 def traced_blocks(host: Launch, first: int, order: NDArray, images: int, batch: NDArray) -> list[Traced]:
     """Of the images from `first` on the blocks that are replayed, for one image or one that repeats it.
 
+    Of a block those warps are traced that share a sub-partition: one in four, and which of the four differs from image
+    to image.
+
     Args:
         order: of the images that are run together, as `made`.
         batch: of the whole batch.
     """
     wanted = sorted({(block // BATCH, int(batch[block % BATCH]) % images) for block in replayed_blocks(host)})
-    warps = host.threads // pipes.LANES - 1  # not the last: of the resize it has no columns
+    warps = host.threads // pipes.LANES
     some, place = len(order), np.argsort(order)
     return [
-        Traced(y, image, (y * some + place[image - first]) * host.threads + pipes.LANES * (image % warps))
+        Traced(y, image, (y * some + place[image - first]) * host.threads + pipes.LANES * warp)
         for y, image in wanted
         if first <= image < first + some
+        for warp in range(image % pipes.SUB_PARTITIONS, warps, pipes.SUB_PARTITIONS)
     ]
 
 

@@ -143,7 +143,7 @@ class _Warp:
 
 
 def replay(
-    paths: Sequence[Sequence[Instruction]], card: Card, *, warps: int, resident: int, programs: int, traffic: Traffic
+    paths: Sequence[Sequence[Sequence[Instruction]]], card: Card, *, warps: int, resident: int, programs: int, traffic: Traffic
 ) -> Replay:
     """Play `programs` programs on one multiprocessor, `resident` at a time.
 
@@ -151,7 +151,8 @@ def replay(
     found by playing again with the DRAM faster by the factor by which the whole took longer than its DRAM traffic.
 
     Args:
-        paths: what a warp issues; programs take them in turn.
+        paths: of a program what each of its warps in the sub-partition issues, or one path for all of them; programs
+            take them in turn.
         warps: of a program.
         resident: programs that fit on a multiprocessor.
         programs: that this multiprocessor runs.
@@ -161,7 +162,7 @@ def replay(
     resident, programs = max(1, resident // beside), -(-programs // beside)
     rate = card.dram_bytes(traffic.busy)
     most = card.dram_bytes(1) / rate
-    steps = [_steps(path, card, traffic) for path in paths]
+    steps = [[_steps(path, card, traffic) for path in program] for program in paths]
     burst, before = 1.0, 0.0
     for _ in range(5):
         played = _play(steps, card, share, resident, programs, rate, burst)
@@ -213,7 +214,7 @@ def _open_groups(pattern: str, operands: str) -> float:
 
 
 def _play(
-    steps: list[list[_Step]], card: Card, share: int, resident: int, programs: int, rate: float, burst: float
+    steps: list[list[list[_Step]]], card: Card, share: int, resident: int, programs: int, rate: float, burst: float
 ) -> Replay:
     played = min(programs, WAVES * resident)
     halves = card.float_lanes == 32
@@ -227,8 +228,9 @@ def _play(
     def launch(at: float) -> None:
         nonlocal started, number
         program = _Program(share)
-        for _ in range(share):
-            warp = _Warp(program, steps[started % len(steps)], at + LAUNCH)
+        mine = steps[started % len(steps)]
+        for place in range(share):
+            warp = _Warp(program, mine[place % len(mine)], at + LAUNCH)
             number += 1
             heapq.heappush(queue, (warp.earliest(), 1, number, warp))
         started += 1

@@ -36,10 +36,17 @@ def test_no_stage_executes_more_than_its_budget(counted: dict[str, blocks.Counte
     assert len(augmentation.over(too_many, BUDGET["few"])) == 3
 
 
-def test_the_resize_loads_words_and_stores_sixteen_bytes(counted: dict[str, blocks.Counted]) -> None:
+def test_the_resize_copies_sixteen_bytes_and_stores_words(counted: dict[str, blocks.Counted]) -> None:
     resize = counted["resize"]
-    assert issued(resize, "LDG.E.U8", "LDG.E.U16", "LDG.E.S8") < 0.01 * issued(resize, "LDG")
-    assert issued(resize, "STG.E.128") == issued(resize, "STG")
+    assert issued(resize, "LDGSTS.E.BYPASS.128") == issued(resize, "LDGSTS") > 3 * recipe.SIZE**2 / 512
+    assert issued(resize, "LDG.") < issued(resize, "LDGSTS")  # the rows of the plan
+    assert VALUES / 4 <= issued(resize, "STG.E") == issued(resize, "STG") < 1.06 * VALUES / 4
+
+
+def test_the_sums_of_the_resize_are_products_of_matrices(counted: dict[str, blocks.Counted]) -> None:
+    # A product of 16 x 32 by 32 x 8 bytes is an eighth of three for the 256 levels of two sets of 16 x 8 sums.
+    lines = VALUES / 4  # of the output: 128 sums of a product, which reads 32 source lines
+    assert issued(counted["resize"], "IMMA") > 3 * (lines + lines)
 
 
 def test_the_last_stage_stores_sixteen_bytes_where_nothing_is_erased(counted: dict[str, blocks.Counted]) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from augment_cases import build_program, needs_compiler
 
+from deit_kernels.augment.policy import IMAGENET_MEAN, IMAGENET_STD
 from deit_kernels.augment.reference import exact_math
 from deit_kernels.philox import Stream, philox
 
@@ -93,3 +94,14 @@ def test_rounding_to_16_bits_equals_torch(program: Path, name: str, dtype: torch
     truth = torch.from_numpy(floats).to(dtype)
     assert torch.equal(ours.isnan(), truth.isnan())
     assert torch.equal(ours.view(torch.int16)[~truth.isnan()], truth.view(torch.int16)[~truth.isnan()])
+
+
+def test_normalising_without_divisions_has_the_bits_of_dividing(program: Path) -> None:
+    """Or says that it has not: then a kernel divides."""
+    random = np.random.default_rng(6)
+    forms = np.concatenate([random.uniform(-2, 2, (2000, 3)), np.exp(random.uniform(-6, 6, (2000, 3)))], axis=1)
+    usual = [IMAGENET_MEAN + IMAGENET_STD, (0.5,) * 6, (0, 0, 0, 1, 1, 1), (0, 0, 0, 1 / 255, 1 / 255, 1 / 255)]
+    without = [(0.5, 0.5, 0.5, 1, 1, 0), (0.5, np.inf, 0.5, 1, 1, 1), (0.5, 0.5, 0.5, 1, 1e-40, 1)]
+    exact = run(program, "exact", np.array([*usual, *without], np.float32), np.int32)
+    assert exact.tolist() == [1, 1, 1, 1, 0, 0, 0]
+    assert run(program, "exact", forms.astype(np.float32), np.int32).mean() > 0.99

@@ -84,6 +84,7 @@ def run(
     threads: int,
     mix: torch.Tensor | None = None,
     lone: int = 0,
+    std: tuple[float, ...] = IMAGENET_STD,
 ) -> Result:
     """Images and output of the program, flat but for the batch.
 
@@ -91,7 +92,7 @@ def run(
         lone: threads of the one block that runs an image's ops; 0: a cluster runs them.
     """
     count, kinds = len(rows), (TYPES.index(dtype), LAYOUTS.index(layout), patch_of(size), 0)
-    header = np.array((count, batch.data.numel(), size, mix is not None, IMAGENET_MEAN, IMAGENET_STD, *kinds), HEADER)
+    header = np.array((count, batch.data.numel(), size, mix is not None, IMAGENET_MEAN, std, *kinds), HEADER)
     tables = [header, rows.numpy(), *([] if mix is None else [mix.numpy()]), batch.data.numpy()]
     given, got = program.parent / "input", program.parent / "output"
     given.write_bytes(b"".join(table.tobytes() for table in tables))
@@ -103,11 +104,18 @@ def run(
 
 
 def expected(
-    batch: ImageBatch, rows: torch.Tensor, size: int, dtype: torch.dtype, layout: str, mix: torch.Tensor | None = None
+    batch: ImageBatch,
+    rows: torch.Tensor,
+    size: int,
+    dtype: torch.dtype,
+    layout: str,
+    mix: torch.Tensor | None = None,
+    std: tuple[float, ...] = IMAGENET_STD,
 ) -> Result:
-    mean, std = list(IMAGENET_MEAN), list(IMAGENET_STD)
     images = OPS._augment_resize(batch.data, rows, size).flatten(1)
-    output = OPS._augment_apply(batch.data, rows, mix, size, mean, std, dtype, layout, patch_of(size))
+    output = OPS._augment_apply(
+        batch.data, rows, mix, size, list(IMAGENET_MEAN), list(std), dtype, layout, patch_of(size)
+    )
     if layout == "channels_last":
         output = output.permute(0, 2, 3, 1)
     return images, output.flatten(1)
@@ -179,6 +187,31 @@ def test_pixels_that_are_stored_together_are_those_of_the_cpu(program: Path, dty
             assert_equal(ours, expected(batch, rows, size, dtype, layout, mix))
 
 
+def test_where_normalising_has_to_divide_the_values_are_those_of_the_cpu(program: Path) -> None:
+    batch, std = noise_batch(SIZES), (0.2, 1e-40, 0.3)  # 1 / std and most values of green are infinite
+    rows = drawn_rows(batch, Policy(size=16, erase=Erase(0.8)))
+    mix = drawn_mix(rows, 16)
+    for rows_mix in (None, mix):
+        ours = run(program, batch, rows, 16, torch.float16, "nchw", 32, rows_mix, std=std)
+        theirs = expected(batch, rows, 16, torch.float16, "nchw", rows_mix, std)
+        assert_equal(*((images, output.view(torch.int16)) for images, output in (ours, theirs)))  # some are NaN
+
+
+@pytest.mark.parametrize(("size", "threads"), [(32, 32), (40, 64), (17, 32)])
+def test_images_that_do_not_mix_each_other_alike_are_those_of_the_cpu(program: Path, size: int, threads: int) -> None:
+    batch = noise_batch([(40, 50)] * 8)
+    rows = drawn_rows(batch, Policy(size=size, erase=Erase(0.8, area=(0.1, 0.7))))
+    mix = drawn_mix(rows, size)
+    table = mix.numpy().view(MIX)[:, 0]
+    table["mode"], table["lam"] = [1, 1, 1, 1, 1, 2, 1, 0], 0.3
+    table["partner"] = [1, 0, 3, 2, 4, 6, 5, 6]  # each other, each other with other shares, itself, one way, not at all
+    table["lam"][3] = 0.6
+    table["box"] = [3, 1, 9, 13]
+    for dtype, layout in ((torch.bfloat16, "patches"), (torch.float32, "channels_last")):
+        ours = run(program, batch, rows, size, dtype, layout, threads, mix)
+        assert_equal(ours, expected(batch, rows, size, dtype, layout, mix))
+
+
 @pytest.mark.parametrize(
     ("height", "width", "size", "threads"),
     [
@@ -201,6 +234,31 @@ def test_every_shrink_and_enlargement_gives_the_pixels_of_the_cpu(
     table[2:]["resized"], table[2:]["window"], table[2:]["pad"] = size + 2, [-1, 3], 1  # mirrored at the edges
     rows = torch.from_numpy(table.view(np.uint8).reshape(3, -1).copy())
     images, _ = run(program, batch, rows, size, torch.float32, "nchw", threads)
+    assert torch.equal(images, OPS._augment_resize(batch.data, rows, size).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size"),
+    [
+        (375, 500, 224),  # of columns more than 32 read together; lines of which the strip holds all
+        (560, 400, 224),  # and does not hold all
+        (100, 90, 113),  # enlarged; two tiles side by side, of which the second has one column
+        (61, 88, 30),  # words may not be stored
+        (620, 40, 230),  # wide enough to be resized together, not high enough: by bands
+        (2, 3, 57),
+    ],
+)
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_products_of_matrices_give_the_pixels_of_the_cpu(
+    program: Path, height: int, width: int, size: int, interpolation: str
+) -> None:
+    batch = noise_batch([(height, width)] * 4)  # of the first and the last no words beyond the crop may be loaded
+    boxes = np.array([[0, 0, height, width]] * 3 + [[height // 3, width // 4, height // 2, width // 2]])
+    table = crop_rows(batch, boxes, size, interpolation)
+    table["flip"][1] = 1
+    table[2:3]["resized"], table[2:3]["window"], table[2:3]["pad"] = size + 2, [-1, 3], 1  # mirrored at the edges
+    rows = torch.from_numpy(table.view(np.uint8).reshape(4, -1).copy())
+    images, _ = run(program, batch, rows, size, torch.float32, "nchw", 256)
     assert torch.equal(images, OPS._augment_resize(batch.data, rows, size).flatten(1))
 
 
@@ -231,17 +289,19 @@ def test_a_row_the_host_could_not_check_gives_zeros_and_nan(program: Path) -> No
     assert torch.equal(output[good], expected(batch, good_rows, 12, torch.bfloat16, "nchw")[1])
 
 
-def test_a_mix_the_host_could_not_check_gives_nan(program: Path) -> None:
+@pytest.mark.parametrize("size", [12, 16])  # pixel by pixel, and together
+def test_a_mix_the_host_could_not_check_gives_nan(program: Path, size: int) -> None:
     batch = noise_batch([(20, 30)] * 8)
-    rows = drawn_rows(batch, Policy.deit(12))
-    mix = drawn_mix(rows, 12)
+    rows = drawn_rows(batch, Policy.deit(size))
+    mix = drawn_mix(rows, size)
     table = mix.numpy().view(MIX)[:, 0]
+    table["mode"] = 1
     table["partner"][1] = 8
     table["mode"][2] = 3
     table["lam"][3] = np.nan
-    table["box"][4] = [0, 0, 1, 13]
+    table["box"][4] = [0, 0, 1, 17]
     rows.numpy().view(ROW)[:, 0]["offset"][7] = -1  # and so its partner, 6
-    _, output = run(program, batch, rows, 12, torch.float32, "nchw", 16, mix)
+    _, output = run(program, batch, rows, size, torch.float32, "nchw", 16, mix)
     assert output.isnan().all(dim=1).tolist() == [False, True, True, True, True, False, True, True]
     assert output.isnan().any(dim=1).sum() == 6
 

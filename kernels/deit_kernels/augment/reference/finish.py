@@ -7,11 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...philox import Stream, philox
 from ..mix import MIX, MODES
 from ..plan import ROW
-from ..policy import ERASE_MODES
-from .exact_math import normals
+from .noise import noise
 
 
 def normalised_levels(mean: list[float], std: list[float]) -> NDArray[np.float32]:
@@ -21,17 +19,6 @@ def normalised_levels(mean: list[float], std: list[float]) -> NDArray[np.float32
     """
     unit = np.arange(256, dtype=np.float32) / np.float32(255)
     return (unit - np.float32(mean)[:, None]) / np.float32(std)[:, None]
-
-
-def noise(row: np.void, pixel: NDArray[np.int64]) -> NDArray[np.float32]:
-    """What the erased pixels (…) become, (…, 3); a function of seed, epoch, sample, copy and the pixel's place."""
-    mode = ERASE_MODES[row["erase"]]
-    if mode == "const":
-        return np.zeros((*pixel.shape, 3), np.float32)
-    counter = pixel if mode == "pixel" else np.zeros_like(pixel)
-    word = philox(int(row["seed"]), Stream.NOISE, row["epoch"], row["sample"], row["copy"], counter)
-    red, green = normals(word[..., 0], word[..., 1])
-    return np.stack([red, green, normals(word[..., 2], word[..., 3])[0]], axis=-1).astype(np.float32)
 
 
 def values_of(image: NDArray[np.uint8], row: np.void, levels: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -22,7 +22,7 @@ def code(*lines: tuple) -> list[Instruction]:
 def play(
     path: list[Instruction], *, warps: int = 4, resident: int = 1, programs: int = 1, card=H100, **traffic
 ) -> Replay:
-    return replay([path], card, warps=warps, resident=resident, programs=programs, traffic=Traffic(**traffic))
+    return replay([[path]], card, warps=warps, resident=resident, programs=programs, traffic=Traffic(**traffic))
 
 
 def clocks(path: list[Instruction], **options) -> float:
@@ -38,6 +38,18 @@ def test_a_second_warp_fills_the_stalls_of_the_first() -> None:
     path = code(*[("IADD3", 4)] * 10)
     assert clocks(path, warps=8) == 42  # the second is one integer instruction behind
     assert clocks(path, resident=2, programs=2) == 42
+
+
+def test_the_warps_of_a_program_may_issue_different_instructions() -> None:
+    short, long = code(*[("IADD3", 4)] * 3), code(*[("IADD3", 4)] * 10)
+    waits = code(*[("IADD3", 4)] * 3, ("BAR", 1), ("IADD3", 4))
+    after = code(*[("IADD3", 4)] * 10, ("BAR", 1), ("IADD3", 4))
+
+    def together(*paths: list[Instruction]) -> float:
+        return replay([paths], H100, warps=8, resident=1, programs=1, traffic=Traffic()).clocks - LAUNCH
+
+    assert together(long, short) == 40  # the short one fills the other's stalls
+    assert clocks(waits, warps=8) < 4 * 10 + BARRIER < together(waits, after) <= clocks(after, warps=8)
 
 
 def test_one_instruction_is_issued_a_clock() -> None:
@@ -117,6 +129,6 @@ def test_what_is_not_played_takes_as_long_as_what_is(monkeypatch: pytest.MonkeyP
 
 def test_programs_take_their_paths_in_turn() -> None:
     short, long = code(("NOP", 10)), code(("NOP", 15), ("NOP", 15))
-    both = replay([short, long], H100, warps=4, resident=1, programs=2, traffic=Traffic())
+    both = replay([[short], [long]], H100, warps=4, resident=1, programs=2, traffic=Traffic())
     assert both.clocks == 2 * LAUNCH + 10 + 30
     assert both.idle["stall count or barrier"] == pytest.approx(1, abs=0.02)
