@@ -28,7 +28,7 @@ struct LevelsShared {
 };
 
 // The rounded mean of the gray levels. The image's blocks add up what their threads find in `sums`, two words.
-DEVICE int32_t mean_gray(const uint8_t* image, int64_t pixels, uint32_t* sums) {
+DEVICE_CALL int32_t mean_gray(const uint8_t* image, int64_t pixels, uint32_t* sums) {
   const Team team = Team::of_image();
   if (team.number == team.size - 1) sums[0] = sums[1] = 0;
   uint64_t sum = 0;
