@@ -247,7 +247,7 @@ DEVICE void affine_rest(const Groups& source, const OpCall& call, uint32_t* mark
   const Team team = Team::of_image();
   for (Cells cell(width, team); cell.row < source.height; cell.next())
     exact_pixel(source, &call, cell.row, cell.column, image + 3 * (int64_t{cell.row} * width + cell.column));
-  Team::sync();
+  Team::sync();  // no small image fills a list
   if (team.number == 0) *mark = 0;
 }
 

@@ -27,11 +27,10 @@ struct LevelsShared {
   uint8_t table[3 * levels];
 };
 
-// The sum of the blocks' numbers of a call, in `sums`, which has zeros before. One block of them may be alone.
-DEVICE int32_t mean_gray(const uint8_t* image, int64_t pixels, uint32_t* sums, uint32_t* shared) {
+// The rounded mean of the gray levels. The image's blocks add up what their threads find in `sums`, two words.
+DEVICE_CALL int32_t mean_gray(const uint8_t* image, int64_t pixels, uint32_t* sums) {
   const Team team = Team::of_image();
-  if (team.number < 2) sums[team.number] = 0;
-  if (threadIdx.x < 2) shared[threadIdx.x] = 0;
+  if (team.number == team.size - 1) sums[0] = sums[1] = 0;
   uint64_t sum = 0;
   visit_fours(
       pixels,
@@ -42,12 +41,10 @@ DEVICE int32_t mean_gray(const uint8_t* image, int64_t pixels, uint32_t* sums, u
         sum += four;
       },
       [&](int64_t i) { sum += gray_of(pixel_at(image + i)); });
-  __syncthreads();
-  // In halves, of which neither overflows.
-  atomicAdd(&shared[0], static_cast<uint32_t>(sum & 0xFFFF));
-  atomicAdd(&shared[1], static_cast<uint32_t>(sum >> 16));
   Team::sync();
-  if (threadIdx.x < 2) atomicAdd(sums + threadIdx.x, shared[threadIdx.x]);
+  // In halves, of which neither overflows.
+  atomicAdd(sums, static_cast<uint32_t>(sum & 0xFFFF));
+  atomicAdd(sums + 1, static_cast<uint32_t>(sum >> 16));
   Team::sync();
   return rounded_mean((uint64_t{sums[1]} << 16) + sums[0], static_cast<uint64_t>(pixels));
 }

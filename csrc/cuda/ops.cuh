@@ -97,7 +97,7 @@ DEVICE void run_call(uint8_t* image, uint32_t* mark, int32_t height, int32_t wid
   } else if (call.op == Op::auto_contrast || call.op == Op::equalize) {
     change_by_histogram(image, pixels, call.op, scratch, shared.levels);
   } else {
-    const int32_t mean = call.op == Op::contrast ? mean_gray(image, pixels, scratch, shared.levels.counter) : 0;
+    const int32_t mean = call.op == Op::contrast ? mean_gray(image, pixels, scratch) : 0;
     change_by_level(image, pixels, call, mean);
   }
   Team::sync();

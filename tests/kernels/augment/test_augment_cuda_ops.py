@@ -94,6 +94,17 @@ def test_one_block_of_512_threads_gives_the_pixels_of_a_cluster(program: Path, h
     assert (run_ops(program, images, calls, 512, parts=1)[0] == run_ops(program, images, calls, 24)[0]).all()
 
 
+def test_an_image_with_more_uncertain_pixels_than_a_list_takes_is_the_cpus(program: Path) -> None:
+    image = noise(160, 160)
+    calls = [call_of(name, 2.5, "bilinear", False, 160, 160) for name in ("translate_x", "translate_y")]
+    images = np.stack([image] * 2)
+    ours, uncertain = run_ops(program, images, np.stack(calls), 64, parts=1)  # halves: every other sum is a whole level
+    assert (uncertain > 6144).all()  # AffineShared::capacity
+    for name, result in zip(("translate_x", "translate_y"), ours, strict=True):
+        theirs = apply_op(torch.from_numpy(image)[None], name, 2.5, interpolation="bilinear", fill=FILL)[0].numpy()
+        assert (result == theirs).all()
+
+
 def test_affine_ops_are_made_in_integers_but_for_a_few_pixels(program: Path) -> None:
     plan = sample_plan(Policy.deit(224), seed=0, epoch=0, sample=range(600), copy=0, height=9, width=9)
     drawn = plan.table["ops"].reshape(-1)
@@ -103,4 +114,4 @@ def test_affine_ops_are_made_in_integers_but_for_a_few_pixels(program: Path) -> 
             for filter_of_call in (0, 1):
                 calls["filter"] = filter_of_call
                 _, uncertain = run_ops(program, np.stack([image] * 4), calls, 1)
-                assert (uncertain < 400).all(), (name, uncertain)  # of 50,176; the list has room for 1,024
+                assert (uncertain < 400).all(), (name, uncertain)  # of 50,176; a block's list has room for 6,144
