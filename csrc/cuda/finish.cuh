@@ -12,8 +12,8 @@
 #include "../arithmetic/normalise.h"
 #include "../arithmetic/plan.h"
 #include "block.cuh"
-#include "mixed.cuh"
-#include "places.cuh"
+#include "finish/mixed.cuh"
+#include "finish/places.cuh"
 
 namespace deit::cuda {
 

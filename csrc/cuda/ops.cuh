@@ -6,12 +6,12 @@
 #include "../arithmetic/colour.h"
 #include "../arithmetic/plan.h"
 #include "../augment.h"
-#include "affine.cuh"
-#include "blur.cuh"
 #include "block.cuh"
-#include "colour.cuh"
-#include "groups.cuh"
-#include "levels.cuh"
+#include "ops/affine.cuh"
+#include "ops/blur.cuh"
+#include "ops/colour.cuh"
+#include "ops/groups.cuh"
+#include "ops/levels.cuh"
 
 namespace deit::cuda {
 

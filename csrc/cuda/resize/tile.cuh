@@ -10,7 +10,7 @@
 
 #include <cstdint>
 
-#include "../dot.cuh"
+#include "../bytes.cuh"
 #include "weights.cuh"
 
 namespace deit::cuda {

@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
-#include "../arithmetic/affine.h"
-#include "../arithmetic/blur.h"
-#include "block.cuh"
+#include "../../arithmetic/affine.h"
+#include "../../arithmetic/blur.h"
+#include "../block.cuh"
 
 namespace deit::cuda {
 

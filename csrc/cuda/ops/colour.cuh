@@ -3,10 +3,10 @@
 
 #include <cstdint>
 
-#include "../arithmetic/colour.h"
-#include "../arithmetic/plan.h"
-#include "block.cuh"
-#include "dot.cuh"
+#include "../../arithmetic/colour.h"
+#include "../../arithmetic/plan.h"
+#include "../block.cuh"
+#include "../bytes.cuh"
 
 namespace deit::cuda {
 

@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
-#include "../arithmetic/normalise.h"
-#include "block.cuh"
+#include "../../arithmetic/normalise.h"
+#include "../block.cuh"
 
 namespace deit::cuda {
 

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "../arithmetic/histogram.h"
+#include "../../arithmetic/histogram.h"
 #include "colour.cuh"
 
 namespace deit::cuda {

@@ -4,9 +4,9 @@
 
 #include <cstdint>
 
-#include "../arithmetic/affine.h"
-#include "block.cuh"
-#include "dot.cuh"
+#include "../../arithmetic/affine.h"
+#include "../block.cuh"
+#include "../bytes.cuh"
 
 namespace deit::cuda {
 

@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
-#include "../arithmetic/affine.h"
-#include "../arithmetic/colour.h"
-#include "../arithmetic/plan.h"
+#include "../../arithmetic/affine.h"
+#include "../../arithmetic/colour.h"
+#include "../../arithmetic/plan.h"
 #include "groups.cuh"
 
 namespace deit::cuda {

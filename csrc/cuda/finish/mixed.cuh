@@ -3,10 +3,10 @@
 
 #include <cstdint>
 
-#include "../arithmetic/mix.h"
-#include "../arithmetic/noise.h"
-#include "../arithmetic/normalise.h"
-#include "../arithmetic/plan.h"
+#include "../../arithmetic/mix.h"
+#include "../../arithmetic/noise.h"
+#include "../../arithmetic/normalise.h"
+#include "../../arithmetic/plan.h"
 #include "places.cuh"
 
 namespace deit::cuda {
