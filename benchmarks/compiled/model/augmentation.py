@@ -44,15 +44,17 @@ ALLOWED = 1.05
 IMAGES = 64  # that are run; the batch repeats them
 FEW = 8  # images that a test counts
 REMAINS = [
-    "0.8 µs an image was the aim. What is in the way, and what was tried:",
+    "0.8 µs an image was the aim. What it took, and what is left:",
     "",
-    "- The resize: half of its instructions are outside the sums of products (unpacking, addresses, rounding), and a",
-    "  multiprocessor holds two of its blocks. Sums as dot products of four bytes (IDP.4A) stored the same bytes with",
-    "  more instructions: a column of this recipe reads six pixels on average, which begin anywhere in a word of four.",
-    "- The ops: in one block an image, the batch waited for an image with two rotations. A cluster of eight blocks now",
-    "  makes an image, on cards that have clusters; a warp makes four lines of eight pixels, read from fewer lines.",
-    "- The last stage waits for the DRAM: its noise is float32 now, levels become values without a table, and two images",
-    "  that mix each other are made together. A seventh of its instructions is each warp finding out what it is to do.",
+    "- The resize: sums of weighted pixels are products of matrices of bytes by the tensor cores, exact in int32: three for",
+    "  the three bytes of a weight. About a quarter of its instructions puts the three together and rounds; about a sixth",
+    "  is each of an image's eight blocks weighing its own taps. Blocks of twice as many lines would weigh less often, but",
+    "  lie less evenly on the multiprocessors, which costs as much. An image that shrinks by more than about 2.5 is summed",
+    "  tap by tap as before, which is not predicted.",
+    "- The ops: those that turn and shear are dot products of four taps, those on levels change four at once, and the",
+    "  images with the heaviest ops begin first. A rotation reads from many lines of memory, which binds it.",
+    "- The last stage: its noise is float32 now, levels become values without a table, and two images that mix each other",
+    "  are made together. A seventh of its instructions is each warp finding out what it is to do.",
 ]
 STAGES = {
     "resize": "crop, resize, flip", "plan_ops": "RandAugment's ops", "finish": "normalise, erase, mix, round, patches",
