@@ -23,9 +23,9 @@ What is predicted.
 A stage's predicted time is that of its blocks (2) times the replay's ratio (3), or the DRAM's (4) if that is longer,
 times 1.15 as in predict.py.
 
-Blind spots. Nothing here was measured. The sub-partitions of a block are replayed alike, without conflicts of banks, and L2 as
-fast as the DRAM; a block that is alone on a multiprocessor has its pipes to itself and is as busy as two. The
-instruction cache, throttling and the launches themselves are left out, and so is the overlap of one kernel's end with
+Blind spots. Nothing here was measured. The sub-partitions of a block are replayed alike, without conflicts of banks, and
+L2 as fast as the DRAM; a block that is alone on a multiprocessor has its pipes to itself and is as busy as two. Scratch
+memory of the ops is taken to stay in L2. The instruction cache, throttling and the launches themselves are left out, and so is the overlap of one kernel's end with
 the next one's beginning.
 """
 
@@ -46,15 +46,15 @@ FEW = 8  # images that a test counts
 REMAINS = [
     "0.8 µs an image was the aim. What it took, and what is left:",
     "",
-    "- The resize: sums of weighted pixels are products of matrices of bytes by the tensor cores, exact in int32: three for",
-    "  the three bytes of a weight. About a quarter of its instructions puts the three together and rounds; about a sixth",
-    "  is each of an image's eight blocks weighing its own taps. Blocks of twice as many lines would weigh less often, but",
-    "  lie less evenly on the multiprocessors, which costs as much. An image that shrinks by more than about 2.5 is summed",
-    "  tap by tap as before, which is not predicted.",
-    "- The ops: those that turn and shear are dot products of four taps, those on levels change four at once, and the",
-    "  images with the heaviest ops begin first. A rotation reads from many lines of memory, which binds it.",
-    "- The last stage: its noise is float32 now, levels become values without a table, and two images that mix each other",
-    "  are made together. A seventh of its instructions is each warp finding out what it is to do.",
+    "- The resize: sums of weighted pixels are products of matrices of bytes by the tensor cores, exact in int32:",
+    "  three for the three bytes of a weight. About a quarter of its instructions puts the three together and",
+    "  rounds; about a sixth is each of an image's eight blocks weighing its own taps. Blocks of twice as many",
+    "  lines would weigh less often, but lie less evenly on the multiprocessors, which costs as much. An image",
+    "  that shrinks by more than about 2.5 is summed tap by tap as before, which is not predicted.",
+    "- The ops: those that turn and shear are dot products of four taps, those on levels change four at once, and",
+    "  the images with the heaviest ops begin first. A rotation reads from many lines of memory, which binds it.",
+    "- The last stage: its noise is float32 now, levels become values without a table, and two images that mix",
+    "  each other are made together. A seventh of its instructions is each warp finding out what it is to do.",
 ]
 STAGES = {
     "resize": "crop, resize, flip", "plan_ops": "RandAugment's ops", "finish": "normalise, erase, mix, round, patches",

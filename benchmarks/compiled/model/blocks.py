@@ -176,9 +176,7 @@ def replayed_share(counted: Counted, card: pipes.Card) -> float:
         places.setdefault(block % card.multiprocessors, []).append(block)
     took = bound = 0.0
     for blocks in places.values():
-        paths = [
-            [[counted.program[place] for place in path] for path in counted.paths[block]] for block in blocks
-        ]
+        paths = [[[counted.program[place] for place in path] for path in counted.paths[block]] for block in blocks]
         warps = [path for block in paths for path in block]
         loaded, stored = np.sum([pipes.global_bytes(path, card) for path in warps], axis=0) * pipes.SUB_PARTITIONS
         portion = len(blocks) / counted.counts.shape[1]

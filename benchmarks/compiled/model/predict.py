@@ -96,8 +96,8 @@ def predict(program: Program, launch: Launch, capability: int, *, warps: int, re
     played = None
     if capability in pipes.REPLAYED:
         played = replay(
-            [[path] for path in paths], card, warps=warps, resident=resident, programs=-(-launch.programs // card.multiprocessors),
-            traffic=_traffic(paths, card, launch, warps),
+            [[path] for path in paths], card, warps=warps, resident=resident,
+            programs=-(-launch.programs // card.multiprocessors), traffic=_traffic(paths, card, launch, warps),
         )  # fmt: skip
     moved = launch.programs * (launch.fetched + launch.stored)
     return Prediction(1e6 * moved / card.bandwidth, bounds, played, card)

@@ -143,8 +143,9 @@ class _Warp:
 
 
 def replay(
-    paths: Sequence[Sequence[Sequence[Instruction]]], card: Card, *, warps: int, resident: int, programs: int, traffic: Traffic
-) -> Replay:
+    paths: Sequence[Sequence[Sequence[Instruction]]], card: Card, *, warps: int, resident: int, programs: int,
+    traffic: Traffic,
+) -> Replay:  # fmt: skip
     """Play `programs` programs on one multiprocessor, `resident` at a time.
 
     Multiprocessors are out of phase: while others compute, one takes more of the DRAM than its share. How much more is
