@@ -23,10 +23,10 @@ What is predicted.
 A stage's predicted time is that of its blocks (2) times the replay's ratio (3), or the DRAM's (4) if that is longer,
 times 1.15 as in predict.py.
 
-Blind spots. Nothing here was measured. The sub-partitions of a block are replayed alike, without conflicts of banks, and
-L2 as fast as the DRAM; a block that is alone on a multiprocessor has its pipes to itself and is as busy as two. Scratch
-memory of the ops is taken to stay in L2. The instruction cache, throttling and the launches themselves are left out, and so is the overlap of one kernel's end with
-the next one's beginning.
+Blind spots. Nothing here was measured. The sub-partitions of a block are replayed alike, without conflicts of banks,
+and L2 as fast as the DRAM; a block that is alone on a multiprocessor has its pipes to itself and is as busy as two.
+Scratch memory of the ops is taken to stay in L2. The instruction cache, throttling and the launches themselves are left
+out, and so is the overlap of one kernel's end with the next one's beginning.
 """
 
 from __future__ import annotations
