@@ -175,9 +175,21 @@ class Machine:
             np.copyto(self.predicates[row], value, where=active.mask)
 
     def arrive(self, lanes: NDArray, cluster: bool = False) -> None:
-        """Lanes at a barrier, which opens for a block or cluster when all its lanes that still run are there."""
+        """Lanes at a barrier, which opens for a block or cluster when all its lanes that still run are there.
+
+        A warp's lanes come to it together on a card, where a BSYNC before it waits for all of them. Here they may come
+        in parts, of which the last one counts.
+        """
         self.waiting[lanes] = True
         self._at_cluster[lanes] = cluster
+        missing = np.zeros(len(self._block_of_warp), bool)
+        missing[self.warp[self.alive & ~self.waiting]] = True
+        for warp in np.unique(self.warp[lanes]):
+            if missing[warp]:
+                self.counts[self.now, self._block_of_warp[warp]] -= 1
+        for thread, path in self.paths.items():
+            if missing[self.warp[thread]] and lanes[thread : thread + WARP].any():
+                path.pop()
         self.open_barriers()
 
     def open_barriers(self) -> None:

@@ -17,16 +17,17 @@ What is predicted.
    data stage of shared memory and L1 is busy for every conflict of banks and every further line of 128 bytes.
 2. Blocks: they are given to the multiprocessors in order, each to the next that has room. An image with two rotations
    takes several times the mean, and the batch waits for it.
-3. A replay (replay.py) of all blocks of some multiprocessors, of each block the warps of one sub-partition: how many
-   times as long as its bound it takes, for latency, barriers and stalls.
+3. A replay (replay.py) of all blocks of some multiprocessors, sub-partition by sub-partition: how many times as long as
+   the blocks' bound the slowest of the four takes, for latency, barriers and stalls.
 4. The DRAM, if each byte that a stage needs moves once.
 A stage's predicted time is that of its blocks (2) times the replay's ratio (3), or the DRAM's (4) if that is longer,
 times 1.15 as in predict.py.
 
-Blind spots. Nothing here was measured. The sub-partitions of a block are replayed alike, without conflicts of banks,
-and L2 as fast as the DRAM; a block that is alone on a multiprocessor has its pipes to itself and is as busy as two.
-Scratch memory of the ops is taken to stay in L2. The instruction cache, throttling and the launches themselves are left
-out, and so is the overlap of one kernel's end with the next one's beginning.
+Blind spots. Nothing here was measured. The sub-partitions of a block are replayed one by one, as if none waited at a
+barrier for another, without conflicts of banks, and L2 as fast as the DRAM; no block of a cluster waits for the others;
+a block that is alone on a multiprocessor has its pipes to itself and is as busy as two. Scratch memory of the ops is
+taken to stay in L2. The instruction cache, throttling and the launches themselves are left out, and so is the overlap
+of one kernel's end with the next one's beginning.
 """
 
 from __future__ import annotations

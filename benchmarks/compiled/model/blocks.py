@@ -29,7 +29,7 @@ class Counted:
         program: the instructions with their control bits.
         counts: int64 (instructions, blocks); block (x, y) has number y * images + x.
         accesses: as of a Machine.
-        paths: of some blocks, by number, what its warps in one sub-partition issued, as indices.
+        paths: of some blocks, by number, what each of its warps issued, as indices.
         images: of the launch.
         warps: of a block.
         resident: blocks that fit on a multiprocessor.
@@ -78,8 +78,6 @@ def pipe_clocks(counted: Counted, card: pipes.Card) -> NDArray:
         pipe, clocks = taken.pipe, taken.clocks
         if instruction.name in DOUBLE:
             pipe, clocks = "double", DOUBLE_CLOCKS
-        elif instruction.name == "IDP":
-            pipe = "multiply"
         elif pipe == "memory" and not np.isnan(counted.accesses[place, 0]):
             clocks = pipes.SUB_PARTITIONS * counted.accesses[place, 0]
         table[PIPES.index(pipe), place] += clocks
@@ -170,24 +168,35 @@ def predict(counted: Counted, card: pipes.Card) -> Stage:
 
 
 def replayed_share(counted: Counted, card: pipes.Card) -> float:
-    """Over the multiprocessors whose blocks have paths: clocks of the replay over those of its binding pipe."""
+    """Over the multiprocessors whose blocks have paths: clocks of the replay over those of its binding pipe.
+
+    Each sub-partition is replayed with its own warps, and the slowest of them counts, since the block waits for it.
+    """
     places: dict[int, list[int]] = {}
     for block in sorted(counted.paths):
         places.setdefault(block % card.multiprocessors, []).append(block)
     took = bound = 0.0
     for blocks in places.values():
-        paths = [[[counted.program[place] for place in path] for path in counted.paths[block]] for block in blocks]
-        warps = [path for block in paths for path in block]
-        loaded, stored = np.sum([pipes.global_bytes(path, card) for path in warps], axis=0) * pipes.SUB_PARTITIONS
+        warps = [[[counted.program[place] for place in path] for path in counted.paths[block]] for block in blocks]
         portion = len(blocks) / counted.counts.shape[1]
-        traffic = Traffic(
-            min(counted.read * portion / loaded, 1.0) if loaded else 1.0,
-            min(counted.written * portion / stored, 1.0) if stored else 1.0, counted.counts.shape[1],
-        )  # fmt: skip
-        played = replay(
-            paths, card, warps=counted.warps, resident=counted.resident, programs=len(paths), traffic=traffic
+        sides = range(min(pipes.SUB_PARTITIONS, counted.warps))
+        took += max(
+            _replayed(counted, card, [block[side :: pipes.SUB_PARTITIONS] for block in warps], portion)
+            for side in sides
         )
-        clocks = np.sum([list(pipes.tally(path, card).values()) for path in warps], axis=0)
-        took += played.clocks
-        bound += clocks.max()
+        clocks = np.sum([list(pipes.tally(path, card).values()) for block in warps for path in block], axis=0)
+        bound += clocks.max() / pipes.SUB_PARTITIONS
     return took / bound
+
+
+def _replayed(counted: Counted, card: pipes.Card, paths: list[list[list[Instruction]]], portion: float) -> float:
+    """Clocks of a sub-partition that runs these warps of some blocks, a portion of all."""
+    moved = [pipes.global_bytes(path, card) for block in paths for path in block]
+    loaded, stored = np.sum(moved, axis=0) * pipes.SUB_PARTITIONS
+    traffic = Traffic(
+        min(counted.read * portion / loaded, 1.0) if loaded else 1.0,
+        min(counted.written * portion / stored, 1.0) if stored else 1.0, counted.counts.shape[1],
+    )  # fmt: skip
+    return replay(
+        paths, card, warps=counted.warps, resident=counted.resident, programs=len(paths), traffic=traffic
+    ).clocks

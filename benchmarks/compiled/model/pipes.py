@@ -6,11 +6,11 @@ are common to them, here a quarter each. Clocks are those of one sub-partition.
 Where the rates are from:
 [BPG] CUDA C++ Best Practices Guide 13, "Throughput of Native Arithmetic Instructions", results a clock and
       multiprocessor: float32 64 on 8.0 and 128 since; compare, minimum, logic, conversion, integer multiply-add 64;
-      special functions 16; warp shuffle 32.
+      special functions 16; warp shuffle 32; warp reduction 16.
 [A100], [H100], [Ada], [Blackwell]  NVIDIA's architecture papers and data sheets: multiprocessors, clocks, bandwidth,
       shared memory of 128 bytes a clock, and the dense bf16 rate, of which follow the multiply-adds a clock:
       312 TFLOP/s is 108 × 1.41 GHz × 2,048 (two a multiply-add), 989 is 132 × 1.83 GHz × 4,096, 362 is
-      142 × 2.52 GHz × 1,011, 210 is 170 × 2.41 GHz × 512.
+      142 × 2.52 GHz × 1,011, 210 is 170 × 2.41 GHz × 512. Products of 8-bit integers have twice these rates.
 [Luo] Luo et al., "Benchmarking and Dissecting the Nvidia Hopper GPU Architecture" (2024): mma.sync reaches 0.63 of an
       H100's peak, warp-group products full speed from N = 64 up.
 An H100 is taken at 1.7 GHz, below its boost clock, since it holds no more in matrix products; DRAM gives 92 % of the
@@ -122,7 +122,12 @@ def cost(instruction: Instruction, card: Card) -> Cost:
         return Cost("memory", _memory_clocks(instruction), global_bytes=LANES * access_bytes(instruction))
     if name in _FLOAT:
         return Cost("float", LANES / card.float_lanes)
-    for pipe, names, clocks in (("multiply", {"IMAD"}, 2), ("special", _SPECIAL, 8), ("shuffle", {"SHFL"}, 4)):
+    for pipe, names, clocks in (
+        ("multiply", {"IMAD", "IDP"}, 2),
+        ("special", _SPECIAL, 8),
+        ("shuffle", {"SHFL"}, 4),
+        ("integer", {"REDUX"}, 8),
+    ):
         if name in names:
             return Cost(pipe, clocks)
     if name in _CONTROL:

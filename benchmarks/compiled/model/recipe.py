@@ -248,9 +248,6 @@ def made(stage: str, rows: NDArray) -> NDArray:
 def traced_blocks(host: Launch, first: int, order: NDArray, images: int, batch: NDArray) -> list[Traced]:
     """Of the images from `first` on the blocks that are replayed, for one image or one that repeats it.
 
-    Of a block those warps are traced that share a sub-partition: one in four, and which of the four differs from image
-    to image.
-
     Args:
         order: of the images that are run together, as `made`.
         batch: of the whole batch.
@@ -262,7 +259,7 @@ def traced_blocks(host: Launch, first: int, order: NDArray, images: int, batch: 
         Traced(y, image, (y * some + place[image - first]) * host.threads + pipes.LANES * warp)
         for y, image in wanted
         if first <= image < first + some
-        for warp in range(image % pipes.SUB_PARTITIONS, warps, pipes.SUB_PARTITIONS)
+        for warp in range(warps)
     ]
 
 

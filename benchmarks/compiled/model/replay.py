@@ -157,7 +157,13 @@ def replay(
         warps: of a program.
         resident: programs that fit on a multiprocessor.
         programs: that this multiprocessor runs.
+
+    Raises:
+        ValueError: the warps of a program come to different numbers of barriers.
     """
+    for program in paths:
+        if len({sum(instruction.name == "BAR" for instruction in path) for path in program}) > 1:
+            raise ValueError("the warps of a program come to different numbers of barriers")
     share = max(1, warps // SUB_PARTITIONS)
     beside = max(1, SUB_PARTITIONS // warps)  # programs of one or two warps lie in sub-partitions beside each other
     resident, programs = max(1, resident // beside), -(-programs // beside)
