@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "../arithmetic/host_device.h"
+#include "block.cuh"
 
 namespace deit::cuda {
 
@@ -49,5 +49,22 @@ DEVICE int32_t dot2_low(uint32_t a, uint32_t b, int32_t sum) {
 }
 DEVICE int32_t dot2_high(uint32_t a, uint32_t b, int32_t sum) { return dot2_low(a, b >> 16, sum); }
 #endif
+
+// A word for each channel: of four pixels of a line, or of the four taps of a sum.
+struct Planes {
+  uint32_t channel[3];
+};
+
+// Of the four pixels in 12 bytes.
+DEVICE Planes planes_of(uint32_t first, uint32_t second, uint32_t third) {
+  return {{permuted(permuted(first, second, 0x0630), third, 0x5210),
+           permuted(permuted(first, second, 0x0741), third, 0x6210),
+           permuted(permuted(first, second, 0x0052), third, 0x7410)}};
+}
+
+// A word of four levels, clipped to bytes.
+DEVICE uint32_t four_levels(int32_t first, int32_t second, int32_t third, int32_t fourth) {
+  return packed(first, second, packed(third, fourth, 0));
+}
 
 }  // namespace deit::cuda

@@ -152,8 +152,8 @@ struct FinishPart {
   }
 };
 
-// Whether two images mix each other alike: then their blocks share the lines of both, and if one's row is good, which
-// boxes are part of, the other's is.
+// Whether two images mix each other alike: then their blocks share the lines of both. Their boxes are compared too, so
+// that both mix rows are good or neither is.
 DEVICE bool mix_each_other(const MixRow& mix, int32_t image, const MixRow& partner) {
   const Box &own = mix.box, &other = partner.box;
   const int32_t differ = (own.top ^ other.top) | (own.left ^ other.left) | (own.height ^ other.height) |
@@ -206,7 +206,8 @@ DEVICE void finish_block(const FinishBatch& batch, const Finish& finish, typenam
     part.template groups<From::both>();
   else if (grouped)
     part.template groups<From::one>();
-  __syncthreads();  // what is stored a second time, is stored by other threads
+  // What the two threads above found; and what is stored a second time is stored by other threads.
+  __syncthreads();
   const bool good = shared.good[0] && shared.good[1];
   if (!grouped || !good) return part.pixels(good);
 #pragma unroll 1

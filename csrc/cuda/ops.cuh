@@ -63,7 +63,7 @@ DEVICE void sharpen_pixels(const Groups& source, float factor, uint8_t* image) {
       }
       int32_t level[4];
       for (int k = 0; k < 4; ++k) level[k] = sharpened(taps[k][0], taps[k][1], taps[k][2], factor);
-      result.channel[c] = (four_levels(level) & ~edge) | (line[1][1].word[c] & edge);
+      result.channel[c] = (four_levels(level[0], level[1], level[2], level[3]) & ~edge) | (line[1][1].word[c] & edge);
     }
     store_planes(result, reinterpret_cast<uint32_t*>(image) + 3 * (int64_t{cell.row} * columns + cell.column));
   }

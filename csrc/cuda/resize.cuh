@@ -18,6 +18,11 @@ struct ResizeShape {
 
   HOST_DEVICE constexpr int32_t parts() const { return across * down; }
 };
+constexpr int32_t largest_resize_bytes() {
+  int32_t most = 0;
+  for (int32_t size = 1; size <= max_output; ++size) most = larger(most, ResizeShape(size).bytes);
+  return most;
+}
 static_assert(TileLines::outputs == lines_of_band);
 static_assert(sizeof(TileShared) <= 75 * 1024);  // three blocks fit an H100's multiprocessor
 

@@ -1,9 +1,8 @@
 // Applies one function of arithmetic/*.h to every record of stdin: arithmetic NAME. Test-only.
 //
 // philox reads {uint64 seed; uint32 stream, c0, c1, c2, c3, unused} and writes four uint32; exp and log map float64 to
-// float64, sincos to two; normals maps two uint32 to two float64, noise
-// to two float32; half and bfloat16 map float32 to uint16; exact maps {float32 mean[3], std[3]} to int32, whether
-// normalising without divisions has the same bits.
+// float64, sincos to two; normals maps two uint32 to two float64, noise to two float32; half and bfloat16 map float32 to
+// uint16; exact maps {float32 mean[3], std[3]} to int32, whether normalising without divisions has the same bits.
 #include <cstdio>
 #include <string>
 

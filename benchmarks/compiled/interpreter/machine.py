@@ -184,9 +184,9 @@ class Machine:
         self._at_cluster[lanes] = cluster
         missing = np.zeros(len(self._block_of_warp), bool)
         missing[self.warp[self.alive & ~self.waiting]] = True
-        for warp in np.unique(self.warp[lanes]):
-            if missing[warp]:
-                self.counts[self.now, self._block_of_warp[warp]] -= 1
+        for late in np.unique(self.warp[lanes]):
+            if missing[late]:
+                self.counts[self.now, self._block_of_warp[late]] -= 1
         for thread, path in self.paths.items():
             if missing[self.warp[thread]] and lanes[thread : thread + WARP].any():
                 path.pop()

@@ -54,7 +54,7 @@ struct FourPixels {
       level[k] = sum[k] >> line_bits;
       near[k] = (sum[k] & ((1 << line_bits) - 1)) - 2 * error;
     }
-    levels.channel[channel] = four_levels(level);
+    levels.channel[channel] = four_levels(level[0], level[1], level[2], level[3]);
     open |= permuted(permuted(near[0], near[1], 0x0073), permuted(near[2], near[3], 0x0073), 0x5410) &
             nonzero_bytes(difference);
   }

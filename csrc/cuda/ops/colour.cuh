@@ -27,8 +27,8 @@ DEVICE void change_words(uint8_t* image, int64_t pixels, const Changed& changed)
   }
 }
 
-// visit(words) for 12 bytes with four pixels, whose first level is of channel 0; at the end of an image that has other
-// pixels too, visit_last(rgb) for each of these.
+// visit(word) for the first of the three words of four pixels, whose first level is of channel 0; for each pixel that is
+// not among four, visit_last(byte) for its first byte.
 template <typename Visit, typename VisitLast>
 DEVICE void visit_fours(int64_t pixels, const Visit& visit, const VisitLast& visit_last) {
   const Team team = Team::of_image();

@@ -10,18 +10,6 @@
 
 namespace deit::cuda {
 
-// A word for each channel: of four pixels of a line, or of the four taps of a sum.
-struct Planes {
-  uint32_t channel[3];
-};
-
-// Of the four pixels in 12 bytes.
-DEVICE Planes planes_of(uint32_t first, uint32_t second, uint32_t third) {
-  return {{permuted(permuted(first, second, 0x0630), third, 0x5210),
-           permuted(permuted(first, second, 0x0741), third, 0x6210),
-           permuted(permuted(first, second, 0x0052), third, 0x7410)}};
-}
-
 // In scratch memory: three lines of edges above and below, and a group of them at either end of a line. The sum of a
 // steep shear of four columns reads five lines, three of them beyond the image.
 struct Groups {
@@ -75,11 +63,6 @@ struct Groups {
 
 // In the highest bit of each byte, whether the byte is not 0; the other bits may be anything.
 DEVICE uint32_t nonzero_bytes(uint32_t word) { return ((word & 0x7F7F7F7F) + 0x7F7F7F7F) | word; }
-
-// A word of four levels, clipped to bytes.
-DEVICE uint32_t four_levels(const int32_t* level) {
-  return packed(level[0], level[1], packed(level[2], level[3], 0));
-}
 
 // The 12 bytes of four pixels.
 DEVICE void store_planes(const Planes& planes, uint32_t* to) {

@@ -31,10 +31,6 @@ struct WeighedSums {
   DEVICE int32_t operator[](int i) const { return sum[i]; }  // not yet clipped
 };
 
-DEVICE uint32_t packed_levels(int32_t first, int32_t second, int32_t third, int32_t fourth) {
-  return packed(first, second, packed(third, fourth, 0));
-}
-
 // The weights of a tile of 16 columns: `steps` times 32 source columns.
 template <int steps>
 struct ColumnWeights {
@@ -61,13 +57,6 @@ struct ColumnWeights {
     }
   }
 };
-
-// A channel of four pixels in three words.
-DEVICE uint32_t channel_of(const uint32_t* word, int channel) {
-  if (channel == 0) return permuted(permuted(word[0], word[1], 0x0630), word[2], 0x5210);
-  if (channel == 1) return permuted(permuted(word[0], word[1], 0x0741), word[2], 0x6210);
-  return permuted(permuted(word[0], word[1], 0x0052), word[2], 0x7410);
-}
 
 // Of 16 bytes some may lie outside the buffer [begin, end).
 DEVICE_CALL void copy_what_is_inside(const uint8_t* from, TileShared* shared, int32_t to) {
@@ -100,7 +89,7 @@ struct EightColumns {
   // The `number`-th of lines of `cells` times eight columns; `line` is the first byte of those that are copied together.
   DEVICE EightColumns(TileShared& shared, int32_t cells, int32_t number, const uint8_t* line) {
     const int32_t row = quotient(number, cells), column = number - row * cells;
-    const uint32_t at = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(line)) + 3 * row * shared.source.row.width;
+    const uint32_t at = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(line)) + 3u * row * shared.source.row.width;
     ahead = at % 4;
     from = reinterpret_cast<const uint32_t*>(shared.bytes + row * TileShared::line_bytes + 24 * column + (at & 12));
     to = shared.pixels + TileShared::line_place(row) + 2 * column;
@@ -109,14 +98,15 @@ struct EightColumns {
   DEVICE void unpack() const {
     uint32_t word[6];
     for (int i = 0; i < 6; ++i) word[i] = word_between(from[i], from[i + 1], ahead);
+    const Planes first = planes_of(word[0], word[1], word[2]), second = planes_of(word[3], word[4], word[5]);
     for (int c = 0; c < 3; ++c)
-      *reinterpret_cast<Words2*>(to + c * TileShared::channel_words) = {{channel_of(word, c), channel_of(word + 3, c)}};
+      *reinterpret_cast<Words2*>(to + c * TileShared::channel_words) = {{first.channel[c], second.channel[c]}};
   }
 };
 
 // A block's work, by its threads.
 struct ResizeTile {
-  static constexpr int32_t copies = threads / warp_lanes - 1;  // the warp that copies while others resize columns
+  static constexpr int32_t copying_warp = threads / warp_lanes - 1;  // the others resize columns meanwhile
   TileShared& shared;
   int32_t warp, lane;  // of this thread
 
@@ -125,19 +115,21 @@ struct ResizeTile {
 
   // Copies the source lines [line, line + count) by chunks of 16 bytes, at most 64 a line. By one warp; they arrive by its
   // wait_for_copies.
-  template <bool inside>
+  template <bool inside>  // whether all chunks lie in the buffer
   DEVICE void copy_lines(int32_t line, int32_t count) const {
-    const int32_t stride = 3 * shared.source.row.width, chunks = divided_up(15 + 24 * shared.cells + 4, 16);
+    const ResizeSource& source = shared.source;
+    const int32_t stride = 3 * source.row.width, chunks = divided_up(15 + 24 * shared.cells + 4, 16);
     const uint8_t* bytes = shared.first_byte(line);
 #pragma unroll 4
     for (int32_t i = 0, to = 16 * lane; i < count; ++i, bytes += stride, to += TileShared::line_bytes) {
-      const auto* from = reinterpret_cast<const uint8_t*>(reinterpret_cast<uintptr_t>(bytes) / 16 * 16) + 16 * lane;
+      const auto* first = reinterpret_cast<const uint8_t*>(reinterpret_cast<uintptr_t>(bytes) / 16 * 16) + 16 * lane;
       for (int32_t chunk = 0; chunk < 2 * warp_lanes; chunk += warp_lanes) {
         if (chunk + lane >= chunks) continue;
-        if (inside)
-          copy_sixteen(from + 16 * chunk, shared.bytes + to + 16 * chunk);
+        const uint8_t* from = first + 16 * chunk;
+        if (inside || (source.begin <= from && from + 16 <= source.end))
+          copy_sixteen(from, shared.bytes + to + 16 * chunk);
         else
-          copy_what_is_inside(from + 16 * chunk, &shared, to + 16 * chunk);
+          copy_what_is_inside(from, &shared, to + 16 * chunk);
       }
     }
   }
@@ -167,8 +159,8 @@ struct ResizeTile {
       };
       const WeighedSums even = levels(0), odd = levels(1);
       uint32_t* to = places.strip + c * TileShared::strip_stride + word;
-      const uint32_t first = packed_levels(even[0], even[1], odd[0], odd[1]);
-      const uint32_t second = packed_levels(even[2], even[3], odd[2], odd[3]);
+      const uint32_t first = four_levels(even[0], even[1], odd[0], odd[1]);
+      const uint32_t second = four_levels(even[2], even[3], odd[2], odd[3]);
       if (places.first_there) *to = first;
       if (places.second_there) to[places.second_on] = second;
     }
@@ -207,7 +199,7 @@ struct ResizeTile {
       };
       const WeighedSums even = levels(0), odd = levels(1);
       for (int line = 0; line < 2; ++line) {
-        const uint32_t four = packed_levels(even[line], even[2 + line], odd[line], odd[2 + line]);
+        const uint32_t four = four_levels(even[line], even[2 + line], odd[line], odd[2 + line]);
         uint8_t* at = line ? next : to;
         if (words_together) {
           if (first < there[line]) store_global(four, at);
@@ -273,7 +265,7 @@ struct ResizeTile {
       constexpr int32_t together = TileShared::lines_at_once;
       // Of this thread; the same of every `together` lines, since so many begin at a multiple of 16 bytes from each other.
       const EightColumns first(shared, cells, threadIdx.x, shared.first_byte(lines.begin));
-      if (warp == copies) copy_lines(lines.begin, smaller(together, lines.end - lines.begin));
+      if (warp == copying_warp) copy_lines(lines.begin, smaller(together, lines.end - lines.begin));
       for (int32_t line = lines.begin, word = 0; line < lines.end; line += together, word += together / 4) {
         wait_for_copies();
         __syncthreads();
@@ -282,7 +274,7 @@ struct ResizeTile {
         for (int32_t number = threadIdx.x + threads; number < count * cells; number += threads)
           EightColumns(shared, cells, number, shared.first_byte(line)).unpack();
         __syncthreads();
-        if (warp == copies && left > together) copy_lines(line + together, smaller(together, left - together));
+        if (warp == copying_warp && left > together) copy_lines(line + together, smaller(together, left - together));
         if (warp < column_tiles) resize_columns(weights, places, pixels, word);
       }
       __syncthreads();

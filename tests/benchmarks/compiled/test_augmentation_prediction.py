@@ -47,6 +47,9 @@ def test_the_sums_of_the_resize_are_products_of_matrices(counted: dict[str, bloc
     # A product of 16 x 32 by 32 x 8 bytes is an eighth of three for the 256 levels of two sets of 16 x 8 sums.
     lines = VALUES / 4  # of the output: 128 sums of a product, which reads 32 source lines
     assert issued(counted["resize"], "IMMA") > 3 * (lines + lines)
+    # All lanes of a warp take part in each.
+    products = [found for found in counted["resize"].listing.instructions if found.base == "IMMA"]
+    assert products and all(found.guard is None for found in products)
 
 
 def test_the_last_stage_stores_sixteen_bytes_where_nothing_is_erased(counted: dict[str, blocks.Counted]) -> None:
