@@ -48,15 +48,22 @@ DEVICE int32_t quotient(int32_t a, int32_t b) {
   return static_cast<int32_t>((static_cast<float>(a) + 0.5f) * reciprocal(static_cast<float>(b)));
 }
 
+// This thread's number among its block's for the work that they divide. The first ones often have more to do; in which
+// warps they are differs from block to block, so that a multiprocessor's four schedulers share it evenly.
+DEVICE int32_t own_number() {
+  const uint32_t turn = ((blockIdx.x >> 1) + blockIdx.y) * 32 & (blockDim.x - 1);
+  return static_cast<int32_t>((blockDim.x & (blockDim.x - 1)) == 0 ? threadIdx.x ^ turn : threadIdx.x);
+}
+
 // Threads that divide work: those of a block, or those of the blocks (x, 0) to (x, gridDim.y - 1), which run at the same
 // time and meet in sync(). At most 2**12.
 struct Team {
   int32_t number, size;  // of this thread, and of them all
 
-  DEVICE static Team of_block() { return {static_cast<int32_t>(threadIdx.x), static_cast<int32_t>(blockDim.x)}; }
+  DEVICE static Team of_block() { return {own_number(), static_cast<int32_t>(blockDim.x)}; }
   DEVICE static Team of_image() {
     const int32_t threads = blockDim.x;
-    return {static_cast<int32_t>(blockIdx.y) * threads + static_cast<int32_t>(threadIdx.x),
+    return {static_cast<int32_t>(blockIdx.y) * threads + own_number(),
             static_cast<int32_t>(gridDim.y) * threads};
   }
 

@@ -186,11 +186,11 @@ DEVICE void finish_block(const FinishBatch& batch, const Finish& finish, typenam
 
   const Mixed mixed{finish, batch.inverses, batch.images + image * image_values,
                     batch.images + mix.partner * image_values, mix, size};
-  if (threadIdx.x == 0) {
+  if (own_number() == 0) {
     shared.good[0] = mixes && row_problem(shared.row[0], batch.data_bytes, size) == RowProblem::none;
     if (shared.good[0]) shared.erased[0] = mixed.erased(shared.row[0], 0);
   }
-  if (threadIdx.x == blockDim.x - 1) {  // in another warp, at the same time
+  if (own_number() == static_cast<int32_t>(blockDim.x) - 1) {  // in another warp, at the same time
     shared.good[1] = row_problem(shared.row[1], batch.data_bytes, size) == RowProblem::none;
     if (shared.good[1]) shared.erased[1] = mixed.erased(shared.row[1], 1);
   }

@@ -108,7 +108,7 @@ DEVICE void plan_ops_row(int64_t data_bytes, const PlanRow* rows, int32_t index,
                          uint32_t* scratch, OpsShared& shared) {
   copy_row(rows + index, shared.row);
   __syncthreads();
-  if (threadIdx.x == 0) shared.good = row_problem(shared.row, data_bytes, size) == RowProblem::none;
+  if (own_number() == 0) shared.good = row_problem(shared.row, data_bytes, size) == RowProblem::none;
   __syncthreads();
   if (!shared.good) return;
   uint32_t* mark = scratch + index * scratch_pixels(size, size);

@@ -37,7 +37,7 @@ DEVICE void resize_block(const uint8_t* data, int64_t data_bytes, const PlanRow*
   uint8_t* output = images + (int64_t{blockIdx.x} * size + first_line) * 3 * size;
   copy_row(rows + blockIdx.x, source.row);
   __syncthreads();
-  if (threadIdx.x == 0) {
+  if (own_number() == 0) {
     source.find(data, data_bytes, size);
     source.tiled = blockDim.x == threads && TileShared::fits(source);
     const PlanRow& row = source.row;

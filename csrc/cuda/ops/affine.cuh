@@ -218,7 +218,7 @@ DEVICE void affine_pixels(const Groups& source, const OpCall& call, AffineShared
     each([&](int32_t y, int32_t x, uint8_t* rgb) { real_pixel<float>(source, call, y, x, rgb); });
     return;
   }
-  if (threadIdx.x == 0) {
+  if (own_number() == 0) {
     shared.fixed = fixed_affine(call.matrix, static_cast<Filter>(call.filter), height, width);
     shared.listed = 0;
   }

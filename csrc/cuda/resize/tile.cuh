@@ -108,10 +108,10 @@ struct EightColumns {
 struct ResizeTile {
   static constexpr int32_t copying_warp = threads / warp_lanes - 1;  // the others resize columns meanwhile
   TileShared& shared;
-  int32_t warp, lane;  // of this thread
+  int32_t thread, warp, lane;  // of this thread
 
   DEVICE explicit ResizeTile(TileShared& shared)
-      : shared(shared), warp(threadIdx.x / warp_lanes), lane(threadIdx.x % warp_lanes) {}
+      : shared(shared), thread(own_number()), warp(thread / warp_lanes), lane(thread % warp_lanes) {}
 
   // Copies the source lines [line, line + count) by chunks of 16 bytes, at most 64 a line. By one warp; they arrive by its
   // wait_for_copies.
@@ -215,21 +215,21 @@ struct ResizeTile {
 
   // By all threads, behind a barrier: the tables of weights.
   DEVICE void find_weights() const {
-    const auto clear = [](uint32_t* words, int32_t count) {
+    const auto clear = [this](uint32_t* words, int32_t count) {
 #pragma unroll
-      for (int32_t i = threadIdx.x; i < count / 4; i += threads) reinterpret_cast<Words4*>(words)[i] = Words4{};
+      for (int32_t i = thread; i < count / 4; i += threads) reinterpret_cast<Words4*>(words)[i] = Words4{};
     };
     clear(shared.tables.column_weights, TileColumns::words);
     clear(shared.line_weights(), TileLines::words);
     // Columns and lines by different warps.
     const int32_t columns = TileColumns::outputs, from = divided_up(columns, warp_lanes) * warp_lanes;
-    const int32_t thread = threadIdx.x, number = thread < columns ? thread : columns + thread - from;
+    const int32_t number = thread < columns ? thread : columns + thread - from;
     const bool mine = thread < columns || (thread >= from && thread < from + TileLines::outputs);
     const double total = mine ? find_output(&shared, number) : 0.0;
     __syncthreads();
     if (mine) store_output(&shared, number, total);
     __syncthreads();
-    if (threadIdx.x == 0) shared.find_window();
+    if (thread == 0) shared.find_window();
     __syncthreads();
   }
 
@@ -250,7 +250,7 @@ struct ResizeTile {
     const ColumnPlaces places(shared, mine, lane);
     const uint32_t* pixels =
         shared.pixels + static_cast<uint32_t>(shared.columns.span[mine].begin - shared.window.begin) / 4;
-    const int32_t cells = shared.cells, row = quotient(threadIdx.x, cells);  // of a line; this thread's first line
+    const int32_t cells = shared.cells, row = quotient(thread, cells);  // of a line; this thread's first line
     for (int32_t from = 0, to; from < line_tiles; from = to) {
       Span lines = shared.all_lines;
       to = line_tiles;
@@ -264,14 +264,15 @@ struct ResizeTile {
       }
       constexpr int32_t together = TileShared::lines_at_once;
       // Of this thread; the same of every `together` lines, since so many begin at a multiple of 16 bytes from each other.
-      const EightColumns first(shared, cells, threadIdx.x, shared.first_byte(lines.begin));
+      const EightColumns first(shared, cells, thread, shared.first_byte(lines.begin));
       if (warp == copying_warp) copy_lines(lines.begin, smaller(together, lines.end - lines.begin));
       for (int32_t line = lines.begin, word = 0; line < lines.end; line += together, word += together / 4) {
         wait_for_copies();
         __syncthreads();
         const int32_t left = lines.end - line, count = smaller(together, left);
         if (row < count) first.unpack();
-        for (int32_t number = threadIdx.x + threads; number < count * cells; number += threads)
+        // More than one for each thread: the last warps, which have least to do, begin.
+        for (int32_t number = 2 * threads - 1 - thread; number < count * cells; number += threads)
           EightColumns(shared, cells, number, shared.first_byte(line)).unpack();
         __syncthreads();
         if (warp == copying_warp && left > together) copy_lines(line + together, smaller(together, left - together));
