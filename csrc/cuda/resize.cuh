@@ -37,9 +37,14 @@ DEVICE void resize_block(const uint8_t* data, int64_t data_bytes, const PlanRow*
   uint8_t* output = images + (int64_t{blockIdx.x} * size + first_line) * 3 * size;
   copy_row(rows + blockIdx.x, source.row);
   __syncthreads();
-  if (own_number() == 0) {
-    source.find(data, data_bytes, size);
+  // By threads of several warps, at the same time.
+  const int32_t thread = own_number(), last = blockDim.x - 1;
+  if (thread == 0) source.good = row_problem(source.row, data_bytes, size) == RowProblem::none;
+  if (thread == smaller(warp_lanes, last)) {
+    source.find(data, data_bytes);
     source.tiled = blockDim.x == threads && TileShared::fits(source);
+  }
+  if (thread == smaller(2 * warp_lanes, last)) {
     const PlanRow& row = source.row;
     tile.columns.count = smaller(TileColumns::outputs, size - left);
     tile.columns.window = row.window_left + (row.flip ? size - left - tile.columns.count : left);

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from benchmarks.compiled.interpreter.listing import Listing
 from benchmarks.compiled.model import pipes
 from benchmarks.compiled.model.predict import CORRECTION
-from benchmarks.compiled.model.replay import Traffic, replay
+from benchmarks.compiled.model.replay import DRAM_LATENCY, L2_LATENCY, Traffic, replay
 from benchmarks.compiled.model.sass import Instruction
 
 DOUBLE = {"DADD", "DMUL", "DFMA", "DSETP"}
@@ -193,9 +193,10 @@ def _replayed(counted: Counted, card: pipes.Card, paths: list[list[list[Instruct
     """Clocks of a sub-partition that runs these warps of some blocks, a portion of all."""
     moved = [pipes.global_bytes(path, card) for block in paths for path in block]
     loaded, stored = np.sum(moved, axis=0) * pipes.SUB_PARTITIONS
+    load = min(counted.read * portion / loaded, 1.0) if loaded else 1.0
     traffic = Traffic(
-        min(counted.read * portion / loaded, 1.0) if loaded else 1.0,
-        min(counted.written * portion / stored, 1.0) if stored else 1.0, counted.counts.shape[1],
+        load, min(counted.written * portion / stored, 1.0) if stored else 1.0, counted.counts.shape[1],
+        load * DRAM_LATENCY + (1 - load) * L2_LATENCY,  # the rest was stored or loaded shortly before
     )  # fmt: skip
     return replay(
         paths, card, warps=counted.warps, resident=counted.resident, programs=len(paths), traffic=traffic

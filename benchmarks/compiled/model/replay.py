@@ -29,6 +29,7 @@ WAVES, IN_STEP = 6, 3
 SAME = 0.005  # a faster DRAM that changes the clocks by less changes nothing
 LAUNCH = 400  # from a program's start to its first instruction
 DRAM_LATENCY = 650
+L2_LATENCY = 280  # in the middle of 222 to 339: "Non-Uniform L2 Cache Latency …", arXiv 2606.22588, of an L40
 SHARED_LATENCY = 30
 SPECIAL_LATENCY = 14  # after the pipe is free again
 INTEGER_LATENCY = 20
@@ -78,11 +79,13 @@ class Traffic:
     Attributes:
         load, store: share of the lanes' bytes that comes from or goes to the DRAM; the rest is padding or found in L2.
         busy: multiprocessors that have a program, among which the bandwidth is shared.
+        latency: clocks that a load takes on average; the DRAM's for all of them is what calibration.py holds.
     """
 
     load: float = 1.0
     store: float = 1.0
     busy: int = 1 << 20
+    latency: float = DRAM_LATENCY
 
 
 @dataclass(frozen=True)
@@ -172,7 +175,7 @@ def replay(
     steps = [[_steps(path, card, traffic) for path in program] for program in paths]
     burst, before = 1.0, 0.0
     for _ in range(5):
-        played = _play(steps, card, share, resident, programs, rate, burst)
+        played = _play(steps, card, share, resident, programs, rate, burst, traffic.latency)
         wanted = min(max(1.0, 0.95 / max(played.busy["dram"], 1e-9)), most)
         if abs(wanted - burst) < 0.05 * burst or abs(played.clocks - before) < SAME * before:
             break
@@ -221,8 +224,9 @@ def _open_groups(pattern: str, operands: str) -> float:
 
 
 def _play(
-    steps: list[list[list[_Step]]], card: Card, share: int, resident: int, programs: int, rate: float, burst: float
-) -> Replay:
+    steps: list[list[list[_Step]]], card: Card, share: int, resident: int, programs: int, rate: float, burst: float,
+    latency: float,
+) -> Replay:  # fmt: skip
     played = min(programs, WAVES * resident)
     halves = card.float_lanes == 32
     free = [0.0] * 7
@@ -287,7 +291,7 @@ def _play(
                     needed = amount / rate
                     dram = max(dram, now) + needed / burst
                     busy["dram"] += needed
-                    done = max(dram, end + DRAM_LATENCY)
+                    done = max(dram, end + latency)
                     if does == _COPY:
                         warp.open = max(warp.open, done)
                     if does != _LOAD:

@@ -19,9 +19,8 @@ struct alignas(16) ResizeSource {
   bool good, tiled;   // tiled: by tile.cuh, else by band.cuh
   bool words_inside;  // whether what is loaded round the crop's pixels, in words of 4 or 16 bytes, lies in the buffer
 
-  // By one thread, behind the row.
-  DEVICE void find(const uint8_t* data, int64_t data_bytes, int32_t size) {
-    good = row_problem(row, data_bytes, size) == RowProblem::none;
+  // By one thread, behind the row; `good` by another.
+  DEVICE void find(const uint8_t* data, int64_t data_bytes) {
     const int64_t first = row.offset + 3 * (row.box.top * int64_t{row.width} + row.box.left);
     const int64_t crop_bytes = 3 * int64_t{row.width} * row.box.height;
     words_inside = first >= 16 && first + crop_bytes + 64 <= data_bytes;
