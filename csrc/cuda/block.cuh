@@ -62,9 +62,12 @@ struct Team {
 
   DEVICE static Team of_block() { return {own_number(), static_cast<int32_t>(blockDim.x)}; }
   DEVICE static Team of_image() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+    return {static_cast<int32_t>(threadIdx.x), static_cast<int32_t>(blockDim.x)};  // gridDim.y is 1
+#else
     const int32_t threads = blockDim.x;
-    return {static_cast<int32_t>(blockIdx.y) * threads + own_number(),
-            static_cast<int32_t>(gridDim.y) * threads};
+    return {static_cast<int32_t>(blockIdx.y) * threads + own_number(), static_cast<int32_t>(gridDim.y) * threads};
+#endif
   }
 
   // A barrier for the threads of the blocks (x, 0) to (x, gridDim.y - 1); what one stored before, all read behind it.

@@ -56,8 +56,8 @@ REMAINS = [
     "  the images with the heaviest ops begin first. A rotation reads from many lines of memory, which binds it.",
     "- The last stage: its noise is float32 now, levels become values without a table, and two images that mix",
     "  each other are made together. A seventh of its instructions is each warp finding out what it is to do.",
-    "- What a block loads that was stored or loaded shortly before is taken to lie in L2, 280 clocks away. If every load",
-    "  took the DRAM's 650, 0.83 µs would be predicted.",
+    "- What a block loads that was stored or loaded shortly before is taken to lie in L2, 280 clocks away. If every",
+    "  load took the DRAM's 650, 0.83 µs would be predicted.",
 ]
 STAGES = {
     "resize": "crop, resize, flip", "plan_ops": "RandAugment's ops", "finish": "normalise, erase, mix, round, patches",
