@@ -182,10 +182,10 @@ def cache_settings(config: Config, spec: str, dtype: torch.dtype, data: Training
         "policy": policy.settings(),
     }
     settings |= {name: getattr(config, name) for name in fields_where("label")}
-    if config.order == "official":
-        settings["processes"] = data.share.world_size
     if policy.erase is not None and policy.erase.mode != "const":
         settings["noise"] = "float32"  # of erased pixels; labels of before were computed with noise made in float64
+    if config.order == "official":
+        settings["processes"] = data.share.world_size
     return settings
 
 

@@ -134,8 +134,9 @@ def key(config: Config, images: Dataset) -> dict:
 
 def test_a_cache_s_settings_keep_their_bytes(base: Config, images: Dataset) -> None:
     written = list(json.loads(json.dumps(key(base, images))))
-    assert written == ["labels", "teacher", "teacher_precision", "data", "policy", *KEY]
+    assert written == ["labels", "teacher", "teacher_precision", "data", "policy", *KEY, "noise"]
     assert list(key(dataclasses.replace(base, order="official"), images)) == [*written, "processes"]
+    assert list(key(dataclasses.replace(base, erase=0.0), images)) == written[:-1]
 
 
 def test_run_folders_keep_their_names() -> None:

@@ -64,13 +64,16 @@ def test_no_value_costs_an_integer_division(counted: dict[str, blocks.Counted]) 
 
 
 def test_loops_over_pixels_hold_no_float64(counted: dict[str, blocks.Counted]) -> None:
-    for stage, least in (("resize", 8), ("plan_ops", 100)):
-        kernel = counted[stage]
-        opcodes = np.array([found.base for found in kernel.listing.instructions])
-        often = kernel.counts.sum(1) / kernel.images > VALUES / least  # as often as something of every pixel
-        assert often.any() and not set(opcodes[often]) & blocks.DOUBLE
-    assert issued(counted["plan_ops"], *blocks.DOUBLE) < 0.01 * counted["plan_ops"].instructions
-    assert issued(counted["resize"], *blocks.DOUBLE) < 0.05 * counted["resize"].instructions
+    ops, resize = counted["plan_ops"], counted["resize"]
+    opcodes = np.array([found.base for found in ops.listing.instructions])
+    often = ops.counts.sum(1) / ops.images > VALUES / 100
+    assert often.any() and not set(opcodes[often]) & blocks.DOUBLE
+    assert issued(ops, *blocks.DOUBLE) < 0.01 * ops.instructions
+    # The resize's float64 is in its functions of weights, behind the code that makes pixels.
+    opcodes = [found.base for found in resize.listing.instructions]
+    products = [place for place, opcode in enumerate(opcodes) if opcode == "IMMA"]
+    assert not set(opcodes[products[0] : products[-1]]) & blocks.DOUBLE
+    assert 0 < issued(resize, *blocks.DOUBLE) < 0.05 * resize.instructions
 
 
 def test_three_launches_make_a_batch() -> None:
