@@ -1,4 +1,4 @@
-"""Predict the contenders of `deit_kernels.tune` and print the table of `deit_kernels/attention/predicted.py`.
+"""Predict the contenders of `deit_kernels.tune` and print the table of `deit_kernels/short_attention/predicted.py`.
 
     python -m benchmarks.compiled.order                             # ten minutes on one core, no GPU
     python -m benchmarks.compiled.order --capability 80 --tokens 198 --direction backward
@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from benchmarks.compiled.model.pipes import CARDS, SUSTAINED
 from benchmarks.compiled.model.predict import CORRECTION
 from benchmarks.compiled.report import numbers_of
-from deit_kernels.attention.cases import config_case
-from deit_kernels.attention.configuration import Config, Direction
+from deit_kernels.short_attention.cases import config_case
+from deit_kernels.short_attention.configuration import Config, Direction
 from deit_kernels.compile_case import Launch
 
 FEATURES = 64

@@ -7,7 +7,7 @@ only when a CUDA tensor reaches an op. `kernels/README.md` states the supported 
 """
 
 from . import augment
-from .attention import attention, attention_qkvpacked, attention_unsupported_reasons
+from .short_attention import attention, attention_qkvpacked, attention_unsupported_reasons
 from .distill_loss import MixedTarget, TopK, binary_cross_entropy, cross_entropy, distillation_loss, kl_divergence
 
 __all__ = [

@@ -31,8 +31,8 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from .attention.configuration import Config, Direction
-from .attention.predicted import order
+from .short_attention.configuration import Config, Direction
+from .short_attention.predicted import order
 
 # Longest sequence of a row -> the length that is measured for it: what vision transformers have, not the easiest.
 LENGTHS = {208: 198, 640: 578, 272: 257, 256: 256, 64: 50, 128: 128, 1040: 1025}
@@ -96,7 +96,7 @@ def candidates_digest(card: int) -> str:
 
 def make_call(direction: Direction, qkv: Tensor, scale: float) -> Callable[[Config | None], Tensor]:
     """A function that runs one pass with a configuration, None being the shipped one's."""
-    from .attention.launch import backward, forward
+    from .short_attention.launch import backward, forward
 
     query, key, value = qkv.unbind(2)
     out, lse = forward(query, key, value, scale)
@@ -276,7 +276,7 @@ def main() -> None:
 
     import triton
 
-    from .attention.launch import card_of
+    from .short_attention.launch import card_of
 
     device = torch.device("cuda", torch.cuda.current_device())
     card = card_of(device)[0]

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from deit_kernels import tune
-from deit_kernels.attention import configuration, predicted
-from deit_kernels.attention.configuration import Config
+from deit_kernels.short_attention import configuration, predicted
+from deit_kernels.short_attention.configuration import Config
 
 
 def test_without_a_card_it_says_so() -> None:
@@ -34,7 +34,7 @@ def test_every_form_is_tried_where_it_can_be() -> None:
 
 def test_a_tuned_table_keeps_the_exact_zeros_of_short_sequences() -> None:
     """One key's gradient of the logits is exactly 0 in the resident form only, which sums P ∘ dP up to SUMMED keys."""
-    kernels = pytest.importorskip("deit_kernels.attention.backward_kernels")
+    kernels = pytest.importorskip("deit_kernels.short_attention.backward_kernels")
     assert tune.EXACT_ZERO == kernels.SUMMED.value
     for length in (1, 50, 64):
         assert {config.form for config in tune.candidates("backward", length)} == {"resident"}
@@ -55,7 +55,7 @@ def test_the_digest_is_of_the_candidates_in_their_order(monkeypatch: pytest.Monk
 def test_a_table_of_other_candidates_is_measured_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    launch = pytest.importorskip("deit_kernels.attention.launch")
+    launch = pytest.importorskip("deit_kernels.short_attention.launch")
     for name, result in (("is_available", True), ("current_device", 0), ("get_device_name", "a card")):
         monkeypatch.setattr(torch.cuda, name, lambda *_, result=result: result)
     monkeypatch.setattr(launch, "card_of", lambda device: (90, 132))

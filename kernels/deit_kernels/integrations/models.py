@@ -22,7 +22,7 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attention import attention, attention_qkvpacked
+from ..short_attention import attention, attention_qkvpacked
 
 
 class Patch(NamedTuple):

@@ -12,7 +12,7 @@ from benchmarks.compiled import report as compile_report
 from benchmarks.compiled.cases import compile_cases
 from benchmarks.compiled.report import BUDGET, as_lines, trace_violations, unusable, violations
 from benchmarks.compiled.resources import compile_resources, resident_warps
-from deit_kernels.attention import cases
+from deit_kernels.short_attention import cases
 from deit_kernels.compile_case import Launch
 
 PINNED = json.loads(BUDGET.read_text())

@@ -8,8 +8,8 @@ import triton
 from benchmarks.compiled.order import CONTENDERS, L2, microseconds, ranked
 from benchmarks.compiled.report import BUDGET
 from deit_kernels import tune
-from deit_kernels.attention.configuration import choose
-from deit_kernels.attention.predicted import _PREDICTED
+from deit_kernels.short_attention.configuration import choose
+from deit_kernels.short_attention.predicted import _PREDICTED
 
 needs_pinned_triton = pytest.mark.skipif(
     triton.__version__ != json.loads(BUDGET.read_text())["triton"], reason="the predictions are those of one Triton"

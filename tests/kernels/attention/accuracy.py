@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deit_kernels.attention.reference import attention_reference
+from deit_kernels.short_attention.reference import attention_reference
 
 
 @dataclass(frozen=True)

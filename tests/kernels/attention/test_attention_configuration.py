@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from deit_kernels.attention import configuration
-from deit_kernels.attention.configuration import Config, choose, family, key_pieces, splits
+from deit_kernels.short_attention import configuration
+from deit_kernels.short_attention.configuration import Config, choose, family, key_pieces, splits
 
 FAMILIES = (80, 89, 90, 100)
 

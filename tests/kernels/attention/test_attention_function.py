@@ -112,8 +112,7 @@ def test_errors_say_what_was_given_and_what_is_allowed(call, message: str) -> No
 
 
 def reasons_on_a_card(monkeypatch: pytest.MonkeyPatch, *args, **kwargs) -> list[str]:
-    # By module: the name deit_kernels.attention is the function's.
-    op = importlib.import_module("deit_kernels.attention.op")
+    op = importlib.import_module("deit_kernels.short_attention.op")
     monkeypatch.setattr(op, "kernel_unavailable_reasons", lambda device: [])
     return attention_unsupported_reasons(*args, **kwargs)
 

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from deit_kernels.attention.op import _Attention, _PackedAttention
-from deit_kernels.attention.reference import attention_backward_reference, attention_reference
+from deit_kernels.short_attention.op import _Attention, _PackedAttention
+from deit_kernels.short_attention.reference import attention_backward_reference, attention_reference
 
 FORWARD = torch.ops.deit_kernels._attention_fwd.default
 BACKWARD = torch.ops.deit_kernels._attention_bwd.default

@@ -8,8 +8,8 @@ import pytest
 import triton
 
 from benchmarks.compiled.resources import compile_case, compile_resources
-from deit_kernels.attention.cases import config_case
-from deit_kernels.attention.configuration import choose
+from deit_kernels.short_attention.cases import config_case
+from deit_kernels.short_attention.configuration import choose
 
 pinned = pytest.mark.skipif(not triton.__version__.startswith("3.8."), reason="the names of Triton 3.8's own code")
 

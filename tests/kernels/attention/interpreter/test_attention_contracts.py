@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 
 from deit_kernels import attention, attention_qkvpacked, attention_unsupported_reasons
-from deit_kernels.attention.reference import attention_reference
+from deit_kernels.short_attention.reference import attention_reference
 
 FORWARD = torch.ops.deit_kernels._attention_fwd.default
 BACKWARD = torch.ops.deit_kernels._attention_bwd.default

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from deit_kernels import attention, attention_qkvpacked, attention_unsupported_reasons
-from deit_kernels.attention import launch
-from deit_kernels.attention.configuration import Config
+from deit_kernels.short_attention import launch
+from deit_kernels.short_attention.configuration import Config
 from tests.kernels.attention.accuracy import Case, assert_accurate, case_of_large_logits, make_case, random_case
 
 LENGTHS = (1, 3, 16, 17, 63, 64, 65, 127, 129, 196, 197, 198, 199, 208, 209, 256, 257, 577, 578)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from deit_kernels import attention_qkvpacked, tune
-from deit_kernels.attention import configuration
-from deit_kernels.attention.configuration import Config, choose
+from deit_kernels.short_attention import configuration
+from deit_kernels.short_attention.configuration import Config, choose
 
 
 def test_a_tuned_table_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

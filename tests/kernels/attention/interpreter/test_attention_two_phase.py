@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from deit_kernels.attention import launch
-from deit_kernels.attention.configuration import Config
+from deit_kernels.short_attention import launch
+from deit_kernels.short_attention.configuration import Config
 from tests.kernels.attention.accuracy import Case, assert_accurate, case_of_large_logits, make_case, random_case
 
 CONFIG = Config("two_phase", 128, 32, 4, 3)  # an A100's at 198 tokens
