@@ -14,7 +14,6 @@ each other down and the second rank would pay for it. Wall-clock times are repor
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import socket
@@ -38,7 +37,7 @@ def one_rank(arguments: list[str]) -> None:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     out, measured = arguments
     config = Config(**json.loads(Path(measured).read_text()))
-    config = dataclasses.replace(config, crop_scale=tuple(config.crop_scale), out=out)
+    config = config.replace(crop_scale=tuple(config.data.crop_scale), out=out)
     began: list[tuple[float, float]] = []
     progress = training.report.Reporter.progress
 
@@ -56,7 +55,7 @@ def one_rank(arguments: list[str]) -> None:
 def run(ranks: int, config: Config, folder: Path) -> dict[str, float]:
     """Processor seconds of all ranks together, and the slowest one's wall-clock seconds."""
     out, settings = folder / f"run{ranks}-{time.monotonic_ns()}", folder / "config.json"
-    settings.write_text(json.dumps(dataclasses.asdict(config)))
+    settings.write_text(json.dumps(config.flat()))
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
         port = listener.getsockname()[1]
@@ -74,8 +73,8 @@ def run(ranks: int, config: Config, folder: Path) -> dict[str, float]:
 
 
 def test_two_ranks_cost_as_much_as_one(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
-    config = dataclasses.replace(
-        recipe("demo"), distill="none", teacher="", model="deit_tiny_patch16_224", epochs=EPOCHS, warmup_epochs=0.5,
+    config = recipe("demo").replace(
+        distill="none", teacher="", model="deit_tiny_patch16_224", epochs=EPOCHS, warmup_epochs=0.5,
         threads=1, rand_augment="rand-m9-mstd0.5-inc1", erase=0.25, eval_every=EPOCHS,
     )  # fmt: skip
     measured: dict[int, list[dict[str, float]]] = {1: [], 2: []}

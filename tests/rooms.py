@@ -29,7 +29,8 @@ FLOORS = (
     ("run",),
     ("data",),
     ("ranks", "recipes"),
-    ("model.py", "config.py", "files.py", "command.py", "names.py", "picture.py", "criterion.py", "timm_task.py"),
+    ("config",),
+    ("model.py", "files.py", "command.py", "names.py", "picture.py", "criterion.py", "timm_task.py"),
 )
 OUTSIDE = {"__init__.py", "__main__.py"}  # the package's face and its console script, above all floors
 COUNTED_APART = {"data/sources"}  # one room with data/ for imports, a folder of its own for its number of files

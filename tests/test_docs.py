@@ -4,7 +4,6 @@ Training commands are read as they stand and run with small sizes (a page's `<!-
 needs ImageNet, a network or minutes, marked `<!-- parsed only: … -->`, is read by the parsers. Python runs as it is.
 """
 
-import dataclasses
 import re
 import shlex
 from pathlib import Path
@@ -29,13 +28,11 @@ FIRST = "your-own-teacher.md"  # whose runs other pages use
 
 def small(config: Config) -> Config:
     """The same command for seconds: one epoch, 32 pixels, a model of one block."""
-    if config.model in CONFIGS:
+    if config.model.model in CONFIGS:
         model = {"patch_size": 8, "width": 48, "depth": 1, "heads": 3}
     else:
         model = {"model": "test_efficientnet", "weights": ""}
-    return dataclasses.replace(
-        config, image_size=32, epochs=1, warmup_epochs=0.1, batch_size=16, repeats=1, threads=1, **model
-    )
+    return config.replace(image_size=32, epochs=1, warmup_epochs=0.1, batch_size=16, repeats=1, threads=1, **model)
 
 
 def read(name: str, arguments: list[str]) -> None:

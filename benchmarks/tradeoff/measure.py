@@ -228,7 +228,7 @@ def _own(trained: Any) -> dict[str, Any] | None:
         return None
     return {
         "top1": trained.scores["fused" if "fused" in trained.scores else "cls"]["top1"],
-        "data": trained.config.data,
+        "data": trained.config.data.data,
         "classes": len(trained.classes),
     }
 

@@ -86,7 +86,7 @@ def forms_of(
         return [_exported(model, file, folder)], []
     trained = load(model, architecture=architecture)
     weights = sum(value.numel() * value.element_size() for value in trained.model.state_dict().values()) / 1e6
-    own = trained.config.data if trained.config is not None else ""
+    own = trained.config.data.data if trained.config is not None else ""
     common = (trained.classes, knows_classes(trained), trained.preprocessing, architecture)
     found = [Form(model, form, model, weights, *common) for form in wanted if form in ("eager", "compiled")]
     left_out: list[str] = []

@@ -116,14 +116,14 @@ class Preview:
         config = recipe(self.recipe)
         if Path(self.out).is_dir():
             raise ValueError(f"--out {self.out} is a folder: type --out {Path(self.out) / 'preview.png'}")
-        if not (source := self.data or config.data):
+        if not (source := self.data or config.data.data):
             raise ValueError(f"recipe {self.recipe} needs data: type --data FOLDER")
         train, _ = open_dataset(source)
         numbers = {"epoch": self.epoch, "images": self.images, "copies": self.copies}
         given = {} if self.rand_augment is None else {"rand_augment": self.rand_augment}
         given |= {"simple_random_crop": True} if self.simple_random_crop else {}
-        policy = replace(config, **given).training_policy(IMAGENET_NORMALISATION)
-        preview(train, policy, Path(self.out), data_seed=config.data_seed, **numbers)
+        policy = replace(config.data, **given).training_policy(IMAGENET_NORMALISATION)
+        preview(train, policy, Path(self.out), data_seed=config.optim.data_seed, **numbers)
         print(f"drawn: {self.out}")
 
 

@@ -1,6 +1,6 @@
 """The data of a training, for the training and for the command that fills a label cache.
 
-    data = TrainingData.open(config, ranks)
+    data = TrainingData.open(config.data, config.optim, ranks)
     loaders = data.loaders(normalisation(model), ranks)
     for batch in loaders.training(range(start, data.total_steps)): ...
     evaluate(model, loaders.validation(), ranks)
@@ -17,7 +17,7 @@ from typing import Any
 
 from deit_kernels.augment import Policy
 
-from ..config import Config, Preprocessing
+from ..config import DataConfig, OptimConfig, Preprocessing
 from ..model import Normalisation
 from ..ranks.group import Ranks
 from .loader import EvalLoader, Options, TrainLoader
@@ -31,14 +31,15 @@ from .sources.open import open_dataset
 class TrainingData:
     """The data sets of a configuration."""
 
-    config: Config
+    config: DataConfig
+    optim: OptimConfig
     train_set: Dataset
     val_set: Dataset  # of the same classes
     identity: dict[str, Any]  # `describe`
     share: Share  # this rank's rows of every step
 
     @classmethod
-    def open(cls, config: Config, ranks: Ranks) -> TrainingData:
+    def open(cls, config: DataConfig, optim: OptimConfig, ranks: Ranks) -> TrainingData:
         """Open the data on every rank.
 
         Raises:
@@ -48,14 +49,14 @@ class TrainingData:
         identity = describe(train_set, val_set)
         ranks.agree("data", data_digest(identity, train_set, val_set), "give every machine the same files")
         share = Share(
-            len(train_set), config.batch_size, config.repeats, config.order, config.data_seed, ranks.rank,
+            len(train_set), optim.batch_size, config.repeats, config.order, optim.data_seed, ranks.rank,
             ranks.world_size,
         )  # fmt: skip
-        return cls(config, train_set, val_set, identity, share)
+        return cls(config, optim, train_set, val_set, identity, share)
 
     @property
     def total_steps(self) -> int:
-        return self.config.epochs * self.share.steps_per_epoch
+        return self.optim.epochs * self.share.steps_per_epoch
 
     def loaders(self, normalisation: Normalisation, ranks: Ranks) -> Loaders:
         """Batches for a model.

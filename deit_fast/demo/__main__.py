@@ -9,7 +9,6 @@ ends with a table and picture of the three. One seed shows how it looks; python 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,9 +60,9 @@ def configurations(settings: Settings) -> dict[str, Config]:
     found = {}
     for name, (recipe_name, *_) in STUDENTS.items():
         config = recipe(recipe_name)
-        epochs = settings.epochs or config.epochs
-        found[name] = dataclasses.replace(
-            config, epochs=epochs, warmup_epochs=config.warmup_epochs * epochs / config.epochs, seed=settings.seed,
+        epochs = settings.epochs or config.optim.epochs
+        found[name] = config.replace(
+            epochs=epochs, warmup_epochs=config.optim.warmup_epochs * epochs / config.optim.epochs, seed=settings.seed,
             data_seed=settings.seed, threads=settings.threads, eval_every=max(1, epochs // EVALUATIONS),
             out=str(Path(settings.out) / name),
         )  # fmt: skip
@@ -87,13 +86,13 @@ def demo(settings: Settings, arguments: Sequence[str] = ()) -> dict[str, Any]:
         score = summary.scores["student"][head]
         lines = [json.loads(line) for line in (summary.run / "metrics.jsonl").read_text().splitlines()]
         evaluations = [line for line in lines if "student" in line]
-        per_epoch = evaluations[-1]["step"] / config.epochs
+        per_epoch = evaluations[-1]["step"] / config.optim.epochs
         curve = [[line["step"] / per_epoch, line["student"][head]["top1"]] for line in evaluations]
         found[name] = {"row": row, "head": HEADS[head], "top1": score["top1"], "curve": curve}
     gain = found["with-teacher"]["top1"] - found["without-teacher"]["top1"]
     folder = Path(settings.out)
     results = {
-        **found, "gain": gain, "n": score["n"], "epochs": config.epochs, **provenance("deit_fast.demo", arguments)
+        **found, "gain": gain, "n": score["n"], "epochs": config.optim.epochs, **provenance("deit_fast.demo", arguments)
     }  # fmt: skip
     write_json(folder / "demo.json", results)
     draw(results, folder / "demo.png")

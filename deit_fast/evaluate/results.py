@@ -19,7 +19,6 @@ from rich.progress import track
 from timm.data import ImageNetInfo
 from tyro.conf import Positional, arg
 
-from ..config import Config
 from ..data import Dataset, EvalLoader, open_evaluation
 from ..data.batch import OnBadImage, bad_image
 from ..data.sources.folder import by_suffix, listing
@@ -82,9 +81,7 @@ def evaluate_all(settings: Settings, arguments: Sequence[str] = ()) -> dict[str,
         ValueError: a mistake in the command or the data, in one sentence; not one image is readable, or one is not
             and --bad-images is "fail".
     """
-    # The ranks compare their configurations when they meet; of this one nothing else is used.
-    agreed = Config(data=" ".join(settings.data or settings.models) or "nothing", model=" ".join(settings.models))
-    with join(agreed) as ranks:
+    with join({"data": " ".join(settings.data), "model": " ".join(settings.models)}) as ranks:
         reporter = Reporter(ranks.main)
         evaluated, sets = ranks.main_first(lambda: _open(settings))
         models = {}
@@ -159,7 +156,7 @@ def _open(settings: Settings) -> tuple[EvaluatedModels, list[tuple[Dataset, NDAr
     if settings.confusion and Path(settings.confusion).suffix.lower() != ".png":
         raise ValueError(f"--confusion {settings.confusion}: the picture is a PNG, type {settings.confusion}.png")
     evaluated = open_models(settings.models, settings.architecture, settings.image_size, settings.crop_ratio)
-    data = settings.data or ((evaluated.config.data,) if evaluated.config is not None else ())
+    data = settings.data or ((evaluated.config.data.data,) if evaluated.config is not None else ())
     specs = [part for spec in data if spec for part in variants(spec)]
     if not specs:
         raise ValueError(f"{settings.models[0]} does not say what it was trained on: type --data FOLDER")
@@ -179,14 +176,13 @@ def _open(settings: Settings) -> tuple[EvaluatedModels, list[tuple[Dataset, NDAr
             f"ILSVRC2012_val_00000001.JPEG and so on: --data {' '.join(specs)} has none of them"
         )
     spec, architecture = settings.teacher, settings.teacher_model
-    if not spec and (run := evaluated.config) is not None and run.teacher:  # what the run learned from
-        first = recipe_config(run)
-        spec, architecture = (str(first.run_folder()) if first is not None else run.teacher), run.teacher_model
+    if not spec and (run := evaluated.config) is not None and run.distill.teacher:  # what the run learned from
+        first, architecture = recipe_config(run), run.distill.teacher_model
+        spec = str(first.run_folder()) if first is not None else run.distill.teacher
     if spec not in ("", "-"):
         try:
             images = evaluated.preprocessing
-            config = Config(teacher=spec, teacher_model=architecture, image_size=images.image_size)
-            teacher = load_teacher(config, spec, classes, images.normalisation)
+            teacher = load_teacher(spec, architecture, images.image_size, classes, images.normalisation)
         except ValueError as error:
             hint = "" if settings.teacher else "; type --teacher - to evaluate without it"
             raise ValueError(f"{error}{hint}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shlex
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import NamedTuple
 import timm
 import torch
 
-from ..config import Config, Preprocessing, flag
+from ..config import Config, Preprocessing, command_line, fields_where
 from ..model import VisionTransformer
 from ..names import HEADS, SCORE_NAMES
 from ..recipes.named import RECIPES, recipe
@@ -31,7 +30,6 @@ PUBLISHED = {
     "deit_base_distilled_patch16_224": (83.4, 96.5),
     "deit_base_distilled_patch16_384": (85.2, 97.2),
 }
-_PATHS = ("data", "teacher", "weights")  # written without the folders above them
 _NAMED_CLASSES = 20  # listed at most
 
 IMAGE_FILES = 10  # of the check
@@ -78,7 +76,7 @@ def model_card(trained: Trained, to: str, library: str, differences: Differences
         batches = f"within {differences.tensors:.1e} for random\nimages in batches of 1 and 5, and "
     front = {"timm": "timm", "hf": "transformers", "onnx": "onnx"}[to]
     kind = "DeiT" if isinstance(trained.model, VisionTransformer) else type(trained.model).__name__
-    name = trained.config.model if trained.config else trained.release or kind
+    name = trained.config.model.model if trained.config else trained.release or kind
     path, comma, rest = trained.source.partition(",")
     source = Path(path).name + comma + rest
     return f"""---
@@ -199,21 +197,12 @@ def _model(trained: Trained) -> str:
 def _recipe(config: Config | None) -> str:
     if config is None:
         return "Not known: these weights came without their training configuration."
-    defaults = (recipe(config.recipe) if config.recipe in RECIPES else Config()).deciding()
-    command = ["python -m deit_fast.train", "--recipe", config.recipe]
-    for name, value in config.deciding().items():
-        if name == "recipe" or value == defaults[name]:
-            continue
-        value = Path(value).name if name in _PATHS else value
-        if isinstance(value, bool):
-            command.append(flag(name if value else f"no_{name}"))
-        else:
-            values = value if isinstance(value, list | tuple) else [value]
-            command += [flag(name), *(shlex.quote(str(item)) for item in values)]
-    names = {name: Path(getattr(config, name)).name for name in _PATHS}
-    whole = json.dumps(dataclasses.asdict(config) | {"out": ""} | names, indent=2)
+    default = recipe(config.recipe) if config.recipe in RECIPES else Config()
+    told = config.replace(out="", **{name: Path(config.flat()[name]).name for name in fields_where("path")})
+    flags = shlex.join(["--recipe", config.recipe, *command_line(told, default, without=fields_where("free"))])
+    whole = json.dumps(told.flat(), indent=2)
     return (
-        f"```\n{' '.join(command)}\n```\n\n<details><summary>The whole configuration</summary>\n\n"
+        f"```\npython -m deit_fast.train {flags}\n```\n\n<details><summary>The whole configuration</summary>\n\n"
         f"```json\n{whole}\n```\n\n</details>"
     )
 
@@ -223,7 +212,7 @@ def _data(trained: Trained) -> str:
     listed = ", ".join(trained.classes[:_NAMED_CLASSES]) + (", …" if count > _NAMED_CLASSES else "")
     if data is None:
         return f"Not recorded with these weights. Its {count} classes: {listed}."
-    source = Path(trained.config.data).name
+    source = Path(trained.config.data.data).name
     return (
         f"`{source}`: {data['train']:,} training and {data['val']:,} validation images of {count} classes ({listed}); "
         f"sha256 of the labels in their order: `{data['labels']}`."

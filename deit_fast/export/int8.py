@@ -106,7 +106,7 @@ def calibration_of(trained: Trained, data: str, count: int, seed: int = 0) -> Ca
     Raises:
         ValueError: no data set is known, it has other classes, or too few of its images are readable.
     """
-    data = data or (trained.config.data if trained.config is not None else "")
+    data = data or (trained.config.data.data if trained.config is not None else "")
     if not data:
         raise ValueError(
             "--int8 is calibrated on training images, and these weights do not say which: type --data FOLDER"

@@ -1,6 +1,6 @@
 """The group of processes that train or evaluate together: which rank this one is, and what ranks do in common.
 
-with join(config) as ranks:         # torchrun's or Slurm's environment; alone without one
+with join() as ranks:               # torchrun's or Slurm's environment; alone without one
     ranks.rank, ranks.world_size, ranks.device, ranks.cores
 """
 
@@ -19,7 +19,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..command import sentence
-from ..config import Config
 from . import meeting
 from .cores import bind, share_of_cores
 from .slurm import adopt_slurm
@@ -177,11 +176,15 @@ def compiles(choice: str, device: torch.device) -> bool:
 
 
 @contextmanager
-def join(config: Config) -> Iterator[Ranks]:
+def join(agreed: dict[str, Any] | None = None, check: Callable[[], None] = lambda: None) -> Iterator[Ranks]:
     """Join the group that the environment describes; alone without one.
 
-    Before any device is touched, all ranks meet at rank 0's store. They go on with equal configurations and code,
-    each with a GPU of its own or all without. A process group that the caller has made is used and left open.
+    Before any device is touched, all ranks meet at rank 0's store. They go on with equal flags and code, each with a
+    GPU of its own or all without. A process group that the caller has made is used and left open.
+
+    Args:
+        agreed: flag -> value, JSON values that all ranks must have alike.
+        check: raises ValueError where this rank cannot take part.
 
     Raises:
         ValueError: on every rank, with the same words.
@@ -192,7 +195,7 @@ def join(config: Config) -> Iterator[Ranks]:
         rank, world_size = dist.get_rank(), dist.get_world_size()
     device, problem = _device()
     binding = "" if problem else bind(device)
-    own = meeting.introduce(config, device, problem)
+    own = meeting.introduce(agreed or {}, check, device, problem)
     if world_size == 1:
         if own.problem:
             raise ValueError(own.problem)

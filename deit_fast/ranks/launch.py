@@ -5,27 +5,31 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 from ..command import INTERRUPTED, LOST, PREEMPTED
-from ..config import Config
 from . import heartbeat
 from .heartbeat import LAUNCHED
 from .slurm import adopt_slurm
 
 
-def one_process_per_gpu(config: Config, arguments: Sequence[str], logs: Path, module: str) -> int | None:
-    """`launch` where several GPUs are to be used and nothing has started one process for each; None elsewhere."""
+def one_process_per_gpu(
+    gpus: int, check: Callable[[], None], arguments: Sequence[str], logs: Path, module: str
+) -> int | None:
+    """`launch` where several GPUs (0: all) are to be used and nothing has started one process for each; None elsewhere.
+
+    `check` raises ValueError for a mistake in the command, before a process is started.
+    """
     if "RANK" in os.environ or adopt_slurm(os.environ):
         return None
-    config.check()
+    check()
     visible = torch.cuda.device_count()
-    if config.gpus > visible:
-        raise ValueError(f"--gpus {config.gpus}: {visible} visible here; leave --gpus out to use what there is")
-    processes = config.gpus or visible
+    if gpus > visible:
+        raise ValueError(f"--gpus {gpus}: {visible} visible here; leave --gpus out to use what there is")
+    processes = gpus or visible
     return launch(arguments, processes, logs, module) if processes > 1 else None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import itertools
 import json
@@ -11,7 +10,7 @@ import socket
 import time
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import lru_cache
@@ -24,7 +23,8 @@ import torch.distributed as dist
 import deit_fast
 import deit_kernels
 
-from ..config import Config, fields_where, flag
+from ..config import changes
+from ..names import flag
 
 _MEETING = timedelta(minutes=5)  # between the first rank that comes and the last
 _meetings = itertools.count()
@@ -41,23 +41,24 @@ class Introduction:
     gpu_memory: int  # bytes
     cores: list[int]  # that its threads may run on
     code: str  # see `code_version`
-    config: dict[str, Any]
+    config: dict[str, Any]  # flag -> value, those that all ranks must have alike
 
 
-def introduce(config: Config, device: torch.device, problem: str | None) -> Introduction:
-    """This rank's introduction; its problem is `problem`, or an error of the configuration."""
+def introduce(
+    agreed: dict[str, Any], check: Callable[[], None], device: torch.device, problem: str | None
+) -> Introduction:
+    """This rank's introduction; its problem is `problem`, or the ValueError of `check`."""
     if problem is None:
         try:
-            config.check()
+            check()
         except ValueError as error:
             problem = str(error)
     gpu, gpu_id, memory = "", "", 0
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         gpu, gpu_id, memory = properties.name, str(properties.uuid), properties.total_memory
-    fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in fields_where("local")}
     cores = sorted(os.sched_getaffinity(0))
-    return Introduction(socket.gethostname(), problem, gpu, gpu_id, memory, cores, code_version(), fields)
+    return Introduction(socket.gethostname(), problem, gpu, gpu_id, memory, cores, code_version(), agreed)
 
 
 @lru_cache(maxsize=1)
@@ -82,13 +83,9 @@ def find_problem(everyone: Sequence[Introduction]) -> str | None:
             return f"{without} has no GPU, {having}: start fewer processes, or hide all with CUDA_VISIBLE_DEVICES="
         if other.code != first.code:
             return f"{who} runs {other.code}, rank 0 {first.code}: install the same version on all machines"
-        changes = [
-            f"{flag(name)} {other.config.get(name)!r}, rank 0 {value!r}"
-            for name, value in first.config.items()
-            if other.config.get(name) != value
-        ]
-        if changes:
-            return f"{who} has {'; '.join(changes)}: type the same command on all machines"
+        pairs = changes(first.config, other.config)
+        if unlike := "; ".join(f"{flag(name)} {theirs!r}, rank 0 {ours!r}" for name, ours, theirs in pairs):
+            return f"{who} has {unlike}: type the same command on all machines"
     shared = [gpu for gpu, count in Counter(other.gpu_id for other in everyone if other.gpu_id).items() if count > 1]
     if shared:
         who = [f"{rank} on {other.host}" for rank, other in enumerate(everyone) if other.gpu_id == shared[0]]

@@ -8,11 +8,10 @@ Here are those for your own and the built-in data; those of DeiT's paper are in 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from collections.abc import Callable, Sequence
 
 from .. import command
-from ..config import Config
+from ..config import Config, Flags
 from ..names import did_you_mean
 from .deit3 import DEIT3_RECIPES
 from .paper import PAPER_RECIPES, SOFT
@@ -162,7 +161,7 @@ def recipe(name: str) -> Config:
     if name not in RECIPES:
         near = did_you_mean(name, RECIPES, RECIPES, most=2, cutoff=0.4, flag="--recipe ")
         raise ValueError(f"unknown recipe {name!r}: {near}")
-    return dataclasses.replace(RECIPES[name](), recipe=name)
+    return RECIPES[name]().replace(recipe=name)
 
 
 def parse(arguments: Sequence[str], description: str, program: str = "python -m deit_fast.train") -> Config:
@@ -179,22 +178,22 @@ def parse(arguments: Sequence[str], description: str, program: str = "python -m 
     named, _ = first.parse_known_args(arguments)
     name = named.recipe or (OF_BUILT_IN_DATA.get(named.data, "deit") if named.data else "demo")
     defaults = recipe(name)
-    if not (named.data or defaults.data or {"-h", "--help"} & set(arguments)):
+    if not (named.data or defaults.data.data or {"-h", "--help"} & set(arguments)):
         raise ValueError(f"recipe {name} needs data: type --data FOLDER")
     description += f"\n\nThe defaults below are those of the recipe {name}"
     if not (named.recipe or named.data):
         description += "; with your own --data others count, which --data FOLDER --help shows"
     epilog = f"The recipes:\n{command.listed(RECIPES)}"
-    config = command.parse(
-        Config, arguments, program=program, description=description, defaults=defaults, epilog=epilog
-    )
+    start = Flags(**vars(defaults))
+    flags = command.parse(Flags, arguments, program=program, description=description, defaults=start, epilog=epilog)
+    given, default = flags.flat(), defaults.flat()
     changes: dict[str, object] = {}
-    if config.distill == "none" and config.teacher == defaults.teacher:
+    if given["distill"] == "none" and given["teacher"] == default["teacher"]:
         changes["teacher"] = ""
-    if config.distill == "soft" and defaults.distill != "soft":
-        changes |= {key: value for key, value in SOFT.get(name, {}).items() if getattr(config, key) is None}
-    if config.warmup_epochs >= config.epochs and config.warmup_epochs == defaults.warmup_epochs:
-        changes["warmup_epochs"] = config.epochs / 10
-    if config.rand_augment != defaults.rand_augment and config.color_jitter == defaults.color_jitter:
+    if given["distill"] == "soft" and default["distill"] != "soft":
+        changes |= {key: value for key, value in SOFT.get(name, {}).items() if given[key] is None}
+    if given["warmup_epochs"] >= given["epochs"] and given["warmup_epochs"] == default["warmup_epochs"]:
+        changes["warmup_epochs"] = given["epochs"] / 10
+    if given["rand_augment"] != default["rand_augment"] and given["color_jitter"] == default["color_jitter"]:
         changes["color_jitter"] = None
-    return dataclasses.replace(config, **changes)
+    return Config(**given | changes)

@@ -19,7 +19,6 @@ this scale are about this scale: they neither confirm nor refute the paper's.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,8 +91,8 @@ class Settings:
 def teachers(settings: Settings) -> dict[str, Training]:
     """The two teachers, "convnet" and "transformer", each trained once."""
     student, convnet = _recipes(settings)
-    transformer = dataclasses.replace(
-        student, distill="none", teacher="", ema_decay=0.0, **TRANSFORMERS.get(settings.data, TRANSFORMERS["photos"])
+    transformer = student.replace(
+        distill="none", teacher="", ema_decay=0.0, **TRANSFORMERS.get(settings.data, TRANSFORMERS["photos"])
     )
     return {
         name: Training(f"teacher, {name}", _run(settings, config, f"teacher-{name}"))
@@ -115,12 +114,12 @@ def students(settings: Settings) -> Iterator[tuple[int, str, Training]]:
         for seed in range(settings.seeds):
             for key, (divisor, changes) in part.items():
                 base = alone if changes["distill"] == "none" else taught
-                epochs = max(1, (settings.epochs or base.epochs) // divisor)
+                epochs = max(1, (settings.epochs or base.optim.epochs) // divisor)
                 teacher = known.get(key, known["convnet"])
                 spec = "" if changes["distill"] == "none" else str(teacher.config.run_folder())
-                config = dataclasses.replace(
-                    base, **changes, teacher=spec, seed=seed, data_seed=seed, epochs=epochs, ema_decay=0.0,
-                    warmup_epochs=base.warmup_epochs * epochs / base.epochs,
+                config = base.replace(
+                    **changes, teacher=spec, seed=seed, data_seed=seed, epochs=epochs, ema_decay=0.0,
+                    warmup_epochs=base.optim.warmup_epochs * epochs / base.optim.epochs,
                 )  # fmt: skip
                 yield seed, key, Training(f"seed {seed}, {key}", _run(settings, config, f"seed{seed}-{key}"))
 
@@ -181,9 +180,9 @@ def _recipes(settings: Settings) -> tuple[Config, Config]:
 
 def _run(settings: Settings, config: Config, name: str) -> Config:
     """A configuration with its place, on this data, evaluated at its end only."""
-    return dataclasses.replace(
-        config, data=settings.data, threads=settings.threads, eval_every=config.epochs, keep=1,
-        batch_size=settings.batch_size or config.batch_size, report=False, out=str(settings.folder() / name),
+    return config.replace(
+        data=settings.data, threads=settings.threads, eval_every=config.optim.epochs, keep=1,
+        batch_size=settings.batch_size or config.optim.batch_size, report=False, out=str(settings.folder() / name),
     )  # fmt: skip
 
 

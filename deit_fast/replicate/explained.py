@@ -94,10 +94,10 @@ def draw_labels(taught: Config, target: Path) -> dict[str, Any]:
         "cls_with_label", "dist_with_teacher", "dist_with_label"}, all in per cent but the first.
     """
     student = load(taught.run_folder())
-    teacher = _seeing(taught.teacher, student.preprocessing.normalisation)
+    teacher = _seeing(taught.distill.teacher, student.preprocessing.normalisation)
     columns: dict[str, list[Tensor]] = {}
-    with join(taught) as ranks, torch.no_grad():
-        data = TrainingData.open(taught, ranks)
+    with join(taught.agreed(), taught.check) as ranks, torch.no_grad():
+        data = TrainingData.open(taught.data, taught.optim, ranks)
         loaders = data.loaders(student.preprocessing.normalisation, ranks)
         models = [model.to(ranks.device) for model in (teacher, student.model)]
         for batch in loaders.training(range(min(_STEPS, data.total_steps))):

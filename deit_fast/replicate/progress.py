@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import time
 from collections.abc import Sequence
@@ -79,24 +78,24 @@ def _expected(todo: Sequence[Training], every: Sequence[Training]) -> dict[str, 
     speeds: dict[tuple[object, ...], tuple[float, float]] = {}  # images of an epoch, images/s
 
     def speed(config: Config) -> tuple[float, float]:
-        alone = dataclasses.replace(
-            config, model=config.model.replace("_distilled", ""), distill="none", distill_on="token", teacher="",
+        alone = config.replace(model=config.model.model.replace(
+            "_distilled", ""), distill="none", distill_on="token", teacher="",
             alpha=None, tau=None, kl_normalizer=None, out=f"{config.run_folder()}-speed", dry_run=True,
         )  # fmt: skip
-        key = (alone.model, alone.width, alone.depth, alone.image_size, alone.batch_size)
+        key = (alone.model.model, alone.model.width, alone.model.depth, alone.data.image_size, alone.optim.batch_size)
         if key not in speeds:
-            print(f"measuring the speed of {alone.model}", flush=True)
+            print(f"measuring the speed of {alone.model.model}", flush=True)
             with redirect_stdout(io.StringIO()):
                 plan = train(alone).scores["plan"]
-            speeds[key] = plan["images"] / config.epochs, plan["together"]
+            speeds[key] = plan["images"] / config.optim.epochs, plan["together"]
         return speeds[key]
 
     seconds = {}
     for name, config in todo:
         images, rate = speed(config)
-        seconds[name] = images * config.epochs / rate
-        if config.teacher in teachers:
-            seconds[name] += images * config.epochs / (3 * speed(teachers[config.teacher])[1])
+        seconds[name] = images * config.optim.epochs / rate
+        if config.distill.teacher in teachers:
+            seconds[name] += images * config.optim.epochs / (3 * speed(teachers[config.distill.teacher])[1])
     return seconds
 
 

@@ -41,7 +41,7 @@ def spent(facts: Facts) -> dict[str, Any] | None:
         if "loss" not in row:
             continue
         steps, before = row["step"] - before, row["step"]
-        lasted = steps * facts.config.batch_size / max(row["images_per_second"], 1e-9)
+        lasted = steps * facts.config.optim.batch_size / max(row["images_per_second"], 1e-9)
         if "seconds" not in row:
             sums["wait"] += row["data_wait"] * lasted
             sums["teacher"] += (row.get("teacher_share") or 0.0) * lasted

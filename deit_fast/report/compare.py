@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from ..config import Config
+from ..config import changes, fields_where
 from ..names import HEADS, flag, headline
 from .charts import Series, line_chart
 from .facts import Facts
-
-# Fields in which a run differs from one without a teacher because of the teacher.
-_TAUGHT = {
-    "recipe", "model", "distill", "distill_on", "teacher", "teacher_model", "teacher_top_k", "teacher_precision",
-    "alpha", "tau", "kl_normalizer",
-}  # fmt: skip
-_OF_A_FOLDER = ("out", "fresh", "dry_run", "report", "profile")
 
 
 def names(runs: Sequence[Facts]) -> list[str]:
@@ -51,9 +43,9 @@ def gain(run: Facts, plain: Facts) -> dict[str, Any] | None:
     if ours is None or theirs is None:
         return None
     n = next(iter(run.scores()[ours[0]].values()))["n"]
-    same = run.data.get("labels") == plain.data.get("labels") and run.config.data == plain.config.data
-    before, after = plain.config.identity(), run.config.identity()
-    others = [flag(name) for name in after if before[name] != after[name] and name not in _TAUGHT]
+    same = run.data.get("labels") == plain.data.get("labels") and run.config.data.data == plain.config.data.data
+    differing = changes(plain.config.identity(), run.config.identity())
+    others = [flag(name) for name, *_ in differing if name not in fields_where("taught")]
     return {
         "points": ours[1] - theirs[1], "run": ours[1], "plain": theirs[1], "images": n, "same_images": same,
         "error": 100 * ((_spread(ours[1], n) ** 2 + _spread(theirs[1], n) ** 2) ** 0.5), "others": others,
@@ -69,10 +61,11 @@ def _spread(top1: float, n: int) -> float:
 def differences(runs: Sequence[Facts]) -> tuple[list[str], list[list[str]]]:
     """(flags in which configurations differ, for each the value of every run)."""
     flags, rows = [], []
-    for field in dataclasses.fields(Config):
-        values = [getattr(run.config, field.name) for run in runs]
-        if field.name not in _OF_A_FOLDER and any(value != values[0] for value in values):
-            flags.append(flag(field.name))
+    configs = [run.config.flat() for run in runs]
+    for name in (name for name in configs[0] if name not in fields_where("once")):
+        values = [config[name] for config in configs]
+        if any(value != values[0] for value in values):
+            flags.append(flag(name))
             rows.append([_text(value) for value in values])
     return flags, rows
 
@@ -90,7 +83,7 @@ def curves(runs: Sequence[Facts]) -> list[dict[str, Any]]:
     for name, run in zip(short, runs, strict=True):
         kind = (run.best() or ("student",))[0]
         rows = [row for row in run.evaluations if row.get(kind)]
-        heads = [row[kind][headline(row[kind], run.config.fusion)]["top1"] for row in rows]
+        heads = [row[kind][headline(row[kind], run.config.model.fusion)]["top1"] for row in rows]
         validation.append(Series(name, [row["step"] for row in rows], heads))
     charts = [
         chart("Training loss", "nats", "loss"),

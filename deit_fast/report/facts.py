@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shlex
 from dataclasses import dataclass
@@ -10,14 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..config import Config
+from ..config import Config, command_line
 from ..files import read_json
-from ..names import flag, headline
+from ..names import headline
 from ..recipes.named import RECIPES, recipe
 from ..run.checkpoint import newest
 from ..run.folder import read_summary
-
-_OF_ONE_START = ("recipe", "out", "fresh", "dry_run", "profile")  # fields that the repeating command says otherwise
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ class Facts:
     def best(self) -> tuple[str, float] | None:
         """("student" or "ema", top-1) of the score that --fusion makes the model's own, the better of the two."""
         own = {kind: heads for kind, heads in self.scores().items() if kind != "teacher"}
-        found = [(heads[headline(heads, self.config.fusion)]["top1"], kind) for kind, heads in own.items()]
+        found = [(heads[headline(heads, self.config.model.fusion)]["top1"], kind) for kind, heads in own.items()]
         if not found:
             return None
         top1, kind = max(found, key=lambda pair: pair[0])
@@ -88,24 +85,9 @@ class Facts:
 
     def command(self) -> str:
         """A command that trains the same weights into a folder of its own."""
-        return shlex.join(["deit-fast", "train", *arguments(self.config), "--out", f"{self.folder}-again"])
-
-
-def arguments(config: Config) -> list[str]:
-    """The command line of a configuration: its recipe, and every flag that differs from it."""
-    known = config.recipe in RECIPES
-    default = recipe(config.recipe) if known else recipe("deit")
-    typed = ["--recipe", config.recipe if known else "deit"]
-    for field in dataclasses.fields(Config):
-        value = getattr(config, field.name)
-        if field.name in _OF_ONE_START or value == getattr(default, field.name):
-            continue
-        spelled = flag(field.name)
-        if isinstance(value, bool):
-            typed.append(spelled if value else f"--no-{spelled[2:]}")
-        else:
-            typed += [spelled, *map(str, value if isinstance(value, tuple) else (value,))]
-    return typed
+        name = self.config.recipe if self.config.recipe in RECIPES else "deit"
+        flags = command_line(self.config, recipe(name))
+        return shlex.join(["deit-fast", "train", "--recipe", name, *flags, "--out", f"{self.folder}-again"])
 
 
 def _row(line: str) -> dict[str, Any] | None:

@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ..config import Config
 from ..data.sources.dataset import Dataset
 from ..data.sources.open import open_dataset
 from ..data.training import describe
@@ -76,13 +75,14 @@ def look_at(
     """
     config, notes = facts.config, []
     try:
-        train_set, val_set = open_dataset(config.data)
+        train_set, val_set = open_dataset(config.data.data)
         trained = run_model(facts.folder)
     except (ValueError, OSError) as error:
         raise Gone(str(error)) from error
     now = describe(train_set, val_set)
     if changed := [name for name in ("classes", "train", "val", "labels") if now[name] != facts.data.get(name)]:
-        raise Gone(f"the images of {config.data} are others than those of the run: its {' and '.join(changed)} changed")
+        parts = " and ".join(changed)
+        raise Gone(f"the images of {config.data.data} are others than those of the run: its {parts} changed")
     models: dict[str, nn.Module] = {OWN: trained.model.to(device).eval()}
     if (teacher := _teacher(facts, trained, notes)) is not None:
         models["teacher"] = teacher.to(device).eval()
@@ -99,11 +99,12 @@ def look_at(
                 f"{len(seen[split].bad):,} {PARTS[split]} images cannot be read: deit-fast data check says why."
             )
     if not len(seen["val"]):
-        raise Gone(f"none of the validation images of {config.data} can be read")
+        raise Gone(f"none of the validation images of {config.data.data} can be read")
     votes = None
-    if config.distill != "none":
+    if config.distill.distill != "none":
         with suppress(ValueError, OSError):  # a damaged cache: the one pass serves
-            votes = cached_votes(facts, train_set.labels, config.training_policy(trained.preprocessing.normalisation))
+            policy = config.data.training_policy(trained.preprocessing.normalisation)
+            votes = cached_votes(facts, train_set.labels, policy)
     if votes is not None:
         here = seen["train"].sample
         votes = replace(votes, views=votes.views[here], against=votes.against[here], proposed=votes.proposed[here])
@@ -112,13 +113,13 @@ def look_at(
 
 def _teacher(facts: Facts, trained: Trained, notes: list[str]) -> nn.Module | None:
     config = facts.config
-    if config.distill == "none":
+    if config.distill.distill == "none":
         return None
-    recipe = recipe_config(replace(config, fresh=False))
-    spec = str(recipe.run_folder()) if recipe is not None else config.teacher
-    given = Config(teacher=spec, teacher_model=config.teacher_model, image_size=config.image_size)
+    recipe = recipe_config(config.replace(fresh=False))
+    spec = str(recipe.run_folder()) if recipe is not None else config.distill.teacher
+    architecture, given = config.distill.teacher_model, trained.preprocessing.normalisation
     try:
-        return load_teacher(given, spec, facts.data["classes"], trained.preprocessing.normalisation)
+        return load_teacher(spec, architecture, config.data.image_size, facts.data["classes"], given)
     except (ValueError, OSError) as error:
         notes.append(f"The teacher's answers are missing: {error}.")
         return None

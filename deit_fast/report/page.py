@@ -135,18 +135,18 @@ def about(facts: Facts) -> dict[str, Any]:
                 own = kind != "teacher"
                 rows.append({"model": KINDS[kind], "head": HEADS[head] if own else "", **heads[head]})
     best = facts.best()
-    own = headline(facts.scores()[best[0]], config.fusion) if best else ""
+    own = headline(facts.scores()[best[0]], config.model.fusion) if best else ""
     made = {name: version for name, version in state.get("versions", {}).items() if version}
     return {
         "name": facts.name, "folder": str(facts.folder), "finished": facts.summary is not None,
-        "model": config.model, "data": config.data, "train": facts.data["train"], "val": facts.data["val"],
-        "classes": len(facts.data["classes"]), "teacher": taught[config.distill].format(config.teacher),
-        "distilled": config.distill != "none",
+        "model": config.model.model, "data": config.data.data, "train": facts.data["train"], "val": facts.data["val"],
+        "classes": len(facts.data["classes"]), "teacher": taught[config.distill.distill].format(config.distill.teacher),
+        "distilled": config.distill.distill != "none",
         "scores": rows,
         "best": {"model": KINDS[best[0]], "top1": best[1], "head": HEADS[own]} if best else None,
         "command": facts.command(), "versions": made, "machine": facts.last("machine"),
         "seconds": state.get("seconds"), "step": facts.last("step"), "processes": state.get("world_size"),
-        "epochs": config.epochs, "batch_size": config.batch_size, "image_size": config.image_size,
+        "epochs": config.optim.epochs, "batch_size": config.optim.batch_size, "image_size": config.data.image_size,
         "recipe": config.recipe, "skipped": sum(row.get("skipped", 0) for row in facts.steps),
         "unreadable": [shown(path) for path in (facts.summary or {}).get("bad_images", [])],
     }  # fmt: skip

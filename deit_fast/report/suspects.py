@@ -105,18 +105,20 @@ def cached_votes(facts: Facts, labels: NDArray[np.int64], policy: Policy) -> Vot
     MOST_VIEWS labels. A cache that is gone, or holds labels of other settings, counts as none.
     """
     config = facts.config
-    folder = Path(config.teacher_cache).expanduser() if config.teacher_cache else None
+    data, optim, cache_folder = config.data, config.optim, config.distill.teacher_cache
+    folder = Path(cache_folder).expanduser() if cache_folder else None
     if folder is None or not (folder / "settings.json").is_file() or not facts.lines:
         return None
     settings = read_json(folder / "settings.json")
-    if any(settings.get(name) != getattr(config, name) for name in fields_where("label")):
+    own = config.flat()
+    if any(settings.get(name) != own[name] for name in fields_where("label")):
         return None
     images, ranks = len(labels), int(settings.get("processes", 1))  # which only the official order depends on
     views, against = np.zeros((2, images), np.int64)
     wrong_pairs: list[NDArray[np.int64]] = []
     epochs = 0
     for rank in range(ranks):
-        share = Share(images, config.batch_size, config.repeats, config.order, config.data_seed, rank, ranks)
+        share = Share(images, optim.batch_size, data.repeats, data.order, optim.data_seed, rank, ranks)
         mixing = Mixing.of_share(policy, share)
         cache = LabelCache(folder, share.positions, say=lambda sentence: None)
         chosen = _epochs(max(line["step"] for line in facts.lines) // share.steps_per_epoch, share.epoch_images)

@@ -11,7 +11,6 @@ damaged checkpoint with a warning and gives the one before. `snapshot.py` writes
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
@@ -55,9 +54,9 @@ def state_of(config: Config, world_size: int, step: int, seconds: float) -> dict
         **provenance.versions(("deit-fast", "numpy", "timm", "safetensors")),
     }  # fmt: skip
     return {
-        "samples": step * config.batch_size, "global_batch": config.batch_size, "world_size": world_size,
-        "seed": config.seed, "data_seed": config.data_seed, "seconds": seconds,
-        "config": dataclasses.asdict(config), "versions": versions,
+        "samples": step * config.optim.batch_size, "global_batch": config.optim.batch_size, "world_size": world_size,
+        "seed": config.optim.seed, "data_seed": config.optim.data_seed, "seconds": seconds,
+        "config": config.flat(), "versions": versions,
     }  # fmt: skip
 
 

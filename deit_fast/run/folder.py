@@ -15,7 +15,6 @@ lock            see files.py
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shutil
 import time
@@ -48,7 +47,7 @@ def open_run(config: Config, run: Path) -> dict[str, Any] | None:
     if not known.exists():
         return None
     old = Config.from_json(known)  # a foreign config.json, such as a downloaded model's, is refused here
-    if config.fresh:
+    if config.run.fresh:
         return None
     if changes := difference(old, config):
         raise ValueError(
@@ -80,7 +79,7 @@ def chosen_weights(run: Path) -> Path:
     if checkpoint is None:
         raise ValueError(f"{run} holds no checkpoint yet: wait for the first, or train it again with --fresh")
     summary = read_summary(run) if (run / "summary.json").is_file() else {}
-    fusion = Config.from_json(run / "config.json").fusion
+    fusion = Config.from_json(run / "config.json").model.fusion
     student, average = (
         scores[headline(scores, fusion)]["top1"] if scores else -1.0 for scores in map(summary.get, ("student", "ema"))
     )
@@ -115,7 +114,7 @@ def begin(config: Config, run: Path, data: dict[str, Any], lock: Lock) -> None:
     try:
         run.mkdir(parents=True, exist_ok=True)
         lock.acquire()
-        for path in [run / name for name in OURS] if config.fresh else ():
+        for path in [run / name for name in OURS] if config.run.fresh else ():
             if path.is_dir():
                 # Renamed first, since half a removed folder must not look like checkpoints.
                 shutil.rmtree(run / ".discarded", ignore_errors=True)
@@ -124,7 +123,7 @@ def begin(config: Config, run: Path, data: dict[str, Any], lock: Lock) -> None:
             else:
                 path.unlink(missing_ok=True)
         remove_parts(run)
-        write_json(run / "config.json", dataclasses.asdict(config))
+        write_json(run / "config.json", config.flat())
         write_json(run / "data.json", data)
     except OSError as error:
         raise ValueError(f"{run} cannot be written to ({error.strerror}): type another --out") from error

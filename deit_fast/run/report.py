@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ..config import Config
+from ..config import DataConfig
 from ..files import shown
 from ..names import HEADS
 from ..picture import picture
@@ -111,11 +111,11 @@ def table_of(title: str, *columns: str) -> Table:
     return table
 
 
-def summary_table(summary: dict[str, Any], config: Config) -> Table:
+def summary_table(summary: dict[str, Any], data: DataConfig) -> Table:
     """Top-1 of the teacher and of every head of the student and its moving average, on the same crops."""
     student, ema, teacher = summary["student"], summary.get("ema"), summary.get("teacher")
     n = next(iter(student.values()))["n"]
-    title = f"top-1 on {n} validation images at {config.image_size} pixels, crop ratio {config.crop_ratio:g}, per cent"
+    title = f"top-1 on {n} validation images at {data.image_size} pixels, crop ratio {data.crop_ratio:g}, per cent"
     table = table_of(title, "", "last weights", "moving average")
     if teacher:
         table.add_row("teacher", f"{teacher['top1']:.1f}", "")

@@ -43,56 +43,58 @@ def fill(config: Config) -> int:
         ValueError: as `train.train`, and without a --teacher-cache.
     """
     config.check()
-    if not config.teacher_cache:
+    if not config.distill.teacher_cache:
         raise ValueError("where to? Type --teacher-cache FOLDER")
-    if config.dry_run:
+    if config.run.dry_run:
         raise ValueError("--dry-run writes nothing, so it fills no cache: type it after python -m deit_fast.train")
-    with join(config) as ranks:
+    with join(config.agreed(), config.check) as ranks:
         return _fill(config, ranks, Reporter(ranks.main))
 
 
 def _fill(config: Config, ranks: Ranks, reporter: Reporter) -> int:
-    data = TrainingData.open(config, ranks)
+    data = TrainingData.open(config.data, config.optim, ranks)
     seen = IMAGENET_NORMALISATION
-    if config.model not in CONFIGS:
-        seen = normalisation(classifier(dataclasses.replace(config, weights=""), len(data.train_set.classes)))
+    if config.model.model not in CONFIGS:
+        model = dataclasses.replace(config.model, weights="")
+        seen = normalisation(classifier(model, config.data.image_size, len(data.train_set.classes)))
     loaders = data.loaders(seen, ranks)
-    spec = config.teacher
+    spec = config.distill.teacher
     if recipe := recipe_config(config):
         spec = str(recipe.run_folder())
         if not Path(spec, "summary.json").exists():
             raise ValueError(
-                f"the teacher {config.teacher} is not trained yet: type python -m deit_fast.train --recipe "
-                f"{recipe.recipe} --data {config.data} --out {spec} first"
+                f"the teacher {config.distill.teacher} is not trained yet: type python -m deit_fast.train --recipe "
+                f"{recipe.recipe} --data {config.data.data} --out {spec} first"
             )
-    labels = teacher_labels(config, spec, loaders, ranks, reporter)
+    labels = teacher_labels(config.distill, spec, loaders, ranks, reporter)
     steps = data.total_steps
     missing = labels.cache.missing(range(steps), data.share.positions)
     with reporter.progress("labels", steps - len(missing), steps) as advance, labels:
         for part in runs(missing, unit=max(steps, 1)):
             for batch in loaders.training(part):
-                for some in parts(batch, config.micro_batch):  # as in training, whose bits it must have
+                for some in parts(batch, config.optim.micro_batch):  # as in training, whose bits it must have
                     labels(some)
                 advance(batch.step + 1, {})
     if labels.live:  # its scores too: a run that uses the cache will not load it
         validation, settings = loaders.validation(), loaders.validation_identity()
         labels.scores(lambda teacher: evaluate(teacher, validation, ranks)["cls"], settings, ranks.main)
     ranks.wait()
-    reporter.say(f"{config.teacher_cache} holds the labels of {steps:,} steps, {len(missing):,} of them new")
+    reporter.say(f"{config.distill.teacher_cache} holds the labels of {steps:,} steps, {len(missing):,} of them new")
     return len(missing)
 
 
 @command.entry("teacher")
 def main(arguments: Sequence[str]) -> int | None:
     config = parse(arguments, __doc__, "python -m deit_fast.teacher")
-    code = one_process_per_gpu(config, arguments, Path(config.teacher_cache) / "logs", "deit_fast.teacher")
+    logs = Path(config.distill.teacher_cache) / "logs"
+    code = one_process_per_gpu(config.run.gpus, config.check, arguments, logs, "deit_fast.teacher")
     if code is not None:
         return code
     try:
         with Preemption("the labels made until then are kept"):
             fill(config)
     except torch.OutOfMemoryError as error:
-        most = config.micro_batch or config.batch_size
+        most = config.optim.micro_batch or config.optim.batch_size
         raise command.OfOneRank(
             f"the teacher ran out of memory with up to {most} images at once: type --micro-batch {most // 2 or 1}, "
             f"here and in the training"

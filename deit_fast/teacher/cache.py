@@ -36,6 +36,7 @@ from torch import Tensor
 from deit_kernels import TopK
 
 from .. import files
+from ..config import changes
 
 FORMAT = "deit_fast labels 1"
 PIECE_STEPS = 256  # no piece crosses a multiple of it
@@ -105,10 +106,10 @@ class LabelCache:
             raise ValueError(
                 f"{folder} cannot be written to ({error.strerror}): type another --teacher-cache"
             ) from error
-        if changes := _changes(files.read_json(known), json.loads(json.dumps(wanted))):
+        differing = changes(files.read_json(known), json.loads(json.dumps(wanted)))
+        if said := ", ".join(f"{name} {before!r} -> {after!r}" for name, before, after in differing):
             raise ValueError(
-                f"{folder} holds labels of other settings: {', '.join(changes)}. Type the old values or another "
-                f"--teacher-cache"
+                f"{folder} holds labels of other settings: {said}. Type the old values or another --teacher-cache"
             )
         for piece in _pieces(folder) if repair else ():
             try:
@@ -304,15 +305,3 @@ def _load(path: Path) -> Labels:
 
 def _checksum(labels: Labels) -> int:
     return zlib.crc32(labels.probs.tobytes() if labels.probs is not None else b"", zlib.crc32(labels.classes.tobytes()))
-
-
-def _changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """The settings that differ, as "name old -> new"."""
-    changes = []
-    for name in {**old, **new}:
-        before, after = old.get(name), new.get(name)
-        if isinstance(before, dict) and isinstance(after, dict):
-            changes += _changes(before, after, f"{prefix}{name}.")
-        elif before != after:
-            changes.append(f"{prefix}{name} {before!r} -> {after!r}")
-    return changes

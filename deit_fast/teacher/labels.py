@@ -1,6 +1,6 @@
 """The teacher's labels of a batch: computed, read from a cache, or computed and cached.
 
-    labels = teacher_labels(config, spec, loaders, ranks, reporter)
+    labels = teacher_labels(config.distill, spec, loaders, ranks, reporter)
     labels(batch)           # hard labels int64 (b,), logits (b, C), or a TopK, on the device
     with labels: …          # writes the cache at the end, also after an error
     labels.live             # False if the cache is complete: the teacher is not even loaded
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from deit_kernels import TopK
 from deit_kernels.augment import Policy
 
-from ..config import Config, fields_where
+from ..config import DistillConfig, fields_where
 from ..data import Batch, Dataset
 from ..data.memory import to_device
 from ..data.training import Loaders, TrainingData
@@ -111,7 +111,7 @@ class TeacherLabels:
 
 
 def teacher_labels(
-    config: Config, spec: str, loaders: Loaders, ranks: Ranks, reporter: Reporter,
+    config: DistillConfig, spec: str, loaders: Loaders, ranks: Ranks, reporter: Reporter, dry_run: bool = False,
     load: Callable[[], Frozen] | None = None,
 ) -> TeacherLabels:  # fmt: skip
     """Open the label cache of a configuration and, unless that is complete, load the teacher.
@@ -121,13 +121,14 @@ def teacher_labels(
     Raises:
         ValueError: as `load_teacher` and `LabelCache.open`; a cache of other weights.
     """
-    dtype = _dtype(config, ranks.device)
+    dtype = _dtype(config.teacher_precision, ranks.device)
     top_k = None if config.distill == "hard" else config.teacher_top_k
     tau = config.tau or 1.0
     data, cache = loaders.data, None
+    images, optim = data.config, data.optim
     classes = data.train_set.classes
     # A dry run writes nothing, so it creates no cache.
-    if config.teacher_cache and (not config.dry_run or Path(config.teacher_cache, "settings.json").exists()):
+    if config.teacher_cache and (not dry_run or Path(config.teacher_cache, "settings.json").exists()):
         settings = cache_settings(config, spec, dtype, data, loaders.policy)
 
         def opened() -> LabelCache:
@@ -137,42 +138,47 @@ def teacher_labels(
             )  # fmt: skip
 
         cache = ranks.main_first(opened)
-        cache.writes = not config.dry_run
+        cache.writes = not dry_run
         # A rank may see files of other machines later than the rest, but all ranks load the teacher or none.
         steps = data.total_steps
-        missing = max(ranks.gather(len(cache.missing(range(steps), range(config.batch_size)))))
+        missing = max(ranks.gather(len(cache.missing(range(steps), range(optim.batch_size)))))
         reporter.decide("labels", config.teacher_cache, f"{steps - missing:,} of {steps:,} steps are there")
         if not missing:
             reporter.decide("teacher", "not loaded", f"every label of {spec} is in the cache")
             return TeacherLabels(None, cache, ranks.device, tau)
 
-    teacher = ranks.main_first(load or (lambda: load_teacher(config, spec, classes, loaders.normalisation)))
+    def loaded() -> Frozen:
+        return load_teacher(spec, config.teacher_model, images.image_size, classes, loaders.normalisation)
+
+    teacher = ranks.main_first(load or loaded)
     reporter.decide("teacher", spec, f"{config.distill} labels, learnt by the {config.distill_on} head")
     own_size, own_ratio = own_view(spec, teacher.model)
-    if own_size not in (None, config.image_size):
-        reporter.decide("", f"sees {config.image_size} x {config.image_size} pixels", f"it was trained on {own_size}")
-    if own_ratio not in (None, config.crop_ratio):
-        reporter.decide("", f"is scored at crop ratio {config.crop_ratio:g}", f"its own is {own_ratio:g}")
+    if own_size not in (None, images.image_size):
+        reporter.decide("", f"sees {images.image_size} x {images.image_size} pixels", f"it was trained on {own_size}")
+    if own_ratio not in (None, images.crop_ratio):
+        reporter.decide("", f"is scored at crop ratio {images.crop_ratio:g}", f"its own is {own_ratio:g}")
     if cache is not None:
         digest = _digest_of(value for _, value in sorted(teacher.model.state_dict().items()))
         ranks.main_first(lambda: cache.check_weights(digest))
-    compiled = compiles(config.compile, ranks.device)
+    compiled = compiles(optim.compile, ranks.device)
     engine = TeacherEngine(
-        teacher, image_size=config.image_size, device=ranks.device, dtype=dtype, compiled=compiled, top_k=top_k,
-        tau=tau, layout=config.teacher_layout, rows=config.micro_batch or config.batch_size // ranks.world_size,
+        teacher, image_size=images.image_size, device=ranks.device, dtype=dtype, compiled=compiled, top_k=top_k,
+        tau=tau, layout=config.teacher_layout, rows=optim.micro_batch or optim.batch_size // ranks.world_size,
     )  # fmt: skip
     for what, reason in engine.decisions:
         reporter.decide("", what, reason)
     return TeacherLabels(engine, cache, ranks.device, tau)
 
 
-def cache_settings(config: Config, spec: str, dtype: torch.dtype, data: TrainingData, policy: Policy) -> dict[str, Any]:
+def cache_settings(
+    config: DistillConfig, spec: str, dtype: torch.dtype, data: TrainingData, policy: Policy
+) -> dict[str, Any]:
     """Everything that a cached label depends on, JSON values."""
     train_set = data.train_set
     probes = (_read(train_set, index) for index in np.linspace(0, len(train_set) - 1, _PROBES).astype(int).tolist())
     settings = {
         "labels": "hard" if config.distill == "hard" else f"top {config.teacher_top_k} at tau {config.tau:g}",
-        "teacher": _identity(config, spec),
+        "teacher": _identity(config.teacher_model, spec),
         "teacher_precision": str(dtype).removeprefix("torch."),
         "data": {
             "classes": _digest_of(name.encode() for name in train_set.classes),
@@ -181,15 +187,15 @@ def cache_settings(config: Config, spec: str, dtype: torch.dtype, data: Training
         },
         "policy": policy.settings(),
     }
-    settings |= {name: getattr(config, name) for name in fields_where("label")}
+    settings |= {name: (vars(data.config) | vars(data.optim))[name] for name in fields_where("label")}
     if policy.erase is not None and policy.erase.mode != "const":
         settings["noise"] = "float32"  # of erased pixels; labels of before were computed with noise made in float64
-    if config.order == "official":
+    if data.config.order == "official":
         settings["processes"] = data.share.world_size
     return settings
 
 
-def _identity(config: Config, spec: str) -> str:
+def _identity(architecture: str, spec: str) -> str:
     """The teacher's name and a digest of its files, without loading it."""
     path = Path(spec.removeprefix("local-dir:")).expanduser()
     if path.is_dir() and (newest := checkpoint.newest(path)) is not None:
@@ -198,7 +204,7 @@ def _identity(config: Config, spec: str) -> str:
     if path.is_dir():
         return f"an exported folder, {_digest_of([weights_file(path).read_bytes()])}"
     if path.is_file():
-        return f"{config.teacher_model}, {_digest_of([path.read_bytes()])}"
+        return f"{architecture}, {_digest_of([path.read_bytes()])}"
     module, colon, _ = spec.partition(":")
     if colon and not spec.startswith(("hf_hub:", "hf-hub:")):
         found = importlib.util.find_spec(module)
@@ -224,6 +230,5 @@ def _digest_of(parts: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def _dtype(config: Config, device: torch.device) -> torch.dtype:
-    chosen = config.teacher_precision
+def _dtype(chosen: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if chosen == "bf16" or (chosen == "auto" and has_bf16(device)) else torch.float32

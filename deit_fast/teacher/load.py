@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import timm
@@ -58,22 +57,26 @@ def recipe_config(student: Config) -> Config | None:
 
     A student's --fresh discards its teacher only where that was trained with another configuration.
     """
-    kind, _, name = student.teacher.partition(":")
+    kind, _, name = student.distill.teacher.partition(":")
     if kind != "recipe":
         return None
-    taken_over = {field: getattr(student, field) for field in fields_where("shared")}
-    config = dataclasses.replace(recipe(name), **taken_over, seed=student.data_seed)
-    if student.out:  # beside the student's folder, which must hold nothing foreign
-        config = dataclasses.replace(config, out=f"{Path(student.out)}-teacher")
+    given = student.flat()
+    config = recipe(name).replace(**{field: given[field] for field in fields_where("shared")}, seed=given["data_seed"])
+    if student.run.out:  # beside the student's folder, which must hold nothing foreign
+        config = config.replace(out=f"{Path(student.run.out)}-teacher")
     known = config.run_folder() / "config.json"
-    outdated = student.fresh and known.exists() and bool(difference(Config.from_json(known), config))
-    return dataclasses.replace(config, fresh=outdated)
+    outdated = student.run.fresh and known.exists() and bool(difference(Config.from_json(known), config))
+    return config.replace(fresh=outdated)
 
 
-def load_teacher(config: Config, spec: str, classes: list[str], student_normalisation: Normalisation) -> Frozen:
+def load_teacher(
+    spec: str, architecture: str, image_size: int, classes: list[str], student_normalisation: Normalisation
+) -> Frozen:
     """The teacher that `spec` names: the configuration's, or the run folder of the one that was trained first.
 
     Args:
+        architecture: --teacher-model, which counts where `spec` is a weights file.
+        image_size: of the images that it will see, pixels.
         classes: the data's class names, index = label.
 
     Raises:
@@ -89,9 +92,9 @@ def load_teacher(config: Config, spec: str, classes: list[str], student_normalis
                     f"{spec} is no finished run ({name} is missing): train it to its end by the command that started "
                     f"it, or type another --teacher"
                 )
-    trained = opened(named, config.teacher_model, config.image_size, as_teacher=True)
+    trained = opened(named, architecture, image_size, as_teacher=True)
     teacher = Frozen(trained.model, student_normalisation, trained.preprocessing.normalisation)
-    count, wanted = check_forward(teacher, f"the teacher {spec}", config.image_size), len(classes)
+    count, wanted = check_forward(teacher, f"the teacher {spec}", image_size), len(classes)
     if count != wanted:
         raise ValueError(f"the teacher {spec} knows {count} classes, the data has {wanted}: {_ADVICE}")
     known, what, advice = trained.classes, "on other classes", _ADVICE
@@ -113,8 +116,8 @@ def own_view(spec: str, model: nn.Module) -> tuple[int | None, float | None]:
     """(side of the images that a teacher was trained on, pixels, its crop ratio); None where nothing says it."""
     named = resolve(spec, "--teacher")
     if named.run is not None:
-        config = Config.from_json(named.run / "config.json")
-        return config.image_size, config.crop_ratio
+        data = Config.from_json(named.run / "config.json").data
+        return data.image_size, data.crop_ratio
     if named.kind == "exported":
         return view_of_folder(named.path)
     cfg = getattr(model, "pretrained_cfg", None) or {}

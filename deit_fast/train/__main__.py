@@ -23,7 +23,8 @@ from .loop import train
 @command.entry("train")
 def main(arguments: Sequence[str]) -> int | None:
     config = parse(arguments, __doc__)
-    code = one_process_per_gpu(config, arguments, config.run_folder() / "logs", "deit_fast.train")
+    logs = config.run_folder() / "logs"
+    code = one_process_per_gpu(config.run.gpus, config.check, arguments, logs, "deit_fast.train")
     if code is None:
         train(config)
     return code

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import torch
 
-from ..config import Config
 from ..data import Batch
 from ..ranks.group import Ranks
 from ..run.report import Reporter
@@ -91,16 +90,18 @@ class Plan:
         return "the step", "add GPUs, or choose a smaller model or image size"
 
 
-def make_plan(config: Config, run: Path, prepared: Prepared, reporter: Reporter) -> Plan:
+def make_plan(run: Path, prepared: Prepared, reporter: Reporter) -> Plan:
     """Take two steps, measure, print the plan and return it. This changes the model, but no file."""
+    config, batch_size = prepared.config, prepared.config.optim.batch_size
     step, batches, ranks, schedule = prepared.step, prepared.batches, prepared.ranks, prepared.schedule
-    step.model.train(config.train_mode == "train")
+    step.model.train(config.model.train_mode == "train")
     batches.seek(0)  # any steps will do, and a run that is almost finished has few left
     stream = (batch for again in repeat(batches) for batch in again)  # endless
     for batch in islice(stream, 2):
         loss = step(batch, schedule(batch.step)).losses.loss
     if not torch.isfinite(loss):
-        raise ValueError(f"the loss of the second step is {loss.item()}: try half the rate, --lr {config.lr / 2:g}")
+        half = config.optim.lr / 2
+        raise ValueError(f"the loss of the second step is {loss.item()}: try half the rate, --lr {half:g}")
     reporter.say("two steps done; now the speed of each part")
 
     lr = schedule(0)
@@ -117,15 +118,15 @@ def make_plan(config: Config, run: Path, prepared: Prepared, reporter: Reporter)
     memory, limit = max(ranks.gather(_memory(ranks.device)), key=lambda pair: pair[0] - pair[1])
     existing = next(path for path in (run.absolute(), *run.absolute().parents) if path.exists())
     plan = Plan(
-        step_alone=config.batch_size / alone,
-        data_alone=config.batch_size / data,
-        together=config.batch_size / together,
-        images=prepared.data.total_steps * config.batch_size,
+        step_alone=batch_size / alone,
+        data_alone=batch_size / data,
+        together=batch_size / together,
+        images=prepared.data.total_steps * batch_size,
         processes=ranks.world_size,
         teacher_share=teacher / alone if step.teacher else None,
         memory=memory,
         memory_limit=limit,
-        disk=copies * weights * (config.keep + 1) + _LOGS,
+        disk=copies * weights * (config.run.keep + 1) + _LOGS,
         disk_free=shutil.disk_usage(existing).free,
         on_gpu=ranks.device.type == "cuda",
         cores=ranks.cores,

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from ..config import Config
 from ..data.batch import Batch
 from .prepare import Prepared
 
@@ -22,7 +21,7 @@ SHARE, MOST_SECONDS = 0.02, 60.0
 WARM_UP, FEWEST, MOST = 4, 4, 20  # steps of a measurement: those before it, and those that count
 
 
-def headroom(config: Config, prepared: Prepared, seconds: float, images_per_second: float) -> dict[str, Any]:
+def headroom(prepared: Prepared, seconds: float, images_per_second: float) -> dict[str, Any]:
     """{"as it is", "loader", "teacher", "augment": images/s, "steps"}, or {"left_out": why}; one process only.
 
     Args:
@@ -31,8 +30,9 @@ def headroom(config: Config, prepared: Prepared, seconds: float, images_per_seco
     """
     if prepared.ranks.world_size > 1:
         return {"left_out": "it is measured in trainings of one process only"}
+    batch_size = prepared.data.optim.batch_size
     budget = min(SHARE * seconds, MOST_SECONDS)
-    count = int(budget / 4 / (config.batch_size / images_per_second)) - WARM_UP
+    count = int(budget / 4 / (batch_size / images_per_second)) - WARM_UP
     if count < FEWEST:
         return {"left_out": f"a few steps of each would have taken more than {SHARE:.0%} of so short a training"}
     count = min(count, MOST)
@@ -53,14 +53,14 @@ def headroom(config: Config, prepared: Prepared, seconds: float, images_per_seco
             for _ in range(count):
                 step(next(own), 0.0)
             _synchronize(prepared)
-            return config.batch_size * count / (perf_counter() - began)
+            return batch_size * count / (perf_counter() - began)
 
     try:
         if prepared.data.total_steps >= WARM_UP + count:
             measured["as it is"] = images_a_second(prepared.batches, teacher)
             if teacher is not None:
                 measured["teacher"] = images_a_second(prepared.batches, _remembered(teacher))
-            if not config.in_memory:  # else nothing is read, and the loader is the augmentation
+            if not prepared.data.config.in_memory:  # else nothing is read, and the loader is the augmentation
                 unaugmented = prepared.loaders.training(
                     range(prepared.data.total_steps), device=torch.device("meta"), in_memory=False
                 )

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import Config
+from ..config import Config, RunConfig
 from ..files import LOCK, Lock, write_json
 from ..ranks.group import Ranks, join
 from ..ranks.heartbeat import Heartbeat
@@ -47,7 +47,7 @@ def train(config: Config) -> Summary:
     """
     with (
         Preemption() as preemption,
-        join(config) as ranks,
+        join(config.agreed(), config.check) as ranks,
         Heartbeat(ranks.rank, ranks.world_size) as heartbeat,
     ):
         return _run(config, ranks, heartbeat, preemption)
@@ -65,51 +65,54 @@ def _run(config: Config, ranks: Ranks, heartbeat: Heartbeat, preemption: Preempt
         _show(run, config, finished, ranks, reporter)
         return Summary(run, finished)
     with Lock(run / LOCK) as lock:
-        if not config.dry_run:
+        if not config.run.dry_run:
             ranks.on_main(lambda: folder.refuse_a_second(run, lock))
         prepared = prepare(config, run, ranks, reporter, train_first)
-        if config.dry_run:
-            return Summary(run, {"plan": asdict(dry_run.make_plan(config, run, prepared, reporter))})
+        if config.run.dry_run:
+            return Summary(run, {"plan": asdict(dry_run.make_plan(run, prepared, reporter))})
         ranks.on_main(lambda: folder.begin(config, run, prepared.data.identity, lock))
         ranks.main_first(lambda: folder.wait_for(run))
         ranks.training_begins()
         heartbeat.begin(run / "logs")
         reporter.decide("tensorboard", "off" if TensorBoard.missing() else run / "tensorboard", TensorBoard.missing())
-        return _loop(config, run, prepared, reporter, heartbeat, preemption)
+        return _loop(run, prepared, reporter, heartbeat, preemption)
 
 
 @dataclass(frozen=True)
 class Due:
     """Which of logging, saving and evaluating follow after `done` steps."""
 
-    config: Config
+    every: RunConfig
+    epochs: int
     epoch_steps: int
     total_steps: int
 
     def log(self, done: int) -> bool:
-        return done % self.config.log_every == 0 or done % self.epoch_steps == 0 or self.save(done)
+        return done % self.every.log_every == 0 or done % self.epoch_steps == 0 or self.save(done)
 
     def save(self, done: int) -> bool:
-        return done == self.total_steps or done % (self.config.save_every or self.epoch_steps) == 0
+        return done == self.total_steps or done % (self.every.save_every or self.epoch_steps) == 0
 
     def evaluation(self, done: int) -> bool:
         """At the end of every `eval_every`-th epoch, and of the last."""
         epoch, into_epoch = divmod(done, self.epoch_steps)
-        return done > 0 and into_epoch == 0 and (epoch % self.config.eval_every == 0 or epoch == self.config.epochs)
+        return done > 0 and into_epoch == 0 and (epoch % self.every.eval_every == 0 or epoch == self.epochs)
 
 
 def _loop(
-    config: Config, run: Path, prepared: Prepared, reporter: report.Reporter, heartbeat: Heartbeat,
+    run: Path, prepared: Prepared, reporter: report.Reporter, heartbeat: Heartbeat,
     preemption: Preemption,
 ) -> Summary:  # fmt: skip
-    ranks, step, start, batches = prepared.ranks, prepared.step, prepared.start, prepared.batches
+    config, ranks = prepared.config, prepared.ranks
+    step, start, batches = prepared.step, prepared.start, prepared.batches
     total_steps = prepared.data.total_steps
-    due = Due(config, prepared.data.share.steps_per_epoch, total_steps)
+    due = Due(config.run, config.optim.epochs, prepared.data.share.steps_per_epoch, total_steps)
     teacher_scores = prepared.evaluate_teacher()
     scores: tuple[Scores, Scores | None] | None = None
-    meter = Meter(step, batches, ranks, Scale.of(config, total_steps, step, ranks, prepared.autocast))
+    scale = Scale.of(config.optim.batch_size, config.data.image_size, total_steps, step, ranks, prepared.autocast)
+    meter = Meter(step, batches, ranks, scale)
     meter.load(start.meter)
-    step.model.train(config.train_mode == "train")
+    step.model.train(config.model.train_mode == "train")
 
     @contextmanager
     def aside(stage: str) -> Iterator[None]:
@@ -119,11 +122,11 @@ def _loop(
             yield
 
     with ExitStack() as stack:  # left in the reverse order: the signals first, the record last
-        record = stack.enter_context(Record(config, run, prepared, meter, reporter))
+        record = stack.enter_context(Record(run, prepared, meter, reporter))
         advance = stack.enter_context(reporter.progress(config.recipe, start.step, total_steps))
         stack.enter_context(step.steady())
         stack.enter_context(prepared.teacher or nullcontext())
-        profiled = stack.enter_context(StepProfile(config.profile, run, batches, ranks, reporter))
+        profiled = stack.enter_context(StepProfile(config.run.profile, run, batches, ranks, reporter))
         stack.enter_context(preemption.training(ranks, start.step))
         # An epoch's evaluation follows its checkpoint: a run that was killed between the two begins with it.
         if due.evaluation(start.step) and record.lacks_evaluation():
@@ -166,7 +169,7 @@ def _conclude(
         report.draw(run, result, run / "report.png")
         write_json(run / "summary.json", result)
         reporter.say(f"trained in {record.seconds:.0f} s; {run / 'report.png'}")
-    _show(run, prepared.data.config, result, prepared.ranks, reporter)
+    _show(run, prepared.config, result, prepared.ranks, reporter)
     _report(run, prepared, record, reporter)
     prepared.ranks.wait()
     return Summary(run, result)
@@ -174,11 +177,10 @@ def _conclude(
 
 def _report(run: Path, prepared: Prepared, record: Record, reporter: report.Reporter) -> None:
     """report.html, and what it says of the run's speed; a failure is a sentence, since the run is finished."""
-    config = prepared.data.config
-    if not config.report or not prepared.ranks.main:
+    if not prepared.config.run.report or not prepared.ranks.main:
         return
     try:
-        record.conclude(headroom(config, prepared, record.seconds, record.speed()))
+        record.conclude(headroom(prepared, record.seconds, record.speed()))
     except Exception as error:
         reporter.say(f"the report lacks what the run's speed could be ({type(error).__name__}: {error})")
     if (page := write_at_the_end(run, prepared.ranks.device, prepared.ranks.cores, reporter.say)) is not None:
@@ -187,8 +189,8 @@ def _report(run: Path, prepared: Prepared, record: Record, reporter: report.Repo
 
 def _show(run: Path, config: Config, result: dict[str, Any], ranks: Ranks, reporter: report.Reporter) -> None:
     """The table of a finished run, and where its best weights are."""
-    reporter.console.print(report.summary_table(result, config))
+    reporter.console.print(report.summary_table(result, config.data))
     if ranks.main and (best := checkpoint.best(run)) is not None:
         file, found = best
-        which = "moving average" if config.ema_decay else "weights"
+        which = "moving average" if config.optim.ema_decay else "weights"
         reporter.say(f"best {which}: {file}, top-1 {found['top1']:.1f} % after step {found['step']:,}")

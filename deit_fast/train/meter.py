@@ -18,7 +18,6 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..config import Config
 from ..data import TrainLoader
 from ..model import VisionTransformer, ViTConfig
 from ..ranks.group import Ranks
@@ -57,17 +56,18 @@ class Scale:
 
     @classmethod
     def of(
-        cls, config: Config, total_steps: int, step: TrainingStep, ranks: Ranks, autocast: AbstractContextManager
-    ) -> Scale:
+        cls, batch_size: int, image_size: int, total_steps: int, step: TrainingStep, ranks: Ranks,
+        autocast: AbstractContextManager,
+    ) -> Scale:  # fmt: skip
         """FLOPs are counted only if the run uses the card's 16-bit rate and that is known."""
         known = None
         if ranks.device.type == "cuda" and isinstance(autocast, torch.autocast):
             known = peak_flops(torch.cuda.get_device_name(ranks.device))
         if known is None:
-            return cls(config.batch_size, total_steps)
+            return cls(batch_size, total_steps)
         teacher = step.teacher.engine.module if step.teacher and step.teacher.live else None
-        flops = training_flops(step.model, teacher, config.image_size)
-        return cls(config.batch_size, total_steps, flops, known * ranks.world_size)
+        flops = training_flops(step.model, teacher, image_size)
+        return cls(batch_size, total_steps, flops, known * ranks.world_size)
 
 
 class Meter:

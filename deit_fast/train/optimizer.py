@@ -21,7 +21,7 @@ import torch
 from timm.models import group_parameters
 from torch import Tensor, nn
 
-from ..config import Config
+from ..config import OptimConfig
 from ..model import VisionTransformer
 from .lamb import Lamb
 
@@ -72,7 +72,7 @@ def _layers(model: nn.Module) -> dict[str, int]:
     return group_parameters(model, matcher, reverse=True)
 
 
-def create_optimizer(config: Config, model: nn.Module, lr: float) -> torch.optim.Optimizer:
+def create_optimizer(config: OptimConfig, model: nn.Module, lr: float) -> torch.optim.Optimizer:
     """AdamW (betas 0.9 and 0.999, eps 1e-8), or SGD with Nesterov momentum 0.9, as timm 0.3.2 makes them by default; or
     LAMB with the same eps, as it makes Apex's FusedLAMB.
 
@@ -156,7 +156,7 @@ def learning_rate(step: float, *, total: int, warmup: float, peak: float, start:
     return floor + (peak - floor) * (1 + math.cos(math.pi * step / total)) / 2
 
 
-def learning_rates(config: Config, epoch_steps: int, peak: float) -> Callable[[int], float]:
+def learning_rates(config: OptimConfig, epoch_steps: int, peak: float) -> Callable[[int], float]:
     """The rate as a function of the step, counted from 0 over the whole run; `peak` is the rate after warm-up."""
     ends = {"peak": peak, "start": config.warmup_lr, "floor": config.min_lr}
     if config.schedule == "official":

@@ -54,6 +54,7 @@ class Start(NamedTuple):
 class Prepared:
     """What the loop works with."""
 
+    config: Config
     ranks: Ranks
     data: TrainingData
     loaders: Loaders
@@ -91,13 +92,16 @@ def prepare(config: Config, run: Path, ranks: Ranks, reporter: Reporter, train_f
     Raises:
         ValueError: a mistake in the configuration or the data, in one sentence that says what to type instead.
     """
-    reporter.say(f"{config.recipe}: {config.model} on {config.data}, in {run}")
+    reporter.say(f"{config.recipe}: {config.model.model} on {config.data.data}, in {run}")
     for decision in ranks.decisions():
         reporter.decide(*decision)
-    newest, begun = (None, None) if config.fresh else ranks.on_main(lambda: _newest(run, ranks.device))
-    chosen = precision(config, ranks, begun, reporter)
+    newest, begun = (None, None) if config.run.fresh else ranks.on_main(lambda: _newest(run, ranks.device))
+    chosen = precision(config.optim, ranks, begun, reporter)
     forward = autocast(chosen, ranks.device)
-    data = _open_data(config, run, ranks, reporter)
+    data = TrainingData.open(config.data, config.optim, ranks)
+    if not config.run.fresh:
+        ranks.main_first(lambda: folder.check_data(run, data.identity))
+    _tell(data, ranks, reporter)
     model = _student(config, len(data.train_set.classes), chosen, ranks, reporter)
     if chosen == "bf16-residual" and isinstance(model, VisionTransformer):
         model.residual_dtype = torch.bfloat16
@@ -108,23 +112,20 @@ def prepare(config: Config, run: Path, ranks: Ranks, reporter: Reporter, train_f
         reporter.decide("augmenting", "on the CPU", reason)
     if jpeg_part.missing and loaders.policy.crop == "random_resized":
         reporter.decide("JPEG files", "decoded whole, not only what the crops need", jpeg_part.missing)
-    teacher = None if config.distill == "none" else _teacher(config, loaders, ranks, reporter, train_first)
-    step = TrainingStep(config, model, teacher, ranks, forward, reporter)
+    teacher = None if config.distill.distill == "none" else _teacher(config, loaders, ranks, reporter, train_first)
+    step = TrainingStep(config.optim, config.distill, config.data.image_size, model, teacher, ranks, forward, reporter)
     validation = loaders.validation()
-    start = _start(config, newest, ranks, step, reporter)
+    start = _start(config.data.order, newest, ranks, step, reporter)
     layout = {}
     if isinstance(model, VisionTransformer) and (teacher is None or not teacher.live):
         # Only the student reads the images.
         layout = {"layout": "patches", "patch": model.config.patch_size}
     batches = loaders.training(range(start.step, data.total_steps), **layout)
-    schedule = learning_rates(config, data.share.steps_per_epoch, step.peak_lr)
-    return Prepared(ranks, data, loaders, step, teacher, batches, validation, schedule, start, chosen, forward)
+    schedule = learning_rates(config.optim, data.share.steps_per_epoch, step.peak_lr)
+    return Prepared(config, ranks, data, loaders, step, teacher, batches, validation, schedule, start, chosen, forward)
 
 
-def _open_data(config: Config, run: Path, ranks: Ranks, reporter: Reporter) -> TrainingData:
-    data = TrainingData.open(config, ranks)
-    if not config.fresh:
-        ranks.main_first(lambda: folder.check_data(run, data.identity))
+def _tell(data: TrainingData, ranks: Ranks, reporter: Reporter) -> None:
     images, classes = len(data.train_set), len(data.train_set.classes)
     counts = f"{images:,} training and {len(data.val_set):,} validation images, {classes} classes"
     reporter.decide("data", counts)
@@ -132,29 +133,29 @@ def _open_data(config: Config, run: Path, ranks: Ranks, reporter: Reporter) -> T
         reporter.decide("left out", by_suffix(left_out), "files that are not read: deit_fast.data check names them")
     shown = data.share.epoch_images
     of_all = "" if shown == images else f", its order's rows of {images:,} images"
-    reason = f"{config.epochs} epochs of {shown:,} // {config.batch_size}{of_all}"
+    reason = f"{data.optim.epochs} epochs of {shown:,} // {data.optim.batch_size}{of_all}"
     reporter.decide("steps", f"{data.total_steps:,}", reason)
-    if config.order == "official":
+    if data.config.order == "official":
         reporter.decide("order", "official", f"its lists for {ranks.world_size} processes; for others they differ")
-    return data
 
 
 def _student(config: Config, classes: int, chosen: Precision, ranks: Ranks, reporter: Reporter) -> nn.Module:
-    torch.manual_seed(config.seed)
-    model = ranks.main_first(lambda: classifier(config, classes))
+    torch.manual_seed(config.optim.seed)
+    model = ranks.main_first(lambda: classifier(config.model, config.data.image_size, classes))
     # The model must have exactly the heads that the configuration trains.
+    name, distill = config.model.model, config.distill.distill
     distilled = isinstance(model, VisionTransformer) and model.config.distilled
-    on_token = config.distill != "none" and config.distill_on == "token"
+    on_token = distill != "none" and config.distill.distill_on == "token"
     if on_token and not distilled:
         raise ValueError(
-            f"{config.model} has no distillation token to learn from the teacher: type --distill-on class, "
+            f"{name} has no distillation token to learn from the teacher: type --distill-on class, "
             f"--distill none, or a model with _distilled in its name"
         )
-    if distilled and not on_token and config.train_mode == "train":
-        plain = config.model.replace("_distilled", "")
+    if distilled and not on_token and config.model.train_mode == "train":
+        plain = name.replace("_distilled", "")
         raise ValueError(
-            f"the distillation token of {config.model} would never be trained with --distill {config.distill}"
-            f"{'' if config.distill == 'none' else ' --distill-on class'}: type --model {plain}"
+            f"the distillation token of {name} would never be trained with --distill {distill}"
+            f"{'' if distill == 'none' else ' --distill-on class'}: type --model {plain}"
         )
     model.to(ranks.device)
     # In bfloat16 torch 2.14's gradient of a depthwise convolution in channels_last reads memory that nobody wrote.
@@ -169,20 +170,21 @@ def _teacher(
     config: Config, loaders: Loaders, ranks: Ranks, reporter: Reporter, train_first: TrainFirst
 ) -> TeacherLabels:
     """The teacher's labels; a teacher that is a recipe is trained now."""
-    recipe = recipe_config(config)
+    recipe, distill, dry_run = recipe_config(config), config.distill, config.run.dry_run
     if recipe is None:
-        return teacher_labels(config, config.teacher, loaders, ranks, reporter)
-    if config.dry_run:
+        return teacher_labels(distill, distill.teacher, loaders, ranks, reporter, dry_run)
+    if dry_run:
 
         def load() -> Frozen:
-            return Frozen(classifier(recipe, len(loaders.data.train_set.classes)), loaders.normalisation)
+            classes = len(loaders.data.train_set.classes)
+            return Frozen(classifier(recipe.model, recipe.data.image_size, classes), loaders.normalisation)
 
         reporter.say(f"the teacher of the recipe {recipe.recipe} stays untrained: it is as fast")
-        return teacher_labels(replace(config, teacher_cache=""), config.teacher, loaders, ranks, reporter, load)
+        return teacher_labels(replace(distill, teacher_cache=""), distill.teacher, loaders, ranks, reporter, True, load)
     reporter.say(f"training its teacher first, by the recipe {recipe.recipe}")
     spec = str(train_first(recipe))
     reporter.say(f"the teacher is trained; {config.recipe} continues")
-    return teacher_labels(config, spec, loaders, ranks, reporter)
+    return teacher_labels(distill, spec, loaders, ranks, reporter)
 
 
 def _newest(run: Path, device: torch.device) -> tuple[Path | None, Precision | None]:
@@ -195,14 +197,14 @@ def _newest(run: Path, device: torch.device) -> tuple[Path | None, Precision | N
     return newest, read_json(newest / "state.json").get("precision", unsaid)
 
 
-def _start(config: Config, newest: Path | None, ranks: Ranks, step: TrainingStep, reporter: Reporter) -> Start:
+def _start(order: str, newest: Path | None, ranks: Ranks, step: TrainingStep, reporter: Reporter) -> Start:
     """Restore the checkpoint `newest`, if there is one."""
     if newest is None:
         return Start()
     start = restore(newest, ranks, step)
     reporter.decide("continue", f"from step {start.step:,}", str(start.folder))
     # The official order's lists and mixing depend on the number of processes.
-    if config.order == "official" and start.world_size != ranks.world_size:
+    if order == "official" and start.world_size != ranks.world_size:
         raise ValueError(
             f"{start.folder} was trained by {start.world_size} processes; --order official shows {ranks.world_size} "
             f"others: start {start.world_size} again, or type --order grouped in a new --out"

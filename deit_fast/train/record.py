@@ -1,6 +1,6 @@
 """What a run prints and writes while it trains: metrics, curves, checkpoints, scores and the best weights.
 
-with Record(config, run, prepared, meter, reporter) as record:
+with Record(run, prepared, meter, reporter) as record:
     record.log(20, lr)              # the steps since the last line, averaged
     record.save(20)                 # copied now, written beside the training
     scores = record.evaluate(20)
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from ..command import DIVERGED, Ending
-from ..config import Config
 from ..data import EvalLoader, TrainLoader
 from ..files import shown
 from ..names import headline
@@ -41,8 +40,8 @@ class Diverged(Ending, ArithmeticError):
 class Record:
     """A context manager: leaving it waits for the last checkpoint."""
 
-    def __init__(self, config: Config, run: Path, prepared: Prepared, meter: Meter, reporter: report.Reporter) -> None:
-        self._config, self._prepared, self._meter, self._reporter = config, prepared, meter, reporter
+    def __init__(self, run: Path, prepared: Prepared, meter: Meter, reporter: report.Reporter) -> None:
+        self._config, self._prepared, self._meter, self._reporter = prepared.config, prepared, meter, reporter
         self._ranks, self._step, self._start = prepared.ranks, prepared.step, prepared.start
         self._epoch_steps = prepared.data.share.steps_per_epoch
         self._began = time.perf_counter()
@@ -56,7 +55,7 @@ class Record:
             self._metrics = Metrics(run / "metrics.jsonl", self._start.step)
             if not TensorBoard.missing():
                 self._curves = TensorBoard(run / "tensorboard", self._start.step)
-            self._snapshots = Snapshots(run, config.keep, self._ranks.device, self._last, self._metrics.sync)
+            self._snapshots = Snapshots(run, self._config.run.keep, self._ranks.device, self._last, self._metrics.sync)
 
     def __enter__(self) -> Record:
         # The run may have been killed after an evaluation's line and before its best weights were on disk.
@@ -89,7 +88,7 @@ class Record:
             logger.warning(
                 f"{row['skipped']} steps up to step {done} were skipped: loss or gradient is NaN or infinite"
             )
-        if (skipped := self._meter.skipped_in_a_row) >= self._config.skip_limit:
+        if (skipped := self._meter.skipped_in_a_row) >= self._config.run.skip_limit:
             raise self._diverged(f"the loss or a gradient of {skipped} steps in a row is NaN or infinite", done)
         self._named = name_bad_images(self._prepared.batches, self._named)
 
@@ -126,9 +125,9 @@ class Record:
         self._add({"step": done, "student": student, "ema": ema, "seconds": seconds})
         self._keep_if_best(done, student, ema)
         if self._metrics:
-            head, line = headline(student, self._config.fusion), self._metrics.last("loss")
+            head, line = headline(student, self._config.model.fusion), self._metrics.last("loss")
             epoch = done // self._epoch_steps
-            self._reporter.say(report.epoch_line(epoch, self._config.epochs, line, student, ema, head))
+            self._reporter.say(report.epoch_line(epoch, self._config.optim.epochs, line, student, ema, head))
         return student, ema
 
     def unreadable(self, *loaders: TrainLoader | EvalLoader) -> list[str]:
@@ -173,10 +172,10 @@ class Record:
         """Keep the moving average, or the weights without one, when its score by --fusion is the best so far."""
         if self._snapshots:
             scores, model = (student, self._step.model) if average is None else (average, self._step.ema.module)
-            self._snapshots.offer(done, model.state_dict(), scores[headline(scores, self._config.fusion)]["top1"])
+            self._snapshots.offer(done, model.state_dict(), scores[headline(scores, self._config.model.fusion)]["top1"])
 
     def _diverged(self, what: str, done: int) -> Diverged:
-        config, saved = self._config, self._snapshots.saved if self._snapshots else None
+        config, saved = self._config.optim, self._snapshots.saved if self._snapshots else None
         range_of_fp16 = ", or --precision bf16, whose range is larger" if config.precision == "fp16" else ""
         newest = "no checkpoint was written yet" if saved is None else f"the checkpoint of step {saved} is from before"
         return Diverged(

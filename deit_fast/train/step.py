@@ -1,6 +1,6 @@
 """One training step: what a batch does to the weights. Nothing in it waits for the device.
 
-    step = TrainingStep(config, model, teacher, ranks, autocast, reporter)
+    step = TrainingStep(config.optim, config.distill, config.data.image_size, model, teacher, ranks, autocast, reporter)
     with step.steady():
         result = step(batch, lr)        # scalars on the device
     step.model, step.optimizer, step.ema
@@ -28,7 +28,7 @@ from torch.profiler import record_function
 from deit_kernels import TopK, binary_cross_entropy, cross_entropy, distillation_loss
 
 from ..command import OfOneRank
-from ..config import Config, Precision
+from ..config import DistillConfig, OptimConfig, Precision
 from ..data import IGNORE, Batch, Target
 from ..data.batch import parts, slices
 from ..data.memory import to_device
@@ -64,8 +64,9 @@ class TrainingStep:
     """Teacher, student, loss, backward, update, moving average."""
 
     def __init__(
-        self, config: Config, model: nn.Module, teacher: Callable[[Batch], Tensor | TopK] | None, ranks: Ranks,
-        autocast: AbstractContextManager, reporter: Reporter,
+        self, config: OptimConfig, distill: DistillConfig, image_size: int, model: nn.Module,
+        teacher: Callable[[Batch], Tensor | TopK] | None, ranks: Ranks, autocast: AbstractContextManager,
+        reporter: Reporter,
     ) -> None:  # fmt: skip
         self.model = model  # the student itself, on its device: neither wrapped in DDP nor compiled
         self.teacher = teacher  # gives the teacher's labels of a batch's rows; None without distillation
@@ -76,6 +77,7 @@ class TrainingStep:
         self.ema = MovingAverage(model, config.ema_decay) if config.ema_decay else None
         self.scaler = torch.amp.GradScaler(ranks.device.type) if config.precision == "fp16" else None
         self._config, self._ranks, self._autocast, self._reporter = config, ranks, autocast, reporter
+        self._image_size = image_size  # pixels
         self._ours = isinstance(model, VisionTransformer)
         self._rows = config.batch_size // ranks.world_size
         self.slices = slices(self._rows, config.micro_batch)  # equal parts in which the rows go through the model
@@ -84,7 +86,7 @@ class TrainingStep:
         compiled = compiles(config.compile, ranks.device)
         decided = "on a GPU it pays" if compiled else "on a CPU it takes longer"
         reporter.decide("compile", "on" if compiled else "off", "--compile" if config.compile != "auto" else decided)
-        self._losses = partial(losses_of, config)
+        self._losses = partial(losses_of, distill)
         student = model
         if compiled:
             # Every batch has the same shape. Our model has no graph break; others may have some.
@@ -198,18 +200,18 @@ class TrainingStep:
         return losses._replace(loss=losses.loss.detach())
 
     def _forward(self, batch: Batch) -> Tensor | tuple[Tensor, Tensor]:
-        config, ranks = self._config, self._ranks
+        seed, ours = self._config.seed, self.model.config if self._ours else None
         # So dropout, also that of timm's models, depends on the seed and on the rows' place in the stream only.
-        if config.dropout or not self._ours:
-            number = batch.step * config.batch_size + batch.positions.numpy()[0].item() + 1
-            torch.manual_seed((config.seed + _GOLDEN * number) & _SEED_BITS)
-        if not self._ours:
+        if ours is None or ours.dropout:
+            number = batch.step * self._config.batch_size + batch.positions.numpy()[0].item() + 1
+            torch.manual_seed((seed + _GOLDEN * number) & _SEED_BITS)
+        if ours is None:
             return self._student(batch.images)
         drop_path = None
-        if config.drop_path:
+        if ours.drop_path_rate:
             rates = self.model.drop_path_rates()
-            scales = drop_path_scales(config.seed, batch.step, batch.positions.numpy(), rates)
-            drop_path = to_device(scales, ranks.device)
+            scales = drop_path_scales(seed, batch.step, batch.positions.numpy(), rates)
+            drop_path = to_device(scales, self._ranks.device)
         return self._student(batch.images, drop_path)
 
     def _fit(self, batch: Batch) -> None:
@@ -230,7 +232,7 @@ class TrainingStep:
         rows = self._rows // self.slices
         if rows == 1:
             raise ValueError(
-                f"not even one image at a time of {self._config.image_size} x {self._config.image_size} pixels fits "
+                f"not even one image at a time of {self._image_size} x {self._image_size} pixels fits "
                 f"into the memory of {self._ranks.device}: type a smaller --model or --image-size"
             )
         if self._ranks.device.type == "cuda":
@@ -243,8 +245,8 @@ class TrainingStep:
 
 
 def losses_of(
-    config: Config, outputs: Tensor | tuple[Tensor, Tensor], teacher_labels: Tensor | TopK | None, target: Target,
-    counted: Tensor | None = None,
+    config: DistillConfig, outputs: Tensor | tuple[Tensor, Tensor], teacher_labels: Tensor | TopK | None,
+    target: Target, counted: Tensor | None = None,
 ) -> Losses:  # fmt: skip
     """The losses that the configuration names.
 
@@ -273,7 +275,7 @@ def losses_of(
     return Losses(*(part.sum() / counted for part in parts), top1)
 
 
-def precision(config: Config, ranks: Ranks, begun: Precision | None, reporter: Reporter) -> Precision:
+def precision(config: OptimConfig, ranks: Ranks, begun: Precision | None, reporter: Reporter) -> Precision:
     """The precision of forward passes; "auto" is that of the checkpoint, `begun`, else what rank 0's device has."""
     chosen, reason = config.precision, "--precision"
     if chosen == "fp16" and ranks.device.type != "cuda":

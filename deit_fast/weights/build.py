@@ -8,19 +8,19 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from ..config import Config
+from ..config import ModelConfig
 from ..model import CONFIGS, IMAGENET_NORMALISATION, Normalisation, VisionTransformer, create_model
 from ..names import did_you_mean
 
 HUBS = ("hf_hub:", "hf-hub:", "local-dir:")  # timm's prefixes of models that lie elsewhere
 
 
-def untrained(config: Config, classes: int) -> nn.Module:
-    """The model that a configuration names, with random weights."""
+def untrained(config: ModelConfig, image_size: int, classes: int) -> nn.Module:
+    """The model that a configuration names, with random weights, for images of `image_size` pixels."""
     sizes = {name: getattr(config, name) for name in ("patch_size", "width", "depth", "heads") if getattr(config, name)}
     base, _, tag = config.model.partition(".")
     if config.model in CONFIGS:
-        sizes |= {"image_size": config.image_size, "classes": classes}
+        sizes |= {"image_size": image_size, "classes": classes}
         drops = {"drop_path_rate": config.drop_path, "dropout": config.dropout}
         return create_model(config.model, fusion=config.fusion, **sizes, **drops)
     if base in CONFIGS:
@@ -30,7 +30,7 @@ def untrained(config: Config, classes: int) -> nn.Module:
         raise ValueError(f"{named} only changes our own models ({', '.join(CONFIGS)}), not timm's {config.model}")
     # A rate of 0 is left out: not every model of timm takes both.
     drops = {name: rate for name, rate in (("drop_rate", config.dropout), ("drop_path_rate", config.drop_path)) if rate}
-    return timm_model(config.model, num_classes=classes, **built_for(config.model, config.image_size), **drops)
+    return timm_model(config.model, num_classes=classes, **built_for(config.model, image_size), **drops)
 
 
 def built_for(name: str, image_size: int) -> dict[str, int]:

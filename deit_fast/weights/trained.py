@@ -26,7 +26,7 @@ from typing import Any, Literal, NamedTuple
 import timm
 from torch import Tensor, nn
 
-from ..config import Config, Preprocessing
+from ..config import Config, ModelConfig, Preprocessing
 from ..files import read_json
 from ..model import CONFIGS, VisionTransformer
 from ..run.checkpoint import newest
@@ -142,10 +142,10 @@ def run_model(run: Path, *, weights: Path | None = None, image_size: int = 0) ->
         if not (run / name).is_file():
             raise ValueError(f"{run} is not a whole run ({name} is missing): copy it again, or type another model")
     config, data = Config.from_json(run / "config.json"), read_json(run / "data.json")
-    config = dataclasses.replace(config, image_size=image_size or config.image_size)
+    config = config.replace(image_size=image_size or config.data.image_size)
     summary = read_summary(run) if (run / "summary.json").is_file() else None
     weights = weights or chosen_weights(run)
-    model = classifier(dataclasses.replace(config, weights=""), len(data["classes"]))
+    model = classifier(dataclasses.replace(config.model, weights=""), config.data.image_size, len(data["classes"]))
     load_pretrained(model, weights)
     kinds = {"ema": "moving average", "model": "last weights", "best": "best weights"}
     which = kinds.get(weights.name.split(".")[0].split("_")[0], weights.name)
@@ -158,7 +158,7 @@ def run_model(run: Path, *, weights: Path | None = None, image_size: int = 0) ->
     return Trained(
         model.eval(),
         data["classes"],
-        config.preprocessing(normalisation(model)),
+        config.data.preprocessing(normalisation(model)),
         f"{run}, {which}{when}{unfinished}",
         config,
         summary,
@@ -222,16 +222,16 @@ def resized(trained: Trained, image_size: int) -> Trained:
     return dataclasses.replace(trained, model=model, preprocessing=preprocessing)
 
 
-def classifier(config: Config, classes: int) -> nn.Module:
+def classifier(config: ModelConfig, image_size: int, classes: int) -> nn.Module:
     """The model that a configuration names, with its starting weights."""
-    model = untrained(config, classes)
+    model = untrained(config, image_size, classes)
     if config.weights:
         load_pretrained(model, _starting_weights(config), config.pos_embed_resize)
-    check_forward(model, config.model, config.image_size, classes)
+    check_forward(model, config.model, image_size, classes)
     return model
 
 
-def _starting_weights(config: Config) -> Path | Mapping[str, Tensor]:
+def _starting_weights(config: ModelConfig) -> Path | Mapping[str, Tensor]:
     if config.weights == "timm":
         return timm_model(config.model, pretrained=True).state_dict()
     named = resolve(config.weights, "--weights")

@@ -1,6 +1,5 @@
 """The trade-off's numbers against known ones; its table and picture hold what was measured and what is the paper's."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -96,7 +95,7 @@ def test_table_and_picture(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPat
 
 def test_a_run_stands_beside_them_with_its_own_accuracy(tmp_path: Path) -> None:
     config = tiny_config(write_images(tmp_path / "images"), tmp_path / "run")
-    finished_run = train(dataclasses.replace(config, model="deit_tiny_patch16_224", distill="none", teacher="")).run
+    finished_run = train(config.replace(model="deit_tiny_patch16_224", distill="none", teacher="")).run
     file = tmp_path / "table.json"
     command = ["--networks", "DeiT-Ti", "--batch-size", "1", "--rounds", "1", "--runs", str(finished_run)]
     assert main([*command, "--json", str(file)]) == 0

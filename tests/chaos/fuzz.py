@@ -10,7 +10,6 @@ the kind, the seed and the case, as does a case that takes more than CASE_SECOND
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import faulthandler
 import io
 import json
@@ -267,7 +266,7 @@ def run_folders(folder: Path) -> Case:
     config = Config(data="photos", distill="none", out=str(folder / "run"))
     data = {"classes": ["a", "b"], "train": 5, "val": 3, "labels": "0" * 64}
     files = {
-        "config.json": dataclasses.asdict(config), "data.json": data,
+        "config.json": config.flat(), "data.json": data,
         "summary.json": {"teacher": None, "student": {"cls": {"top1": 1.0}}, "ema": None},
     }  # fmt: skip
     whole = {name: json.dumps(value).encode() for name, value in files.items()}

@@ -133,7 +133,7 @@ def killed_again_and_again(config: Config, ranks: int, folder: Path, kills: int,
             break
         assert -signal.SIGKILL in codes, [running.printed(rank) for rank in range(ranks)]
         hit += 1
-    if not (Path(config.out) / "summary.json").exists():
+    if not (Path(config.run.out) / "summary.json").exists():
         finished(config, ranks, folder / "last")
     return hit
 

@@ -1,6 +1,5 @@
 """Continuing twice, at the borders of epochs, with micro-batches, and with another number of processes."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -17,25 +16,25 @@ def rewind(run: str, step: int) -> None:
 
 @pytest.mark.parametrize("changes", [{}, {"micro_batch": 2}], ids=["whole batches", "micro-batches"])
 def test_the_second_continuation_at_the_border_of_an_epoch(small: Config, tmp_path: Path, changes: dict) -> None:
-    config = dataclasses.replace(small, epochs=8, save_every=1, keep=99, **changes)
-    whole = dataclasses.replace(config, out=str(tmp_path / "whole"))
+    config = small.replace(epochs=8, save_every=1, keep=99, **changes)
+    whole = config.replace(out=str(tmp_path / "whole"))
     for each in (config, whole):
         finished(each, 1, tmp_path / "output")
     for step in (9, 14):  # the end of an evaluated epoch, the middle of another
-        rewind(config.out, step)
+        rewind(config.run.out, step)
         finished(config, 1, tmp_path / f"from_{step}")
-        assert_same_run(config.out, whole.out)
+        assert_same_run(config.run.out, whole.run.out)
 
 
 def test_one_process_hands_over_to_two_and_two_to_one(small: Config, tmp_path: Path) -> None:
-    config = dataclasses.replace(small, epochs=8, save_every=1, keep=99)
-    whole = dataclasses.replace(config, out=str(tmp_path / "whole"))
+    config = small.replace(epochs=8, save_every=1, keep=99)
+    whole = config.replace(out=str(tmp_path / "whole"))
     for each in (config, whole):
         finished(each, 1, tmp_path / "output")
-    rewind(config.out, 8)
+    rewind(config.run.out, 8)
     finished(config, 2, tmp_path / "two")
-    rewind(config.out, 16)
+    rewind(config.run.out, 16)
     finished(config, 1, tmp_path / "one")
-    mine, theirs = ([row["loss"] for row in lines(run) if "loss" in row] for run in (config.out, whole.out))
+    mine, theirs = ([row["loss"] for row in lines(run) if "loss" in row] for run in (config.run.out, whole.run.out))
     # The images and labels are the same; gradients are summed in another order.
     assert mine == pytest.approx(theirs, rel=1e-3) and mine[:8] == theirs[:8]

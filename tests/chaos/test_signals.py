@@ -41,22 +41,22 @@ def stopped_again_and_again(config: Config, ranks: int, folder: Path, number: in
 
 @pytest.mark.parametrize(("ranks", "number"), [(1, signal.SIGTERM), (1, signal.SIGINT), (2, signal.SIGUSR1)])
 def test_stopped_runs_end_with_the_same_bits(small: Config, tmp_path: Path, ranks: int, number: int) -> None:
-    rarely = dataclasses.replace(small, save_every=0, log_every=7)  # the signal's own checkpoint is what counts
+    rarely = small.replace(save_every=0, log_every=7)  # the signal's own checkpoint is what counts
     whole = dataclasses.replace(rarely, out=str(tmp_path / "whole"))
     finished(whole, ranks, tmp_path / "output")
     assert stopped_again_and_again(rarely, ranks, tmp_path / "stopped", number, [0.0, 0.25, 0.4, 0.3]) >= 3
-    assert_same_run(rarely.out, whole.out)
+    assert_same_run(rarely.out, whole.run.out)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_sigterm_at_twenty_moments(small: Config, tmp_path: Path, ranks: int) -> None:
-    config = dataclasses.replace(small, epochs=200, save_every=0, log_every=7, eval_every=5)
-    whole = dataclasses.replace(config, out=str(tmp_path / "whole"))
+    config = small.replace(epochs=200, save_every=0, log_every=7, eval_every=5)
+    whole = config.replace(out=str(tmp_path / "whole"))
     finished(whole, ranks, tmp_path / "output")
     moments = [random.Random(ranks).uniform(0, 1.2) for _ in range(20)]
     assert stopped_again_and_again(config, ranks, tmp_path / "stopped", signal.SIGTERM, moments) == 20
-    assert_same_run(config.out, whole.out)
+    assert_same_run(config.run.out, whole.run.out)
 
 
 def leaves_when_it_is_written(rank: int, config: Config) -> int:
@@ -75,11 +75,11 @@ def leaves_when_it_is_written(rank: int, config: Config) -> int:
 
     checkpoint.save, TrainLoader.__iter__ = slow, stopped
     code = train.main(command_line(config))
-    return code if (Path(config.out) / "checkpoints" / "newest").exists() else 99
+    return code if (Path(config.run.out) / "checkpoints" / "newest").exists() else 99
 
 
 def test_no_rank_leaves_before_the_checkpoint_is_on_disk(small: Config, tmp_path: Path) -> None:
     """srun --kill-on-bad-exit and torchrun stop the others within seconds of the first that ends."""
-    config = dataclasses.replace(small, save_every=0)
+    config = small.replace(save_every=0)
     with world(2, tmp_path / "output", leaves_when_it_is_written, config) as running:
         assert running.wait(60) == [command.PREEMPTED] * 2, running.printed(0)

@@ -5,12 +5,11 @@ from deit_fast.config import Config
 
 def command_line(config: Config) -> list[str]:
     """The flags that give this configuration."""
-    default = Config()
+    default = Config().flat()
     arguments = ["--recipe", config.recipe]
-    for name in Config.__dataclass_fields__:
-        value = getattr(config, name)
+    for name, value in config.flat().items():
         if name != "recipe" and (
-            value != getattr(default, name)
+            value != default[name]
             or name in ("distill", "teacher", "repeats", "drop_path", "rand_augment", "erase", "mixup", "cutmix")
         ):
             values = value if isinstance(value, tuple) else [value]

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from deit_fast.config import Config, difference, fields_where
+from deit_fast.config import PARTS, Config, Flags, difference, fields_where
 from deit_fast.data.sources.dataset import Dataset
 from deit_fast.model import IMAGENET_NORMALISATION
 from deit_fast.ranks import meeting
@@ -40,6 +40,7 @@ MEANING = {
 }  # fmt: skip
 KEY = ["data_seed", "batch_size", "repeats", "order", "exif_orientation", "image_size"]
 CPU = torch.device("cpu")
+TYPES = {name: kind for part in (Flags, *PARTS.values()) for name, kind in typing.get_type_hints(part).items()}
 
 
 @pytest.fixture
@@ -61,10 +62,10 @@ def images() -> Dataset:
 
 def changed(config: Config, name: str) -> Config:
     """The configuration with another allowed value of a field."""
-    value, kind = getattr(config, name), typing.get_type_hints(Config)[name]
+    value, kind = config.flat()[name], TYPES[name]
     own = {
         "rand_augment": "rand-m5-mstd0.5-inc1-n1", "color_jitter": 0.2,
-        "teacher": str(Path(config.teacher).with_name("other.pth")),
+        "teacher": str(Path(config.distill.teacher).with_name("other.pth")),
         "crop_scale": (0.2, 0.9), "teacher_precision": "bf16",
     }  # fmt: skip
     if name in own:
@@ -78,7 +79,7 @@ def changed(config: Config, name: str) -> Config:
     else:
         other = value + 1 if isinstance(value, int) else value * 0.75 or 0.25
     assert other != value
-    return dataclasses.replace(config, **{name: other})
+    return config.replace(**{name: other})
 
 
 def _choices(kind: object) -> tuple[object, ...]:
@@ -86,7 +87,7 @@ def _choices(kind: object) -> tuple[object, ...]:
 
 
 def test_the_table_has_every_field() -> None:
-    assert MEANING.keys() == {field.name for field in dataclasses.fields(Config)}
+    assert MEANING.keys() == Config().flat().keys()
 
 
 @pytest.mark.parametrize("name", MEANING)
@@ -100,7 +101,7 @@ def test_a_field_identifies_the_run_or_does_not(base: Config, name: str) -> None
 
 @pytest.mark.parametrize("name", MEANING)
 def test_a_field_is_the_same_on_all_ranks_or_a_machines_own(base: Config, name: str) -> None:
-    own, other = (meeting.introduce(config, CPU, None) for config in (base, changed(base, name)))
+    own, other = (meeting.introduce(config.agreed(), config.check, CPU, None) for config in (base, changed(base, name)))
     other = dataclasses.replace(other, problem=None)
     problem = meeting.find_problem([own, other])
     assert (problem is not None and f"--{name.replace('_', '-')} " in problem) == ("r" in MEANING[name])
@@ -109,13 +110,13 @@ def test_a_field_is_the_same_on_all_ranks_or_a_machines_own(base: Config, name: 
 
 @pytest.mark.parametrize("name", MEANING)
 def test_a_teacher_recipe_takes_a_field_over_or_has_its_own(base: Config, name: str) -> None:
-    student = dataclasses.replace(base, teacher="recipe:digits-teacher")
+    student = base.replace(teacher="recipe:digits-teacher")
     asked = student if name == "teacher" else changed(student, name)
-    assert asked.teacher == student.teacher
-    before, after = getattr(recipe_config(student), name), getattr(recipe_config(asked), name)
+    assert asked.distill.teacher == student.distill.teacher
+    before, after = recipe_config(student).flat()[name], recipe_config(asked).flat()[name]
     taken_over = "t" in MEANING[name]
     if taken_over:
-        assert (before, after) == (getattr(student, name), getattr(asked, name))
+        assert (before, after) == (student.flat()[name], asked.flat()[name])
     elif name != "out":  # which has the student's name
         assert before == after
 
@@ -127,16 +128,17 @@ def test_a_field_decides_cached_labels_or_does_not(base: Config, images: Dataset
 
 
 def key(config: Config, images: Dataset) -> dict:
-    policy, dtype = config.training_policy(IMAGENET_NORMALISATION), labels._dtype(config, CPU)
-    data = SimpleNamespace(train_set=images, share=SimpleNamespace(world_size=1))
-    return labels.cache_settings(config, config.teacher, dtype, data, policy)
+    policy, dtype = config.data.training_policy(IMAGENET_NORMALISATION), labels._dtype(config.distill.teacher_precision, CPU)
+    share = SimpleNamespace(world_size=1)
+    data = SimpleNamespace(train_set=images, share=share, config=config.data, optim=config.optim)
+    return labels.cache_settings(config.distill, config.distill.teacher, dtype, data, policy)
 
 
 def test_a_cache_s_settings_keep_their_bytes(base: Config, images: Dataset) -> None:
     written = list(json.loads(json.dumps(key(base, images))))
     assert written == ["labels", "teacher", "teacher_precision", "data", "policy", *KEY, "noise"]
-    assert list(key(dataclasses.replace(base, order="official"), images)) == [*written, "processes"]
-    assert list(key(dataclasses.replace(base, erase=0.0), images)) == written[:-1]
+    assert list(key(base.replace(order="official"), images)) == [*written, "processes"]
+    assert list(key(base.replace(erase=0.0), images)) == written[:-1]
 
 
 def test_run_folders_keep_their_names() -> None:
@@ -147,22 +149,22 @@ def test_a_flag_of_a_later_version_renames_no_run_until_it_is_used(tmp_path: Pat
     config = Config(data="/imagenet")
     assert not fields_where("later").keys() & config.identity().keys()
     assert fields_where("later").keys() <= config.deciding().keys()
-    written = {name: value for name, value in dataclasses.asdict(config).items() if name not in fields_where("later")}
+    written = {name: value for name, value in config.flat().items() if name not in fields_where("later")}
     (tmp_path / "config.json").write_text(json.dumps(written))
     assert Config.from_json(tmp_path / "config.json") == config  # an older run's folder
-    used = dataclasses.replace(config, simple_random_crop=True)
+    used = config.replace(simple_random_crop=True)
     assert used.run_folder() != config.run_folder()
     assert difference(config, used) == ["--simple-random-crop False -> True"]
 
 
 def test_colour_jitter_goes_with_3_augment_unless_another_is_given() -> None:
     def jitter(**changes: object) -> float:
-        return Config(data="/imagenet", **changes).training_policy(IMAGENET_NORMALISATION).color_jitter
+        return Config(data="/imagenet", **changes).data.training_policy(IMAGENET_NORMALISATION).color_jitter
 
     assert (jitter(), jitter(rand_augment="3a"), jitter(rand_augment="rand-m9")) == (0.0, 0.3, 0.0)
     assert (jitter(color_jitter=0.4), jitter(rand_augment="3a", color_jitter=0.0)) == (0.4, 0.0)
     policy = Config(rand_augment="3a", simple_random_crop=True, image_size=192, mixup=0.8, cutmix=1.0)
-    assert policy.training_policy(IMAGENET_NORMALISATION) == Policy.deit3(192, src=True)
+    assert policy.data.training_policy(IMAGENET_NORMALISATION) == Policy.deit3(192, src=True)
 
 
 @pytest.mark.parametrize(
@@ -186,4 +188,4 @@ def test_every_range_is_kept_at_both_ends(base: Config, name: str) -> None:
     low, high = fields_where("span")[name]
     for value in (low - 1e-6, high + 1, float("nan")):
         with pytest.raises(ValueError, match=rf"^--{name.replace('_', '-')} lies between {low} and {high}, got"):
-            dataclasses.replace(base, **{name: value}).check()
+            base.replace(**{name: value}).check()

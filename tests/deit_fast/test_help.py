@@ -9,7 +9,7 @@ from deit_fast.__main__ import COMMANDS, module_of
 from deit_fast.__main__ import main as script
 from deit_fast.attention_maps import MOST_IMAGES
 from deit_fast.command import reasons
-from deit_fast.config import Config
+from deit_fast.config import PARTS, Config, Flags
 from deit_fast.recipes.named import RECIPES, recipe
 
 DATA_COMMANDS = ["check", "pack", "preview"]
@@ -50,15 +50,16 @@ def test_sub_commands_have_an_example_and_defaults(command: str, capsys) -> None
 
 
 def test_every_field_of_the_configuration_is_in_a_group_with_its_reason() -> None:
-    known = {name: reason for group in reasons(Config).values() for name, reason in group.items()}
-    assert known.keys() == Config.__dataclass_fields__.keys() and all(known.values())
-    assert "Arguments" not in reasons(Config)
+    groups = [group for part in PARTS.values() for group in reasons(part).items()]
+    known = reasons(Flags)["Recipe"] | {name: reason for _, group in groups for name, reason in group.items()}
+    assert {name for name, reason in known.items() if reason} == Config().flat().keys()
+    assert "Arguments" not in dict(groups)
 
 
 def test_defaults_are_those_of_the_recipe(capsys) -> None:
     text = shown("train", "--recipe", "digits", capsys=capsys)
     explained = flags(text)
-    assert f"(default: {recipe('digits').epochs})" in explained["--epochs"]
+    assert f"(default: {recipe('digits').optim.epochs})" in explained["--epochs"]
     assert "(default: 0.85 1.0)" in explained["--crop-scale"]
     assert all(re.search(rf"^  {name} ", text, flags=re.MULTILINE) for name in RECIPES)
 

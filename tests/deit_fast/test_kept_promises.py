@@ -70,10 +70,11 @@ def told(flag: str, text: str) -> list[str]:
 
 def key(config: Config, directory: Path) -> dict:
     """The label cache's settings; the teacher's file is one of this test."""
-    (directory / config.teacher).write_bytes(b"weights")
-    data = SimpleNamespace(train_set=MemoryDataset(3), share=SimpleNamespace(world_size=1))
-    policy, dtype = config.training_policy(IMAGENET_NORMALISATION), labels._dtype(config, torch.device("cpu"))
-    return labels.cache_settings(config, str(directory / config.teacher), dtype, data, policy)
+    (directory / config.distill.teacher).write_bytes(b"weights")
+    share = SimpleNamespace(world_size=1)
+    data = SimpleNamespace(train_set=MemoryDataset(3), share=share, config=config.data, optim=config.optim)
+    policy, dtype = config.data.training_policy(IMAGENET_NORMALISATION), labels._dtype(config.distill.teacher_precision, torch.device("cpu"))
+    return labels.cache_settings(config.distill, str(directory / config.distill.teacher), dtype, data, policy)
 
 
 def written(config: Config, directory: Path) -> str:

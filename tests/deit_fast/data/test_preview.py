@@ -30,7 +30,7 @@ def test_the_command_draws_a_grid(image_folder: Path, tmp_path: Path, capsys: py
 def test_what_is_drawn_is_what_the_loader_gives(image_folder: Path) -> None:
     train, _ = open_dataset(str(image_folder))
     config = recipe("deit")
-    policy = config.training_policy(IMAGENET_NORMALISATION)
+    policy = config.data.training_policy(IMAGENET_NORMALISATION)
     assert policy == Policy.deit()
     batch = next(iter(loader_of(train, replace(policy, mix=None), data_seed=0, batch_size=2, total_steps=1)))
     seen = pixels_of(batch.images, policy)

@@ -1,6 +1,5 @@
 """The demo: three runs from one command, a table whose numbers are theirs, and the same command reads them again."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from deit_fast.recipes.named import RECIPES, recipe
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """A teacher of one epoch, and no picture of the three runs."""
-    teacher = dataclasses.replace(recipe("mnist5k-teacher"), epochs=1, warmup_epochs=0.2)
+    teacher = recipe("mnist5k-teacher").replace(epochs=1, warmup_epochs=0.2)
     monkeypatch.setitem(RECIPES, "mnist5k-teacher", lambda: teacher)
     monkeypatch.setattr("deit_fast.run.report.draw", lambda _run, _summary, path: path.touch())
 
@@ -23,8 +22,8 @@ def test_the_students_differ_in_teacher_augmentation_and_rate_alone() -> None:
     taught, alone = configurations(Settings(seed=3)).values()
     different = {name for name in taught.identity() if taught.identity()[name] != alone.identity()[name]}
     assert different <= {"recipe", "model", "distill", "teacher", "crop_scale", "lr", "fusion", "mixup", "cutmix"}
-    assert (taught.seed, alone.seed, taught.data_seed, alone.data_seed) == (3, 3, 3, 3)
-    assert alone.model == taught.model.replace("_distilled", "") and taught.data == "mnist5k"
+    assert (taught.optim.seed, alone.optim.seed, taught.optim.data_seed, alone.optim.data_seed) == (3, 3, 3, 3)
+    assert alone.model.model == taught.model.model.replace("_distilled", "") and taught.data.data == "mnist5k"
 
 
 def test_one_command_ends_with_the_three_and_reads_them_when_repeated(short, tmp_path: Path, capsys) -> None:

@@ -140,10 +140,10 @@ def test_the_card_of_a_run(exported: dict[str, Path], finished_run: Path) -> Non
         "15 validation images, measured by the trainer" in card and f"{origin.summary['teacher']['top1']:.2f} %" in card
     )
     assert "24 training and 15 validation images of 3 classes (class0, class1, class2)" in card
-    assert str(finished_run.parent) not in card and str(origin.config.data) not in card, "no path of this machine"
+    assert str(finished_run.parent) not in card and str(origin.config.data.data) not in card, "no path of this machine"
     (command,) = re.findall(r"python -m deit_fast\.train (.*)", card)
     config = parse(shlex.split(command), "")
-    expected = {**origin.config.identity(), "data": Path(origin.config.data).name}
+    expected = {**origin.config.identity(), "data": Path(origin.config.data.data).name}
     assert config.identity() == expected
 
 
@@ -269,5 +269,5 @@ def test_a_mistake_is_a_sentence_and_loses_nothing(official: Path, tmp_path: Pat
 
 def test_a_run_of_a_recipe_that_is_gone_keeps_its_card(finished_run: Path) -> None:
     origin = load(finished_run)
-    renamed = dataclasses.replace(origin, config=dataclasses.replace(origin.config, recipe="older"))
+    renamed = dataclasses.replace(origin, config=origin.config.replace(recipe="older"))
     assert "--recipe older" in model_card.model_card(renamed, "hf", "transformers", SAME)

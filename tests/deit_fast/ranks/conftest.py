@@ -1,6 +1,5 @@
 """A small training that several ranks share."""
 
-import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,4 +38,4 @@ def config(folder: Path, teachers: Path) -> Iterator[Config]:
 @pytest.fixture
 def endless(config: Config, tmp_path: Path) -> Config:
     """A run that lasts until something ends it."""
-    return dataclasses.replace(config, epochs=4000, eval_every=4000, save_every=10, out=str(tmp_path / "run"))
+    return config.replace(epochs=4000, eval_every=4000, save_every=10, out=str(tmp_path / "run"))

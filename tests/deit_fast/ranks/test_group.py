@@ -40,7 +40,7 @@ def recorded(rank: int, config: Config) -> int:
 
     TrainingStep.__call__ = observe
     code = main(command_line(config))
-    Path(config.out, f"seen_{rank}.json").write_text(json.dumps(lines))
+    Path(config.run.out, f"seen_{rank}.json").write_text(json.dumps(lines))
     return code
 
 
@@ -61,15 +61,15 @@ def saved(run: str) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def train_with(ranks: int, config: Config, folder: Path) -> Run:
-    config = dataclasses.replace(config, out=str(folder / f"run{ranks}"))
+    config = config.replace(out=str(folder / f"run{ranks}"))
     with world(ranks, folder / f"printed{ranks}", recorded, config) as running:
         codes = running.wait()
         printed = [running.printed(rank) for rank in range(ranks)]
     assert codes == [0] * ranks, printed
-    run = Path(config.out)
+    run = Path(config.run.out)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     seen = sorted(row for rank in range(ranks) for row in json.loads((run / f"seen_{rank}.json").read_text()))
-    return Run(rows, seen, json.loads((run / "summary.json").read_text()), saved(config.out), printed)
+    return Run(rows, seen, json.loads((run / "summary.json").read_text()), saved(config.run.out), printed)
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def assert_same_weights(mine: dict, theirs: dict) -> None:
 
 
 def test_two_machines_with_one_process_are_one_with_two(runs, config: Config, tmp_path: Path) -> None:
-    config = dataclasses.replace(config, out=str(tmp_path / "run"))
+    config = config.replace(out=str(tmp_path / "run"))
     where = ("--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{free_port()}", "--rdzv-id", "deit")
     agents = [
         torchrun(config, "--nnodes", "2", "--nproc-per-node", "1", *where, "--local-addr", "localhost")
@@ -162,7 +162,7 @@ def test_two_machines_with_one_process_are_one_with_two(runs, config: Config, tm
     ]
     printed = [agent.communicate(timeout=240)[0] for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0], printed
-    assert_same_weights(saved(config.out), runs(2).weights)
+    assert_same_weights(saved(config.run.out), runs(2).weights)
 
 
 def test_what_an_earlier_start_left_in_the_store_is_nobodys(tmp_path: Path) -> None:
@@ -186,16 +186,16 @@ def test_what_an_earlier_start_left_in_the_store_is_nobodys(tmp_path: Path) -> N
 
 
 def test_torchrun_restarts_and_the_run_continues_by_itself(config: Config, tmp_path: Path) -> None:
-    config = dataclasses.replace(config, epochs=50, eval_every=50, save_every=10, out=str(tmp_path / "run"))
-    whole = dataclasses.replace(config, out=str(tmp_path / "whole"))
+    config = config.replace(epochs=50, eval_every=50, save_every=10, out=str(tmp_path / "run"))
+    whole = config.replace(out=str(tmp_path / "whole"))
     with world(2, tmp_path / "printed", commanded, whole) as running:
         assert running.wait() == [0, 0]
     agent = torchrun(config, "--standalone", "--nproc-per-node", "2", "--max-restarts", "1")
-    os.kill(seen(config.out, 1, 20, 2).pid, signal.SIGKILL)
+    os.kill(seen(config.run.out, 1, 20, 2).pid, signal.SIGKILL)
     printed, _ = agent.communicate(timeout=240)
     assert agent.returncode == 0, printed
     assert "continue   from step" in printed
-    assert_same_weights(saved(config.out), saved(whole.out))
+    assert_same_weights(saved(config.run.out), saved(whole.run.out))
 
 
 def failed(codes: dict[int, int], folder: Path, capsys) -> tuple[int, str]:

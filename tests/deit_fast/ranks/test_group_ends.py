@@ -1,6 +1,5 @@
 """What one rank meets, all end by: a kill, a mistake, different commands, a rank that does not come."""
 
-import dataclasses
 import os
 import re
 import signal
@@ -39,7 +38,7 @@ def test_killing_a_rank_ends_all_with_one_code_and_names_it(endless: Config, tmp
 
 
 def test_what_one_rank_alone_meets_ends_all_with_its_code(config: Config, tmp_path: Path) -> None:
-    config = dataclasses.replace(config, bad_images="fail", out=str(tmp_path / "run"))
+    config = config.replace(bad_images="fail", out=str(tmp_path / "run"))
     with world(4, tmp_path / "printed", commanded, config) as running:
         assert running.wait(30) == [2] * 4
         printed = "".join(running.printed(rank) for rank in range(4))
@@ -57,14 +56,14 @@ def test_what_one_rank_alone_meets_ends_all_with_its_code(config: Config, tmp_pa
     ],
 )
 def test_ranks_with_different_commands_do_not_begin(config: Config, tmp_path: Path, changes: dict, says: str) -> None:
-    names = {"host": socket.gethostname(), "other": str(tmp_path / "other"), "data": config.data}
+    names = {"host": socket.gethostname(), "other": str(tmp_path / "other"), "data": config.data.data}
     changes = {name: value.format(**names) if isinstance(value, str) else value for name, value in changes.items()}
-    config = dataclasses.replace(config, out=str(tmp_path / "run"))
-    with world(2, tmp_path / "printed", commanded, config, dataclasses.replace(config, **changes)) as running:
+    config = config.replace(out=str(tmp_path / "run"))
+    with world(2, tmp_path / "printed", commanded, config, config.replace(**changes)) as running:
         assert running.wait(60) == [2, 2]
         assert "error: " + says.format(**names) in running.printed(0)
         assert running.printed(1) == ""
-    assert not Path(config.out).exists()
+    assert not Path(config.run.out).exists()
 
 
 def with_other_data(rank: int, config: Config) -> int:
@@ -95,16 +94,16 @@ def impatient(rank: int, config: Config) -> int:
 
 
 def test_ranks_with_different_data_do_not_begin(config: Config, tmp_path: Path) -> None:
-    config = dataclasses.replace(config, out=str(tmp_path / "run"))
+    config = config.replace(out=str(tmp_path / "run"))
     with world(2, tmp_path / "printed", with_other_data, config) as running:
         assert running.wait(60) == [2, 2]
         assert "has data" in running.printed(0) and "give every machine the same files" in running.printed(0)
         assert running.printed(1) == ""
-    assert not Path(config.out).exists()
+    assert not Path(config.run.out).exists()
 
 
 def test_a_run_folder_that_not_all_see_is_refused(config: Config, tmp_path: Path) -> None:
-    config = dataclasses.replace(config, out="run")
+    config = config.replace(out="run")
     with world(2, tmp_path / "printed", elsewhere, config, tmp_path) as running:
         assert running.wait(60) == [2, 2]
         said = "error: run of rank 0 does not exist here: type an --out on storage that all machines share (rank 1 on"
@@ -113,7 +112,7 @@ def test_a_run_folder_that_not_all_see_is_refused(config: Config, tmp_path: Path
 
 
 def test_a_rank_that_does_not_come_is_no_hang(config: Config, tmp_path: Path) -> None:
-    config = dataclasses.replace(config, out=str(tmp_path / "run"))
+    config = config.replace(out=str(tmp_path / "run"))
     with world(1, tmp_path / "printed", impatient, config, WORLD_SIZE="2") as running:
         assert running.wait(60) == [2]
         assert "error: not all of the 2 ranks came to localhost:" in running.printed(0)

@@ -1,6 +1,5 @@
 """What a run leaves beside its metrics: a log for every rank, and TensorBoard's curves."""
 
-import dataclasses
 import json
 import logging
 from pathlib import Path
@@ -70,9 +69,9 @@ def curves():
 
 
 def test_tensorboard_shows_what_metrics_has_and_a_run_that_is_continued_once(tiny: Config, curves) -> None:
-    config = dataclasses.replace(tiny, save_every=2, keep=9)
+    config = tiny.replace(save_every=2, keep=9)
     train(config)
-    run = Path(config.out)
+    run = Path(config.run.out)
     (run / "summary.json").unlink()
     (run / "checkpoints" / "newest").write_text("step_00000004\n")
     train(config)
@@ -90,5 +89,5 @@ def test_without_tensorboard_there_is_a_word_instead(tiny: Config, monkeypatch, 
     monkeypatch.setattr(TensorBoard, "missing", staticmethod(lambda: "pip install tensorboard, and there are curves"))
     train(tiny)
     assert "tensorboard off  (pip install tensorboard, and there are curves)" in capsys.readouterr().out
-    assert not (Path(tiny.out) / "tensorboard").exists()
-    assert "step 6/6 100.0% · loss" in (Path(tiny.out) / "logs" / "rank_0.log").read_text()
+    assert not (Path(tiny.run.out) / "tensorboard").exists()
+    assert "step 6/6 100.0% · loss" in (Path(tiny.run.out) / "logs" / "rank_0.log").read_text()

@@ -47,7 +47,7 @@ def test_a_difference_is_named(pair: list[Introduction], changes: dict, says: st
 
 
 def test_what_is_a_machines_own_affair_may_differ(tiny: Config, pair: list[Introduction]) -> None:
-    other = dataclasses.replace(tiny, threads=7, in_memory=True)
+    other = tiny.replace(threads=7, in_memory=True)
     pair[1].config = meeting.introduce(other, torch.device("cpu"), None).config
     assert meeting.find_problem(pair) is None
 
@@ -61,7 +61,7 @@ def test_unequal_gpus_and_machines_are_a_warning(pair: list[Introduction]) -> No
 
 
 def test_a_wrong_configuration_is_a_rank_s_problem(tiny: Config) -> None:
-    own = meeting.introduce(dataclasses.replace(tiny, flip=2.0), torch.device("cpu"), None)
+    own = meeting.introduce(tiny.replace(flip=2.0), torch.device("cpu"), None)
     assert own.problem == "--flip lies between 0 and 1, got 2.0"
 
 
@@ -95,7 +95,7 @@ def test_other_files_are_other_data(tiny: Config) -> None:
     from deit_fast.data import open_dataset
     from deit_fast.data.training import data_digest, describe
 
-    train, val = open_dataset(tiny.data)
+    train, val = open_dataset(tiny.data.data)
     digest = data_digest(describe(train, val), train, val)
     assert digest == data_digest(describe(train, val), train, val)
     assert digest != data_digest(describe(val, train), val, train)

@@ -1,6 +1,5 @@
 """The trainings of DeiT III: their numbers are those of a table with sources, and each of them runs, made small."""
 
-import dataclasses
 import json
 import re
 from pathlib import Path
@@ -59,8 +58,8 @@ def test_the_accuracies_are_the_papers() -> None:
 
 def test_the_policy_is_the_augmentations_own() -> None:
     mean_std = (augment.Policy().mean, augment.Policy().std)
-    assert recipe("deit3-small").training_policy(mean_std) == augment.Policy.deit3()
-    simple = dataclasses.replace(recipe("deit3-small"), simple_random_crop=True)
+    assert recipe("deit3-small").data.training_policy(mean_std) == augment.Policy.deit3()
+    simple = recipe("deit3-small").replace(simple_random_crop=True)
     assert simple.training_policy(mean_std) == augment.Policy.deit3(src=True)
 
 
@@ -73,7 +72,7 @@ def test_another_augmentation_takes_the_place_of_3_augment_with_its_jitter() -> 
     command = ["--recipe", "deit3-small", "--data", "x", "--rand-augment"]
     config = parse([*command, "rand-m9-mstd0.5-inc1"], "")
     config.check()
-    assert config.color_jitter is None
+    assert config.data.color_jitter is None
     with pytest.raises(ValueError, match=r"--color-jitter beside --rand-augment rand-m9-mstd0\.5-inc1: "):
         parse([*command, "rand-m9-mstd0.5-inc1", "--color-jitter", "0.2"], "").check()
 
@@ -94,7 +93,7 @@ def test_flags_of_the_loss_that_do_not_go_together_are_refused(flags: str, says:
 def test_targets_stay_as_they_are_without_a_threshold() -> None:
     config = parse(["--data", "x", "--recipe", "deit-small", "--bce-loss", "--bce-target-thresh", "None"], "")
     config.check()
-    assert config.bce_target_thresh is None and config.label_smoothing == 0.1
+    assert config.distill.bce_target_thresh is None and config.distill.label_smoothing == 0.1
 
 
 # Made small
@@ -121,13 +120,13 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
 def test_a_recipe_trains_when_it_is_made_small(name: str, tiny: Config, pretrained: dict[int, str]) -> None:
     config = recipe(name)
     patch = 7 if "huge" in name else 8
-    small = dataclasses.replace(
-        config, data=tiny.data, out=tiny.out, epochs=1, warmup_epochs=0.1, batch_size=12, threads=1, log_every=1,
-        image_size={154: 2, 192: 2, 224: 3, 384: 5}[config.image_size] * patch, patch_size=patch,
-        teacher=tiny.teacher if config.teacher else "", weights=pretrained[patch] if config.weights else "",
-        precision="fp32", **SMALL,
+    small = config.replace(
+        data=tiny.data.data, out=tiny.run.out, epochs=1, warmup_epochs=0.1, batch_size=12, threads=1, log_every=1,
+        image_size={154: 2, 192: 2, 224: 3, 384: 5}[config.data.image_size] * patch, patch_size=patch,
+        teacher=tiny.distill.teacher if config.distill.teacher else "",
+        weights=pretrained[patch] if config.model.weights else "", precision="fp32", **SMALL,
     )  # fmt: skip
     scores = train(small).scores
-    heads = {"cls", "dist", "fused", "softmax"} if "distilled" in config.model else {"cls"}
+    heads = {"cls", "dist", "fused", "softmax"} if "distilled" in config.model.model else {"cls"}
     assert scores["student"].keys() == scores["ema"].keys() == heads
     assert all(torch.tensor(head["loss"]).isfinite() for head in scores["student"].values())

@@ -53,7 +53,7 @@ def test_a_docstring_says_what_to_type_and_to_expect(name: str) -> None:
 
 def test_the_policy_of_table_9_is_the_augmentations_own() -> None:
     mean_std = (augment.Policy().mean, augment.Policy().std)
-    assert recipe("deit-base").training_policy(mean_std) == augment.Policy.deit()
+    assert recipe("deit-base").data.training_policy(mean_std) == augment.Policy.deit()
 
 
 # The page
@@ -78,11 +78,11 @@ def test_the_pages_flags_for_other_data_are_the_published_rates() -> None:
         config = parse(["--recipe", "finetune", "--data", "x", *(shlex.split(given[0]) if given else [])], "")
         config.check()
         stated = float(re.search(r"rate ([\d.e-]+)", settings)[1])
-        rate = config.lr if "before scaling" in settings else config.lr * config.batch_size / 512
+        rate = config.optim.lr if "before scaling" in settings else config.optim.lr * config.optim.batch_size / 512
         assert rate == pytest.approx(stated, rel=1e-3), name
-        assert config.min_lr < rate
-        assert ("SGD" in settings) == (config.optimizer == "sgd")
-        assert config.epochs == int(re.search(r"(\d+) epochs", settings)[1])
+        assert config.optim.min_lr < rate
+        assert ("SGD" in settings) == (config.optim.optimizer == "sgd")
+        assert config.optim.epochs == int(re.search(r"(\d+) epochs", settings)[1])
 
 
 def test_the_page_names_every_recipe_and_no_other() -> None:
@@ -120,14 +120,14 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, str]:
 def small(name: str, tiny: Config, pretrained: dict[bool, str]) -> Config:
     """One epoch of a recipe on 24 images, at a seventh of its resolution."""
     config = recipe(name)
-    ours = "deit" in config.model
-    return dataclasses.replace(
-        config, data=tiny.data, out=tiny.out, epochs=1, warmup_epochs=0.1, batch_size=12, threads=1, log_every=1,
-        image_size={160: 16, 224: 16, 320: 24, 384: 32}[config.image_size],
-        order="grouped" if name == "official" else config.order,  # its epoch has a multiple of 256 images
-        model=config.model if ours else "test_resnet",
-        teacher=tiny.teacher if config.teacher else "",
-        weights=pretrained["distilled" in config.model] if config.weights else "",
+    ours = "deit" in config.model.model
+    return config.replace(
+        data=tiny.data.data, out=tiny.run.out, epochs=1, warmup_epochs=0.1, batch_size=12, threads=1, log_every=1,
+        image_size={160: 16, 224: 16, 320: 24, 384: 32}[config.data.image_size],
+        order="grouped" if name == "official" else config.data.order,  # its epoch has a multiple of 256 images
+        model=config.model.model if ours else "test_resnet",
+        teacher=tiny.distill.teacher if config.distill.teacher else "",
+        weights=pretrained["distilled" in config.model.model] if config.model.weights else "",
         **(SMALL if ours else {}),
     )  # fmt: skip
 
@@ -136,7 +136,7 @@ def small(name: str, tiny: Config, pretrained: dict[bool, str]) -> Config:
 def test_a_recipe_trains_when_it_is_made_small(name: str, tiny: Config, pretrained: dict[bool, str]) -> None:
     config = small(name, tiny, pretrained)
     scores = train(config).scores
-    heads = {"cls", "dist", "fused", "softmax"} if "distilled" in config.model else {"cls"}
+    heads = {"cls", "dist", "fused", "softmax"} if "distilled" in config.model.model else {"cls"}
     assert scores["student"].keys() == heads
     assert (scores["ema"] is None) == (name == "paper")
     assert all(torch.tensor(head["loss"]).isfinite() for head in scores["student"].values())
@@ -150,14 +150,14 @@ def test_a_recipe_trains_when_it_is_made_small(name: str, tiny: Config, pretrain
     ],
 )  # fmt: skip
 def test_every_ablation_of_table_8_is_a_flag_that_runs(flags: str, tiny: Config, pretrained: dict[bool, str]) -> None:
-    given = parse(["--recipe", "deit-base", "--data", tiny.data, *flags.split()], "")
+    given = parse(["--recipe", "deit-base", "--data", tiny.data.data, *flags.split()], "")
     changes = {
         field.name: getattr(given, field.name)
         for field in dataclasses.fields(Config)
         if getattr(given, field.name) != getattr(recipe("deit-base"), field.name) and field.name != "data"
     }
     assert changes
-    config = dataclasses.replace(small("deit-base", tiny, pretrained), **changes)
+    config = small("deit-base", tiny, pretrained).replace(**changes)
     assert train(config).scores["student"]["cls"]["n"] == 15
 
 
@@ -186,9 +186,9 @@ def test_official_the_distillation_token_is_decayed(name: str, decayed: bool) ->
 )
 def test_official_soft_distillation_is_divided_by_rows_and_classes(name: str, soft: tuple) -> None:
     config = parse(["--recipe", name, "--data", "x", "--distill", "soft"], "")
-    assert (config.alpha, config.tau, config.kl_normalizer) == soft
+    assert (config.distill.alpha, config.distill.tau, config.distill.kl_normalizer) == soft
     given = parse(["--recipe", name, "--data", "x", "--distill", "soft", "--alpha", "0.3"], "")
-    assert given.alpha == 0.3
+    assert given.distill.alpha == 0.3
 
 
 def test_official_the_logits_are_averaged_and_in_the_paper_the_softmaxes(tiny: Config, pretrained) -> None:
@@ -217,8 +217,8 @@ def test_official_the_order_is_its_samplers_and_a_rank_is_mixed_with_its_mirror_
         def __len__(self) -> int:
             return 1000
 
-    share = Share(1000, 64, config.repeats, config.order, rank=1, world_size=2)
-    loader = TrainLoader(Thousand(), config.training_policy(mean_std), share, total_steps=4)
+    share = Share(1000, 64, config.data.repeats, config.data.order, rank=1, world_size=2)
+    loader = TrainLoader(Thousand(), config.data.training_policy(mean_std), share, total_steps=4)
     assert share.steps_per_epoch == 768 // 64
     assert loader.mixing.mirrored and loader.mixing.group == 32
     assert loader.mixing.plan(0).partner_row.tolist() == list(range(31, -1, -1))
@@ -233,4 +233,4 @@ def test_official_the_class_token_starts_as_every_other_weight() -> None:
 def test_the_last_epochs_headline_is_the_recipes_prediction(tiny: Config, pretrained, capsys) -> None:
     train(small("paper", tiny, pretrained))
     assert "· softmax " in capsys.readouterr().out
-    assert newest(Path(tiny.out)).exists() and load_file(newest(Path(tiny.out)) / "model.safetensors")
+    assert newest(Path(tiny.run.out)).exists() and load_file(newest(Path(tiny.run.out)) / "model.safetensors")

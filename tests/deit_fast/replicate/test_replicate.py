@@ -24,7 +24,7 @@ def small(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sett
     monkeypatch.setattr("deit_fast.run.report.draw", lambda _run, _summary, path: path.touch())
     student = dataclasses.replace(tiny_config(images, tmp_path), epochs=1, warmup_epochs=0.5)
     sizes = {"patch_size": 0, "width": 0, "depth": 0, "heads": 0, "drop_path": 0.0}
-    convnet = dataclasses.replace(student, model="test_efficientnet", distill="none", teacher="", **sizes)
+    convnet = student.replace(model="test_efficientnet", distill="none", teacher="", **sizes)
     monkeypatch.setattr(replication, "_recipes", lambda _: (student, convnet))
     monkeypatch.setattr("deit_fast.train.dry_run._SECONDS", 0.01)
     monkeypatch.setattr(replication, "TRANSFORMERS", {"photos": {"model": replication.PLAIN, "epochs": 2}})
@@ -35,7 +35,7 @@ def test_a_replication_continues_and_its_rows_are_the_heads_of_its_runs(small: S
     trained: list[str] = []
 
     def counting(config: Config) -> Summary:
-        if config.dry_run:
+        if config.run.dry_run:
             return train(config)
         if len(trained) == 5 and "interrupted" not in trained:
             trained.append("interrupted")
@@ -97,9 +97,9 @@ def test_four_trainings_and_a_fifth_by_another_teacher_share_their_teachers(data
     for seed, key, training in every:
         config = training.config
         config.check()
-        assert (config.seed, config.data_seed, config.data) == (seed, seed, data)
+        assert (config.optim.seed, config.optim.data_seed, config.data.data) == (seed, seed, data)
         teacher = {"none": "", "transformer": both["transformer"].config.out}.get(key, both["convnet"].config.out)
-        assert config.teacher == teacher
+        assert config.distill.teacher == teacher
     soft = every[1][2].config
     assert (soft.distill_on, soft.alpha, soft.tau, soft.kl_normalizer) == ("class", 0.1, 3.0, "batch")
     for training in both.values():
@@ -113,14 +113,14 @@ def test_on_mnist5k_each_side_has_its_own_settings_and_the_shorter_pair_comes_la
     first = {key: training.config for seed, key, training in every if seed == 0}
     for key, config in first.items():
         own = recipe("mnist5k-alone" if key.startswith("none") else "mnist5k")
-        assert (config.crop_scale, config.lr, config.data) == (own.crop_scale, own.lr, "mnist5k")
+        assert (config.data.crop_scale, config.optim.lr, config.data.data) == (own.crop_scale, own.lr, "mnist5k")
         divisor = 3 if key.endswith("shorter") else 1
-        assert (config.epochs, config.warmup_epochs) == (own.epochs // divisor, own.warmup_epochs / divisor)
+        assert (config.optim.epochs, config.optim.warmup_epochs) == (own.epochs // divisor, own.warmup_epochs / divisor)
 
 
 def test_without_a_finished_training_there_is_nothing_to_report(small: Settings) -> None:
     with pytest.raises(ValueError, match="leave out --report"):
-        replicate(dataclasses.replace(small, report=True))
+        replicate(small.replace(report=True))
     assert not small.folder().exists()
 
 
@@ -129,7 +129,7 @@ def test_a_report_is_of_the_seeds_that_are_finished(small: Settings) -> None:
     runs = [*teachers(small).values(), *(training for *_, training in students(small))]
     for training in runs[:10]:
         train(training.config)
-    results = replicate(dataclasses.replace(small, report=True))
+    results = replicate(small.replace(report=True))
     rows = results["table3"]
     assert [rows[key]["seeds"] for key in ("none", "soft", "hard", "both")] == [[0, 1], [0, 1], [0, 1], [0]]
     pairs = {(claim["better"], claim["worse"]): claim["pairs"] for claim in results["claims"]}
@@ -144,13 +144,13 @@ def test_what_another_process_trains_comes_last(small: Settings, monkeypatch) ->
     refused = {trainings[0].name: 2, trainings[3].name: 1}
 
     def shared(config: Config) -> Summary:
-        if config.dry_run:
+        if config.run.dry_run:
             return train(config)
         name = next(one.name for one in trainings if one.config == config)
         order.append(name)
         if refused.get(name, 0):
             refused[name] -= 1
-            raise Busy(f"{config.out} is being trained by process 7")
+            raise Busy(f"{config.run.out} is being trained by process 7")
         return train(config)
 
     monkeypatch.setattr(progress, "train", shared)
@@ -178,9 +178,9 @@ def test_a_teacher_costs_its_forward_passes(small: Settings, monkeypatch) -> Non
     both, every = teachers(small), {key: training for _, key, training in students(small)}
 
     def measured(config: Config) -> Summary:
-        assert config.dry_run and config.distill == "none" and not config.teacher
-        rate = 10.0 if config.model == both["convnet"].config.model else 50.0
-        return Summary(Path(), {"plan": {"images": 100 * config.epochs, "together": rate}})
+        assert config.run.dry_run and config.distill.distill == "none" and not config.distill.teacher
+        rate = 10.0 if config.model.model == both["convnet"].config.model else 50.0
+        return Summary(Path(), {"plan": {"images": 100 * config.optim.epochs, "together": rate}})
 
     monkeypatch.setattr(progress, "train", measured)
     seconds = progress._expected(list(every.values()), [*both.values(), *every.values()])
@@ -191,8 +191,8 @@ def test_a_teacher_costs_its_forward_passes(small: Settings, monkeypatch) -> Non
 
 def test_fewer_epochs_shorten_the_warm_up_as_well() -> None:
     whole, half = (next(students(Settings(data="digits", epochs=epochs)))[2].config for epochs in (0, 15))
-    assert (whole.epochs, half.epochs) == (30, 15)
-    assert half.warmup_epochs == whole.warmup_epochs / 2
+    assert (whole.optim.epochs, half.epochs) == (30, 15)
+    assert half.warmup_epochs == whole.optim.warmup_epochs / 2
 
 
 def test_a_batch_size_for_small_data_holds_for_every_training() -> None:

@@ -49,5 +49,5 @@ def reported(odd_config: Config, teachers: Path) -> Path:
 def plain(odd_config: Config) -> Path:
     """The same without a teacher; it wrote no report."""
     changes = {"distill": "none", "teacher": "", "teacher_cache": "", "model": "deit_tiny_patch16_224",
-               "out": str(Path(odd_config.out).with_name("plain")), "report": False}  # fmt: skip
+               "out": str(Path(odd_config.run.out).with_name("plain")), "report": False}  # fmt: skip
     return train(Config(**{**vars(odd_config), **changes})).run

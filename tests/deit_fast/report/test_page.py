@@ -128,7 +128,7 @@ def test_the_command_trains_the_same_weights(reported: Path, lists: dict) -> Non
     again = parse(shlex.split(lists["command"])[2:], "")
     run = Config.from_json(reported / "config.json")
     assert again.identity() == run.identity()
-    assert (again.teacher_cache, again.out) == (run.teacher_cache, f"{run.out}-again")
+    assert (again.distill.teacher_cache, again.run.out) == (run.teacher_cache, f"{run.out}-again")
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_the_command_trains_the_same_weights(reported: Path, lists: dict) -> Non
 )  # fmt: skip
 def test_the_command_says_every_flag(reported: Path, changes: dict) -> None:
     facts = Facts.read(reported)
-    config = dataclasses.replace(facts.config, **changes)
+    config = facts.config.replace(**changes)
     command = shlex.split(dataclasses.replace(facts, config=config).command())
     assert parse(command[2:], "").identity() == config.identity()
 
@@ -222,14 +222,14 @@ def test_a_report_that_fails_is_a_sentence_and_the_training_stays_finished(
         raise error
 
     monkeypatch.setattr(page, "write", fail)
-    run = train(dataclasses.replace(odd_config, out=str(tmp_path / "run"), epochs=1, teacher_cache="")).run
+    run = train(odd_config.replace(out=str(tmp_path / "run"), epochs=1, teacher_cache="")).run
     assert (run / "summary.json").is_file() and not (run / "report.html").exists()
     said = [line for line in capsys.readouterr().out.splitlines() if "report.html is not written" in line]
     assert len(said) == 1 and type(error).__name__ in said[0] and f"deit-fast report {run}" in said[0]
 
 
 def test_no_report_writes_none(odd_config: Config, tmp_path: Path) -> None:
-    run = train(dataclasses.replace(odd_config, out=str(tmp_path / "run"), epochs=1, report=False)).run
+    run = train(odd_config.replace(out=str(tmp_path / "run"), epochs=1, report=False)).run
     assert not (run / "report.html").exists() and (run / "report.png").exists()
 
 
@@ -238,7 +238,7 @@ def commanded(rank: int, config: Config) -> int:
 
 
 def test_of_two_ranks_the_first_writes_the_page_and_the_other_waits(odd_config: Config, tmp_path: Path) -> None:
-    config = dataclasses.replace(odd_config, out=str(tmp_path / "run"), teacher_cache="")
+    config = odd_config.replace(out=str(tmp_path / "run"), teacher_cache="")
     with world(2, tmp_path / "printed", commanded, config) as running:
         assert running.wait() == [0, 0], [running.printed(rank) for rank in range(2)]
         assert f"report: {tmp_path / 'run' / 'report.html'}" in running.printed(0)

@@ -1,6 +1,5 @@
 """Labels that may be wrong: the teacher's votes are those of its cache, and planted errors are found."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -71,19 +70,19 @@ def test_without_a_teacher_the_student_is_asked() -> None:
 def test_the_votes_are_the_teachers_answers_to_the_batches_of_the_training(
     tiny: Config, tmp_path: Path, changes: dict
 ) -> None:
-    config = dataclasses.replace(tiny, teacher_cache=str(tmp_path / "labels"), **changes)
+    config = tiny.replace(teacher_cache=str(tmp_path / "labels"), **changes)
     run = train(config).run
-    train_set, _ = open_dataset(config.data)
-    votes = cached_votes(Facts.read(run), train_set.labels, config.training_policy(IMAGENET_NORMALISATION))
+    train_set, _ = open_dataset(config.data.data)
+    votes = cached_votes(Facts.read(run), train_set.labels, config.data.training_policy(IMAGENET_NORMALISATION))
     assert votes is not None
 
     alone = Ranks(0, 1, CPU)
     loaders = TrainingData.open(config, alone).loaders(IMAGENET_NORMALISATION, alone)
-    teacher = load_teacher(config, config.teacher, train_set.classes, IMAGENET_NORMALISATION)
+    teacher = load_teacher(config, config.distill.teacher, train_set.classes, IMAGENET_NORMALISATION)
     views, against = np.zeros((2, len(train_set)), int)
     for batch in loaders.training(range(6)):
         answers = teacher(batch.images).argmax(1)
-        own = batch.target.lam if config.mixup else torch.ones(len(answers))
+        own = batch.target.lam if config.data.mixup else torch.ones(len(answers))
         for sample, answer, share in zip(batch.samples.tolist(), answers.tolist(), own.tolist(), strict=True):
             if share >= suspects.LEAST_OWN:
                 views[sample] += 1
@@ -95,10 +94,10 @@ def test_the_votes_are_the_teachers_answers_to_the_batches_of_the_training(
 
 def test_a_cache_that_is_gone_or_of_other_settings_counts_as_none(tiny: Config, tmp_path: Path) -> None:
     cache = tmp_path / "labels"
-    config = dataclasses.replace(tiny, teacher_cache=str(cache))
+    config = tiny.replace(teacher_cache=str(cache))
     facts = Facts.read(train(config).run)
-    labels = open_dataset(config.data)[0].labels
-    policy = config.training_policy(IMAGENET_NORMALISATION)
+    labels = open_dataset(config.data.data)[0].labels
+    policy = config.data.training_policy(IMAGENET_NORMALISATION)
     assert cached_votes(facts, labels, policy) is not None
     settings = json.loads((cache / "settings.json").read_text())
     (cache / "settings.json").write_text(json.dumps(settings | {"data_seed": 9}))
@@ -138,8 +137,8 @@ def test_of_planted_wrong_labels_nine_in_ten_are_found_and_half_of_the_found_are
         out=str(tmp_path / "teacher"),
     )  # fmt: skip
     teacher = train(config).run
-    student = dataclasses.replace(
-        config, model="deit_tiny_distilled_patch16_224", patch_size=4, width=64, depth=3, heads=2, distill="hard",
+    student = config.replace(
+        model="deit_tiny_distilled_patch16_224", patch_size=4, width=64, depth=3, heads=2, distill="hard",
         teacher=str(teacher), teacher_cache=str(tmp_path / "labels"), epochs=15, ema_decay=0.98,
         out=str(tmp_path / "run"),
     )  # fmt: skip

@@ -33,29 +33,29 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def refused(config: Config, capsys: pytest.CaptureFixture) -> str:
     """The sentence of a command that ends with code 2 and touches nothing."""
-    before = content(Path(config.out))
+    before = content(Path(config.run.out))
     assert main(command_line(config)) == 2
-    assert content(Path(config.out)) == before
+    assert content(Path(config.run.out)) == before
     return capsys.readouterr().err
 
 
 @pytest.fixture
 def half_way(tiny: Config) -> Config:
     """A run that was killed before its end."""
-    config = dataclasses.replace(tiny, save_every=2, keep=5)
+    config = tiny.replace(save_every=2, keep=5)
     train(config)
-    (Path(tiny.out) / "summary.json").unlink()
-    (Path(tiny.out) / "checkpoints" / "newest").write_text("step_00000002\n")
+    (Path(tiny.run.out) / "summary.json").unlink()
+    (Path(tiny.run.out) / "checkpoints" / "newest").write_text("step_00000002\n")
     return config
 
 
 def test_a_group_may_read_what_the_umask_lets_it_read(tiny: Config) -> None:
     before = os.umask(0o027)
     try:
-        train(dataclasses.replace(tiny, teacher_cache=str(Path(tiny.out).parent / "labels")))
+        train(tiny.replace(teacher_cache=str(Path(tiny.run.out).parent / "labels")))
     finally:
         os.umask(before)
-    for folder in (Path(tiny.out), Path(tiny.out).parent / "labels"):
+    for folder in (Path(tiny.run.out), Path(tiny.run.out).parent / "labels"):
         found = [folder, *folder.rglob("*")]
         assert {path.suffix for path in found} >= {".safetensors", ".json"}
         modes = {path: stat.S_IMODE(path.stat().st_mode) for path in found}
@@ -117,8 +117,8 @@ def test_a_folder_that_appears_while_a_run_sets_up_is_locked_before_it_is_writte
 
 
 def test_a_refused_command_leaves_a_folder_that_the_next_one_takes(tiny: Config, capsys) -> None:
-    Path(tiny.out).mkdir()
-    wrong = dataclasses.replace(tiny, teacher="regnety_16")
+    Path(tiny.run.out).mkdir()
+    wrong = tiny.replace(teacher="regnety_16")
     assert main(command_line(wrong)) == 2
     assert main(command_line(tiny)) == 0
 
@@ -173,7 +173,7 @@ def test_a_kill_between_an_evaluations_line_and_the_best_weights_loses_neither(h
 
 
 def test_the_weights_chosen_are_those_that_score_better_in_the_runs_own_prediction(tiny: Config) -> None:
-    run = Path(tiny.out)
+    run = Path(tiny.run.out)
     train(tiny)
     summary = read_json(run / "summary.json")
     for head, last, average in (("fused", 60.0, 50.0), ("softmax", 50.0, 60.0)):
@@ -187,7 +187,7 @@ def test_the_weights_chosen_are_those_that_score_better_in_the_runs_own_predicti
 def test_the_official_order_keeps_its_number_of_processes(half_way: Config, capsys, monkeypatch) -> None:
     config = dataclasses.replace(half_way, order="official", out=half_way.out + "-official")
     train(config)
-    (Path(config.out) / "summary.json").unlink()
-    by_two = Start(step=2, folder=Path(config.out) / "checkpoints" / "step_00000002", world_size=2)
+    (Path(config.run.out) / "summary.json").unlink()
+    by_two = Start(step=2, folder=Path(config.run.out) / "checkpoints" / "step_00000002", world_size=2)
     monkeypatch.setattr("deit_fast.train.prepare.restore", lambda *_: by_two)
     assert "start 2 again, or type --order grouped in a new --out" in refused(config, capsys)

@@ -1,6 +1,5 @@
 """Every way to name a teacher, and every way to name a wrong one."""
 
-import dataclasses
 import json
 
 import pytest
@@ -28,11 +27,11 @@ def lite0_weights():
 
 def write_run(folder, *, average_is_better: bool | None) -> tuple[torch.nn.Module, torch.nn.Module]:
     """A finished run with two different models as last weights and as average; None: without an average."""
-    config = dataclasses.replace(CONFIG, model="test_vit", distill="none", teacher="", weights="timm", out=str(folder))
+    config = CONFIG.replace(model="test_vit", distill="none", teacher="", weights="timm", out=str(folder))
     torch.manual_seed(0)
     model, average = (timm.create_model("test_vit", num_classes=4, img_size=32) for _ in range(2))
     folder.mkdir()
-    checkpoint.write_json(folder / "config.json", dataclasses.asdict(config))
+    checkpoint.write_json(folder / "config.json", config.flat())
     checkpoint.write_json(folder / "data.json", {"classes": CLASSES})
     ema = None if average_is_better is None else {"cls": {"top1": 60.0 if average_is_better else 40.0}}
     scores = {"student": {"cls": {"top1": 50.0}}, "ema": ema}
@@ -80,7 +79,7 @@ def test_a_finished_run(tmp_path, average_is_better: bool | None) -> None:
 def test_a_weights_file_and_its_architecture(tmp_path) -> None:
     model = timm.create_model("test_resnet", num_classes=4)
     save_file(model.state_dict(), tmp_path / "teacher.safetensors")
-    config = dataclasses.replace(CONFIG, teacher_model="test_resnet")
+    config = CONFIG.replace(teacher_model="test_resnet")
     teacher = load_teacher(config, str(tmp_path / "teacher.safetensors"), CLASSES, IMAGENET_NORMALISATION)
     assert torch.equal(next(teacher.model.parameters()), next(model.parameters()))
 
@@ -111,11 +110,9 @@ def test_a_function_of_the_users(tmp_path, monkeypatch) -> None:
 
 
 def test_a_recipe_teacher_shares_the_students_data_and_lies_beside_it() -> None:
-    student = dataclasses.replace(
-        CONFIG, data="/flowers", flip=0.0, data_seed=7, teacher="recipe:demo-teacher", out="a/b"
-    )
+    student = CONFIG.replace(data="/flowers", flip=0.0, data_seed=7, teacher="recipe:demo-teacher", out="a/b")
     config = recipe_config(student)
-    assert (config.data, config.image_size, config.flip, config.data_seed, config.out) == (
+    assert (config.data.data, config.data.image_size, config.data.flip, config.optim.data_seed, config.run.out) == (
         "/flowers",
         32,
         0.0,
@@ -124,7 +121,7 @@ def test_a_recipe_teacher_shares_the_students_data_and_lies_beside_it() -> None:
     )
     assert recipe_config(CONFIG) is None
     with pytest.raises(ValueError, match="did you mean --recipe demo-teacher"):
-        recipe_config(dataclasses.replace(student, teacher="recipe:demo-teachr"))
+        recipe_config(student.replace(teacher="recipe:demo-teachr"))
 
 
 def test_other_classes_than_the_data_say_how_to_get_a_teacher(tmp_path) -> None:
@@ -156,7 +153,7 @@ def test_other_classes_of_the_same_number_are_refused(tmp_path) -> None:
 
 def test_a_run_of_another_image_size_is_resized(tmp_path) -> None:
     model, _ = write_run(tmp_path / "run", average_is_better=False)
-    config = dataclasses.replace(CONFIG, image_size=64)
+    config = CONFIG.replace(image_size=64)
     teacher = load_teacher(config, str(tmp_path / "run"), CLASSES, IMAGENET_NORMALISATION)
     assert teacher.model.pos_embed.shape[1] != model.pos_embed.shape[1]
 
@@ -164,7 +161,7 @@ def test_a_run_of_another_image_size_is_resized(tmp_path) -> None:
 def test_a_transformer_from_a_file_is_resized_to_the_images(tmp_path) -> None:
     model = timm.create_model("test_vit", num_classes=4)  # of 160 x 160 pixels
     save_file(model.state_dict(), tmp_path / "teacher.safetensors")
-    config = dataclasses.replace(CONFIG, teacher_model="test_vit")
+    config = CONFIG.replace(teacher_model="test_vit")
     spec = str(tmp_path / "teacher.safetensors")
     teacher = load_teacher(config, spec, CLASSES, IMAGENET_NORMALISATION)
     assert teacher.model.pos_embed.shape[1] == 5 < model.pos_embed.shape[1]
@@ -221,11 +218,11 @@ def test_off_line_the_error_names_the_file_and_where_to_put_it(monkeypatch) -> N
 )
 def test_a_model_that_cannot_be_made(changes: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        classifier(dataclasses.replace(CONFIG, **changes), 4)
+        classifier(CONFIG.replace(**changes), 4)
 
 
 def test_a_transformer_of_timm_is_built_for_the_image_size() -> None:
-    model = classifier(dataclasses.replace(CONFIG, model="vit_tiny_patch16_224", image_size=96), 4)
+    model = classifier(CONFIG.replace(model="vit_tiny_patch16_224", image_size=96), 4)
     assert model.pos_embed.shape[1] == 37
 
 
@@ -236,9 +233,7 @@ def test_the_heads_of_any_timm_model_start_anew_for_other_classes() -> None:
 
 
 def test_starting_weights_with_other_classes(lite0_weights) -> None:
-    config = dataclasses.replace(
-        CONFIG, model="tf_efficientnet_lite0", weights="deit_fast.teacher:efficientnet_lite0_weights"
-    )
+    config = CONFIG.replace(model="tf_efficientnet_lite0", weights="deit_fast.teacher:efficientnet_lite0_weights")
     model = classifier(config, 4)
     assert model.classifier.out_features == 4
     assert torch.equal(model.conv_stem.weight, lite0_weights["conv_stem.weight"])

@@ -1,7 +1,6 @@
 """The fast teacher gives the labels of the teacher it was made from."""
 
 import copy
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -192,14 +191,14 @@ def test_the_layout_is_measured_on_as_many_images_as_fit(monkeypatch) -> None:
 
 @pytest.mark.slow
 def test_folding_and_bf16_change_few_labels_of_the_photographs(tmp_path: Path) -> None:
-    run = train(dataclasses.replace(recipe("demo-teacher"), out=str(tmp_path / "teacher"))).run
+    run = train(recipe("demo-teacher").replace(out=str(tmp_path / "teacher"))).run
     config = recipe("demo")
     teacher = Frozen(load(run).model, IMAGENET_NORMALISATION)
-    options = {"image_size": config.image_size, "device": CPU}
+    options = {"image_size": config.data.image_size, "device": CPU}
     engines = {dtype: TeacherEngine(teacher, dtype=dtype, **options) for dtype in (torch.float32, torch.bfloat16)}
-    train_set, _ = open_dataset(config.data)
+    train_set, _ = open_dataset(config.data.data)
     different = dict.fromkeys(engines, 0)
-    for batch in EvalLoader(train_set, config.preprocessing(IMAGENET_NORMALISATION).policy, batch_size=32):
+    for batch in EvalLoader(train_set, config.data.preprocessing(IMAGENET_NORMALISATION).policy, batch_size=32):
         labels = teacher(batch.images).argmax(1)
         for dtype, engine in engines.items():
             different[dtype] += (engine(batch.images) != labels).sum().item()

@@ -35,8 +35,8 @@ SOFT = {"distill": "soft", "alpha": 0.3, "tau": 2.0, "kl_normalizer": "batch", "
 @pytest.fixture
 def cached(tiny: Config, tmp_path: Path) -> Config:
     """With every stage that changes what the teacher sees, and a cache that is still empty."""
-    return dataclasses.replace(
-        tiny, teacher_cache=str(tmp_path / "labels"), rand_augment="rand-m9-mstd0.5-inc1", erase=0.25, mixup=0.8,
+    return tiny.replace(
+        teacher_cache=str(tmp_path / "labels"), rand_augment="rand-m9-mstd0.5-inc1", erase=0.25, mixup=0.8,
         cutmix=1.0, repeats=2,
     )  # fmt: skip
 
@@ -77,9 +77,9 @@ def test_cached_labels_train_the_bits_of_the_live_teacher(
     no_teacher()
     train(again)
     for other in (cached, again):
-        assert_same_weights(live.out, other.out)
+        assert_same_weights(live.out, other.run.out)
     assert labels_of(cached.teacher_cache) == written
-    assert read_summary(Path(again.out))["teacher"] == read_summary(Path(live.out))["teacher"]  # the cache keeps it
+    assert read_summary(Path(again.run.out))["teacher"] == read_summary(Path(live.out))["teacher"]  # the cache keeps it
 
 
 def test_five_seeds_and_another_student_share_one_cache(cached: Config, tmp_path: Path, no_teacher) -> None:
@@ -135,11 +135,11 @@ def test_a_cache_filled_in_one_go_in_pieces_and_by_two_ranks_trains_the_same_bit
     for config in (whole, pieces, ranks):
         assert fill(config) == 0
         train(config)
-    labels = table(whole.teacher_cache)
+    labels = table(whole.distill.teacher_cache)
     assert len({label for row in labels for label in row}) > 1
     assert table(pieces.teacher_cache) == table(ranks.teacher_cache) == labels
-    assert_same_weights(whole.out, pieces.out)
-    assert_same_weights(whole.out, ranks.out)
+    assert_same_weights(whole.run.out, pieces.out)
+    assert_same_weights(whole.run.out, ranks.out)
 
 
 def test_damaged_labels_are_computed_again_and_the_training_is_the_same(cached: Config, tmp_path: Path, capsys) -> None:
@@ -154,7 +154,7 @@ def test_damaged_labels_are_computed_again_and_the_training_is_the_same(cached: 
     captured = capsys.readouterr()
     assert f"{piece} is cut off or damaged" in captured.err and "4 of 6 steps are there" in captured.out
     assert labels_of(cached.teacher_cache) == sound
-    assert_same_weights(first.out, again.out)
+    assert_same_weights(first.out, again.run.out)
 
 
 def test_a_full_disk_ends_the_caching_and_not_the_training(cached: Config, tmp_path: Path, monkeypatch, capsys) -> None:

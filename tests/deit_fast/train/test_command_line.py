@@ -54,12 +54,13 @@ def test_the_command_line_spells_every_field(tiny: Config) -> None:
 def test_the_recipe_follows_from_the_data(arguments: list[str], expected: str) -> None:
     config = parse(arguments, "")
     assert config.recipe == expected
-    assert config.data == ("photos" if arguments == [] else arguments[-1] if expected == "demo" else config.data)
+    data = config.data.data
+    assert data == ("photos" if arguments == [] else arguments[-1] if expected == "demo" else data)
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_is_consistent(name: str) -> None:
-    dataclasses.replace(recipe(name), data="somewhere").check()
+    recipe(name).replace(data="somewhere").check()
     assert recipe(name).recipe == name
     assert "python -m deit_fast.train" in RECIPES[name].__doc__ or name in (
         "demo-teacher",
@@ -96,9 +97,9 @@ def test_every_recipe_is_consistent(name: str) -> None:
     ],
 )
 def test_a_wrong_flag(tiny: Config, capsys, changes: dict, says: str) -> None:
-    config = dataclasses.replace(tiny, **changes)
+    config = tiny.replace(**changes)
     assert re.search(says, refused(config, capsys).replace("\n", " "))
-    assert not Path(tiny.out).exists()
+    assert not Path(tiny.run.out).exists()
 
 
 def test_an_unknown_recipe_or_flag(capsys) -> None:
@@ -108,17 +109,17 @@ def test_an_unknown_recipe_or_flag(capsys) -> None:
 
 
 def test_other_classes_than_the_teachers(tiny: Config, tmp_path: Path, capsys) -> None:
-    shutil.copytree(tiny.data, tmp_path / "two")
+    shutil.copytree(tiny.data.data, tmp_path / "two")
     for split in ("train", "val"):
         shutil.rmtree(tmp_path / "two" / split / "class2")
-    error = refused(dataclasses.replace(tiny, data=str(tmp_path / "two")), capsys)
+    error = refused(tiny.replace(data=str(tmp_path / "two")), capsys)
     assert "knows 3 classes, the data has 2" in error and "--recipe teacher" in error
 
 
 def test_a_class_only_in_val(tiny: Config, tmp_path: Path, capsys) -> None:
-    shutil.copytree(tiny.data, tmp_path / "data")
+    shutil.copytree(tiny.data.data, tmp_path / "data")
     shutil.rmtree(tmp_path / "data" / "train" / "class1")
-    assert "class1" in refused(dataclasses.replace(tiny, data=str(tmp_path / "data")), capsys)
+    assert "class1" in refused(tiny.replace(data=str(tmp_path / "data")), capsys)
 
 
 def test_an_output_folder_that_is_not_ours(tiny: Config, tmp_path: Path, capsys) -> None:
@@ -128,7 +129,7 @@ def test_an_output_folder_that_is_not_ours(tiny: Config, tmp_path: Path, capsys)
         if foreign:  # a downloaded model has one too
             (tmp_path / "thesis" / "config.json").write_text('{"model_type": "vit"}')
         for fresh in (False, True):
-            config = dataclasses.replace(tiny, out=str(tmp_path / "thesis"), fresh=fresh)
+            config = tiny.replace(out=str(tmp_path / "thesis"), fresh=fresh)
             error = refused(config, capsys)
             assert "is not a run of deit_fast" in error or "is not a configuration of this version" in error
     assert (tmp_path / "thesis" / "draft.txt").read_text() == "three years of work"
@@ -136,31 +137,31 @@ def test_an_output_folder_that_is_not_ours(tiny: Config, tmp_path: Path, capsys)
 
 def test_fresh_removes_an_old_run_after_all_checks_and_nothing_else(tiny: Config, tmp_path: Path, monkeypatch) -> None:
     assert main(command_line(tiny)) == 0
-    run = Path(tiny.out)
+    run = Path(tiny.run.out)
     (run / "notes.txt").write_text("mine")
-    wrong = dataclasses.replace(tiny, fresh=True, teacher="regnety_16")
+    wrong = tiny.replace(fresh=True, teacher="regnety_16")
     assert main(command_line(wrong)) == 2
     assert (run / "summary.json").exists()
     link = tmp_path / "link"
     link.symlink_to(run)
     monkeypatch.chdir(run)
     for out in (str(link), "."):
-        assert main(command_line(dataclasses.replace(tiny, fresh=True, epochs=1, warmup_epochs=0.1, out=out))) == 0
+        assert main(command_line(tiny.replace(fresh=True, epochs=1, warmup_epochs=0.1, out=out))) == 0
     assert (run / "notes.txt").read_text() == "mine"
     assert not (run / "checkpoints" / "step_00000006").exists() and link.is_symlink()
 
 
 def test_an_output_folder_that_cannot_be_made(tiny: Config, tmp_path: Path, capsys) -> None:
     (tmp_path / "file").write_text("")
-    said = refused(dataclasses.replace(tiny, out=str(tmp_path / "file" / "run")), capsys)
+    said = refused(tiny.replace(out=str(tmp_path / "file" / "run")), capsys)
     assert f"cannot be written ({tmp_path / 'file'} is not a folder that you may write to): type another --out" in said
 
 
 def test_a_checkpoint_that_is_not_ours(tiny: Config, capsys) -> None:
     from deit_fast.train import train
 
-    train(dataclasses.replace(tiny, keep=1))
-    run = Path(tiny.out)
+    train(tiny.replace(keep=1))
+    run = Path(tiny.run.out)
     (run / "summary.json").unlink()
     newest = run / "checkpoints" / (run / "checkpoints" / "newest").read_text().strip()
     (newest / "state.json").write_text('{"epoch": 3}')
@@ -169,11 +170,11 @@ def test_a_checkpoint_that_is_not_ours(tiny: Config, capsys) -> None:
 
 def spoil(tiny: Config, tmp_path: Path, count: int) -> tuple[Config, list[Path]]:
     """A copy of the data with unreadable training images."""
-    shutil.copytree(tiny.data, tmp_path / "data")
+    shutil.copytree(tiny.data.data, tmp_path / "data")
     spoiled = sorted((tmp_path / "data" / "train").rglob("*.png"))[:count]
     for path in spoiled:
         path.write_bytes(path.read_bytes()[:100])
-    return dataclasses.replace(tiny, data=str(tmp_path / "data")), spoiled
+    return tiny.replace(data=str(tmp_path / "data")), spoiled
 
 
 def test_bad_images_are_named_and_skipped(tiny: Config, tmp_path: Path, capsys) -> None:
@@ -186,16 +187,16 @@ def test_bad_images_are_named_and_skipped(tiny: Config, tmp_path: Path, capsys) 
         assert out.count(f"skipped an unreadable image: {path}") == 1
     skipped = sorted(map(str, [*spoiled, tmp_path / "data" / "val" / "class0" / "0.png"]))
     assert "".join(f"\n  {path}" for path in skipped) in out[out.index("3 unreadable images were skipped") :]
-    assert read_json(Path(config.out) / "summary.json")["bad_images"] == skipped
+    assert read_json(Path(config.run.out) / "summary.json")["bad_images"] == skipped
     assert main(command_line(config)) == 0, "a summary with bad images is read like any other"
-    assert load(config.out).summary["bad_images"] == skipped
+    assert load(config.run.out).summary["bad_images"] == skipped
     assert "top-1 on 14 validation images" in out
 
 
 def test_images_skipped_before_a_restart_are_in_the_summary_too(tiny: Config, tmp_path: Path) -> None:
     config, spoiled = spoil(tiny, tmp_path, 2)
     assert main(command_line(config)) == 0
-    summary = Path(config.out) / "summary.json"
+    summary = Path(config.run.out) / "summary.json"
     whole = summary.read_text()
     summary.unlink()
     assert main(command_line(config)) == 0, "nothing is left to train, so no image is met again"
@@ -216,16 +217,14 @@ def test_ten_skipped_images_are_named_and_the_others_counted() -> None:
 
 def test_bad_images_end_the_run_when_asked(tiny: Config, tmp_path: Path, capsys) -> None:
     config, spoiled = spoil(tiny, tmp_path, 1)
-    assert str(spoiled[0]) in refused(dataclasses.replace(config, bad_images="fail"), capsys)
+    assert str(spoiled[0]) in refused(config.replace(bad_images="fail"), capsys)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tiny: Config, capsys, tmp_path: Path) -> None:
     from deit_fast.train import train
 
-    config = dataclasses.replace(tiny, lr=100.0, batch_size=24, warmup_epochs=0.0, epochs=200, eval_every=200)
-    diverging = dataclasses.replace(
-        config, distill="none", teacher="", model="deit_tiny_patch16_224", weight_decay=99.0
-    )
+    config = tiny.replace(lr=100.0, batch_size=24, warmup_epochs=0.0, epochs=200, eval_every=200)
+    diverging = config.replace(distill="none", teacher="", model="deit_tiny_patch16_224", weight_decay=99.0)
     with pytest.raises(Diverged, match="try half of it, --lr 50"):
         train(diverging)
     assert main(command_line(dataclasses.replace(diverging, out=str(tmp_path / "again")))) == 3
@@ -257,8 +256,8 @@ def test_the_launcher_starts_the_processes(tiny: Config, teachers: Path, monkeyp
 
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(teachers), *sys.path]))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert launch(command_line(tiny), 2, Path(tiny.out) / "logs") == 0
-    assert (Path(tiny.out) / "summary.json").exists()
+    assert launch(command_line(tiny), 2, Path(tiny.run.out) / "logs") == 0
+    assert (Path(tiny.run.out) / "summary.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -281,7 +280,7 @@ def test_a_clone_without_an_install_says_what_to_do(tmp_path: Path, installed: b
 
 def test_what_the_flags_make_pointless_gives_way() -> None:
     config = parse(["--data", "digits", "--distill", "none", "--epochs", "2"], "")
-    assert (config.teacher, config.warmup_epochs) == ("", 0.2)
+    assert (config.distill.teacher, config.optim.warmup_epochs) == ("", 0.2)
 
 
 @pytest.mark.parametrize("recipe_name", RECIPES)
@@ -296,14 +295,14 @@ def test_every_recipe_has_help(recipe_name: str, capsys) -> None:
 def test_a_damaged_file_of_the_run_is_named(tiny: Config, capsys, name: str) -> None:
     assert main(command_line(tiny)) == 0
     if name == "data.json":
-        (Path(tiny.out) / "summary.json").unlink()
-    (Path(tiny.out) / name).write_text("{")
+        (Path(tiny.run.out) / "summary.json").unlink()
+    (Path(tiny.run.out) / name).write_text("{")
     assert name in refused(tiny, capsys)
 
 
 def test_a_line_that_was_cut_off_does_not_stop_a_run(tiny: Config) -> None:
     assert main(command_line(tiny)) == 0
-    run = Path(tiny.out)
+    run = Path(tiny.run.out)
     whole = (run / "metrics.jsonl").read_text()
     (run / "summary.json").unlink()
     (run / "metrics.jsonl").write_text(whole + '{"step": 6, "student": {"cls": {"top1": 3.0}')
@@ -322,7 +321,7 @@ def test_a_mistake_among_several_processes_is_said_once_with_its_exit_code(
         ({"data": "/nowhere"}, "is neither a folder"),
         ({"batch_size": 9}, "type --batch-size 8 or 10"),
     ]:
-        assert launch(command_line(dataclasses.replace(tiny, **changes)), 2, Path(tiny.out) / "logs") == 2
+        assert launch(command_line(tiny.replace(**changes)), 2, Path(tiny.run.out) / "logs") == 2
         captured = capfd.readouterr()
         assert captured.err.count("error: ") == 1 and says in captured.err
         assert "Traceback" not in captured.err

@@ -52,27 +52,27 @@ def test_the_plan_of_a_run_and_no_file(tiny: Config, tmp_path: Path, brief, caps
 
 def test_a_run_that_has_begun_is_not_touched(tiny: Config, tmp_path: Path, brief) -> None:
     assert main(command_line(tiny)) == 0
-    (Path(tiny.out) / "summary.json").unlink()
+    (Path(tiny.run.out) / "summary.json").unlink()
     before = files(tmp_path)
     assert main([*command_line(tiny), "--dry-run"]) == 0
     assert files(tmp_path) == before
 
 
 def test_a_teacher_by_recipe_is_not_trained(tiny: Config, tmp_path: Path, brief, capsys) -> None:
-    config = dataclasses.replace(tiny, teacher="recipe:digits-teacher")
+    config = tiny.replace(teacher="recipe:digits-teacher")
     assert main([*command_line(config), "--dry-run"]) == 0
-    assert not Path(tiny.out).exists() and not Path(f"{tiny.out}-teacher").exists()
+    assert not Path(tiny.run.out).exists() and not Path(f"{tiny.run.out}-teacher").exists()
     assert "the teacher of the recipe digits-teacher stays untrained" in capsys.readouterr().out
 
 
 def test_a_label_cache_is_not_begun(tiny: Config, tmp_path: Path, brief) -> None:
-    config = dataclasses.replace(tiny, teacher_cache=str(tmp_path / "labels"))
+    config = tiny.replace(teacher_cache=str(tmp_path / "labels"))
     assert main([*command_line(config), "--dry-run"]) == 0
     assert not (tmp_path / "labels").exists()
 
 
 def test_a_label_cache_is_read_and_left_as_it_is(tiny: Config, tmp_path: Path, brief) -> None:
-    config = dataclasses.replace(tiny, teacher_cache=str(tmp_path / "labels"))
+    config = tiny.replace(teacher_cache=str(tmp_path / "labels"))
     assert main(command_line(config)) == 0
     next((tmp_path / "labels").glob("*.safetensors")).unlink()  # so the teacher is asked
     before = files(tmp_path)
@@ -83,18 +83,18 @@ def test_a_label_cache_is_read_and_left_as_it_is(tiny: Config, tmp_path: Path, b
 
 
 def test_several_ranks_measure_together(tiny: Config, tmp_path: Path) -> None:
-    config = dataclasses.replace(tiny, dry_run=True)
+    config = tiny.replace(dry_run=True)
     with world(2, tmp_path / "printed", planned, config) as running:
         assert running.wait() == [0, 0], running.printed(0)
         assert "48 images / (2 x " in running.printed(0)
         assert running.printed(1) == ""
-    assert not Path(tiny.out).exists()
+    assert not Path(tiny.run.out).exists()
 
 
 def test_fine_tuning_in_evaluation_mode_is_measured_so(tiny: Config, tmp_path: Path) -> None:
     """In training mode a distillation head would get no gradient, for which DDP waits."""
     changes = {"train_mode": "eval", "distill": "none", "teacher": "", "drop_path": 0.0, "dry_run": True}
-    config = dataclasses.replace(tiny, **changes)
+    config = tiny.replace(**changes)
     with world(2, tmp_path / "printed", planned, config) as running:
         assert running.wait() == [0, 0], running.printed(0)
 

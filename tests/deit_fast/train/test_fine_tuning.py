@@ -1,6 +1,5 @@
 """Fine-tuning at another resolution: with its teacher nothing is lost, and what the official code does is an option."""
 
-import dataclasses
 import json
 import re
 from collections.abc import Callable
@@ -34,7 +33,7 @@ def weights(run: str | Path) -> dict[str, Tensor]:
 def frozen(tiny: Config, **changes) -> Config:
     """One step at a rate of nothing: what is left are the weights that training began with."""
     still = {"lr": 0.0, "min_lr": 0.0, "warmup_lr": 0.0, "warmup_epochs": 0.0, "epochs": 1, "batch_size": 24}
-    return dataclasses.replace(tiny, **{**still, **changes})
+    return tiny.replace(**{**still, **changes})
 
 
 @pytest.fixture(autouse=True)
@@ -61,13 +60,13 @@ def test_training_starts_from_any_checkpoint(tiny: Config, start, tmp_path: Path
         save_file(to_huggingface(start), file)
         file = tmp_path if source.endswith("folder") else file
     else:
-        first = dataclasses.replace(tiny, out=str(tmp_path / "first"), ema_decay=0.0)
+        first = tiny.replace(out=str(tmp_path / "first"), ema_decay=0.0)
         train(first)
         file, start = Path(first.out), weights(first.out)
         if source == "unfinished run":
             (file / "summary.json").unlink()
     train(frozen(tiny, weights=str(file)))
-    for name, value in weights(tiny.out).items():
+    for name, value in weights(tiny.run.out).items():
         assert torch.equal(value, start[name]), name
 
 
@@ -77,7 +76,7 @@ def test_another_resolution_resizes_the_position_embeddings_as_asked(tiny: Confi
     path = str(tmp_path / "weights.safetensors")
     train(frozen(tiny, weights=path, image_size=32, pos_embed_resize=resize))
     expected = resize_pos_embed(start["pos_embed"], 4, 2, resize)
-    assert torch.equal(weights(tiny.out)["pos_embed"], expected)
+    assert torch.equal(weights(tiny.run.out)["pos_embed"], expected)
     other = resize_pos_embed(start["pos_embed"], 4, 2, {"official": "timm", "timm": "official"}[resize])
     assert not torch.equal(expected, other)
 
@@ -87,7 +86,7 @@ def test_other_classes_start_with_new_heads_and_the_old_body(tiny: Config, tmp_p
     start = create_model("deit_tiny_distilled_patch16_224", classes=7, **SMALL).state_dict()
     save_file(start, tmp_path / "weights.safetensors")
     train(frozen(tiny, weights=str(tmp_path / "weights.safetensors")))
-    ours = weights(tiny.out)
+    ours = weights(tiny.run.out)
     assert ours["head.weight"].shape == ours["head_dist.weight"].shape == (3, 32)
     assert all(torch.equal(value, start[name]) for name, value in ours.items() if not name.startswith("head"))
 
@@ -96,8 +95,8 @@ def test_evaluation_mode_trains_the_fused_prediction_as_the_official_fine_tuning
     """Both heads learn the labels through their mean, without a teacher, and nothing is dropped."""
     save_file(start, tmp_path / "weights.safetensors")
     released = {"distill": "none", "teacher": "", "train_mode": "eval", "drop_path": 0.0, "label_smoothing": 0.0}
-    config = dataclasses.replace(
-        tiny, weights=str(tmp_path / "weights.safetensors"), batch_size=24, epochs=1, warmup_epochs=0.0, **released
+    config = tiny.replace(
+        weights=str(tmp_path / "weights.safetensors"), batch_size=24, epochs=1, warmup_epochs=0.0, **released
     )
     train(config)
     model = create_model("deit_tiny_distilled_patch16_224", classes=3, **SMALL)
@@ -105,14 +104,14 @@ def test_evaluation_mode_trains_the_fused_prediction_as_the_official_fine_tuning
     from deit_fast.data import Share, TrainLoader, open_dataset
     from deit_kernels.augment import Policy
 
-    dataset, _ = open_dataset(tiny.data)
+    dataset, _ = open_dataset(tiny.data.data)
     loader = TrainLoader(dataset, Policy(16), Share(len(dataset), 24), total_steps=1)
     batch = next(iter(loader))
     cls_logits, dist_logits = model.heads(batch.images)
     expected = F.cross_entropy((cls_logits + dist_logits) / 2, batch.labels)
-    lines = (Path(tiny.out) / "metrics.jsonl").read_text().splitlines()
+    lines = (Path(tiny.run.out) / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[0])["loss"] == pytest.approx(expected.item(), rel=1e-5)
-    moved = weights(tiny.out)
+    moved = weights(tiny.run.out)
     for name in ("head.weight", "head_dist.weight", "dist_token"):
         assert not torch.equal(moved[name], start[name])
 
@@ -139,7 +138,7 @@ def test_what_cannot_be_fine_tuned_is_refused_with_a_sentence(tiny, start, tmp_p
     (tmp_path / "empty").mkdir()
     if changes.get("weights") == "EMPTY":
         changes = {"weights": str(tmp_path / "empty")}
-    config = dataclasses.replace(tiny, **{"weights": str(tmp_path / "weights.safetensors"), **changes})
+    config = tiny.replace(**{"weights": str(tmp_path / "weights.safetensors"), **changes})
     try:
         code = main(command_line(config))
     except SystemExit as exit:  # the parser's own
@@ -147,7 +146,7 @@ def test_what_cannot_be_fine_tuned_is_refused_with_a_sentence(tiny, start, tmp_p
     captured = capsys.readouterr()
     assert code == 2
     assert re.search(says, (captured.err + captured.out).replace("\n", " "))
-    assert not Path(tiny.out).exists()
+    assert not Path(tiny.run.out).exists()
 
 
 def top1(run: Path) -> float:
@@ -160,13 +159,13 @@ def top1(run: Path) -> float:
 def low_resolution(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple[Path, Path]]:
     """(teacher trained at 96 pixels, student of a seed trained at 64): each trained once."""
     folder = tmp_path_factory.mktemp("photos")
-    teacher = dataclasses.replace(recipe("demo-teacher"), out=str(folder / "teacher"), in_memory=True)
+    teacher = recipe("demo-teacher").replace(out=str(folder / "teacher"), in_memory=True)
 
     @cache
     def trained(seed: int) -> tuple[Path, Path]:
         train(teacher)
-        student = dataclasses.replace(
-            recipe("demo"), teacher=teacher.out, image_size=64, seed=seed, in_memory=True, out=str(folder / f"{seed}")
+        student = recipe("demo").replace(
+            teacher=teacher.out, image_size=64, seed=seed, in_memory=True, out=str(folder / f"{seed}")
         )
         return Path(teacher.out), train(student).run
 
@@ -179,8 +178,8 @@ def low_resolution(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], 
 def test_distilled_fine_tuning_from_64_to_96_pixels_loses_no_point(low_resolution, resize, seed, tmp_path) -> None:
     """As `finetune-384-distilled`: train mode, the teacher sees the larger images, a small constant rate."""
     teacher, before = low_resolution(seed)
-    after = dataclasses.replace(
-        recipe("demo"), teacher=str(teacher), weights=str(before), pos_embed_resize=resize, seed=seed, in_memory=True,
+    after = recipe("demo").replace(
+        teacher=str(teacher), weights=str(before), pos_embed_resize=resize, seed=seed, in_memory=True,
         epochs=2, lr=1e-3, min_lr=1e-3 * 32 / 512, warmup_epochs=0.0, weight_decay=1e-8, out=str(tmp_path / "after"),
     )  # fmt: skip
     train(after)

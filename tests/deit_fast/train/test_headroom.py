@@ -25,7 +25,7 @@ def long(tiny: Config, monkeypatch: pytest.MonkeyPatch) -> Config:
     """A run whose end may take as long as it likes."""
     monkeypatch.setattr(module, "SHARE", 1e6)
     monkeypatch.setattr(loop, "write_at_the_end", lambda *_: None)
-    return dataclasses.replace(tiny, report=True, epochs=10)
+    return tiny.replace(report=True, epochs=10)
 
 
 def last(run: Path, key: str) -> dict:
@@ -47,8 +47,8 @@ def test_every_speed_is_measured_and_nothing_on_disk_changes(long: Config, tmp_p
     assert measured.pop("steps") == module.MOST
     assert measured.keys() == {"as it is", "teacher", "loader"} | ({"augment"} if not in_memory else set())
     assert all(speed > 0 for speed in measured.values())
-    quick = train(dataclasses.replace(config, report=False, out=str(tmp_path / "quick"))).run
-    ours, theirs = tensors(Path(config.out)), tensors(quick)
+    quick = train(config.replace(report=False, out=str(tmp_path / "quick"))).run
+    ours, theirs = tensors(Path(config.run.out)), tensors(quick)
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 

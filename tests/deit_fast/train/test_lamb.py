@@ -1,7 +1,6 @@
 """LAMB against Apex's formulas and timm's, its flag on the device, its checkpoints; layer-wise learning rates."""
 
 import copy
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -143,14 +142,14 @@ def test_a_checkpoint_restores_its_moments_and_counters(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_continued_is_the_whole_run(tiny: Config, tmp_path: Path) -> None:
-    config = dataclasses.replace(tiny, optimizer="lamb", layer_decay=0.7, unscale_lr=True, lr=0.004, save_every=4)
-    whole = train(dataclasses.replace(config, out=str(tmp_path / "whole")))
-    train(dataclasses.replace(config, out=str(tmp_path / "parts")))
+    config = tiny.replace(optimizer="lamb", layer_decay=0.7, unscale_lr=True, lr=0.004, save_every=4)
+    whole = train(config.replace(out=str(tmp_path / "whole")))
+    train(config.replace(out=str(tmp_path / "parts")))
     steps = sorted((tmp_path / "parts" / "checkpoints").glob("step_*"))
     assert len(steps) == 2
     (tmp_path / "parts" / "checkpoints" / "newest").write_text(steps[0].name + "\n")
     (tmp_path / "parts" / "summary.json").unlink()
-    parts = train(dataclasses.replace(config, out=str(tmp_path / "parts")))
+    parts = train(config.replace(out=str(tmp_path / "parts")))
     newest = [load_file(checkpoint.newest(run.run) / "model.safetensors") for run in (whole, parts)]
     assert all(torch.equal(newest[0][name], newest[1][name]) for name in newest[0])
 
@@ -197,8 +196,8 @@ def test_a_network_whose_layers_are_unknown_is_refused() -> None:
 
 @pytest.mark.parametrize("unscaled", [False, True])
 def test_the_rate_is_scaled_by_the_batch_or_not(unscaled: bool, tiny: Config) -> None:
-    config = dataclasses.replace(tiny, unscale_lr=unscaled, epochs=1, lr=0.5, warmup_epochs=0.0, layer_decay=0.5)
+    config = tiny.replace(unscale_lr=unscaled, epochs=1, lr=0.5, warmup_epochs=0.0, layer_decay=0.5)
     train(config)
-    row = (Path(config.out) / "metrics.jsonl").read_text().splitlines()[0]
+    row = (Path(config.run.out) / "metrics.jsonl").read_text().splitlines()[0]
     rate = float(row.split('"lr": ')[1].split(",")[0])
     assert rate == pytest.approx(0.5 if unscaled else 0.5 * 8 / 512)

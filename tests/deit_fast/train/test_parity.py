@@ -51,57 +51,58 @@ def official_loss(
     config: Config, cls_logits: Tensor, dist_logits: Tensor, teacher_logits: Tensor | None, target: Target
 ) -> Tensor:
     """losses.py and eq. 2 and 3, term by term; main.py takes the soft-target criterion where images are mixed."""
+    smoothing = config.distill.label_smoothing
     if isinstance(target, MixedTarget):
-        base = SoftTargetCrossEntropy()(cls_logits, dense_target(target, cls_logits.shape[1], config.label_smoothing))
+        base = SoftTargetCrossEntropy()(cls_logits, dense_target(target, cls_logits.shape[1], smoothing))
     else:
-        base = LabelSmoothingCrossEntropy(config.label_smoothing)(cls_logits, target)
-    if config.distill == "none":
+        base = LabelSmoothingCrossEntropy(smoothing)(cls_logits, target)
+    if config.distill.distill == "none":
         return base
-    if config.distill == "hard":
-        alpha = 0.5 if config.alpha is None else config.alpha
+    if config.distill.distill == "hard":
+        alpha = 0.5 if config.distill.alpha is None else config.distill.alpha
         return (1 - alpha) * base + alpha * F.cross_entropy(dist_logits, teacher_logits.argmax(dim=1))
-    tau = config.tau
+    tau = config.distill.tau
     divergence = F.kl_div(
         F.log_softmax(dist_logits / tau, dim=1),
         F.log_softmax(teacher_logits / tau, dim=1),
         reduction="sum",
         log_target=True,
     )
-    rows = {"batch": len(dist_logits), "numel": dist_logits.numel()}[config.kl_normalizer]
-    return (1 - config.alpha) * base + config.alpha * divergence * tau * tau / rows
+    rows = {"batch": len(dist_logits), "numel": dist_logits.numel()}[config.distill.kl_normalizer]
+    return (1 - config.distill.alpha) * base + config.distill.alpha * divergence * tau * tau / rows
 
 
 def plain_losses(config: Config, teacher: nn.Module | None) -> list[float]:
     sizes = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 3, "img_size": 16}
-    model = timm.create_model(config.model, **sizes)
-    torch.manual_seed(config.seed)
-    ours = create_model(config.model, image_size=16, patch_size=8, width=32, depth=2, heads=2, classes=3)
+    model = timm.create_model(config.model.model, **sizes)
+    torch.manual_seed(config.optim.seed)
+    ours = create_model(config.model.model, image_size=16, patch_size=8, width=32, depth=2, heads=2, classes=3)
     model.load_state_dict(ours.state_dict())
-    distilled = "distilled" in config.model
+    distilled = "distilled" in config.model.model
     if distilled:
         model.set_distilled_training(True)
     skipped = model.no_weight_decay() - {"dist_token"}  # the official code, on timm 0.3.2, decays it
-    groups = param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=skipped)
+    groups = param_groups_weight_decay(model, config.optim.weight_decay, no_weight_decay_list=skipped)
     optimizer = torch.optim.AdamW(groups, lr=0.0)
 
-    dataset, _ = open_dataset(config.data)
-    steps_per_epoch = len(dataset) // config.batch_size
-    total, warmup = config.epochs * steps_per_epoch, config.warmup_epochs * steps_per_epoch
-    peak = config.lr * config.batch_size / 512
-    mixes = config.mixup or config.cutmix
+    dataset, _ = open_dataset(config.data.data)
+    steps_per_epoch = len(dataset) // config.optim.batch_size
+    total, warmup = config.optim.epochs * steps_per_epoch, config.optim.warmup_epochs * steps_per_epoch
+    peak = config.optim.lr * config.optim.batch_size / 512
+    mixes = config.data.mixup or config.data.cutmix
     batches = TrainLoader(
         dataset,
-        augment.Policy(16, mix=augment.Mix(config.mixup, config.cutmix) if mixes else None),
-        Share(len(dataset), config.batch_size, order=config.order, data_seed=config.data_seed),
+        augment.Policy(16, mix=augment.Mix(config.data.mixup, config.data.cutmix) if mixes else None),
+        Share(len(dataset), config.optim.batch_size, order=config.data.order, data_seed=config.optim.data_seed),
         total_steps=total,
     )
     losses = []
     for step, batch in enumerate(batches):
         if step < warmup:
-            lr = config.warmup_lr + step * (peak - config.warmup_lr) / warmup
+            lr = config.optim.warmup_lr + step * (peak - config.optim.warmup_lr) / warmup
         else:
             cosine = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / total, dtype=torch.float64)).item())
-            lr = config.min_lr + (peak - config.min_lr) * cosine
+            lr = config.optim.min_lr + (peak - config.optim.min_lr) * cosine
         for group in optimizer.param_groups:
             group["lr"] = lr
         teacher_logits = None
@@ -124,12 +125,12 @@ def test_the_trainer_is_the_plain_loop(tiny: Config, setting: str) -> None:
 
     changes = SETTINGS[setting]
     plain_model = changes.get("distill_on") == "class" or changes["distill"] == "none"
-    model = "deit_tiny_patch16_224" if plain_model else tiny.model
-    config = dataclasses.replace(tiny, model=model, drop_path=0.0, epochs=12, warmup_epochs=2, eval_every=12, **changes)
+    model = "deit_tiny_patch16_224" if plain_model else tiny.model.model
+    config = tiny.replace(model=model, drop_path=0.0, epochs=12, warmup_epochs=2, eval_every=12, **changes)
     train(config)
-    lines = (Path(config.out) / "metrics.jsonl").read_text().splitlines()
+    lines = (Path(config.run.out) / "metrics.jsonl").read_text().splitlines()
     trained = [row["loss"] for row in map(json.loads, lines) if "loss" in row]
-    teacher = None if config.distill == "none" else tiny_teachers.three_classes()
+    teacher = None if config.distill.distill == "none" else tiny_teachers.three_classes()
     plain = plain_losses(config, teacher)
     assert len(plain) == 36
     assert plain[-1] < 0.9 * plain[0]  # something is learnt, so the agreement is not of constants
@@ -144,11 +145,11 @@ def test_gradients_of_every_distillation_setting(setting: str) -> None:
     torch.manual_seed(0)
     cls_logits, dist_logits, teacher_logits = (3 * torch.randn(6, 11, dtype=torch.float64) for _ in range(3))
     labels = torch.randint(11, (6,))
-    if config.mixup:
+    if config.data.mixup:
         labels = MixedTarget(labels, labels.flip(0), torch.rand(6))
     gradients = []
-    on_token = config.distill != "none" and config.distill_on == "token"
-    teacher = None if config.distill == "none" else teacher_logits
+    on_token = config.distill.distill != "none" and config.distill.distill_on == "token"
+    teacher = None if config.distill.distill == "none" else teacher_logits
     for formula in ("ours", "plain"):
         cls_leaf, dist_leaf = cls_logits.clone().requires_grad_(), dist_logits.clone().requires_grad_()
         if formula == "ours":

@@ -4,7 +4,6 @@ The plain loop has the official formulas: targets above 0 are 1 (engine.py), BCE
 It shares with the trainer only the starting weights and the batches: 3-Augment, colour jitter, mixup and CutMix.
 """
 
-import dataclasses
 import json
 import math
 from functools import partial
@@ -32,42 +31,42 @@ SIZES = {"patch_size": 8, "width": 32, "depth": 2, "heads": 2}
 
 
 def small(name: str, tiny: Config, **changes) -> Config:
-    return dataclasses.replace(
-        recipe(name), data=tiny.data, out=tiny.out, image_size=16, epochs=10, warmup_epochs=2, batch_size=8, repeats=1,
+    return recipe(name).replace(
+        data=tiny.data.data, out=tiny.run.out, image_size=16, epochs=10, warmup_epochs=2, batch_size=8, repeats=1,
         drop_path=0.0, threads=1, log_every=1, eval_every=10, precision="fp32", **SIZES, **changes,
     )  # fmt: skip
 
 
 def plain_losses(config: Config, teacher: nn.Module | None = None) -> list[float]:
-    torch.manual_seed(config.seed)
-    ours = create_model(config.model, image_size=16, classes=3, **SIZES)
+    torch.manual_seed(config.optim.seed)
+    ours = create_model(config.model.model, image_size=16, classes=3, **SIZES)
     sizes = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 3, "img_size": 16}
-    distilled, weights = "distilled" in config.model, ours.state_dict()
+    distilled, weights = "distilled" in config.model.model, ours.state_dict()
     if distilled:  # timm's class has positions for its tokens too: 0, and never learnt
         model = timm.create_model("deit_tiny_distilled_patch16_224", **sizes, init_values=1e-4)
         model.set_distilled_training(True)
         weights["pos_embed"] = F.pad(weights["pos_embed"], (0, 0, 2, 0))
     else:
-        model = timm.create_model(config.model, **sizes)
+        model = timm.create_model(config.model.model, **sizes)
     model.load_state_dict(weights)
     skipped = model.no_weight_decay() - {"dist_token"}
-    groups = param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=skipped)
+    groups = param_groups_weight_decay(model, config.optim.weight_decay, no_weight_decay_list=skipped)
     optimizer = ApexLamb([(group["params"], group["weight_decay"]) for group in groups])
 
-    dataset, _ = open_dataset(config.data)
-    steps_per_epoch = len(dataset) // config.batch_size
-    total, warmup = config.epochs * steps_per_epoch, config.warmup_epochs * steps_per_epoch
-    share = Share(len(dataset), config.batch_size, data_seed=config.data_seed)
+    dataset, _ = open_dataset(config.data.data)
+    steps_per_epoch = len(dataset) // config.optim.batch_size
+    total, warmup = config.optim.epochs * steps_per_epoch, config.optim.warmup_epochs * steps_per_epoch
+    share = Share(len(dataset), config.optim.batch_size, data_seed=config.optim.data_seed)
     losses = []
-    batches = TrainLoader(dataset, config.training_policy(IMAGENET_NORMALISATION), share, total_steps=total)
+    batches = TrainLoader(dataset, config.data.training_policy(IMAGENET_NORMALISATION), share, total_steps=total)
     for step, batch in enumerate(batches):
-        lr = config.lr  # unscaled
+        lr = config.optim.lr  # unscaled
         if step < warmup:
             lr = 1e-6 + (lr - 1e-6) * step / warmup
         else:
             lr = 1e-5 + (lr - 1e-5) * 0.5 * (1 + math.cos(math.pi * step / total))
         outputs = model.train()(batch.images)
-        targets = dense_target(batch.target, 3, config.label_smoothing)
+        targets = dense_target(batch.target, 3, config.distill.label_smoothing)
         targets = targets.gt(0.0).type(targets.dtype)
         loss = F.binary_cross_entropy_with_logits(outputs[0] if distilled else outputs, targets)
         if teacher is not None:
@@ -85,7 +84,7 @@ def plain_losses(config: Config, teacher: nn.Module | None = None) -> list[float
 
 def trained_losses(config: Config) -> list[float]:
     train(config)
-    lines = (Path(config.out) / "metrics.jsonl").read_text().splitlines()
+    lines = (Path(config.run.out) / "metrics.jsonl").read_text().splitlines()
     return [row["loss"] for row in map(json.loads, lines) if "loss" in row]
 
 
@@ -111,12 +110,12 @@ def test_the_loss_is_one_graph(name: str) -> None:
 
 def test_deit3s_training_is_the_plain_loop(tiny: Config) -> None:
     config = small("deit3-small", tiny, lr=0.1)
-    assert config.bce_loss and config.optimizer == "lamb" and config.mixup and config.cutmix
+    assert config.distill.bce_loss and config.optim.optimizer == "lamb" and config.data.mixup and config.data.cutmix
     check(trained_losses(config), plain_losses(config))
 
 
 def test_the_distilled_training_is_the_plain_loop(tiny: Config) -> None:
     import tiny_teachers
 
-    config = small("deit3-small-distilled", tiny, lr=0.1, teacher=tiny.teacher)
+    config = small("deit3-small-distilled", tiny, lr=0.1, teacher=tiny.distill.teacher)
     check(trained_losses(config), plain_losses(config, tiny_teachers.three_classes()))

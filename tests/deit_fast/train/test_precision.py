@@ -1,6 +1,5 @@
 """The precision of a training: what is asked for, what "auto" means, and that a run keeps its own."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -16,36 +15,36 @@ from tests.deit_fast.train.runs import rows, weights
 def test_a_depthwise_convnet_trains_in_bfloat16_without_skipping_a_step(tiny: Config) -> None:
     """In channels_last, oneDNN's gradient of its last depthwise convolution is NaN at 16 pixels on an AMX processor."""
     foreign = {"distill": "none", "teacher": "", "patch_size": 0, "width": 0, "depth": 0, "heads": 0}
-    result = train(dataclasses.replace(tiny, model="test_efficientnet", precision="bf16", log_every=1, **foreign))
+    result = train(tiny.replace(model="test_efficientnet", precision="bf16", log_every=1, **foreign))
     steps = [row for row in rows(result.run) if "skipped" in row]
     assert len(steps) == 6 and not any(row["skipped"] for row in steps)
 
 
 def test_bf16_autocast_on_the_cpu_when_asked(tiny: Config) -> None:
-    train(dataclasses.replace(tiny, precision="bf16"))
-    assert all(value.dtype == torch.float32 for name, value in weights(tiny.out).items())
+    train(tiny.replace(precision="bf16"))
+    assert all(value.dtype == torch.float32 for name, value in weights(tiny.run.out).items())
 
 
 @pytest.mark.parametrize(("amx", "begun"), [(True, "bf16"), (False, "fp32")])
 def test_a_run_keeps_the_precision_that_it_began_with(tiny: Config, amx: bool, begun: str, monkeypatch, capsys) -> None:
-    auto = dataclasses.replace(tiny, precision="auto", save_every=2, keep=5)
+    auto = tiny.replace(precision="auto", save_every=2, keep=5)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
     train(auto)
-    whole = weights(auto.out)
-    (Path(auto.out) / "summary.json").unlink()
-    (Path(auto.out) / "checkpoints" / "newest").write_text("step_00000002\n")
+    whole = weights(auto.run.out)
+    (Path(auto.run.out) / "summary.json").unlink()
+    (Path(auto.run.out) / "checkpoints" / "newest").write_text("step_00000002\n")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": not amx})
     capsys.readouterr()
     train(auto)
     assert f"precision {begun}" in " ".join(capsys.readouterr().out.split())
-    assert all(torch.equal(value, whole[name]) for name, value in weights(auto.out).items())
+    assert all(torch.equal(value, whole[name]) for name, value in weights(auto.run.out).items())
 
 
 def test_a_run_of_an_older_version_stays_in_float32_on_a_cpu(tiny: Config, monkeypatch, capsys) -> None:
-    auto = dataclasses.replace(tiny, precision="auto", save_every=2, keep=5)
+    auto = tiny.replace(precision="auto", save_every=2, keep=5)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": False})
     train(auto)
-    run = Path(auto.out)
+    run = Path(auto.run.out)
     (run / "summary.json").unlink()
     (run / "checkpoints" / "newest").write_text("step_00000002\n")
     state = run / "checkpoints" / "step_00000002" / "state.json"

@@ -15,7 +15,7 @@ from tests.deit_fast.train.test_train import assert_same_weights
 
 
 def test_a_trace_a_table_and_a_picture(tiny: Config, tmp_path: Path, capsys) -> None:
-    plain = dataclasses.replace(tiny, epochs=8, eval_every=8, save_every=100, log_every=100)
+    plain = tiny.replace(epochs=8, eval_every=8, save_every=100, log_every=100)
     profiled = dataclasses.replace(plain, profile=True, out=str(tmp_path / "profiled"))
     train(plain)
     assert not (Path(plain.out) / "profile").exists()
@@ -38,7 +38,7 @@ def test_a_trace_a_table_and_a_picture(tiny: Config, tmp_path: Path, capsys) -> 
 
 
 def test_a_run_too_short_to_profile_says_so(tiny: Config, capsys) -> None:
-    train(dataclasses.replace(tiny, profile=True))
+    train(tiny.replace(profile=True))
     assert "nothing was profiled: the run had fewer than 11 steps" in capsys.readouterr().out
 
 

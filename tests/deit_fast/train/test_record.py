@@ -1,6 +1,5 @@
 """What a run leaves behind while it trains."""
 
-import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -46,7 +45,7 @@ def best_step(config: Config, run: Path, average: bool, names: list[str]) -> tup
 def test_the_best_weights_are_the_best_by_the_runs_own_fusion(
     tiny: Config, tmp_path: Path, fusion: str, average: bool
 ) -> None:
-    config = dataclasses.replace(tiny, fusion=fusion)
+    config = tiny.replace(fusion=fusion)
     expected = TOP1[SCORE_NAMES[fusion]].index(9) + 1
     assert best_step(config, tmp_path / "distilled", average, list(TOP1)) == (expected, 9)
     assert best_step(config, tmp_path / "plain", average, ["cls"]) == (3, 9), "a plain model has one score"

@@ -60,16 +60,16 @@ def batch(step: int = 0, mixed: bool = False, unreadable: tuple[int, ...] = ()) 
 
 
 def step_of(config: Config, model: nn.Module | None = None) -> TrainingStep:
-    taught = taught_by(teacher()) if config.distill != "none" else None
-    return TrainingStep(config, model or student(config.drop_path), taught, ALONE, nullcontext(), Reporter(False))
+    taught = taught_by(teacher()) if config.distill.distill != "none" else None
+    return TrainingStep(config, model or student(config.model.drop_path), taught, ALONE, nullcontext(), Reporter(False))
 
 
 @pytest.mark.parametrize("case", ["hard", "soft", "none", "mixed", "unreadable", "a slice without a label"])
 def test_the_step_is_the_same_in_slices(case: str) -> None:
     changes = {"soft": SOFT, "none": {"distill": "none", "teacher": ""}}.get(case, {})
     unreadable = {"unreadable": (2, 7, 8), "a slice without a label": (3, 4, 5)}.get(case, ())
-    config = dataclasses.replace(CONFIG, **changes)
-    whole, sliced = step_of(config), step_of(dataclasses.replace(config, micro_batch=3))
+    config = CONFIG.replace(**changes)
+    whole, sliced = step_of(config), step_of(config.replace(micro_batch=3))
     assert (whole.slices, sliced.slices) == (1, 4)
     given = batch(mixed=case == "mixed", unreadable=unreadable)
     expected, result = whole(given, 0.01), sliced(given, 0.01)
@@ -93,7 +93,7 @@ def test_slices_are_equal_and_no_larger_than_asked(rows: int, micro_batch: int, 
 
 
 def test_the_norm_of_the_gradient_and_whether_it_is_a_number() -> None:
-    step = step_of(dataclasses.replace(CONFIG, drop_path=0.0, distill="none", teacher=""))
+    step = step_of(CONFIG.replace(drop_path=0.0, distill="none", teacher=""))
     given = batch()
     reference = student(drop_path=0.0)
     cls_logits, _ = reference(given.images)
@@ -120,7 +120,7 @@ class Cramped(nn.Module):
 
 
 def test_short_of_memory_the_micro_batch_is_halved_and_the_global_batch_kept(capsys) -> None:
-    config = dataclasses.replace(CONFIG, drop_path=0.0)
+    config = CONFIG.replace(drop_path=0.0)
     cramped, roomy = Cramped(most=4), step_of(config)
     step = TrainingStep(config, cramped, taught_by(teacher()), ALONE, nullcontext(), Reporter(True))
     expected = roomy(batch(), 0.01)
@@ -142,8 +142,8 @@ def test_short_of_memory_batch_norm_counts_a_step_once() -> None:
         def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
             return super().forward(self.norm(images))
 
-    config = dataclasses.replace(CONFIG, drop_path=0.0)
-    roomy, cramped = step_of(dataclasses.replace(config, micro_batch=3), Normed(99)), step_of(config, Normed(most=4))
+    config = CONFIG.replace(drop_path=0.0)
+    roomy, cramped = step_of(config.replace(micro_batch=3), Normed(99)), step_of(config, Normed(most=4))
     for step in (roomy, cramped):
         step(batch(), 0.01)
     assert (roomy.slices, cramped.slices) == (4, 4)
@@ -197,7 +197,7 @@ def test_the_global_count_of_rows_is_summed_while_the_forward_pass_runs() -> Non
     model = student(drop_path=0.0)
     model.register_forward_hook(lambda *_: order.append("forward"))
     ranks = Recorded(0, 1, ALONE.device)
-    config = dataclasses.replace(CONFIG, drop_path=0.0)
+    config = CONFIG.replace(drop_path=0.0)
     TrainingStep(config, model, taught_by(teacher()), ranks, nullcontext(), Reporter(False))(batch(), 0.01)
     assert order == ["begin", "forward", "wait"]
 
@@ -217,7 +217,7 @@ def test_the_sums_between_blocks(chosen: str, between: torch.dtype) -> None:
 
 def test_fp16_needs_a_gpu() -> None:
     with pytest.raises(ValueError, match="fp16 needs a CUDA GPU, this is a CPU: type --precision bf16"):
-        precision(dataclasses.replace(CONFIG, precision="fp16"), ALONE, None, Reporter(False))
+        precision(CONFIG.replace(precision="fp16"), ALONE, None, Reporter(False))
 
 
 @pytest.mark.parametrize(
@@ -229,10 +229,10 @@ def test_fp16_needs_a_gpu() -> None:
 )
 def test_the_processor_decides_the_precision(capabilities, chosen: str, reason: str, monkeypatch, capsys) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    auto = dataclasses.replace(CONFIG, precision="auto")
+    auto = CONFIG.replace(precision="auto")
     assert precision(auto, ALONE, None, Reporter(True)) == chosen
     assert reason in " ".join(capsys.readouterr().out.split())
-    assert precision(dataclasses.replace(auto, precision="fp32"), ALONE, None, Reporter(False)) == "fp32"
+    assert precision(auto.replace(precision="fp32"), ALONE, None, Reporter(False)) == "fp32"
 
 
 class NoWaiting(TorchDispatchMode):
@@ -258,7 +258,7 @@ class Waits:
 @pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("changes", [{}, SOFT, {"distill": "none", "teacher": ""}], ids=["hard", "soft", "none"])
 def test_a_steady_step_never_waits_for_the_device(changes: dict, mixed: bool, micro_batch: int) -> None:
-    step = step_of(dataclasses.replace(CONFIG, micro_batch=micro_batch, **changes))
+    step = step_of(CONFIG.replace(micro_batch=micro_batch, **changes))
     batches = Waits()
     meter = Meter(step, batches, ALONE, Scale(ROWS, total_steps=9))
     batches.labelled = ROWS
@@ -293,7 +293,7 @@ def test_on_a_card_a_steady_step_never_waits(compiled: str) -> None:
     ranks = dataclasses.replace(ALONE, device=device)
     own = Frozen(teacher(), IMAGENET_NORMALISATION)
     engine = TeacherEngine(own, image_size=16, device=device, compiled=compiled == "on")
-    config = dataclasses.replace(CONFIG, compile=compiled)
+    config = CONFIG.replace(compile=compiled)
     autocast = torch.autocast("cuda", torch.bfloat16)
     step = TrainingStep(
         config, student().to(device), TeacherLabels(engine, None, device), ranks, autocast, Reporter(False)

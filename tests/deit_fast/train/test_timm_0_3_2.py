@@ -79,20 +79,21 @@ def configuration(data: Path, out: Path, changes: dict) -> Config:
 
 def official(config: Config, share: Share, genuine: Path, teachers: Path, folder: Path) -> dict:
     """What the official training leaves; it draws nothing at random but its order and its starting weights."""
-    mixing = Mixing.of_share(config.training_policy(IMAGENET_NORMALISATION), share)
+    mixing = Mixing.of_share(config.data.training_policy(IMAGENET_NORMALISATION), share)
     mixes = []
-    for step in range(config.epochs * share.steps_per_epoch) if mixing else ():
+    for step in range(config.optim.epochs * share.steps_per_epoch) if mixing else ():
         row = mixing.plan(step).table[0]
         mixes.append([("none", "mixup", "cutmix")[row["mode"]], float(row["lam"]), row["box"].tolist()])
+    optim, distill, sizes = config.optim, config.distill, config.model
     given = {
-        "data": config.data, "seed": config.seed, "epochs": config.epochs, "batch_size": config.batch_size,
-        "warmup_epochs": int(config.warmup_epochs), "peak_lr": config.lr * config.batch_size / 512,
-        "optimizer": config.optimizer, "ema_decay": config.ema_decay, "smoothing": config.label_smoothing,
-        "distill": config.distill, "alpha": 0.5 if config.alpha is None else config.alpha, "tau": config.tau,
-        "teacher": config.teacher, "mixes": mixes,
+        "data": config.data.data, "seed": optim.seed, "epochs": optim.epochs, "batch_size": optim.batch_size,
+        "warmup_epochs": int(optim.warmup_epochs), "peak_lr": optim.lr * optim.batch_size / 512,
+        "optimizer": optim.optimizer, "ema_decay": optim.ema_decay, "smoothing": distill.label_smoothing,
+        "distill": distill.distill, "alpha": 0.5 if distill.alpha is None else distill.alpha, "tau": distill.tau,
+        "teacher": distill.teacher, "mixes": mixes,
         "sizes": {
-            "img_size": SIDE, "patch_size": config.patch_size, "embed_dim": config.width, "depth": config.depth,
-            "num_heads": config.heads, "num_classes": CLASSES,
+            "img_size": SIDE, "patch_size": sizes.patch_size, "embed_dim": sizes.width, "depth": sizes.depth,
+            "num_heads": sizes.heads, "num_classes": CLASSES,
         },
     }  # fmt: skip
     (folder / "settings.json").write_text(json.dumps(given))
@@ -109,18 +110,18 @@ def test_a_run_is_the_official_training(
 ) -> None:
     monkeypatch.syspath_prepend(teachers)
     config = configuration(squares, tmp_path / "run", CASES[case])
-    share = Share(CLASSES * 15, config.batch_size, order="official")
+    share = Share(CLASSES * 15, config.optim.batch_size, order="official")
     theirs = official(config, share, genuine, teachers, tmp_path)
     assert theirs["version"] == "0.3.2"
 
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.optim.seed)
     sizes = {"image_size": SIDE, "patch_size": 8, "width": 48, "depth": 3, "heads": 3, "classes": CLASSES}
-    model = create_model(config.model, **sizes)
+    model = create_model(config.model.model, **sizes)
     assert model.state_dict().keys() == theirs["initial"].keys()
     for name, value in model.state_dict().items():
         assert torch.equal(value, theirs["initial"][name]), name
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    _, decayed = parameter_groups(model, config.weight_decay)
+    _, decayed = parameter_groups(model, config.optim.weight_decay)
     assert sorted(names[id(parameter)] for parameter in decayed["params"]) == theirs["decayed"]
 
     for epoch, order in enumerate(theirs["order"]):

@@ -4,7 +4,6 @@ The model is timm's small test_vit. Whatever names it, every use must find exact
 """
 
 import argparse
-import dataclasses
 import json
 import re
 import shutil
@@ -127,7 +126,7 @@ def write_timms_training(folder: Path, average: nn.Module, **arguments: object) 
 def write_run(folder: Path, model: nn.Module, data: Path) -> None:
     config = Config(data=str(data), model="test_vit", image_size=160, out=str(folder), label_smoothing=0.0)
     folder.mkdir()
-    checkpoint.write_json(folder / "config.json", dataclasses.asdict(config))
+    checkpoint.write_json(folder / "config.json", config.flat())
     described = {"classes": CLASSES, "train": 24, "val": 15, "labels": "none"}
     checkpoint.write_json(folder / "data.json", described)
     scores = {"cls": {"top1": 50.0, "top5": 100.0, "loss": 1.0, "n": 15}}

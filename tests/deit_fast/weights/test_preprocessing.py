@@ -62,15 +62,15 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 def another(base: Config, name: str, folder: Path) -> Config:
     if name == "data":
-        return dataclasses.replace(base, data=str(Path(base.data).with_name("other")))
+        return base.replace(data=str(Path(base.data.data).with_name("other")))
     if name == "model":  # of timm, with its own mean and std
-        return dataclasses.replace(base, model="test_efficientnet_gn", patch_size=0, width=0, depth=0, heads=0)
+        return base.replace(model="test_efficientnet_gn", patch_size=0, width=0, depth=0, heads=0)
     if name == "weights":
-        save_file(classifier(dataclasses.replace(base, seed=5), 2).state_dict(), folder / "start.safetensors")
-        return dataclasses.replace(base, weights=str(folder / "start.safetensors"))
+        save_file(classifier(base.replace(seed=5), 2).state_dict(), folder / "start.safetensors")
+        return base.replace(weights=str(folder / "start.safetensors"))
     if name in OTHER:
         assert getattr(base, name) != OTHER[name]
-        return dataclasses.replace(base, **{name: OTHER[name]})
+        return base.replace(**{name: OTHER[name]})
     assert typing.get_type_hints(Config)[name] is not str, f"{name} is a text: give another one in OTHER"
     return changed(base, name)
 
@@ -80,7 +80,7 @@ def saved(config: Config, run: Path) -> Path:
     data = TrainingData.open(config, ALONE)
     model = classifier(config, len(data.train_set.classes))
     (run / "checkpoints").mkdir(parents=True)
-    write_json(run / "config.json", dataclasses.asdict(config))
+    write_json(run / "config.json", config.flat())
     write_json(run / "data.json", data.identity)
     save_file(model.state_dict(), run / "checkpoints" / "best_00000001.safetensors")
     return run / "checkpoints" / "best_00000001.safetensors"
@@ -129,8 +129,8 @@ def test_evaluation_everywhere_sees_the_pixels_of_the_run(
 @pytest.fixture(scope="module")
 def turning(base: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained run that turns images."""
-    config = dataclasses.replace(
-        base, exif_orientation=True, out=str(tmp_path_factory.mktemp("runs") / "turning"), epochs=2, warmup_epochs=1,
+    config = base.replace(
+        exif_orientation=True, out=str(tmp_path_factory.mktemp("runs") / "turning"), epochs=2, warmup_epochs=1,
         precision="fp32", distill="none", teacher="", teacher_top_k=0, alpha=None, tau=None, kl_normalizer=None,
         ema_decay=0.0,
     )  # fmt: skip
@@ -143,7 +143,7 @@ def test_evaluate_gives_the_scores_of_a_run_that_turns_images(turning: Path) -> 
     assert found["data"][0]["scores"]["model"]["cls"] == {**expected, "loss": pytest.approx(expected["loss"], rel=1e-6)}
     assert found["exif_orientation"] is True
     config = Config.from_json(turning / "config.json")
-    stored = seen_by_the_run(dataclasses.replace(config, exif_orientation=False))[1]
+    stored = seen_by_the_run(config.replace(exif_orientation=False))[1]
     assert not torch.equal(stored, seen_by_the_run(config)[1]), "these images have to be turned"
 
 
@@ -152,7 +152,7 @@ def test_attention_is_drawn_over_the_image_as_it_was_seen(
 ) -> None:
     drawn: list = []
     monkeypatch.setattr("deit_fast.predict.draw_attention", lambda trained, images, target: drawn.extend(images))
-    folder = str(Path(base.data) / "val")
+    folder = str(Path(base.data.data) / "val")
     assert predict([folder, "--model", str(turning), "--attention", str(tmp_path / "a.png")]) == 0
     for (caption, pixels), file in zip(drawn, sorted(Path(folder).rglob("*.jpg")), strict=True):
         assert caption.startswith(file.name)

@@ -1,6 +1,5 @@
 """`load`: a model from a run, a file, an exported folder or a name, ready to be used; what is none says so."""
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -42,8 +41,8 @@ def test_a_run_scores_what_its_summary_says(finished_run: Path) -> None:
     loaded = load(finished_run)
     assert loaded.classes == ["class0", "class1", "class2"]
     config = Config.from_json(finished_run / "config.json")
-    assert loaded.preprocessing == config.preprocessing(normalisation(loaded.model))
-    scores = evaluate(loaded.model, EvalLoader(open_dataset(config.data)[1], loaded.policy, batch_size=15))
+    assert loaded.preprocessing == config.data.preprocessing(normalisation(loaded.model))
+    scores = evaluate(loaded.model, EvalLoader(open_dataset(config.data.data)[1], loaded.policy, batch_size=15))
     which = "ema" if "moving average" in loaded.source else "student"
     assert scores["fused"]["loss"] == pytest.approx(loaded.summary[which]["fused"]["loss"], rel=1e-6)
     best = max(loaded.summary[part]["fused"]["top1"] for part in ("student", "ema"))
@@ -234,7 +233,7 @@ def test_what_is_no_model_says_so(tmp_path: Path, finished_run: Path) -> None:
             load(source)
     bare = to_huggingface(create_model(NAME, **SMALL).state_dict())
     save_file({key: value for key, value in bare.items() if "classifier" not in key}, tmp_path / "model.safetensors")
-    config = dataclasses.asdict(Config())  # a foreign config.json with our keys does not matter
+    config = Config().flat()  # a foreign config.json with our keys does not matter
     (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "deit", "num_attention_heads": 3}))
     with pytest.raises(ValueError, match="a deit without a classifier"):
         load(tmp_path)
