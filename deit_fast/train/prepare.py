@@ -113,7 +113,7 @@ def prepare(config: Config, run: Path, ranks: Ranks, reporter: Reporter, train_f
     if jpeg_part.missing and loaders.policy.crop == "random_resized":
         reporter.decide("JPEG files", "decoded whole, not only what the crops need", jpeg_part.missing)
     teacher = None if config.distill.distill == "none" else _teacher(config, loaders, ranks, reporter, train_first)
-    step = TrainingStep(config.optim, config.distill, config.data.image_size, model, teacher, ranks, forward, reporter)
+    step = TrainingStep(config, model, teacher, ranks, forward, reporter)
     validation = loaders.validation()
     start = _start(config.data.order, newest, ranks, step, reporter)
     layout = {}

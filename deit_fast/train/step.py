@@ -1,6 +1,6 @@
 """One training step: what a batch does to the weights. Nothing in it waits for the device.
 
-    step = TrainingStep(config.optim, config.distill, config.data.image_size, model, teacher, ranks, autocast, reporter)
+    step = TrainingStep(config, model, teacher, ranks, autocast, reporter)
     with step.steady():
         result = step(batch, lr)        # scalars on the device
     step.model, step.optimizer, step.ema
@@ -28,7 +28,7 @@ from torch.profiler import record_function
 from deit_kernels import TopK, binary_cross_entropy, cross_entropy, distillation_loss
 
 from ..command import OfOneRank
-from ..config import DistillConfig, OptimConfig, Precision
+from ..config import Config, DistillConfig, OptimConfig, Precision
 from ..data import IGNORE, Batch, Target
 from ..data.batch import parts, slices
 from ..data.memory import to_device
@@ -64,33 +64,33 @@ class TrainingStep:
     """Teacher, student, loss, backward, update, moving average."""
 
     def __init__(
-        self, config: OptimConfig, distill: DistillConfig, image_size: int, model: nn.Module,
-        teacher: Callable[[Batch], Tensor | TopK] | None, ranks: Ranks, autocast: AbstractContextManager,
-        reporter: Reporter,
+        self, config: Config, model: nn.Module, teacher: Callable[[Batch], Tensor | TopK] | None, ranks: Ranks,
+        autocast: AbstractContextManager, reporter: Reporter,
     ) -> None:  # fmt: skip
+        optim = config.optim
         self.model = model  # the student itself, on its device: neither wrapped in DDP nor compiled
         self.teacher = teacher  # gives the teacher's labels of a batch's rows; None without distillation
-        self.peak_lr = config.lr * (1 if config.unscale_lr else config.batch_size / 512)  # after warm-up
-        scaled = "--unscale-lr" if config.unscale_lr else f"x batch {config.batch_size} / 512"
-        reporter.decide("lr", f"{self.peak_lr:.2e}", f"--lr {config.lr:g} {scaled}")
-        self.optimizer = create_optimizer(config, model, self.peak_lr)
-        self.ema = MovingAverage(model, config.ema_decay) if config.ema_decay else None
-        self.scaler = torch.amp.GradScaler(ranks.device.type) if config.precision == "fp16" else None
-        self._config, self._ranks, self._autocast, self._reporter = config, ranks, autocast, reporter
-        self._image_size = image_size  # pixels
+        self.peak_lr = optim.lr * (1 if optim.unscale_lr else optim.batch_size / 512)  # after warm-up
+        scaled = "--unscale-lr" if optim.unscale_lr else f"x batch {optim.batch_size} / 512"
+        reporter.decide("lr", f"{self.peak_lr:.2e}", f"--lr {optim.lr:g} {scaled}")
+        self.optimizer = create_optimizer(optim, model, self.peak_lr)
+        self.ema = MovingAverage(model, optim.ema_decay) if optim.ema_decay else None
+        self.scaler = torch.amp.GradScaler(ranks.device.type) if optim.precision == "fp16" else None
+        self._config, self._ranks, self._autocast, self._reporter = optim, ranks, autocast, reporter
+        self._image_size = config.data.image_size
         self._ours = isinstance(model, VisionTransformer)
-        self._rows = config.batch_size // ranks.world_size
-        self.slices = slices(self._rows, config.micro_batch)  # equal parts in which the rows go through the model
+        self._rows = optim.batch_size // ranks.world_size
+        self.slices = slices(self._rows, optim.micro_batch)  # equal parts in which the rows go through the model
         share = f", {self._rows // self.slices} at once" if self.slices > 1 else ""
         reporter.decide("processes", f"{ranks.world_size}, {self._rows} images a step each{share}", str(ranks.device))
-        compiled = compiles(config.compile, ranks.device)
+        compiled = compiles(optim.compile, ranks.device)
         decided = "on a GPU it pays" if compiled else "on a CPU it takes longer"
-        reporter.decide("compile", "on" if compiled else "off", "--compile" if config.compile != "auto" else decided)
-        self._losses = partial(losses_of, distill)
+        reporter.decide("compile", "on" if compiled else "off", "--compile" if optim.compile != "auto" else decided)
+        self._losses = partial(losses_of, config.distill)
         student = model
         if compiled:
             # Every batch has the same shape. Our model has no graph break; others may have some.
-            student = torch.compile(model, fullgraph=self._ours, dynamic=False, mode=config.compile_mode)
+            student = torch.compile(model, fullgraph=self._ours, dynamic=False, mode=optim.compile_mode)
             self._losses = torch.compile(self._losses, fullgraph=True, dynamic=False)
             if self.ema:
                 self.ema.compile()

@@ -17,9 +17,9 @@ def killed_and_whole(config: Config, folder: Path, ranks: int, kills: int, secon
     )
     finished(whole, ranks, folder / "output")
     assert killed_again_and_again(killed, ranks, folder / "attempts", kills, seconds, seed=ranks) == kills
-    assert_same_run(killed.out, whole.run.out)
+    assert_same_run(killed.run.out, whole.run.out)
     steps = 3 * config.optim.epochs
-    assert table(killed.teacher_cache, steps) == table(whole.distill.teacher_cache, steps)
+    assert table(killed.distill.teacher_cache, steps) == table(whole.distill.teacher_cache, steps)
 
 
 @pytest.mark.parametrize(("ranks", "kills"), [(1, 5), (2, 4)])

@@ -1,6 +1,5 @@
 """SIGTERM, SIGUSR1 and Ctrl-C: one checkpoint, the documented exit code, and the same bits after all."""
 
-import dataclasses
 import os
 import random
 import signal
@@ -42,10 +41,10 @@ def stopped_again_and_again(config: Config, ranks: int, folder: Path, number: in
 @pytest.mark.parametrize(("ranks", "number"), [(1, signal.SIGTERM), (1, signal.SIGINT), (2, signal.SIGUSR1)])
 def test_stopped_runs_end_with_the_same_bits(small: Config, tmp_path: Path, ranks: int, number: int) -> None:
     rarely = small.replace(save_every=0, log_every=7)  # the signal's own checkpoint is what counts
-    whole = dataclasses.replace(rarely, out=str(tmp_path / "whole"))
+    whole = rarely.replace(out=str(tmp_path / "whole"))
     finished(whole, ranks, tmp_path / "output")
     assert stopped_again_and_again(rarely, ranks, tmp_path / "stopped", number, [0.0, 0.25, 0.4, 0.3]) >= 3
-    assert_same_run(rarely.out, whole.run.out)
+    assert_same_run(rarely.run.out, whole.run.out)
 
 
 @pytest.mark.slow

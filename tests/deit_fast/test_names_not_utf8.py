@@ -1,6 +1,5 @@
 """Files and class folders whose names are not UTF-8, as old archives hold them: every command reads and names them."""
 
-import dataclasses
 import io
 import json
 import os
@@ -39,7 +38,7 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(old: Path, teachers: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
-    config = dataclasses.replace(tiny_config(old, tmp_path_factory.mktemp("runs") / "run"), batch_size=25)
+    config = tiny_config(old, tmp_path_factory.mktemp("runs") / "run").replace(batch_size=25)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(teachers)
         assert train(command_line(config)) == 0

@@ -17,7 +17,7 @@ from deit_fast.ranks.meeting import Introduction
 @pytest.fixture
 def pair(tiny: Config) -> list[Introduction]:
     """Two ranks on two machines, each with a GPU."""
-    own = meeting.introduce(tiny, torch.device("cpu"), None)
+    own = meeting.introduce(tiny.agreed(), tiny.check, torch.device("cpu"), None)
     gpu = {"gpu": "H100", "gpu_memory": 80 << 30}
     return [dataclasses.replace(own, host=f"node{rank}", gpu_id=f"GPU-{rank}", **gpu) for rank in range(2)]
 
@@ -48,7 +48,7 @@ def test_a_difference_is_named(pair: list[Introduction], changes: dict, says: st
 
 def test_what_is_a_machines_own_affair_may_differ(tiny: Config, pair: list[Introduction]) -> None:
     other = tiny.replace(threads=7, in_memory=True)
-    pair[1].config = meeting.introduce(other, torch.device("cpu"), None).config
+    pair[1].config = meeting.introduce(other.agreed(), other.check, torch.device("cpu"), None).config
     assert meeting.find_problem(pair) is None
 
 
@@ -61,7 +61,7 @@ def test_unequal_gpus_and_machines_are_a_warning(pair: list[Introduction]) -> No
 
 
 def test_a_wrong_configuration_is_a_rank_s_problem(tiny: Config) -> None:
-    own = meeting.introduce(tiny.replace(flip=2.0), torch.device("cpu"), None)
+    own = meeting.introduce(tiny.agreed(), tiny.replace(flip=2.0).check, torch.device("cpu"), None)
     assert own.problem == "--flip lies between 0 and 1, got 2.0"
 
 

@@ -165,10 +165,10 @@ def test_every_ablation_of_table_8_is_a_flag_that_runs(flags: str, tiny: Config,
 
 
 def test_official_the_schedule_is_late_and_by_the_epoch() -> None:
-    rate = learning_rates(recipe("official"), epoch_steps=1251, peak=1e-3)
+    rate = learning_rates(recipe("official").optim, epoch_steps=1251, peak=1e-3)
     assert rate(0) == rate(1251) == rate(2 * 1251 - 1) == 1e-6
     assert rate(6 * 1251) == pytest.approx(9.993e-4, rel=1e-4)
-    smooth = learning_rates(recipe("paper"), epoch_steps=1251, peak=1e-3)
+    smooth = learning_rates(recipe("paper").optim, epoch_steps=1251, peak=1e-3)
     assert smooth(1) > smooth(0) == 1e-6
 
 
@@ -176,7 +176,7 @@ def test_official_the_schedule_is_late_and_by_the_epoch() -> None:
 def test_official_the_distillation_token_is_decayed(name: str, decayed: bool) -> None:
     model = create_model("deit_tiny_distilled_patch16_224", **SMALL)
     config = recipe(name)
-    groups = create_optimizer(config, model, 1e-3).param_groups
+    groups = create_optimizer(config.optim, model, 1e-3).param_groups
     weight_decay = next(g["weight_decay"] for g in groups if any(p is model.dist_token for p in g["params"]))
     assert weight_decay == (0.05 if decayed else 0.0)
 
@@ -196,7 +196,7 @@ def test_official_the_logits_are_averaged_and_in_the_paper_the_softmaxes(tiny: C
     for name in ("official", "paper"):
         config = small(name, tiny, pretrained)
         torch.manual_seed(0)
-        model = deit_fast.train.prepare.classifier(config, 3).eval()
+        model = deit_fast.train.prepare.classifier(config.model, config.data.image_size, 3).eval()
         assert isinstance(model, VisionTransformer)
         cls_logits, dist_logits = (2 * head for head in model.heads(images))
         mean = (cls_logits + dist_logits) / 4 if name == "official" else None

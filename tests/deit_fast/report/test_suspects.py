@@ -77,8 +77,14 @@ def test_the_votes_are_the_teachers_answers_to_the_batches_of_the_training(
     assert votes is not None
 
     alone = Ranks(0, 1, CPU)
-    loaders = TrainingData.open(config, alone).loaders(IMAGENET_NORMALISATION, alone)
-    teacher = load_teacher(config, config.distill.teacher, train_set.classes, IMAGENET_NORMALISATION)
+    loaders = TrainingData.open(config.data, config.optim, alone).loaders(IMAGENET_NORMALISATION, alone)
+    teacher = load_teacher(
+        config.distill.teacher,
+        config.distill.teacher_model,
+        config.data.image_size,
+        train_set.classes,
+        IMAGENET_NORMALISATION,
+    )
     views, against = np.zeros((2, len(train_set)), int)
     for batch in loaders.training(range(6)):
         answers = teacher(batch.images).argmax(1)

@@ -1,6 +1,5 @@
 """What may be written into a run folder: by one process at a time, and by no other version or half a copy."""
 
-import dataclasses
 import os
 import shutil
 import stat
@@ -64,9 +63,9 @@ def test_a_group_may_read_what_the_umask_lets_it_read(tiny: Config) -> None:
 
 def test_weights_that_may_not_be_read_are_not_called_damaged(half_way: Config, capsys, monkeypatch) -> None:
     """A colleague's file: nobody is told to discard the run."""
-    run = Path(half_way.out)
+    run = Path(half_way.run.out)
     file = run / "checkpoints" / "step_00000002" / "model.safetensors"
-    image = str(next(Path(half_way.data).rglob("*.png")))
+    image = str(next(Path(half_way.data.data).rglob("*.png")))
     forbid(monkeypatch, file)
     for command in (
         lambda: main(command_line(half_way)),
@@ -80,10 +79,10 @@ def test_weights_that_may_not_be_read_are_not_called_damaged(half_way: Config, c
 
 @pytest.mark.parametrize("folder", ["", "checkpoints"])
 def test_a_run_that_may_not_be_listed_is_not_called_empty(folder: str, half_way: Config, capsys, monkeypatch) -> None:
-    path = Path(half_way.out) / folder
-    image = str(next(Path(half_way.data).rglob("*.png")))
+    path = Path(half_way.run.out) / folder
+    image = str(next(Path(half_way.data.data).rglob("*.png")))
     forbid(monkeypatch, path)
-    assert predict([image, "--model", half_way.out]) == 2
+    assert predict([image, "--model", half_way.run.out]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"error: permission denied for {path}") and "--fresh" not in said
 
@@ -91,7 +90,7 @@ def test_a_run_that_may_not_be_listed_is_not_called_empty(folder: str, half_way:
 def test_a_second_process_is_refused_at_once_and_the_first_is_named(half_way: Config, capsys) -> None:
     program = (
         "import sys; from pathlib import Path; from deit_fast.files import Lock\n"
-        f"with Lock(Path({half_way.out!r}) / 'lock') as lock:\n"
+        f"with Lock(Path({half_way.run.out!r}) / 'lock') as lock:\n"
         "    lock.acquire(); print('held', flush=True); sys.stdin.read()\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -100,7 +99,7 @@ def test_a_second_process_is_refused_at_once_and_the_first_is_named(half_way: Co
         try:
             assert other.stdout.readline() == "held\n"
             assert f"is being trained by process {other.pid} on " in refused(half_way, capsys)
-            assert "is being trained by" in refused(dataclasses.replace(half_way, fresh=True), capsys)
+            assert "is being trained by" in refused(half_way.replace(fresh=True), capsys)
         finally:
             other.kill()
     assert train(half_way).scores  # the kernel has taken the lock back, however the holder ended
@@ -124,7 +123,7 @@ def test_a_refused_command_leaves_a_folder_that_the_next_one_takes(tiny: Config,
 
 
 def test_another_version_of_the_checkpoint(half_way: Config, capsys) -> None:
-    state = Path(half_way.out) / "checkpoints" / "step_00000002" / "state.json"
+    state = Path(half_way.run.out) / "checkpoints" / "step_00000002" / "state.json"
     state.write_text(state.read_text().replace(checkpoint.FORMAT, "deit_fast checkpoint 99"))
     assert "written by another version of deit_fast (deit_fast checkpoint 99; this one reads" in refused(
         half_way, capsys
@@ -132,28 +131,28 @@ def test_another_version_of_the_checkpoint(half_way: Config, capsys) -> None:
 
 
 def test_a_configuration_of_another_version(half_way: Config, capsys) -> None:
-    (Path(half_way.out) / "config.json").write_text('{"recipe": "deit", "a_flag_of_the_future": 1}')
+    (Path(half_way.run.out) / "config.json").write_text('{"recipe": "deit", "a_flag_of_the_future": 1}')
     assert "is not a configuration of this version of deit_fast" in refused(half_way, capsys)
 
 
 @pytest.mark.parametrize("name", ["data.json", "metrics.jsonl"])
 def test_half_a_copy(half_way: Config, capsys, name: str) -> None:
-    (Path(half_way.out) / name).unlink()
+    (Path(half_way.run.out) / name).unlink()
     assert f"holds checkpoints but no {name}, so it was copied in part" in refused(half_way, capsys)
 
 
 def test_a_copy_whose_checkpoints_are_all_cut_off(half_way: Config, capsys) -> None:
-    for file in (Path(half_way.out) / "checkpoints").rglob("optimizer.safetensors"):
+    for file in (Path(half_way.run.out) / "checkpoints").rglob("optimizer.safetensors"):
         file.write_bytes(file.read_bytes()[:100])
     assert "holds no whole checkpoint of this version" in refused(half_way, capsys)
 
 
 def test_a_configuration_that_changed_since(half_way: Config, capsys) -> None:
-    assert "--lr 0.02 -> 0.5" in refused(dataclasses.replace(half_way, lr=0.5), capsys)
+    assert "--lr 0.02 -> 0.5" in refused(half_way.replace(lr=0.5), capsys)
 
 
 def test_temporary_files_of_killed_writers_are_taken_away(half_way: Config) -> None:
-    run = Path(half_way.out)
+    run = Path(half_way.run.out)
     for stray in (run / ".summary.json.123.part", run / "checkpoints" / ".newest.123.part"):
         stray.write_text("half")
     shutil.copytree(run / "checkpoints" / "step_00000002", run / "checkpoints" / ".step_00000006.part")
@@ -162,7 +161,7 @@ def test_temporary_files_of_killed_writers_are_taken_away(half_way: Config) -> N
 
 
 def test_a_kill_between_an_evaluations_line_and_the_best_weights_loses_neither(half_way: Config) -> None:
-    run = Path(half_way.out)
+    run = Path(half_way.run.out)
     (run / "checkpoints" / "newest").write_text("step_00000006\n")
     best = checkpoint.best(run)[1]
     for file in (run / "checkpoints").glob("best*"):
@@ -185,7 +184,7 @@ def test_the_weights_chosen_are_those_that_score_better_in_the_runs_own_predicti
 
 
 def test_the_official_order_keeps_its_number_of_processes(half_way: Config, capsys, monkeypatch) -> None:
-    config = dataclasses.replace(half_way, order="official", out=half_way.out + "-official")
+    config = half_way.replace(order="official", out=half_way.run.out + "-official")
     train(config)
     (Path(config.run.out) / "summary.json").unlink()
     by_two = Start(step=2, folder=Path(config.run.out) / "checkpoints" / "step_00000002", world_size=2)

@@ -17,7 +17,12 @@ from deit_fast.weights.trained import classifier
 
 HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 CLASSES = list("abcd")
-CONFIG = Config(data="photos", image_size=32, distill="hard", teacher="x")
+MODEL, SIDE = "regnety_160", 32
+CONFIG = Config(data="photos", image_size=SIDE, distill="hard", teacher="x")
+
+
+def of(config: Config) -> torch.nn.Module:
+    return classifier(config.model, config.data.image_size, 4)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +76,7 @@ def test_normalisation_comes_from_the_model() -> None:
 @pytest.mark.parametrize("average_is_better", [None, False, True])
 def test_a_finished_run(tmp_path, average_is_better: bool | None) -> None:
     model, average = write_run(tmp_path / "run", average_is_better=average_is_better)
-    teacher = load_teacher(CONFIG, str(tmp_path / "run"), CLASSES, IMAGENET_NORMALISATION)
+    teacher = load_teacher(str(tmp_path / "run"), MODEL, SIDE, CLASSES, IMAGENET_NORMALISATION)
     for name, value in (average if average_is_better else model).state_dict().items():
         assert torch.equal(teacher.model.state_dict()[name], value)
 
@@ -79,8 +84,7 @@ def test_a_finished_run(tmp_path, average_is_better: bool | None) -> None:
 def test_a_weights_file_and_its_architecture(tmp_path) -> None:
     model = timm.create_model("test_resnet", num_classes=4)
     save_file(model.state_dict(), tmp_path / "teacher.safetensors")
-    config = CONFIG.replace(teacher_model="test_resnet")
-    teacher = load_teacher(config, str(tmp_path / "teacher.safetensors"), CLASSES, IMAGENET_NORMALISATION)
+    teacher = load_teacher(str(tmp_path / "teacher.safetensors"), "test_resnet", SIDE, CLASSES, IMAGENET_NORMALISATION)
     assert torch.equal(next(teacher.model.parameters()), next(model.parameters()))
 
 
@@ -94,7 +98,7 @@ def test_a_function_of_the_users(tmp_path, monkeypatch) -> None:
         "def demanding(): return nn.Sequential(nn.Flatten(), nn.Linear(7, 4))\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    teacher = load_teacher(CONFIG, "my_teachers:tiny", CLASSES, IMAGENET_NORMALISATION)
+    teacher = load_teacher("my_teachers:tiny", MODEL, SIDE, CLASSES, IMAGENET_NORMALISATION)
     assert teacher(torch.zeros(1, 3, 32, 32)).shape == (1, 4)
     for spec, says in [
         ("my_teachers:nothing", "returned a int"),
@@ -106,7 +110,7 @@ def test_a_function_of_the_users(tmp_path, monkeypatch) -> None:
         (":tiny", "neither a file nor module:function"),
     ]:
         with pytest.raises(ValueError, match=says):
-            load_teacher(CONFIG, spec, CLASSES, IMAGENET_NORMALISATION)
+            load_teacher(spec, MODEL, SIDE, CLASSES, IMAGENET_NORMALISATION)
 
 
 def test_a_recipe_teacher_shares_the_students_data_and_lies_beside_it() -> None:
@@ -127,7 +131,7 @@ def test_a_recipe_teacher_shares_the_students_data_and_lies_beside_it() -> None:
 def test_other_classes_than_the_data_say_how_to_get_a_teacher(tmp_path) -> None:
     write_run(tmp_path / "run", average_is_better=False)
     with pytest.raises(ValueError, match=r"knows 4 classes, the data has 37: fine-tune one .* --recipe teacher"):
-        load_teacher(CONFIG, str(tmp_path / "run"), [str(c) for c in range(37)], IMAGENET_NORMALISATION)
+        load_teacher(str(tmp_path / "run"), MODEL, SIDE, [str(c) for c in range(37)], IMAGENET_NORMALISATION)
 
 
 @pytest.mark.parametrize(
@@ -142,28 +146,26 @@ def test_other_classes_than_the_data_say_how_to_get_a_teacher(tmp_path) -> None:
 )
 def test_an_unknown_teacher(spec: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        load_teacher(CONFIG, spec, CLASSES, IMAGENET_NORMALISATION)
+        load_teacher(spec, MODEL, SIDE, CLASSES, IMAGENET_NORMALISATION)
 
 
 def test_other_classes_of_the_same_number_are_refused(tmp_path) -> None:
     write_run(tmp_path / "run", average_is_better=False)
     with pytest.raises(ValueError, match="its class 2 is c, the data's is e"):
-        load_teacher(CONFIG, str(tmp_path / "run"), list("abef"), IMAGENET_NORMALISATION)
+        load_teacher(str(tmp_path / "run"), MODEL, SIDE, list("abef"), IMAGENET_NORMALISATION)
 
 
 def test_a_run_of_another_image_size_is_resized(tmp_path) -> None:
     model, _ = write_run(tmp_path / "run", average_is_better=False)
-    config = CONFIG.replace(image_size=64)
-    teacher = load_teacher(config, str(tmp_path / "run"), CLASSES, IMAGENET_NORMALISATION)
+    teacher = load_teacher(str(tmp_path / "run"), MODEL, 64, CLASSES, IMAGENET_NORMALISATION)
     assert teacher.model.pos_embed.shape[1] != model.pos_embed.shape[1]
 
 
 def test_a_transformer_from_a_file_is_resized_to_the_images(tmp_path) -> None:
     model = timm.create_model("test_vit", num_classes=4)  # of 160 x 160 pixels
     save_file(model.state_dict(), tmp_path / "teacher.safetensors")
-    config = CONFIG.replace(teacher_model="test_vit")
     spec = str(tmp_path / "teacher.safetensors")
-    teacher = load_teacher(config, spec, CLASSES, IMAGENET_NORMALISATION)
+    teacher = load_teacher(spec, "test_vit", SIDE, CLASSES, IMAGENET_NORMALISATION)
     assert teacher.model.pos_embed.shape[1] == 5 < model.pos_embed.shape[1]
     assert own_view(spec, teacher.model)[0] == 160
 
@@ -173,13 +175,13 @@ def test_a_damaged_file_of_a_run_is_named(tmp_path, name: str) -> None:
     write_run(tmp_path / "run", average_is_better=False)
     (tmp_path / "run" / name).write_text("{")
     with pytest.raises(ValueError, match=name):
-        load_teacher(CONFIG, str(tmp_path / "run"), CLASSES, IMAGENET_NORMALISATION)
+        load_teacher(str(tmp_path / "run"), MODEL, SIDE, CLASSES, IMAGENET_NORMALISATION)
 
 
 def test_a_file_without_a_classifier(tmp_path) -> None:
     save_file({"scale": torch.ones(3)}, tmp_path / "scale.safetensors")
     with pytest.raises(ValueError, match="holds no classifier: none of its 1 tensors is a matrix"):
-        load_teacher(CONFIG, str(tmp_path / "scale.safetensors"), CLASSES, IMAGENET_NORMALISATION)
+        load_teacher(str(tmp_path / "scale.safetensors"), MODEL, SIDE, CLASSES, IMAGENET_NORMALISATION)
 
 
 @pytest.mark.parametrize("missing", ["summary.json", "config.json"])
@@ -187,7 +189,7 @@ def test_an_unfinished_run_is_no_teacher(tmp_path, missing: str) -> None:
     write_run(tmp_path / "run", average_is_better=False)
     (tmp_path / "run" / missing).unlink()
     with pytest.raises(ValueError, match=f"is no finished run \\({missing} is missing\\)"):
-        load_teacher(CONFIG, str(tmp_path / "run"), CLASSES, IMAGENET_NORMALISATION)
+        load_teacher(str(tmp_path / "run"), MODEL, SIDE, CLASSES, IMAGENET_NORMALISATION)
 
 
 def test_off_line_the_error_names_the_file_and_where_to_put_it(monkeypatch) -> None:
@@ -218,11 +220,11 @@ def test_off_line_the_error_names_the_file_and_where_to_put_it(monkeypatch) -> N
 )
 def test_a_model_that_cannot_be_made(changes: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        classifier(CONFIG.replace(**changes), 4)
+        of(CONFIG.replace(**changes))
 
 
 def test_a_transformer_of_timm_is_built_for_the_image_size() -> None:
-    model = classifier(CONFIG.replace(model="vit_tiny_patch16_224", image_size=96), 4)
+    model = of(CONFIG.replace(model="vit_tiny_patch16_224", image_size=96))
     assert model.pos_embed.shape[1] == 37
 
 
@@ -234,7 +236,7 @@ def test_the_heads_of_any_timm_model_start_anew_for_other_classes() -> None:
 
 def test_starting_weights_with_other_classes(lite0_weights) -> None:
     config = CONFIG.replace(model="tf_efficientnet_lite0", weights="deit_fast.teacher:efficientnet_lite0_weights")
-    model = classifier(config, 4)
+    model = of(config)
     assert model.classifier.out_features == 4
     assert torch.equal(model.conv_stem.weight, lite0_weights["conv_stem.weight"])
     assert json.dumps(config.identity())  # the configuration with such a spec is JSON

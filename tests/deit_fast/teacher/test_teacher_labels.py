@@ -1,6 +1,5 @@
 """Training on cached labels: the same bits as with the teacher, which is not even loaded."""
 
-import dataclasses
 import errno
 import os
 import signal
@@ -68,27 +67,29 @@ def table(folder: str, steps: int = 6) -> list[list[int]]:
 def test_cached_labels_train_the_bits_of_the_live_teacher(
     cached: Config, tmp_path: Path, no_teacher, changes: dict
 ) -> None:
-    cached = dataclasses.replace(cached, **changes)
-    live = dataclasses.replace(cached, teacher_cache="", out=str(tmp_path / "live"))
-    again = dataclasses.replace(cached, out=str(tmp_path / "again"))
+    cached = cached.replace(**changes)
+    live = cached.replace(teacher_cache="", out=str(tmp_path / "live"))
+    again = cached.replace(out=str(tmp_path / "again"))
     train(live)
     train(cached)
-    written = labels_of(cached.teacher_cache)
+    written = labels_of(cached.distill.teacher_cache)
     no_teacher()
     train(again)
     for other in (cached, again):
-        assert_same_weights(live.out, other.run.out)
-    assert labels_of(cached.teacher_cache) == written
-    assert read_summary(Path(again.run.out))["teacher"] == read_summary(Path(live.out))["teacher"]  # the cache keeps it
+        assert_same_weights(live.run.out, other.run.out)
+    assert labels_of(cached.distill.teacher_cache) == written
+    assert (
+        read_summary(Path(again.run.out))["teacher"] == read_summary(Path(live.run.out))["teacher"]
+    )  # the cache keeps it
 
 
 def test_five_seeds_and_another_student_share_one_cache(cached: Config, tmp_path: Path, no_teacher) -> None:
-    one_epoch = dataclasses.replace(cached, epochs=1)
+    one_epoch = cached.replace(epochs=1)
     assert fill(one_epoch) == 3
     no_teacher()
     for seed in range(5):
-        train(dataclasses.replace(one_epoch, seed=seed, out=str(tmp_path / f"seed{seed}")))
-    train(dataclasses.replace(one_epoch, width=64, out=str(tmp_path / "wider")))
+        train(one_epoch.replace(seed=seed, out=str(tmp_path / f"seed{seed}")))
+    train(one_epoch.replace(width=64, out=str(tmp_path / "wider")))
 
 
 class Interrupted(TeacherEngine):
@@ -107,9 +108,7 @@ def test_a_cache_filled_in_one_go_in_pieces_and_by_two_ranks_trains_the_same_bit
     cached: Config, tmp_path: Path, teachers: Path, no_teacher, monkeypatch, capsys
 ) -> None:
     whole, pieces, ranks = (
-        dataclasses.replace(
-            cached, teacher_cache=str(tmp_path / name), micro_batch=4, out=str(tmp_path / f"run-{name}")
-        )
+        cached.replace(teacher_cache=str(tmp_path / name), micro_batch=4, out=str(tmp_path / f"run-{name}"))
         for name in ("whole", "pieces", "ranks")
     )
     assert main(command_line(whole)) == 0
@@ -119,7 +118,7 @@ def test_a_cache_filled_in_one_go_in_pieces_and_by_two_ranks_trains_the_same_bit
         Interrupted.left, Interrupted.number = batches, number
         assert main(command_line(pieces)) == code
     monkeypatch.undo()
-    assert len(labels_of(pieces.teacher_cache)) == 3
+    assert len(labels_of(pieces.distill.teacher_cache)) == 3
     said = capsys.readouterr().err
     assert said.count("the labels made until then are kept: the same command continues") == 2
     assert "stopped by SIGTERM" in said
@@ -129,7 +128,7 @@ def test_a_cache_filled_in_one_go_in_pieces_and_by_two_ranks_trains_the_same_bit
     command = [*launcher, "-m", "deit_fast.teacher", *command_line(ranks)]
     monkeypatch.syspath_prepend(teachers)
     subprocess.run(command, env=environment, check=True, capture_output=True, timeout=120)
-    assert len(labels_of(ranks.teacher_cache)) == 2
+    assert len(labels_of(ranks.distill.teacher_cache)) == 2
 
     no_teacher()
     for config in (whole, pieces, ranks):
@@ -137,32 +136,32 @@ def test_a_cache_filled_in_one_go_in_pieces_and_by_two_ranks_trains_the_same_bit
         train(config)
     labels = table(whole.distill.teacher_cache)
     assert len({label for row in labels for label in row}) > 1
-    assert table(pieces.teacher_cache) == table(ranks.teacher_cache) == labels
-    assert_same_weights(whole.run.out, pieces.out)
-    assert_same_weights(whole.run.out, ranks.out)
+    assert table(pieces.distill.teacher_cache) == table(ranks.distill.teacher_cache) == labels
+    assert_same_weights(whole.run.out, pieces.run.out)
+    assert_same_weights(whole.run.out, ranks.run.out)
 
 
 def test_damaged_labels_are_computed_again_and_the_training_is_the_same(cached: Config, tmp_path: Path, capsys) -> None:
-    first = dataclasses.replace(cached, save_every=2)
+    first = cached.replace(save_every=2)
     train(first)
-    sound = labels_of(cached.teacher_cache)
+    sound = labels_of(cached.distill.teacher_cache)
     assert len(sound) == 3
-    piece = Path(cached.teacher_cache) / sorted(sound)[1]
+    piece = Path(cached.distill.teacher_cache) / sorted(sound)[1]
     piece.write_bytes(piece.read_bytes()[:-1])
-    again = dataclasses.replace(first, out=str(tmp_path / "again"))
+    again = first.replace(out=str(tmp_path / "again"))
     train(again)
     captured = capsys.readouterr()
     assert f"{piece} is cut off or damaged" in captured.err and "4 of 6 steps are there" in captured.out
-    assert labels_of(cached.teacher_cache) == sound
-    assert_same_weights(first.out, again.run.out)
+    assert labels_of(cached.distill.teacher_cache) == sound
+    assert_same_weights(first.run.out, again.run.out)
 
 
 def test_a_full_disk_ends_the_caching_and_not_the_training(cached: Config, tmp_path: Path, monkeypatch, capsys) -> None:
-    config = dataclasses.replace(cached, save_every=2)
+    config = cached.replace(save_every=2)
     write_file, written = durable.write_file, []
 
     def full_from_the_second(path: Path, write) -> None:
-        if path.parent == Path(cached.teacher_cache) and path.suffix == ".safetensors":
+        if path.parent == Path(cached.distill.teacher_cache) and path.suffix == ".safetensors":
             written.append(path)
             if len(written) > 1:
                 raise OSError(errno.ENOSPC, "No space left on device")
@@ -171,7 +170,7 @@ def test_a_full_disk_ends_the_caching_and_not_the_training(cached: Config, tmp_p
     monkeypatch.setattr(durable, "write_file", full_from_the_second)
     train(config)
     assert "No space left on device): the run goes on without writing more" in capsys.readouterr().err
-    assert len(written) == 2 and len(labels_of(cached.teacher_cache)) == 1
+    assert len(written) == 2 and len(labels_of(cached.distill.teacher_cache)) == 1
     monkeypatch.undo()
 
 
@@ -192,18 +191,18 @@ def test_a_full_disk_ends_the_caching_and_not_the_training(cached: Config, tmp_p
     ],
 )
 def test_whatever_decides_a_label_is_among_the_settings(cached: Config, changes: dict, says: str, capsys) -> None:
-    fill(dataclasses.replace(cached, epochs=1))
-    assert main(command_line(dataclasses.replace(cached, epochs=1, **changes))) == 2
+    fill(cached.replace(epochs=1))
+    assert main(command_line(cached.replace(epochs=1, **changes))) == 2
     error = capsys.readouterr().err
     assert says in error and "another --teacher-cache" in error and error.count("\n") == 1
 
 
 def test_other_images_under_the_same_labels_are_another_data_set(cached: Config, tmp_path: Path) -> None:
-    data = TrainingData.open(cached, ALONE)
-    policy = cached.training_policy(IMAGENET_NORMALISATION)
-    settings = cache_settings(cached, cached.teacher, torch.float32, data, policy)
+    data = TrainingData.open(cached.data, cached.optim, ALONE)
+    policy = cached.data.training_policy(IMAGENET_NORMALISATION)
+    settings = cache_settings(cached.distill, cached.distill.teacher, torch.float32, data, policy)
     data.train_set.read = lambda index: b"other bytes"
-    changed = cache_settings(cached, cached.teacher, torch.float32, data, policy)
+    changed = cache_settings(cached.distill, cached.distill.teacher, torch.float32, data, policy)
     assert settings["data"].pop("images") != changed["data"].pop("images") and settings == changed
 
 
@@ -217,7 +216,7 @@ def test_other_images_under_the_same_labels_are_another_data_set(cached: Config,
 )
 def test_flags_that_do_not_fit(cached: Config, changes: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        dataclasses.replace(cached, **changes).check()
+        cached.replace(**changes).check()
 
 
 def test_ranks_that_see_different_pieces_load_the_teacher_together(cached: Config) -> None:
@@ -234,8 +233,11 @@ def test_ranks_that_see_different_pieces_load_the_teacher_together(cached: Confi
 
     train(cached)
     for ranks, live in ((ALONE, False), (Complete(0, 2, torch.device("cpu")), True)):
-        loaders = TrainingData.open(cached, ranks).loaders(IMAGENET_NORMALISATION, ranks)
-        assert teacher_labels.teacher_labels(cached, cached.teacher, loaders, ranks, Reporter(False)).live == live
+        loaders = TrainingData.open(cached.data, cached.optim, ranks).loaders(IMAGENET_NORMALISATION, ranks)
+        assert (
+            teacher_labels.teacher_labels(cached.distill, cached.distill.teacher, loaders, ranks, Reporter(False)).live
+            == live
+        )
 
 
 def test_an_exported_folder_is_another_teacher_when_its_weights_are_others(tmp_path: Path) -> None:
@@ -249,7 +251,7 @@ def test_an_exported_folder_is_another_teacher_when_its_weights_are_others(tmp_p
 def test_a_dry_run_of_filling_is_refused(cached: Config, capsys) -> None:
     assert main([*command_line(cached), "--dry-run"]) == 2
     assert "--dry-run" in capsys.readouterr().err
-    assert not Path(cached.teacher_cache).exists()
+    assert not Path(cached.distill.teacher_cache).exists()
 
 
 def test_filling_needs_a_folder(tiny: Config, capsys) -> None:

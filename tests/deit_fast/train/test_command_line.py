@@ -1,6 +1,5 @@
 """What a user can get wrong: each mistake is one sentence that says what to type, exit code 2, nothing left behind."""
 
-import dataclasses
 import os
 import re
 import shutil
@@ -227,7 +226,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tiny: Config, capsys, tmp_path: 
     diverging = config.replace(distill="none", teacher="", model="deit_tiny_patch16_224", weight_decay=99.0)
     with pytest.raises(Diverged, match="try half of it, --lr 50"):
         train(diverging)
-    assert main(command_line(dataclasses.replace(diverging, out=str(tmp_path / "again")))) == 3
+    assert main(command_line(diverging.replace(out=str(tmp_path / "again")))) == 3
     assert re.search(
         "error: (a weight|the loss or a gradient of .* steps in a row) is NaN or infinite", capsys.readouterr().err
     )

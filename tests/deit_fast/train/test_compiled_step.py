@@ -1,6 +1,5 @@
 """Compiled: one graph each for student, teacher, loss and moving average, compiled once; also as on a GPU."""
 
-import dataclasses
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -22,7 +21,7 @@ from deit_fast.weights.build import Frozen
 from deit_kernels import MixedTarget, TopK
 from tests.deit_fast.train.test_step import ALONE, CLASSES, CONFIG, ROWS, SOFT, batch, student, taught_by
 
-COMPILED = dataclasses.replace(CONFIG, compile="on")
+COMPILED = CONFIG.replace(compile="on")
 
 
 @pytest.fixture(autouse=True)
@@ -40,15 +39,15 @@ def compiled_graphs() -> int:
 
 
 def step_of(config, taught=None) -> TrainingStep:
-    return TrainingStep(config, student(config.drop_path), taught, ALONE, nullcontext(), Reporter(False))
+    return TrainingStep(config, student(config.model.drop_path), taught, ALONE, nullcontext(), Reporter(False))
 
 
 @pytest.mark.parametrize("changes", [{}, {"micro_batch": 4}, SOFT], ids=["hard", "sliced", "soft"])
 def test_student_loss_and_average_are_one_graph_each_and_never_compiled_again(changes: dict) -> None:
-    config = dataclasses.replace(COMPILED, **changes)
+    config = COMPILED.replace(**changes)
     module = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, CLASSES)).requires_grad_(False)
     step = step_of(config, taught_by(module))
-    reference = step_of(dataclasses.replace(config, compile="off"), taught_by(module))
+    reference = step_of(config.replace(compile="off"), taught_by(module))
     for number in range(5):
         result, expected = step(batch(number), 0.01 / (number + 1)), reference(batch(number), 0.01 / (number + 1))
         torch.testing.assert_close(result.losses.loss, expected.losses.loss, rtol=1e-4, atol=1e-5)
@@ -59,7 +58,7 @@ def test_student_loss_and_average_are_one_graph_each_and_never_compiled_again(ch
 
 
 def test_mixed_targets_are_one_graph_too() -> None:
-    step = step_of(dataclasses.replace(COMPILED, distill="none", teacher=""))
+    step = step_of(COMPILED.replace(distill="none", teacher=""))
     for number in range(4):
         step(batch(number, mixed=True), 0.01)
     assert compiled_graphs() == 3 and not counters["graph_break"]
@@ -120,7 +119,7 @@ def test_the_losss_cuda_branch_is_one_graph(taught: str, mixed: bool, counted: b
             "nobody": None,
         }
         count = torch.empty((), device="cuda") if counted else None
-        function = partial(losses_of, dataclasses.replace(CONFIG, **changes))
+        function = partial(losses_of, CONFIG.replace(**changes).distill)
         losses = capture(function, outputs, teacher_labels[taught], target, count)
         assert losses.loss.device.type == "cuda" and losses.loss.shape == ()
 

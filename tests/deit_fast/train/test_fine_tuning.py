@@ -62,7 +62,7 @@ def test_training_starts_from_any_checkpoint(tiny: Config, start, tmp_path: Path
     else:
         first = tiny.replace(out=str(tmp_path / "first"), ema_decay=0.0)
         train(first)
-        file, start = Path(first.out), weights(first.out)
+        file, start = Path(first.run.out), weights(first.run.out)
         if source == "unfinished run":
             (file / "summary.json").unlink()
     train(frozen(tiny, weights=str(file)))

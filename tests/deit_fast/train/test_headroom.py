@@ -1,6 +1,5 @@
 """How fast a run could be: measured at its end, where there is time, and without a trace in its files."""
 
-import dataclasses
 import json
 import time
 from pathlib import Path
@@ -10,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from deit_fast.config import Config
+from deit_fast.config import Config, OptimConfig
 from deit_fast.data.batch import BatchBuilder
 from deit_fast.ranks.group import Ranks
 from deit_fast.run.report import Reporter
@@ -42,7 +41,7 @@ def tensors(run: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("in_memory", [False, True])
 def test_every_speed_is_measured_and_nothing_on_disk_changes(long: Config, tmp_path, in_memory, cached) -> None:
     cache = str(tmp_path / "labels") if cached else ""
-    config = dataclasses.replace(long, in_memory=in_memory, teacher_cache=cache)
+    config = long.replace(in_memory=in_memory, teacher_cache=cache)
     measured = last(train(config).run, "headroom")
     assert measured.pop("steps") == module.MOST
     assert measured.keys() == {"as it is", "teacher", "loader"} | ({"augment"} if not in_memory else set())
@@ -53,7 +52,7 @@ def test_every_speed_is_measured_and_nothing_on_disk_changes(long: Config, tmp_p
 
 
 def test_without_a_teacher_it_is_not_freed(long: Config) -> None:
-    plain = dataclasses.replace(long, distill="none", teacher="", model="deit_tiny_patch16_224")
+    plain = long.replace(distill="none", teacher="", model="deit_tiny_patch16_224")
     assert "teacher" not in last(train(plain).run, "headroom")
 
 
@@ -66,15 +65,16 @@ def test_a_loader_that_waits_is_what_the_loaders_headroom_shows(long: Config, mo
         return finish(self, *arguments)
 
     monkeypatch.setattr(BatchBuilder, "finish", slow)
-    measured = last(train(dataclasses.replace(long, epochs=10)).run, "headroom")
+    measured = last(train(long.replace(epochs=10)).run, "headroom")
     assert measured["as it is"] < 8 / 0.15
     assert measured["loader"] > measured["as it is"]
 
 
 @pytest.mark.parametrize(("ranks", "seconds", "why"), [(1, 0.1, "so short a training"), (2, 1e9, "one process only")])
 def test_what_is_left_out_is_said(ranks: int, seconds: float, why: str) -> None:
-    prepared = SimpleNamespace(ranks=SimpleNamespace(world_size=ranks, device=torch.device("cpu")))
-    assert why in headroom(Config(batch_size=8), prepared, seconds, 100.0)["left_out"]
+    data = SimpleNamespace(optim=OptimConfig(batch_size=8))
+    prepared = SimpleNamespace(ranks=SimpleNamespace(world_size=ranks, device=torch.device("cpu")), data=data)
+    assert why in headroom(prepared, seconds, 100.0)["left_out"]
 
 
 def test_a_measurement_that_fails_is_a_sentence(long: Config, monkeypatch, capsys) -> None:
@@ -90,10 +90,10 @@ def test_a_measurement_that_fails_is_a_sentence(long: Config, monkeypatch, capsy
 def test_random_numbers_and_labels_are_as_before(long: Config, tmp_path: Path) -> None:
     """A teacher that is trained first must leave no trace in its student."""
     ranks = Ranks(0, 1, torch.device("cpu"))
-    prepared = prepare(dataclasses.replace(long, dropout=0.1), tmp_path / "run", ranks, Reporter(False), lambda _: None)
+    prepared = prepare(long.replace(dropout=0.1), tmp_path / "run", ranks, Reporter(False), lambda _: None)
     teacher, before = prepared.step.teacher, torch.get_rng_state()
     weights = {name: tensor.clone() for name, tensor in prepared.step.model.state_dict().items()}
-    headroom(prepared.data.config, prepared, 1e9, 100.0)
+    headroom(prepared, 1e9, 100.0)
     assert prepared.step.teacher is teacher and torch.equal(torch.get_rng_state(), before)
     after = prepared.step.model.state_dict()
     assert all(torch.equal(weights[name], after[name]) for name in weights)  # at learning rate 0

@@ -34,7 +34,7 @@ def learn(model: nn.Module, step: int) -> None:
 
 def test_it_is_apexs_fused_lamb() -> None:
     model, theirs = network(), network()
-    optimizer = create_optimizer(LAMB, model, 0.01)
+    optimizer = create_optimizer(LAMB.optim, model, 0.01)
     groups = parameter_groups(theirs, LAMB.weight_decay)
     apex = ApexLamb([(group["params"], group["weight_decay"]) for group in groups])
     norms = []
@@ -51,7 +51,7 @@ def test_it_is_apexs_fused_lamb() -> None:
 
 def test_it_is_timms_lamb() -> None:
     model, theirs = network().float(), network().float()
-    optimizer = create_optimizer(LAMB, model, 0.01)
+    optimizer = create_optimizer(LAMB.optim, model, 0.01)
     wanted = timm.optim.Lamb(parameter_groups(theirs, LAMB.weight_decay), lr=0.01, eps=1e-8)
     for step in range(12):
         for one, its in ((model, optimizer), (theirs, wanted)):
@@ -66,7 +66,7 @@ def test_a_few_weights_at_a_time_are_the_same(monkeypatch: pytest.MonkeyPatch) -
     for at_once in (1 << 26, 36):
         monkeypatch.setattr(lamb, "_AT_ONCE", at_once)
         model = network()
-        optimizer = create_optimizer(LAMB, model, 0.01)
+        optimizer = create_optimizer(LAMB.optim, model, 0.01)
         for step in range(3):
             learn(model, step)
             optimizer.step()
@@ -77,7 +77,7 @@ def test_a_few_weights_at_a_time_are_the_same(monkeypatch: pytest.MonkeyPatch) -
 def test_a_step_that_is_left_out_leaves_no_trace() -> None:
     def trained(values: list[float]) -> list[torch.Tensor]:
         model = network()
-        optimizer = create_optimizer(LAMB, model, 0.1)
+        optimizer = create_optimizer(LAMB.optim, model, 0.1)
         for value in values:
             for parameter in model.parameters():
                 parameter.grad = torch.full_like(parameter, value)
@@ -91,7 +91,7 @@ def test_a_step_that_is_left_out_leaves_no_trace() -> None:
 
 def test_a_scaler_of_losses_leaves_out_a_step_too() -> None:
     model, scaler = network().float(), torch.amp.GradScaler("cpu", init_scale=4.0)
-    optimizer = create_optimizer(LAMB, model, 0.1)
+    optimizer = create_optimizer(LAMB.optim, model, 0.1)
     before = [parameter.clone() for parameter in model.parameters()]
     for value, changes in ((torch.inf, False), (1.0, True)):
         scaler.scale(model(torch.ones(2, 5)).sum() * value).backward()
@@ -109,7 +109,7 @@ def test_a_scaler_of_losses_leaves_out_a_step_too() -> None:
 def test_the_host_never_asks_the_device() -> None:
     """On the meta device every question about a value raises."""
     model = network().to("meta")
-    optimizer = create_optimizer(LAMB, model, 0.1)
+    optimizer = create_optimizer(LAMB.optim, model, 0.1)
     for parameter in model.parameters():
         parameter.grad = torch.empty_like(parameter)
     optimizer.found_inf = torch.empty((), device="meta")
@@ -119,17 +119,17 @@ def test_the_host_never_asks_the_device() -> None:
 def test_an_older_timm_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lamb, "lamb", None)
     with pytest.raises(ValueError, match=r"--optimizer lamb needs timm 1.0.31, this is .*: pip install -U timm"):
-        create_optimizer(LAMB, network(), 0.1)
+        create_optimizer(LAMB.optim, network(), 0.1)
 
 
 def test_a_checkpoint_restores_its_moments_and_counters(tmp_path: Path) -> None:
     model = network().float()
-    optimizer = create_optimizer(LAMB, model, 0.01)
+    optimizer = create_optimizer(LAMB.optim, model, 0.01)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     again = copy.deepcopy(model)
-    other = create_optimizer(LAMB, again, 0.01)
+    other = create_optimizer(LAMB.optim, again, 0.01)
     moments = checkpoint.tensors_of(model, None, optimizer)["optimizer"]
     checkpoint._write_tensors(tmp_path / "optimizer.safetensors", moments)
     checkpoint._load_optimizer(other, load_file(tmp_path / "optimizer.safetensors"))

@@ -8,7 +8,7 @@ from torch._inductor import metrics
 from torch._inductor.utils import fresh_cache
 
 from deit_fast import create_model
-from deit_fast.config import Config
+from deit_fast.config import OptimConfig
 from deit_fast.train.optimizer import MovingAverage, create_optimizer, parameter_groups
 
 
@@ -34,7 +34,9 @@ def test_the_distillation_token_is_exempt_when_asked_as_in_todays_timm() -> None
 
 def test_the_optimizers_are_timms_by_default() -> None:
     model = torch.nn.Linear(3, 2)
-    adamw, sgd = (create_optimizer(Config(optimizer=name, weight_decay=0.1), model, 1e-3) for name in ("adamw", "sgd"))
+    adamw, sgd = (
+        create_optimizer(OptimConfig(optimizer=name, weight_decay=0.1), model, 1e-3) for name in ("adamw", "sgd")
+    )
     for ours, name in ((adamw, "adamw"), (sgd, "sgd")):
         theirs = create_optimizer_v2(model, name, lr=1e-3, weight_decay=0.1)
         assert type(ours) is type(theirs)
@@ -109,7 +111,7 @@ def test_a_first_step_that_is_left_out_leaves_no_trace(name: str) -> None:
         model = torch.nn.Linear(3, 2)
         dirt = [torch.full((2, 3), torch.nan) for _ in range(100)]  # what fresh memory may hold
         del dirt
-        optimizer = create_optimizer(Config(optimizer=name), model, 0.1)
+        optimizer = create_optimizer(OptimConfig(optimizer=name), model, 0.1)
         for value in gradients:
             for parameter in model.parameters():
                 parameter.grad = torch.full_like(parameter, value)
@@ -125,7 +127,7 @@ def test_a_first_step_that_is_left_out_leaves_no_trace(name: str) -> None:
 def test_the_moments_take_their_memory_before_the_first_step_and_are_those_of_torch(name: str) -> None:
     models = [torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2)) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
-    ours = create_optimizer(Config(optimizer=name, weight_decay=0.1), models[0], 0.1)
+    ours = create_optimizer(OptimConfig(optimizer=name, weight_decay=0.1), models[0], 0.1)
     assert all(parameter in ours.state for parameter in models[0].parameters())
     options = {"momentum": 0.9, "nesterov": True} if name == "sgd" else {}
     theirs = type(ours)(parameter_groups(models[1], 0.1), lr=0.1, fused=True, **options)

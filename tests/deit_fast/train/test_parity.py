@@ -4,7 +4,6 @@ The plain loop has timm's model, the official loss formulas (facebookresearch/de
 and torch's AdamW. It shares with the trainer only the starting weights and the batches.
 """
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -141,7 +140,7 @@ def test_the_trainer_is_the_plain_loop(tiny: Config, setting: str) -> None:
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_gradients_of_every_distillation_setting(setting: str) -> None:
-    config = dataclasses.replace(Config(data="x", teacher="x"), **SETTINGS[setting])
+    config = Config(data="x", teacher="x").replace(**SETTINGS[setting])
     torch.manual_seed(0)
     cls_logits, dist_logits, teacher_logits = (3 * torch.randn(6, 11, dtype=torch.float64) for _ in range(3))
     labels = torch.randint(11, (6,))
@@ -153,7 +152,7 @@ def test_gradients_of_every_distillation_setting(setting: str) -> None:
     for formula in ("ours", "plain"):
         cls_leaf, dist_leaf = cls_logits.clone().requires_grad_(), dist_logits.clone().requires_grad_()
         if formula == "ours":
-            loss, *_ = losses_of(config, (cls_leaf, dist_leaf) if on_token else cls_leaf, teacher, labels)
+            loss, *_ = losses_of(config.distill, (cls_leaf, dist_leaf) if on_token else cls_leaf, teacher, labels)
         else:
             loss = official_loss(config, cls_leaf, dist_leaf if on_token else cls_leaf, teacher, labels)
         loss.backward()

@@ -28,9 +28,10 @@ TOP1 = {
 def best_step(config: Config, run: Path, average: bool, names: list[str]) -> tuple[int, float]:
     step = SimpleNamespace(model=nn.Linear(2, 2), ema=SimpleNamespace(module=nn.Linear(2, 2)))
     data = SimpleNamespace(share=SimpleNamespace(steps_per_epoch=1))
-    prepared = SimpleNamespace(ranks=Ranks(0, 1, torch.device("cpu")), step=step, start=Start(), data=data)
+    ranks = Ranks(0, 1, torch.device("cpu"))
+    prepared = SimpleNamespace(config=config, ranks=ranks, step=step, start=Start(), data=data)
     run.mkdir()
-    with Record(config, run, prepared, None, Reporter(False)) as record:
+    with Record(run, prepared, None, Reporter(False)) as record:
         for done in range(1, 5):
             scores = {name: {"top1": TOP1[name][done - 1]} for name in names}
             others = {name: {"top1": 50.0 - done} for name in names}  # of the weights that do not count

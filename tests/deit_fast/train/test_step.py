@@ -217,7 +217,7 @@ def test_the_sums_between_blocks(chosen: str, between: torch.dtype) -> None:
 
 def test_fp16_needs_a_gpu() -> None:
     with pytest.raises(ValueError, match="fp16 needs a CUDA GPU, this is a CPU: type --precision bf16"):
-        precision(CONFIG.replace(precision="fp16"), ALONE, None, Reporter(False))
+        precision(CONFIG.replace(precision="fp16").optim, ALONE, None, Reporter(False))
 
 
 @pytest.mark.parametrize(
@@ -230,9 +230,9 @@ def test_fp16_needs_a_gpu() -> None:
 def test_the_processor_decides_the_precision(capabilities, chosen: str, reason: str, monkeypatch, capsys) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     auto = CONFIG.replace(precision="auto")
-    assert precision(auto, ALONE, None, Reporter(True)) == chosen
+    assert precision(auto.optim, ALONE, None, Reporter(True)) == chosen
     assert reason in " ".join(capsys.readouterr().out.split())
-    assert precision(auto.replace(precision="fp32"), ALONE, None, Reporter(False)) == "fp32"
+    assert precision(auto.replace(precision="fp32").optim, ALONE, None, Reporter(False)) == "fp32"
 
 
 class NoWaiting(TorchDispatchMode):

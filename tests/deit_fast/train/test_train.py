@@ -114,17 +114,17 @@ def test_a_killed_run_continues_bit_for_bit(tiny: Config, tmp_path: Path, teache
     killed = whole.replace(out=str(tmp_path / "killed"))
     train(whole)
     process = start(killed, teachers)
-    pointer = Path(killed.out) / "checkpoints" / "newest"
+    pointer = Path(killed.run.out) / "checkpoints" / "newest"
     deadline = time.monotonic() + 60
     while not pointer.exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert pointer.exists(), process.stdout.read()
-    assert not (Path(killed.out) / "summary.json").exists(), "the run ended before it could be killed"
+    assert not (Path(killed.run.out) / "summary.json").exists(), "the run ended before it could be killed"
     train(killed)
-    assert_same_weights(whole.run.out, killed.out)
-    assert losses(killed.out) == losses(whole.run.out)  # and no line twice
+    assert_same_weights(whole.run.out, killed.run.out)
+    assert losses(killed.run.out) == losses(whole.run.out)  # and no line twice
 
 
 def test_the_last_weights_are_saved_whatever_the_interval(tiny: Config) -> None:
@@ -354,4 +354,4 @@ def test_compiled(tiny: Config, tmp_path: Path) -> None:
     train(tiny)
     compiled = tiny.replace(compile="on", out=str(tmp_path / "compiled"))
     train(compiled)
-    assert losses(compiled.out) == pytest.approx(losses(tiny.run.out), rel=1e-3)
+    assert losses(compiled.run.out) == pytest.approx(losses(tiny.run.out), rel=1e-3)

@@ -190,13 +190,12 @@ def as_weights(world: World, case: str, told: bool, tmp_path: Path) -> None:
     config = Config(data="x", model="test_vit" if told else "test_resnet", image_size=160, weights=world.specs[case])
     torch.manual_seed(1)
     count = len(world.classes(case))
-    assert same(classifier(config, count), count)
+    assert same(classifier(config.model, config.data.image_size, count), count)
 
 
 def as_teacher(world: World, case: str, told: bool, tmp_path: Path) -> None:
-    config = Config(data="x", image_size=160, **({"teacher_model": "test_vit"} if told else {}))
-    classes = world.classes(case)
-    teacher = load_teacher(config, world.specs[case], classes, IMAGENET_NORMALISATION)
+    classes, architecture = world.classes(case), "test_vit" if told else "regnety_160"
+    teacher = load_teacher(world.specs[case], architecture, 160, classes, IMAGENET_NORMALISATION)
     assert same(teacher.model, len(classes))
     assert own_view(world.specs[case], teacher.model)[0] == 160
 
@@ -297,7 +296,7 @@ def test_a_model_of_the_users_own_goes_to_onnx_only(world: World, tmp_path: Path
 def test_starting_weights_of_a_name_are_fitted_like_any_other(world: World) -> None:
     """Other classes start new heads; another size resizes the position embeddings."""
     config = Config(data="x", model="test_vit", image_size=96, weights="test_vit.r160_in1k")
-    model, expected = classifier(config, 3), reference(1000).state_dict()
+    model, expected = classifier(config.model, config.data.image_size, 3), reference(1000).state_dict()
     assert model.head.out_features == 3 and model.pos_embed.shape != expected["pos_embed"].shape
     assert torch.equal(model.state_dict()["blocks.0.attn.qkv.weight"], expected["blocks.0.attn.qkv.weight"])
 
@@ -311,14 +310,13 @@ def test_any_kind_is_used_at_another_image_size(world: World) -> None:
 
 @pytest.mark.parametrize("case", ["step", "timm"])
 def test_a_teacher_of_other_classes_of_the_same_number_is_refused(case: str, world: World) -> None:
-    config = Config(data="x", image_size=160)
     with pytest.raises(ValueError, match="its class 2 is class2, the data's is other"):
-        load_teacher(config, world.specs[case], ["class0", "class1", "other"], IMAGENET_NORMALISATION)
+        load_teacher(world.specs[case], "regnety_160", 160, ["class0", "class1", "other"], IMAGENET_NORMALISATION)
 
 
 def test_a_checkpoint_of_an_unfinished_run_is_a_teacher(world: World) -> None:
     (file,) = Path(world.specs["unfinished"]).glob("checkpoints/*/model.safetensors")
-    teacher = load_teacher(Config(data="x", image_size=160), str(file), CLASSES, IMAGENET_NORMALISATION)
+    teacher = load_teacher(str(file), "regnety_160", 160, CLASSES, IMAGENET_NORMALISATION)
     assert same(teacher.model, 3)
 
 
@@ -330,7 +328,7 @@ def test_a_teacher_in_a_folder_of_hugging_face_sees_images_as_the_folder_says(tm
     (tmp_path / "config.json").write_text(json.dumps(huggingface_config(model, CLASSES)))
     half = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(half))
-    teacher = load_teacher(Config(data="x", image_size=32), str(tmp_path), CLASSES, IMAGENET_NORMALISATION)
+    teacher = load_teacher(str(tmp_path), "regnety_160", 32, CLASSES, IMAGENET_NORMALISATION)
     pixels = torch.rand(2, 3, 32, 32)
     mean, std = (torch.tensor(part).view(3, 1, 1) for part in IMAGENET_NORMALISATION)
     torch.testing.assert_close(teacher((pixels - mean) / std), model((pixels - 0.5) / 0.25), rtol=1e-4, atol=1e-5)

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-import typing
 from pathlib import Path
 
 import numpy as np
@@ -66,19 +65,20 @@ def another(base: Config, name: str, folder: Path) -> Config:
     if name == "model":  # of timm, with its own mean and std
         return base.replace(model="test_efficientnet_gn", patch_size=0, width=0, depth=0, heads=0)
     if name == "weights":
-        save_file(classifier(base.replace(seed=5), 2).state_dict(), folder / "start.safetensors")
+        torch.manual_seed(5)
+        save_file(classifier(base.model, base.data.image_size, 2).state_dict(), folder / "start.safetensors")
         return base.replace(weights=str(folder / "start.safetensors"))
     if name in OTHER:
-        assert getattr(base, name) != OTHER[name]
+        assert base.flat()[name] != OTHER[name]
         return base.replace(**{name: OTHER[name]})
-    assert typing.get_type_hints(Config)[name] is not str, f"{name} is a text: give another one in OTHER"
+    assert type(base.flat()[name]) is not str, f"{name} is a text: give another one in OTHER"
     return changed(base, name)
 
 
 def saved(config: Config, run: Path) -> Path:
     """A checkpoint of a run that has not learned anything; returns its weights file."""
-    data = TrainingData.open(config, ALONE)
-    model = classifier(config, len(data.train_set.classes))
+    data = TrainingData.open(config.data, config.optim, ALONE)
+    model = classifier(config.model, config.data.image_size, len(data.train_set.classes))
     (run / "checkpoints").mkdir(parents=True)
     write_json(run / "config.json", config.flat())
     write_json(run / "data.json", data.identity)
@@ -88,8 +88,8 @@ def saved(config: Config, run: Path) -> Path:
 
 def seen_by_the_run(config: Config) -> tuple[list[str], Tensor]:
     """The files of the validation images, and their pixels in the run's own evaluation."""
-    data = TrainingData.open(config, ALONE)
-    validation = data.loaders(normalisation(classifier(config, 2)), ALONE).validation()
+    data = TrainingData.open(config.data, config.optim, ALONE)
+    validation = data.loaders(normalisation(classifier(config.model, config.data.image_size, 2)), ALONE).validation()
     paths = [data.val_set.path(index) for index in range(len(data.val_set))]
     return paths, torch.cat([batch.images for batch in validation])
 

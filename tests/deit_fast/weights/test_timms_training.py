@@ -11,7 +11,7 @@ from timm.data.readers.reader_image_folder import ReaderImageFolder
 from torch import nn
 
 from deit_fast import load, load_pretrained, read_weights
-from deit_fast.config import Config
+from deit_fast.config import ModelConfig
 from deit_fast.data import open_dataset
 from deit_fast.evaluate.__main__ import main as evaluate
 from deit_fast.model import IMAGENET_NORMALISATION
@@ -79,7 +79,7 @@ def test_images_are_seen_as_the_arguments_say(tmp_path: Path) -> None:
     assert (policy.size, policy.crop_ratio, policy.interpolation) == (96, 0.8, "bilinear")
     images = torch.randn(2, 3, 96, 96)
     assert torch.equal(trained.model(images), theirs(images)), "a model that sees any size keeps its own embeddings"
-    teacher = load_teacher(Config(data="x", image_size=96), str(file), ["a", "b", "c"], IMAGENET_NORMALISATION)
+    teacher = load_teacher(str(file), "regnety_160", 96, ["a", "b", "c"], IMAGENET_NORMALISATION)
     mean, std = (torch.tensor(part).view(3, 1, 1) for part in IMAGENET_NORMALISATION)
     pixels = torch.rand(2, 3, 96, 96)
     seen = teacher((pixels - mean) / std)
@@ -103,9 +103,9 @@ def test_what_does_not_fit_is_a_sentence(output: Path, tmp_path: Path) -> None:
             load(file, **options)
     assert load(file, architecture="test_vit").source.endswith("moving average")
     with pytest.raises(ValueError, match=r"do not fit .*; they are of test_vit: type --model test_vit$"):
-        classifier(Config(data="x", model="test_resnet", image_size=160, weights=str(file)), 3)
+        classifier(ModelConfig(model="test_resnet", weights=str(file)), 160, 3)
     with pytest.raises(ValueError, match="knows 3 classes, the data has 4"):
-        load_teacher(Config(data="x", image_size=160), str(file), list("abcd"), IMAGENET_NORMALISATION)
+        load_teacher(str(file), "regnety_160", 160, list("abcd"), IMAGENET_NORMALISATION)
     with pytest.raises(ValueError, match=r"is not a weights file, whose name ends in .*\.pth\.tar: type one"):
         load(output / "args.yaml")
     with pytest.raises(ValueError, match=r"there is no file or folder nowhere\.pth\.tar"):
@@ -113,7 +113,7 @@ def test_what_does_not_fit_is_a_sentence(output: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no model: .* type the weights file itself"):
         load(output)
     with pytest.raises(ValueError, match=r"holds no model: .* type the weights file itself"):
-        classifier(Config(data="x", model="test_vit", image_size=160, weights=str(output)), 3)
+        classifier(ModelConfig(model="test_vit", weights=str(output)), 160, 3)
 
 
 def test_an_architecture_that_timm_does_not_know_is_asked_for(tmp_path: Path) -> None:
@@ -177,8 +177,7 @@ def data(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def teacher(file: Path, data: Path) -> nn.Module:
-    config = Config(data=str(data), image_size=160)
-    return load_teacher(config, str(file), open_dataset(str(data))[0].classes, IMAGENET_NORMALISATION)
+    return load_teacher(str(file), "regnety_160", 160, open_dataset(str(data))[0].classes, IMAGENET_NORMALISATION)
 
 
 def test_a_teacher_whose_order_is_timms_is_refused_where_that_is_another(output: Path, data: Path) -> None:
