@@ -60,7 +60,7 @@ def test_check_names_what_is_broken_and_left_out(old: Path, capsys) -> None:
 
 
 def test_a_run_trains_on_them_and_lists_the_broken_one(old: Path, run: Config) -> None:
-    folder = Path(run.out)
+    folder = Path(run.run.out)
     assert json.loads((folder / "data.json").read_text())["classes"] == CLASSES
     (bad,) = json.loads((folder / "summary.json").read_text())["bad_images"]
     assert bad == shown(str(old)) + r"/train/caf\xe9/bad\xff.png"
@@ -69,7 +69,7 @@ def test_a_run_trains_on_them_and_lists_the_broken_one(old: Path, run: Config) -
 
 def test_a_run_is_evaluated_on_them(old: Path, run: Config, tmp_path: Path, monkeypatch, teachers: Path) -> None:
     monkeypatch.syspath_prepend(teachers)
-    assert evaluate([run.out, "--json", str(tmp_path / "a.json"), "--confusion", str(tmp_path / "a.png")]) == 0
+    assert evaluate([run.run.out, "--json", str(tmp_path / "a.json"), "--confusion", str(tmp_path / "a.png")]) == 0
     assert json.loads((tmp_path / "a.json").read_text())["data"][0]["per_class"]["classes"] == CLASSES
 
 
@@ -84,7 +84,7 @@ def test_predictions_go_to_any_standard_output(old: Path, run: Config, tmp_path:
         stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict")
         with monkeypatch.context() as patch:
             patch.setattr("sys.stdout", stream)
-            assert predict([str(tmp_path), "--model", run.out, *arguments]) == 2
+            assert predict([str(tmp_path), "--model", run.run.out, *arguments]) == 2
         stream.flush()
         return stream.buffer.getvalue().decode(encoding)
 
@@ -106,7 +106,7 @@ def test_they_are_packed_drawn_and_exported(old: Path, run: Config, tmp_path: Pa
     assert [packed.read(index) for index in range(25)] == [source.read(index) for index in range(25)]
     assert data(["preview", "--data", str(old), "--out", str(tmp_path / "preview.png")]) == 0
     assert Image.open(tmp_path / "preview.png").size
-    assert export([run.out, "--to", "timm", "--out", str(tmp_path / "timm")]) == 0
+    assert export([run.run.out, "--to", "timm", "--out", str(tmp_path / "timm")]) == 0
     assert load(tmp_path / "timm").classes == CLASSES
 
 

@@ -60,7 +60,7 @@ def test_the_policy_is_the_augmentations_own() -> None:
     mean_std = (augment.Policy().mean, augment.Policy().std)
     assert recipe("deit3-small").data.training_policy(mean_std) == augment.Policy.deit3()
     simple = recipe("deit3-small").replace(simple_random_crop=True)
-    assert simple.training_policy(mean_std) == augment.Policy.deit3(src=True)
+    assert simple.data.training_policy(mean_std) == augment.Policy.deit3(src=True)
 
 
 def test_the_page_names_every_recipe_and_no_other() -> None:

@@ -1,6 +1,5 @@
 """The paper's trainings: their numbers are those of a table with sources, and each of them runs, made small."""
 
-import dataclasses
 import json
 import re
 import shlex
@@ -12,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import deit_fast.train.prepare
 from deit_fast import create_model
-from deit_fast.config import Config
+from deit_fast.config import Config, changes
 from deit_fast.data import Share, TrainLoader
 from deit_fast.model import VisionTransformer
 from deit_fast.recipes.named import parse, recipe
@@ -151,13 +150,9 @@ def test_a_recipe_trains_when_it_is_made_small(name: str, tiny: Config, pretrain
 )  # fmt: skip
 def test_every_ablation_of_table_8_is_a_flag_that_runs(flags: str, tiny: Config, pretrained: dict[bool, str]) -> None:
     given = parse(["--recipe", "deit-base", "--data", tiny.data.data, *flags.split()], "")
-    changes = {
-        field.name: getattr(given, field.name)
-        for field in dataclasses.fields(Config)
-        if getattr(given, field.name) != getattr(recipe("deit-base"), field.name) and field.name != "data"
-    }
-    assert changes
-    config = small("deit-base", tiny, pretrained).replace(**changes)
+    typed = {name: value for name, _, value in changes(recipe("deit-base").flat(), given.flat()) if name != "data"}
+    assert typed
+    config = small("deit-base", tiny, pretrained).replace(**typed)
     assert train(config).scores["student"]["cls"]["n"] == 15
 
 

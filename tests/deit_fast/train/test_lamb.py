@@ -35,7 +35,7 @@ def learn(model: nn.Module, step: int) -> None:
 def test_it_is_apexs_fused_lamb() -> None:
     model, theirs = network(), network()
     optimizer = create_optimizer(LAMB.optim, model, 0.01)
-    groups = parameter_groups(theirs, LAMB.weight_decay)
+    groups = parameter_groups(theirs, LAMB.optim.weight_decay)
     apex = ApexLamb([(group["params"], group["weight_decay"]) for group in groups])
     norms = []
     for step in range(12):
@@ -52,7 +52,7 @@ def test_it_is_apexs_fused_lamb() -> None:
 def test_it_is_timms_lamb() -> None:
     model, theirs = network().float(), network().float()
     optimizer = create_optimizer(LAMB.optim, model, 0.01)
-    wanted = timm.optim.Lamb(parameter_groups(theirs, LAMB.weight_decay), lr=0.01, eps=1e-8)
+    wanted = timm.optim.Lamb(parameter_groups(theirs, LAMB.optim.weight_decay), lr=0.01, eps=1e-8)
     for step in range(12):
         for one, its in ((model, optimizer), (theirs, wanted)):
             learn(one.double(), step)

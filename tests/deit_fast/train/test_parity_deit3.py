@@ -102,7 +102,7 @@ def test_the_loss_is_one_graph(name: str) -> None:
     teacher = torch.randn(6, 11) if "distilled" in name else None
     labels = torch.randint(11, (6,))
     target, counted = MixedTarget(labels, labels.flip(0), torch.rand(6)), torch.tensor(6.0)
-    of_recipe = partial(losses_of, recipe(name))
+    of_recipe = partial(losses_of, recipe(name).distill)
     expected = of_recipe(outputs, teacher, target, counted)
     compiled = torch.compile(of_recipe, fullgraph=True, dynamic=False, backend="aot_eager")
     torch.testing.assert_close(compiled(outputs, teacher, target, counted), expected)

@@ -24,7 +24,7 @@ from deit_fast.ranks.group import Ranks
 from deit_fast.train import train
 from deit_fast.weights.build import normalisation
 from deit_fast.weights.trained import classifier
-from tests.deit_fast.test_config import MEANING, changed
+from tests.deit_fast.test_config import MEANING, TYPES, changed
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 # Other values of texts, and of numbers that have to fit the model.
@@ -71,7 +71,7 @@ def another(base: Config, name: str, folder: Path) -> Config:
     if name in OTHER:
         assert base.flat()[name] != OTHER[name]
         return base.replace(**{name: OTHER[name]})
-    assert type(base.flat()[name]) is not str, f"{name} is a text: give another one in OTHER"
+    assert TYPES[name] is not str, f"{name} is a text: give another one in OTHER"
     return changed(base, name)
 
 

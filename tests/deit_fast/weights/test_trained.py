@@ -245,6 +245,6 @@ def test_a_run_still_says_what_it_began_with(finished_run: Path, tmp_path: Path)
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(config | {"weights": "/somewhere/begun-with.safetensors"}))
     loaded = load(run)
-    assert loaded.config.weights == "/somewhere/begun-with.safetensors"
+    assert loaded.config.model.weights == "/somewhere/begun-with.safetensors"
     card = model_card(loaded, "timm", "timm", SAME)
     assert "--weights begun-with.safetensors" in card and "/somewhere" not in card
