@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from .. import command
 from ..ranks.launch import one_process_per_gpu
 from ..recipes.named import parse
+from ..tools.report.page import write_missing
 from .loop import train
 
 
@@ -26,7 +27,9 @@ def main(arguments: Sequence[str]) -> int | None:
     logs = config.run_folder() / "logs"
     code = one_process_per_gpu(config.run.gpus, config.check, arguments, logs, "deit_fast.train")
     if code is None:
-        train(config)
+        summary = train(config)
+        if config.run.report:
+            write_missing(summary.finished)
     return code
 
 

@@ -128,7 +128,10 @@ def test_a_field_decides_cached_labels_or_does_not(base: Config, images: Dataset
 
 
 def key(config: Config, images: Dataset) -> dict:
-    policy, dtype = config.data.training_policy(IMAGENET_NORMALISATION), labels._dtype(config.distill.teacher_precision, CPU)
+    policy, dtype = (
+        config.data.training_policy(IMAGENET_NORMALISATION),
+        labels._dtype(config.distill.teacher_precision, CPU),
+    )
     share = SimpleNamespace(world_size=1)
     data = SimpleNamespace(train_set=images, share=share, config=config.data, optim=config.optim)
     return labels.cache_settings(config.distill, config.distill.teacher, dtype, data, policy)

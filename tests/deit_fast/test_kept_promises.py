@@ -73,7 +73,10 @@ def key(config: Config, directory: Path) -> dict:
     (directory / config.distill.teacher).write_bytes(b"weights")
     share = SimpleNamespace(world_size=1)
     data = SimpleNamespace(train_set=MemoryDataset(3), share=share, config=config.data, optim=config.optim)
-    policy, dtype = config.data.training_policy(IMAGENET_NORMALISATION), labels._dtype(config.distill.teacher_precision, torch.device("cpu"))
+    policy, dtype = (
+        config.data.training_policy(IMAGENET_NORMALISATION),
+        labels._dtype(config.distill.teacher_precision, torch.device("cpu")),
+    )
     return labels.cache_settings(config.distill, str(directory / config.distill.teacher), dtype, data, policy)
 
 

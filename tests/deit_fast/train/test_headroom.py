@@ -23,7 +23,6 @@ from deit_fast.train.prepare import prepare
 def long(tiny: Config, monkeypatch: pytest.MonkeyPatch) -> Config:
     """A run whose end may take as long as it likes."""
     monkeypatch.setattr(module, "SHARE", 1e6)
-    monkeypatch.setattr(loop, "write_at_the_end", lambda *_: None)
     return tiny.replace(report=True, epochs=10)
 
 
