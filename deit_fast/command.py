@@ -208,8 +208,8 @@ def parse(
     if defaults is None:  # else the defaults may depend on a flag that is typed in full
         arguments = [_whole(word, own) for word in arguments]
     given: dict[str, Any] = {} if defaults is None else {"default": defaults}
-    plain = (tyro.conf.OmitArgPrefixes,)  # --batch-size, not --optim.batch-size
-    settings = tyro.cli(kind, args=list(arguments), prog=program, description=description, config=plain, **given)
+    given["config"] = (tyro.conf.OmitArgPrefixes,)  # --batch-size, not --optim.batch-size
+    settings = tyro.cli(kind, args=list(arguments), prog=program, description=description, **given)
     for spelled, field in own.items():
         if getattr(settings, field.name) == () and (field.default is MISSING or spelled in arguments):
             raise ValueError(f"{field.name}: at least one is needed, see {program} --help")
@@ -240,21 +240,20 @@ def help_text(kind: type, program: str, description: str, defaults: Any = None, 
         epilog=f"{epilog}\n{TRACEBACK}=1 in the environment shows the traceback of an error.".lstrip(),
     )  # fmt: skip
     usage = [program]
-    kinds = [kind, *_parts(kind).values()]
+    own = vars(defaults) if defaults else {field.name: field.default for field in dataclasses.fields(kind)}
+    parts = [value for value in own.values() if dataclasses.is_dataclass(value)]  # groups of flags
+    own = own | {name: value for part in parts for name, value in vars(part).items()}
+    kinds = [kind, *map(type, parts)]
     types = {name: hint for each in kinds for name, hint in typing.get_type_hints(each, include_extras=True).items()}
-    own = {field.name: field.default for each in kinds for field in dataclasses.fields(each)}
-    for part in () if defaults is None else (defaults, *(getattr(defaults, name) for name in _parts(kind))):
-        own |= vars(part)
     for title, members in ((title, members) for each in kinds for title, members in reasons(each).items()):
         group = parser.add_argument_group(title)
         for name, reason in members.items():
-            if not reason:  # a part of kind
+            if not reason:  # itself a group
                 continue
             marks = getattr(types[name], "__metadata__", ())
             plain = types[name].__origin__ if marks else types[name]
             metavar = next((mark.metavar for mark in marks if hasattr(mark, "metavar")), None) or _metavar(plain)
-            default = own[name]
-            spelled = flag(name)
+            default, spelled = own[name], flag(name)
             if Positional in marks:
                 spelled = name
                 usage.append(f"{metavar}…" if _count(plain) else metavar)
@@ -282,11 +281,6 @@ def _whole(word: str, flags: Collection[str]) -> str:
     name, equals, value = word.partition("=")
     near = [known for known in flags if known.startswith(name)]
     return near[0] + equals + value if name.startswith("--") and name not in flags and len(near) == 1 else word
-
-
-def _parts(kind: type) -> dict[str, type]:
-    """Field -> dataclass, of all fields that are groups of flags."""
-    return {name: hint for name, hint in typing.get_type_hints(kind).items() if dataclasses.is_dataclass(hint)}
 
 
 def _positional(kind: type) -> bool:

@@ -35,8 +35,7 @@ CORE = (
     ("run",),
     ("data",),
     ("ranks", "recipes"),
-    ("config",),
-    ("model.py", "files.py", "command.py", "names.py", "picture.py", "criterion.py", "timm_task.py"),
+    ("model.py", "config.py", "files.py", "command.py", "names.py", "picture.py", "criterion.py", "timm_task.py"),
 )
 FLOORS = (*TOOLS, *CORE)
 # Above all floors: the faces of the package and its wing, the console script, and the command that reports what it has

@@ -180,11 +180,8 @@ def join(agreed: dict[str, Any] | None = None, check: Callable[[], None] = lambd
     """Join the group that the environment describes; alone without one.
 
     Before any device is touched, all ranks meet at rank 0's store. They go on with equal flags and code, each with a
-    GPU of its own or all without. A process group that the caller has made is used and left open.
-
-    Args:
-        agreed: flag -> value, JSON values that all ranks must have alike.
-        check: raises ValueError where this rank cannot take part.
+    GPU of its own or all without. A process group that the caller has made is used and left open. `agreed` are JSON
+    values that all ranks must have alike, by flag; `check` raises ValueError for a mistake.
 
     Raises:
         ValueError: on every rank, with the same words.

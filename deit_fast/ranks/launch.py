@@ -19,10 +19,8 @@ from .slurm import adopt_slurm
 def one_process_per_gpu(
     gpus: int, check: Callable[[], None], arguments: Sequence[str], logs: Path, module: str
 ) -> int | None:
-    """`launch` where several GPUs (0: all) are to be used and nothing has started one process for each; None elsewhere.
-
-    `check` raises ValueError for a mistake in the command, before a process is started.
-    """
+    """`launch`, after `check`, where several GPUs (0: all) are to be used and nothing has started a process for each;
+    None elsewhere."""
     if "RANK" in os.environ or adopt_slurm(os.environ):
         return None
     check()

@@ -124,8 +124,7 @@ def teacher_labels(
     dtype = _dtype(config.teacher_precision, ranks.device)
     top_k = None if config.distill == "hard" else config.teacher_top_k
     tau = config.tau or 1.0
-    data, cache = loaders.data, None
-    images, optim = data.config, data.optim
+    data, images, optim, cache = loaders.data, loaders.data.config, loaders.data.optim, None
     classes = data.train_set.classes
     # A dry run writes nothing, so it creates no cache.
     if config.teacher_cache and (not dry_run or Path(config.teacher_cache, "settings.json").exists()):
@@ -147,10 +146,8 @@ def teacher_labels(
             reporter.decide("teacher", "not loaded", f"every label of {spec} is in the cache")
             return TeacherLabels(None, cache, ranks.device, tau)
 
-    def loaded() -> Frozen:
-        return load_teacher(spec, config.teacher_model, images.image_size, classes, loaders.normalisation)
-
-    teacher = ranks.main_first(load or loaded)
+    known = spec, config.teacher_model, images.image_size, classes, loaders.normalisation
+    teacher = ranks.main_first(load or (lambda: load_teacher(*known)))
     reporter.decide("teacher", spec, f"{config.distill} labels, learnt by the {config.distill_on} head")
     own_size, own_ratio = own_view(spec, teacher.model)
     if own_size not in (None, images.image_size):

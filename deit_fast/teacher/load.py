@@ -75,8 +75,7 @@ def load_teacher(
     """The teacher that `spec` names: the configuration's, or the run folder of the one that was trained first.
 
     Args:
-        architecture: --teacher-model, which counts where `spec` is a weights file.
-        image_size: of the images that it will see, pixels.
+        architecture, image_size: --teacher-model, for a weights file; side of the images that it will see, pixels.
         classes: the data's class names, index = label.
 
     Raises:
