@@ -43,7 +43,7 @@ def test_flags_in_the_text_exist() -> None:
     text = re.sub(r"```.*?```", "", PAGE, flags=re.DOTALL)
     theirs = {"--help", "--max-restarts", "--cpus-per-task", "--logdir"}  # torchrun's, Slurm's and tensorboard's
     named = set(re.findall(r"`[^`]*?(--[a-z][a-z-]*)[^`]*`", text)) - theirs
-    fields = {"--" + name.replace("_", "-") for name in parse(["--data", "x"], "").__dataclass_fields__}
+    fields = {"--" + name.replace("_", "-") for name in parse(["--data", "x"], "").flat()}
     assert named and named <= fields
 
 

@@ -83,7 +83,7 @@ def demo(settings: Settings, arguments: Sequence[str] = ()) -> dict[str, Any]:
         summary = train(config)
         write_missing(summary.finished)
         if teacher := summary.scores["teacher"]:
-            row_of_teacher = f"teacher, a ConvNet ({recipe('mnist5k-teacher').model})"
+            row_of_teacher = f"teacher, a ConvNet ({recipe('mnist5k-teacher').model.model})"
             found["teacher"] = {"row": row_of_teacher, "top1": teacher["top1"]}
         score = summary.scores["student"][head]
         lines = [json.loads(line) for line in (summary.run / "metrics.jsonl").read_text().splitlines()]

@@ -166,7 +166,7 @@ def replicate(settings: Settings, arguments: Sequence[str] = ()) -> dict[str, An
     if pairs:
         results["table4"] = explained.table4(pairs)
         results["labels"] = explained.draw_labels(pairs[0].taught, folder / "labels.png")
-    results["runs"] = {Path(one.config.out).name: summaries[one.name] for one in trainings if one.name in summaries}
+    results["runs"] = {Path(one.config.run.out).name: summaries[one.name] for one in trainings if one.name in summaries}
     write_json(folder / "results.json", results)
     report.draw(results, folder / "results.png")
     return results

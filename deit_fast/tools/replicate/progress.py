@@ -46,7 +46,7 @@ def train_all(trainings: Sequence[Training]) -> None:
     while todo:
         waiting, left = left, []
         for place, training in enumerate(todo):
-            if training.config.teacher in [str(one.config.run_folder()) for one in left]:
+            if training.config.distill.teacher in [str(one.config.run_folder()) for one in left]:
                 left.append(training)
                 continue
             if training not in waiting:

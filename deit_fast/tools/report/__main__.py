@@ -65,7 +65,7 @@ def report(settings: Settings) -> dict[str, Any]:
         raise ValueError("--baseline is for one run: name it among the runs that are compared")
     runs = [Facts.read(Path(run)) for run in settings.runs]
     baseline = Facts.read(Path(settings.baseline)) if settings.baseline else None
-    if baseline is not None and baseline.config.distill != "none":
+    if baseline is not None and baseline.config.distill.distill != "none":
         raise ValueError(f"--baseline {settings.baseline} learned from a teacher itself: type a run without one")
     target = (
         Path(settings.out) if settings.out else Path("comparison.html") if several else runs[0].folder / "report.html"

@@ -53,7 +53,7 @@ class Looked:
     def head(self) -> str:
         """The name in `seen` of the answer that --fusion makes the model's own."""
         names = [name.partition("/")[2] for name in self.seen["val"].answer if name.startswith(f"{OWN}/")]
-        return f"{OWN}/{headline(names, self.facts.config.fusion)}"
+        return f"{OWN}/{headline(names, self.facts.config.model.fusion)}"
 
     def heads(self) -> list[tuple[str, str]]:
         """(name in `seen`, its words), the teacher last."""

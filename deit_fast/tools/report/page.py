@@ -112,11 +112,11 @@ def _flat(image: dict[str, Any]) -> dict[str, Any]:
 def compare(runs: Sequence[Facts], target: Path) -> dict[str, Any]:
     """Write a page with several runs side by side, and return what it says, JSON values."""
     flags, values = comparison.differences(runs)
-    plain = [run for run in runs if run.config.distill == "none"]
+    plain = [run for run in runs if run.config.distill.distill == "none"]
     gains = []
     if len(plain) == 1:
         itself = plain[0].folder.resolve()  # which may be the teacher of another: that is no gain
-        taught = [run for run in runs if run is not plain[0] and Path(run.config.teacher).resolve() != itself]
+        taught = [run for run in runs if run is not plain[0] and Path(run.config.distill.teacher).resolve() != itself]
         found = [(run, comparison.gain(run, plain[0])) for run in taught]
         gains = [gain | {"run": run.name, "run_top1": gain["run"], "baseline": plain[0].name}
                  for run, gain in found if gain is not None]  # fmt: skip

@@ -97,13 +97,15 @@ def test_four_trainings_and_a_fifth_by_another_teacher_share_their_teachers(data
         config = training.config
         config.check()
         assert (config.optim.seed, config.optim.data_seed, config.data.data) == (seed, seed, data)
-        teacher = {"none": "", "transformer": both["transformer"].config.out}.get(key, both["convnet"].config.out)
+        teacher = {"none": "", "transformer": both["transformer"].config.run.out}.get(
+            key, both["convnet"].config.run.out
+        )
         assert config.distill.teacher == teacher
     soft = every[1][2].config
     assert (soft.distill_on, soft.alpha, soft.tau, soft.kl_normalizer) == ("class", 0.1, 3.0, "batch")
     for training in both.values():
         training.config.check()
-    assert "net" in both["convnet"].config.model and "deit" in both["transformer"].config.model
+    assert "net" in both["convnet"].config.model.model and "deit" in both["transformer"].config.model.model
 
 
 def test_on_mnist5k_each_side_has_its_own_settings_and_the_shorter_pair_comes_last() -> None:
@@ -178,7 +180,7 @@ def test_a_teacher_costs_its_forward_passes(small: Settings, monkeypatch) -> Non
 
     def measured(config: Config) -> Summary:
         assert config.run.dry_run and config.distill.distill == "none" and not config.distill.teacher
-        rate = 10.0 if config.model.model == both["convnet"].config.model else 50.0
+        rate = 10.0 if config.model.model == both["convnet"].config.model.model else 50.0
         return Summary(Path(), {"plan": {"images": 100 * config.optim.epochs, "together": rate}})
 
     monkeypatch.setattr(progress, "train", measured)
@@ -197,8 +199,8 @@ def test_fewer_epochs_shorten_the_warm_up_as_well() -> None:
 def test_a_batch_size_for_small_data_holds_for_every_training() -> None:
     settings = Settings(data="/flowers", batch_size=8)
     every = [*teachers(settings).values(), *(training for *_, training in students(settings))]
-    assert {training.config.batch_size for training in every} == {8}
-    assert {training.config.batch_size for training in teachers(Settings(data="/flowers")).values()} != {8}
+    assert {training.config.optim.batch_size for training in every} == {8}
+    assert {training.config.optim.batch_size for training in teachers(Settings(data="/flowers")).values()} != {8}
 
 
 def heads(cls: float, dist: float = 0.0, softmax: float = 0.0) -> dict:

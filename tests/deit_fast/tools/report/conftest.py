@@ -35,7 +35,7 @@ def odd_config(odd_images: Path, teachers: Path, tmp_path_factory: pytest.TempPa
     folder = tmp_path_factory.mktemp("odd-runs")
     changes = {"teacher_cache": str(folder / "labels"), "log_every": 1, "report": True}
     config = tiny_config(odd_images, folder / "taught")
-    return Config(**{**vars(config), **changes})
+    return config.replace(**changes)
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +44,7 @@ def reported(odd_config: Config, teachers: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(teachers)
         page.write_missing(train(odd_config).finished)
-    return Path(odd_config.out)
+    return Path(odd_config.run.out)
 
 
 @pytest.fixture(scope="session")
@@ -52,4 +52,4 @@ def plain(odd_config: Config) -> Path:
     """The same without a teacher; it wrote no report."""
     changes = {"distill": "none", "teacher": "", "teacher_cache": "", "model": "deit_tiny_patch16_224",
                "out": str(Path(odd_config.run.out).with_name("plain")), "report": False}  # fmt: skip
-    return train(Config(**{**vars(odd_config), **changes})).run
+    return train(odd_config.replace(**changes)).run
