@@ -114,9 +114,14 @@ def test_on_mnist5k_each_side_has_its_own_settings_and_the_shorter_pair_comes_la
     first = {key: training.config for seed, key, training in every if seed == 0}
     for key, config in first.items():
         own = recipe("mnist5k-alone" if key.startswith("none") else "mnist5k")
-        assert (config.data.crop_scale, config.optim.lr, config.data.data) == (own.crop_scale, own.lr, "mnist5k")
+        assert (config.data.crop_scale, config.optim.lr, config.data.data) == (
+            own.data.crop_scale,
+            own.optim.lr,
+            "mnist5k",
+        )
         divisor = 3 if key.endswith("shorter") else 1
-        assert (config.optim.epochs, config.optim.warmup_epochs) == (own.epochs // divisor, own.warmup_epochs / divisor)
+        epochs, warmup = own.optim.epochs // divisor, own.optim.warmup_epochs / divisor
+        assert (config.optim.epochs, config.optim.warmup_epochs) == (epochs, warmup)
 
 
 def test_without_a_finished_training_there_is_nothing_to_report(small: Settings) -> None:
