@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from setuptools.errors import CompileError
 
-from benchmarks.compiled.interpreter import integers, rounding
-from benchmarks.compiled.interpreter.listing import Listing
-from benchmarks.compiled.interpreter.machine import Machine
-from benchmarks.compiled.interpreter.memory import Memory
-from benchmarks.compiled.model import recipe
+from benchmarks.compiled.sass import augmentation as recipe
+from benchmarks.compiled.sass import integers, rounding
+from benchmarks.compiled.sass.listing import Listing
+from benchmarks.compiled.sass.machine import Machine
+from benchmarks.compiled.sass.memory import Memory
 from deit_kernels.augment import Policy
 
 THREADS, WARPS = 64, 2
@@ -45,7 +45,7 @@ def by_hand(tmp_path_factory: pytest.TempPathFactory) -> Listing:
         cubin, _ = recipe.compile_cubin(folder, source)
     except CompileError as error:
         pytest.skip(str(error))
-    return Listing.of(cubin, "by_hand")
+    return Listing.of(cubin.read_bytes(), "by_hand")
 
 
 def run_by_hand(listing: Listing, trips: list[int], stride: int) -> tuple[Machine, np.ndarray, np.ndarray]:
@@ -129,7 +129,7 @@ def augmentation(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Li
         cubin, _ = recipe.build(folder)
     except CompileError as error:
         pytest.skip(str(error))
-    listings = {stage: Listing.of(cubin, kernel) for stage, kernel in recipe.KERNELS.items()}
+    listings = {stage: Listing.of(cubin.read_bytes(), kernel) for stage, kernel in recipe.KERNELS.items()}
     return listings, recipe.launches(folder, 32)
 
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.compiled.interpreter.listing import Instruction
-from benchmarks.compiled.interpreter.memory import access, exchange, located
-from benchmarks.compiled.interpreter.operands import (
+from benchmarks.compiled.sass.listing import Instruction
+from benchmarks.compiled.sass.memory import access, exchange, located
+from benchmarks.compiled.sass.operands import (
     I32,
     I64,
     RZ,
@@ -29,7 +29,7 @@ from benchmarks.compiled.interpreter.operands import (
 )
 
 if TYPE_CHECKING:
-    from benchmarks.compiled.interpreter.machine import Machine
+    from benchmarks.compiled.sass.machine import Machine
 # Memory
 
 

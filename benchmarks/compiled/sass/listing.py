@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import struct
+import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.compiled.model.sass import disassemble
+import triton
 
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P[0-9T])\s+)?([A-Z][A-Z0-9_.]*)\s*(.*?)\s*;")
 _LABEL = re.compile(r"^\s*([.$\w]+):\s*$")
 _NO_BYTES = 8  # the type of an ELF section that takes no room in the file
@@ -46,17 +49,17 @@ class Listing:
     text: str
 
     @classmethod
-    def of(cls, cubin: Path, kernel: str) -> Listing:
+    def of(cls, cubin: bytes, kernel: str = "") -> Listing:
         """The kernel whose mangled name contains `kernel`.
 
         Raises:
             ValueError: no kernel or several of that name.
         """
-        text = disassemble(cubin.read_bytes())
+        text = disassemble(cubin)
         parts = re.split(r"^\s*\.section\s+\.text\.(\S+?),.*$", text, flags=re.MULTILINE)
         found = [(name, part) for name, part in zip(parts[1::2], parts[2::2], strict=True) if kernel in name]
         if len(found) != 1:
-            raise ValueError(f"{len(found)} kernels of {cubin.name} are called {kernel}: {parts[1::2]}")
+            raise ValueError(f"{len(found)} kernels are called {kernel!r} of {parts[1::2]}")
         name, lines = found[0]
         instructions: list[Instruction] = []
         labels: dict[str, int] = {}
@@ -66,7 +69,16 @@ class Listing:
             elif match := _INSTRUCTION.match(line):
                 address, guard, opcode, operands = match.groups()
                 instructions.append(Instruction(int(address, 16), guard, opcode, split_operands(operands)))
-        return cls(instructions, labels, constant_banks(cubin.read_bytes(), name), lines)
+        return cls(instructions, labels, constant_banks(cubin, name), lines)
+
+
+def disassemble(cubin: bytes) -> str:
+    """The listing of a cubin with its encodings, by the nvdisasm that Triton brings."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [TOOLS / "nvdisasm", "-hex", "-c", file.name]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def split_operands(text: str) -> tuple[str, ...]:

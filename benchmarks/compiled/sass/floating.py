@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.compiled.interpreter import rounding
-from benchmarks.compiled.interpreter.listing import Instruction
-from benchmarks.compiled.interpreter.operands import (
+from benchmarks.compiled.sass import rounding
+from benchmarks.compiled.sass.listing import Instruction
+from benchmarks.compiled.sass.operands import (
     COMPARE,
     U32,
     U64,
@@ -28,7 +28,7 @@ from benchmarks.compiled.interpreter.operands import (
 )
 
 if TYPE_CHECKING:
-    from benchmarks.compiled.interpreter.machine import Machine
+    from benchmarks.compiled.sass.machine import Machine
 
 
 # Floats

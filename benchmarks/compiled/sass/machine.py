@@ -25,10 +25,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.compiled.interpreter import floating, flow, integers, warp  # noqa: F401  they register their instructions
-from benchmarks.compiled.interpreter.listing import Listing
-from benchmarks.compiled.interpreter.memory import LOCAL_BYTES, LOCAL_WINDOW, SHARED_WINDOW, Memory, cycles
-from benchmarks.compiled.interpreter.operands import PT, RZ, UNIFORM, UPT, URZ, WARP, Active, compiled
+from benchmarks.compiled.sass import floating, flow, integers, warp  # noqa: F401  they register their instructions
+from benchmarks.compiled.sass.listing import Listing
+from benchmarks.compiled.sass.memory import LOCAL_BYTES, LOCAL_WINDOW, SHARED_WINDOW, Memory, cycles
+from benchmarks.compiled.sass.operands import PT, RZ, UNIFORM, UPT, URZ, WARP, Active, compiled
 
 _SYSTEM_SHARED = 1024  # the first bytes of a block's shared memory belong to the system
 _PARAMETERS = 0x210  # where a kernel's parameters begin in constant bank 0, sm_90

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.compiled.interpreter.listing import Instruction
-from benchmarks.compiled.interpreter.operands import (
+from benchmarks.compiled.sass.listing import Instruction
+from benchmarks.compiled.sass.operands import (
     COMPARE,
     F32,
     F64,
@@ -33,7 +33,7 @@ from benchmarks.compiled.interpreter.operands import (
 )
 
 if TYPE_CHECKING:
-    from benchmarks.compiled.interpreter.machine import Machine
+    from benchmarks.compiled.sass.machine import Machine
 
 
 @simple("MOV", "UMOV", "R2UR")

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from benchmarks.compiled.interpreter.machine import Machine
+    from benchmarks.compiled.sass.machine import Machine
 
 U32, I64 = np.uint32, np.int64
 GLOBAL_BASE, SHARED_WINDOW, LOCAL_WINDOW = 0x7F3A00000000, 0x7E01, 0x7E02  # windows: high words of generic addresses

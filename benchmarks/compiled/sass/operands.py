@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.compiled.interpreter.listing import Instruction
+from benchmarks.compiled.sass.listing import Instruction
 
 if TYPE_CHECKING:
-    from benchmarks.compiled.interpreter.machine import Machine
+    from benchmarks.compiled.sass.machine import Machine
 
 U32, U64, I32, I64, F32, F64 = np.uint32, np.uint64, np.int32, np.int64, np.float32, np.float64
 UNIFORM, URZ, RZ = 256, 256 + 63, 255  # rows of the register file: R0 to R254, RZ, then UR0 to UR62, URZ
