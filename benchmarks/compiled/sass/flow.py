@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.compiled.sass.listing import Instruction
-from benchmarks.compiled.sass.memory import access, exchange, located
+from benchmarks.compiled.sass.listing import SPACES, Instruction
 from benchmarks.compiled.sass.operands import (
     I32,
     I64,
-    RZ,
     U32,
     U64,
-    Active,
     Read,
     Run,
     is_predicate,
@@ -27,33 +23,32 @@ from benchmarks.compiled.sass.operands import (
     word,
     write_pair,
 )
+from benchmarks.compiled.sass.state import RZ, WARP, Active, State
 
-if TYPE_CHECKING:
-    from benchmarks.compiled.sass.machine import Machine
 # Memory
 
 
 @operation("LDC", "ULDC")
-def _load_constant(machine: Machine, instruction: Instruction) -> Run:
+def _load_constant(state: State, instruction: Instruction) -> Run:
     row, text = row_of(instruction.operands[0]), instruction.operands[1]
     size = 8 if "64" in instruction.modifiers else 1 if "U8" in instruction.modifiers else 4
     bank, inside = re.fullmatch(r"c\[0x(\w+)\]\[(.*)\]", text).groups()
-    offset = address_of(machine, inside)
-    content = np.frombuffer(machine.constants[int(bank, 16)] + bytes(16), np.uint8)
+    offset = address_of(state, inside)
+    content = np.frombuffer(state.constants[int(bank, 16)] + bytes(16), np.uint8)
 
     def run(active: Active) -> None:
         active = Active(active.lanes(), None)
         at = offset(active).astype(I64)
         value = sum((content[at + i].astype(U64) << U64(8 * i) for i in range(size)), U64(0))
         if size == 8:
-            write_pair(machine, row, value, active)
+            write_pair(state, row, value, active)
         else:
-            machine.write(row, value.astype(U32), active)
+            state.write(row, value.astype(U32), active)
 
     return run
 
 
-def address_of(machine: Machine, text: str, wide: bool = False) -> Read:
+def address_of(state: State, text: str, wide: bool = False) -> Read:
     """R4.64+UR5+0x10 as uint64; `wide`: of 64 bits, of which a register without a suffix may be a part."""
     reads: list[Read] = []
     fixed = 0
@@ -62,38 +57,30 @@ def address_of(machine: Machine, text: str, wide: bool = False) -> Read:
         if re.match(r"-?0x", term):
             fixed += int(term, 16)
         elif suffix == "64" or (wide and name.startswith("U") and suffix != "U32"):
-            reads.append(pair(machine, name))
+            reads.append(pair(state, name))
         else:
-            scale, register = U64(int(suffix[1:]) if suffix.startswith("X") else 1), word(machine, name)
+            scale, register = U64(int(suffix[1:]) if suffix.startswith("X") else 1), word(state, name)
             reads.append(lambda active, register=register, scale=scale: register(active).astype(U64) * scale)
     offset, mask = U64(fixed & 0xFFFFFFFFFFFFFFFF), U64(0xFFFFFFFFFFFFFFFF if wide else 0xFFFFFFFF)
     return lambda active: sum((read(active) for read in reads), offset) & mask
 
 
 _ATOMIC = {"ATOMS", "RED", "REDG"}
-_SPACES = {"LDS": "shared", "STS": "shared", "ATOMS": "shared", "LDL": "local", "STL": "local", "LDG": "global",
-           "STG": "global", "LD": "generic", "ST": "generic", "RED": "global", "REDG": "global"}  # fmt: skip
-
-
-def bytes_of(instruction: Instruction) -> int:
-    """How many bytes a lane of a load or store moves."""
-    modifiers = instruction.modifiers
-    if modifiers & {"U8", "S8"}:
-        return 1
-    return 2 if modifiers & {"U16", "S16"} else 16 if "128" in modifiers else 8 if "64" in modifiers else 4
 
 
 @operation("LDS", "LDL", "LDG", "LD", "STS", "STL", "STG", "ST", *_ATOMIC)
-def _memory(machine: Machine, instruction: Instruction) -> Run:
-    space, size = _SPACES[instruction.base], bytes_of(instruction)
+def _memory(state: State, instruction: Instruction) -> Run:
+    spaces, size = SPACES[instruction.base], instruction.bytes
+    space = spaces[0] if len(spaces) == 1 else "generic"
     operands = [text for text in instruction.operands if not is_predicate(text)]
     place = next(i for i, text in enumerate(operands) if text.endswith("]"))
-    inside = re.search(r"\[([^\[\]]*)\]$", operands[place])[1]
-    address = address_of(machine, inside, wide=space in ("global", "generic"))
+    address = address_of(state, _inside(operands[place]), wide=space in ("global", "generic"))
     stored = [operands[place + 1]] if len(operands) > place + 1 else []
     atomic = instruction.base in _ATOMIC
+    if atomic and not instruction.modifiers & {"ADD", "INC"}:
+        raise ValueError("only atomic ADD and INC")
     first = row_of(stored[0]) if stored and not atomic else None
-    added = word(machine, stored[0]) if atomic and stored else lambda active: U32(1)
+    added = word(state, stored[0]) if atomic and stored else lambda active: U32(1)
     found = row_of(operands[0]) if place else RZ
     signed = bool(instruction.modifiers & {"S8", "S16"})
 
@@ -101,37 +88,81 @@ def _memory(machine: Machine, instruction: Instruction) -> Run:
         lanes = active.lanes()
         mine = Active(lanes, None)
         at = np.broadcast_to(address(mine), lanes.shape)
-        words = max(size // 4, 1)
         if atomic:
-            if not instruction.modifiers & {"ADD", "INC"}:
-                raise NotImplementedError(str(instruction))
-            machine.write(found, exchange(machine, space, lanes, at, added(mine)), mine)
+            state.write(found, state.add(space, lanes, at, added(mine)), mine)
         elif first is None:
             row = row_of(operands[0])
-            for i, value in enumerate(access(machine, space, lanes, at, size, None)):
+            for i, value in enumerate(state.load(space, lanes, at, size)):
                 if signed:
                     value = (value << U32(32 - 8 * size)).view(I32) >> I32(32 - 8 * size)
-                machine.write(row + i, value.view(U32), mine)
+                state.write(row + i, value.view(U32), mine)
         else:
-            values = [machine.rows[first + i if first != RZ else RZ][lanes] for i in range(words)]
-            access(machine, space, lanes, at, size, values)
+            words = [state.rows[first + i if first != RZ else RZ][lanes] for i in range(max(size // 4, 1))]
+            state.store(space, lanes, at, size, words)
 
     return run
 
 
+def _inside(text: str) -> str:
+    """R4.64+0x10 of desc[UR4][R4.64+0x10]."""
+    return re.search(r"\[([^\[\]]*)\]$", text)[1]
+
+
 @operation("LDGSTS")
-def _copy(machine: Machine, instruction: Instruction) -> Run:
-    """Global to shared memory, here at once. The data goes past L1, so only the store is watched."""
-    size = bytes_of(instruction)
-    inside = [re.search(r"\[([^\[\]]*)\]$", text)[1] for text in instruction.operands[:2]]
-    to, from_ = address_of(machine, inside[0]), address_of(machine, inside[1], wide=True)
+def _copy(state: State, instruction: Instruction) -> Run:
+    """Global to shared memory: the bytes are there at once, to be read when they are waited for. Zeros where the last
+    predicate is false. The data goes past L1, so only the store is watched."""
+    size = instruction.bytes
+    places = [text for text in instruction.operands if text.endswith("]")]
+    to, from_ = address_of(state, _inside(places[0])), address_of(state, _inside(places[1]), wide=True)
+    filled = predicate(state, instruction.operands[-1] if is_predicate(instruction.operands[-1]) else "PT")
 
     def run(active: Active) -> None:
         lanes = active.lanes()
         mine = Active(lanes, None)
-        content, at = located(machine, "global", lanes, np.broadcast_to(from_(mine), lanes.shape), size)
-        words = [content.view(U32)[at // 4 + i] for i in range(size // 4)]
-        access(machine, "shared", lanes, np.broadcast_to(to(mine), lanes.shape), size, words)
+        loaded = np.broadcast_to(filled(mine), lanes.shape)
+        at = np.broadcast_to(from_(mine), lanes.shape)[loaded]
+        words = list(np.zeros((size // 4, len(lanes)), U32))
+        for word_, part in zip(words, state.load("global", lanes[loaded], at, size), strict=True):
+            word_[loaded] = part
+        state.store("shared", lanes, np.broadcast_to(to(mine), lanes.shape), size, words, copied=True)
+
+    return run
+
+
+@operation("LDGDEPBAR")
+def _end_of_group(state: State, instruction: Instruction) -> Run:
+    return lambda active: state.end_group(active.lanes())
+
+
+@operation("DEPBAR")
+def _wait_for_groups(state: State, instruction: Instruction) -> Run:
+    if "LE" not in instruction.modifiers:
+        return lambda active: None
+    left = int(instruction.operands[1], 16)
+    return lambda active: state.wait_for_groups(active.lanes(), left)
+
+
+@operation("LDSM")
+def _load_matrices(state: State, instruction: Instruction) -> Run:
+    """Matrices of 8 × 8 halves, a row of 16 bytes at the address of each lane: every lane gets two halves of each.
+
+    M88: of row lane / 4 those in columns 2 (lane % 4) and the next; MT88: of the transposed matrix.
+    """
+    _, bits, shape, count = instruction.opcode.split(".")
+    if bits != "16" or shape not in ("M88", "MT88"):
+        raise ValueError("only LDSM.16.M88 and LDSM.16.MT88")
+    row, address = row_of(instruction.operands[0]), address_of(state, _inside(instruction.operands[1]))
+
+    def run(active: Active) -> None:
+        lanes = state.whole_warps(active)
+        rows = lanes.reshape(-1, WARP)[:, : 8 * int(count)].reshape(-1)
+        at = np.broadcast_to(address(Active(rows, None)), rows.shape)
+        words = np.stack(state.load("shared", rows, at, 16), axis=1)
+        halves = words.view(np.uint16).reshape(-1, int(count), 8, 8)
+        halves = np.ascontiguousarray(halves.swapaxes(2, 3) if shape == "MT88" else halves)
+        for i in range(int(count)):
+            state.write(row + i, halves[:, i].view(U32).reshape(-1), Active(lanes, None))
 
     return run
 
@@ -147,8 +178,6 @@ _BRANCHES = {"BRA", "EXIT", "RET", "CALL", "BRX"}
     "BSYNC",
     "WARPSYNC",
     "BMOV",
-    "DEPBAR",
-    "LDGDEPBAR",
     "YIELD",
     "BREAK",
     "MEMBAR",
@@ -158,27 +187,29 @@ _BRANCHES = {"BRA", "EXIT", "RET", "CALL", "BRX"}
     "CGAERRBAR",
     "ULEPC",
 )
-def _nothing(machine: Machine, instruction: Instruction) -> Run:
+def _nothing(state: State, instruction: Instruction) -> Run:
     return lambda active: None
 
 
 @operation("BAR", "UCGABAR_WAIT")
-def _barrier(machine: Machine, instruction: Instruction) -> Run:
+def _barrier(state: State, instruction: Instruction) -> Run:
     cluster = instruction.base != "BAR"
+    if not cluster and ("SYNC" not in instruction.modifiers or instruction.operands != ("0x0",)):
+        raise ValueError("only BAR.SYNC 0x0")
 
     def goto(mask: NDArray, following: int) -> None:
-        machine.pc[mask] = following
-        machine.arrive(mask, cluster)
+        state.pc[mask] = following
+        state.arrive(mask, cluster)
 
     return lambda active: goto
 
 
 @operation("BRA", "CALL", "EXIT")
-def _branch(machine: Machine, instruction: Instruction) -> Run:
+def _branch(state: State, instruction: Instruction) -> Run:
     named = [text for text in (instruction.guard or "PT", *instruction.operands) if is_predicate(text)]
-    conditions = [predicate(machine, text) for text in named if text not in ("PT", "UPT")]
+    conditions = [predicate(state, text) for text in named if text not in ("PT", "UPT")]
     ends = instruction.base == "EXIT"
-    target = None if ends else machine.listing.labels[re.search(r"`\((.*?)\)", instruction.operands[-1])[1]]
+    target = None if ends else state.listing.labels[re.search(r"`\((.*?)\)", instruction.operands[-1])[1]]
     if "DIV" in instruction.modifiers:  # taken where lanes of a warp have parted, to do the same one by one
         return lambda active: None
 
@@ -196,12 +227,12 @@ def _branch(machine: Machine, instruction: Instruction) -> Run:
             return target
 
         def goto(mask: NDArray, following: int) -> None:
-            machine.pc[mask] = following
+            state.pc[mask] = following
             if ends:
-                machine.alive[lanes[taken]] = False
-                machine.open_barriers()
+                state.alive[lanes[taken]] = False
+                state.open_barriers()
             else:
-                machine.pc[lanes[taken]] = target
+                state.pc[lanes[taken]] = target
 
         return goto
 
@@ -209,12 +240,12 @@ def _branch(machine: Machine, instruction: Instruction) -> Run:
 
 
 @operation("RET", "BRX")
-def _indirect(machine: Machine, instruction: Instruction) -> Run:
+def _indirect(state: State, instruction: Instruction) -> Run:
     name, *offset = instruction.operands[0].split(" ")
-    read = word(machine, name)
+    read = word(state, name)
     base = instruction.address + 16 + int(offset[0], 16) if instruction.base == "BRX" else 0
 
-    guard = predicate(machine, instruction.guard or "PT")
+    guard = predicate(state, instruction.guard or "PT")
 
     def run(active: Active) -> object:
         lanes = active.lanes()
@@ -222,8 +253,8 @@ def _indirect(machine: Machine, instruction: Instruction) -> Run:
         targets = (read(Active(lanes, None)).astype(I64) + base) // 16
 
         def goto(mask: NDArray, following: int) -> None:
-            machine.pc[mask] = following
-            machine.pc[lanes] = targets
+            state.pc[mask] = following
+            state.pc[lanes] = targets
 
         return goto if len(lanes) else None
 

@@ -15,6 +15,13 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P[0-9T])\s+)?([A-Z][A-Z0-9_.]*)\s*(.*?)\s*;")
 _LABEL = re.compile(r"^\s*([.$\w]+):\s*$")
 _NO_BYTES = 8  # the type of an ELF section that takes no room in the file
+_ANY = ("shared", "local", "global")
+# The memories that an instruction accesses.
+SPACES = {
+    "LDS": ("shared",), "STS": ("shared",), "ATOMS": ("shared",), "LDSM": ("shared",), "LDL": ("local",),
+    "STL": ("local",), "LDG": ("global",), "STG": ("global",), "RED": ("global",), "REDG": ("global",), "LD": _ANY,
+    "ST": _ANY, "LDGSTS": ("global", "shared"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,15 @@ class Instruction:
     def modifiers(self) -> set[str]:
         return set(self.opcode.split(".")[1:])
 
+    @property
+    def bytes(self) -> int:
+        """How many bytes a lane of a load or store moves."""
+        if self.modifiers & {"U8", "S8"}:
+            return 1
+        if self.modifiers & {"U16", "S16"}:
+            return 2
+        return 16 if "128" in self.modifiers or self.base == "LDSM" else 8 if "64" in self.modifiers else 4
+
     def __str__(self) -> str:
         guard = f"@{self.guard} " if self.guard else ""
         return f"{self.address:#06x} {guard}{self.opcode} {', '.join(self.operands)}"
@@ -41,8 +57,12 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Listing:
-    """A kernel's instructions, its labels as indices into them, its file's constant banks, and what was printed."""
+    """A kernel's instructions, its labels as indices into them, its file's constant banks, and what was printed.
 
+    `capability` is its target's, as 80.
+    """
+
+    capability: int
     instructions: list[Instruction]
     labels: dict[str, int]
     constants: dict[int, bytes]
@@ -69,7 +89,17 @@ class Listing:
             elif match := _INSTRUCTION.match(line):
                 address, guard, opcode, operands = match.groups()
                 instructions.append(Instruction(int(address, 16), guard, opcode, split_operands(operands)))
-        return cls(instructions, labels, constant_banks(cubin, name), lines)
+        capability = int(re.search(r"\bsm_(\d+)", text)[1])
+        return cls(capability, instructions, labels, constant_banks(cubin, name), lines)
+
+    @property
+    def least_bytes(self) -> dict[str, int]:
+        """How many bytes the smallest access of each memory moves."""
+        sizes = {"shared": 16, "local": 16, "global": 16}
+        for instruction in self.instructions:
+            for space in SPACES.get(instruction.base, ()):
+                sizes[space] = min(sizes[space], instruction.bytes)
+        return sizes
 
 
 def disassemble(cubin: bytes) -> str:

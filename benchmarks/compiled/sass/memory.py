@@ -1,19 +1,22 @@
-"""Global, shared and local memory of a Machine, and how many cycles an access of a warp keeps it busy."""
+"""Memory of the machine: global memory as the host fills it, and a space of bytes that knows who touched them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from benchmarks.compiled.sass.machine import Machine
-
-U32, I64 = np.uint32, np.int64
-GLOBAL_BASE, SHARED_WINDOW, LOCAL_WINDOW = 0x7F3A00000000, 0x7E01, 0x7E02  # windows: high words of generic addresses
-LOCAL_BYTES = 2048  # of each thread
+U32, I32, I64 = np.uint32, np.int32, np.int64
+GLOBAL_BASE = 0x7F3A00000000
 _BANKS, _SECTOR, _LINE = 32, 32, 128
+_NOBODY, _SEVERAL = -1, -2  # instead of the warp that accessed a cell last
+_EPOCH_BITS = 20  # a time is the number of a block, and in so many bits that of its barriers until then
+_NEVER = -1  # of no block, so in order with nothing
+
+
+class Fault(RuntimeError):
+    """The kernel does what leaves a result to chance, or touches memory that is not its own."""
 
 
 class Memory:
@@ -21,6 +24,7 @@ class Memory:
 
     def __init__(self, size: int) -> None:
         self.bytes = np.full(-(-size // 16) * 16, 0xA5, np.uint8)
+        self.given, self.written = np.zeros((2, len(self.bytes)), bool)
         self._next = 256
 
     def place(self, content: NDArray | int) -> int:
@@ -33,79 +37,105 @@ class Memory:
         at, self._next = self._next, self._next + (length + 511) // 256 * 256
         if self._next > len(self.bytes):
             raise ValueError(f"{self._next} bytes of {len(self.bytes)}")
+        self.given[at : at + length] = True
         if not isinstance(content, int):
             self.bytes[at : at + length] = np.ascontiguousarray(content).reshape(-1).view(np.uint8)
+            self.written[at : at + length] = True
         return GLOBAL_BASE + at
 
     def read(self, address: int, length: int) -> NDArray:
         return self.bytes[address - GLOBAL_BASE : address - GLOBAL_BASE + length]
 
 
-def located(machine: Machine, space: str, lanes: NDArray, address: NDArray, size: int) -> tuple[NDArray, NDArray]:
-    """The bytes of a space, and where in them each lane's address lies.
+class Lanes(NamedTuple):
+    """Who accesses memory: of each lane its warp, that warp's block, and how many barriers the block has passed."""
 
-    Raises:
-        IndexError: an address outside the space.
-        ValueError: one that is no multiple of the access's size.
+    warp: NDArray
+    block: NDArray
+    barriers: NDArray
+
+
+class Ledger:
+    """Who stored and loaded each cell of a memory last: finds races, and loads of what nobody has stored.
+
+    Two accesses to a cell, one of them a store, are in order if one warp makes both, or two warps of a block with a
+    barrier between. A copy to shared memory (LDGSTS) is a store that lasts until its warp has waited for its group.
+
+    Args:
+        written: of each byte, whether it holds something.
+        cell: bytes that are looked at as one, the least that the kernel accesses.
     """
-    at = address.astype(I64)
-    if space == "shared":
-        content, first, end = machine.shared, machine.block[lanes] * machine.shared_stride, machine.shared_end
-    elif space == "local":
-        content, first, end = machine.local, lanes * LOCAL_BYTES, LOCAL_BYTES
-    else:
-        content, first, end = machine.memory.bytes, 0, len(machine.memory.bytes)
-        at = at - GLOBAL_BASE
-    here = machine.listing.instructions[machine.now]
-    if len(at) and (at.min() < 0 or at.max() + size > end):
-        raise IndexError(f"{here}: {space} memory from {at.min():#x} to {at.max():#x}, which has {end:#x} bytes")
-    if (at % size).any():
-        raise ValueError(f"{here}: an address that is no multiple of {size}")
-    return content, at + first
+
+    def __init__(self, written: NDArray, cell: int) -> None:
+        self.cell = cell
+        self._written = written.reshape(-1, cell).all(1)
+        count = len(self._written)
+        self._stored_by, self._loaded_by = np.full((2, count), _NOBODY, I32)
+        self._stored_at, self._loaded_at = np.full((2, count), _NEVER, I64)
+        self._flying = np.zeros(count, bool)
+        self._copies: list[tuple[NDArray, NDArray, NDArray]] = []  # warps, their groups, cells
+
+    def load(self, at: NDArray, size: int, lanes: Lanes) -> None:
+        """Lanes load `size` bytes each, from `at` on."""
+        cells, warp, time = self._spread(at, size, lanes)
+        self._check("loads what nobody stored", ~self._written[cells], cells, warp)
+        self._check("loads what a copy not waited for stores", self._flying[cells], cells, warp)
+        by, when = self._stored_by[cells], self._stored_at[cells]
+        self._check("loads, no barrier between, what was stored", _unordered(by, when, warp, time), cells, warp, by)
+        others = _unordered(self._loaded_by[cells], self._loaded_at[cells], warp, time)
+        foreign = others & (self._loaded_at[cells] >> _EPOCH_BITS != time >> _EPOCH_BITS)
+        self._loaded_by[cells] = by = np.where(others, _SEVERAL, warp)
+        self._loaded_at[cells] = np.where(foreign, _NEVER, time)
+        at_once = self._loaded_by[cells] != by
+        foreign = at_once & (self._loaded_at[cells] >> _EPOCH_BITS != time >> _EPOCH_BITS)
+        self._loaded_by[cells[at_once]] = _SEVERAL
+        self._loaded_at[cells[foreign]] = _NEVER
+
+    def store(self, at: NDArray, size: int, lanes: Lanes, group: NDArray | None = None) -> None:
+        """Lanes store `size` bytes each, from `at` on. `group`: of each lane, that of its copy to shared memory."""
+        cells, warp, time = self._spread(at, size, lanes)
+        self._check("stores over what a copy not waited for stores", self._flying[cells], cells, warp)
+        for past, last in (("stored", self._stored_by), ("loaded", self._loaded_by)):
+            when = self._stored_at if past == "stored" else self._loaded_at
+            raced = _unordered(last[cells], when[cells], warp, time)
+            self._check(f"stores, no barrier between, over what was {past}", raced, cells, warp, last[cells])
+        self._stored_by[cells], self._stored_at[cells], self._written[cells] = warp, time, True
+        by = self._stored_by[cells]
+        self._check("stores at once what is stored", by != warp, cells, warp, by)
+        if group is not None:
+            self._flying[cells] = True
+            self._copies.append((warp, np.repeat(group, size // self.cell), cells))
+
+    def wait(self, done: NDArray, barriers: NDArray) -> None:
+        """Of each warp the copies of the groups below `done` have arrived; its block has passed so many barriers."""
+        left = []
+        for warp, group, cells in self._copies:
+            arrived = group < done[warp]
+            there = cells[arrived]
+            self._flying[there] = False
+            self._stored_at[there] = (self._stored_at[there] >> _EPOCH_BITS << _EPOCH_BITS) + barriers[warp[arrived]]
+            if not arrived.all():
+                left.append((warp[~arrived], group[~arrived], cells[~arrived]))
+        self._copies = left
+
+    def _spread(self, at: NDArray, size: int, lanes: Lanes) -> tuple[NDArray, NDArray, NDArray]:
+        """The cells of accesses, and the warp and time of each."""
+        count = size // self.cell
+        cells = (at[:, None] // self.cell + np.arange(count)).reshape(-1)
+        time = (lanes.block.astype(I64) << _EPOCH_BITS) + lanes.barriers
+        return cells, np.repeat(lanes.warp.astype(I32), count), np.repeat(time, count)
+
+    def _check(self, what: str, wrong: NDArray, cells: NDArray, warp: NDArray, by: NDArray | None = None) -> None:
+        if wrong.any():
+            first = np.flatnonzero(wrong)[0]
+            whom = "" if by is None else " by several" if by[first] == _SEVERAL else f" by warp {by[first]}"
+            raise Fault(f"warp {warp[first]} {what}{whom}, at byte {cells[first] * self.cell:#x}")
 
 
-def access(
-    machine: Machine, space: str, lanes: NDArray, address: NDArray, size: int, stored: list[NDArray] | None
-) -> list[NDArray]:
-    """Loads `size` bytes for each lane, as words, or stores these."""
-    if space == "generic":
-        window = address >> np.uint64(32)
-        spaces = {name: window == number for name, number in (("shared", SHARED_WINDOW), ("local", LOCAL_WINDOW))}
-        spaces["global"] = ~(spaces["shared"] | spaces["local"])
-        words = [np.zeros(len(lanes), U32) for _ in range(max(size // 4, 1))]
-        for name, here in spaces.items():
-            if here.any():
-                inside = address[here] if name == "global" else address[here] & np.uint64(0xFFFFFFFF)
-                parts = None if stored is None else [value[here] for value in stored]
-                for word, part in zip(words, access(machine, name, lanes[here], inside, size, parts), strict=False):
-                    word[here] = part
-        return words if stored is None else []
-    content, at = located(machine, space, lanes, address, size)
-    machine.watch(space, lanes, at, size)
-    view = content.view({1: np.uint8, 2: np.uint16}.get(size, U32))
-    index = at // min(size, 4)
-    if stored is None:
-        return [view[index + i].astype(U32, copy=False) for i in range(max(size // 4, 1))]
-    for i, value in enumerate(stored):
-        view[index + i] = value.astype(view.dtype)
-    return []
-
-
-def exchange(machine: Machine, space: str, lanes: NDArray, address: NDArray, added: NDArray) -> NDArray:
-    """Adds to words of memory, one lane after the other; returns what each found."""
-    content, at = located(machine, space, lanes, address, 4)
-    machine.watch("atomic" if space == "shared" else space, lanes, at, 4)
-    view, index = content.view(U32), at // 4
-    added = np.broadcast_to(added, index.shape).astype(U32)
-    order = np.argsort(index, kind="stable")
-    sums = np.cumsum(added[order], dtype=np.uint64)
-    before = np.concatenate([[0], sums[:-1]]).astype(np.uint64)
-    new = np.flatnonzero(np.diff(index[order], prepend=-1))
-    group = np.cumsum(np.diff(index[order], prepend=-1) != 0) - 1
-    found = np.empty(len(index), U32)
-    found[order] = view[index[order]] + (before - before[new][group]).astype(U32)
-    np.add.at(view, index, added)
-    return found
+def _unordered(by: NDArray, when: NDArray, warp: NDArray, time: NDArray) -> NDArray:
+    """Whether no barrier lies between an access of somebody, at some time, and one of a warp now."""
+    near = (when == time) | (when >> _EPOCH_BITS != time >> _EPOCH_BITS)
+    return near & (by != _NOBODY) & (by != warp)
 
 
 def cycles(space: str, warp: NDArray, lane: NDArray, at: NDArray, size: int) -> tuple[int, int]:
