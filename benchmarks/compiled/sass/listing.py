@@ -89,7 +89,7 @@ class Listing:
             elif match := _INSTRUCTION.match(line):
                 address, guard, opcode, operands = match.groups()
                 instructions.append(Instruction(int(address, 16), guard, opcode, split_operands(operands)))
-        capability = int(re.search(r"\bsm_(\d+)", text)[1])
+        capability = int(re.search(r"(?:EF_CUDA_SM|\.target\s+sm_)(\d+)", text)[1])
         return cls(capability, instructions, labels, constant_banks(cubin, name), lines)
 
     @property
