@@ -67,7 +67,7 @@ def _half_constants(state: State, instruction: Instruction) -> Run:
 
 def _half(state: State, text: str, place: int) -> Read:
     """The lower (0) or upper (1) float16 of an operand, as float32; .H1_H1 takes the upper one for both."""
-    body, _, chosen = text.strip("-|").partition(".")
+    body, _, chosen = text.replace("|", "").lstrip("-").partition(".")
     shift = U32(16 * (int(chosen[1]) if chosen else place))
     read, negative, absolute = word(state, body), text[0] == "-", "|" in text
 
