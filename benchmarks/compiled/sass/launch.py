@@ -1,7 +1,7 @@
 """Triton kernels on CPU tensors, run by the machine code that the compile report has of them.
 
-    with machine_code(compile_cases(), capability=80):
-        out, lse = launch.forward(query, key, value, scale, config)
+with machine_code(compile_cases(), capability=80):
+    out, lse = launch.forward(query, key, value, scale, config)
 """
 
 from __future__ import annotations

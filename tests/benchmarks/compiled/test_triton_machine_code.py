@@ -5,8 +5,10 @@ Its faults too: planted into the machine code, each is reported by a check that 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -60,9 +62,10 @@ def backward(
 
 
 def assert_unbiased(got: Tensor, exact: Tensor) -> None:
-    """Roundings to the nearest cancel: the slope of results over exact values is 1. One that cuts off shows here alone,
-    since it costs up to twice the error of a rounding, as much as plain PyTorch's rule allows."""
-    slope = (got.double() * exact).sum() / exact.square().sum()
+    """Roundings to the nearest cancel: the slope of results over exact values, but for the few largest, is 1. One that
+    cuts off is seen here alone: it errs at most twice as much, which plain PyTorch's rule allows."""
+    usual = exact.abs() <= 3 * exact.abs().median()
+    slope = (got.double() * exact)[usual].sum() / exact[usual].square().sum()
     assert abs(slope - 1) < torch.finfo(got.dtype).eps / 16, f"results are {slope - 1:.2g} too large"
 
 
@@ -70,9 +73,9 @@ def assert_unbiased(got: Tensor, exact: Tensor) -> None:
 @pytest.mark.parametrize(
     ("length", "kernels"),
     [
-        (50, ["forward_resident n64", "backward_resident n64"]),
-        pytest.param(198, ["forward_resident n198", "backward_two_phase n198"], marks=pytest.mark.slow),
-        pytest.param(578, ["forward_tiled n576", "delta", "backward_tiled n578"], marks=pytest.mark.slow),
+        (50, ["forward_resident", "backward_resident"]),
+        pytest.param(198, ["forward_resident", "backward_two_phase"], marks=pytest.mark.slow),
+        pytest.param(578, ["forward_tiled", "delta", "backward_tiled"], marks=pytest.mark.slow),
     ],
 )
 def test_attention_errs_at_most_twice_as_much_as_plain_pytorch(length: int, kernels: list[str], dtype: str) -> None:
@@ -80,7 +83,7 @@ def test_attention_errs_at_most_twice_as_much_as_plain_pytorch(length: int, kern
     given = case.qkv.clone()
     out, lse, ran = forward(case)
     grads, also_ran = backward(case, out, lse)
-    assert [name.removeprefix("attention_").removesuffix(" d64") for name in ran + also_ran] == kernels
+    assert [name.split()[0].removeprefix("attention_") for name in ran + also_ran] == kernels
     assert_accurate(case, out, grads.unbind(2))
     for got, exact in ((out, case.out), *zip(grads.unbind(2), case.grad_qkv.unbind(2), strict=True)):
         assert_unbiased(got, exact)
@@ -109,21 +112,21 @@ def eager_loss(call: LossCall) -> list[Tensor]:
     return [loss.detach(), *torch.autograd.grad(loss, heads)]
 
 
-# Every form and both types by default; the other pairs too where slow tests run.
+# Every form, both types and both targets by default; their other combinations where slow tests run.
 @pytest.mark.parametrize(
-    ("form", "dtype"),
+    ("form", "dtype", "capability"),
     [
-        pytest.param(form, dtype, marks=() if (place + turn) % 2 else pytest.mark.slow)
+        pytest.param(form, dtype, capability, marks=() if place % 4 == turn else pytest.mark.slow)
         for place, form in enumerate(
-            ("soft dense", "hard mixed", "topk", "labels one head", "cross entropy", "binary", "binary dense")
+            ("hard mixed", "soft dense", "topk", "binary", "labels one head", "cross entropy", "binary dense")
         )
-        for turn, dtype in enumerate(("fp16", "bf16"))
+        for turn, (dtype, capability) in enumerate(itertools.product(TYPES, (80, 90)))
     ],
 )
-def test_the_loss_errs_at_most_twice_as_much_as_plain_pytorch(form: str, dtype: str) -> None:
+def test_the_loss_errs_at_most_twice_as_much_as_plain_pytorch(form: str, dtype: str, capability: int) -> None:
     call = example(form, 1000, TYPES[dtype])
     double = LossCall(*(v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for v in call))
-    with machine_code(cases(), 80) as ran:
+    with machine_code(cases(), capability) as ran:
         loss, *_, statistics, count = loss_launch.forward(call)
         gradients = loss_launch.backward(torch.ones(()), statistics, count, call, True, call.dist is not None)
     assert [name.split()[0] for name, _ in ran] == ["loss_forward", "loss_mean", "loss_backward"]
@@ -171,41 +174,35 @@ def operand(place: int, pattern: str, new: str) -> Callable[[Instruction], Instr
         ("DEPBAR", dropped, slice(None), "a copy not waited for"),
         ("STS", dropped, slice(None), "loads what nobody stored"),
         ("STG", operand(0, r"\]", "+0x4000]"), slice(-1, None), "global memory at .* outside"),
+        ("SHFL", operand(3, "0x[12]", "0x4"), slice(0, 1), "lanes store different values at one address"),
         ("LDG", operand(1, r"\]", "+-0x8000]"), slice(0, 1), "global memory at .* outside"),
     ],
-    ids=["barrier", "wait", "store", "address stored", "address loaded"],
+    ids=["barrier", "wait", "store", "address stored", "lane", "address loaded"],
 )
-def test_a_fault_of_memory_is_reported(base: str, change: Callable, places: slice, report: str) -> None:
+def test_a_planted_fault_is_reported(base: str, change: Callable, places: slice, report: str) -> None:
     with pytest.raises((Fault, IndexError), match=report):
         forward(random_case(1, 50, 2, FEATURES, torch.bfloat16), planted(base, change, places))
 
 
-def test_each_barrier_of_a_loop_is_needed() -> None:
-    """Every one that waits for copies, of the backward pass that has two blocks under way."""
+def test_every_barrier_of_the_backward_is_needed_but_one() -> None:
+    """The ninth of twelve stands before copies that a second block of queries, the last at N = 50, does not make."""
     case = random_case(1, 50, 2, FEATURES, torch.bfloat16)
     out, lse, _ = forward(case)
-    reported = []
+    silent = []
     for place in range(12):
-        try:
+        with contextlib.suppress(Fault):
             backward(case, out, lse, planted("BAR", dropped, slice(place, place + 1)))
-        except Fault as fault:
-            reported.append((place, str(fault)))
-    print(reported)
+            silent.append(place)
+    assert silent == [8]
 
 
-@pytest.mark.parametrize(
-    ("base", "change", "places"),
-    [
-        ("SHFL", operand(3, "0x1f", "0x1f"), slice(0, 1)),
-        ("LDSM", operand(1, r"\]", "+0x10]"), slice(0, 1)),
-    ],
-    ids=["shuffle", "matrix"],
-)
-def test_a_wrong_lane_is_an_error_larger_than_allowed(base: str, change: Callable, places: slice) -> None:
+def test_a_matrix_in_wrong_lanes_is_an_error_larger_than_allowed() -> None:
     case = random_case(1, 50, 2, FEATURES, torch.bfloat16)
-    out, _, _ = forward(case, planted(base, change, places))
-    with pytest.raises(AssertionError, match="error .* against float64"):
-        assert_accurate(case, out, case.grad_qkv.to(torch.bfloat16).unbind(2))
+    turned = lambda one: dataclasses.replace(one, opcode=one.opcode.replace(".M88", ".MT88"))  # noqa: E731
+    out, lse, _ = forward(case, planted("LDSM", turned, slice(0, 1)))
+    grads, _ = backward(case, out, lse)
+    with pytest.raises(AssertionError, match=r"output: error .* against float64"):
+        assert_accurate(case, out, grads.unbind(2))
 
 
 @pytest.mark.parametrize("dtype", TYPES)
