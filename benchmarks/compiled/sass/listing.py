@@ -18,9 +18,9 @@ _NO_BYTES = 8  # the type of an ELF section that takes no room in the file
 _ANY = ("shared", "local", "global")
 # The memories that an instruction accesses.
 SPACES = {
-    "LDS": ("shared",), "STS": ("shared",), "ATOMS": ("shared",), "LDSM": ("shared",), "STSM": ("shared",), "LDL": ("local",),
-    "STL": ("local",), "LDG": ("global",), "STG": ("global",), "RED": ("global",), "REDG": ("global",), "LD": _ANY,
-    "ST": _ANY, "LDGSTS": ("global", "shared"),
+    "LDS": ("shared",), "STS": ("shared",), "ATOMS": ("shared",), "LDSM": ("shared",), "STSM": ("shared",),
+    "LDL": ("local",), "STL": ("local",), "LDG": ("global",), "STG": ("global",), "RED": ("global",),
+    "REDG": ("global",), "LD": _ANY, "ST": _ANY, "LDGSTS": ("global", "shared"),
 }  # fmt: skip
 
 
