@@ -16,7 +16,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from benchmarks.compiled.model.sass import TOOLS, Program, disassemble, parse
+from benchmarks.compiled.model.sass import Program, parse
+from benchmarks.compiled.sass.listing import TOOLS, disassemble
 from deit_kernels.compile_case import CompileCase
 
 CAPABILITIES = (80, 89, 90, 100, 120)

@@ -5,7 +5,7 @@
     python -m benchmarks.compiled.model.augmentation --update      # the budget and docs/compile-report-augmentation.md
 
 What is counted. csrc/cuda/augment.cu is compiled for sm_90 with setup.py's flags, and the machine code of the three
-kernels that a training batch launches is run on the CPU, instruction by instruction (benchmarks/compiled/interpreter):
+kernels that a training batch launches is run on the CPU, instruction by instruction (benchmarks/compiled/sass):
 photographs of 500 × 375 pixels, DeiT's whole recipe at 224 with plans drawn as in training (RandAugment m9, erasing,
 mixing), as patches in bfloat16; the trainer writes float32, twice the bytes of the last stage, which is not counted.
 Every image is compared with the CPU ops, byte for byte: what is counted is what the code does, with its loops, its

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.compiled.interpreter.listing import Listing
 from benchmarks.compiled.model import pipes
 from benchmarks.compiled.model.predict import CORRECTION
 from benchmarks.compiled.model.replay import DRAM_LATENCY, L2_LATENCY, Traffic, replay
 from benchmarks.compiled.model.sass import Instruction
+from benchmarks.compiled.sass.listing import Listing
 
 DOUBLE = {"DADD", "DMUL", "DFMA", "DSETP"}
 DOUBLE_CLOCKS = 2  # 64 lanes of a multiprocessor, sm_90

@@ -11,14 +11,8 @@ from __future__ import annotations
 
 import functools
 import re
-import subprocess
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
-import triton
-
-TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 NO_SCOREBOARD = 7
 _POLL = 8  # instructions
 _LABEL = re.compile(r"^(\.L_\w+):")
@@ -209,12 +203,3 @@ def _instruction(match: re.Match, bits: int, labels: dict[str, int]) -> Instruct
         read=bits >> 49 & 7,
         waits=tuple(board for board in range(6) if waits >> board & 1),
     )
-
-
-def disassemble(cubin: bytes) -> str:
-    """The listing of a cubin with its encodings, by the nvdisasm that Triton brings."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [TOOLS / "nvdisasm", "-hex", "-c", file.name]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import reduce
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.compiled.interpreter.listing import Instruction
-from benchmarks.compiled.interpreter.operands import (
+from benchmarks.compiled.sass.listing import Instruction
+from benchmarks.compiled.sass.operands import (
     COMPARE,
     F32,
     F64,
@@ -18,7 +17,6 @@ from benchmarks.compiled.interpreter.operands import (
     I64,
     U32,
     U64,
-    Active,
     Parts,
     Run,
     number,
@@ -31,9 +29,7 @@ from benchmarks.compiled.interpreter.operands import (
     write_comparison,
     write_pair,
 )
-
-if TYPE_CHECKING:
-    from benchmarks.compiled.interpreter.machine import Machine
+from benchmarks.compiled.sass.state import Active, State
 
 
 @simple("MOV", "UMOV", "R2UR")
@@ -82,35 +78,35 @@ def _wide(read: Callable, text: str) -> Callable[[Active], NDArray]:
 
 
 @operation("IADD3", "UIADD3")
-def _iadd3(machine: Machine, instruction: Instruction) -> Run:
-    parts = Parts(machine, instruction)
-    reads = [word(machine, text) for text in parts.sources]
+def _iadd3(state: State, instruction: Instruction) -> Run:
+    parts = Parts(state, instruction)
+    reads = [word(state, text) for text in parts.sources]
     if not parts.out and not parts.carries:
-        return lambda active: machine.write(parts.row, sum((read(active) for read in reads), U32(0)), active)
+        return lambda active: state.write(parts.row, sum((read(active) for read in reads), U32(0)), active)
     wides = [_wide(read, text) for read, text in zip(reads, parts.sources, strict=True)]
 
     def run(active: Active) -> None:
         total = sum((wide(active) for wide in wides), U64(0))
         for carry in parts.carries:
             total = total + carry(active).astype(U64)
-        _write_sum(machine, parts, total, active)
+        _write_sum(state, parts, total, active)
 
     return run
 
 
-def _write_sum(machine: Machine, parts: Parts, total: NDArray, active: Active) -> None:
-    machine.write(parts.row, total.astype(U32), active)
+def _write_sum(state: State, parts: Parts, total: NDArray, active: Active) -> None:
+    state.write(parts.row, total.astype(U32), active)
     for least, row in enumerate(parts.out, 1):
-        machine.write_predicate(row, total >> U64(32) >= U64(least), active)
+        state.write_predicate(row, total >> U64(32) >= U64(least), active)
 
 
 @operation("LEA", "ULEA")
-def _lea(machine: Machine, instruction: Instruction) -> Run:
-    parts, modifiers = Parts(machine, instruction), instruction.modifiers
+def _lea(state: State, instruction: Instruction) -> Run:
+    parts, modifiers = Parts(state, instruction), instruction.modifiers
     shift = U64(int(parts.sources[-1], 16))
-    a, b = (word(machine, text) for text in parts.sources[:2])
+    a, b = (word(state, text) for text in parts.sources[:2])
     addend = _wide(b, parts.sources[1])
-    high = word(machine, parts.sources[2]) if "HI" in modifiers and "SX32" not in modifiers else None
+    high = word(state, parts.sources[2]) if "HI" in modifiers and "SX32" not in modifiers else None
 
     def run(active: Active) -> None:
         low = a(active)
@@ -122,30 +118,30 @@ def _lea(machine: Machine, instruction: Instruction) -> Run:
         total = shifted + addend(active)
         for carry in parts.carries:
             total = total + carry(active).astype(U64)
-        _write_sum(machine, parts, total, active)
+        _write_sum(state, parts, total, active)
 
     return run
 
 
 @operation("IMAD", "UIMAD")
-def _imad(machine: Machine, instruction: Instruction) -> Run:
-    parts, modifiers = Parts(machine, instruction), instruction.modifiers
-    a, b = (word(machine, text) for text in parts.sources[:2])
+def _imad(state: State, instruction: Instruction) -> Run:
+    parts, modifiers = Parts(state, instruction), instruction.modifiers
+    a, b = (word(state, text) for text in parts.sources[:2])
     if not modifiers & {"WIDE", "HI"}:
-        c = word(machine, parts.sources[2])
+        c = word(state, parts.sources[2])
         if "MOV" in modifiers:
-            return lambda active: machine.write(parts.row, c(active), active)
+            return lambda active: state.write(parts.row, c(active), active)
         if not parts.out and not parts.carries:
-            return lambda active: machine.write(parts.row, a(active) * b(active) + c(active), active)
+            return lambda active: state.write(parts.row, a(active) * b(active) + c(active), active)
 
         def low(active: Active) -> None:
             total = (a(active) * b(active)).astype(U64) + c(active).astype(U64)
             for carry in parts.carries:
                 total = total + carry(active).astype(U64)
-            _write_sum(machine, parts, total, active)
+            _write_sum(state, parts, total, active)
 
         return low
-    c = pair(machine, parts.sources[2])
+    c = pair(state, parts.sources[2])
     signed = "U32" not in modifiers
 
     def extended(value: NDArray) -> NDArray:
@@ -158,20 +154,20 @@ def _imad(machine: Machine, instruction: Instruction) -> Run:
         for carry in parts.carries:
             total = total + carry(active).astype(U64)
         if "HI" in modifiers:
-            machine.write(parts.row, (total >> U64(32)).astype(U32), active)
+            state.write(parts.row, (total >> U64(32)).astype(U32), active)
         else:
-            write_pair(machine, parts.row, total, active)
+            write_pair(state, parts.row, total, active)
         for row in parts.out:
-            machine.write_predicate(row, over > 0, active)
+            state.write_predicate(row, over > 0, active)
 
     return run
 
 
 @operation("IDP")
-def _dot(machine: Machine, instruction: Instruction) -> Run:
+def _dot(state: State, instruction: Instruction) -> Run:
     """A dot product of bytes, or of two numbers of 16 bits and the lower or upper two bytes, added to a sum."""
-    parts, modifiers = Parts(machine, instruction), instruction.opcode.split(".")[1:]
-    a, b, c = (word(machine, text) for text in parts.sources)
+    parts, modifiers = Parts(state, instruction), instruction.opcode.split(".")[1:]
+    a, b, c = (word(state, text) for text in parts.sources)
     count = 4 if "4A" in modifiers else 2
     bits = 32 // count
     offset = 16 if "HI" in modifiers else 0
@@ -186,15 +182,15 @@ def _dot(machine: Machine, instruction: Instruction) -> Run:
         for i in range(count):
             product = part(left, bits * i, bits, signs[0]) * part(right, offset + 8 * i, 8, signs[1])
             total = total + product.view(U32)
-        machine.write(parts.row, total, active)
+        state.write(parts.row, total, active)
 
     return run
 
 
 @operation("SHF", "USHF")
-def _shift(machine: Machine, instruction: Instruction) -> Run:
-    parts, modifiers = Parts(machine, instruction), instruction.modifiers
-    a, count, c = (word(machine, text) for text in parts.sources)
+def _shift(state: State, instruction: Instruction) -> Run:
+    parts, modifiers = Parts(state, instruction), instruction.modifiers
+    a, count, c = (word(state, text) for text in parts.sources)
     signed = bool(modifiers & {"S32", "S64"})
 
     def run(active: Active) -> None:
@@ -205,7 +201,7 @@ def _shift(machine: Machine, instruction: Instruction) -> Run:
             both = both << by
         else:
             both = (both.view(I64) >> by.view(I64)).view(U64) if signed else both >> by
-        machine.write(parts.row, (both >> U64(32) if "HI" in modifiers else both).astype(U32), active)
+        state.write(parts.row, (both >> U64(32) if "HI" in modifiers else both).astype(U32), active)
 
     return run
 
@@ -226,52 +222,52 @@ def _lookup(table: int, a: NDArray, b: NDArray, c: NDArray) -> NDArray:
 
 
 @operation("LOP3", "ULOP3")
-def _lop3(machine: Machine, instruction: Instruction) -> Run:
-    parts = Parts(machine, instruction)
-    sources = [word(machine, text) for text in parts.sources[:3]]
+def _lop3(state: State, instruction: Instruction) -> Run:
+    parts = Parts(state, instruction)
+    sources = [word(state, text) for text in parts.sources[:3]]
     table = int(parts.sources[3], 16)
 
     def run(active: Active) -> None:
         value = _lookup(table, *(source(active) for source in sources))
-        machine.write(parts.row, value, active)
+        state.write(parts.row, value, active)
         for text in parts.first:
-            machine.write_predicate(row_of(text), (value != 0) | parts.carries[0](active), active)
+            state.write_predicate(row_of(text), (value != 0) | parts.carries[0](active), active)
 
     return run
 
 
 @operation("PLOP3", "UPLOP3")
-def _plop3(machine: Machine, instruction: Instruction) -> Run:
+def _plop3(state: State, instruction: Instruction) -> Run:
     *names, first, second = instruction.operands
-    a, b, c = (predicate(machine, text) for text in names[2:5])
+    a, b, c = (predicate(state, text) for text in names[2:5])
 
     def run(active: Active) -> None:
         given = a(active), b(active), c(active)
         values = [_lookup(int(table, 16), *given) for table in (first, second)]
         for text, value in zip(names[:2], values, strict=True):
-            machine.write_predicate(row_of(text), value, active)
+            state.write_predicate(row_of(text), value, active)
 
     return run
 
 
 @operation("SEL", "USEL", "FSEL")
-def _select(machine: Machine, instruction: Instruction) -> Run:
-    parts = Parts(machine, instruction)
+def _select(state: State, instruction: Instruction) -> Run:
+    parts = Parts(state, instruction)
     read = number if instruction.base == "FSEL" else word
-    a, b = (read(machine, text) for text in parts.sources)
+    a, b = (read(state, text) for text in parts.sources)
 
     def run(active: Active) -> None:
         chosen = np.where(parts.carries[0](active), a(active), b(active))
-        machine.write(parts.row, chosen.view(U32), active)
+        state.write(parts.row, chosen.view(U32), active)
 
     return run
 
 
 @operation("IMNMX", "VIMNMX", "VIMNMX3", "VIADDMNMX", "UIMNMX", "FMNMX")
-def _least_or_greatest(machine: Machine, instruction: Instruction) -> Run:
-    parts = Parts(machine, instruction)
+def _least_or_greatest(state: State, instruction: Instruction) -> Run:
+    parts = Parts(state, instruction)
     kind = F32 if instruction.base == "FMNMX" else U32 if "U32" in instruction.modifiers else I32
-    reads = [(number if kind == F32 else word)(machine, text) for text in parts.sources]
+    reads = [(number if kind == F32 else word)(state, text) for text in parts.sources]
     positive = "RELU" in instruction.modifiers
 
     def run(active: Active) -> None:
@@ -281,15 +277,15 @@ def _least_or_greatest(machine: Machine, instruction: Instruction) -> Run:
         given = [value.view(kind) for value in values]
         least, greatest = (np.fmin, np.fmax) if kind == F32 else (np.minimum, np.maximum)
         value = np.where(parts.carries[0](active), reduce(least, given), reduce(greatest, given))
-        machine.write(parts.row, (np.maximum(value, kind(0)) if positive else value).view(U32), active)
+        state.write(parts.row, (np.maximum(value, kind(0)) if positive else value).view(U32), active)
 
     return run
 
 
 @operation("ISETP", "UISETP")
-def _compare_integers(machine: Machine, instruction: Instruction) -> Run:
-    parts, modifiers = Parts(machine, instruction), instruction.modifiers
-    a, b = (word(machine, text) for text in parts.sources)
+def _compare_integers(state: State, instruction: Instruction) -> Run:
+    parts, modifiers = Parts(state, instruction), instruction.modifiers
+    a, b = (word(state, text) for text in parts.sources)
     kind, (name,) = U32 if "U32" in modifiers else I32, modifiers & set(COMPARE)
     strict = {"LE": "LT", "GE": "GT"}.get(name, name)
 
@@ -303,15 +299,26 @@ def _compare_integers(machine: Machine, instruction: Instruction) -> Run:
             )
         else:
             value = COMPARE[name](left, right)
-        write_comparison(machine, parts, modifiers, value, active)
+        write_comparison(state, parts, modifiers, value, active)
 
     return run
 
 
+@operation("SGXT", "USGXT")
+def _extend(state: State, instruction: Instruction) -> Run:
+    """The lowest bits alone, of which the highest is the sign unless U32."""
+    parts = Parts(state, instruction)
+    read, unused = word(state, parts.sources[0]), U32(32 - int(parts.sources[1], 16))
+    kind = U32 if "U32" in instruction.modifiers else I32
+    return lambda active: state.write(
+        parts.row, ((read(active) << unused).view(kind) >> kind(unused)).view(U32), active
+    )
+
+
 @operation("FLO", "UFLO")
-def _highest_bit(machine: Machine, instruction: Instruction) -> Run:
-    parts, modifiers = Parts(machine, instruction), instruction.modifiers
-    read = word(machine, parts.sources[0])
+def _highest_bit(state: State, instruction: Instruction) -> Run:
+    parts, modifiers = Parts(state, instruction), instruction.modifiers
+    read = word(state, parts.sources[0])
 
     def run(active: Active) -> None:
         value = read(active)
@@ -320,31 +327,31 @@ def _highest_bit(machine: Machine, instruction: Instruction) -> Run:
         place = np.frexp(value.astype(F64))[1].astype(I32) - I32(1)
         if "SH" in modifiers:
             place = I32(31) - place
-        machine.write(parts.row, np.where(value == 0, U32(0xFFFFFFFF), place.view(U32)), active)
+        state.write(parts.row, np.where(value == 0, U32(0xFFFFFFFF), place.view(U32)), active)
 
     return run
 
 
 @operation("P2R")
-def _predicates_to_register(machine: Machine, instruction: Instruction) -> Run:
-    parts = Parts(machine, instruction)
-    kept, mask = word(machine, parts.sources[-2]), int(parts.sources[-1], 16)
+def _predicates_to_register(state: State, instruction: Instruction) -> Run:
+    parts = Parts(state, instruction)
+    kept, mask = word(state, parts.sources[-2]), int(parts.sources[-1], 16)
 
     def run(active: Active) -> None:
-        bits = sum((machine.predicates[i][active.at].astype(U32) << U32(i) for i in range(7) if mask >> i & 1), U32(0))
-        machine.write(parts.row, kept(active) & U32(~mask & 0xFFFFFFFF) | bits, active)
+        bits = sum((state.predicates[i][active.at].astype(U32) << U32(i) for i in range(7) if mask >> i & 1), U32(0))
+        state.write(parts.row, kept(active) & U32(~mask & 0xFFFFFFFF) | bits, active)
 
     return run
 
 
 @operation("R2P")
-def _register_to_predicates(machine: Machine, instruction: Instruction) -> Run:
-    read, mask = word(machine, instruction.operands[1]), int(instruction.operands[2], 16)
+def _register_to_predicates(state: State, instruction: Instruction) -> Run:
+    read, mask = word(state, instruction.operands[1]), int(instruction.operands[2], 16)
 
     def run(active: Active) -> None:
         value = read(active)
         for i in range(7):
             if mask >> i & 1:
-                machine.write_predicate(i, (value >> U32(i) & U32(1)).astype(bool), active)
+                state.write_predicate(i, (value >> U32(i) & U32(1)).astype(bool), active)
 
     return run

@@ -35,9 +35,19 @@ def odd_sum(a: NDArray, b: NDArray) -> NDArray:
     return np.where((rest != 0) & (bits & 1 == 0) & np.isfinite(rest), bits + step, bits).view(F64)
 
 
+def exact_product(a: NDArray, b: NDArray) -> NDArray:
+    """Of float32, in float64."""
+    return np.asarray(a).astype(F64) * np.asarray(b).astype(F64)
+
+
+def odd_fused(a: NDArray, b: NDArray, c: NDArray) -> NDArray:
+    """a * b + c of float32, rounded to odd in float64."""
+    return odd_sum(exact_product(a, b), np.asarray(c).astype(F64))
+
+
 def fused(a: NDArray, b: NDArray, c: NDArray) -> NDArray:
-    """a * b + c of float32, rounded once: the product is exact in float64."""
-    return odd_sum(np.asarray(a).astype(F64) * np.asarray(b).astype(F64), np.asarray(c).astype(F64)).astype(F32)
+    """a * b + c of float32, rounded once."""
+    return odd_fused(a, b, c).astype(F32)
 
 
 def fused_double(a: NDArray, b: NDArray, c: NDArray) -> NDArray:
@@ -104,6 +114,8 @@ def convert(value: NDArray, target: type, mode: str) -> NDArray:
         if mode == "RN":
             return near
         below, above = near.astype(np.longdouble), value.astype(np.longdouble)  # of 64 bits: both are exact
+        if mode == "RZ":
+            return np.where(np.abs(below) > np.abs(above), np.nextafter(near, target(0)), near)
         wrong = below < above if mode == "RP" else below > above
         toward = target(np.inf if mode == "RP" else -np.inf)
         return np.where(wrong, np.nextafter(near, toward), near)
@@ -116,11 +128,29 @@ def convert(value: NDArray, target: type, mode: str) -> NDArray:
     return result.astype(kind) if info.bits >= 32 else result.astype(I32)
 
 
-def bfloat16(value: NDArray) -> NDArray:
+def bfloat16(value: NDArray, cut: bool = False) -> NDArray:
+    """The bits of float32 as bfloat16, to the nearest, of two the even one; `cut`: towards 0."""
     bits = np.asarray(value).view(U32)
-    rounded = bits + U32(0x7FFF) + (bits >> U32(16) & U32(1)) >> U32(16)
+    rounded = bits >> U32(16) if cut else bits + U32(0x7FFF) + (bits >> U32(16) & U32(1)) >> U32(16)
     return np.where(np.isnan(value), U32(0x7FFF), rounded)
 
 
-def float16(value: NDArray) -> NDArray:
-    return np.asarray(value).astype(np.float16).view(np.uint16).astype(U32)
+def float16(value: NDArray, cut: bool = False) -> NDArray:
+    """The bits of float32 as float16, to the nearest, of two the even one; `cut`: towards 0."""
+    value = np.asarray(value)
+    near = convert(value, np.float16, "RZ") if cut else value.astype(np.float16)
+    return near.view(np.uint16).astype(U32)
+
+
+def accumulated(products: NDArray, sums: NDArray) -> NDArray:
+    """Sums with eight products more, (…, 8) and (…), as tensor cores of sm_80 add them; float64 that is float32.
+
+    Fasi, Higham, Mikaitis and Pranesh, "Numerical behavior of NVIDIA tensor cores" (2021): products are exact; all nine
+    numbers are aligned to the largest, cut off and added; the sum is cut off to 24 bits. How many bits an aligned
+    number keeps below those of the largest is not certain: here none, which is the least that they found.
+    """
+    terms = np.concatenate([products, sums[..., None]], axis=-1)
+    unit = np.ldexp(1.0, np.frexp(np.abs(terms).max(-1))[1] - 24)
+    total = np.trunc(terms / unit[..., None]).sum(-1) * unit
+    bits = total.view(U64) & U64(0xFFFFFFFFE0000000)
+    return np.where(np.isfinite(total), bits.view(F64), terms.sum(-1))
