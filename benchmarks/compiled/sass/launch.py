@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from triton.runtime import JITFunction
 
+from benchmarks.compiled.cases.case import CompileCase
 from benchmarks.compiled.resources import compile_case
 from benchmarks.compiled.sass.listing import Listing
 from benchmarks.compiled.sass.machine import Machine
 from benchmarks.compiled.sass.memory import Memory
-from deit_kernels.compile_case import CompileCase
 
 _TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.int64: "*i64"}
 _FORMATS = {"i32": "i", "fp32": "f"}

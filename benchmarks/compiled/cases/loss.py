@@ -1,4 +1,4 @@
-"""The calls by which the benchmarks judge the kernels of the loss without a GPU; `compile_case.py` says how."""
+"""The kernels of the distillation loss: every form and number of classes, and one traced call of each."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 import triton
 from torch import Tensor
 
-from ..compile_case import CompileCase, Launch, TraceCase, TracedCall
-from . import kernels, reference
-from .launch import MEAN_OPTIONS, backward_arguments, backward_operands, forward_arguments
-from .reference import LossCall
+from benchmarks.compiled.cases.case import CompileCase, TraceCase, TracedCall
+from deit_kernels.distill_loss import kernels, reference
+from deit_kernels.distill_loss.launch import MEAN_OPTIONS, backward_arguments, backward_operands, forward_arguments
+from deit_kernels.distill_loss.reference import LossCall
 
 # Target, teacher and heads. The first is the recipe of the paper, the binary ones that of DeiT III.
 _FORMS = {
@@ -27,7 +27,6 @@ _FORMS = {
 # Every form at 1000 classes (ImageNet-1k), the two main ones at the longest single tile and ImageNet-21k too.
 _SIZES = [(form, 1000) for form in _FORMS]
 _SIZES += [(form, classes) for form in ("hard mixed", "soft dense", "binary") for classes in (4096, 21840, 21841)]
-_ROWS = 256  # of the launch whose time is predicted
 _TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int64: "i64"}
 
 
@@ -38,11 +37,9 @@ def compile_cases() -> list[CompileCase]:
         call = example(form, classes, torch.bfloat16)
         for direction, (arguments, options) in example_arguments(call).items():
             kernel = getattr(kernels, f"{direction}_kernel")
-            launch = (_forward_launch if direction == "forward" else _backward_launch)(call, options)
-            cases.append(_case(f"loss_{direction} {form} c{classes}", kernel, arguments, options, launch))
+            cases.append(_case(f"loss_{direction} {form} c{classes}", kernel, arguments, options))
     vector = torch.empty(8)
-    launch = Launch(1, (-(-_ROWS // MEAN_OPTIONS["BLOCK"]),), 12 * _ROWS, 16, fetched=12 * _ROWS)
-    cases.append(_case("loss_mean", kernels.mean_kernel, (*[vector] * 7, len(vector), 0.5), MEAN_OPTIONS, launch))
+    cases.append(_case("loss_mean", kernels.mean_kernel, (*[vector] * 7, len(vector), 0.5), MEAN_OPTIONS))
     return cases
 
 
@@ -92,41 +89,7 @@ def example_arguments(call: LossCall) -> dict[str, tuple[tuple, dict[str, object
     }
 
 
-def _forward_launch(call: LossCall, options: dict[str, object]) -> Launch:
-    loaded = _row_bytes([value for value in call._asdict().values() if isinstance(value, Tensor)])
-    stored = 4 * (2 + reference.STATISTICS)
-    tiles = () if options["ONE_TILE"] else (-(-call.logits.shape[1] // options["BLOCK"]),)
-    return Launch(_ROWS, (*_topk_trips(call), *tiles), loaded, stored, fetched=loaded)
-
-
-def _backward_launch(call: LossCall, options: dict[str, object]) -> Launch:
-    """A program a tile of a row; each reads the row's labels and statistics, and what the grid shares, once."""
-    logits = [head for head in (call.cls, call.dist) if head is not None]
-    read = backward_operands(call, True, call.teacher is not None).pointers
-    tiled = [tensor for tensor in read if tensor is not None and tensor.shape == call.logits.shape]
-    listed = [tensor for tensor in read if tensor is not None and tensor.shape != call.logits.shape]
-    tiles = -(-call.logits.shape[1] // options["BLOCK"])
-    of_row, of_grid = _row_bytes(listed) + 4 * reference.STATISTICS, 8
-    of_tile = _row_bytes(tiled) / tiles
-    return Launch(
-        _ROWS * tiles, _topk_trips(call), of_tile + of_row + of_grid, _row_bytes(logits) / tiles,
-        fetched=of_tile + of_row / tiles,
-    )  # fmt: skip
-
-
-def _topk_trips(call: LossCall) -> tuple[int, ...]:
-    return () if call.teacher_probs is None else (call.teacher_probs.shape[1],)
-
-
-def _row_bytes(tensors: list[Tensor]) -> float:
-    """Bytes of one row of each, of one that is listed twice once."""
-    distinct = {tensor.data_ptr(): tensor for tensor in tensors}.values()
-    return sum(tensor.numel() * tensor.element_size() / tensor.shape[0] for tensor in distinct)
-
-
-def _case(
-    name: str, kernel: triton.JITFunction, arguments: tuple, options: dict[str, object], launch: Launch
-) -> CompileCase:
+def _case(name: str, kernel: triton.JITFunction, arguments: tuple, options: dict[str, object]) -> CompileCase:
     """What the JIT makes of these arguments: tensors are pointers, numbers i32 and fp32, None is a constexpr."""
     given = dict(zip(kernel.arg_names, arguments, strict=False))
     constexprs = {name: value for name, value in given.items() if value is None}
@@ -143,7 +106,6 @@ def _case(
         num_warps=options["num_warps"],
         num_stages=options["num_stages"],
         trace=name,
-        launch=launch,
     )
 
 

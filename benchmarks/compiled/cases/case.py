@@ -1,6 +1,6 @@
 """What an op tells the benchmarks about its kernels, so that they can be judged without a GPU.
 
-The `cases.py` of an op of Triton kernels exposes two functions that `benchmarks/compiled` calls:
+Each op has a module here with two functions:
 
     compile_cases() -> list[CompileCase]    each kernel as the JIT would specialise it; compiled ahead of time
     trace_cases() -> list[TraceCase]        one call of the op on CPU tensors; its loads, stores, products and
@@ -17,28 +17,6 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Launch:
-    """A launch of a kernel at the size for which the benchmarks predict its time.
-
-    Attributes:
-        programs: of the whole grid.
-        trips: how often each loop of the machine code runs, in the order of their addresses, inner ones first.
-        loaded, stored: bytes that a program asks for, the mean of all programs, without what a mask leaves out.
-        fetched: of `loaded`, what comes from the DRAM: every byte of the inputs once, divided by the programs. What
-            several programs load is in L2 for all but one.
-        forks: for the kinds of program that take turns in the grid, whether each branches where the machine code skips
-            a whole loop.
-    """
-
-    programs: int
-    trips: tuple[int, ...]
-    loaded: float
-    stored: float
-    fetched: float
-    forks: tuple[bool, ...] = (False,)
-
-
-@dataclass(frozen=True)
 class CompileCase:
     """One kernel with everything that decides its machine code, but the target.
 
@@ -52,7 +30,6 @@ class CompileCase:
         num_warps, num_stages, max_registers: launch options; None of the last: as the compiler chooses.
         capability: the only target this case is for, as 90; None: every target.
         trace: name of the TraceCase that runs this kernel in these blocks; "": none does.
-        launch: at the reported size; None: no time is predicted.
     """
 
     name: str
@@ -65,7 +42,6 @@ class CompileCase:
     max_registers: int | None = None
     capability: int | None = None
     trace: str = ""
-    launch: Launch | None = None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The calls by which the benchmarks judge the attention kernels without a GPU; `compile_case.py` says how."""
+"""The attention kernels: those of every row of the table at the reported lengths, and one traced call of each."""
 
 from __future__ import annotations
 
@@ -10,12 +10,18 @@ import torch
 import triton
 from torch import Tensor
 
-from ..compile_case import CompileCase, Launch, TraceCase, TracedCall
-from . import backward_kernels, forward_kernels
-from .backward_kernels import SUMMED
-from .configuration import Config, Direction, choose
-from .launch import backward, backward_constexprs, delta_constexprs, forward, forward_constexprs
-from .reference import forward_reference
+from benchmarks.compiled.cases.case import CompileCase, TraceCase, TracedCall
+from deit_kernels.short_attention import backward_kernels, forward_kernels
+from deit_kernels.short_attention.backward_kernels import SUMMED
+from deit_kernels.short_attention.configuration import Config, Direction, choose
+from deit_kernels.short_attention.launch import (
+    backward,
+    backward_constexprs,
+    delta_constexprs,
+    forward,
+    forward_constexprs,
+)
+from deit_kernels.short_attention.reference import forward_reference
 
 # What compile_cases covers: head dim -> lengths, each a row of the table or a way to end its last block.
 _REPORTED = {
@@ -27,8 +33,6 @@ _REPORTED = {
 }
 _CARDS = {80: 80, 89: 89, 90: 90, 100: 100, 120: 89}  # compute capability -> family
 _MANY = 1 << 20  # pairs of (batch, head): enough to fill any card
-_PAIRS = 256 * 6  # images and heads of the launch whose time is predicted
-_DELTA_LENGTH = 198
 
 
 def compile_cases() -> list[CompileCase]:
@@ -36,22 +40,21 @@ def compile_cases() -> list[CompileCase]:
     cases = []
     for capability, card in _CARDS.items():
         for features in _REPORTED:
-            settings, launch = delta_constexprs(features), _delta_launch(features)
-            cases.append(_case(backward_kernels.attention_delta, f"d{features}", settings, capability, launch=launch))
+            settings = delta_constexprs(features)
+            cases.append(_case(backward_kernels.attention_delta, f"d{features}", settings, capability))
         cases += [config_case(*reported, capability) for reported in _reported(card)]
     return cases
 
 
 def config_case(direction: Direction, length: int, features: int, config: Config, capability: int) -> CompileCase:
-    """The kernel that `config` names, as it is specialised for a large batch, with its launch at the reported size."""
-    module, constexprs, launch = (
-        (forward_kernels, forward_constexprs, _forward_launch)
-        if direction == "forward"
-        else (backward_kernels, backward_constexprs, _backward_launch)
+    """The kernel that `config` names, as it is specialised for a large batch."""
+    forward_pass = direction == "forward"
+    module, constexprs = (
+        (forward_kernels, forward_constexprs) if forward_pass else (backward_kernels, backward_constexprs)
     )
     kernel = getattr(module, f"attention_{direction}_{config.form}")
     settings, trace = constexprs(config, length, features), _trace_name(direction, length, features, config)
-    return _case(kernel, f"n{length} d{features}", settings, capability, trace, launch(length, features, config))
+    return _case(kernel, f"n{length} d{features}", settings, capability, trace)
 
 
 def _reported(card: int) -> Iterator[tuple[Direction, int, int, Config]]:
@@ -67,9 +70,8 @@ def _trace_name(direction: Direction, length: int, features: int, config: Config
 
 
 def _case(
-    kernel: triton.JITFunction, shape: str, settings: dict[str, int], capability: int, trace: str = "",
-    launch: Launch | None = None,
-) -> CompileCase:  # fmt: skip
+    kernel: triton.JITFunction, shape: str, settings: dict[str, int], capability: int, trace: str = ""
+) -> CompileCase:
     types = {"scale": "fp32", "scale_log2": "fp32", "lse": "*fp32", "delta": "*fp32"}
     types |= dict.fromkeys(("grad", "query", "key", "value", "out", "grads"), "*bf16")
     constexprs = {name: value for name, value in settings.items() if name in kernel.arg_names}
@@ -85,40 +87,7 @@ def _case(
         max_registers=settings["maxnreg"],
         capability=capability,
         trace=trace,
-        launch=launch,
     )
-
-
-def _forward_launch(length: int, features: int, config: Config) -> Launch:
-    matrix, vector = 2 * length * features, 4 * length  # bytes of one (N, D) matrix, and of the log-sum-exp
-    if config.form == "resident":
-        return Launch(_PAIRS, (-(-length // config.block_m),), 3 * matrix, matrix + vector, 3 * matrix)
-    tiles = -(-length // config.block_m)
-    own, streamed = matrix / tiles, 2 * matrix
-    stored, trips = (matrix + vector) / tiles, (length // config.block_n,)
-    return Launch(_PAIRS * tiles, trips, own + streamed, stored, fetched=3 * matrix / tiles)
-
-
-def _backward_launch(length: int, features: int, config: Config) -> Launch:
-    matrix, vector = 2 * length * features, 4 * length
-    if config.form == "resident":
-        loaded = (5 if length > SUMMED.value else 4) * matrix + vector
-        return Launch(_PAIRS, (-(-length // config.block_m),), loaded, 3 * matrix, loaded)
-    tiles, trips = -(-length // config.block_m), -(-length // config.block_n)
-    if config.form == "two_phase":
-        loaded = 5 * matrix + vector + tiles * (4 * matrix + 2 * vector)
-        return Launch(_PAIRS, (trips, tiles, trips, tiles), loaded, 3 * matrix + vector, 5 * matrix + vector)
-    of_keys = 2 * matrix / tiles + 2 * (matrix + vector)
-    of_queries = 2 * (matrix + vector) / tiles + 2 * matrix
-    return Launch(
-        2 * _PAIRS * tiles, (trips, trips), (of_keys + of_queries) / 2, 3 * matrix / (2 * tiles),
-        fetched=(2 * matrix + vector) / tiles, forks=(False, True),
-    )  # fmt: skip
-
-
-def _delta_launch(features: int) -> Launch:
-    matrix, tiles = 2 * _DELTA_LENGTH * features, -(-_DELTA_LENGTH // delta_constexprs(features)["BM"])
-    return Launch(_PAIRS * tiles, (), 2 * matrix / tiles, 4 * _DELTA_LENGTH / tiles, 2 * matrix / tiles)
 
 
 def trace_cases() -> list[TraceCase]:
