@@ -190,7 +190,7 @@ import torch
 from deit_kernels import cross_entropy
 logits = torch.tensor([[1.0, 2.0, 3.0]], requires_grad=True)
 cross_entropy(logits, torch.tensor([1])).backward()
-print(logits.grad, torch._C._dispatch_has_kernel_for_dispatch_key("deit_kernels::_distill_loss_fwd", "CPU"))
+print(logits.grad, torch._C._dispatch_has_kernel_for_dispatch_key("deit_kernels::distillation_loss_forward", "CPU"))
 """
 
 
