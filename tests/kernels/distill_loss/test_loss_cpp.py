@@ -291,7 +291,9 @@ def test_backward_writes_nowhere_else_when_labels_have_changed_since() -> None:
     grad, (_, _, _, statistics, count) = torch.tensor(1.0), OPS.distillation_loss_forward(*call)
     statistics[0, reference.TEACHER_LABEL] = 1e30
     moved = call._replace(target=torch.full((4,), 2**40), partner=torch.full((4,), -5))
-    assert not any(gradient.any() for gradient in OPS.distillation_loss_backward(grad, statistics, count, *moved, True, True))
+    assert not any(
+        gradient.any() for gradient in OPS.distillation_loss_backward(grad, statistics, count, *moved, True, True)
+    )
     OPS.distillation_loss_backward(grad, statistics, count, *call, True, True)
 
 
