@@ -202,13 +202,13 @@ def forward_kernel(
 
 @triton.jit(do_not_specialize=UNSPECIALISED)
 def mean_kernel(
-    base_rows_ptr, distill_rows_ptr, statistics_ptr, counts_ptr, loss_ptr, base_ptr, distill_ptr, count_ptr, rows, alpha,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    base_rows_ptr, distill_rows_ptr, statistics_ptr, counts_ptr, loss_ptr, base_ptr, distill_ptr, count_ptr,
+    rows, alpha, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Of ROWS rows a program the sums over those that count, or, with a loss_ptr, of one program the means.
+    """Each program adds up ROWS rows. With a loss_ptr there is one program, which divides its sums: the means.
 
-    A row counts by its statistics; in the place of rows the sums of programs may be given, with their counts. Which rows
-    a program adds up, and in which order, never changes, so every run gives the same bits.
+    `statistics` say which rows count. A second launch gets the sums of the first as rows, with their `counts`. The
+    order of the sums depends on the number of rows alone, so every run gives the same bits.
     """
     b_base = tl.zeros([BLOCK], tl.float32)  # [BLOCK]
     b_distill = tl.zeros([BLOCK], tl.float32)  # [BLOCK]

@@ -1,12 +1,13 @@
 """The public loss functions, their derivatives, and the two ops beneath them.
 
-`deit_kernels::distillation_loss_forward` and `deit_kernels::distillation_loss_backward` run every loss of this package, on
-every device. Their names are stable, so that a policy of selective checkpointing can list them. A third op,
+`deit_kernels::distillation_loss_forward` and `deit_kernels::distillation_loss_backward` run every loss of this package,
+on every device. Their names are stable, so that a policy of selective checkpointing can list them. A third op,
 `_cross_entropy`, is the short way of a cross-entropy of CPU tensors that needs no gradient.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from torch.autograd import Function, forward_ad
 
 from .. import _extension
 from ..dispatch import INTERPRETING, kernel_unavailable_reasons, report_fallback
+from ..systems import register_splits
 from . import checks, reference
 from .reference import LossCall, MixedTarget, TopK
 
@@ -230,7 +232,7 @@ _TENSORS = 7  # the first fields of a LossCall
 
 
 def _is_transformed() -> bool:
-    """Whether a transform of torch.func or forward mode is on; Dynamo, which traces no Function with a `jvp`, is not."""
+    """Whether a transform of torch.func or forward mode is on. Dynamo traces no Function that has a `jvp`."""
     if torch.compiler.is_compiling():
         return False
     return _are_functorch_transforms_active() or forward_ad._current_level >= 0
@@ -400,6 +402,21 @@ _forward_op = torch.ops.deit_kernels.distillation_loss_forward.default
 _backward_op = torch.ops.deit_kernels.distillation_loss_backward.default
 _direct_cross_entropy = torch.ops.deit_kernels._cross_entropy.default._op
 _IN_CPP = _extension.cpu_missing is None and not INTERPRETING  # there shapes are checked too
+
+
+def _row_splits(results: list[int | None], before: list[int | None]) -> Callable[..., list]:
+    """How DTensors split an op along the rows: its results, the arguments before the call's. A mean takes all rows."""
+    given = before + [0] * _TENSORS
+
+    def splits(*args: Any) -> list[tuple[list[int | None], list[int | None]]]:
+        call = LossCall(*args[len(before) :][: len(LossCall._fields)])
+        return [] if call.mean else [(results, given + [None] * (len(args) - len(given)))]
+
+    return splits
+
+
+register_splits(_forward_op, _row_splits([0, 0, 0, 0, None], []))
+register_splits(_backward_op, _row_splits([0, 0], [0, 0, None]))
 
 
 def _implementation(call: LossCall) -> ModuleType:
