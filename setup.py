@@ -1,7 +1,7 @@
-"""Compiles the binaries of both packages; everything else about them stands in pyproject.toml and kernels/pyproject.toml.
+"""Compiles the binaries of both packages; all else about them stands in pyproject.toml and kernels/pyproject.toml.
 
-    pip install -e kernels -e .             # finds the torch of the environment, also under isolation
-    pip install --no-build-isolation --no-deps -e kernels -e .      # off-line
+    pip install -e ./kernels -e .             # finds the torch of the environment, also under isolation
+    pip install --no-build-isolation --no-deps -e ./kernels -e .      # off-line
     python setup.py build_ext --inplace     # the binaries alone, of both packages
 
 kernels/setup.py runs this file for deit_kernels. It has two binaries, each serving every CPython with a GIL and every
@@ -147,8 +147,11 @@ class BuildExtensions(build_ext):
     def finalize_options(self) -> None:
         # By default pip builds an editable install in a temporary folder, where ninja would find nothing to keep.
         self.build_temp = os.path.abspath(self.build_temp or ROOT / "build/ninja")
+        by_name = "build_ext" in self.distribution.commands
+        if by_name:  # out of the way of wheels, which hold whatever lies in build/lib*
+            self.build_lib = self.build_lib or f"{self.build_temp}/lib"
         super().finalize_options()
-        if "build_ext" not in self.distribution.commands:  # for a wheel or an install: what belongs to its packages
+        if not by_name:
             self.extensions = [ext for ext in self.extensions if ext.name.split(".")[0] in self.distribution.packages]
 
     def get_ext_filename(self, fullname: str) -> str:
