@@ -71,7 +71,7 @@ def _load_cuda() -> str | None:
     for other in Path(__file__).parent.glob("_C_cuda.cu*.so"):
         built_for = other.name.removeprefix("_C_cuda.cu").partition(".")[0]
         absent = f"{other.name} is built for CUDA {built_for}, this torch for CUDA {torch.version.cuda}"
-    needs = f"nvcc {major}, the CUDA version of this torch, and a C++20 compiler"
+    needs = f"nvcc {major} and a C++20 compiler"
     return _load(f"_C_cuda.cu{major}.*.so", needs, absent)
 
 
