@@ -106,8 +106,8 @@ def test_a_gpu_extension_for_another_cuda_names_both_versions_at_the_first_call(
     (tmp_path / "deit_kernels" / "_C_cuda.cu13.abi3.so").touch()
     program = "import torch; torch.version.cuda = '12.8'; from deit_kernels.augment import op; op._no_cuda()"
     assert run_python(program, tmp_path).stderr.splitlines()[-1] == (
-        "RuntimeError: augmenting on CUDA: _C_cuda.cu13.abi3.so is built for CUDA 13, this torch for CUDA 12.8; to build "
-        "it, type in a clone of deit-fast: pip install -e ./kernels  (needs nvcc 12 and a C++20 compiler). "
+        "RuntimeError: augmenting on CUDA: _C_cuda.cu13.abi3.so is built for CUDA 13, this torch for CUDA 12.8; to "
+        "build it, type in a clone of deit-fast: pip install -e ./kernels  (needs nvcc 12 and a C++20 compiler). "
         "Until then call apply on CPU tensors"
     )
 
