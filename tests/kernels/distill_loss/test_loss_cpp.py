@@ -330,4 +330,4 @@ def test_without_the_extension_the_reference_runs_and_says_why(state: str, tmp_p
     assert done.stdout == EXPECTED
     (said,) = [line for line in done.stderr.splitlines() if line.startswith("distillation_loss runs plain PyTorch")]
     assert {"missing": "the extension is not built", "older": "older than its Python code"}[state] in said
-    assert "pip install -e ." in said
+    assert "pip install -e ./kernels" in said
