@@ -127,7 +127,7 @@ def test_the_command_trains_the_same_weights(reported: Path, lists: dict) -> Non
     again = parse(shlex.split(lists["command"])[2:], "")
     run = Config.from_json(reported / "config.json")
     assert again.identity() == run.identity()
-    assert (again.distill.teacher_cache, again.run.out) == (run.teacher_cache, f"{run.out}-again")
+    assert (again.distill.teacher_cache, again.run.out) == (run.distill.teacher_cache, f"{run.run.out}-again")
 
 
 @pytest.mark.parametrize(
