@@ -17,7 +17,7 @@ from deit_kernels.augment.mix import MIX
 from deit_kernels.augment.plan import ROW
 from deit_kernels.augment.policy import IMAGENET_MEAN, IMAGENET_STD
 
-pytestmark = needs_compiler
+pytestmark = [needs_compiler, pytest.mark.proof]
 
 OPS = torch.ops.deit_kernels
 TYPES = [torch.float32, torch.float16, torch.bfloat16]
