@@ -27,6 +27,7 @@ LONE = 512  # threads of the one block that runs an image's ops on cards without
 HEADER = np.dtype("i8, i8, i4, i4, (3,)f4, (3,)f4, i4, i4, i4, i4")  # struct Header of run.cpp
 
 
+AVX512 = {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
 ONE_SET = ("-DDEIT_NO_CLONES", "-DDEIT_NO_AVX512")  # of instructions, for the CPU code
 
 
