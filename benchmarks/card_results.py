@@ -119,10 +119,9 @@ def merge(parts: Path) -> dict:
         path = parts / f"{name}.json"
         if path.exists() and stands(USES.get(name, ""), title):
             merged[title] = json.loads(path.read_text())
-    counted = merged.get("counters", {})
-    counted["kernels"] = [
-        each for each in counted.get("kernels", []) if stands(each["op"], f"counters of {each['name']}")
-    ]
+    for title, key in (("counters", "kernels"), ("step by part", "parts")):
+        if each := merged.get(title):
+            each[key] = [one for one in each.get(key, []) if stands(one["op"], f"{title}: {one['name']}")]
     merged["rows"] = [
         row
         for content in contents

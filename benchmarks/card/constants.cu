@@ -46,8 +46,8 @@ extern "C" __global__ void __launch_bounds__(1024) shared_bandwidth(long long *c
 #pragma unroll
     for (int i = 0; i < UNROLL; ++i) {
         uint4 v;
-        asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4 + %5];"
-                     : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at), "n"(16 * i) : "memory");
+        asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at + 16 * i) : "memory");
         sum ^= v.x ^ v.y ^ v.z ^ v.w;
     }
     TIMED_END

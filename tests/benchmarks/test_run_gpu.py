@@ -21,9 +21,9 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks/run_gpu.sh"
 # In the order in which they run.
 STEPS = [
-    "first_tests", "first_rows", "constants", "attention_tests", "attention", "loss_tests", "loss", "step", "build",
-    "augmentation_tests", "training_tests", "train", "counters", "augment", "inference", "tune", "overhead", "resume",
-    "loader", "compiled_peers",
+    "first_tests", "first_rows", "constants", "attention_tests", "attention", "loss_tests", "loss", "build",
+    "augmentation_tests", "step", "training_tests", "train", "counters", "augment", "inference", "tune", "overhead",
+    "resume", "loader", "compiled_peers",
 ]  # fmt: skip
 ON_ATTENTION = {"attention", "step", "train", "inference", "tune", "overhead", "compiled_peers"}
 
@@ -52,7 +52,8 @@ if words[:2] in (["-m", "benchmarks.card"], ["-m", "benchmarks.card_results"]):
 with open(os.environ["CALLS"], "a") as calls:
     calls.write(said.replace("\\n", " ") + "\\n")
 if os.environ["FAIL"] in said:
-    sys.exit("SyntaxError: a broken file")
+    print("SyntaxError: a broken file", file=sys.stderr)
+    sys.exit(3)
 if os.environ["HANG"] in said:
     time.sleep(100)
 wrong = json.loads(os.environ["WRONG"])  # (test, outcome, message), once each
@@ -223,7 +224,7 @@ def test_after(): pass
 """
 
 
-@pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["one process", "xdist"])
+@pytest.mark.parametrize("workers", [[], pytest.param(["-n", "2"], marks=pytest.mark.slow)], ids=["alone", "xdist"])
 def test_the_journal_leaves_no_test_without_an_outcome(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: list[str]
 ) -> None:
@@ -265,7 +266,7 @@ def test_rows_that_use_what_is_wrong_are_named_and_have_no_numbers(tmp_path: Pat
     named = [f"{each['group']} {each['name'].removeprefix('test_')}" for each in rows]
     assert merged["quarantine"] == {
         "attention backward N198 D64 bfloat16": ["step by part", named[1], named[3], named[4]],
-        "augmentation": ["counters of a", named[7]],
+        "augmentation": ["counters: a", named[7]],
     }
 
 
@@ -277,7 +278,7 @@ def test_relative_paths_are_of_the_folder_where_it_is_typed(with_a_card, tmp_pat
 def test_a_step_that_hangs_ends_at_the_limit_and_the_rest_is_named(with_a_card, tmp_path: Path) -> None:
     code, printed, steps, _ = with_a_card(HANG="benchmarks loss", LIMIT="14")
     assert code == 1 and "loss is left out: exit code" in printed
-    for step in ("augmentation_tests", "train", "compiled_peers"):
+    for step in ("augmentation_tests", "inference", "compiled_peers"):
         assert f"{step} is left out: no time is left: run the same command again" in printed
     assert "train" not in steps and json.loads((tmp_path / "out.json").read_text())["rows"]
 
