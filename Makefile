@@ -47,7 +47,7 @@ $(STAMP): $(SOURCES) $(PINS) $(if $(filter yes,$(ACTIVE)),,.venv/bin/python)
 	@mkdir -p $(@D) && touch $@
 
 train: setup
-	$(PY) -m deit_fast.demo $(ARGS)
+	$(PY) -m deit_fast demo $(ARGS)
 
 test: setup lint
 	$(PYTEST) -m "not slow" $(ARGS)

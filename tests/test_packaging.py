@@ -57,7 +57,8 @@ def test_the_wheel_serves_every_python_and_holds_what_users_import(wheel: Path) 
     assert "-cp310-abi3-linux" in wheel.name
     names = zipfile.ZipFile(wheel).namelist()
     assert "deit_kernels/_C.abi3.so" in names
-    assert {f"deit_fast/report/templates/{file}" for file in ("page.html.j2", "style.css", "page.js")} <= set(names)
+    templates = "deit_fast/tools/report/templates"
+    assert {f"{templates}/{file}" for file in ("page.html.j2", "style.css", "page.js")} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
     tops = {name.split("/")[0] for name in names if not name.split("/")[0].endswith(".dist-info")}
     assert tops == {"deit_kernels", "deit_fast"}

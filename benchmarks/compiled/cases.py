@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from deit_kernels.short_attention import cases as attention
 from deit_kernels.compile_case import CompileCase, TraceCase
 from deit_kernels.distill_loss import cases as distill_loss
+from deit_kernels.short_attention import cases as attention
 
 OPS = (attention, distill_loss)
 

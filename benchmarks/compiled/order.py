@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from benchmarks.compiled.model.pipes import CARDS, SUSTAINED
 from benchmarks.compiled.model.predict import CORRECTION
 from benchmarks.compiled.report import numbers_of
+from deit_kernels.compile_case import Launch
 from deit_kernels.short_attention.cases import config_case
 from deit_kernels.short_attention.configuration import Config, Direction
-from deit_kernels.compile_case import Launch
 
 FEATURES = 64
 # Bytes a second that a whole card reads from L2; estimates from public microbenchmarks, no figure of NVIDIA's.

@@ -6,9 +6,11 @@ Needs torch and numpy. Importing registers the ops and loads the compiled extens
 only when a CUDA tensor reaches an op. `kernels/README.md` states the supported ranges and what stays stable.
 """
 
+from importlib.metadata import PackageNotFoundError, version
+
 from . import augment
-from .short_attention import attention, attention_qkvpacked, attention_unsupported_reasons
 from .distill_loss import MixedTarget, TopK, binary_cross_entropy, cross_entropy, distillation_loss, kl_divergence
+from .short_attention import attention, attention_qkvpacked, attention_unsupported_reasons
 
 __all__ = [
     "MixedTarget",
@@ -22,3 +24,8 @@ __all__ = [
     "distillation_loss",
     "kl_divergence",
 ]
+
+try:
+    __version__ = version("deit-kernels")
+except PackageNotFoundError:  # the folder lies on the path, and is not installed
+    __version__ = "0.0.0+unknown"

@@ -16,6 +16,8 @@ import importlib.metadata
 import importlib.util
 import logging
 import os
+import shutil
+import sys
 from collections.abc import Callable
 
 import torch
@@ -32,7 +34,7 @@ _OLDEST_TRITON = (3, 6)
 _log = logging.getLogger("deit_kernels")
 
 
-def _constant_to_dynamo(function: Callable) -> Callable:
+def constant_to_dynamo(function: Callable) -> Callable:
     """What `torch.compiler.assume_constant_result` does; calling it would import torch._dynamo, which takes seconds.
 
     Dynamo then calls the function while it traces, but looks through `functools.cache`: the cached part stands apart.
@@ -41,13 +43,13 @@ def _constant_to_dynamo(function: Callable) -> Callable:
     return function
 
 
-@_constant_to_dynamo
+@constant_to_dynamo
 def kernel_unavailable_reasons(device: torch.device) -> tuple[str, ...]:
     """Why a Triton kernel of this package cannot run on `device`; empty when it can."""
     return _cached_reasons(device)
 
 
-@_constant_to_dynamo
+@constant_to_dynamo
 def report_fallback(op: str, reason: str, expected: bool) -> bool:
     """Log once per process why `op` runs plain PyTorch: INFO where that is expected (a CPU tensor), else WARNING.
 
@@ -74,7 +76,21 @@ def _cached_reasons(device: torch.device) -> tuple[str, ...]:
         return ("no CUDA driver",)
     if torch.cuda.get_device_capability(device.index) < _OLDEST_CAPABILITY:
         return ("compute capability below 8.0",)
+    if not _has_c_compiler():
+        return (
+            "there is no C compiler, by which Triton builds a kernel's launcher: install gcc (Debian, Ubuntu: "
+            "apt install gcc python3-dev), or set CC to a compiler",
+        )
     return ()
+
+
+def _has_c_compiler() -> bool:
+    """As Triton 3.8 looks for one (triton/runtime/build.py): CC, then gcc and clang; or a builder that replaces it."""
+    knobs = sys.modules.get("triton.knobs")
+    if knobs is not None and knobs.build.impl is not None:
+        return True
+    command = os.environ.get("CC")
+    return any(map(shutil.which, ["gcc", "clang"] if command is None else [command]))
 
 
 def _triton_version() -> tuple[int, int]:

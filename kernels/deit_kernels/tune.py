@@ -4,6 +4,7 @@
     python -m deit_kernels.tune --out h100.json --seconds 60     # stops after a minute; the same command continues
     DEIT_KERNELS_TABLE=h100.json python -m deit_fast.train …     # its rows go before the shipped ones
 
+A row also holds the time of PyTorch's SDPA, and the ops take the faster of the two where the table has both directions.
 The ops themselves never tune: a training run starts at once and takes the same kernels every time. A configuration that
 does not fit the card, or whose result differs from the shipped one's, is left out and named. Candidates come in the
 order of their predicted times (`attention/predicted.py`): a first pass measures a few of every row, DeiT's own lengths
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .short_attention.configuration import Config, Direction
@@ -104,6 +106,17 @@ def make_call(direction: Direction, qkv: Tensor, scale: float) -> Callable[[Conf
     if direction == "forward":
         return lambda config: forward(query, key, value, scale, config)[0]
     return lambda config: backward(grad, query, key, value, out, lse, scale, config)[0]
+
+
+def sdpa_call(direction: Direction, qkv: Tensor, scale: float) -> Callable[[], object]:
+    """The same pass by PyTorch's SDPA, the backward with the stack of gradients that a packed qkv needs."""
+    leaf = qkv.detach().requires_grad_(direction == "backward")
+    heads_first = leaf.permute(2, 0, 3, 1, 4)
+    if direction == "forward":
+        return lambda: F.scaled_dot_product_attention(*heads_first.unbind(0), scale=scale)
+    out = F.scaled_dot_product_attention(*heads_first.unbind(0), scale=scale)
+    grad = torch.randn_like(out)
+    return lambda: torch.autograd.grad(out, leaf, grad, retain_graph=True)
 
 
 def failures() -> tuple[type[Exception], ...]:
@@ -220,14 +233,20 @@ def tune(
                 best = min(filter(None, (row, found)), key=lambda each: each["microseconds"], default=None)
                 if best is None:
                     continue  # the last pass begins anew
+                sdpa = row["sdpa_microseconds"] if row else measure(sdpa_call(direction, qkv, features**-0.5)) * 1e3
                 tried += len(left)
                 print(
-                    f"{direction} N = {length}: {best['config']}, {best['microseconds']:.1f} µs, "
+                    f"{direction} N = {length}: {best['config']}, {best['microseconds']:.1f} µs (SDPA {sdpa:.1f}), "
                     f"of {tried} in {len(configs)} candidates", flush=True,
                 )  # fmt: skip
                 shortest = 1 + max((other for other in LENGTHS if other < longest), default=0)
                 row = {"direction": direction, "card": card, "min_length": shortest, "max_length": longest}
-                row |= {"max_features": features, "config": best["config"], "microseconds": best["microseconds"]}
+                row |= {
+                    "max_features": features,
+                    "config": best["config"],
+                    "microseconds": best["microseconds"],
+                    "sdpa_microseconds": sdpa,
+                }
                 rows[direction, longest] = row | {"tried": tried}
                 yield rows[direction, longest]
 

@@ -20,7 +20,9 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple, get_args
+
+import torch
 
 Direction = Literal["forward", "backward"]
 
@@ -59,6 +61,21 @@ class Row:
     max_features: int
     config: Config
     min_length: int = 0  # a measured row holds for its own range only: the table may have no other yet
+    microseconds: float | None = None  # measured, and by PyTorch's SDPA
+    sdpa_microseconds: float | None = None
+
+
+class Range(NamedTuple):
+    """Whether our forward and backward together are ahead of SDPA's, for a head dim and min_length to max_length."""
+
+    features: int
+    min_length: int
+    max_length: int
+    ahead: bool
+
+
+# Until a card has measured it: for wider heads and longer sequences cuDNN and FlashAttention-3 are predicted ahead.
+_EXPECTED = Range(64, 1, 578, True)
 
 
 def _rows(*rows: tuple) -> list[Row]:
@@ -187,7 +204,14 @@ def _rows_on_request(direction: Direction, card: int) -> list[Row]:
     try:
         table = json.loads(Path(path).read_text())["attention"]
         return [
-            Row(row["max_length"], row["max_features"], Config(**row["config"]), row.get("min_length", 0))
+            Row(
+                row["max_length"],
+                row["max_features"],
+                Config(**row["config"]),
+                row.get("min_length", 0),
+                row.get("microseconds"),
+                row.get("sdpa_microseconds"),
+            )
             for row in table
             if row["direction"] == direction and row["card"] == card
         ]
@@ -198,7 +222,29 @@ def _rows_on_request(direction: Direction, card: int) -> list[Row]:
         ) from error
 
 
+@functools.cache
+def ranges_ahead(card: int) -> tuple[Range, ...]:
+    """What a measured table says of both directions, then what is expected; the first range that fits counts."""
+    forward, backward = (_rows_on_request(direction, card) for direction in get_args(Direction))
+    measured = []
+    for row in forward:
+        both = [row, *(other for other in backward if other.max_length == row.max_length)]
+        if len(both) == 2 and all(each.sdpa_microseconds for each in both):
+            ahead = sum(each.microseconds for each in both) < sum(each.sdpa_microseconds for each in both)
+            measured.append(Range(row.max_features, row.min_length, row.max_length, ahead))
+    return *measured, _EXPECTED
+
+
+@functools.cache
+def card_of(device: torch.device) -> tuple[int, int]:
+    """(family, multiprocessors). The interpreter is an H100 of one multiprocessor: a test takes the path of a batch."""
+    if device.type != "cuda":
+        return 90, 1
+    card = torch.cuda.get_device_properties(device)
+    return family((card.major, card.minor), card.shared_memory_per_block_optin), card.multi_processor_count
+
+
 def forget() -> None:
     """Read the table again, after DEIT_KERNELS_TABLE has changed."""
-    choose.cache_clear()
-    _rows_on_request.cache_clear()
+    for cached in (choose, ranges_ahead, _rows_on_request):
+        cached.cache_clear()

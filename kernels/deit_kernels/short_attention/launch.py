@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 
 import torch
@@ -10,7 +9,7 @@ import triton
 from torch import Tensor
 
 from . import backward_kernels, forward_kernels
-from .configuration import Config, choose, family, key_pieces, splits
+from .configuration import Config, card_of, choose, key_pieces, splits
 
 _LOG2_E = 1 / math.log(2)
 _DELTA_ROWS = 64
@@ -54,6 +53,7 @@ def backward(
     config = config or choose("backward", card, length, features, pairs, multiprocessors)
     constexprs = backward_constexprs(config, length, features)
     grad, query, key, value = _readable(grad), _readable(query), _readable(key), _readable(value)
+    out, lse = _packed(out), _packed(lse)
     strides = _strides(grad) + _strides(query) + _strides(key) + _strides(value)
     with torch.cuda.device_of(query):
         if config.form == "resident":
@@ -123,15 +123,13 @@ def _readable(tensor: Tensor) -> Tensor:
     return tensor.clone(memory_format=torch.contiguous_format)
 
 
+def _packed(tensor: Tensor) -> Tensor:
+    """`tensor` where it lies as `forward` returned it, else a copy: a hook may have re-packed it."""
+    if tensor.is_contiguous() and tensor.data_ptr() % 16 == 0:
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
 def _strides(tensor: Tensor) -> tuple[int, int, int]:
     """Strides of batch, row and head in units of 8 elements (blocks.py says why)."""
     return tensor.stride(0) // 8, tensor.stride(1) // 8, tensor.stride(2) // 8
-
-
-@functools.cache
-def card_of(device: torch.device) -> tuple[int, int]:
-    """(family, multiprocessors). The interpreter is an H100 of one multiprocessor: a test takes the path of a batch."""
-    if device.type != "cuda":
-        return 90, 1
-    card = torch.cuda.get_device_properties(device)
-    return family((card.major, card.minor), card.shared_memory_per_block_optin), card.multi_processor_count

@@ -1,31 +1,42 @@
 """The public attention functions, the ops behind them, and the choice between our kernels and PyTorch's SDPA.
 
-Two private ops carry the kernels, `deit_kernels::_attention_fwd` and `_attention_bwd`; autograd stands outside of them
-in two `autograd.Function`s, so that the packed form returns one packed gradient. On the CPU the ops are the reference,
-so that tests and tracing need no card; the public functions run SDPA on CPU tensors, unless TRITON_INTERPRET=1.
+Two ops carry the kernels, `deit_kernels::attention_forward` and `attention_backward`, of (B, N, H, D) tensors of any
+strides. Autograd stands outside of them in two `autograd.Function`s, so that the packed form returns one packed
+gradient. On the CPU the ops are the reference, so that tests and tracing need no card; the public functions run SDPA on
+CPU tensors, unless TRITON_INTERPRET=1.
 """
 
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..dispatch import INTERPRETING, ON_CPU, kernel_unavailable_reasons, report_fallback
-from .configuration import LONGEST, WIDEST
-from .reference import attention_backward_reference, backward_reference, forward_reference
+from ..dispatch import INTERPRETING, ON_CPU, constant_to_dynamo, kernel_unavailable_reasons, report_fallback
+from ..systems import register_flops, register_splits
+from .configuration import LONGEST, WIDEST, Range, card_of, ranges_ahead
+from .reference import backward_reference, forward_reference
+
+SETTING = os.environ.get("DEIT_KERNELS_ATTENTION", "kernels" if INTERPRETING else "auto")
+"""Which attention runs: "kernels" wherever they can, "sdpa" everywhere, "auto" the one that is expected ahead."""
+if SETTING not in ("auto", "kernels", "sdpa"):
+    raise ValueError(f"DEIT_KERNELS_ATTENTION is {SETTING!r}: type auto, kernels or sdpa")
 
 # The interpreter's bf16 sums are silently wrong, and its float32 dot is exact where a card's would be TF32.
 _DTYPES = (torch.float16, torch.float32) if INTERPRETING else (torch.float16, torch.bfloat16)
 
 torch.library.define(
-    "deit_kernels::_attention_fwd", "(Tensor query, Tensor key, Tensor value, float scale) -> (Tensor, Tensor)"
+    "deit_kernels::attention_forward", "(Tensor query, Tensor key, Tensor value, float scale) -> (Tensor, Tensor)"
 )
 torch.library.define(
-    "deit_kernels::_attention_bwd",
+    "deit_kernels::attention_backward",
     "(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, float scale) -> Tensor",
 )
 
@@ -56,20 +67,22 @@ def _interpret_backward(
     return run(grad, query, key, value, out, lse, scale)
 
 
-torch.library.impl("deit_kernels::_attention_fwd", "CUDA", _launch_forward)
-torch.library.impl("deit_kernels::_attention_bwd", "CUDA", _launch_backward)
-torch.library.impl("deit_kernels::_attention_fwd", "CPU", _interpret_forward if INTERPRETING else forward_reference)
-torch.library.impl("deit_kernels::_attention_bwd", "CPU", _interpret_backward if INTERPRETING else backward_reference)
+torch.library.impl("deit_kernels::attention_forward", "CUDA", _launch_forward)
+torch.library.impl("deit_kernels::attention_backward", "CUDA", _launch_backward)
+torch.library.impl("deit_kernels::attention_forward", "CPU", _interpret_forward if INTERPRETING else forward_reference)
+torch.library.impl(
+    "deit_kernels::attention_backward", "CPU", _interpret_backward if INTERPRETING else backward_reference
+)
 
 
-@torch.library.register_fake("deit_kernels::_attention_fwd")
+@torch.library.register_fake("deit_kernels::attention_forward")
 def _fake_forward(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     batch, length, heads, features = query.shape
     lse = query.new_empty(batch, heads, length, dtype=torch.float32)
     return query.new_empty(batch, length, heads, features), lse
 
 
-@torch.library.register_fake("deit_kernels::_attention_bwd")
+@torch.library.register_fake("deit_kernels::attention_backward")
 def _fake_backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, scale: float
 ) -> Tensor:
@@ -77,20 +90,45 @@ def _fake_backward(
     return query.new_empty(batch, length, 3, heads, features)
 
 
-_forward_op = torch.ops.deit_kernels._attention_fwd.default
-_backward_op = torch.ops.deit_kernels._attention_bwd.default
+_forward_op = torch.ops.deit_kernels.attention_forward.default
+_backward_op = torch.ops.deit_kernels.attention_backward.default
 
 
-def _gradients(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, scale: float
-) -> Tensor:
-    """Packed gradients; under create_graph=True from plain PyTorch, since the kernel's result has no graph."""
-    if torch.is_grad_enabled():
-        with torch.autocast(query.device.type, enabled=False):
-            heads_first = (tensor.transpose(1, 2) for tensor in (grad, query, key, value))
-            grads = attention_backward_reference(*heads_first, scale=scale)
-            return torch.stack(grads, dim=2).permute(0, 3, 2, 1, 4)  # (B, H, 3, N, D) -> (B, N, 3, H, D)
-    return _backward_op(grad, query, key, value, out, lse, scale)
+def _flops(products: int) -> Callable[..., int]:
+    """Of `products` matrix products of N x N x D for each head, a multiplication and an addition each."""
+
+    def formula(*shapes: Any, out_shape: Any = None) -> int:
+        batch, length, heads, features = shapes[0]
+        return 2 * products * batch * heads * length * length * features
+
+    return formula
+
+
+register_flops(torch.ops.deit_kernels.attention_forward, _flops(2))
+register_flops(torch.ops.deit_kernels.attention_backward, _flops(5))
+# By the batch, and by the heads.
+register_splits(_forward_op, [([0, 0], [0, 0, 0, None]), ([2, 1], [2, 2, 2, None])])
+register_splits(_backward_op, [([0], [0, 0, 0, 0, 0, 0, None]), ([3], [2, 2, 2, 2, 2, 1, None])])
+
+
+def _gradients(*operands: Any) -> Tensor:
+    """The backward op; where somebody differentiates again, with a graph."""
+    return (_Gradient.apply if torch.is_grad_enabled() else _backward_op)(*operands)
+
+
+def _vmapped(function: type[Function], info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+    """A `vmap` of one of the functions below: the mapped dimension becomes a part of the batch, and one again."""
+
+    def folded(arg: Any, dim: int | None) -> Any:
+        if not isinstance(arg, Tensor):
+            return arg
+        mapped = arg.expand(info.batch_size, *arg.shape) if dim is None else arg.movedim(dim, 0)
+        return mapped.flatten(0, 1)
+
+    results = function.apply(*map(folded, args, in_dims))
+    if isinstance(results, Tensor):
+        return results.unflatten(0, (info.batch_size, -1)), 0
+    return tuple(result.unflatten(0, (info.batch_size, -1)) for result in results), (0,) * len(results)
 
 
 class _PackedAttention(Function):
@@ -112,12 +150,15 @@ class _PackedAttention(Function):
         qkv, out, lse = ctx.saved_tensors
         return _gradients(grad, *qkv.unbind(2), out, lse, ctx.scale), None
 
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        return _vmapped(_PackedAttention, info, in_dims, *args)
+
 
 class _Attention(Function):
     @staticmethod
     def forward(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        out, lse = _forward_op(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), scale)
-        return out.transpose(1, 2), lse
+        return _forward_op(query, key, value, scale)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -130,10 +171,38 @@ class _Attention(Function):
     def backward(ctx, grad: Tensor | None, _: None) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         if grad is None:
             return None, None, None, None
-        query, key, value, out, lse = ctx.saved_tensors
-        tokens_first = (tensor.transpose(1, 2) for tensor in (grad, query, key, value, out))
-        dq, dk, dv = _gradients(*tokens_first, lse, ctx.scale).unbind(2)
-        return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2), None
+        return *_gradients(grad, *ctx.saved_tensors, ctx.scale).unbind(2), None
+
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        return _vmapped(_Attention, info, in_dims, *args)
+
+
+class _Gradient(Function):
+    """The backward op, whose own derivative is the reference's."""
+
+    @staticmethod
+    def forward(
+        grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, scale: float
+    ) -> Tensor:
+        return _backward_op(grad, query, key, value, out, lse, scale)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        *tensors, _, _, ctx.scale = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        def gradients(*operands: Tensor) -> Tensor:
+            return backward_reference(*operands, None, None, ctx.scale)
+
+        with torch.autocast(grad.device.type, enabled=False):
+            return *torch.func.vjp(gradients, *ctx.saved_tensors)[1](grad), None, None, None
+
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        return _vmapped(_Gradient, info, in_dims, *args)
 
 
 def attention(
@@ -165,7 +234,7 @@ def attention(
     shape = query.shape
     plain = attn_mask is None and scale is None and not (dropout_p or is_causal or enable_gqa)
     alike = len(shape) == 4 and shape == key.shape == value.shape and shape[3] > 0
-    if plain and alike and query.is_cpu and not INTERPRETING:
+    if plain and alike and query.is_cpu and not INTERPRETING and forward_ad._current_level < 0:
         report_fallback("deit_kernels.attention", ON_CPU, True)
         try:  # a small call is half checks: the dtypes and devices are left to SDPA
             return F.scaled_dot_product_attention(query, key, value)
@@ -180,11 +249,11 @@ def attention(
     )
     if reasons:
         report_fallback("deit_kernels.attention", reasons[0], expected=query.is_cpu)
-        return F.scaled_dot_product_attention(
-            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-        )
-    query, key, value = (_autocast(tensor) for tensor in (query, key, value))
-    return _Attention.apply(query, key, value, query.shape[-1] ** -0.5 if scale is None else float(scale))[0]
+        return _sdpa(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    tokens_first = (_autocast(tensor).transpose(1, 2) for tensor in (query, key, value))
+    return _Attention.apply(*tokens_first, query.shape[-1] ** -0.5 if scale is None else float(scale))[0].transpose(
+        1, 2
+    )
 
 
 def attention_qkvpacked(qkv: Tensor, *, scale: float | None = None) -> Tensor:
@@ -211,7 +280,7 @@ def attention_qkvpacked(qkv: Tensor, *, scale: float | None = None) -> Tensor:
     if reasons:
         report_fallback("deit_kernels.attention_qkvpacked", reasons[0], expected=qkv.is_cpu)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        return F.scaled_dot_product_attention(query, key, value, scale=scale).transpose(1, 2).contiguous()
+        return _sdpa(query, key, value, scale=scale).transpose(1, 2).contiguous()
     return _PackedAttention.apply(_autocast(qkv), qkv.shape[-1] ** -0.5 if scale is None else float(scale))[0]
 
 
@@ -260,7 +329,36 @@ def attention_unsupported_reasons(
         reasons.append("is_causal")
     if scale is not None and not scale > 0:
         reasons.append("a scale that is not positive")
+    if forward_ad._current_level >= 0:
+        reasons.append("a forward-mode derivative (jvp), which SDPA's math backend has")
+    if SETTING == "sdpa":
+        reasons.append("DEIT_KERNELS_ATTENTION=sdpa")
+    elif SETTING == "auto" and not reasons and not _is_ahead(query.device, length, features):
+        reasons.append(
+            "a head dim or a number of tokens at which SDPA is expected to be faster; to run our kernels all the same, "
+            "set DEIT_KERNELS_ATTENTION=kernels"
+        )
     return reasons
+
+
+def _is_ahead(device: torch.device, length: int, features: int) -> bool:
+    for row in _ranges_ahead(device):
+        if row.features == features and row.min_length <= length <= row.max_length:
+            return row.ahead
+    return False
+
+
+@constant_to_dynamo
+def _ranges_ahead(device: torch.device) -> tuple[Range, ...]:
+    return ranges_ahead(card_of(device)[0])
+
+
+def _sdpa(*operands: Any, **options: Any) -> Tensor:
+    """PyTorch's attention; in forward mode by its math backend, the only one with that derivative."""
+    if forward_ad._current_level < 0:
+        return F.scaled_dot_product_attention(*operands, **options)
+    with sdpa_kernel(SDPBackend.MATH):
+        return F.scaled_dot_product_attention(*operands, **options)
 
 
 def _autocast_dtype(tensor: Tensor) -> torch.dtype:

@@ -12,8 +12,8 @@ from benchmarks.compiled import report as compile_report
 from benchmarks.compiled.cases import compile_cases
 from benchmarks.compiled.report import BUDGET, as_lines, trace_violations, unusable, violations
 from benchmarks.compiled.resources import compile_resources, resident_warps
-from deit_kernels.short_attention import cases
 from deit_kernels.compile_case import Launch
+from deit_kernels.short_attention import cases
 
 PINNED = json.loads(BUDGET.read_text())
 CASES = {(case.name, case.capability): case for case in cases.compile_cases()}

@@ -1,9 +1,11 @@
 """The public attention functions on a machine without a card: SDPA's meaning, our layout, and errors one can act on."""
 
-import importlib
+import json
 import logging
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from deit_kernels import attention, attention_qkvpacked, attention_unsupported_reasons, dispatch
+from deit_kernels.short_attention import configuration
+from deit_kernels.short_attention import op as OP
 
 
 def heads_first(*shape: int, dtype: torch.dtype = torch.float32, **kwargs) -> tuple[Tensor, Tensor, Tensor]:
@@ -111,9 +115,9 @@ def test_errors_say_what_was_given_and_what_is_allowed(call, message: str) -> No
         call()
 
 
-def reasons_on_a_card(monkeypatch: pytest.MonkeyPatch, *args, **kwargs) -> list[str]:
-    op = importlib.import_module("deit_kernels.short_attention.op")
-    monkeypatch.setattr(op, "kernel_unavailable_reasons", lambda device: [])
+def reasons_on_a_card(monkeypatch: pytest.MonkeyPatch, *args, setting: str = "kernels", **kwargs) -> list[str]:
+    monkeypatch.setattr(OP, "kernel_unavailable_reasons", lambda device: [])
+    monkeypatch.setattr(OP, "SETTING", setting)
     return attention_unsupported_reasons(*args, **kwargs)
 
 
@@ -145,6 +149,48 @@ def test_what_a_card_runs_and_why_not(call, reason: str | None, monkeypatch: pyt
     args, kwargs = call()
     reasons = reasons_on_a_card(monkeypatch, *args, **kwargs)
     assert reasons == [] if reason is None else len(reasons) == 1 and reason in reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("setting", "length", "features", "runs"),
+    [
+        ("auto", 198, 64, True), ("auto", 578, 64, True), ("auto", 579, 64, False), ("auto", 198, 128, False),
+        ("auto", 198, 32, False), ("kernels", 1040, 128, True), ("sdpa", 198, 64, False),
+    ],
+)  # fmt: skip
+def test_kernels_run_where_they_are_expected_ahead_or_are_asked_for(
+    setting: str, length: int, features: int, runs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reasons = reasons_on_a_card(monkeypatch, half(1, length, 3, 2, features), setting=setting)
+    assert runs == (reasons == [])
+    assert runs or "DEIT_KERNELS_ATTENTION=" in reasons[0]
+
+
+@pytest.mark.parametrize(("ours", "runs"), [(40.0, True), (70.0, False)])
+def test_a_measured_table_decides_where_the_kernels_run(
+    ours: float, runs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {"form": "tiled", "block_m": 64, "block_n": 64, "num_warps": 4, "num_stages": 3}
+    row = {"card": 90, "min_length": 641, "max_length": 1040, "max_features": 128, "config": config}
+    times = {"microseconds": ours, "sdpa_microseconds": 50.0}
+    rows = [row | times | {"direction": direction} for direction in ("forward", "backward")]
+    (tmp_path / "table.json").write_text(json.dumps({"attention": rows}))
+    monkeypatch.setenv("DEIT_KERNELS_TABLE", str(tmp_path / "table.json"))
+    configuration.forget()
+    try:
+        for length, expected in ((1025, runs), (600, False)):
+            packed = half(1, length, 3, 2, 128)
+            assert (reasons_on_a_card(monkeypatch, packed, setting="auto") == []) == expected
+    finally:
+        monkeypatch.undo()
+        configuration.forget()
+
+
+def test_a_setting_that_does_not_exist_says_which_do() -> None:
+    environment = os.environ | {"DEIT_KERNELS_ATTENTION": "always"}
+    program = [sys.executable, "-c", "import deit_kernels"]
+    done = subprocess.run(program, env=environment, capture_output=True, text=True)
+    assert done.stderr.endswith("DEIT_KERNELS_ATTENTION is 'always': type auto, kernels or sdpa\n")
 
 
 def test_autocast_decides_as_sdpa_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,6 +237,19 @@ def test_where_kernels_run(device_type, hip, available, capability, reason, monk
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
     reasons = dispatch._cached_reasons.__wrapped__(torch.device(device_type, 0))
     assert reasons == (() if reason is None else (reason,))
+
+
+def test_without_a_c_compiler_plain_pytorch_runs_and_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    reasons = dispatch._cached_reasons.__wrapped__(torch.device("cuda", 0))
+    assert len(reasons) == 1 and "apt install gcc" in reasons[0]
+    monkeypatch.setenv("CC", sys.executable)
+    assert dispatch._cached_reasons.__wrapped__(torch.device("cuda", 0)) == ()
 
 
 def test_tensors_of_a_card_that_is_not_there_are_traced_as_sdpa() -> None:

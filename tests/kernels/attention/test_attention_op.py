@@ -8,8 +8,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from deit_kernels.short_attention.op import _Attention, _PackedAttention
 from deit_kernels.short_attention.reference import attention_backward_reference, attention_reference
 
-FORWARD = torch.ops.deit_kernels._attention_fwd.default
-BACKWARD = torch.ops.deit_kernels._attention_bwd.default
+FORWARD = torch.ops.deit_kernels.attention_forward.default
+BACKWARD = torch.ops.deit_kernels.attention_backward.default
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float64, grad: bool = True) -> Tensor:
@@ -75,7 +75,7 @@ def test_torch_func_grad() -> None:
 
 
 def test_inputs_without_gradient_get_none() -> None:
-    query, key, value = random(1, 2, 5, 4), random(1, 2, 5, 4, grad=False), random(1, 2, 5, 4, grad=False)
+    query, key, value = random(1, 5, 2, 4), random(1, 5, 2, 4, grad=False), random(1, 5, 2, 4, grad=False)
     _Attention.apply(query, key, value, 0.5)[0].sum().backward()
     assert query.grad is not None and key.grad is None and value.grad is None
 
