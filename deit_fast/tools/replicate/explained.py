@@ -66,11 +66,11 @@ def table4(pairs: Sequence[Pair]) -> dict[str, Any]:
         taught = load(pair.taught.run_folder())
         given = taught.preprocessing.normalisation
         models = {
-            "teacher": _seeing(pair.taught.teacher, given),
+            "teacher": _seeing(pair.taught.distill.teacher, given),
             "none": _seeing(pair.alone.run_folder(), given),
             "token": taught.model,
         }
-        _, images = open_dataset(pair.taught.data)
+        _, images = open_dataset(pair.taught.data.data)
         predictions = predict(models, EvalLoader(images, taught.policy, batch_size=250, threads=1))
         found.append(100 * predictions.disagreement(list(NAMES)))
     return {

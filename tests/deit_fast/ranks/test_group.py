@@ -221,8 +221,8 @@ def test_the_launcher_names_what_was_killed_and_gives_an_error_s_own_code(tmp_pa
 def test_our_own_launcher_ends_all_when_one_is_killed(endless: Config, monkeypatch, capfd) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    logs = Path(endless.out) / "logs"
-    killer = threading.Thread(target=lambda: os.kill(seen(endless.out, 1, 2, 2).pid, signal.SIGKILL))
+    logs = Path(endless.run.out) / "logs"
+    killer = threading.Thread(target=lambda: os.kill(seen(endless.run.out, 1, 2, 2).pid, signal.SIGKILL))
     killer.start()
     assert launch.launch(command_line(endless), 2, logs) == LOST
     killer.join()

@@ -25,7 +25,7 @@ from tests.deit_fast.world import commanded, seen, world
 @pytest.mark.parametrize("victim", [0, 1])
 def test_killing_a_rank_ends_all_with_one_code_and_names_it(endless: Config, tmp_path: Path, victim: int) -> None:
     with world(3, tmp_path / "printed", commanded, endless) as running:
-        sign = seen(endless.out, victim, 2, 3)
+        sign = seen(endless.run.out, victim, 2, 3)
         os.kill(sign.pid, signal.SIGKILL)
         codes = running.wait(30)
         printed = [running.printed(rank) for rank in range(3)]
@@ -34,7 +34,7 @@ def test_killing_a_rank_ends_all_with_one_code_and_names_it(endless: Config, tmp
     assert said.startswith(f"error: rank {victim} (process {sign.pid} on {socket.gethostname()}) is gone")
     assert re.search(r"in the stage (data|step|checkpoint) of step \d+. The same command continues", said)
     assert said in printed[1 if victim == 0 else 0]
-    assert "Traceback" in (Path(endless.out) / "logs" / "rank_2.log").read_text()
+    assert "Traceback" in (Path(endless.run.out) / "logs" / "rank_2.log").read_text()
 
 
 def test_what_one_rank_alone_meets_ends_all_with_its_code(config: Config, tmp_path: Path) -> None:

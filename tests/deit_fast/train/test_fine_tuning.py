@@ -165,9 +165,9 @@ def low_resolution(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], 
     def trained(seed: int) -> tuple[Path, Path]:
         train(teacher)
         student = recipe("demo").replace(
-            teacher=teacher.out, image_size=64, seed=seed, in_memory=True, out=str(folder / f"{seed}")
+            teacher=teacher.run.out, image_size=64, seed=seed, in_memory=True, out=str(folder / f"{seed}")
         )
-        return Path(teacher.out), train(student).run
+        return Path(teacher.run.out), train(student).run
 
     return trained
 

@@ -17,10 +17,10 @@ def test_a_trace_a_table_and_a_picture(tiny: Config, tmp_path: Path, capsys) -> 
     plain = tiny.replace(epochs=8, eval_every=8, save_every=100, log_every=100)
     profiled = plain.replace(profile=True, out=str(tmp_path / "profiled"))
     train(plain)
-    assert not (Path(plain.out) / "profile").exists()
+    assert not (Path(plain.run.out) / "profile").exists()
     train(profiled)
-    assert_same_weights(plain.out, profiled.out)
-    folder = Path(profiled.out) / "profile"
+    assert_same_weights(plain.run.out, profiled.run.out)
+    folder = Path(profiled.run.out) / "profile"
     text = (folder / "breakdown.txt").read_text()
     assert text.strip() in capsys.readouterr().out and "mean of 10 steps on cpu" in text
     values = {line[2:13].strip(): float(line[13:22]) for line in text.splitlines() if " ms " in line and line[0] == " "}

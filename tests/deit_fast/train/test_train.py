@@ -175,7 +175,7 @@ def test_a_timm_classifier_is_trained_and_becomes_a_teacher(tiny: Config, tmp_pa
     )
     top1 = train(teacher).scores["student"]["cls"]["top1"]
     average = json.loads((tmp_path / "teacher" / "summary.json").read_text())["ema"]["cls"]["top1"]
-    student = tiny.replace(teacher=teacher.out)
+    student = tiny.replace(teacher=teacher.run.out)
     assert train(student).scores["teacher"]["top1"] == max(top1, average)
 
 
@@ -185,7 +185,7 @@ def test_a_table_says_at_which_crop_ratio_the_teacher_was_scored(tiny: Config, t
     teacher = tiny.replace(crop_ratio=0.5, out=str(tmp_path / "teacher"), **plain)
     own = train(teacher).scores
     assert "at 16 pixels, crop ratio 0.5, per cent" in capsys.readouterr().out
-    student = tiny.replace(crop_ratio=1.0, teacher=teacher.out)
+    student = tiny.replace(crop_ratio=1.0, teacher=teacher.run.out)
     scores = train(student).scores
     out = capsys.readouterr().out
     assert "at 16 pixels, crop ratio 1, per cent" in out
@@ -194,7 +194,7 @@ def test_a_table_says_at_which_crop_ratio_the_teacher_was_scored(tiny: Config, t
     train(student)
     assert "at 16 pixels, crop ratio 1, per cent" in capsys.readouterr().out, "in the table of a finished run too"
     exported = tmp_path / "exported"
-    export(load(teacher.out), "timm", exported)
+    export(load(teacher.run.out), "timm", exported)
     train(student.replace(teacher=str(exported), dry_run=True, fresh=True))
     assert "is scored at crop ratio 1  (its own is 0.5)" in capsys.readouterr().out
 

@@ -1,5 +1,6 @@
 """The replication: which trainings it runs, that it continues, its arithmetic by hand, and its sentence."""
 
+import dataclasses
 import json
 import re
 import statistics
@@ -101,7 +102,7 @@ def test_four_trainings_and_a_fifth_by_another_teacher_share_their_teachers(data
             key, both["convnet"].config.run.out
         )
         assert config.distill.teacher == teacher
-    soft = every[1][2].config
+    soft = every[1][2].config.distill
     assert (soft.distill_on, soft.alpha, soft.tau, soft.kl_normalizer) == ("class", 0.1, 3.0, "batch")
     for training in both.values():
         training.config.check()
@@ -126,7 +127,7 @@ def test_on_mnist5k_each_side_has_its_own_settings_and_the_shorter_pair_comes_la
 
 def test_without_a_finished_training_there_is_nothing_to_report(small: Settings) -> None:
     with pytest.raises(ValueError, match="leave out --report"):
-        replicate(small.replace(report=True))
+        replicate(dataclasses.replace(small, report=True))
     assert not small.folder().exists()
 
 
@@ -135,7 +136,7 @@ def test_a_report_is_of_the_seeds_that_are_finished(small: Settings) -> None:
     runs = [*teachers(small).values(), *(training for *_, training in students(small))]
     for training in runs[:10]:
         train(training.config)
-    results = replicate(small.replace(report=True))
+    results = replicate(dataclasses.replace(small, report=True))
     rows = results["table3"]
     assert [rows[key]["seeds"] for key in ("none", "soft", "hard", "both")] == [[0, 1], [0, 1], [0, 1], [0]]
     pairs = {(claim["better"], claim["worse"]): claim["pairs"] for claim in results["claims"]}
