@@ -168,7 +168,8 @@ class ModelConfig(Part):
     """Which model is trained, from which weights."""
 
     # Model
-    model: Taught[str] = "deit_small_distilled_patch16_224"  # DeiT, DeiT III (deit3_) or any timm classifier, by name
+    model: Taught[str] = "deit_small_distilled_patch16_224"  # a name of DeiT or DeiT III (deit3_),
+    # or any timm classifier
     weights: Ref = ""  # start from: "" random, "timm" its pretrained ones, a file, a run folder, module:function
     pos_embed_resize: Literal["official", "timm"] = "official"  # to another resolution; timm: antialiased
     patch_size: Annotated[int, span(0, 4096)] = 0  # change of the model's patch side, pixels; 0: as named
@@ -198,10 +199,13 @@ class DistillConfig(Part):
     teacher: Taught[Ref] = ""  # timm name, weights file, run folder, module:function, or recipe:NAME to train one first
     teacher_model: Taught[str] = "regnety_160"  # architecture (timm name) when --teacher is a weights file
     teacher_cache: Free[str] = ""  # folder of the teacher's labels: those in it are used, the others written into it
-    teacher_top_k: Taught[UpTo1e5] = 0  # soft: learn only the K most likely classes (as a cache keeps them); 0: all
-    teacher_precision: Taught[Literal["auto", "fp32", "bf16"]] = "auto"  # its weights; auto: bf16 where a GPU has it
+    teacher_top_k: Taught[UpTo1e5] = 0  # soft: learn only the teacher's K most likely classes (as a cache keeps them);
+    # 0: all
+    teacher_precision: Taught[Literal["auto", "fp32", "bf16"]] = "auto"  # of its weights;
+    # auto: bf16 on a GPU that has it
     teacher_layout: Free[Literal["auto", "nchw", "channels_last"]] = "auto"  # of its images; auto: measured on a GPU
-    alpha: Annotated[Taught[float | None], span(0, 1)] = None  # its loss weight; hard: 0.5 unless given; soft: required
+    alpha: Annotated[Taught[float | None], span(0, 1)] = None  # teacher's loss weight; hard: 0.5 unless given;
+    # soft: required
     tau: Annotated[Taught[float | None], span(1e-3, 1e3)] = None  # temperature of soft distillation
     kl_normalizer: Taught[Literal["batch", "numel"] | None] = None  # soft: over rows (paper) or rows x classes (code)
     label_smoothing: BelowOne = 0.1  # smoothing of the true labels

@@ -43,7 +43,7 @@ class Part(NamedTuple):
 class StepProfile:
     """Traces the steps FIRST … FIRST + STEPS − 1 of a run, and writes its files after the last.
 
-    with StepProfile(config.profile, run, batches, ranks, reporter) as profiled:
+    with StepProfile(config.run.profile, run, batches, ranks, reporter) as profiled:
         for batch in batches:
             step(batch, lr)
             profiled.step_done()
