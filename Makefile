@@ -1,10 +1,11 @@
 # make setup   install into .venv, or into the active environment when that has a supported torch; re-runnable
 # make train   setup, then the demo: a teacher, a student taught by it, one that is not, compared; ARGS="--help" for more
-# make test    setup, then everything CI runs; make test-all adds the slow sweeps
+# make test    setup, then everything CI runs, but no kernel's proof that passed for the same sources and tools
+# make test-all   make test with the slow sweeps and every proof
 # make chaos   setup, then kills, signals, bad numbers and full disks by the dozen, and 20 000 damaged files: hours
 # make same-bits  setup, then the working tree trains to the bytes of AGAINST, a commit (default HEAD): three minutes
 # make bench   setup, then every comparison with peers at sizes for this machine: a table, a results file, a picture
-# make wheel   dist/*.whl
+# make wheel   setup, then dist/deit_kernels-*.whl, the ops alone, and dist/deit_fast-*.whl, which needs it
 # make rooms   draw the floors of deit_fast/ anew, as docs/rooms.svg, from what its files import
 
 SHELL := /bin/bash
@@ -24,8 +25,8 @@ STAMP := .venv/setup.stamp
 PINS := constraints.txt
 endif
 
-SOURCES := pyproject.toml constraints.txt setup.py $(shell find csrc -type f)
-PYTEST := $(PY) -m pytest -n 2 --dist worksteal
+SOURCES := pyproject.toml kernels/pyproject.toml constraints.txt setup.py kernels/setup.py $(shell find csrc -type f)
+PYTEST := $(PY) -m pytest -n 2 --dist worksteal --durations 20
 ARGS ?=
 AGAINST ?= HEAD
 
@@ -43,14 +44,14 @@ build/constraints.txt: constraints.txt
 $(STAMP): $(SOURCES) $(PINS) $(if $(filter yes,$(ACTIVE)),,.venv/bin/python)
 	$(PY) -m pip install -q -c $(PINS) setuptools wheel ninja
 	$(if $(filter yes,$(ACTIVE)),,$(PY) -m pip install -q -c $(PINS) torch torchvision)
-	$(PY) -m pip install -q -c $(PINS) --no-build-isolation -e '.[test]'
+	$(PY) -m pip install -q -c $(PINS) --no-build-isolation -e ./kernels -e '.[test]'
 	@mkdir -p $(@D) && touch $@
 
 train: setup
-	$(PY) -m deit_fast.demo $(ARGS)
+	$(PY) -m deit_fast demo $(ARGS)
 
 test: setup lint
-	$(PYTEST) -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" --skip-proven $(ARGS)
 
 test-all: setup lint
 	$(PYTEST) $(ARGS)
@@ -66,15 +67,19 @@ same-bits: setup
 	$(PY) -m tests.same_bits --against $(AGAINST) $(ARGS)
 
 bench: setup
-	$(PY) -m pip install -q -c $(PINS) --no-build-isolation -e '.[test,bench]'
+	$(PY) -m pip install -q -c $(PINS) --no-build-isolation -e ./kernels -e '.[test,bench]'
 	$(PY) -m benchmarks $(ARGS)
 
 wheel: setup
-	$(PY) -m pip wheel -q --no-deps --no-build-isolation -w dist .
+	rm -rf build/wheel build/lib* kernels/build
+	$(PY) -m pip wheel -q --no-deps --no-build-isolation -w build/wheel ./kernels .
+	$(PY) -m auditwheel repair --patcher none --exclude 'libtorch_*.so' --exclude 'libcudart.so.*' \
+		-w dist build/wheel/deit_kernels-*.whl
+	mv build/wheel/deit_fast-*.whl dist
 
 .PHONY: rooms
 rooms:
 	$(PY) -m tests.draw_rooms
 
 clean:
-	rm -rf build dist *.egg-info kernels/deit_kernels/*.so
+	rm -rf build dist *.egg-info kernels/build kernels/*.egg-info kernels/deit_kernels/*.so

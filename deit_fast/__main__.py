@@ -1,4 +1,4 @@
-"""The console script: `deit-fast train …` is `python -m deit_fast.train …`."""
+"""The console script: `deit-fast COMMAND …`, or `python -m deit_fast COMMAND …`."""
 
 import importlib
 import os
@@ -21,12 +21,14 @@ COMMANDS = {
     "benchmark": "how fast, large and right a model is, in PyTorch and in ONNX",
     "data": "check, pack, preview: look after a data set",
 }
+CORE = ("train", "teacher", "data")  # the others are tools
 
 
 def module_of(name: str) -> ModuleType:
     """The module that runs a command."""
-    module = importlib.import_module(f"deit_fast.{name}")
-    return importlib.import_module(f"deit_fast.{name}.__main__") if hasattr(module, "__path__") else module
+    path = f"deit_fast.{name}" if name in CORE else f"deit_fast.tools.{name}"
+    module = importlib.import_module(path)
+    return importlib.import_module(f"{path}.__main__") if hasattr(module, "__path__") else module
 
 
 @command.entry()

@@ -2,8 +2,9 @@
 
     python -m tests.rooms         every line that breaks the rule, in a sentence; exit code 1 if there is one
 
-A room is a folder of deit_fast/; files that lie directly in deit_fast/ and share a floor are one room. A room imports
-from lower floors only, wherever in a file the import stands. No files import each other in a circle, nothing imports a
+A room is a folder of deit_fast/ or of deit_fast/tools/; files that lie there directly and share a floor are one room. A
+room imports from lower floors only, wherever in a file the import stands. The tools stand on the core, so the core
+never imports one; what a training imports is counted. No files import each other in a circle, nothing imports a
 `__main__`, and nothing inside takes a name from the package's face, `deit_fast/__init__.py`.
 `python -m tests.draw_rooms` draws the floors as docs/rooms.svg.
 """
@@ -12,28 +13,37 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 PACKAGE = Path(__file__).parents[1] / "deit_fast"
+WING = "tools"  # the folder of the package whose folders are rooms of their own
 # From the top floor to the ground floor.
-FLOORS = (
-    ("replicate", "demo"),
-    ("train", "evaluate", "parity", "benchmark"),
-    ("report",),
+TOOLS = (
+    ("tools/replicate", "tools/demo"),
+    ("tools/evaluate", "tools/parity", "tools/benchmark"),
+    ("tools/report",),
+    ("tools/predict.py", "tools/attention_maps.py", "tools/export"),
+)
+CORE = (
+    ("train",),
     ("teacher",),
-    ("scores.py", "predict.py", "attention_maps.py", "export"),
+    ("scores.py",),
     ("weights",),
     ("run",),
     ("data",),
     ("ranks", "recipes"),
     ("model.py", "config.py", "files.py", "command.py", "names.py", "picture.py", "criterion.py", "timm_task.py"),
 )
-OUTSIDE = {"__init__.py", "__main__.py"}  # the package's face and its console script, above all floors
+FLOORS = (*TOOLS, *CORE)
+# Above all floors: the faces of the package and its wing, the console script, and the command that reports what it has
+# trained.
+OUTSIDE = {"__init__.py", "__main__.py", f"{WING}/__init__.py", "train/__main__.py"}
+ENTRY = "train/loop.py"  # what it imports is the core of a training
 COUNTED_APART = {"data/sources"}  # one room with data/ for imports, a folder of its own for its number of files
-MOST_FILES, MOST_LINES = 12, 360
+MOST_FILES, MOST_LINES, MOST_CORE_LINES = 12, 500, 12_000
 
 
 class Import(NamedTuple):
@@ -50,6 +60,7 @@ class Rooms:
     Args:
         package: its folder, whose name is the package's.
         floors: from the top floor to the ground floor, folders and files of `package`.
+        entry: the file whose imports, all in all, have at most `most_core_lines` lines.
 
     Attributes:
         files: path in the package → number of lines.
@@ -57,8 +68,14 @@ class Rooms:
         missing: imports of modules that do not exist, as (file, line, module).
     """
 
-    def __init__(self, package: Path = PACKAGE, floors: tuple[tuple[str, ...], ...] = FLOORS) -> None:
-        self._package, self.floors = package, floors
+    def __init__(
+        self,
+        package: Path = PACKAGE,
+        floors: tuple[tuple[str, ...], ...] = FLOORS,
+        entry: str = ENTRY,
+        most_core_lines: int = MOST_CORE_LINES,
+    ) -> None:
+        self._package, self.floors, self._entry, self._most_core_lines = package, floors, entry, most_core_lines
         self.files = {
             str(path.relative_to(package)): len(path.read_text().splitlines()) for path in sorted(package.rglob("*.py"))
         }
@@ -82,12 +99,26 @@ class Rooms:
 
     def used_by(self, room: str) -> list[str]:
         """The rooms that a room imports, from the highest floor to the lowest."""
-        targets = {room_of(target) for file, _, target in self.imports if room_of(file) == room} - {room}
+        inside = [one for one in self.imports if one.file not in OUTSIDE]
+        targets = {room_of(target) for file, _, target in inside if room_of(file) == room} - {room}
         return [name for rooms in self.floors for name in rooms if name in targets]
+
+    def imported_by(self, entry: str) -> set[str]:
+        """The files that importing `entry` may import, itself and the faces of folders too, in functions too."""
+        found: set[str] = set()
+        waiting = [entry]
+        while waiting:
+            file = waiting.pop()
+            if file not in found:
+                found.add(file)
+                waiting += [target for importer, _, target in self.imports if importer == file]
+                faces = (f"{folder}/__init__.py".removeprefix("./") for folder in Path(file).parents)
+                waiting += [face for face in faces if face in self.files]
+        return found
 
     def broken(self) -> list[str]:
         """A sentence for everything that breaks the rule; [] when it holds."""
-        return [*self._unplaced(), *self._imports_upwards(), *self._circles(), *self._too_large()]
+        return [*self._unplaced(), *self._imports_upwards(), *self._circles(), *self._too_large(), *self._heavy_core()]
 
     def _modules(self, file: str) -> Iterator[tuple[int, str]]:
         """(line, module of this package) of every import in a file, in functions and under TYPE_CHECKING too."""
@@ -175,7 +206,7 @@ class Rooms:
         for file in self.files:
             room = room_of(file)
             folder = next((name for name in COUNTED_APART if file.startswith(f"{name}/")), room)
-            folder = "" if room.endswith(".py") else folder
+            folder = str(Path(file).parent) if room.endswith(".py") else folder
             folders[folder] = folders.get(folder, 0) + (not file.endswith("__init__.py"))
         for folder, count in folders.items():
             if count > MOST_FILES:
@@ -190,10 +221,24 @@ class Rooms:
                     f"idea splits"
                 )
 
+    def _heavy_core(self) -> Iterator[str]:
+        if self._entry not in self.files:
+            yield f"{self._path(self._entry)} does not exist: name the training's file as ENTRY in tests/rooms.py"
+            return
+        lines = Counter({room: 0 for floor in self.floors for room in floor})
+        for file in self.imported_by(self._entry):
+            lines[room_of(file)] += self.files[file]
+        if lines.total() > self._most_core_lines:
+            largest = ", ".join(f"{room} {count:,}" for room, count in lines.most_common(3))
+            yield (
+                f"{self._path(self._entry)} imports {lines.total():,} lines, itself too, {self._most_core_lines:,} are "
+                f"the most; most have {largest}: let it import less, or write less"
+            )
+
 
 def room_of(file: str) -> str:
-    """The folder in the package, or the file itself where it lies in none."""
-    return file.partition("/")[0]
+    """The folder in the package or in its wing, or the file itself where it lies in none."""
+    return "/".join(file.split("/")[: 2 if file.startswith(f"{WING}/") else 1])
 
 
 def imported_packages(path: Path) -> set[str]:

@@ -88,9 +88,9 @@ CASES = {
         "--image-size 32 --width 64 --depth 2 --out run",
     ),
     "answers": (
-        "-m deit_fast.evaluate ../whole/run --threads 1 --json scores.json",
-        "-m deit_fast.predict ../images/digits-1/val --model ../whole/run --json > predictions.jsonl",
-        "-m deit_fast.export ../whole/run --to timm --out exported",
+        "-m deit_fast evaluate ../whole/run --threads 1 --json scores.json",
+        "-m deit_fast predict ../images/digits-1/val --model ../whole/run --json > predictions.jsonl",
+        "-m deit_fast export ../whole/run --to timm --out exported",
     ),
 }
 # Variables of a scheduler, a launcher or the user that would change a training.

@@ -76,12 +76,16 @@ HOUSE = {
     "attic/loop.py": "import json\nfrom ..cellar import jars\nfrom .. import ground\ntrain = jars\n",
     "study/__init__.py": "",
     "study/desk.py": "import house\nfrom house import ground\nhere = house.__file__\n",
+    "tools/__init__.py": "",
+    "tools/shed/saw.py": "from ..ladder import step\nfrom ...attic import train\n",
+    "tools/shed/nail.py": "",
+    "tools/ladder.py": "from ..ground import stone\nstep = stone\n",
     "cellar/__init__.py": "from .shelf import jars\n",
     "cellar/shelf.py": "import house.ground\njars = 3\n",
     "ground.py": "from .earth import stone\n",
     "earth.py": "stone = 1\n",
 }
-HOUSE_FLOORS = (("attic", "study"), ("cellar",), ("ground.py", "earth.py"))
+HOUSE_FLOORS = (("tools/shed",), ("tools/ladder.py",), ("attic", "study"), ("cellar",), ("ground.py", "earth.py"))
 
 
 def broken(folder: Path, planted: dict[str, str]) -> list[str]:
@@ -90,7 +94,7 @@ def broken(folder: Path, planted: dict[str, str]) -> list[str]:
         path = folder / "house" / file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    return Rooms(folder / "house", HOUSE_FLOORS).broken()
+    return Rooms(folder / "house", HOUSE_FLOORS, "attic/loop.py", 20).broken()
 
 
 def test_the_rule_holds_in_a_house_that_keeps_it(tmp_path: Path) -> None:
@@ -98,7 +102,7 @@ def test_the_rule_holds_in_a_house_that_keeps_it(tmp_path: Path) -> None:
     (sentence,) = broken(tmp_path, {"cellar/rack/box.py": "", **twelve})  # a folder in a room counts with it
     assert sentence.startswith("house/cellar has 13 files")
     (tmp_path / "house/cellar/rack/box.py").unlink()
-    assert broken(tmp_path, {"study/letter.py": "\n" * 360, **twelve}) == []
+    assert broken(tmp_path, {"study/letter.py": "\n" * 500, **twelve}) == []
 
 
 DOWN = "move what both need to a room below, or pass it as an argument"
@@ -134,6 +138,20 @@ PLANTED = {
     "importlib": ("cellar/bin.py", "\nimport_module('house.study.desk')\n", 2, "house/study/desk.py", UPWARDS),
     "the face": ("cellar/bin.py", "import house\ntrain = house.train\n", 2, "house/__init__.py", FACE),
     "what is gone": ("cellar/bin.py", "from .gone import x\n", 1, "house.cellar.gone", GONE),
+    "a tool, from the core": (
+        "cellar/bin.py",
+        "def f():\n    from ..tools import ladder\n",
+        2,
+        "house/tools/ladder.py",
+        f"which is on floor 4, above floor 2: {DOWN}",
+    ),
+    "a tool, from a tool below": (
+        "tools/ladder.py",
+        "from .shed import nail\n",
+        1,
+        "house/tools/shed/nail.py",
+        f"which is on floor 5, above floor 4: {DOWN}",
+    ),
     "a __main__": ("attic/bin.py", "def f():\n    from .__main__ import x\n", 2, "house/attic/__main__.py", COMMAND),
 }
 
@@ -175,9 +193,9 @@ TOO_MUCH = {
         "house/cellar has 13 files, 12 are the most: merge two that are one idea, or move one into the room whose "
         "sentence it fits",
     ),
-    "a file of 361 lines": (
-        {"study/letter.py": "\n" * 361},
-        "house/study/letter.py:361 is the last line, 360 are the most: split the file where its idea splits",
+    "a file of 501 lines": (
+        {"study/letter.py": "\n" * 501},
+        "house/study/letter.py:501 is the last line, 500 are the most: split the file where its idea splits",
     ),
     "a room on no floor": (
         {"garage/car.py": ""},
@@ -193,9 +211,33 @@ def test_what_is_too_large_or_on_no_floor_is_named(name: str, tmp_path: Path) ->
     assert broken(tmp_path, planted) == [sentence]
 
 
+HEAVY = (
+    "house/attic/loop.py imports {} lines, itself too, 20 are the most; most have {}: let it import less, or write less"
+)
+
+
+@pytest.mark.parametrize(
+    ("planted", "lines", "rooms"),
+    [
+        ({"earth.py": "stone = 1\n" * 16}, 26, "earth.py 16, attic 5, cellar 3"),
+        (
+            {"ground.py": "from .earth import stone\ndef f():\n    from . import sky\n", "sky.py": "\n" * 12},
+            25,
+            "sky.py 12, attic 5, cellar 3",
+        ),
+    ],
+    ids=["below", "in a function"],
+)
+def test_what_a_training_imports_is_counted(tmp_path: Path, planted: dict[str, str], lines: int, rooms: str) -> None:
+    floors = (*HOUSE_FLOORS[:-1], (*HOUSE_FLOORS[-1], "sky.py")) if "sky.py" in planted else HOUSE_FLOORS
+    broken(tmp_path, planted)
+    sentences = Rooms(tmp_path / "house", floors, "attic/loop.py", 20).broken()
+    assert HEAVY.format(lines, rooms) in sentences
+
+
 def test_a_floor_without_its_room_is_named(tmp_path: Path) -> None:
     broken(tmp_path, {})
-    (sentence,) = Rooms(tmp_path / "house", (*HOUSE_FLOORS, ("well",))).broken()
+    (sentence,) = Rooms(tmp_path / "house", (*HOUSE_FLOORS, ("well",)), "attic/loop.py").broken()
     assert sentence == "house/well has a floor and does not exist: take it off FLOORS in tests/rooms.py"
 
 

@@ -50,9 +50,9 @@ def read(name: str, arguments: list[str]) -> None:
 
 def execute(line: str, mark: str) -> None:
     words = shlex.split(line)
-    module_of_ours = next((index for index, word in enumerate(words) if word.startswith("deit_fast.")), None)
-    if module_of_ours is not None:  # python -m, or torchrun, srun … -m deit_fast.NAME
-        words = ["deit-fast", words[module_of_ours].removeprefix("deit_fast."), *words[module_of_ours + 1 :]]
+    ours = next((index for index, word in enumerate(words) if re.match(r"deit[-_]fast(\.|$)", word)), None)
+    if ours is not None:  # python, torchrun, srun … -m deit_fast.NAME, or deit-fast NAME behind a variable
+        words = ["deit-fast", *filter(None, [words[ours].partition(".")[2]]), *words[ours + 1 :]]
     if words[0] == "deit-fast":
         name, arguments = words[1], words[2:]
         assert name in COMMANDS

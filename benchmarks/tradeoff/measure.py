@@ -201,7 +201,7 @@ def tradeoff(settings: Settings, arguments: Sequence[str] = ()) -> dict[str, Any
         "precision": settings.precision,
         "threads": torch.get_num_threads(),
         "rounds": settings.rounds,
-        **provenance("benchmarks.tradeoff", arguments),
+        **provenance("python -m benchmarks.tradeoff", arguments),
     }
 
 

@@ -16,11 +16,11 @@ import torch
 PACKAGES = ("deit-fast", "torch", "timm", "numpy")
 
 
-def provenance(module: str, arguments: Sequence[str]) -> dict[str, object]:
-    """{"command", "date", "machine", "versions": {package: version}} of a result of python -m `module`."""
+def provenance(command: str, arguments: Sequence[str]) -> dict[str, object]:
+    """{"command", "date", "machine", "versions": {package: version}} of a result of `command`."""
     found = dict.fromkeys(PACKAGES, "not installed") | versions(PACKAGES)
     return {
-        "command": shlex.join(["python", "-m", module, *arguments]),
+        "command": shlex.join([*command.split(), *arguments]),
         "date": date.today().isoformat(),
         "machine": machine(),
         "versions": {"python": platform.python_version(), **found},

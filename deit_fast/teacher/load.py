@@ -4,7 +4,7 @@
 --teacher regnety_160.deit_in1k                           a timm name, its pretrained weights
 --teacher regnety_160-a5fe301d.pth --teacher-model NAME   a weights file and the architecture it fits
 --teacher output/model_best.pth.tar                       a checkpoint of timm's train.py
---teacher flowers-timm                                    a folder that deit_fast.export, timm or transformers wrote
+--teacher flowers-timm                                    a folder that deit-fast export, timm or transformers wrote
 --teacher package.module:function                         a function that returns an nn.Module, or weights
 --teacher recipe:demo-teacher                             a recipe, trained first on the same data
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from .. import command
 from ..ranks.launch import one_process_per_gpu
 from ..recipes.named import parse
+from ..tools.report.page import write_missing
 from .loop import train
 
 
@@ -25,7 +26,9 @@ def main(arguments: Sequence[str]) -> int | None:
     config = parse(arguments, __doc__)
     code = one_process_per_gpu(config, arguments, config.run_folder() / "logs", "deit_fast.train")
     if code is None:
-        train(config)
+        summary = train(config)
+        if config.report:
+            write_missing(summary.finished)
     return code
 
 

@@ -13,7 +13,6 @@ from ..files import LOCK, Lock, write_json
 from ..ranks.group import Ranks, join
 from ..ranks.heartbeat import Heartbeat
 from ..ranks.preemption import Preempted, Preemption
-from ..report.page import write_at_the_end
 from ..run import checkpoint, folder, report
 from ..run.metrics import TensorBoard
 from ..scores import Scores
@@ -32,6 +31,8 @@ class Summary:
     run: Path
     # {"teacher": {…} or None, "student": Scores, "ema": Scores or None}, and "bad_images" where some were skipped.
     scores: dict[str, Any]
+    # Run folders that `train` leaves finished, the teacher's first where a recipe trained it; on rank 0 only.
+    finished: tuple[Path, ...] = ()
 
 
 def train(config: Config) -> Summary:
@@ -54,8 +55,12 @@ def train(config: Config) -> Summary:
 
 
 def _run(config: Config, ranks: Ranks, heartbeat: Heartbeat, preemption: Preemption) -> Summary:
+    before: list[Path] = []  # finished before this run
+
     def train_first(teacher_config: Config) -> Path:
-        return _run(teacher_config, ranks, heartbeat, preemption).run
+        teacher = _run(teacher_config, ranks, heartbeat, preemption)
+        before.extend(teacher.finished)
+        return teacher.run
 
     reporter = report.Reporter(ranks.main)
     run = config.run_folder()
@@ -63,7 +68,7 @@ def _run(config: Config, ranks: Ranks, heartbeat: Heartbeat, preemption: Preempt
     if finished is not None:
         reporter.say(f"{run} is finished; with --fresh it is trained anew")
         _show(run, config, finished, ranks, reporter)
-        return Summary(run, finished)
+        return Summary(run, finished, (run,) if ranks.main else ())
     with Lock(run / LOCK) as lock:
         if not config.dry_run:
             ranks.on_main(lambda: folder.refuse_a_second(run, lock))
@@ -75,7 +80,8 @@ def _run(config: Config, ranks: Ranks, heartbeat: Heartbeat, preemption: Preempt
         ranks.training_begins()
         heartbeat.begin(run / "logs")
         reporter.decide("tensorboard", "off" if TensorBoard.missing() else run / "tensorboard", TensorBoard.missing())
-        return _loop(config, run, prepared, reporter, heartbeat, preemption)
+        result = _loop(config, run, prepared, reporter, heartbeat, preemption)
+    return Summary(run, result, (*before, run) if ranks.main else ())
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,7 @@ class Due:
 def _loop(
     config: Config, run: Path, prepared: Prepared, reporter: report.Reporter, heartbeat: Heartbeat,
     preemption: Preemption,
-) -> Summary:  # fmt: skip
+) -> dict[str, Any]:  # fmt: skip
     ranks, step, start, batches = prepared.ranks, prepared.step, prepared.start, prepared.batches
     total_steps = prepared.data.total_steps
     due = Due(config, prepared.data.share.steps_per_epoch, total_steps)
@@ -154,8 +160,11 @@ def _loop(
 
 def _conclude(
     run: Path, prepared: Prepared, record: Record, reporter: report.Reporter, result: dict[str, Any]
-) -> Summary:
-    """Wait until everything is on disk, then write summary.json: a run without one is unfinished."""
+) -> dict[str, Any]:
+    """Wait until everything is on disk, then write summary.json, and return what it holds.
+
+    A run without one is unfinished.
+    """
     name_bad_images(prepared.validation)
     if skipped := record.unreadable(prepared.batches, prepared.validation):
         result["bad_images"] = skipped
@@ -167,22 +176,19 @@ def _conclude(
         write_json(run / "summary.json", result)
         reporter.say(f"trained in {record.seconds:.0f} s; {run / 'report.png'}")
     _show(run, prepared.data.config, result, prepared.ranks, reporter)
-    _report(run, prepared, record, reporter)
+    _measure_headroom(prepared, record, reporter)
     prepared.ranks.wait()
-    return Summary(run, result)
+    return result
 
 
-def _report(run: Path, prepared: Prepared, record: Record, reporter: report.Reporter) -> None:
-    """report.html, and what it says of the run's speed; a failure is a sentence, since the run is finished."""
+def _measure_headroom(prepared: Prepared, record: Record, reporter: report.Reporter) -> None:
+    """What report.html will say of the run's speed; a failure is a sentence, since the run is finished."""
     config = prepared.data.config
-    if not config.report or not prepared.ranks.main:
-        return
-    try:
-        record.conclude(headroom(config, prepared, record.seconds, record.speed()))
-    except Exception as error:
-        reporter.say(f"the report lacks what the run's speed could be ({type(error).__name__}: {error})")
-    if (page := write_at_the_end(run, prepared.ranks.device, prepared.ranks.cores, reporter.say)) is not None:
-        reporter.say(f"report: {page}")
+    if config.report and prepared.ranks.main:
+        try:
+            record.conclude(headroom(config, prepared, record.seconds, record.speed()))
+        except Exception as error:
+            reporter.say(f"the report lacks what the run's speed could be ({type(error).__name__}: {error})")
 
 
 def _show(run: Path, config: Config, result: dict[str, Any], ranks: Ranks, reporter: report.Reporter) -> None:

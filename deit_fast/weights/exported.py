@@ -1,4 +1,4 @@
-"""A model from a weights file, or from a folder that deit_fast.export, timm or transformers wrote."""
+"""A model from a weights file, or from a folder that deit-fast export, timm or transformers wrote."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def view_of_folder(path: Path) -> tuple[int | None, float | None]:
 def _no_model(path: Path) -> ValueError:
     return ValueError(
         f"{path} holds no model: expected a run (config.json, data.json, checkpoints/), or weights with the "
-        f"config.json that deit_fast.export, timm or transformers wrote; type the weights file itself if there is one"
+        f"config.json that deit-fast export, timm or transformers wrote; type the weights file itself if there is one"
     )
 
 

@@ -86,7 +86,7 @@ def load(source: str | Path, *, architecture: str = "", image_size: int = 0, **s
     """A trained model by path or name.
 
     Args:
-        source: a run folder; a file of its checkpoints; a folder that `deit_fast.export`, timm or transformers wrote;
+        source: a run folder; a file of its checkpoints; a folder that `deit-fast export`, timm or transformers wrote;
             a weights file (official, timm, Hugging Face, ours), or a checkpoint of timm's train.py; a model of
             ours by its name, or one of timm or of the Hugging Face hub, whose weights are then fetched; module:function
             that returns a model, or weights.

@@ -16,9 +16,9 @@ import deit_fast.__main__
 from deit_fast import command
 from deit_fast.__main__ import COMMANDS, module_of
 from deit_fast.data import BadImage
-from deit_fast.export.formats import Disagreement
 from deit_fast.ranks.heartbeat import RankLost, Sign
 from deit_fast.ranks.preemption import Preempted
+from deit_fast.tools.export.formats import Disagreement
 from deit_fast.train import Diverged
 
 ROOT = Path(__file__).parents[2]
@@ -39,14 +39,14 @@ def test_a_rank_that_has_failed_does_not_tidy_up(rank: str | None, code: int, ti
 WORK = {
     "train": ("train.__main__.train", ["--data", "digits"]),
     "teacher": ("teacher.__main__.fill", ["--data", "digits", "--teacher-cache", "labels"]),
-    "evaluate": ("evaluate.__main__.evaluate_all", ["model"]),
-    "demo": ("demo.__main__.demo", []),
-    "replicate": ("replicate.__main__.replicate", []),
-    "report": ("report.__main__.report", ["run"]),
-    "predict": ("predict.image_paths", ["image.png", "--model", "model"]),
-    "export": ("export.__main__.require", ["model", "--to", "timm", "--out", "folder"]),
-    "parity": ("parity.__main__.image_paths", ["model", "export", "--data", "files"]),
-    "benchmark": ("benchmark.__main__.forms_of", ["model"]),
+    "evaluate": ("tools.evaluate.__main__.evaluate_all", ["model"]),
+    "demo": ("tools.demo.__main__.demo", []),
+    "replicate": ("tools.replicate.__main__.replicate", []),
+    "report": ("tools.report.__main__.report", ["run"]),
+    "predict": ("tools.predict.image_paths", ["image.png", "--model", "model"]),
+    "export": ("tools.export.__main__.require", ["model", "--to", "timm", "--out", "folder"]),
+    "parity": ("tools.parity.__main__.image_paths", ["model", "export", "--data", "files"]),
+    "benchmark": ("tools.benchmark.__main__.forms_of", ["model"]),
     "data": ("data.__main__.open_unpacked", ["check", "photos"]),
 }
 INTERRUPTED = {
@@ -115,7 +115,7 @@ def test_ctrl_c_while_a_command_is_imported_says_the_same(
         "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit('it went on')"
     )
     (tmp_path / "deit-fast").write_text("from deit_fast.__main__ import script\nscript()")
-    start = [str(tmp_path / "deit-fast"), name] if script else ["-m", f"deit_fast.{name}"]
+    start = [str(tmp_path / "deit-fast"), name] if script else ["-m", "deit_fast", name]
     paths = os.pathsep.join([str(tmp_path), str(ROOT), str(ROOT / "kernels")])
     run = subprocess.run(
         [sys.executable, *start, "--help"], env={**os.environ, "PYTHONPATH": paths, "RANK": str(rank)},

@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
-from deit_fast.__main__ import COMMANDS, module_of
+from deit_fast.__main__ import COMMANDS, CORE, module_of
 from deit_fast.__main__ import main as script
-from deit_fast.attention_maps import MOST_IMAGES
 from deit_fast.command import reasons
 from deit_fast.config import Config
 from deit_fast.recipes.named import RECIPES, recipe
+from deit_fast.tools.attention_maps import MOST_IMAGES
 
 DATA_COMMANDS = ["check", "pack", "preview"]
 
@@ -33,7 +33,8 @@ def flags(text: str) -> dict[str, str]:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_has_an_example_and_says_why(name: str, capsys) -> None:
     text = shown(name, capsys=capsys)
-    assert f"python -m deit_fast.{name} " in text.split("\n\n", 2)[2], "an example below the usage"
+    typed = f"python -m deit_fast.{name}" if name in CORE else f"deit-fast {name}"
+    assert f"{typed} " in text.split("\n\n", 2)[2], "an example below the usage"
     if name != "data":  # which has sub-commands
         assert len(re.findall(r"^\w[^\n]*:$", text, flags=re.MULTILINE)) >= 3, "groups"
     for flag, explanation in flags(text).items():

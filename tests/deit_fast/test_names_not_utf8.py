@@ -13,10 +13,10 @@ from deit_fast import load
 from deit_fast.config import Config
 from deit_fast.data.__main__ import main as data
 from deit_fast.data.sources.open import open_dataset
-from deit_fast.evaluate.__main__ import main as evaluate
-from deit_fast.export.__main__ import main as export
 from deit_fast.files import shown
-from deit_fast.predict import main as predict
+from deit_fast.tools.evaluate.__main__ import main as evaluate
+from deit_fast.tools.export.__main__ import main as export
+from deit_fast.tools.predict import main as predict
 from deit_fast.train.__main__ import main as train
 from tests.deit_fast.command import command_line
 from tests.deit_fast.conftest import tiny_config, write_images

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deit_fast.data import IGNORE, Batch
-from deit_fast.evaluate.results import scored
 from deit_fast.model import IMAGENET_NORMALISATION, create_model, fuse
 from deit_fast.ranks.group import Ranks
 from deit_fast.scores import TRUTH, Predictions, Renormalised, evaluate, evaluate_models, predict
+from deit_fast.tools.evaluate.results import scored
 
 CLASSES = 7
 

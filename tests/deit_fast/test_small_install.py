@@ -53,7 +53,7 @@ assert not any(sys.modules.get(name) for name in {EXTRAS})
 @pytest.mark.parametrize(
     "program",
     ["import deit_fast; deit_fast.load", "from deit_fast import load", "from deit_fast.train import train",
-     "from deit_fast.weights.trained import load", "import deit_fast.predict"],
+     "from deit_fast.weights.trained import load", "import deit_fast.tools.predict"],
 )  # fmt: skip
 def test_what_needs_the_extras_names_the_line_that_installs_them(program: str) -> None:
     done = python(program)
@@ -61,7 +61,7 @@ def test_what_needs_the_extras_names_the_line_that_installs_them(program: str) -
     assert done.stderr.splitlines()[-1] == f"ImportError: {LINE}"
 
 
-@pytest.mark.parametrize("command", [["-m", "deit_fast.predict"], ["-mdeit_fast.train"]])
+@pytest.mark.parametrize("command", [["-m", "deit_fast", "predict"], ["-mdeit_fast.train"]])
 def test_a_command_without_the_extras_is_a_sentence(tmp_path: Path, command: list[str]) -> None:
     (tmp_path / "sitecustomize.py").write_text(WITHOUT)
     paths = ":".join([str(tmp_path), *filter(None, sys.path)])

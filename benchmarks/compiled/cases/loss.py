@@ -39,7 +39,8 @@ def compile_cases() -> list[CompileCase]:
             kernel = getattr(kernels, f"{direction}_kernel")
             cases.append(_case(f"loss_{direction} {form} c{classes}", kernel, arguments, options))
     vector = torch.empty(8)
-    cases.append(_case("loss_mean", kernels.mean_kernel, (*[vector] * 7, len(vector), 0.5), MEAN_OPTIONS))
+    mean = (*[vector] * 3, None, *[vector] * 4, len(vector), 0.5)
+    cases.append(_case("loss_mean", kernels.mean_kernel, mean, MEAN_OPTIONS))
     return cases
 
 
@@ -130,7 +131,7 @@ def _trace_mean() -> TracedCall:
     base, distill = torch.randn(2, 1500)
     statistics = torch.ones(1500, reference.STATISTICS)
     outputs = {name: torch.empty(()) for name in ("loss", "base", "distill", "count")}
-    kernels.mean_kernel[(1,)](base, distill, statistics, *outputs.values(), len(base), 0.5, **MEAN_OPTIONS)
+    kernels.mean_kernel[(1,)](base, distill, statistics, None, *outputs.values(), len(base), 0.5, **MEAN_OPTIONS)
     weights = statistics[:, reference.ROW_WEIGHT]
     return TracedCall({"base rows": base, "distill rows": distill, "weights": weights}, outputs)
 

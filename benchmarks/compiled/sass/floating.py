@@ -65,14 +65,15 @@ def _half_constants(state: State, instruction: Instruction) -> Run:
     return lambda active: state.write(parts.row, read(active) & U32(0x7FFF7FFF), active)
 
 
-def _half(state: State, text: str, place: int) -> Read:
-    """The lower (0) or upper (1) float16 of an operand, as float32; .H1_H1 takes the upper one for both."""
-    body, _, chosen = text.strip("-|").partition(".")
+def _half(state: State, text: str, place: int, bfloat16: bool = False) -> Read:
+    """The lower (0) or upper (1) half of an operand, as float32; .H1_H1 takes the upper one for both."""
+    body, _, chosen = text.replace("|", "").lstrip("-").partition(".")
     shift = U32(16 * (int(chosen[1]) if chosen else place))
     read, negative, absolute = word(state, body), text[0] == "-", "|" in text
 
     def run(active: Active) -> NDArray:
-        value = (read(active) >> shift).astype(np.uint16).view(np.float16).astype(F32)
+        bits = read(active) >> shift
+        value = (bits << U32(16)).view(F32) if bfloat16 else bits.astype(np.uint16).view(np.float16).astype(F32)
         value = np.abs(value) if absolute else value
         return -value if negative else value
 
@@ -92,9 +93,8 @@ def _wider_half(state: State, instruction: Instruction) -> Run:
 def _compare_halves(state: State, instruction: Instruction) -> Run:
     """The lower halves give the first predicate, the upper ones the second."""
     parts, modifiers = Parts(state, instruction), instruction.modifiers
-    if "BF16_V2" in modifiers or "H0_H0" in modifiers:
-        raise ValueError("only HSETP2 of two float16")
-    pairs = [[_half(state, text, place) for text in parts.sources] for place in (0, 1)]
+    bfloat16 = "BF16_V2" in modifiers
+    pairs = [[_half(state, text, place, bfloat16) for text in parts.sources] for place in (0, 1)]
 
     def run(active: Active) -> None:
         given = parts.carries[0](active)

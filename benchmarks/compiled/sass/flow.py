@@ -143,25 +143,33 @@ def _wait_for_groups(state: State, instruction: Instruction) -> Run:
     return lambda active: state.wait_for_groups(active.lanes(), left)
 
 
-@operation("LDSM")
-def _load_matrices(state: State, instruction: Instruction) -> Run:
-    """Matrices of 8 × 8 halves, a row of 16 bytes at the address of each lane: every lane gets two halves of each.
+@operation("LDSM", "STSM")
+def _matrices(state: State, instruction: Instruction) -> Run:
+    """Matrices of 8 × 8 halves, a row of 16 bytes at the address of each lane: every lane has two halves of each.
 
     M88: of row lane / 4 those in columns 2 (lane % 4) and the next; MT88: of the transposed matrix.
     """
-    _, bits, shape, count = instruction.opcode.split(".")
+    _, bits, shape, number = instruction.opcode.split(".")
+    count, stores, turned = int(number), instruction.base == "STSM", shape == "MT88"
     if bits != "16" or shape not in ("M88", "MT88"):
-        raise ValueError("only LDSM.16.M88 and LDSM.16.MT88")
-    row, address = row_of(instruction.operands[0]), address_of(state, _inside(instruction.operands[1]))
+        raise ValueError("only matrices of 8 × 8 halves")
+    place, other = instruction.operands[:: -1 if not stores else 1]
+    row, address = row_of(other), address_of(state, _inside(place))
 
     def run(active: Active) -> None:
         lanes = state.whole_warps(active)
-        rows = lanes.reshape(-1, WARP)[:, : 8 * int(count)].reshape(-1)
+        rows = lanes.reshape(-1, WARP)[:, : 8 * count].reshape(-1)
         at = np.broadcast_to(address(Active(rows, None)), rows.shape)
+        if stores:
+            words = np.stack([state.rows[row + i][lanes] for i in range(count)], axis=1)  # (lanes, matrices)
+            halves = words.reshape(-1, WARP, count).swapaxes(1, 2).reshape(-1).view(np.uint16).reshape(-1, 8, 8)
+            halves = np.ascontiguousarray(halves.swapaxes(1, 2) if turned else halves)
+            state.store("shared", rows, at, 16, list(halves.view(U32).reshape(-1, 4).T))
+            return
         words = np.stack(state.load("shared", rows, at, 16), axis=1)
-        halves = words.view(np.uint16).reshape(-1, int(count), 8, 8)
-        halves = np.ascontiguousarray(halves.swapaxes(2, 3) if shape == "MT88" else halves)
-        for i in range(int(count)):
+        halves = words.view(np.uint16).reshape(-1, count, 8, 8)
+        halves = np.ascontiguousarray(halves.swapaxes(2, 3) if turned else halves)
+        for i in range(count):
             state.write(row + i, halves[:, i].view(U32).reshape(-1), Active(lanes, None))
 
     return run

@@ -32,8 +32,8 @@ _compiled: dict[tuple[str, int, tuple[str, ...]], tuple[Listing, int]] = {}  # a
 @contextlib.contextmanager
 def machine_code(
     cases: list[CompileCase], capability: int, change: Callable[[Listing], Listing] = lambda listing: listing
-) -> Iterator[list[Machine]]:
-    """Run what is launched within, and give the machines that ran it.
+) -> Iterator[list[tuple[str, Machine]]]:
+    """Run what is launched within, and give the cases that ran, each with its machine.
 
     A launch runs the case of its kernel, constants and options, compiled for the types of its tensors: for those of the
     case the very machine code that the report counts. `torch.empty` gives NaN, so that a result that is not stored, or
@@ -46,19 +46,19 @@ def machine_code(
         LookupError: no case has the kernel with these constants and options.
         benchmarks.compiled.sass.memory.Fault: a race, or a load of what nobody has stored.
     """
-    machines: list[Machine] = []
+    ran: list[tuple[str, Machine]] = []
 
     def run(kernel: JITFunction, *arguments: object, grid: tuple[int, ...], warmup: bool, **options: object) -> None:
         given = dict(zip(kernel.arg_names, arguments, strict=False)) | options
         case = _case_of(cases, kernel, capability, given)
         listing, shared_bytes = _compile(case, capability)
-        machines.append(_run(case, change(listing), shared_bytes, given, (*grid, 1)[:2]))
+        ran.append((case.name, _run(case, change(listing), shared_bytes, given, (*grid, 1)[:2])))
 
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     try:
         with mock.patch.object(JITFunction, "run", run):
-            yield machines
+            yield ran
     finally:
         torch.use_deterministic_algorithms(before)
 

@@ -18,9 +18,9 @@ _NO_BYTES = 8  # the type of an ELF section that takes no room in the file
 _ANY = ("shared", "local", "global")
 # The memories that an instruction accesses.
 SPACES = {
-    "LDS": ("shared",), "STS": ("shared",), "ATOMS": ("shared",), "LDSM": ("shared",), "LDL": ("local",),
-    "STL": ("local",), "LDG": ("global",), "STG": ("global",), "RED": ("global",), "REDG": ("global",), "LD": _ANY,
-    "ST": _ANY, "LDGSTS": ("global", "shared"),
+    "LDS": ("shared",), "STS": ("shared",), "ATOMS": ("shared",), "LDSM": ("shared",), "STSM": ("shared",),
+    "LDL": ("local",), "STL": ("local",), "LDG": ("global",), "STG": ("global",), "RED": ("global",),
+    "REDG": ("global",), "LD": _ANY, "ST": _ANY, "LDGSTS": ("global", "shared"),
 }  # fmt: skip
 
 
@@ -48,7 +48,7 @@ class Instruction:
             return 1
         if self.modifiers & {"U16", "S16"}:
             return 2
-        return 16 if "128" in self.modifiers or self.base == "LDSM" else 8 if "64" in self.modifiers else 4
+        return 16 if "128" in self.modifiers or self.base in ("LDSM", "STSM") else 8 if "64" in self.modifiers else 4
 
     def __str__(self) -> str:
         guard = f"@{self.guard} " if self.guard else ""

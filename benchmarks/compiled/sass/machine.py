@@ -1,4 +1,4 @@
-"""Runs the machine code of a kernel (sm_90) on the CPU, instruction by instruction, and counts what it executes.
+"""Runs the machine code of a kernel (sm_80, sm_90) on the CPU, instruction by instruction, and counts what it executes.
 
     listing = Listing.of(cubin, "resize_kernel")
     machine = Machine(listing, grid=(8, 3), threads=256, shared_bytes=70_000, parameters=bytes_, memory=memory)
@@ -9,11 +9,24 @@ All threads of all blocks are lanes of NumPy arrays: a step runs one instruction
 lanes at the lowest address go first, which brings a warp's lanes together where the compiler meant them to meet. A warp
 issues an instruction once however many of its lanes are active, and also where its guard holds for none of them.
 
-NVIDIA does not document what the instructions do. That a kernel stores the CPU's bytes is the proof that those it
-executes are read correctly; one that is not known ends the run.
+With `checked` it reports, whatever the order in which lanes went: two warps that access a byte of shared or global
+memory, one of them storing, with no barrier between; a copy (LDGSTS) that is read or overwritten before it was waited
+for; a load of shared, local or global memory that nobody has stored; lanes that store different values at one address.
+Always: an address outside of what the kernel was given, and an exchange with a lane that takes no part.
 
-It does not see: time; which part of a warp goes first where its lanes part, and so whether it issues what follows once
-or twice; the last bits of MUFU's approximations.
+NVIDIA does not document what the instructions do. That a kernel stores the CPU's bytes, or results as near to float64 as
+they should be, is the proof that those it executes are read correctly; one that is not known ends the run, and so does a
+form of one that is not known.
+
+What it does not model:
+- Time, and with it the stall counts and scoreboards in the binary's control bits: a result is there at once, so code
+  that reads a register too early runs as if it had waited.
+- Which part of a warp goes first where its lanes part, and so whether it issues what follows once or twice. Lanes of one
+  warp never race with each other.
+- The last bits of MUFU's approximations (here rounded correctly), and FTZ: small numbers stay.
+- How many bits HMMA keeps below its largest summand: `rounding.accumulated` has the fewest that were found on an A100.
+- Registers that nobody has written: they are 0. Caches, and the order in which other blocks see what a block stores.
+- HGMMA, TMA and all else of sm_90's attention: its loss and the augmentation run, its attention is compiled only.
 """
 
 from __future__ import annotations
@@ -38,6 +51,7 @@ class Machine(State):
             kernel have a barrier for it.
         shared_bytes: dynamic shared memory of a block.
         parameters: of the kernel, as they lie in memory.
+        checked: whether to look for races and for loads of what nobody stored.
         watched: whether to look at the addresses of memory accesses.
         traced: first threads of warps, by number in the whole grid, whose paths are kept.
 
@@ -56,7 +70,7 @@ class Machine(State):
         """Run all threads to their ends.
 
         Raises:
-            RuntimeError: threads of a block wait at a barrier that others never reach.
+            RuntimeError: threads of a block wait at a barrier that others never reach; a `Fault`: what `checked` finds.
             NotImplementedError: an instruction that is not known.
             IndexError, ValueError: an address outside the memory, or one that the access may not have.
         """

@@ -4,9 +4,11 @@ import dataclasses
 import re
 import struct
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from setuptools.errors import CompileError
 
 from benchmarks.compiled.sass import augmentation as recipe
@@ -120,6 +122,35 @@ def test_fused_operations_round_once() -> None:
     small = [value.astype(np.float32) for value in (a, b, c)]
     wide = [float(Fraction(float(x)) * Fraction(float(y)) + Fraction(float(z))) for x, y, z in zip(*small, strict=True)]
     assert np.array_equal(rounding.fused(*small), np.array(wide).astype(np.float32))
+
+
+def test_numbers_are_packed_into_halves_as_pytorch_rounds_them() -> None:
+    bits = np.random.default_rng(0).integers(0, 2**32, 20_000, np.uint32)
+    bits[::2] &= 0xFFFF8000  # halfway between two bfloat16
+    bits[1::4] = bits[1::4] & 0x8FFFF000 | 0x3C000000  # and between two float16
+    values = torch.from_numpy(bits.view(np.float32)).nan_to_num(0.0)
+    for dtype, convert in ((torch.bfloat16, rounding.bfloat16), (torch.float16, rounding.float16)):
+        assert np.array_equal(convert(values.numpy()), values.to(dtype).view(torch.uint16).numpy())
+        cut = torch.from_numpy(convert(values.numpy(), cut=True).astype(np.uint16)).view(dtype).float()
+        assert (cut.abs() <= values.abs()).all() and (cut != values.to(dtype)).any()
+
+
+def test_a_tensor_core_cuts_off_what_lies_below_the_largest_summand() -> None:
+    products = np.array([[1.0, *[2.0**-24] * 7], [1.5, -1.0, 2.0**-30, *[0.0] * 5], [3.0, 0.25, *[0.0] * 6]])
+    sums = rounding.accumulated(products, np.array([0.0, 0.5, -(2.0**-23)]))
+    assert np.array_equal(sums, [1.0, 1.0, 3.25])
+
+
+def test_no_two_modules_of_the_interpreter_import_each_other() -> None:
+    folder = Path(rounding.__file__).parent
+    pattern = re.compile(r"^\s*from benchmarks\.compiled\.sass(?:\.(\w+))? import (.*)", re.MULTILINE)
+    imports = {
+        path.stem: {name for one, names in pattern.findall(path.read_text()) for name in ([one] if one else re.findall(r"\w+", names))}
+        for path in folder.glob("*.py")
+    }  # fmt: skip
+    while free := {name for name, used in imports.items() if not used & imports.keys()}:
+        imports = {name: used for name, used in imports.items() if name not in free}
+    assert not imports
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from deit_fast.config import Config
-from deit_fast.evaluate.__main__ import main as evaluate
-from deit_fast.export.__main__ import main as export
 from deit_fast.files import LOCK, Lock, read_json, write_json
-from deit_fast.predict import main as predict
 from deit_fast.run import checkpoint
 from deit_fast.run import folder as run_folder
+from deit_fast.tools.evaluate.__main__ import main as evaluate
+from deit_fast.tools.export.__main__ import main as export
+from deit_fast.tools.predict import main as predict
 from deit_fast.train import train
 from deit_fast.train.__main__ import main
 from deit_fast.train.prepare import Start

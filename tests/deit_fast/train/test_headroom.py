@@ -24,7 +24,6 @@ from deit_fast.train.prepare import prepare
 def long(tiny: Config, monkeypatch: pytest.MonkeyPatch) -> Config:
     """A run whose end may take as long as it likes."""
     monkeypatch.setattr(module, "SHARE", 1e6)
-    monkeypatch.setattr(loop, "write_at_the_end", lambda *_: None)
     return dataclasses.replace(tiny, report=True, epochs=10)
 
 

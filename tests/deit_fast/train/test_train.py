@@ -20,9 +20,9 @@ from deit_fast import load
 from deit_fast.config import Config
 from deit_fast.data import EvalLoader, jpeg_part, open_dataset
 from deit_fast.data.device import why_on_the_cpu
-from deit_fast.export.formats import export
 from deit_fast.run import checkpoint
 from deit_fast.scores import evaluate
+from deit_fast.tools.export.formats import export
 from deit_fast.train import train
 from deit_fast.train.__main__ import main
 from deit_fast.weights.build import normalisation

@@ -22,13 +22,13 @@ from torch import nn
 
 from deit_fast import create_model, load
 from deit_fast.config import Config
-from deit_fast.evaluate.__main__ import main as evaluate
-from deit_fast.export.__main__ import main as export
-from deit_fast.export.formats import export as exported_to
 from deit_fast.model import IMAGENET_NORMALISATION
-from deit_fast.predict import main as predict
 from deit_fast.run import checkpoint
 from deit_fast.teacher.load import load_teacher, own_view
+from deit_fast.tools.evaluate.__main__ import main as evaluate
+from deit_fast.tools.export.__main__ import main as export
+from deit_fast.tools.export.formats import export as exported_to
+from deit_fast.tools.predict import main as predict
 from deit_fast.weights.huggingface import huggingface_config, to_huggingface
 from deit_fast.weights.trained import classifier, resolve
 

@@ -16,12 +16,12 @@ from torch import Tensor
 from deit_fast import load
 from deit_fast.config import Config
 from deit_fast.data.training import TrainingData
-from deit_fast.evaluate import results
-from deit_fast.evaluate.models import open_models
-from deit_fast.export.formats import export
 from deit_fast.files import write_json
-from deit_fast.predict import main as predict
 from deit_fast.ranks.group import Ranks
+from deit_fast.tools.evaluate import results
+from deit_fast.tools.evaluate.models import open_models
+from deit_fast.tools.export.formats import export
+from deit_fast.tools.predict import main as predict
 from deit_fast.train import train
 from deit_fast.weights.build import normalisation
 from deit_fast.weights.trained import classifier
@@ -151,7 +151,7 @@ def test_attention_is_drawn_over_the_image_as_it_was_seen(
     turning: Path, base: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list = []
-    monkeypatch.setattr("deit_fast.predict.draw_attention", lambda trained, images, target: drawn.extend(images))
+    monkeypatch.setattr("deit_fast.tools.predict.draw_attention", lambda trained, images, target: drawn.extend(images))
     folder = str(Path(base.data) / "val")
     assert predict([folder, "--model", str(turning), "--attention", str(tmp_path / "a.png")]) == 0
     for (caption, pixels), file in zip(drawn, sorted(Path(folder).rglob("*.jpg")), strict=True):

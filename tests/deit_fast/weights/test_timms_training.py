@@ -13,9 +13,9 @@ from torch import nn
 from deit_fast import load, load_pretrained, read_weights
 from deit_fast.config import Config
 from deit_fast.data import open_dataset
-from deit_fast.evaluate.__main__ import main as evaluate
 from deit_fast.model import IMAGENET_NORMALISATION
 from deit_fast.teacher.load import load_teacher
+from deit_fast.tools.evaluate.__main__ import main as evaluate
 from deit_fast.weights.trained import classifier
 from tests.deit_fast.conftest import write_images
 from tests.deit_fast.weights.test_grammar import reference, write_timms_training

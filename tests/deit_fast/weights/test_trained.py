@@ -15,9 +15,9 @@ import deit_fast
 from deit_fast import create_model, load
 from deit_fast.config import Config
 from deit_fast.data import EvalLoader, open_dataset
-from deit_fast.export.card import Differences, model_card
 from deit_fast.files import sha256_of
 from deit_fast.scores import evaluate
+from deit_fast.tools.export.card import Differences, model_card
 from deit_fast.weights import exported, trained
 from deit_fast.weights.build import normalisation
 from deit_fast.weights.huggingface import huggingface_config, to_huggingface

@@ -17,7 +17,7 @@ from deit_kernels.augment.mix import MIX
 from deit_kernels.augment.plan import ROW
 from deit_kernels.augment.policy import IMAGENET_MEAN, IMAGENET_STD
 
-pytestmark = needs_compiler
+pytestmark = [needs_compiler, pytest.mark.proof]
 
 OPS = torch.ops.deit_kernels
 TYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -27,9 +27,13 @@ LONE = 512  # threads of the one block that runs an image's ops on cards without
 HEADER = np.dtype("i8, i8, i4, i4, (3,)f4, (3,)f4, i4, i4, i4, i4")  # struct Header of run.cpp
 
 
+AVX512 = {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
+ONE_SET = ("-DDEIT_NO_CLONES", "-DDEIT_NO_AVX512")  # of instructions, for the CPU code
+
+
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_program("run.cpp", tmp_path_factory.mktemp("emulate"))
+    return build_program("run.cpp", tmp_path_factory.mktemp("emulate"), *ONE_SET)
 
 
 BUSY = RandAugment(probability=1.0)  # every image has two ops
@@ -221,6 +225,7 @@ def test_images_that_do_not_mix_each_other_alike_are_those_of_the_cpu(program: P
         (500, 500, 1, 3),
         (150, 700, 71, 64),  # two bands, columns in two tiles
         (40, 30, 112, 33),  # enlarged
+        (375, 500, 224, 256),  # as on a card
     ],
 )
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -234,31 +239,6 @@ def test_every_shrink_and_enlargement_gives_the_pixels_of_the_cpu(
     table[2:]["resized"], table[2:]["window"], table[2:]["pad"] = size + 2, [-1, 3], 1  # mirrored at the edges
     rows = torch.from_numpy(table.view(np.uint8).reshape(3, -1).copy())
     images, _ = run(program, batch, rows, size, torch.float32, "nchw", threads)
-    assert torch.equal(images, OPS._augment_resize(batch.data, rows, size).flatten(1))
-
-
-@pytest.mark.parametrize(
-    ("height", "width", "size"),
-    [
-        (375, 500, 224),  # of columns more than 32 read together; lines of which the strip holds all
-        (560, 400, 224),  # and does not hold all
-        (100, 90, 113),  # enlarged; two tiles side by side, of which the second has one column
-        (61, 88, 30),  # words may not be stored
-        (620, 40, 230),  # wide enough to be resized together, not high enough: by bands
-        (2, 3, 57),
-    ],
-)
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_products_of_matrices_give_the_pixels_of_the_cpu(
-    program: Path, height: int, width: int, size: int, interpolation: str
-) -> None:
-    batch = noise_batch([(height, width)] * 4)  # of the first and the last no words beyond the crop may be loaded
-    boxes = np.array([[0, 0, height, width]] * 3 + [[height // 3, width // 4, height // 2, width // 2]])
-    table = crop_rows(batch, boxes, size, interpolation)
-    table["flip"][1] = 1
-    table[2:3]["resized"], table[2:3]["window"], table[2:3]["pad"] = size + 2, [-1, 3], 1  # mirrored at the edges
-    rows = torch.from_numpy(table.view(np.uint8).reshape(4, -1).copy())
-    images, _ = run(program, batch, rows, size, torch.float32, "nchw", 256)
     assert torch.equal(images, OPS._augment_resize(batch.data, rows, size).flatten(1))
 
 
@@ -307,17 +287,19 @@ def test_a_mix_the_host_could_not_check_gives_nan(program: Path, size: int) -> N
 
 
 @pytest.mark.parametrize(
-    ("flag", "needs"),
+    ("flags", "needs"),
     [
-        ("-O2", set()),
-        pytest.param("-mavx2", {"avx2"}, marks=pytest.mark.slow),
-        pytest.param("-march=x86-64-v4", {"avx512f", "avx512bw", "avx512vl", "avx512dq"}, marks=pytest.mark.slow),
+        ((), set()),  # the program of the other tests
+        pytest.param(("-O3", "-mavx2"), {"avx2"}, marks=pytest.mark.slow),
+        pytest.param(
+            ("-O3", "-march=x86-64-v4"), {"avx512f", "avx512bw", "avx512vl", "avx512dq"}, marks=pytest.mark.slow
+        ),
     ],
 )
-def test_the_cpu_code_of_every_instruction_set_agrees(tmp_path: Path, flag: str, needs: set[str]) -> None:
+def test_the_cpu_code_of_every_instruction_set_agrees(tmp_path: Path, flags: tuple[str, ...], needs: set[str]) -> None:
     if not needs <= cpu_flags():
         pytest.skip(f"this processor has no {', '.join(sorted(needs - cpu_flags()))}")
-    program = build_program("run.cpp", tmp_path, "-DDEIT_NO_CLONES", "-DDEIT_NO_AVX512", "-O3", flag)
+    program = build_program("run.cpp", tmp_path, *ONE_SET, *flags)
     batch = noise_batch(SIZES)
     for policy in (Policy.deit(50), Policy.deit3(41), Policy.eval(33)):
         rows = drawn_rows(batch, policy)

@@ -1,0 +1,244 @@
+"""From a run folder to report.html: one file that needs no other.
+
+    write(Facts.read(run), run / "report.html")
+    compare([Facts.read(run) for run in runs], Path("comparison.html"))
+
+The page is made by Jinja2 from page.html.j2, with style.css and page.js inside it. Its content policy forbids every
+request, so a name or a path that is shown cannot load anything either.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import platform
+import time
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime, timedelta, timezone
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import torch
+
+from ...data.loader import default_threads
+from ...files import shown, write_file
+from ...names import HEADS, headline
+from ...run.provenance import PACKAGES, versions
+from . import compare as comparison
+from .charts import Series, line_chart
+from .clock import FREE, spent
+from .confusion import WHOLE_MATRIX
+from .facts import Facts
+from .gather import PARTS, Gone, Looked, content, look_at
+
+MOST_IMAGES = 50_000  # of each split that are looked at, unless more are asked for
+MOST_SECONDS = 300.0  # at the end of a training
+KINDS = {"teacher": "teacher", "student": "last weights", "ema": "moving average"}
+
+
+def write_missing(runs: Iterable[Path]) -> None:
+    """report.html of finished runs that have none; where that fails, a sentence says why."""
+    for run in runs:
+        page = run / "report.html"
+        if page.exists():
+            continue
+        try:
+            write(Facts.read(run), page, seconds=MOST_SECONDS)
+            print(shown(f"report: {page}"), flush=True)
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            why = f"report.html is not written ({type(error).__name__}: {reason}): deit-fast report {run} tries again"
+            print(shown(why), flush=True)
+
+
+def write(
+    facts: Facts,
+    target: Path,
+    device: torch.device | None = None,
+    threads: int = 0,
+    most: int = MOST_IMAGES,
+    baseline: Facts | None = None,
+    seconds: float = float("inf"),
+    say: Callable[[str], None] = lambda sentence: None,
+) -> dict[str, Any]:
+    """Write the page of one run and return what it says, JSON values.
+
+    Args:
+        device: of the run's models; None: a GPU where there is one.
+        threads: that decode images; 0: one a core.
+        most: images of each split that are looked at; 0: all.
+        baseline: a run without a teacher, to say what the teacher brought.
+        say: gets a sentence before what takes long.
+        seconds: after which no further image is looked at.
+    """
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    threads = threads or default_threads(1)
+    until = time.monotonic() + seconds / 2  # the rest is for duplicates and thumbnails
+    images, gone = None, ""
+    try:
+        looked = look_at(facts, device, threads, most, lambda: time.monotonic() > until, say)
+        images = images_of(looked, threads)
+    except Gone as error:
+        gone = shown(str(error))
+    return render_run(target, facts, images, curves(facts), gone, baseline)
+
+
+def images_of(looked: Looked, threads: int) -> dict[str, Any]:
+    """What the page says of a run's images."""
+    images = content(looked, threads)
+    confused = images["confusions"]["cells"]
+    images["cells"] = [cell | {"images": [_flat(image) for image in cell["images"]]} for cell in confused]
+    return images
+
+
+def render_run(
+    target: Path, facts: Facts, images: dict[str, Any] | None, charts: list[dict[str, Any]], gone: str = "",
+    baseline: Facts | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Write the page of a run, and return what it says; `gone` is why there are no images."""
+    page = {"run": about(facts), "gone": gone, "images": images, "charts": charts, "time": spent(facts),
+            "gain": comparison.gain(facts, baseline) if baseline else None,
+            "baseline": baseline.name if baseline else ""}  # fmt: skip
+    _render(target, facts.name, facts.data["classes"], page | {"comparison": None})
+    return listed(page, facts.data["classes"])
+
+
+def _flat(image: dict[str, Any]) -> dict[str, Any]:
+    """An image as page.js takes it."""
+    return {"file": image["file"], "probability": round(image["probability"], 4), "src": image["image"].src}
+
+
+def compare(runs: Sequence[Facts], target: Path) -> dict[str, Any]:
+    """Write a page with several runs side by side, and return what it says, JSON values."""
+    flags, values = comparison.differences(runs)
+    plain = [run for run in runs if run.config.distill == "none"]
+    gains = []
+    if len(plain) == 1:
+        itself = plain[0].folder.resolve()  # which may be the teacher of another: that is no gain
+        taught = [run for run in runs if run is not plain[0] and Path(run.config.teacher).resolve() != itself]
+        found = [(run, comparison.gain(run, plain[0])) for run in taught]
+        gains = [gain | {"run": run.name, "run_top1": gain["run"], "baseline": plain[0].name}
+                 for run, gain in found if gain is not None]  # fmt: skip
+    names = comparison.names(runs)
+    side_by_side = {
+        "names": names, "scores": comparison.scores(runs), "gains": gains,
+        "differences": [{"flag": flag, "values": row} for flag, row in zip(flags, values, strict=True)],
+        "runs": [about(run) for run in runs],
+        "times": [{"name": name, "time": spent(run)} for name, run in zip(names, runs, strict=True)],
+    }  # fmt: skip
+    page = {"comparison": side_by_side, "charts": comparison.curves(runs), "run": None, "images": None, "gone": "",
+            "gain": None, "time": None}  # fmt: skip
+    _render(target, " · ".join(names), runs[0].data["classes"], page)
+    return side_by_side
+
+
+def about(facts: Facts) -> dict[str, Any]:
+    """The head of the page: what was trained on what, how well, where, and the command that repeats it."""
+    config, state = facts.config, facts.state
+    taught = {"none": "without a teacher", "hard": "taught by {}'s labels", "soft": "taught by {}'s probabilities"}
+    rows = []
+    for kind, heads in facts.scores().items():
+        for head in HEADS:
+            if head in heads:
+                own = kind != "teacher"
+                rows.append({"model": KINDS[kind], "head": HEADS[head] if own else "", **heads[head]})
+    best = facts.best()
+    own = headline(facts.scores()[best[0]], config.fusion) if best else ""
+    made = {name: version for name, version in state.get("versions", {}).items() if version}
+    return {
+        "name": facts.name, "folder": str(facts.folder), "finished": facts.summary is not None,
+        "model": config.model, "data": config.data, "train": facts.data["train"], "val": facts.data["val"],
+        "classes": len(facts.data["classes"]), "teacher": taught[config.distill].format(config.teacher),
+        "distilled": config.distill != "none",
+        "scores": rows,
+        "best": {"model": KINDS[best[0]], "top1": best[1], "head": HEADS[own]} if best else None,
+        "command": facts.command(), "versions": made, "machine": facts.last("machine"),
+        "seconds": state.get("seconds"), "step": facts.last("step"), "processes": state.get("world_size"),
+        "epochs": config.epochs, "batch_size": config.batch_size, "image_size": config.image_size,
+        "recipe": config.recipe, "skipped": sum(row.get("skipped", 0) for row in facts.steps),
+        "unreadable": [shown(path) for path in (facts.summary or {}).get("bad_images", [])],
+    }  # fmt: skip
+
+
+def curves(facts: Facts) -> list[dict[str, Any]]:
+    """The charts of one run."""
+    steps, evaluations = facts.steps, facts.evaluations
+    at = [row["step"] for row in steps]
+
+    def of(key: str, name: str, dashed: bool = False) -> Series:
+        return Series(name, at, [row.get(key) for row in steps], dashed)
+
+    loss = [of("loss", "loss")]
+    if any(row.get("distillation") is not None for row in steps):
+        loss += [of("label", "true label"), of("distillation", "teacher")]
+    heads = []
+    for kind, dashed in (("student", False), ("ema", True)):
+        rows = [row for row in evaluations if row.get(kind)]
+        for head in HEADS:
+            if head != "softmax" and rows and head in rows[0][kind]:
+                name = HEADS[head] + (", moving average" if dashed else "")
+                heads.append(
+                    Series(name, [row["step"] for row in rows], [row[kind][head]["top1"] for row in rows], dashed)
+                )
+    teacher = facts.scores().get("teacher")
+    charts = [
+        line_chart("Training loss", "nats", loss),
+        line_chart("Validation top-1", "per cent", heads, top=100, digits=4,
+                   level=("teacher", teacher["cls"]["top1"]) if teacher else None),
+        line_chart("Learning rate", "", [of("lr", "learning rate")], zero=True),
+        line_chart("Throughput", "images/s", [of("images_per_second", "images/s")], zero=True),
+        line_chart("Gradient norm", "", [of("grad_norm", "norm before the update")]),
+        line_chart("Skipped steps", "steps", [of("skipped", "skipped")], zero=True)
+        if any(row.get("skipped") for row in steps) else None,
+    ]  # fmt: skip
+    return [one for one in charts if one is not None]
+
+
+def listed(page: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]:
+    """What the page says as JSON values: classes by name, no pictures."""
+    found, images = page["images"] or {}, page["images"] is not None
+
+    def named(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: classes[part] if key in ("class", "label", "proposed", "true", "taken") else named(part)
+                    for key, part in value.items() if key not in ("image", "file")}  # fmt: skip
+        return [named(part) for part in value] if isinstance(value, list) else value
+
+    lists = {
+        key: named(part)
+        for key, part in (
+            ("mistakes", found.get("mistakes")), ("rights", found.get("rights")), ("per_class", found.get("per_class")),
+            ("confusions", images and found["confusions"]["pairs"]), ("labels", images and found["labels"]["items"]),
+            ("duplicates", images and found["duplicates"]["items"]),
+        )
+    } if images else {}  # fmt: skip
+    return {
+        **page["run"],
+        "gain": page["gain"],
+        "notes": found.get("notes", [page["gone"]]),
+        "time": page["time"],
+        **lists,
+    }
+
+
+@lru_cache(maxsize=1)
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("deit_fast.tools.report", "templates"), autoescape=True, trim_blocks=True,
+        lstrip_blocks=True, undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    environment.filters["duration"] = lambda seconds: str(timedelta(seconds=round(seconds)))
+    return environment
+
+
+def _render(target: Path, title: str, classes: Sequence[str], page: dict[str, Any]) -> None:
+    template = _environment().get_template("page.html.j2")
+    made = {"python": platform.python_version(), **versions((*PACKAGES, "jinja2"))}
+    files = importlib.resources.files("deit_fast.tools.report") / "templates"
+    html = template.render(
+        title=title, classes=classes, made=made, now=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        style=(files / "style.css").read_text(), script=(files / "page.js").read_text(), free=FREE, splits=PARTS,
+        whole=WHOLE_MATRIX, **page,
+    )  # fmt: skip
+    write_file(target, lambda temporary: temporary.write_text(html, encoding="utf-8", errors="backslashreplace"))

@@ -1,0 +1,152 @@
+"""Labels that may be wrong: the teacher contradicts them again and again, and the student's heads do too.
+
+    votes = cached_votes(facts, dataset.labels, policy)     # the teacher over the epochs, from its label cache
+    ranked = doubtful(seen, votes, {"teacher": "teacher/cls", "student": "model/dist"})
+
+An image is a suspect when (1) the teacher gives it another class than its label in at least half of the views that it
+saw of it: the augmented ones of all epochs where the run kept a label cache, else the one view of the evaluation; and
+(2) the head that learned from the teacher, or the fused answer of a model with one head, does so as well. Suspects are
+ranked by the mean, over teacher and heads, of (probability of the answer − probability of the label), which is the
+confidence of confident learning (Northcutt et al. 2021) without its estimated thresholds. Without a teacher, the
+student's heads alone vote: its own training labels have taught it, so fewer mistakes are found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deit_kernels.augment import Policy
+
+from ...config import fields_where
+from ...data.mixing import Mixing
+from ...data.order import Share
+from ...files import read_json
+from ...teacher.cache import LabelCache
+from .facts import Facts
+from .look import Seen
+
+MOST_VIEWS = 10_000_000  # labels of a cache that are read
+LEAST_OWN = 0.8  # share of its own pixels that a mixed image must have to count as a view of it
+HALF = 0.5  # of the views
+
+
+class Suspect(NamedTuple):
+    """An image whose label is doubted; `index` is its place in `Seen`."""
+
+    index: int
+    proposed: int  # the class that most say it is
+    doubt: float  # 0 to 1
+    contradicted: float  # share of the teacher's views that contradict the label
+    views: int  # of the teacher
+
+
+@dataclass
+class Votes:
+    """The teacher's answers for N images over many views.
+
+    Attributes:
+        views: (N,) how many there were.
+        against: (N,) how many gave another class than the label.
+        proposed: (N,) the most frequent other class, −1 without one.
+        source: where they come from, in words.
+    """
+
+    views: NDArray[np.int64]
+    against: NDArray[np.int64]
+    proposed: NDArray[np.int64]
+    source: str
+
+
+def doubtful(seen: Seen, votes: Votes | None, heads: Mapping[str, str]) -> list[Suspect]:
+    """The suspects, the most doubtful first.
+
+    Args:
+        seen: the images, and every model's answers.
+        votes: of `seen`'s images in the same order; None: the teacher's one answer in `seen`, if it has one.
+        heads: role -> name in `seen`: "teacher" where it was asked, "student" for the head that must agree, and the
+            others, whose probabilities count.
+    """
+    label, teacher = seen.label, heads.get("teacher")
+    if votes is None and teacher:
+        wrong = seen.answer[teacher] != label
+        proposed = np.where(wrong, seen.answer[teacher], -1)
+        votes = Votes(np.ones(len(seen), np.int64), wrong.astype(np.int64), proposed, "")
+    student = heads["student"]
+    margins = [np.where(seen.answer[name] == label, 0.0, seen.probability[name] - seen.given[name])
+               for role, name in heads.items() if role != "teacher" or name in seen.answer]  # fmt: skip
+    suspected = seen.answer[student] != label
+    proposed = seen.answer[student]
+    share = np.zeros(len(seen))
+    views = np.zeros(len(seen), np.int64)
+    if votes is not None:
+        views = votes.views
+        share = votes.against / np.maximum(views, 1)
+        suspected = suspected & (views > 0) & (share >= HALF)
+        proposed = np.where(votes.proposed >= 0, votes.proposed, proposed)
+        margins.append(share)
+    doubt = np.mean(margins, axis=0)
+    order = np.flatnonzero(suspected)[np.argsort(-doubt[suspected], kind="stable")]
+    return [
+        Suspect(index, int(proposed[index]), float(doubt[index]), float(share[index]), int(views[index]))
+        for index in order.tolist()
+    ]
+
+
+def cached_votes(facts: Facts, labels: NDArray[np.int64], policy: Policy) -> Votes | None:
+    """The teacher's answers of the run's epochs from its label cache, for every training image; None without one.
+
+    Of mixed images only those count that are mostly one. Of a long run, as many epochs, evenly spaced, as hold
+    MOST_VIEWS labels. A cache that is gone, or holds labels of other settings, counts as none.
+    """
+    config = facts.config
+    folder = Path(config.teacher_cache).expanduser() if config.teacher_cache else None
+    if folder is None or not (folder / "settings.json").is_file() or not facts.lines:
+        return None
+    settings = read_json(folder / "settings.json")
+    if any(settings.get(name) != getattr(config, name) for name in fields_where("label")):
+        return None
+    images, ranks = len(labels), int(settings.get("processes", 1))  # which only the official order depends on
+    views, against = np.zeros((2, images), np.int64)
+    wrong_pairs: list[NDArray[np.int64]] = []
+    epochs = 0
+    for rank in range(ranks):
+        share = Share(images, config.batch_size, config.repeats, config.order, config.data_seed, rank, ranks)
+        mixing = Mixing.of_share(policy, share)
+        cache = LabelCache(folder, share.positions, say=lambda sentence: None)
+        chosen = _epochs(max(line["step"] for line in facts.lines) // share.steps_per_epoch, share.epoch_images)
+        epochs = len(chosen)
+        for step in (step for epoch in chosen for step in range(share.steps_per_epoch * epoch,
+                                                                share.steps_per_epoch * (epoch + 1))):  # fmt: skip
+            rows = share.samples(step)
+            known = cache.lookup(step, rows.position)
+            if known is None:
+                continue
+            sample, answers = rows.sample, known.classes.astype(np.int64)
+            if known.probs is not None:
+                answers = answers[np.arange(len(answers)), known.probs.argmax(1)]
+            if mixing is not None:
+                clear = mixing.plan(step).lam.numpy() >= LEAST_OWN
+                sample, answers = sample[clear], answers[clear]
+            wrong = answers != labels[sample]
+            np.add.at(views, sample, 1)
+            np.add.at(against, sample[wrong], 1)
+            wrong_pairs.append(sample[wrong] << 32 | answers[wrong])
+    if not views.any():
+        return None
+    pairs, counts = np.unique(np.concatenate(wrong_pairs), return_counts=True)
+    proposed = np.full(images, -1)
+    order = np.argsort(counts, kind="stable")
+    proposed[pairs[order] >> 32] = pairs[order] & 0xFFFFFFFF  # of one image the most frequent comes last, and stays
+    return Votes(views, against, proposed, f"{int(views.sum()):,} labels of {epochs} epochs, from {folder}")
+
+
+def _epochs(done: int, images: int) -> list[int]:
+    """The epochs that are read, of those that the run has done."""
+    most = max(1, MOST_VIEWS // max(images, 1))
+    return sorted(set(np.linspace(0, done - 1, min(done, most)).astype(int).tolist())) if done else []
