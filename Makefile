@@ -4,7 +4,7 @@
 # make chaos   setup, then kills, signals, bad numbers and full disks by the dozen, and 20 000 damaged files: hours
 # make same-bits  setup, then the working tree trains to the bytes of AGAINST, a commit (default HEAD): three minutes
 # make bench   setup, then every comparison with peers at sizes for this machine: a table, a results file, a picture
-# make wheel   dist/*.whl
+# make wheel   setup, then dist/deit_kernels-*.whl, the ops alone, and dist/deit_fast-*.whl, which needs it
 # make rooms   draw the floors of deit_fast/ anew, as docs/rooms.svg, from what its files import
 
 SHELL := /bin/bash
@@ -24,7 +24,7 @@ STAMP := .venv/setup.stamp
 PINS := constraints.txt
 endif
 
-SOURCES := pyproject.toml constraints.txt setup.py $(shell find csrc -type f)
+SOURCES := pyproject.toml kernels/pyproject.toml constraints.txt setup.py kernels/setup.py $(shell find csrc -type f)
 PYTEST := $(PY) -m pytest -n 2 --dist worksteal
 ARGS ?=
 AGAINST ?= HEAD
@@ -43,7 +43,7 @@ build/constraints.txt: constraints.txt
 $(STAMP): $(SOURCES) $(PINS) $(if $(filter yes,$(ACTIVE)),,.venv/bin/python)
 	$(PY) -m pip install -q -c $(PINS) setuptools wheel ninja
 	$(if $(filter yes,$(ACTIVE)),,$(PY) -m pip install -q -c $(PINS) torch torchvision)
-	$(PY) -m pip install -q -c $(PINS) --no-build-isolation -e '.[test]'
+	$(PY) -m pip install -q -c $(PINS) --no-build-isolation -e ./kernels -e '.[test]'
 	@mkdir -p $(@D) && touch $@
 
 train: setup
@@ -66,15 +66,19 @@ same-bits: setup
 	$(PY) -m tests.same_bits --against $(AGAINST) $(ARGS)
 
 bench: setup
-	$(PY) -m pip install -q -c $(PINS) --no-build-isolation -e '.[test,bench]'
+	$(PY) -m pip install -q -c $(PINS) --no-build-isolation -e ./kernels -e '.[test,bench]'
 	$(PY) -m benchmarks $(ARGS)
 
 wheel: setup
-	$(PY) -m pip wheel -q --no-deps --no-build-isolation -w dist .
+	rm -rf build/wheel build/lib* kernels/build
+	$(PY) -m pip wheel -q --no-deps --no-build-isolation -w build/wheel ./kernels .
+	$(PY) -m auditwheel repair --patcher none --exclude 'libtorch_*.so' --exclude 'libcudart.so.*' \
+		-w dist build/wheel/deit_kernels-*.whl
+	mv build/wheel/deit_fast-*.whl dist
 
 .PHONY: rooms
 rooms:
 	$(PY) -m tests.draw_rooms
 
 clean:
-	rm -rf build dist *.egg-info kernels/deit_kernels/*.so
+	rm -rf build dist *.egg-info kernels/build kernels/*.egg-info kernels/deit_kernels/*.so

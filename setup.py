@@ -1,14 +1,16 @@
-"""Builds the compiled part of deit_kernels; everything else about the package stands in pyproject.toml.
+"""Compiles the binaries of both packages; all else about them stands in pyproject.toml and kernels/pyproject.toml.
 
-    pip install -e .                                        # finds the torch of the environment, also under isolation
-    pip install --no-build-isolation --no-deps -e .         # off-line
+    pip install -e ./kernels -e .             # finds the torch of the environment, also under isolation
+    pip install --no-build-isolation --no-deps -e ./kernels -e .      # off-line
+    python setup.py build_ext --inplace     # the binaries alone, of both packages
 
-Two binaries, each serving every CPython with a GIL and every torch from 2.11 on (LibTorch stable ABI, no Python API):
+kernels/setup.py runs this file for deit_kernels. It has two binaries, each serving every CPython with a GIL and every
+torch from 2.11 on (LibTorch stable ABI, no Python API):
 
     deit_kernels/_C.abi3.so               augmentation and losses on the CPU; needs g++ or clang++ with C++20
     deit_kernels/_C_cuda.cu<N>.abi3.so    augmentation on NVIDIA GPUs; needs nvcc of the CUDA version N of that torch
 
-and a third without torch:
+deit_fast has one, without torch:
 
     deit_fast/data/_jpeg_part.abi3.so     decodes parts of JPEG files; needs libjpeg-turbo and its jpeglib.h, and at run
                                           time the same libjpeg.so, without which whole files are decoded
@@ -37,7 +39,10 @@ from typing import NamedTuple
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
-from setuptools.errors import CompileError
+from setuptools.command.sdist import sdist
+from setuptools.errors import CompileError, SetupError
+
+ROOT = Path(__file__).resolve().parent  # paths of sources are relative to it, whichever package is built
 
 OLDEST_TORCH = (2, 11)
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # torch 2.10
@@ -115,7 +120,8 @@ def find_matching_toolkit(torch: Torch) -> Toolkit:
 
 def interface() -> str:
     """The number by which Python knows that a binary was built for it."""
-    return re.search(r"^INTERFACE = (\d+)$", Path("kernels/deit_kernels/_extension.py").read_text(), re.M).group(1)
+    code = (ROOT / "kernels/deit_kernels/_extension.py").read_text()
+    return re.search(r"^INTERFACE = (\d+)$", code, re.MULTILINE).group(1)
 
 
 def compiler() -> list[str]:
@@ -140,8 +146,13 @@ class BuildExtensions(build_ext):
 
     def finalize_options(self) -> None:
         # By default pip builds an editable install in a temporary folder, where ninja would find nothing to keep.
-        self.build_temp = self.build_temp or "build/ninja"
+        self.build_temp = os.path.abspath(self.build_temp or ROOT / "build/ninja")
+        by_name = "build_ext" in self.distribution.commands
+        if by_name:  # out of the way of wheels, which hold whatever lies in build/lib*
+            self.build_lib = self.build_lib or f"{self.build_temp}/lib"
         super().finalize_options()
+        if not by_name:
+            self.extensions = [ext for ext in self.extensions if ext.name.split(".")[0] in self.distribution.packages]
 
     def get_ext_filename(self, fullname: str) -> str:
         suffix = ".abi3.so"
@@ -163,7 +174,7 @@ class BuildExtensions(build_ext):
 
     def compile(self, ext: Extension) -> None:
         # No path of this machine ends up in a binary, not even in an error message of torch's headers.
-        maps = [f"-ffile-prefix-map={Path.cwd()}=."]
+        maps = [f"-ffile-prefix-map={ROOT}=."]
         cxx, versions = [*compiler(), *CXX_FLAGS, f"-DDEIT_INTERFACE={interface()}"], []
         compilers = {".cpp": cxx}
         libraries = [f"-l{name}" for name in ext.libraries]
@@ -214,21 +225,25 @@ def run_ninja(
             ninja.build(name, Path(source).suffix[1:], source)
         ninja.build(str(binary), "link", objects)
     command = [os.path.join(BIN_DIR, "ninja"), "-v", "-f", file.name]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     print(done.stdout, file=sys.stderr)
     if done.returncode:
         failed = re.search(r"^FAILED: .*\n(\S+)", done.stdout, re.MULTILINE)
         raise CompileError(f"the command printed above failed, {failed.group(1) if failed else 'ninja'}")
 
 
-HEADERS = sorted(glob("csrc/**/*.h", recursive=True) + glob("csrc/**/*.cuh", recursive=True))
-CPU_SOURCES = sorted(glob("csrc/cpu/*.cpp"))
+class NoSourceDistribution(sdist):
+    def run(self) -> None:
+        raise SetupError("there is no sdist, it would lack csrc/ or kernels/: type make wheel, or build from a clone")
+
+
+CPU_SOURCES = sorted(glob("csrc/cpu/*.cpp", root_dir=ROOT))
 GIL_DISABLED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
 
 def extension(name: str, *sources: str, libraries: tuple[str, ...] = ()) -> Extension:
     sources = ("csrc/interface.cpp", *sources)
-    return Extension(name, list(sources), libraries=list(libraries), depends=HEADERS, optional=True)
+    return Extension(name, list(sources), libraries=list(libraries), optional=True)
 
 
 setup(
@@ -237,7 +252,7 @@ setup(
         extension("deit_kernels._C_cuda", "csrc/ops.cpp", "csrc/cuda/augment.cu"),
         extension("deit_fast.data._jpeg_part", "csrc/jpeg_part.cpp", libraries=("jpeg",)),
     ],
-    cmdclass={"build_ext": BuildExtensions},
+    cmdclass={"build_ext": BuildExtensions, "sdist": NoSourceDistribution},
     # The limited-API tag does not exist for a CPython without a GIL.
     options={} if GIL_DISABLED else {"bdist_wheel": {"py_limited_api": "cp310"}},
 )

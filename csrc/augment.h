@@ -53,12 +53,12 @@ void apply_mixed(const Batch& batch, const int64_t* parts, int64_t begin, int64_
 
 namespace cuda {
 
-// Words of an image in scratch memory: four of which the first is a mark, and four for four pixels of a line, with edges
-// of three lines and four pixels, or a word for each level. Four words lie at a multiple of 16 bytes.
+// Words of an image in scratch memory: four for four pixels of a line, with edges of two lines and four pixels, or a word
+// for each level. Four words lie at a multiple of 16 bytes.
 HOST_DEVICE constexpr int64_t scratch_pixels(int64_t height, int64_t width) {
   constexpr int64_t levels = 3 * 256;
-  const int64_t pixels = (height + 6) * 4 * ((width + 3) / 4 + 2);
-  return 4 + (pixels > levels ? pixels : levels);
+  const int64_t pixels = (height + 4) * 4 * ((width + 3) / 4 + 2);
+  return pixels > levels ? pixels : levels;
 }
 
 // All on `stream`. The rows are on the device, so the host cannot check them: an invalid row gives zeros and NaN.

@@ -1,8 +1,8 @@
 // Binds the losses on the CPU to the ops whose schemas deit_kernels/distill_loss/op.py defines.
 //
 // As in ops.cpp only the LibTorch stable ABI is used. The functions read the stack of arguments themselves: two ops
-// share eighteen of them, and a call with a float64 head goes on, as it is, to an op that Python implements by the
-// reference.
+// share eighteen of them, and a call with a float64 head goes on, as it is, to the op's overload `exact`, which Python
+// implements by the reference.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -169,7 +169,7 @@ void require_values(const LossCall& call) {
 
 // Python's implementation of an op, by the reference; the stack is as the op has found it.
 void run_exact(const char* name, Stack stack) {
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "", stack, TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "exact", stack, TORCH_ABI_VERSION));
 }
 
 // Both terms of every row, and its statistics at `saved`.
@@ -208,7 +208,7 @@ void forward(Stack stack, uint64_t, uint64_t) {
     int at = 0;
     for (const std::optional<Tensor>& tensor : given.tensor) stack[at++] = from(tensor);
     stack[Arguments::threshold] = from(call.target_threshold);
-    return run_exact("deit_kernels::_distill_loss_fwd_exact", stack);
+    return run_exact("deit_kernels::distillation_loss_forward", stack);
   }
   const Tensor statistics = new_tensor({call.rows, statistics_columns}, ScalarType::Float);
   const std::vector<Terms> rows = rows_of(call, floats(statistics));
@@ -227,37 +227,19 @@ void forward(Stack stack, uint64_t, uint64_t) {
   for (const Tensor* result : {&loss, &base, &distill, &statistics, &count}) stack[at++] = from(*result);
 }
 
-Tensor cross_entropy_of(const Arguments& given, float* saved) {
-  const LossCall& call = given.call;
-  const std::vector<Terms> rows = rows_of(call, saved);
-  const Tensor loss = new_rows(given);
-  if (given.mean)
-    *floats(loss) = static_cast<float>(mean_of(rows, counted(saved, call.rows)).base);
-  else
-    for (int64_t row = 0; row < call.rows; ++row) floats(loss)[row] = static_cast<float>(rows[row].base);
-  return loss;
-}
-
-// Without a gradient nobody needs the statistics, and a tensor costs a small call a tenth of its time.
-template <bool with_statistics>
+// Its callers need no gradient, so no statistics: a tensor costs a small call a tenth of its time.
 void cross_entropy(Stack stack, uint64_t, uint64_t) {
   const Arguments given = Arguments::of_cross_entropy(stack);
   const LossCall& call = given.call;
-  if (given.exact) {
-    require_values(call);
-    stack[0] = from(*given.tensor[0]);
-    stack[1] = from(*given.tensor[4]);
-    return run_exact(
-        with_statistics ? "deit_kernels::_cross_entropy_fwd_exact" : "deit_kernels::_cross_entropy_exact", stack);
-  }
-  if constexpr (with_statistics) {
-    const Tensor statistics = new_tensor({call.rows, statistics_columns}, ScalarType::Float);
-    stack[0] = from(cross_entropy_of(given, floats(statistics)));
-    stack[1] = from(statistics);
-  } else {
-    std::vector<float> saved(call.rows * statistics_columns);
-    stack[0] = from(cross_entropy_of(given, saved.data()));
-  }
+  require(!given.exact, "float64 logits take the op distillation_loss_forward");
+  std::vector<float> saved(call.rows * statistics_columns);
+  const std::vector<Terms> rows = rows_of(call, saved.data());
+  const Tensor loss = new_rows(given);
+  if (given.mean)
+    *floats(loss) = static_cast<float>(mean_of(rows, counted(saved.data(), call.rows)).base);
+  else
+    for (int64_t row = 0; row < call.rows; ++row) floats(loss)[row] = static_cast<float>(rows[row].base);
+  stack[0] = from(loss);
 }
 
 void backward(Stack stack, uint64_t, uint64_t) {
@@ -270,15 +252,14 @@ void backward(Stack stack, uint64_t, uint64_t) {
     for (const Tensor* saved : {&grad, &statistics, &count}) stack[at++] = from(*saved);
     for (const std::optional<Tensor>& tensor : given.tensor) stack[at++] = from(tensor);
     stack[before + Arguments::threshold] = from(call.target_threshold);
-    return run_exact("deit_kernels::_distill_loss_bwd_exact", stack);
+    return run_exact("deit_kernels::distillation_loss_backward", stack);
   }
   const bool need_cls = to<bool>(stack[before + Arguments::count]);
   const bool need_dist = to<bool>(stack[before + Arguments::count + 1]);
-  require(statistics.scalar_type() == ScalarType::Float && statistics.is_contiguous() && statistics.dim() == 2 &&
-              statistics.size(0) == call.rows && statistics.size(1) == statistics_columns,
+  require(statistics.scalar_type() == ScalarType::Float && given.has_shape(statistics, statistics_columns),
           "the statistics are those of the forward op");
   require(grad.scalar_type() == ScalarType::Float && count.scalar_type() == ScalarType::Float &&
-              (given.mean ? grad.numel() == 1 && count.numel() <= 1 : given.has_shape(grad, 0)),
+              (given.mean ? grad.numel() == 1 && count.numel() == 1 : given.has_shape(grad, 0)),
           "the gradient is float32, a scalar or (B,), and the count is that of the forward op");
   require(!need_cls || (given.tensor[0] && (given.base() || (given.distill() && !given.tensor[1]))),
           "only logits of a term with a weight get a gradient");
@@ -288,10 +269,9 @@ void backward(Stack stack, uint64_t, uint64_t) {
     return needed ? new_tensor({call.rows, call.classes}, given.head_type(head)) : new_tensor({0}, ScalarType::Float);
   };
   const Tensor grad_cls = gradient(need_cls, 0), grad_dist = gradient(need_dist, 1);
-  const auto* saved = static_cast<const float*>(statistics.const_data_ptr());
-  const float rows = !given.mean       ? 1.0f
-                     : count.numel() ? *static_cast<const float*>(count.const_data_ptr())
-                                     : counted(saved, call.rows);  // of a cross-entropy's own op
+  const Tensor packed = statistics.is_contiguous() ? statistics : torch::stable::contiguous(statistics);
+  const auto* saved = static_cast<const float*>(packed.const_data_ptr());
+  const float rows = given.mean ? *static_cast<const float*>(count.const_data_ptr()) : 1.0f;
   const Gradients results{need_cls ? grad_cls.mutable_data_ptr() : nullptr,
                           need_dist ? grad_dist.mutable_data_ptr() : nullptr,
                           static_cast<const float*>(grad.const_data_ptr()), given.mean ? 0 : grad.stride(0), rows};
@@ -304,8 +284,7 @@ void backward(Stack stack, uint64_t, uint64_t) {
 }  // namespace deit
 
 STABLE_TORCH_LIBRARY_IMPL(deit_kernels, CPU, library) {
-  library.impl("_distill_loss_fwd", &deit::forward);
-  library.impl("_distill_loss_bwd", &deit::backward);
-  library.impl("_cross_entropy_fwd", &deit::cross_entropy<true>);
-  library.impl("_cross_entropy", &deit::cross_entropy<false>);
+  library.impl("distillation_loss_forward", &deit::forward);
+  library.impl("distillation_loss_backward", &deit::backward);
+  library.impl("_cross_entropy", &deit::cross_entropy);
 }

@@ -40,7 +40,7 @@ void require_rows(const Tensor& rows) {
   require(rows.scalar_type() == ScalarType::Byte && rows.dim() == 2 && rows.is_contiguous() &&
               rows.size(1) == static_cast<int64_t>(sizeof(PlanRow)),
           "a plan's rows are contiguous uint8 (B, " + std::to_string(sizeof(PlanRow)) +
-              "); if they come from sample_plan, the extension is older than the Python code: pip install -e .");
+              "); if they come from sample_plan, the extension is older than the Python code: pip install -e ./kernels");
 }
 
 int32_t require_size(int64_t size) {
@@ -138,7 +138,7 @@ Numbers read_numbers(const Tensor& bytes, const std::string& what, const std::st
   require(bytes.scalar_type() == ScalarType::Byte && bytes.is_contiguous() &&
               bytes.numel() == static_cast<int64_t>(sizeof numbers),
           "a " + what + " is contiguous uint8 (" + std::to_string(sizeof numbers) + ",); if it comes from " + origin +
-              ", the extension is older than the Python code: pip install -e .");
+              ", the extension is older than the Python code: pip install -e ./kernels");
   std::memcpy(&numbers, bytes.const_data_ptr(), sizeof numbers);
   require(is_good(numbers), "a number of the " + what + " is outside its range");
   return numbers;

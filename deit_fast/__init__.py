@@ -53,7 +53,7 @@ if _missing:
     if os.path.exists(".venv/setup.stamp") and not sys.prefix.endswith(".venv"):
         _message = "deit_fast is installed in .venv: type .venv/bin/python, or source .venv/bin/activate first"
     elif {"deit_kernels", "torch"} & {*_core}:
-        _message = "deit_fast is not installed here: run make setup, or pip install -e '.[train]'"
+        _message = "deit_fast is not installed here: run make setup, or pip install -e ./kernels -e '.[train]'"
     if _starting:  # a sentence, not a traceback
         print(f"error: {_message}", file=sys.stderr)
         sys.exit(2)

@@ -9,12 +9,6 @@ algorithm needs: bytes moved; operations of matrix products, and with them the m
 blocks and logits computed twice are more than needed); exponentials. Instructions: lines of machine code, loops once.
 Drift is in registers and instructions. A time stands beside a kernel where benchmarks/results holds a file of that
 architecture's card.
-
-The four columns after the name are the model's (benchmarks/compiled/model), for 256 images of 6 heads, or 256 rows of
-the loss. A predicted time is the replay's of the machine code times 1.15; "≥" is the largest bound of a pipe where the
-replay does not know the instructions (sm_100, sm_120). A delta kernel's is for 198 tokens. The floor is every byte of
-inputs and outputs once at the data sheet's bandwidth. What binds is the pipe that is busy longest, and the share of the
-time in which it is; latency where no pipe is busy for 60 % of it.
 """
 
 from __future__ import annotations
@@ -38,17 +32,7 @@ CARDS = {"sm_80": "A100", "sm_89": "L40S", "sm_90": "H100", "sm_100": "B200", "s
 MOST_WARPS = {"sm_80": 64, "sm_89": 48, "sm_90": 64, "sm_100": 64, "sm_120": 48}
 HEADER = "registers|spills|shared KB|warps|occupancy|matrix instructions|loads 16 B / less|stores 16 B / less"
 MINIMA = {kind: f"{kind} × minimum" for kind in RATIOS}
-PREDICTED = ["predicted µs", "predicted floor µs", "predicted to bind", "programs a multiprocessor"]
-COLUMNS = ["kernel", *PREDICTED, *HEADER.split("|"), "instructions", *MINIMA.values(), "drift", "measured"]
-
-BLIND_SPOTS = (
-    "**A predicted number is not measured.** No card has run these kernels. The model issues the compiler's "
-    "instructions in order, with its stall counts and scoreboards; it does not see bank conflicts, misses of the "
-    "instruction cache, throttling, or the bandwidth and latency of L2, and it leaves out the launch itself. "
-    "Where a kernel's speed is published the replay is from 3 % too slow to 12 % too fast (`python -m "
-    "benchmarks.compiled.model.calibration`); its time is multiplied by 1.15 for what it does not see. "
-    "Differences below 5 % mean nothing."
-)
+COLUMNS = ["kernel", *HEADER.split("|"), "instructions", *MINIMA.values(), "drift", "measured"]
 
 
 def budget_of(commit: str) -> dict | None:
@@ -115,21 +99,13 @@ def traced_of(budget: dict) -> dict[str, dict[str, dict[str, float]]]:
     }
 
 
-def predicted_cells(numbers: dict) -> list[str]:
-    """Of a row's `PREDICTED`; "–" where the model says nothing."""
-    if "floor_us" not in numbers:
-        return ["–"] * len(PREDICTED)
-    predicted = f"{numbers['predicted_us']:.1f}" if "predicted_us" in numbers else f"≥ {numbers['bound_us']:.1f}"
-    return [predicted, f"{numbers['floor_us']:.1f}", numbers["binding"], str(numbers["resident"])]
-
-
 def cells(
     kernel: str, target: str, numbers: dict, traced: dict[str, float], before: dict | None, times: dict
 ) -> list[str]:
     matrix = " ".join(f"{count} {kind}" for kind, count in numbers["matrix"].items()) or "–"
     old = None if before is None else before["kernels"].get(target, {}).get(kernel)
     return [
-        kernel, *predicted_cells(numbers),
+        kernel,
         str(numbers["registers"]), str(numbers["spills"]), f"{numbers['shared_bytes'] / 1024:.1f}",
         str(numbers["warps"]), f"{100 * numbers['warps'] / MOST_WARPS[target]:.0f} %", matrix,
         f"{numbers['loads_128']} / {numbers['loads_narrow']}", f"{numbers['stores_128']} / {numbers['stores_narrow']}",
@@ -145,14 +121,14 @@ def page(budget: dict, before: dict | None, against: str) -> str:
         "# What the kernels compile to", "",
         f"Triton {budget['triton']}, written by `python -m benchmarks.compiled.page` from "
         "[budget.json](../benchmarks/compiled/budget.json); columns are explained in "
-        f"[page.py](../benchmarks/compiled/page.py). {compared} But for what is called predicted, these are "
-        "properties of binaries, not times.", "", BLIND_SPOTS,
+        f"[page.py](../benchmarks/compiled/page.py). {compared} These are properties of binaries, not times. No card "
+        "has run these kernels. [What was predicted](predicted.md) has times, good to ±25 %.",
     ]  # fmt: skip
     traced = traced_of(budget)
     for target, kernels in sorted(budget["kernels"].items(), key=lambda item: int(item[0][3:])):
         times = measured(target)
         seen = "" if times else f" No results file of this card ({CARDS[target]}) exists: not measured."
-        drawn = f"![occupancy, predicted time and work over the minimum]({picture(target).name})"
+        drawn = f"![occupancy and work over the minimum]({picture(target).name})"
         lines += ["", f"## {target}", "", f"{len(kernels)} kernels.{seen}", "", drawn, ""]
         lines += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
         for kernel, numbers in sorted(kernels.items()):
@@ -165,15 +141,8 @@ def picture(target: str) -> Path:
     return PAGE.with_name(f"compile-report-{target}.png")
 
 
-def over_floor(numbers: dict) -> float:
-    """Predicted time, or the largest bound, over the byte floor; 1 where nothing is predicted."""
-    predicted = numbers.get("predicted_us", numbers.get("bound_us", 0))
-    return max(predicted / numbers["floor_us"], 1.0) if numbers.get("floor_us") else 1.0
-
-
 def draw(target: str, kernels: dict[str, dict], traced: dict[str, dict[str, float]]) -> None:
-    """Occupancy of every kernel, those that spill marked; its predicted time, and what it moves and computes, over the
-    minimum.
+    """Occupancy of every kernel, those that spill marked, and what it moves and computes over the minimum.
 
     Args:
         traced: of each kernel, what its trace counted; {} where none ran it.
@@ -181,23 +150,20 @@ def draw(target: str, kernels: dict[str, dict], traced: dict[str, dict[str, floa
     from matplotlib.figure import Figure
 
     names = sorted(kernels, reverse=True)
-    figure = Figure(figsize=(15, 0.8 + 0.13 * len(names)), layout="constrained")
-    first, second, *others = figure.subplots(1, 2 + len(MINIMA), sharey=True)
+    figure = Figure(figsize=(12, 0.8 + 0.13 * len(names)), layout="constrained")
+    first, *others = figure.subplots(1, 1 + len(MINIMA), sharey=True)
     shares = [100 * kernels[name]["warps"] / MOST_WARPS[target] for name in names]
     first.barh(range(len(names)), shares, color=["C3" if kernels[name]["spills"] else "C0" for name in names])
     first.set_yticks(range(len(names)), names, fontsize=5)
     first.set_ylim(-1, len(names))
     first.set_xlabel("resident warps, % of the most that fit; red: spills", fontsize=7)
-    second.barh(range(len(names)), [over_floor(kernels[name]) - 1 for name in names], left=1, color="C2")
-    second.set_xlim(0.9, 10)
-    second.set_xlabel("predicted µs ÷ its byte floor, from 1; cut at 10", fontsize=7)
     for axes, (kind, title) in zip(others, MINIMA.items(), strict=True):
         over = [max(traced[name].get(kind, 1) - 1, 0) for name in names]
         axes.barh(range(len(names)), over, left=1, color="C1")
         axes.axvline(1, color="C1", linewidth=0.8)
         axes.set_xlim(0.9, 5)
         axes.set_xlabel(f"{title}, from 1; cut at 5", fontsize=7)
-    for axes in (first, second, *others):
+    for axes in (first, *others):
         axes.tick_params(axis="x", labelsize=6)
         axes.grid(axis="x", alpha=0.3)
     figure.suptitle(target, fontsize=8)

@@ -6,14 +6,12 @@
     python -m benchmarks.compiled --update            # write the numbers of this Triton as the budget
 
 Columns: registers a thread, bytes of stack and spill instructions, shared memory and columns of tensor memory a block,
-warps resident on a multiprocessor, matrix instructions, 16-byte global loads / smaller ones, the same for stores; the
-time that the model predicts, the byte floor and what binds (model/predict.py; not measured). Then, from a trace of the
-interpreter: bytes moved, operations of matrix products and exponentials over the minimum, and the four counts that must
-be 0 (trace.py).
+warps resident on a multiprocessor, matrix instructions, 16-byte global loads / smaller ones, the same for stores. Then,
+from a trace of the interpreter: bytes moved, operations of matrix products and exponentials over the minimum, and the
+four counts that must be 0 (trace.py).
 
 The budget (budget.json) gates the Triton it was written with, on sm_80, sm_89 and sm_90; sm_100, sm_120 and
-every other Triton are reported. A predicted time may be 5 % worse, on sm_80 and sm_90. But for it, a number here is a
-property of a binary, not a time.
+every other Triton are reported. A number here is a property of a binary, not a time.
 """
 
 from __future__ import annotations
@@ -23,22 +21,16 @@ import json
 import os
 import subprocess
 import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import triton
 
 from benchmarks.compiled.cases import compile_cases
-from benchmarks.compiled.model.predict import predict
-from benchmarks.compiled.resources import CAPABILITIES, compile_case, program_of, resources_of
-from deit_kernels.compile_case import CompileCase
+from benchmarks.compiled.cases.case import CompileCase
+from benchmarks.compiled.resources import CAPABILITIES, compile_resources
 
 BUDGET = Path(__file__).with_name("budget.json")
 GATED = (80, 89, 90)
-TIMED = (80, 90)  # whose predicted time is gated
-SLOWER = 1.05  # times the budget's predicted time; the model does not tell less apart
-_COMPILER = threading.Lock()
 RATIOS = ("traffic", "products", "exponentials")  # of a trace, to the minimum; all else that it counts must be 0
 
 
@@ -56,27 +48,11 @@ def selected(cases: list[CompileCase], select: str, capability: int | None) -> l
 def compile_all(work: list[tuple[CompileCase, int]]) -> dict[str, dict[str, dict]]:
     """Resources of each case and target, {"sm_90": {case name: numbers}}, printed as they come."""
     report: dict[str, dict[str, dict]] = {}
-    with ThreadPoolExecutor(2) as pool:  # one disassembles, in a process of its own, while the other replays
-        for (case, target), numbers in zip(work, pool.map(lambda pair: numbers_of(*pair), work), strict=True):
-            report.setdefault(f"sm_{target}", {})[case.name] = numbers
-            print(row(case.name, target, numbers), flush=True)
+    for case, target in work:
+        numbers = compile_resources(case, target).as_dict()
+        report.setdefault(f"sm_{target}", {})[case.name] = numbers
+        print(row(case.name, target, numbers), flush=True)
     return report
-
-
-def numbers_of(case: CompileCase, target: int) -> dict:
-    """Resources and, for a case with a launch, what the model predicts; "resident" are programs of a multiprocessor."""
-    with _COMPILER:
-        compiled = compile_case(case, target)
-    program = program_of(compiled)
-    numbers = resources_of(compiled, program, target).as_dict()
-    resident = numbers["warps"] // case.num_warps
-    if case.launch is None or not resident:
-        return numbers
-    try:
-        prediction = predict(program, case.launch, target, warps=case.num_warps, resident=resident)
-    except ValueError as error:  # another Triton may make other loops
-        return numbers | {"unpredicted": str(error)}
-    return numbers | {"resident": resident} | prediction.as_dict()
 
 
 def row(name: str, target: int, numbers: dict) -> str:
@@ -85,15 +61,8 @@ def row(name: str, target: int, numbers: dict) -> str:
         f"{name:<44} sm_{target:<4}{numbers['registers']:>4} reg {numbers['stack_bytes']:>4} B"
         f" {numbers['spills']:>4} spill {numbers['shared_bytes'] / 1024:>6.1f} KB {numbers['tensor_columns']:>4} col"
         f" {numbers['warps']:>3} warps  {matrix:<22} ld {numbers['loads_128']}/{numbers['loads_narrow']}"
-        f"  st {numbers['stores_128']}/{numbers['stores_narrow']}{predicted(numbers)}"
+        f"  st {numbers['stores_128']}/{numbers['stores_narrow']}"
     )
-
-
-def predicted(numbers: dict) -> str:
-    if "floor_us" not in numbers:
-        return ""
-    least = f"at least {numbers['bound_us']:.1f}" if "predicted_us" not in numbers else f"{numbers['predicted_us']:.1f}"
-    return f"  predicted {least} µs, floor {numbers['floor_us']:.1f} ({numbers['binding']})"
 
 
 def traces() -> dict[str, dict[str, float]]:
@@ -130,8 +99,6 @@ def violations(report: dict[str, dict[str, dict]], budget: dict[str, dict[str, d
                 found.append(f"{name} {target}: not in the budget; run with --update and look at the difference")
                 continue
             found += [f"{name} {target}: {worse}" for worse in _worse(numbers, allowed)]
-            if int(target.removeprefix("sm_")) in TIMED:
-                found += [f"{name} {target}: {slower}" for slower in _slower(numbers, allowed)]
     return found
 
 
@@ -142,15 +109,6 @@ def _worse(numbers: dict, allowed: dict) -> list[str]:
     worse += [f"{key} {numbers[key]}, budget {allowed[key]}" for key in least if numbers[key] < allowed[key]]
     lost = [kind for kind in allowed["matrix"] if kind not in numbers["matrix"]]
     return worse + [f"no {kind} instruction any more" for kind in lost]
-
-
-def _slower(numbers: dict, allowed: dict) -> list[str]:
-    if "predicted_us" not in allowed:
-        return []
-    if "predicted_us" not in numbers:
-        return [f"no predicted time: {numbers.get('unpredicted', 'the case has no launch')}"]
-    now, before = numbers["predicted_us"], allowed["predicted_us"]
-    return [f"predicted {now} µs, budget {before}"] if now > SLOWER * before else []
 
 
 def trace_violations(traced: dict[str, dict[str, float]], budget: dict[str, dict[str, float]]) -> list[str]:

@@ -16,8 +16,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from benchmarks.compiled.model.sass import TOOLS, Program, disassemble, parse
-from deit_kernels.compile_case import CompileCase
+from benchmarks.compiled.cases.case import CompileCase
+from benchmarks.compiled.sass.listing import TOOLS, Listing
 
 CAPABILITIES = (80, 89, 90, 100, 120)
 
@@ -79,18 +79,9 @@ def compile_resources(case: CompileCase, capability: int) -> Resources:
         ValueError: the case's constexprs or divisible_by_16 name an argument that its kernel does not have.
     """
     compiled = compile_case(case, capability)
-    return resources_of(compiled, program_of(compiled), capability)
-
-
-def program_of(compiled) -> Program:
-    """The machine code of what `compile_case` returned."""
-    return parse(disassemble(compiled.asm["cubin"]))
-
-
-def resources_of(compiled, program: Program, capability: int) -> Resources:
-    """What `compile_case` returned takes on its target; `program` is its machine code."""
-    usage = _usage(compiled.asm["cubin"])
-    opcodes = Counter(instruction.opcode for instruction in program.instructions)
+    cubin = compiled.asm["cubin"]
+    usage = _usage(cubin)
+    opcodes = Counter(instruction.opcode for instruction in Listing.of(cubin).instructions)
     registers, stack = (int(re.search(rf"{name}:(\d+)", usage).group(1)) for name in ("REG", "STACK"))
     shared, columns = compiled.metadata.shared, getattr(compiled.metadata, "tmem_size", None) or 0
     loads = _widths(opcodes, ("LDG", "LDGSTS"))

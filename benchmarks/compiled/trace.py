@@ -2,7 +2,7 @@
 
     TRITON_INTERPRET=1 python -m benchmarks.compiled.trace        # JSON on standard output
 
-For each `trace_cases()` of an op's cases.py (`deit_kernels.compile_case` defines them):
+For each of `trace_cases()` (cases/case.py defines them):
 
     traffic                 bytes loaded and stored by all programs, over the bytes of all inputs and outputs once
     products                operations of all matrix products, padding and repeats included, over those that are needed
@@ -29,7 +29,7 @@ import numpy as np
 from torch import Tensor
 
 from benchmarks.compiled.cases import trace_cases
-from deit_kernels.compile_case import TraceCase, TracedCall
+from benchmarks.compiled.cases.case import TraceCase, TracedCall
 
 
 @dataclass

@@ -10,39 +10,26 @@
 namespace deit::cuda {
 namespace {
 
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-#define OPS_BOUNDS __launch_bounds__(lone_threads, 2)
-#else
-#define OPS_BOUNDS __launch_bounds__(threads, 3)
-#endif
-
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000  // where nvcc needs more registers
 #define FINISH_BOUNDS __launch_bounds__(finish_threads, 5)
 #else
 #define FINISH_BOUNDS __launch_bounds__(finish_threads, 8)
 #endif
 
-// As many blocks as the shared memory of a multiprocessor has room for: three on data-centre cards since Hopper, two on an
-// A100, and on the others, with 100 KB, one.
-#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ / 100 == 9 || __CUDA_ARCH__ / 100 == 10)
-#define RESIZE_BOUNDS __launch_bounds__(threads, 3)
-#else
-#define RESIZE_BOUNDS __launch_bounds__(threads, 2)
-#endif
-
-__global__ void RESIZE_BOUNDS
+// 128 registers a thread, with which nothing spills: two blocks a multiprocessor.
+__global__ void __launch_bounds__(threads, 2)
     resize_kernel(const uint8_t* data, int64_t data_bytes, const PlanRow* rows, ResizeShape shape, uint8_t* images) {
   extern __shared__ __align__(16) unsigned char shared[];
   resize_block(data, data_bytes, rows, shape, images, shared);
 }
 
-__global__ void OPS_BOUNDS
+__global__ void __launch_bounds__(lone_threads, 1)
     plan_ops_kernel(int64_t data_bytes, const PlanRow* rows, int32_t size, uint8_t* images, uint32_t* scratch) {
   extern __shared__ __align__(16) unsigned char shared[];
   plan_ops_block(data_bytes, rows, size, images, scratch, shared);
 }
 
-__global__ void OPS_BOUNDS
+__global__ void __launch_bounds__(lone_threads, 1)
     ops_kernel(const OpCall* calls, int32_t height, int32_t width, uint8_t* images, uint32_t* scratch) {
   extern __shared__ __align__(16) unsigned char shared[];
   ops_block(calls, height, width, images, scratch, shared);

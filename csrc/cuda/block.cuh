@@ -139,24 +139,6 @@ DEVICE uint32_t load_global(const uint32_t* from) {
 #endif
 }
 
-// 16 bytes from global to shared memory, both at a multiple of 16, where they are behind the thread's wait_for_copies.
-DEVICE void copy_sixteen(const void* from, void* to) {
-#ifdef __CUDA_ARCH__
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(to))),
-               "l"(__cvta_generic_to_global(from))
-               : "memory");
-#elif !defined(__CUDACC__)
-  emulate::copy_later(from, to, 16);
-#endif
-}
-DEVICE void wait_for_copies() {
-#ifdef __CUDA_ARCH__
-  asm volatile("cp.async.wait_all;" ::: "memory");
-#elif !defined(__CUDACC__)
-  emulate::wait_for_copies();
-#endif
-}
-
 // One store of 16 bytes to global memory. The compiler would split it where it joins the two ends of a branch.
 DEVICE void store_global(const Words4& words, void* to) {
 #ifdef __CUDA_ARCH__
@@ -165,14 +147,6 @@ DEVICE void store_global(const Words4& words, void* to) {
                : "memory");
 #else
   *static_cast<Words4*>(to) = words;
-#endif
-}
-
-DEVICE void store_global(uint32_t word, void* to) {
-#ifdef __CUDA_ARCH__
-  asm volatile("st.global.b32 [%0], %1;" ::"l"(__cvta_generic_to_global(to)), "r"(word) : "memory");
-#else
-  *static_cast<uint32_t*>(to) = word;
 #endif
 }
 

@@ -1,16 +1,14 @@
 // The CUDA kernel bodies, over the same arithmetic as the CPU: no torch, no launch syntax, so that the tests can build
 // them with g++ and run them on the CPU (csrc/emulate). augment.cu launches them.
 //
-//   resize.cuh   crop, resize and flip of every image, a block for each part of it; resize/tile.cuh: by products of
-//                matrices, resize/band.cuh: images that shrink more
+//   resize.cuh   crop, resize and flip of every image, a block for each band of its lines
 //   ops.cuh      the ops of every image, a cluster of blocks for each; ops/ has the affine ones, those on levels, the blur
 //   finish.cuh   normalise, erase, mix and round, a block for each part of an image; finish/mixed.cuh: its values,
 //                finish/places.cuh: where they go
-//   block.cuh, bytes.cuh, matrix.cuh   how threads share work; four bytes at once; products of matrices
+//   block.cuh, bytes.cuh   how threads share work; four bytes at once
 //
-// Allowed here: dynamic shared memory, __syncthreads, integer atomics, copies by block.cuh, products by matrix.cuh, and
-// Team::sync for blocks (x, 0) to (x, y). The block size is a parameter, by which every loop strides; only the resize by
-// products of matrices needs `threads`.
+// Allowed here: dynamic shared memory, __syncthreads, integer atomics, and Team::sync for blocks (x, 0) to (x, y). The
+// block size is a parameter, by which every loop strides.
 #pragma once
 
 #include "finish.cuh"

@@ -18,12 +18,10 @@ namespace deit::cuda {
 // What the threads of a block share about their image.
 struct OpsShared {
   LevelsShared levels;
-  AffineShared affine;
+  FixedAffine affine;
   PlanRow row;
   OpCall call;
   bool good;
-  static_assert(sizeof(LevelsShared::counter) >= AffineShared::capacity * sizeof(int32_t),
-                "the list of an affine op lies in the counters");
 };
 
 // A level sharpened, from the taps of three lines that begin a pixel before it.
@@ -69,13 +67,11 @@ DEVICE void sharpen_pixels(const Groups& source, float factor, uint8_t* image) {
   }
 }
 
-// One op in place, by the image's blocks. What one thread stores here another reads only behind a barrier. `mark` is 0
-// before and afterwards.
-DEVICE void run_call(uint8_t* image, uint32_t* mark, int32_t height, int32_t width, const OpCall& call,
+// One op in place, by the image's blocks. What one thread stores here another reads only behind a barrier.
+DEVICE void run_call(uint8_t* image, uint32_t* scratch, int32_t height, int32_t width, const OpCall& call,
                      OpsShared& shared) {
   const int64_t pixels = int64_t{height} * width;
   const auto factor = static_cast<float>(call.arg);
-  uint32_t* scratch = mark + 4;
   if (call.op == Op::none) return;
   if (call.op == Op::color) {
     change_colour(image, pixels, factor);
@@ -85,15 +81,10 @@ DEVICE void run_call(uint8_t* image, uint32_t* mark, int32_t height, int32_t wid
     const Groups source{scratch, height, width};
     source.fill(image);
     Team::sync();
-    if (call.op == Op::sharpness) {
+    if (call.op == Op::sharpness)
       sharpen_pixels(source, factor, image);
-    } else {
-      auto* list = reinterpret_cast<int32_t*>(shared.levels.counter);
-      affine_pixels(source, call, shared.affine, list, mark, image);
-      Team::sync();
-      affine_rest(source, call, mark, image);
-      return;
-    }
+    else
+      affine_pixels(source, call, shared.affine, image);
   } else if (call.op == Op::auto_contrast || call.op == Op::equalize) {
     change_by_histogram(image, pixels, call.op, scratch, shared.levels);
   } else {
@@ -111,13 +102,12 @@ DEVICE void plan_ops_row(int64_t data_bytes, const PlanRow* rows, int32_t index,
   if (own_number() == 0) shared.good = row_problem(shared.row, data_bytes, size) == RowProblem::none;
   __syncthreads();
   if (!shared.good) return;
-  uint32_t* mark = scratch + index * scratch_pixels(size, size);
-  if (Team::of_image().number == 0) *mark = 0;
+  scratch += index * scratch_pixels(size, size);
 #pragma unroll 1
   for (const OpCall& call : shared.row.ops) {
     if (call.op == Op::none) continue;
     const int32_t side = hidden(size);  // most of what follows from it only one op needs
-    run_call(images + 3 * int64_t{index} * side * side, mark, side, side, call, shared);
+    run_call(images + 3 * int64_t{index} * side * side, scratch, side, side, call, shared);
   }
 }
 
@@ -155,9 +145,8 @@ DEVICE void ops_block(const OpCall* calls, int32_t height, int32_t width, uint8_
   copy_row(calls + blockIdx.x, shared.call);
   __syncthreads();
   if (!is_good(shared.call)) return;
-  uint32_t* mark = scratch + blockIdx.x * scratch_pixels(height, width);
-  if (Team::of_image().number == 0) *mark = 0;
-  run_call(images + 3 * int64_t{blockIdx.x} * height * width, mark, height, width, shared.call, shared);
+  scratch += blockIdx.x * scratch_pixels(height, width);
+  run_call(images + 3 * int64_t{blockIdx.x} * height * width, scratch, height, width, shared.call, shared);
 }
 
 }  // namespace deit::cuda

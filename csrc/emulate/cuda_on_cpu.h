@@ -77,21 +77,6 @@ inline thread_local Meeting *meeting = nullptr, *cluster_meeting = nullptr;
 
 inline void sync_cluster() { cluster_meeting->wait(Meeting::Place::barrier); }
 
-// Asynchronous copies: made as late as they may be, when the thread waits for them.
-struct Copy {
-  const void* from;
-  void* to;
-  size_t bytes;
-};
-inline thread_local std::vector<Copy> copies;
-
-inline void copy_later(const void* from, void* to, size_t bytes) { copies.push_back({from, to, bytes}); }
-
-inline void wait_for_copies() {
-  for (const Copy& copy : copies) std::memcpy(copy.to, copy.from, copy.bytes);
-  copies.clear();
-}
-
 }  // namespace emulate
 
 inline thread_local emulate::Dim threadIdx, blockIdx, blockDim, gridDim;

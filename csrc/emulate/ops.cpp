@@ -23,16 +23,17 @@ bool is_exact_affine(const deit::OpCall& call) {
 }
 
 int64_t uncertain_pixels(const deit::OpCall& call, const deit::cuda::Groups& source, const uint8_t* image) {
-  const int64_t pixels = int64_t{source.height} * source.width;
-  std::vector<uint8_t> copy(image, image + 3 * pixels);
-  std::vector<int32_t> list(deit::cuda::AffineShared::capacity);
-  deit::cuda::AffineShared shared{};
+  using namespace deit;
+  const auto filter = static_cast<Filter>(call.filter);
+  const cuda::FixedAffine fixed = cuda::fixed_affine(call.matrix, filter, source.height, source.width);
+  int64_t uncertain = 0;
   emulate::launch({1, 1}, 1, 1, [&](unsigned char*) {
     source.fill(image);
-    uint32_t mark = 0;
-    deit::cuda::affine_pixels(source, call, shared, list.data(), &mark, copy.data());
+    for (int32_t y = 0; y < source.height; ++y)
+      for (int32_t x = 0; x < source.width; ++x)
+        uncertain += !fixed.usable || !cuda::fixed_pixel(fixed, source, filter, 0, y, x).certain;
   });
-  return shared.fixed.usable ? shared.listed : pixels;
+  return uncertain;
 }
 
 }  // namespace

@@ -50,7 +50,7 @@ def _load() -> tuple[_Library | None, str]:
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     try:
         if reason := _extension.other_interface(found[0]):
-            return None, reason
+            return None, f"{reason}; {hint}"
         # Calls of microseconds keep Python's lock (PyDLL), long ones release it (CDLL).
         random_box = ctypes.PyDLL(str(found[0])).deit_random_box
         random_box.argtypes = [pointer, number, pointer, number, number, number, pointer]

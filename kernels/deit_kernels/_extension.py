@@ -18,7 +18,7 @@ import torch
 
 # Stands for what Python and C++ agree on: the ops' schemas, the layout of their records, the meaning of their numbers.
 # Raised with every change of these; setup.py hands it to the compiler, csrc/interface.cpp writes it into each binary.
-INTERFACE = 3
+INTERFACE = 4
 _MARK = re.compile(rb"deit_kernels interface (\d{1,9});")
 
 
@@ -38,10 +38,7 @@ def other_interface(binary: Path) -> str | None:
     if number == INTERFACE:
         return None
     age = "older" if number < INTERFACE else "newer"
-    return (
-        f"{binary.name} is {age} than its Python code (built for interface {number}, needed is {INTERFACE}); "
-        "to rebuild it, type: pip install -e ."
-    )
+    return f"{binary.name} is {age} than its Python code (built for interface {number}, needed is {INTERFACE})"
 
 
 def _is_cut_short(content: bytes) -> bool:
@@ -52,14 +49,14 @@ def _is_cut_short(content: bytes) -> bool:
     return len(content) < table + entry * count
 
 
-def _load(pattern: str, needs: str) -> str | None:
-    hint = f"to build it, type: pip install -e .  (needs {needs})"
+def _load(pattern: str, needs: str, absent: str = "the extension is not built") -> str | None:
+    hint = f"to build it, type in a clone of deit-fast: pip install -e ./kernels  (needs {needs})"
     found = sorted(Path(__file__).parent.glob(pattern))
     if not found:
-        return f"the extension is not built; {hint}"
+        return f"{absent}; {hint}"
     try:
         if reason := other_interface(found[0]):
-            return reason
+            return f"{reason}; {hint}"
         torch.ops.load_library(found[0])
     except OSError as error:
         return f"{found[0].name} does not load ({error}); {hint}"
@@ -70,7 +67,12 @@ def _load_cuda() -> str | None:
     if torch.version.cuda is None:
         return "this torch is a build without CUDA"
     major = torch.version.cuda.split(".")[0]
-    return _load(f"_C_cuda.cu{major}.*.so", f"nvcc {major}, the CUDA version of this torch, and a C++20 compiler")
+    absent = "the extension is not built"
+    for other in Path(__file__).parent.glob("_C_cuda.cu*.so"):
+        built_for = other.name.removeprefix("_C_cuda.cu").partition(".")[0]
+        absent = f"{other.name} is built for CUDA {built_for}, this torch for CUDA {torch.version.cuda}"
+    needs = f"nvcc {major} and a C++20 compiler"
+    return _load(f"_C_cuda.cu{major}.*.so", needs, absent)
 
 
 cpu_missing: str | None = _load("_C.*.so", "a C++20 compiler")

@@ -69,12 +69,15 @@ def register_flops(op: torch._ops.OpOverloadPacket, formula: Callable[..., int])
     when_imported("torch.utils.flop_counter", register)
 
 
-def register_splits(op: torch._ops.OpOverload, splits: list[tuple[list[int | None], list[int | None]]]) -> None:
+Split = tuple[list[int | None], list[int | None]]
+
+
+def register_splits(op: torch._ops.OpOverload, splits: list[Split] | Callable[..., list[Split]]) -> None:
     """Let DTensors run an op without communication, split along the same part of every tensor, or whole.
 
     Args:
         splits: for every way the dimension of each result and of each argument that is split; None: whole, or no
-            tensor.
+            tensor. Or a function that takes the op's arguments and returns them.
     """
 
     def register() -> None:
@@ -89,8 +92,9 @@ def register_splits(op: torch._ops.OpOverload, splits: list[tuple[list[int | Non
             ]
 
         def rule(*args: object) -> list[tuple[list, list]]:
-            whole = [None] * len(splits[0][0]), [None] * len(args)
-            return [(placed(results, ()), placed(given, args)) for results, given in (whole, *splits)]
+            ways = splits(*args) if callable(splits) else splits
+            whole = [None] * len(op._schema.returns), [None] * len(args)
+            return [(placed(results, ()), placed(given, args)) for results, given in (whole, *ways)]
 
         register_sharding(op)(rule)
 

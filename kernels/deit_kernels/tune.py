@@ -6,10 +6,10 @@
 
 A row also holds the time of PyTorch's SDPA, and the ops take the faster of the two where the table has both directions.
 The ops themselves never tune: a training run starts at once and takes the same kernels every time. A configuration that
-does not fit the card, or whose result differs from the shipped one's, is left out and named. Candidates come in the
-order of their predicted times (`attention/predicted.py`): a first pass measures a few of every row, DeiT's own lengths
-first, a second pass the others. The table is rewritten after every row; what it holds for the same card, shape,
-versions and candidates is not measured again. Not yet run on a GPU.
+does not fit the card, or whose result differs from the shipped one's, is left out and named. A first pass
+measures a few candidates of every row, beginning with the shipped one, DeiT's own lengths first, a second pass the
+others. The table is rewritten after every row; what it holds for the same card, shape, versions and candidates is not
+measured again. Not yet run on a GPU.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -25,7 +26,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import get_args
 
@@ -33,13 +34,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .short_attention.configuration import Config, Direction
-from .short_attention.predicted import order
+from .short_attention.configuration import TABLE, Config, Direction
 
 # Longest sequence of a row -> the length that is measured for it: what vision transformers have, not the easiest.
 LENGTHS = {208: 198, 640: 578, 272: 257, 256: 256, 64: 50, 128: 128, 1040: 1025}
 RESIDENT_LIMIT = {"forward": 272, "backward": 256}
 EXACT_ZERO = 64  # tokens up to which only the resident backward gives a gradient of exactly 0 where it has to
+FEATURES = 64  # of a head, for which the table has rows of its own
 FIRST = 8  # candidates of a row in the first pass
 TOLERANCE = 2e-2  # two bf16 roundings of values near 1
 
@@ -81,9 +82,23 @@ def candidates(direction: Direction, length: int) -> list[Config]:
 
 
 def best_first(direction: Direction, card: int, length: int) -> list[Config]:
-    """The candidates of a row, those with the shortest predicted times before the others."""
-    known, every = order(direction, card, length), candidates(direction, length)
-    return [config for config in known if config in every] + [config for config in every if config not in known]
+    """The candidates of a row: the shipped one, then the forms in turns, each with what any card's table holds first.
+
+    Of the others the more alike one is to the shipped one, the earlier it comes.
+    """
+    shipped = next(
+        row.config for row in TABLE[direction, card] if length <= row.max_length and FEATURES <= row.max_features
+    )
+    of_any_card = {row.config for (pass_of, _), rows in TABLE.items() if pass_of == direction for row in rows}
+
+    def distance(config: Config) -> tuple[bool, bool, int]:
+        differing = sum(mine != its for mine, its in zip(astuple(config), astuple(shipped), strict=True))
+        return config != shipped, config not in of_any_card, differing
+
+    forms: dict[str, list[Config]] = {}
+    for config in sorted(candidates(direction, length), key=distance):
+        forms.setdefault(config.form, []).append(config)
+    return [config for turn in itertools.zip_longest(*forms.values()) for config in turn if config is not None]
 
 
 def candidates_digest(card: int) -> str:
@@ -287,7 +302,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("deit_kernels_table.json"), help="the table to write")
     parser.add_argument("--batch", type=int, default=256, help="images")
     parser.add_argument("--heads", type=int, default=6)
-    parser.add_argument("--features", type=int, default=64, help="of a head")
+    parser.add_argument("--features", type=int, default=FEATURES, help="of a head")
     parser.add_argument("--seconds", type=float, default=0, help="begin no row after so many; code 1 if any is left")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():

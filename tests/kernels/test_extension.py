@@ -90,7 +90,7 @@ def test_without_binaries_one_warning_and_the_same_pixels(tmp_path: Path) -> Non
     assert without.stdout == here.stdout
     assert without.stderr.count("UserWarning") == 1
     assert "deit_kernels augments in NumPy" in without.stderr
-    assert "pip install -e ." in without.stderr
+    assert "type in a clone of deit-fast: pip install -e ./kernels" in without.stderr
 
 
 def test_a_binary_that_does_not_load_is_a_warning_that_names_it(tmp_path: Path) -> None:
@@ -99,6 +99,17 @@ def test_a_binary_that_does_not_load_is_a_warning_that_names_it(tmp_path: Path) 
     broken = run_python(DIGEST, tmp_path)
     assert broken.returncode == 0, broken.stderr
     assert "_C.abi3.so does not load" in broken.stderr
+
+
+def test_a_gpu_extension_for_another_cuda_names_both_versions_at_the_first_call(tmp_path: Path) -> None:
+    shutil.copytree(PACKAGE, tmp_path / "deit_kernels", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    (tmp_path / "deit_kernels" / "_C_cuda.cu13.abi3.so").touch()
+    program = "import torch; torch.version.cuda = '12.8'; from deit_kernels.augment import op; op._no_cuda()"
+    assert run_python(program, tmp_path).stderr.splitlines()[-1] == (
+        "RuntimeError: augmenting on CUDA: _C_cuda.cu13.abi3.so is built for CUDA 13, this torch for CUDA 12.8; to "
+        "build it, type in a clone of deit-fast: pip install -e ./kernels  (needs nvcc 12 and a C++20 compiler). "
+        "Until then call apply on CPU tensors"
+    )
 
 
 def build(python: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -190,7 +201,7 @@ import torch
 from deit_kernels import cross_entropy
 logits = torch.tensor([[1.0, 2.0, 3.0]], requires_grad=True)
 cross_entropy(logits, torch.tensor([1])).backward()
-print(logits.grad, torch._C._dispatch_has_kernel_for_dispatch_key("deit_kernels::_distill_loss_fwd", "CPU"))
+print(logits.grad, torch._C._dispatch_has_kernel_for_dispatch_key("deit_kernels::distillation_loss_forward", "CPU"))
 """
 
 
@@ -214,7 +225,7 @@ def test_a_binary_of_another_interface_is_named_and_left_alone(interface: int, a
     assert other.stdout == here.stdout.replace("True", "False")
     assert other.stderr.count("UserWarning") == 1
     assert f"_C.abi3.so is {age} than its Python code (built for interface {interface}, " in other.stderr
-    assert f"needed is {_extension.INTERFACE}); to rebuild it, type: pip install -e ." in other.stderr
+    assert f"needed is {_extension.INTERFACE}); to build it, type in a clone" in other.stderr
 
 
 @needs_binary
@@ -259,7 +270,7 @@ def test_a_part_decoder_of_another_interface_is_named(binary: Path, tmp_path: Pa
     rebuilt_for(0, binary, tmp_path / binary.name)
     run = run_python("import jpeg_part; print(jpeg_part.missing)", tmp_path, PACKAGE.parent)
     assert f"{binary.name} is older than its Python code" in run.stdout
-    assert "type: pip install -e ." in run.stdout
+    assert "type: pip install -e .  (needs a C++20 compiler and libjpeg-turbo" in run.stdout
 
 
 @needs_binary
@@ -275,4 +286,4 @@ def test_another_interface_has_another_number() -> None:
     numbers = [OPS, FILTERS, CROPS, ERASE_MODES, MODES, augment_op.LAYOUTS]
     columns = [(name, getattr(reference, name)) for name in STATISTICS]
     whole = [augment_op._SCHEMAS, loss_op._SCHEMAS, [record.descr for record in records], numbers, columns]
-    assert {_extension.INTERFACE: hashlib.sha256(repr(whole).encode()).hexdigest()[:16]} == {3: "3c5dd7ff329aaf43"}
+    assert {_extension.INTERFACE: hashlib.sha256(repr(whole).encode()).hexdigest()[:16]} == {4: "7b9ecb4d7fd2945f"}

@@ -5,10 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
+from deit_kernels.short_attention.predicted import _PREDICTED
 
 from benchmarks.compiled.page import traced_of
 from deit_kernels.short_attention.configuration import Config
-from deit_kernels.short_attention.predicted import _PREDICTED
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "kernels" / "README.md").read_text()

@@ -10,10 +10,9 @@
 
 namespace deit::cuda {
 
-// In scratch memory: three lines of edges above and below, and a group of them at either end of a line. The sum of a
-// steep shear of four columns reads five lines, three of them beyond the image.
+// In scratch memory: two lines of edges above and below, and a group of them at either end of a line.
 struct Groups {
-  static constexpr int32_t margin = 3;
+  static constexpr int32_t margin = 2;
   uint32_t* words;
   int32_t height, width;
 
@@ -60,9 +59,6 @@ struct Groups {
     }
   }
 };
-
-// In the highest bit of each byte, whether the byte is not 0; the other bits may be anything.
-DEVICE uint32_t nonzero_bytes(uint32_t word) { return ((word & 0x7F7F7F7F) + 0x7F7F7F7F) | word; }
 
 // The 12 bytes of four pixels.
 DEVICE void store_planes(const Planes& planes, uint32_t* to) {

@@ -85,17 +85,17 @@ def distillation_call(
     return call._replace(binary=True, target_threshold=target_threshold, sum_classes=sum_classes)
 
 
-def is_plain(logits: Tensor, target: Tensor) -> bool:
-    """True where `check_logits` and `check_target` find nothing, asked in the fewest steps: float32 and labels."""
-    if not (type(logits) is Tensor and logits.dtype is torch.float32 and is_plain_labels(target) and logits.is_cpu):
-        return False
-    shape, rows = logits.shape, target.shape
-    return len(shape) == 2 and len(rows) == 1 and shape[0] == rows[0] and 1 <= shape[1] < _MOST_CLASSES
-
-
-def is_plain_labels(target: Tensor) -> bool:
-    """True for labels on the CPU, whose shape the C++ checks, as it does that of logits."""
-    return type(target) is Tensor and target.dtype is torch.int64 and target.is_cpu
+def is_plain(target: Tensor, smoothing: float, ignore_index: int, reduction: str) -> bool:
+    """True for labels on the CPU, and options that no check below refuses; C++ checks shapes itself."""
+    return (
+        type(target) is Tensor
+        and target.dtype is torch.int64
+        and target.is_cpu
+        and type(smoothing) is float
+        and 0 <= smoothing <= 1
+        and type(ignore_index) is int
+        and (reduction == "mean" or reduction == "none")
+    )
 
 
 def _is_like(matrix: Tensor, logits: Tensor) -> bool:
@@ -106,16 +106,6 @@ def _is_like(matrix: Tensor, logits: Tensor) -> bool:
         and matrix.is_cpu
         and logits.is_cpu
         and matrix.shape == logits.shape
-    )
-
-
-def are_plain(smoothing: float, ignore_index: int, reduction: str) -> bool:
-    """The same of the options of a cross-entropy."""
-    return (
-        type(smoothing) is float
-        and 0 <= smoothing <= 1
-        and type(ignore_index) is int
-        and (reduction == "mean" or reduction == "none")
     )
 
 
@@ -136,7 +126,7 @@ def check_logits(name: str, logits: Tensor, like: Tensor | None = None) -> None:
 
 def check_target(target: Tensor | MixedTarget, logits: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """(labels or probabilities, partner labels, lam) of a target that fits the logits."""
-    if is_plain(logits, target) or (_is_like(target, logits) and not target.requires_grad):
+    if _is_like(target, logits) and not target.requires_grad:
         return target, None, None
     if isinstance(target, MixedTarget):
         _check_rows("target.labels", target.labels, logits, torch.int64)

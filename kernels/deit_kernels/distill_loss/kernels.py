@@ -1,17 +1,29 @@
 """The Triton kernels of the loss: forward, a program a row; its mean; backward, a program a row and chunk of classes.
 
 Forward walks a row in tiles of BLOCK classes and carries maxima, sums of exponentials and dot products along, rescaled
-when a maximum grows; up to 4096 classes ONE_TILE holds it. Everything is computed in float32. `forward_tile.py` and
-`backward_tile.py` hold the arithmetic of one tile, `tiles.py` says what the compile-time arguments mean.
+when a maximum grows; up to 4096 classes ONE_TILE holds it. Everything is computed in float32. `tiles.py` holds the
+arithmetic of one tile, and says what the compile-time arguments mean.
 """
 
 import triton
 import triton.language as tl
 
 from . import reference
-from .backward_tile import backward_tile
-from .forward_tile import forward_tile, label_loss, log_1p, rest_of
-from .tiles import LN_2, LOWEST, aligned_part, edge_tile, read_label, row_address, topk_rest, weighted
+from .tiles import (
+    LN_2,
+    LOWEST,
+    aligned_part,
+    backward_tile,
+    edge_tile,
+    forward_tile,
+    label_loss,
+    log_1p,
+    read_label,
+    rest_of,
+    row_address,
+    topk_rest,
+    weighted,
+)
 
 CLS_MAX = tl.constexpr(reference.CLS_MAX)
 CLS_REST = tl.constexpr(reference.CLS_REST)
@@ -190,26 +202,35 @@ def forward_kernel(
 
 @triton.jit(do_not_specialize=UNSPECIALISED)
 def mean_kernel(
-    base_rows_ptr, distill_rows_ptr, statistics_ptr, loss_ptr, base_ptr, distill_ptr, count_ptr, rows, alpha,
-    BLOCK: tl.constexpr,
+    base_rows_ptr, distill_rows_ptr, statistics_ptr, counts_ptr, loss_ptr, base_ptr, distill_ptr, count_ptr,
+    rows, alpha, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Means over the rows that count: one program and a fixed order, so every run gives the same bits."""
+    """Each program adds up ROWS rows. With a loss_ptr there is one program, which divides its sums: the means.
+
+    `statistics` say which rows count. A second launch gets the sums of the first as rows, with their `counts`. The
+    order of the sums depends on the number of rows alone, so every run gives the same bits.
+    """
     b_base = tl.zeros([BLOCK], tl.float32)  # [BLOCK]
     b_distill = tl.zeros([BLOCK], tl.float32)  # [BLOCK]
     b_count = tl.zeros([BLOCK], tl.float32)  # [BLOCK]
-    for first in range(0, rows, BLOCK):
+    begin = tl.program_id(0) * ROWS
+    for first in range(begin, tl.minimum(begin + ROWS, rows), BLOCK):
         b_row = first + tl.arange(0, BLOCK)  # [BLOCK]
         b_mask = b_row < rows
-        b_weight_ptr = statistics_ptr + b_row.to(tl.int64) * STATISTICS + ROW_WEIGHT  # [BLOCK]
         b_base += tl.load(base_rows_ptr + b_row, mask=b_mask, other=0.0)
         b_distill += tl.load(distill_rows_ptr + b_row, mask=b_mask, other=0.0)
-        b_count += (tl.load(b_weight_ptr, mask=b_mask, other=0.0) != 0).to(tl.float32)
-    count = tl.sum(b_count, 0)
-    base, distill = tl.sum(b_base, 0) / count, tl.sum(b_distill, 0) / count
-    tl.store(loss_ptr, weighted(base, distill, alpha))
-    tl.store(base_ptr, base)
-    tl.store(distill_ptr, distill)
-    tl.store(count_ptr, count)
+        if counts_ptr is None:
+            b_weight_ptr = statistics_ptr + b_row.to(tl.int64) * STATISTICS + ROW_WEIGHT  # [BLOCK]
+            b_count += (tl.load(b_weight_ptr, mask=b_mask, other=0.0) != 0).to(tl.float32)
+        else:
+            b_count += tl.load(counts_ptr + b_row, mask=b_mask, other=0.0)
+    base, distill, count = tl.sum(b_base, 0), tl.sum(b_distill, 0), tl.sum(b_count, 0)
+    if loss_ptr is not None:
+        base, distill = base / count, distill / count
+        tl.store(loss_ptr, weighted(base, distill, alpha))
+    tl.store(base_ptr + tl.program_id(0), base)
+    tl.store(distill_ptr + tl.program_id(0), distill)
+    tl.store(count_ptr + tl.program_id(0), count)
 
 
 @triton.jit(do_not_specialize=UNSPECIALISED)

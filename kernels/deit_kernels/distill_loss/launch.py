@@ -14,7 +14,7 @@ from . import kernels, reference
 from .reference import LossCall, kl_scale
 
 _LONGEST_TILE = 4096  # 16 classes a thread of 8 warps; three float32 rows of them fit the registers without spilling
-MEAN_OPTIONS = {"BLOCK": 1024, "num_warps": 4, "num_stages": 1}
+MEAN_OPTIONS = {"ROWS": 4096, "BLOCK": 1024, "num_warps": 4, "num_stages": 1}
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,22 @@ def forward(call: LossCall, tiling: Tiling | None = None) -> tuple[Tensor, Tenso
         kernels.forward_kernel[(rows,)](*arguments, **options)
         if loss is not None:
             return loss, base, distill, statistics, count
-        means = [torch.empty((), **new) for _ in range(3)]
-        kernels.mean_kernel[(1,)](base, distill, statistics, *means, count, rows, call.alpha, **MEAN_OPTIONS)
-    return *means, statistics, count
+        return *mean(base, distill, statistics, count, call.alpha), statistics, count
+
+
+def mean(
+    base: Tensor, distill: Tensor, statistics: Tensor, count: Tensor, alpha: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, base term, distillation term) over the rows that count, whose number is written to `count`."""
+    new, counts = {"dtype": torch.float32, "device": base.device}, None
+    while (rows := base.shape[0]) > MEAN_OPTIONS["ROWS"]:  # a first launch adds up the rows of each program
+        programs = -(-rows // MEAN_OPTIONS["ROWS"])
+        sums = [torch.empty(programs, **new) for _ in range(3)]
+        kernels.mean_kernel[(programs,)](base, distill, statistics, counts, None, *sums, rows, alpha, **MEAN_OPTIONS)
+        base, distill, counts = sums
+    means = [torch.empty((), **new) for _ in range(3)]
+    kernels.mean_kernel[(1,)](base, distill, statistics, counts, *means, count, rows, alpha, **MEAN_OPTIONS)
+    return tuple(means)
 
 
 def backward(
@@ -168,7 +181,7 @@ def backward_arguments(
     given = backward_operands(call, base, distill)
     tiling = tiling or choose_tiling(call, given, gradients=True)
     arguments = (
-        grad, count if call.mean else None, statistics, *given.pointers,
+        grad, count if call.mean else None, statistics.contiguous(), *given.pointers,
         grad_cls if base and not given.one_head else None, grad_cls if call.dist is None and distill else grad_dist,
         grad.stride(0) if grad.dim() else 0, *_shape(call, given, tiling), *_weights(call),
     )  # fmt: skip

@@ -1,19 +1,25 @@
-"""The public loss functions, and the registered ops beneath them."""
+"""The public loss functions, their derivatives, and the two ops beneath them.
+
+`deit_kernels::distillation_loss_forward` and `deit_kernels::distillation_loss_backward` run every loss of this package,
+on every device. Their names are stable, so that a policy of selective checkpointing can list them. A third op,
+`_cross_entropy`, is the short way of a cross-entropy of CPU tensors that needs no gradient.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch._C import _are_functorch_transforms_active
-from torch.autograd import forward_ad
+from torch.autograd import Function, forward_ad
 
 from .. import _extension
 from ..dispatch import INTERPRETING, kernel_unavailable_reasons, report_fallback
+from ..systems import register_splits
 from . import checks, reference
-from .autograd import CrossEntropy, DistillLoss, cross_entropy_call
 from .reference import LossCall, MixedTarget, TopK
 
 __all__ = ["MixedTarget", "TopK", "binary_cross_entropy", "cross_entropy", "distillation_loss", "kl_divergence"]
@@ -101,24 +107,18 @@ def cross_entropy(
     Raises:
         TypeError, ValueError: as `distillation_loss`.
     """
-    good = checks.are_plain(label_smoothing, ignore_index, reduction)
-    if _IN_CPP and good and type(logits) is Tensor and checks.is_plain_labels(target) and logits.is_cpu:
-        if not _needs_graph(logits):
+    mean = reduction == "mean"
+    if _IN_CPP and type(logits) is Tensor and logits.is_cpu and not _needs_graph(logits):
+        if checks.is_plain(target, label_smoothing, ignore_index, reduction):
             try:
-                return _direct_cross_entropy(logits, target, label_smoothing, ignore_index, reduction == "mean")
+                return _direct_cross_entropy(logits, target, label_smoothing, ignore_index, mean)
             except ValueError:
-                pass  # C++ refuses what the checks below refuse in better words; a wrong label it refuses again
-    if not (good and checks.is_plain(logits, target)):
-        checks.check_logits("logits", logits)
-        target, partner, lam = checks.check_target(target, logits)
-        label_smoothing = checks.check_smoothing(label_smoothing)
-        checks.check_ignore_index(ignore_index)
-        checks.check_reduction(reduction)
-        if partner is not None or not logits.is_cpu:
-            mean = reduction == "mean"
-            return _apply(cross_entropy_call(logits, target, label_smoothing, ignore_index, mean, partner, lam))[0]
-    arguments = logits, target, label_smoothing, ignore_index, reduction == "mean"
-    return CrossEntropy.apply(*arguments) if _needs_graph(logits) else _cross_entropy_op(*arguments)
+                pass  # float64; or C++ refuses what the checks below refuse in better words, or refuses it again
+    checks.check_logits("logits", logits)
+    target, partner, lam = checks.check_target(target, logits)
+    label_smoothing = checks.check_smoothing(label_smoothing)
+    ignore_index, mean = checks.check_ignore_index(ignore_index), checks.check_reduction(reduction)
+    return _apply(_cross_entropy_call(logits, target, partner, lam, label_smoothing, ignore_index, mean))[0]
 
 
 def binary_cross_entropy(
@@ -155,7 +155,7 @@ def binary_cross_entropy(
     target, partner, lam = checks.check_target(target, logits)
     label_smoothing = checks.check_smoothing(label_smoothing)
     ignore_index, mean = checks.check_ignore_index(ignore_index), checks.check_reduction(reduction)
-    call = cross_entropy_call(logits, target, label_smoothing, ignore_index, mean, partner, lam)._replace(
+    call = _cross_entropy_call(logits, target, partner, lam, label_smoothing, ignore_index, mean)._replace(
         binary=True, sum_classes=checks.check_sum_classes(sum_classes),
         target_threshold=checks.check_threshold(target_threshold, label_smoothing, logits),
     )  # fmt: skip
@@ -192,9 +192,21 @@ def kl_divergence(
     return _apply(call)[0]
 
 
-def _apply(call: LossCall) -> tuple[Tensor, Tensor, Tensor]:
+def _cross_entropy_call(
+    logits: Tensor, target: Tensor, partner: Tensor | None, lam: Tensor | None,
+    label_smoothing: float, ignore_index: int, mean: bool,
+) -> LossCall:  # fmt: skip
+    return LossCall(
+        logits, None, None, None, target, partner, lam, soft=False, alpha=0.0, tau=1.0, numel=False,
+        label_smoothing=label_smoothing, teacher_smoothing=0.0, ignore_index=ignore_index, mean=mean,
+    )  # fmt: skip
+
+
+def _apply(call: LossCall) -> tuple[Tensor, ...]:
+    """(loss, base term, distillation term), with a graph where somebody needs one."""
     if (call.cls is not None and _needs_graph(call.cls)) or (call.dist is not None and _needs_graph(call.dist)):
-        return DistillLoss.apply(*_distinct(*call[:7]), *call[7:])
+        function = _TransformedLoss if _is_transformed() else _Loss
+        return function.apply(*_distinct(*call[:_TENSORS]), call[_TENSORS:])[:3]
     return _forward_op(*call)[:3]
 
 
@@ -216,69 +228,195 @@ def _distinct(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     return tuple(t.view(t.shape) if t is not None and again else t for t, again in zip(tensors, seen, strict=True))
 
 
-# LossCall's fields are the arguments of forward and backward, so one fragment serves both. On the CPU a cross-entropy
-# has forward ops of its own, with a gradient and without: an argument costs 0.1 µs, a result 0.3 µs, and a whole call
-# of F.cross_entropy 2 µs.
+_TENSORS = 7  # the first fields of a LossCall
+
+
+def _is_transformed() -> bool:
+    """Whether a transform of torch.func or forward mode is on. Dynamo traces no Function that has a `jvp`."""
+    if torch.compiler.is_compiling():
+        return False
+    return _are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+class _Loss(Function):
+    """The forward op, of the seven tensors of a call and a tuple of its options.
+
+    Autograd stays outside the ops: half the call cost of torch.library.register_autograd.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
+        output = _forward_op(*args[:-1], *args[-1])
+        _Loss.save(ctx, args, output)
+        return output[:3]
+
+    @staticmethod
+    def save(ctx: Any, args: tuple, output: tuple[Tensor, ...]) -> None:
+        _, base, distill, statistics, count = output
+        *tensors, ctx.options = args
+        ctx.save_for_backward(statistics, count, *tensors)
+        ctx.mark_non_differentiable(base, distill, statistics, count)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        no_gradient = (None,) * (_TENSORS - 2 + 1)
+        if grad is None:
+            return None, None, *no_gradient
+        statistics, count, *tensors = ctx.saved_tensors
+        call = LossCall(*tensors, *ctx.options)
+        need_cls = ctx.needs_input_grad[0] and (call.alpha < 1 or call.dist is None)
+        need_dist = ctx.needs_input_grad[1] and call.alpha > 0
+        again = torch.is_grad_enabled() and not torch.compiler.is_compiling()  # somebody differentiates the gradient
+        args = grad, statistics, count, *call, need_cls, need_dist
+        grad_cls, grad_dist = _Gradient.apply(*args) if again else _backward_op(*args)
+        return grad_cls if need_cls else None, grad_dist if need_dist else None, *no_gradient
+
+
+class _TransformedLoss(_Loss):
+    """The form that torch.func needs. Its `setup_context` makes a call 30 µs longer."""
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        return _forward_op(*args[:-1], *args[-1])
+
+    setup_context = staticmethod(_Loss.save)
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> None:
+        raise NotImplementedError(
+            "the losses have no forward-mode derivative (jvp, jacfwd, hessian): use torch.func.grad, vjp or jacrev, "
+            "and for a Hessian jacrev(jacrev(loss))"
+        )
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple]:
+        """All samples in one call, a loss a row; the mean of each sample's rows after it."""
+        call = LossCall(*_folded(info, in_dims[:-1], args[:-1]), *args[-1])
+        rows = call._replace(mean=False)
+        *losses, statistics, count = _TransformedLoss.apply(*rows[:_TENSORS], rows[_TENSORS:])
+        *losses, statistics = (rows.unflatten(0, (info.batch_size, -1)) for rows in (*losses, statistics))
+        if not call.mean:
+            return (*losses, statistics, count), (0, 0, 0, 0, None)
+        count = (statistics[..., reference.ROW_WEIGHT] != 0).sum(1).to(statistics.dtype)
+        return (*(rows.sum(1) / count for rows in losses), statistics, count), (0,) * 5
+
+
+class _Gradient(Function):
+    """The backward op, whose own derivative is that of the reference."""
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, Tensor]:
+        return _backward_op(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+        grad, _, _, *call, need_cls, need_dist = inputs
+        ctx.save_for_backward(grad, *call[:_TENSORS])
+        ctx.options, ctx.needed = call[_TENSORS:], [field for field, need in enumerate((need_cls, need_dist)) if need]
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        grad, *tensors = ctx.saved_tensors
+        heads = [tensors[field] for field in ctx.needed]
+
+        def loss(*heads: Tensor) -> Tensor:
+            given = list(tensors)
+            for field, head in zip(ctx.needed, heads, strict=True):
+                given[field] = head
+            return reference.loss(LossCall(*given, *ctx.options))
+
+        def gradients(grad: Tensor, *heads: Tensor) -> tuple[Tensor, ...]:
+            return torch.func.vjp(loss, *heads)[1](grad)
+
+        of_grad, *of_heads = torch.func.vjp(gradients, grad, *heads)[1](tuple(cotangents[f] for f in ctx.needed))
+        by_field = dict(zip(ctx.needed, of_heads, strict=True))
+        return of_grad, None, None, by_field.get(0), by_field.get(1), *(None,) * len(LossCall._fields)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, Tensor], tuple]:
+        grad, statistics, count, *call, need_cls, need_dist = args
+        call = LossCall(*_folded(info, in_dims[3:-2], call))
+        grad = _mapped(info, in_dims[0], grad)
+        if call.mean:
+            grad = (grad / _mapped(info, in_dims[2], count))[:, None]
+        (statistics,) = _folded(info, in_dims[1:2], [statistics])
+        grad = grad.expand(info.batch_size, len(statistics) // info.batch_size).flatten()
+        count = statistics.new_empty(0)
+        found = _Gradient.apply(grad, statistics, count, *call._replace(mean=False), need_cls, need_dist)
+        needs = need_cls, need_dist
+        results = [g.unflatten(0, (info.batch_size, -1)) if need else g for g, need in zip(found, needs, strict=True)]
+        return tuple(results), tuple(0 if need else None for need in needs)
+
+
+def _mapped(info: Any, dim: int | None, tensor: Tensor) -> Tensor:
+    return tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+
+def _folded(info: Any, dims: tuple[int | None, ...], args: Any) -> list[Any]:
+    """The arguments with the mapped dimension as a part of the rows: (V, B, …) becomes (V·B, …)."""
+    pairs = zip(args, dims, strict=True)
+    return [_mapped(info, dim, arg).flatten(0, 1) if isinstance(arg, Tensor) else arg for arg, dim in pairs]
+
+
+# LossCall's fields are the arguments of forward and backward, so one fragment serves both.
 _CALL_SCHEMA = (
     "Tensor? cls, Tensor? dist, Tensor? teacher, Tensor? teacher_probs, Tensor? target, Tensor? partner, Tensor? lam, "
     "bool soft, float alpha, float tau, bool numel, float label_smoothing, float teacher_smoothing, "
     "SymInt ignore_index, bool mean, bool binary, float? target_threshold, bool sum_classes"
 )
-_FORWARD, _BACKWARD = "deit_kernels::_distill_loss_fwd", "deit_kernels::_distill_loss_bwd"
-_CROSS_ENTROPY, _CROSS_ENTROPY_ALONE = "deit_kernels::_cross_entropy_fwd", "deit_kernels::_cross_entropy"
-_CROSS_ENTROPY_SCHEMA = "Tensor logits, Tensor target, float label_smoothing, SymInt ignore_index, bool mean"
 _SCHEMAS = {
-    _FORWARD: f"({_CALL_SCHEMA}) -> (Tensor loss, Tensor base, Tensor distill, Tensor statistics, Tensor count)",
-    _BACKWARD: f"(Tensor grad, Tensor statistics, Tensor count, {_CALL_SCHEMA}, bool need_cls, bool need_dist) "
-    "-> (Tensor grad_cls, Tensor grad_dist)",
-    _CROSS_ENTROPY: f"({_CROSS_ENTROPY_SCHEMA}) -> (Tensor loss, Tensor statistics)",
-    _CROSS_ENTROPY_ALONE: f"({_CROSS_ENTROPY_SCHEMA}) -> Tensor",
+    "distillation_loss_forward": f"({_CALL_SCHEMA}) -> "
+    "(Tensor loss, Tensor base, Tensor distill, Tensor statistics, Tensor count)",
+    "distillation_loss_backward": f"(Tensor grad, Tensor statistics, Tensor count, {_CALL_SCHEMA}, "
+    "bool need_cls, bool need_dist) -> (Tensor grad_cls, Tensor grad_dist)",
+    # An argument costs 0.1 µs, a result 0.3 µs, and a whole call of F.cross_entropy 2 µs.
+    "_cross_entropy": "(Tensor logits, Tensor target, float label_smoothing, SymInt ignore_index, bool mean) -> Tensor",
 }
 
 
-def _forward(*args: object) -> tuple[Tensor, ...]:
+def _forward(*args: Any) -> tuple[Tensor, ...]:
     call = LossCall(*args)
     if call.logits.device.type == "cpu":
         checks.check_values(call)
     return _implementation(call).forward(call)
 
 
-def _backward(grad: Tensor, statistics: Tensor, count: Tensor, *args: object) -> tuple[Tensor, Tensor]:
+def _backward(grad: Tensor, statistics: Tensor, count: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     call, (need_cls, need_dist) = LossCall(*args[:-2]), args[-2:]
-    if call.mean and not count.numel():  # of a cross-entropy's own op
-        count = (statistics[:, reference.ROW_WEIGHT] != 0).sum().to(statistics.dtype)
     gradients = _implementation(call).backward(grad, statistics, count, call, need_cls, need_dist)
     return tuple(statistics.new_empty(0) if gradient is None else gradient for gradient in gradients)
 
 
-def _cross_entropy_forward(*args: object) -> tuple[Tensor, ...]:
-    loss, _, _, statistics, _ = _forward(*cross_entropy_call(*args))
-    return loss, statistics
-
-
-def _cross_entropy_alone(*args: object) -> Tensor:
-    return _cross_entropy_forward(*args)[0]
-
-
-for _name, _function in (
-    (_FORWARD, _forward),
-    (_BACKWARD, _backward),
-    (_CROSS_ENTROPY, _cross_entropy_forward),
-    (_CROSS_ENTROPY_ALONE, _cross_entropy_alone),
-):
-    torch.library.define(_name, _SCHEMAS[_name])
-    torch.library.impl(_name, "default", _function)  # CPU tensors run C++ where the extension is built
-    torch.library.define(f"{_name}_exact", _SCHEMAS[_name])  # to which it sends float64 logits
-    torch.library.impl(f"{_name}_exact", "CPU", _function)
+for _name, _function in (("distillation_loss_forward", _forward), ("distillation_loss_backward", _backward)):
+    for _op in (f"deit_kernels::{_name}", f"deit_kernels::{_name}.exact"):  # C++ sends float64 logits to `exact`
+        torch.library.define(_op, _SCHEMAS[_name])
+        torch.library.impl(_op, "default", _function)  # CPU tensors run C++ where the extension is built
     if INTERPRETING:
-        torch.library.impl(_name, "CPU", _function)
+        torch.library.impl(f"deit_kernels::{_name}", "CPU", _function)
+torch.library.define("deit_kernels::_cross_entropy", _SCHEMAS["_cross_entropy"])
 
 # The overloads themselves: to find one by its packet takes 0.4 µs a call, and what is written in Python of an overload
 # another 0.2.
-_forward_op = torch.ops.deit_kernels._distill_loss_fwd.default
-_cross_entropy_op = torch.ops.deit_kernels._cross_entropy.default
-_direct_cross_entropy = _cross_entropy_op._op
+_forward_op = torch.ops.deit_kernels.distillation_loss_forward.default
+_backward_op = torch.ops.deit_kernels.distillation_loss_backward.default
+_direct_cross_entropy = torch.ops.deit_kernels._cross_entropy.default._op
 _IN_CPP = _extension.cpu_missing is None and not INTERPRETING  # there shapes are checked too
+
+
+def _row_splits(results: list[int | None], before: list[int | None]) -> Callable[..., list]:
+    """How DTensors split an op along the rows: its results, the arguments before the call's. A mean takes all rows."""
+    given = before + [0] * _TENSORS
+
+    def splits(*args: Any) -> list[tuple[list[int | None], list[int | None]]]:
+        call = LossCall(*args[len(before) :][: len(LossCall._fields)])
+        return [] if call.mean else [(results, given + [None] * (len(args) - len(given)))]
+
+    return splits
+
+
+register_splits(_forward_op, _row_splits([0, 0, 0, 0, None], []))
+register_splits(_backward_op, _row_splits([0, 0], [0, 0, None]))
 
 
 def _implementation(call: LossCall) -> ModuleType:
@@ -298,8 +436,8 @@ def _implementation(call: LossCall) -> ModuleType:
     return reference
 
 
-@torch.library.register_fake(_FORWARD)
-def _forward_fake(*args: object) -> tuple[Tensor, ...]:
+@torch.library.register_fake("deit_kernels::distillation_loss_forward")
+def _forward_fake(*args: Any) -> tuple[Tensor, ...]:
     call = LossCall(*args)
     rows = call.logits.shape[0]
     shape = () if call.mean else (rows,)
@@ -307,21 +445,15 @@ def _forward_fake(*args: object) -> tuple[Tensor, ...]:
     return loss, base, distill, loss.new_empty(rows, reference.STATISTICS), loss.new_empty(() if call.mean else 0)
 
 
-@torch.library.register_fake(_CROSS_ENTROPY)
-def _cross_entropy_fake(*args: object) -> tuple[Tensor, ...]:
-    loss, _, _, statistics, _ = _forward_fake(*cross_entropy_call(*args))
-    return loss, statistics
-
-
-@torch.library.register_fake(_CROSS_ENTROPY_ALONE)
-def _cross_entropy_alone_fake(*args: object) -> Tensor:
-    return _cross_entropy_fake(*args)[0]
-
-
-@torch.library.register_fake(_BACKWARD)
-def _backward_fake(grad: Tensor, statistics: Tensor, count: Tensor, *args: object) -> tuple[Tensor, Tensor]:
+@torch.library.register_fake("deit_kernels::distillation_loss_backward")
+def _backward_fake(grad: Tensor, statistics: Tensor, count: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     call, (need_cls, need_dist) = LossCall(*args[:-2]), args[-2:]
     return (
         call.cls.new_empty(call.cls.shape) if need_cls else statistics.new_empty(0),
         call.dist.new_empty(call.dist.shape) if need_dist else statistics.new_empty(0),
     )
+
+
+@torch.library.register_fake("deit_kernels::_cross_entropy")
+def _cross_entropy_fake(logits: Tensor, target: Tensor, smoothing: float, ignore_index: int, mean: bool) -> Tensor:
+    return logits.new_empty(() if mean else logits.shape[0], dtype=torch.float32)

@@ -182,6 +182,12 @@ def loss_terms(call: LossCall) -> tuple[Tensor, Tensor, Tensor]:
     return base, distill, weight
 
 
+def loss(call: LossCall) -> Tensor:
+    """The loss alone, a scalar or (B,); differentiable as often as asked."""
+    base, distill, weight = loss_terms(call)
+    return weighted(reduced(base, weight, call.mean), reduced(distill, weight, call.mean), call.alpha)
+
+
 def base_scale(call: LossCall) -> float:
     """What the sum over a row's classes is multiplied by in the base term."""
     return 1 / call.logits.shape[1] if call.binary and not call.sum_classes else 1

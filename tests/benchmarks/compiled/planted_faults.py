@@ -10,8 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
+from benchmarks.compiled.cases.case import TraceCase, TracedCall
 from benchmarks.compiled.trace import trace
-from deit_kernels.compile_case import TraceCase, TracedCall
 
 SIZE, BLOCK = 64, 16
 

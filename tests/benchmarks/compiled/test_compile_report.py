@@ -1,6 +1,5 @@
 """What the kernels promise of their machine code and their traffic, for the Triton of the committed budget."""
 
-import dataclasses
 import importlib
 import json
 
@@ -9,14 +8,12 @@ import triton
 
 from benchmarks.compiled import page
 from benchmarks.compiled import report as compile_report
-from benchmarks.compiled.cases import compile_cases
+from benchmarks.compiled.cases import attention, compile_cases
 from benchmarks.compiled.report import BUDGET, as_lines, trace_violations, unusable, violations
 from benchmarks.compiled.resources import compile_resources, resident_warps
-from deit_kernels.compile_case import Launch
-from deit_kernels.short_attention import cases
 
 PINNED = json.loads(BUDGET.read_text())
-CASES = {(case.name, case.capability): case for case in cases.compile_cases()}
+CASES = {(case.name, case.capability): case for case in attention.compile_cases()}
 needs_pinned_triton = pytest.mark.skipif(
     triton.__version__ != PINNED["triton"], reason=f"the budget is that of Triton {PINNED['triton']}"
 )
@@ -26,7 +23,7 @@ SPILLS = {"attention_forward_resident n198 d64": 58, "attention_backward_residen
 
 
 def compiled(name: str, capability: int) -> dict:
-    return compile_report.numbers_of(CASES[name, capability], capability)
+    return compile_resources(CASES[name, capability], capability).as_dict()
 
 
 @needs_pinned_triton
@@ -114,34 +111,6 @@ def test_a_kernel_worse_than_its_budget_is_named() -> None:
     assert violations({"sm_90": {name: allowed}}, PINNED["kernels"]) == []
     assert violations({"sm_120": {name: worse}}, PINNED["kernels"]) == [], "sm_120 is reported, not gated"
     assert "not in the budget" in violations({"sm_90": {"new kernel": allowed}}, PINNED["kernels"])[0]
-
-
-@pytest.mark.parametrize(("target", "gated"), [("sm_80", True), ("sm_90", True), ("sm_89", False), ("sm_120", False)])
-def test_a_predicted_time_that_is_5_percent_worse_is_named(target: str, gated: bool) -> None:
-    name = "attention_forward_resident n198 d64"
-    allowed = PINNED["kernels"]["sm_90"][name] | {"predicted_us": 100.0}
-    budget = {target: {name: allowed}}
-
-    def found(numbers: dict) -> list[str]:
-        return violations({target: {name: numbers}}, budget)
-
-    assert found(allowed | {"predicted_us": 104.9}) == []
-    slower = [f"{name} {target}: predicted 105.1 µs, budget 100.0"]
-    assert found(allowed | {"predicted_us": 105.1}) == (slower if gated else [])
-    without = {key: value for key, value in allowed.items() if key != "predicted_us"}
-    unfit = found(without | {"unpredicted": "2 loops in the machine code, 1 trips: (4,)"})
-    assert unfit == (
-        [f"{name} {target}: no predicted time: 2 loops in the machine code, 1 trips: (4,)"] if gated else []
-    )
-
-
-def test_a_launch_that_does_not_fit_is_reported_without_a_time() -> None:
-    case = CASES["attention_delta d64", 90]
-    numbers = compile_report.numbers_of(dataclasses.replace(case, launch=Launch(1, (3,), 1, 1, 1)), 90)
-    assert "predicted_us" not in numbers and "0 loops in the machine code" in numbers["unpredicted"]
-    assert "predicted" not in compile_report.row(case.name, 90, numbers)
-    assert "predicted_us" not in compile_report.numbers_of(dataclasses.replace(case, launch=None), 90)
-    assert " predicted " in compile_report.row(case.name, 90, compile_report.numbers_of(case, 90))
 
 
 def test_a_kernel_that_cannot_run_is_named_on_every_card() -> None:

@@ -4,16 +4,18 @@ import dataclasses
 import re
 import struct
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from setuptools.errors import CompileError
 
-from benchmarks.compiled.interpreter import integers, rounding
-from benchmarks.compiled.interpreter.listing import Listing
-from benchmarks.compiled.interpreter.machine import Machine
-from benchmarks.compiled.interpreter.memory import Memory
-from benchmarks.compiled.model import recipe
+from benchmarks.compiled.sass import augmentation as recipe
+from benchmarks.compiled.sass import integers, rounding
+from benchmarks.compiled.sass.listing import Listing
+from benchmarks.compiled.sass.machine import Machine
+from benchmarks.compiled.sass.memory import Memory
 from deit_kernels.augment import Policy
 
 THREADS, WARPS = 64, 2
@@ -45,7 +47,7 @@ def by_hand(tmp_path_factory: pytest.TempPathFactory) -> Listing:
         cubin, _ = recipe.compile_cubin(folder, source)
     except CompileError as error:
         pytest.skip(str(error))
-    return Listing.of(cubin, "by_hand")
+    return Listing.of(cubin.read_bytes(), "by_hand")
 
 
 def run_by_hand(listing: Listing, trips: list[int], stride: int) -> tuple[Machine, np.ndarray, np.ndarray]:
@@ -122,6 +124,35 @@ def test_fused_operations_round_once() -> None:
     assert np.array_equal(rounding.fused(*small), np.array(wide).astype(np.float32))
 
 
+def test_numbers_are_packed_into_halves_as_pytorch_rounds_them() -> None:
+    bits = np.random.default_rng(0).integers(0, 2**32, 20_000, np.uint32)
+    bits[::2] &= 0xFFFF8000  # halfway between two bfloat16
+    bits[1::4] = bits[1::4] & 0x8FFFF000 | 0x3C000000  # and between two float16
+    values = torch.from_numpy(bits.view(np.float32)).nan_to_num(0.0)
+    for dtype, convert in ((torch.bfloat16, rounding.bfloat16), (torch.float16, rounding.float16)):
+        assert np.array_equal(convert(values.numpy()), values.to(dtype).view(torch.uint16).numpy())
+        cut = torch.from_numpy(convert(values.numpy(), cut=True).astype(np.uint16)).view(dtype).float()
+        assert (cut.abs() <= values.abs()).all() and (cut != values.to(dtype)).any()
+
+
+def test_a_tensor_core_cuts_off_what_lies_below_the_largest_summand() -> None:
+    products = np.array([[1.0, *[2.0**-24] * 7], [1.5, -1.0, 2.0**-30, *[0.0] * 5], [3.0, 0.25, *[0.0] * 6]])
+    sums = rounding.accumulated(products, np.array([0.0, 0.5, -(2.0**-23)]))
+    assert np.array_equal(sums, [1.0, 1.0, 3.25])
+
+
+def test_no_two_modules_of_the_interpreter_import_each_other() -> None:
+    folder = Path(rounding.__file__).parent
+    pattern = re.compile(r"^\s*from benchmarks\.compiled\.sass(?:\.(\w+))? import (.*)", re.MULTILINE)
+    imports = {
+        path.stem: {name for one, names in pattern.findall(path.read_text()) for name in ([one] if one else re.findall(r"\w+", names))}
+        for path in folder.glob("*.py")
+    }  # fmt: skip
+    while free := {name for name, used in imports.items() if not used & imports.keys()}:
+        imports = {name: used for name, used in imports.items() if name not in free}
+    assert not imports
+
+
 @pytest.fixture(scope="module")
 def augmentation(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Listing], dict[str, recipe.Launch]]:
     folder = tmp_path_factory.mktemp("augmentation")
@@ -129,7 +160,7 @@ def augmentation(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Li
         cubin, _ = recipe.build(folder)
     except CompileError as error:
         pytest.skip(str(error))
-    listings = {stage: Listing.of(cubin, kernel) for stage, kernel in recipe.KERNELS.items()}
+    listings = {stage: Listing.of(cubin.read_bytes(), kernel) for stage, kernel in recipe.KERNELS.items()}
     return listings, recipe.launches(folder, 32)
 
 

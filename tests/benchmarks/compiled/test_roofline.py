@@ -6,11 +6,6 @@ from dataclasses import replace
 import pytest
 import timm
 import torch
-from torch.utils.flop_counter import FlopCounterMode
-
-from benchmarks.compiled import predicted, roofline
-from benchmarks.compiled.predicted import PAIRS, attention_us, predictions, row_us
-from benchmarks.compiled.roofline import BEGIN, PAGE, assumptions, changes, details, main, section, summary, written
 from benchmarks.compiled.step import (
     MODELS,
     Machine,
@@ -24,6 +19,11 @@ from benchmarks.compiled.step import (
     teacher_layers,
     total,
 )
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.compiled import predicted, roofline
+from benchmarks.compiled.predicted import PAIRS, attention_us, predictions, row_us
+from benchmarks.compiled.roofline import BEGIN, PAGE, assumptions, changes, details, main, section, summary, written
 from deit_fast.model import CONFIGS, create_model
 from deit_fast.train.meter import forward_flops
 

@@ -278,7 +278,7 @@ def test_the_launcher_starts_the_processes(tiny: Config, teachers: Path, monkeyp
 @pytest.mark.parametrize(
     ("installed", "says"),
     [
-        (False, "error: deit_fast is not installed here: run make setup, or pip install -e '.[train]'\n"),
+        (False, "error: deit_fast is not installed here: run make setup, or pip install -e ./kernels -e '.[train]'\n"),
         (True, "error: deit_fast is installed in .venv: type .venv/bin/python, or source .venv/bin/activate first\n"),
     ],
 )

@@ -7,8 +7,8 @@ of store, barrier and load is proven for the installed Triton, by its code, and 
 import pytest
 import triton
 
+from benchmarks.compiled.cases.attention import config_case
 from benchmarks.compiled.resources import compile_case, compile_resources
-from deit_kernels.short_attention.cases import config_case
 from deit_kernels.short_attention.configuration import choose
 
 pinned = pytest.mark.skipif(not triton.__version__.startswith("3.8."), reason="the names of Triton 3.8's own code")

@@ -69,9 +69,6 @@ def test_kernels_stay_inside_their_budget(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", [80, 100])
-def test_kernels_spill_little_more_on_the_other_cards(tmp_path: Path, arch: int) -> None:
-    budget = json.loads((ROOT / "csrc/cuda/budget.json").read_text())
+def test_no_kernel_spills_on_the_other_cards(tmp_path: Path, arch: int) -> None:
     for kernel, resources in compile_kernels(tmp_path, arch).items():
-        print(f"sm_{arch} {kernel}: {resources}")
-        # Of the ops a few loop counters: having as many blocks on a multiprocessor is worth more.
-        assert resources["spilled"] <= budget[kernel]["spilled"] + (128 if "ops" in kernel else 0), kernel
+        assert resources["spilled"] == 0, kernel

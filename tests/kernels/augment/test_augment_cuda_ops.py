@@ -94,12 +94,12 @@ def test_one_block_of_512_threads_gives_the_pixels_of_a_cluster(program: Path, h
     assert (run_ops(program, images, calls, 512, parts=1)[0] == run_ops(program, images, calls, 24)[0]).all()
 
 
-def test_an_image_with_more_uncertain_pixels_than_a_list_takes_is_the_cpus(program: Path) -> None:
+def test_an_image_of_which_half_the_pixels_are_uncertain_is_the_cpus(program: Path) -> None:
     image = noise(160, 160)
     calls = [call_of(name, 2.5, "bilinear", False, 160, 160) for name in ("translate_x", "translate_y")]
     images = np.stack([image] * 2)
     ours, uncertain = run_ops(program, images, np.stack(calls), 64, parts=1)  # halves: every other sum is a whole level
-    assert (uncertain > 6144).all()  # AffineShared::capacity
+    assert (uncertain > 160 * 160 / 3).all()
     for name, result in zip(("translate_x", "translate_y"), ours, strict=True):
         theirs = apply_op(torch.from_numpy(image)[None], name, 2.5, interpolation="bilinear", fill=FILL)[0].numpy()
         assert (result == theirs).all()
@@ -114,4 +114,4 @@ def test_affine_ops_are_made_in_integers_but_for_a_few_pixels(program: Path) -> 
             for filter_of_call in (0, 1):
                 calls["filter"] = filter_of_call
                 _, uncertain = run_ops(program, np.stack([image] * 4), calls, 1)
-                assert (uncertain < 400).all(), (name, uncertain)  # of 50,176; a block's list has room for 6,144
+                assert (uncertain < 1500).all(), (name, uncertain)  # of 50,176; whole-pixel columns leave the most

@@ -53,13 +53,6 @@ def shrunk(size: int) -> tuple[ImageBatch, torch.Tensor]:
     return batch, torch.from_numpy(crop_rows(batch, boxes, size, "bicubic").view(np.uint8).reshape(2, -1).copy())
 
 
-def resized_together(size: int) -> tuple[ImageBatch, torch.Tensor]:
-    """Images that a block of 256 threads resizes by products of matrices, in several steps along both axes."""
-    batch = noise_batch([(130, 90), (40, 70)])
-    boxes = np.array([[0, 0, 130, 90], [3, 5, 30, 60]])
-    return batch, torch.from_numpy(crop_rows(batch, boxes, size, "bicubic").view(np.uint8).reshape(2, -1).copy())
-
-
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
 def test_sanitizers_find_nothing(tmp_path: Path, sanitizer: str) -> None:
     stop = [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
@@ -88,10 +81,6 @@ def test_sanitizers_find_nothing(tmp_path: Path, sanitizer: str) -> None:
     assert_equal(
         run(program, batch, rows, 8, torch.float32, "nchw", 24), expected(batch, rows, 8, torch.float32, "nchw")
     )
-    batch, rows = resized_together(60)
-    assert_equal(
-        run(program, batch, rows, 60, torch.float32, "nchw", 256), expected(batch, rows, 60, torch.float32, "nchw")
-    )
     program = build_program("ops.cpp", tmp_path, *SANITIZED, *stop)
     images, calls = one_of_each(12, 8)
     run_ops(program, images, calls, 24)
@@ -119,18 +108,5 @@ def test_thread_sanitizer_sees_a_missing_barrier(tmp_path: Path, barrier: int) -
         assert len(rows) % 2 == 0  # pairs
         run(program, batch, rows, 16, torch.float32, "nchw", 24, drawn_mix(rows, 16))
         run(program, *shrunk(8), 8, torch.float32, "nchw", 24)
-        run(program, *resized_together(60), 60, torch.float32, "nchw", 256)
         program = build_program("ops.cpp", tmp_path, *flags, root=tmp_path)
         run_ops(program, *one_of_each(12, 8), 24)
-
-
-def test_pixels_that_are_not_waited_for_are_missing(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
-    file = tmp_path / "csrc" / "cuda" / "resize" / "tile.cuh"
-    text = file.read_text()
-    assert text.count("wait_for_copies();") == 1
-    file.write_text(text.replace("wait_for_copies();", ""))
-    program = build_program("run.cpp", tmp_path, root=tmp_path)
-    batch, rows = resized_together(60)
-    images, _ = run(program, batch, rows, 60, torch.float32, "nchw", 256)
-    assert (images != expected(batch, rows, 60, torch.float32, "nchw")[0]).float().mean() > 0.5

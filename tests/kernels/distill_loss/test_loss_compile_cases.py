@@ -14,8 +14,9 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
+from benchmarks.compiled.cases import loss as cases
 from benchmarks.compiled.resources import compile_resources
-from deit_kernels.distill_loss import cases, kernels
+from deit_kernels.distill_loss import kernels
 
 CASES = {case.name: case for case in cases.compile_cases()}
 

@@ -46,9 +46,9 @@ def loss_call(call: dict) -> LossCall:
 
 def both_passes(call: LossCall, grad: Tensor) -> list[Tensor]:
     """Everything that the two ops return."""
-    results = OPS._distill_loss_fwd(*call)
+    results = OPS.distillation_loss_forward(*call)
     needs = call.cls is not None, call.dist is not None
-    return [*results, *OPS._distill_loss_bwd(grad, *results[3:], *call, *needs)]
+    return [*results, *OPS.distillation_loss_backward(grad, *results[3:], *call, *needs)]
 
 
 def both_passes_of_the_reference(call: LossCall, grad: Tensor) -> list[Tensor]:
@@ -243,11 +243,11 @@ def test_values_are_refused_in_pythons_words(name: str) -> None:
     except ValueError as error:
         for wide in (call, call._replace(cls=call.cls.double())):
             with pytest.raises(ValueError) as caught:
-                OPS._distill_loss_fwd(*wide)
+                OPS.distillation_loss_forward(*wide)
             assert str(caught.value) == str(error)
     else:
         assert name.split()[1] in ("1.0000001", "1.000000000001", "-1e-60", "1e-05")  # in a type where it is in [0, 1]
-        OPS._distill_loss_fwd(*call)
+        OPS.distillation_loss_forward(*call)
 
 
 NONSENSE = {
@@ -269,12 +269,12 @@ NONSENSE = {
 def test_what_does_not_fit_together_is_a_value_error_beneath_the_public_functions_too(name: str) -> None:
     call = loss_call(make_call(Case("mixed", "hard labels"), rows=4, classes=10))
     with pytest.raises(ValueError):
-        OPS._distill_loss_fwd(*call._replace(**NONSENSE[name]))
+        OPS.distillation_loss_forward(*call._replace(**NONSENSE[name]))
 
 
 def test_backward_refuses_statistics_gradients_and_needs_that_are_not_its_own() -> None:
     call = loss_call(make_call(Case("labels"), rows=4, classes=10))
-    grad, (_, _, _, statistics, count) = torch.tensor(1.0), OPS._distill_loss_fwd(*call)
+    grad, (_, _, _, statistics, count) = torch.tensor(1.0), OPS.distillation_loss_forward(*call)
     for bad in (
         (grad, statistics[:3], count, *call, True, True),
         (grad, statistics.double(), count, *call, True, True),
@@ -283,16 +283,18 @@ def test_backward_refuses_statistics_gradients_and_needs_that_are_not_its_own() 
         (grad, statistics, count, *call._replace(dist=None), True, True),
     ):
         with pytest.raises(ValueError):
-            OPS._distill_loss_bwd(*bad)
+            OPS.distillation_loss_backward(*bad)
 
 
 def test_backward_writes_nowhere_else_when_labels_have_changed_since() -> None:
     call = loss_call(make_call(Case("mixed", "hard labels"), rows=4, classes=10))
-    grad, (_, _, _, statistics, count) = torch.tensor(1.0), OPS._distill_loss_fwd(*call)
+    grad, (_, _, _, statistics, count) = torch.tensor(1.0), OPS.distillation_loss_forward(*call)
     statistics[0, reference.TEACHER_LABEL] = 1e30
     moved = call._replace(target=torch.full((4,), 2**40), partner=torch.full((4,), -5))
-    assert not any(gradient.any() for gradient in OPS._distill_loss_bwd(grad, statistics, count, *moved, True, True))
-    OPS._distill_loss_bwd(grad, statistics, count, *call, True, True)
+    assert not any(
+        gradient.any() for gradient in OPS.distillation_loss_backward(grad, statistics, count, *moved, True, True)
+    )
+    OPS.distillation_loss_backward(grad, statistics, count, *call, True, True)
 
 
 def test_an_empty_batch_has_empty_gradients() -> None:
@@ -328,4 +330,4 @@ def test_without_the_extension_the_reference_runs_and_says_why(state: str, tmp_p
     assert done.stdout == EXPECTED
     (said,) = [line for line in done.stderr.splitlines() if line.startswith("distillation_loss runs plain PyTorch")]
     assert {"missing": "the extension is not built", "older": "older than its Python code"}[state] in said
-    assert "pip install -e ." in said
+    assert "pip install -e ./kernels" in said

@@ -77,9 +77,9 @@ def run(program: Path, call: LossCall, grad: Tensor) -> list[Tensor]:
 
 
 def expected(call: LossCall, grad: Tensor) -> list[Tensor]:
-    _, base, distill, statistics, count = OPS._distill_loss_fwd(*call)
+    _, base, distill, statistics, count = OPS.distillation_loss_forward(*call)
     needs = call.cls is not None, call.dist is not None
-    gradients = OPS._distill_loss_bwd(grad, statistics, count, *call, *needs)
+    gradients = OPS.distillation_loss_backward(grad, statistics, count, *call, *needs)
     return [base, distill, statistics, *(each for each, needed in zip(gradients, needs, strict=True) if needed)]
 
 

@@ -199,6 +199,25 @@ def test_at_most_two_launches_forward_and_one_backward(case: Case, reduction: st
     assert launches == Counter(backward_kernel=1)
 
 
+@pytest.mark.parametrize("rows", [1, 257, 4096, 4097, 70_001])
+def test_the_mean_of_many_rows_takes_two_launches_and_the_same_bits_every_time(rows: int, launches: Counter) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    base, distill = torch.rand(2, rows, generator=generator)
+    statistics = torch.ones(rows, reference.STATISTICS)
+    ignored = torch.rand(rows, generator=generator) < 0.3
+    ignored[0] = False
+    statistics[ignored, reference.ROW_WEIGHT] = base[ignored] = distill[ignored] = 0
+    count = torch.full((), torch.nan)
+    loss, *terms = launch.mean(base, distill, statistics, count, 0.3)
+    assert launches == Counter(mean_kernel=1 if rows <= 4096 else 2)
+    assert count == (~ignored).sum()
+    exact = [float(each.double().sum() / count) for each in (base, distill)]
+    torch.testing.assert_close([loss, *terms], [torch.tensor(x) for x in (0.7 * exact[0] + 0.3 * exact[1], *exact)],
+                               rtol=5e-7, atol=0)  # fmt: skip
+    again = launch.mean(base, distill, statistics, count, 0.3)
+    assert all(torch.equal(one, other) for one, other in zip((loss, *terms), again, strict=True))
+
+
 def test_what_is_not_used_is_not_given_to_the_kernels() -> None:
     call = make_call(Case("dense", alpha=0.0), rows=3, classes=10) | {"return_parts": False}
     given = operands(loss_call(call))
