@@ -103,6 +103,16 @@ def flash_attn(qkv: Tensor) -> Tensor:
     return flash_attn_qkvpacked_func(qkv).flatten(2)
 
 
+def flash_attn_3(*inputs: Tensor) -> Tensor:
+    """Hopper's, by either name that its package has had; of qkv, or of q, k and v."""
+    try:
+        from flash_attn_interface import flash_attn_func, flash_attn_qkvpacked_func
+    except ImportError:
+        from flash_attn_3.flash_attn_interface import flash_attn_func, flash_attn_qkvpacked_func
+    out = (flash_attn_qkvpacked_func if len(inputs) == 1 else flash_attn_func)(*inputs)
+    return (out[0] if isinstance(out, tuple) else out).flatten(2)  # earlier ones return the log-sum-exp too
+
+
 def xformers(qkv: Tensor) -> Tensor:
     from xformers.ops import memory_efficient_attention
 
@@ -119,7 +129,8 @@ def provider(name: str) -> Attend:
     Raises:
         ImportError: it is not installed, or has no implementation for this machine.
     """
-    if name in ("flash_attn", "xformers") and not (ON_CARD and importlib.util.find_spec(name)):
+    packages = PACKAGES.get(name.removesuffix(UNSTACKED))
+    if packages and not (ON_CARD and any(importlib.util.find_spec(package) for package in packages)):
         raise ImportError(f"{name} is not installed, or does not run without a card")
     if name in COMPILED:
         if not ON_CARD:
@@ -132,6 +143,11 @@ def provider(name: str) -> Attend:
 
 UNSTACKED = "_unstacked"
 COMPILED = ("compiled", "flex")
+PACKAGES = {
+    "flash_attn": ("flash_attn",),
+    "flash_attn_3": ("flash_attn_interface", "flash_attn_3"),
+    "xformers": ("xformers",),
+}
 PROVIDERS: dict[str, Attend] = {
     "ours": ours,
     "sdpa_cudnn": functools.partial(sdpa, SDPBackend.CUDNN_ATTENTION),
@@ -147,6 +163,8 @@ PROVIDERS: dict[str, Attend] = {
     },
     "sdpa_math": functools.partial(sdpa, SDPBackend.MATH),
     "flash_attn": flash_attn,
+    "flash_attn_3": flash_attn_3,
+    f"flash_attn_3{UNSTACKED}": flash_attn_3,
     "xformers": xformers,
     "flex": flex,
     "compiled": plain,

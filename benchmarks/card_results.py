@@ -2,8 +2,10 @@
 
     python -m benchmarks.card_results benchmarks/results/NVIDIA-H100.parts --out benchmarks/results/NVIDIA-H100.json
 
-The parts are the results files of single groups, `tune.json`, and `left_out`: a line for each that is not there, or not
-whole, and why. What the numbers depend on goes beside them: card, driver, clocks, power limit, versions.
+The parts are the results files of single groups, what benchmarks/card measured besides, `left_out` (a line for each
+part that is not there, or not whole, and why) and `tests.jsonl`. No time of an op whose test failed is stated, nor of
+what uses it: `failed` holds the tests with their messages, `quarantine` what is left out, by op. What the numbers
+depend on goes beside them: card, driver, clocks, power limit, versions.
 
 Rows that the model of the machine predicts (benchmarks/compiled) get `predicted_us` and `measured_over_predicted`, and
 are printed with both; the median says by what the model is wrong on this card. Then the ten rows with the smallest
@@ -21,6 +23,7 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.card.quarantine import USES, blocked, failures, uses
 from benchmarks.compiled.predicted import Kernels, predictions, row_us
 from benchmarks.table import read, rows_of, text_table
 
@@ -29,6 +32,8 @@ FIELDS = (
     "temperature.gpu",
 )  # fmt: skip
 WORST = 10
+# Parts that hold no rows, and what they are called in the results.
+OTHERS = {"tune": "tuned", "constants": "constants", "counters": "counters", "step": "step by part"}
 
 
 def card() -> dict[str, str]:
@@ -85,24 +90,55 @@ def comparison_table(compared: list[Comparison], target: str, median: float) -> 
 
 
 def merge(parts: Path) -> dict:
-    """The rows of all parts under the facts of the first.
+    """The rows of all parts under the facts of the first, without those that use what is wrong.
 
     Raises:
-        ValueError: no part holds rows.
+        ValueError: no part holds rows, and no test failed.
     """
-    contents = [read(path) for path in sorted(parts.glob("*.json")) if path.name != "tune.json"]
-    if not contents:
+    failed = failures(parts / "tests.jsonl")
+    contents = [read(path) for path in sorted(parts.glob("*.json")) if path.stem not in OTHERS]
+    if not contents and not failed:
         raise ValueError(f"{parts} holds no results: run benchmarks/run_gpu.sh, which writes them")
-    merged = {key: value for key, value in contents[0].items() if key not in ("rows", "minutes", "command")}
+    first = contents[0] if contents else {}
+    merged = {key: value for key, value in first.items() if key not in ("rows", "minutes", "command")}
     merged |= {"command": "benchmarks/run_gpu.sh", "card": card()}
     merged["minutes"] = round(sum(content["minutes"] for content in contents), 1)
-    tuned = parts / "tune.json"
-    if tuned.exists():
-        merged["tuned"] = json.loads(tuned.read_text())
     left_out = parts / "left_out"
     merged["left out"] = left_out.read_text().splitlines() if left_out.exists() else []
-    merged["rows"] = [row for content in contents for row in content["rows"]]
+    merged["failed"] = [{"op": each.op, "test": each.test, "message": each.message} for each in failed]
+    quarantine = merged["quarantine"] = {each.op: [] for each in failed}
+
+    def stands(used: str, name: str) -> bool:
+        """Whether nothing that it uses is wrong."""
+        wrong = blocked(used, quarantine)
+        for op in wrong:
+            quarantine[op].append(name)
+        return not wrong
+
+    for name, title in OTHERS.items():
+        path = parts / f"{name}.json"
+        if path.exists() and stands(USES.get(name, ""), title):
+            merged[title] = json.loads(path.read_text())
+    for title, key in (("counters", "kernels"), ("step by part", "parts")):
+        if each := merged.get(title):
+            each[key] = [one for one in each.get(key, []) if stands(one["op"], f"{title}: {one['name']}")]
+    merged["rows"] = [
+        row
+        for content in contents
+        for row in content["rows"]
+        if stands(uses(row["group"], name := row["name"].removeprefix("test_")), f"{row['group']} {name}")
+    ]
     return merged
+
+
+def quarantine_table(merged: dict) -> str:
+    """A line for each op with failed tests, and one for each test."""
+    lines = []
+    for op, rows in merged["quarantine"].items():
+        lines.append(f"quarantine: {op}, no time of it is stated ({len(rows)} results that use it are left out)")
+        tests = [each for each in merged["failed"] if each["op"] == op]
+        lines += [f"    {each['test']}: {(each['message'].splitlines() or [''])[0]}" for each in tests]
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -123,6 +159,8 @@ def main() -> None:
         median = statistics.median(each.ratio for each in compared)
         merged["predictions"] = {"target": target, "median of measured over predicted": round(median, 3)}
         print(comparison_table(compared, target, median))
+    if merged["failed"]:
+        print(quarantine_table(merged))
     arguments.out.write_text(json.dumps(merged, indent=1, ensure_ascii=False) + "\n")
     worst = sorted((row for row in rows_of(merged["rows"]) if row.ratios), key=lambda row: row.worst)[:WORST]
     print(f"the {len(worst)} rows with the smallest ratio to their best peer\n{text_table(worst)}")

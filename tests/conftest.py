@@ -1,4 +1,4 @@
-"""What every test shares: one thread a worker, the longest first, and `gpu` tests only where there is a card."""
+"""What every test shares: one thread a worker, the longest first, `gpu` tests only where there is a card, proofs."""
 
 import os
 
@@ -8,9 +8,19 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores
 import pytest
 import torch
 
+from tests.proven import ROOT, Proven
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--skip-proven", action="store_true", help="skip what passed for the same sources and tools")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Proven(ROOT / "build" / "proven"))
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # The two longest tests first: a worker that starts them last would finish alone.
+    # The longest tests first: a worker that starts them last would finish alone.
     items.sort(key=lambda item: "test_interpreter.py" not in item.nodeid)
     if torch.cuda.is_available():
         return

@@ -4,8 +4,8 @@
     attention_us(kernels, "forward", tokens=198, features=64, pairs=1536)     # microseconds, or None
     augmentation_us()                                                         # an image
 
-`predicted_us` of a kernel is its time for 256 images of 6 heads, already corrected by the model's own calibration. It is
-proportional to the pairs of (image, head) where they fill the card, and not stated elsewhere. The model replayed the
+`predicted_us` of a kernel is its time for 256 images of 6 heads, already corrected by the model's own calibration. It
+is proportional to the pairs of (image, head) where they fill the card, and not stated elsewhere. The model replayed the
 machine code of Triton 3.8.0 and CUDA 13.0; its code is in git only. Kernels that change later keep these numbers.
 """
 

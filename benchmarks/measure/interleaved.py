@@ -39,6 +39,8 @@ DISTRIBUTIONS = {
     "hugging face": "transformers",
     "liger": "liger-kernel",
     "flash_attn": "flash-attn",
+    "flash_attn_3": "flash-attn-3",
+    "flash_attn_3_unstacked": "flash-attn-3",
 }
 
 

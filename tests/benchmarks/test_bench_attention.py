@@ -1,10 +1,14 @@
 """What bench_attention times on a card, and in which order; timed by a stand-in."""
 
+import sys
+from types import ModuleType
+
 import pytest
 import torch
+from torch import Tensor
 
 from benchmarks import bench_attention
-from benchmarks.bench_attention import COMPILED, PROVIDERS, UNSTACKED, Shape, calls_of, inputs_of
+from benchmarks.bench_attention import COMPILED, PROVIDERS, UNSTACKED, Shape, calls_of, inputs_of, provider
 from tests.benchmarks.test_table import Fixture
 
 SHAPE = Shape(2, 17, 3, torch.float32)
@@ -44,6 +48,7 @@ def test_compiled_peers_have_rows_of_their_own_behind_all_others(monkeypatch: py
     assert timed["test_attention"] == [name for name in PROVIDERS if name not in COMPILED]
     assert timed["test_attention"][0] == "ours"
     assert set(timed["test_attention"]) >= {"sdpa_cudnn", "sdpa_cudnn_unstacked", "sdpa_flash_unstacked"}
+    assert set(timed["test_attention"]) >= {"flash_attn_3", "flash_attn_3_unstacked"}
     tests = [name for name in vars(bench_attention) if name.startswith("test_")]
     assert tests[-1] == "test_attention_compiled", "the order in which pytest runs them"
 
@@ -65,3 +70,25 @@ def test_an_unstacked_peer_computes_the_same_and_leaves_three_gradients(
     torch.manual_seed(0)
     torch.testing.assert_close(calls_of(split, SHAPE, "forward")[0](), first)
     assert all(each.is_contiguous() and each.is_leaf for each in inputs_of(split, torch.randn(2, 17, 3, 3, 64)))
+
+
+@pytest.mark.parametrize("module", ["flash_attn_interface", "flash_attn_3.flash_attn_interface"])
+@pytest.mark.parametrize("unstacked", ["", UNSTACKED])
+def test_flash_attention_3_is_found_by_either_name(
+    module: str, unstacked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for its package: earlier versions return the log-sum-exp too."""
+    name, monkey = f"flash_attn_3{unstacked}", ModuleType(module)
+    with pytest.raises(ImportError, match=f"{name} is not installed"):
+        provider.__wrapped__(name)
+
+    def of_parts(*parts: Tensor) -> Tensor:
+        query, key, value = (each.transpose(1, 2) for each in parts)
+        return torch.nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+
+    monkey.flash_attn_func = of_parts
+    monkey.flash_attn_qkvpacked_func = lambda qkv: (of_parts(*qkv.unbind(2)), None)
+    monkeypatch.setitem(sys.modules, "flash_attn_3", ModuleType("flash_attn_3"))
+    monkeypatch.setitem(sys.modules, module, monkey)
+    qkv = torch.randn(2, 17, 3, 3, 64)
+    torch.testing.assert_close(PROVIDERS[name](*inputs_of(name, qkv)), bench_attention.plain(qkv))

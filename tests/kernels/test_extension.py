@@ -68,6 +68,11 @@ def test_no_path_of_the_build_is_left(binary: Path) -> None:
         assert str(path).encode() not in content
 
 
+def without_binaries(folder: Path) -> Path:
+    """A copy of the package without what is compiled."""
+    return shutil.copytree(PACKAGE, folder / "deit_kernels", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+
+
 def run_python(program: str, *path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path)), **environment}
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env)
@@ -83,18 +88,33 @@ print(hashlib.sha256(plan.rows.numpy().tobytes() + apply(batch, plan).numpy().to
 """
 
 
-def test_without_binaries_one_warning_and_the_same_pixels(tmp_path: Path) -> None:
-    shutil.copytree(PACKAGE, tmp_path / "deit_kernels", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    without, here = run_python(DIGEST, tmp_path), run_python(DIGEST, PACKAGE.parent)
+LOSS = """
+import torch
+from deit_kernels import cross_entropy
+logits = torch.tensor([[1.0, 2.0, 3.0]], requires_grad=True)
+cross_entropy(logits, torch.tensor([1])).backward()
+print(logits.grad, torch._C._dispatch_has_kernel_for_dispatch_key("deit_kernels::distillation_loss_forward", "CPU"))
+"""
+
+
+@pytest.fixture(scope="module")
+def here() -> str:
+    """What the two programs print with the package as it is."""
+    return run_python(DIGEST + LOSS, PACKAGE.parent).stdout
+
+
+def test_without_binaries_one_warning_and_the_same_pixels(tmp_path: Path, here: str) -> None:
+    without_binaries(tmp_path)
+    without = run_python(DIGEST + LOSS, tmp_path)
     assert without.returncode == 0, without.stderr
-    assert without.stdout == here.stdout
+    assert without.stdout == here.replace("True", "False")
     assert without.stderr.count("UserWarning") == 1
     assert "deit_kernels augments in NumPy" in without.stderr
     assert "type in a clone of deit-fast: pip install -e ./kernels" in without.stderr
 
 
 def test_a_binary_that_does_not_load_is_a_warning_that_names_it(tmp_path: Path) -> None:
-    shutil.copytree(PACKAGE, tmp_path / "deit_kernels", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    without_binaries(tmp_path)
     (tmp_path / "deit_kernels" / "_C.abi3.so").write_bytes(b"not a binary")
     broken = run_python(DIGEST, tmp_path)
     assert broken.returncode == 0, broken.stderr
@@ -177,32 +197,23 @@ def test_asking_for_metadata_imports_no_torch(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_build_from_scratch_gives_working_binaries(tmp_path: Path) -> None:
+def test_a_build_from_scratch_gives_working_binaries(tmp_path: Path, here: str) -> None:
     if shutil.which("g++") is None:
         pytest.skip("needs g++")
     done = build(sys.executable, tmp_path)
     assert done.returncode == 0, done.stderr
-    package = tmp_path / "package" / "deit_kernels"
-    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    package = without_binaries(tmp_path / "package")
     for binary in (tmp_path / "lib" / "deit_kernels").glob("*.so"):
         shutil.copy(binary, package)
-    fresh, here = run_python(DIGEST, package.parent), run_python(DIGEST, PACKAGE.parent)
+    fresh = run_python(DIGEST + LOSS, package.parent)
     assert fresh.returncode == 0, fresh.stderr
-    assert fresh.stdout == here.stdout
+    assert fresh.stdout == here
     assert "UserWarning" not in fresh.stderr
 
 
 NOW = str(_extension.INTERFACE)
 
 needs_binary = pytest.mark.skipif(_extension.cpu_missing is not None, reason=f"{_extension.cpu_missing}")
-
-LOSS = """
-import torch
-from deit_kernels import cross_entropy
-logits = torch.tensor([[1.0, 2.0, 3.0]], requires_grad=True)
-cross_entropy(logits, torch.tensor([1])).backward()
-print(logits.grad, torch._C._dispatch_has_kernel_for_dispatch_key("deit_kernels::distillation_loss_forward", "CPU"))
-"""
 
 
 def rebuilt_for(interface: int, binary: Path, target: Path) -> None:
@@ -215,34 +226,20 @@ def rebuilt_for(interface: int, binary: Path, target: Path) -> None:
 
 
 @needs_binary
-@pytest.mark.parametrize(("interface", "age"), [(0, "older"), (10 ** len(NOW) - 1, "newer")])
-def test_a_binary_of_another_interface_is_named_and_left_alone(interface: int, age: str, tmp_path: Path) -> None:
+def test_a_binary_of_another_interface_is_named_and_left_alone(tmp_path: Path, here: str) -> None:
     """All ops then run as without a binary; none of it is registered."""
-    shutil.copytree(PACKAGE, tmp_path / "deit_kernels", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    rebuilt_for(interface, PACKAGE / "_C.abi3.so", tmp_path / "deit_kernels" / "_C.abi3.so")
-    other, here = run_python(DIGEST + LOSS, tmp_path), run_python(DIGEST + LOSS, PACKAGE.parent)
+    binary = without_binaries(tmp_path) / "_C.abi3.so"
+    for interface, age in ((10 ** len(NOW) - 1, "newer"), (0, "older")):
+        rebuilt_for(interface, PACKAGE / "_C.abi3.so", binary)
+        reason = (
+            f"_C.abi3.so is {age} than its Python code (built for interface {interface}, "
+            f"needed is {_extension.INTERFACE})"
+        )
+        assert _extension.other_interface(binary) == reason
+    other = run_python(DIGEST + LOSS, tmp_path)
     assert other.returncode == 0, other.stderr
-    assert other.stdout == here.stdout.replace("True", "False")
-    assert other.stderr.count("UserWarning") == 1
-    assert f"_C.abi3.so is {age} than its Python code (built for interface {interface}, " in other.stderr
-    assert f"needed is {_extension.INTERFACE}); to build it, type in a clone" in other.stderr
-
-
-@needs_binary
-def test_a_binary_from_before_interfaces_had_numbers_is_older(tmp_path: Path) -> None:
-    """A library that would end the process, were it loaded."""
-    source, library = tmp_path / "older.cpp", tmp_path / "_C.abi3.so"
-    source.write_text("#include <cstdlib>\nnamespace { const int at_load = (std::_Exit(7), 0); }\n")
-    compiler = next((name for name in ("g++", "clang++") if shutil.which(name)), None)
-    if compiler is None:
-        pytest.skip("needs g++ or clang++")
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True)
-    assert run_python(f"import ctypes; ctypes.CDLL({str(library)!r})").returncode == 7
-    shutil.copytree(PACKAGE, tmp_path / "deit_kernels", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    shutil.copy(library, tmp_path / "deit_kernels")
-    older = run_python(DIGEST, tmp_path)
-    assert older.returncode == 0, older.stderr
-    assert "_C.abi3.so is older than its Python code (built for interface 0, " in older.stderr
+    assert other.stdout == here.replace("True", "False")
+    assert other.stderr.count("UserWarning") == 1 and reason in other.stderr
 
 
 @pytest.mark.parametrize("number", ["DEIT_INTERFACE;", "1", "", "-1;"])
@@ -253,11 +250,13 @@ def test_a_mark_without_a_number_is_older(number: str, tmp_path: Path) -> None:
 
 
 @needs_binary
-@pytest.mark.parametrize("kept", [20, 1000, 400_000, -3000, -1])
-def test_a_binary_that_is_cut_short_is_no_older_one_and_does_not_end_the_process(kept: int, tmp_path: Path) -> None:
+def test_a_binary_that_is_cut_short_is_no_older_one_and_does_not_end_the_process(tmp_path: Path) -> None:
     """The loader maps what is not there: without the check most of these end the process."""
-    shutil.copytree(PACKAGE, tmp_path / "deit_kernels", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    (tmp_path / "deit_kernels" / "_C.abi3.so").write_bytes((PACKAGE / "_C.abi3.so").read_bytes()[:kept])
+    binary = without_binaries(tmp_path) / "_C.abi3.so"
+    for kept in (20, 1000, 400_000, -1, -3000):
+        binary.write_bytes((PACKAGE / "_C.abi3.so").read_bytes()[:kept])
+        with pytest.raises(OSError, match="the file is cut short"):
+            _extension.other_interface(binary)
     cut = run_python(DIGEST, tmp_path)
     assert cut.returncode == 0, cut.stderr
     assert "_C.abi3.so does not load (the file is cut short)" in cut.stderr

@@ -1,4 +1,4 @@
-"""The Triton kernels of every op in Triton's interpreter: a pytest process for each `interpreter` folder."""
+"""The Triton kernels of every op in Triton's interpreter: a pytest process for each file of an `interpreter` folder."""
 
 import os
 import re
@@ -8,37 +8,35 @@ from pathlib import Path
 
 import pytest
 
-FOLDERS = sorted(Path(__file__).parent.glob("*/interpreter"))
+HERE = Path(__file__).parent
+FILES = sorted(HERE.glob("*/interpreter/test_*.py"))
 NO_TEST_SELECTED = 5  # pytest's exit status
 
+pytestmark = pytest.mark.proof
+each_file = pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(HERE)))
 
-def run_folder(folder: Path, selection: str) -> tuple[int, int]:
-    """(exit status, tests passed); the report goes to our own output, where pytest shows it when this test fails."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", selection, str(folder)]
+
+def run_file(file: Path, selection: str) -> None:
+    """The report goes to our own output, where pytest shows it when this test fails."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", selection, str(file)]
     run = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     print(run.stdout[-20_000:], run.stderr[-5_000:])
-    passed = re.search(r"(\d+) passed", run.stdout)
-    return run.returncode, int(passed.group(1)) if passed else 0
+    if run.returncode == NO_TEST_SELECTED:
+        pytest.skip(f"no test of {file.name} is {selection}")
+    assert run.returncode == 0, f"pytest exited with {run.returncode} in {file}; its report is below"
+    assert re.search(r"\d+ passed", run.stdout), f"no test ran in {file}"
 
 
-def test_there_are_kernels_to_run() -> None:
-    assert FOLDERS, "no folder tests/kernels/*/interpreter"
+def test_every_op_with_a_triton_kernel_is_run() -> None:
+    assert {file.parent.parent.name for file in FILES} == {"attention", "distill_loss"}
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.parent.name)
-def test_kernels_agree_with_their_reference(folder: Path, record_property) -> None:
-    status, passed = run_folder(folder, "not slow")
-    record_property("passed", passed)
-    assert status == 0, f"pytest exited with {status} in {folder}; its report is below"
-    assert passed > 0, f"no test ran in {folder}"
+@each_file
+def test_kernels_agree_with_their_reference(file: Path) -> None:
+    run_file(file, "not slow")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.parent.name)
-def test_kernels_agree_with_their_reference_in_full(folder: Path, record_property) -> None:
-    status, passed = run_folder(folder, "slow")
-    record_property("passed", passed)
-    if status == NO_TEST_SELECTED:
-        pytest.skip(f"{folder} marks no test as slow")
-    assert status == 0, f"pytest exited with {status} in {folder}; its report is below"
-    assert passed > 0, f"no test ran in {folder}"
+@each_file
+def test_kernels_agree_with_their_reference_in_full(file: Path) -> None:
+    run_file(file, "slow")

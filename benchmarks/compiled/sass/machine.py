@@ -14,15 +14,15 @@ memory, one of them storing, with no barrier between; a copy (LDGSTS) that is re
 for; a load of shared, local or global memory that nobody has stored; lanes that store different values at one address.
 Always: an address outside of what the kernel was given, and an exchange with a lane that takes no part.
 
-NVIDIA does not document what the instructions do. That a kernel stores the CPU's bytes, or results as near to float64 as
-they should be, is the proof that those it executes are read correctly; one that is not known ends the run, and so does a
-form of one that is not known.
+NVIDIA does not document what the instructions do. That a kernel stores the CPU's bytes, or results as near to float64
+as they should be, is the proof that those it executes are read correctly. An instruction that is not known ends the
+run, and so does an unknown form of one that is.
 
 What it does not model:
 - Time, and with it the stall counts and scoreboards in the binary's control bits: a result is there at once, so code
   that reads a register too early runs as if it had waited.
-- Which part of a warp goes first where its lanes part, and so whether it issues what follows once or twice. Lanes of one
-  warp never race with each other.
+- Which part of a warp goes first where its lanes part, and so whether it issues what follows once or twice. Lanes of
+  one warp never race with each other.
 - The last bits of MUFU's approximations (here rounded correctly), and FTZ: small numbers stay.
 - How many bits HMMA keeps below its largest summand: `rounding.accumulated` has the fewest that were found on an A100.
 - Registers that nobody has written: they are 0. Caches, and the order in which other blocks see what a block stores.

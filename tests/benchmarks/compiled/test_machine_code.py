@@ -130,8 +130,10 @@ def test_numbers_are_packed_into_halves_as_pytorch_rounds_them() -> None:
     bits[1::4] = bits[1::4] & 0x8FFFF000 | 0x3C000000  # and between two float16
     values = torch.from_numpy(bits.view(np.float32)).nan_to_num(0.0)
     for dtype, convert in ((torch.bfloat16, rounding.bfloat16), (torch.float16, rounding.float16)):
-        assert np.array_equal(convert(values.numpy()), values.to(dtype).view(torch.uint16).numpy())
-        cut = torch.from_numpy(convert(values.numpy(), cut=True).astype(np.uint16)).view(dtype).float()
+        with np.errstate(over="ignore"):
+            near, cut = convert(values.numpy()), convert(values.numpy(), cut=True)
+        assert np.array_equal(near, values.to(dtype).view(torch.uint16).numpy())
+        cut = torch.from_numpy(cut.astype(np.uint16)).view(dtype).float()
         assert (cut.abs() <= values.abs()).all() and (cut != values.to(dtype)).any()
 
 
@@ -142,12 +144,11 @@ def test_a_tensor_core_cuts_off_what_lies_below_the_largest_summand() -> None:
 
 
 def test_no_two_modules_of_the_interpreter_import_each_other() -> None:
-    folder = Path(rounding.__file__).parent
-    pattern = re.compile(r"^\s*from benchmarks\.compiled\.sass(?:\.(\w+))? import (.*)", re.MULTILINE)
+    line = re.compile(r"^\s*from benchmarks\.compiled\.sass(?:\.(\w+) import|( import .*))", re.MULTILINE)
     imports = {
-        path.stem: {name for one, names in pattern.findall(path.read_text()) for name in ([one] if one else re.findall(r"\w+", names))}
-        for path in folder.glob("*.py")
-    }  # fmt: skip
+        path.stem: set(re.findall(r"\w+", " ".join("".join(found) for found in line.findall(path.read_text()))))
+        for path in Path(rounding.__file__).parent.glob("*.py")
+    }
     while free := {name for name, used in imports.items() if not used & imports.keys()}:
         imports = {name: used for name, used in imports.items() if name not in free}
     assert not imports

@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import triton
+from deit_kernels.distill_loss.cases import example
 from torch import Tensor
 
 from benchmarks.compiled.cases import compile_cases
@@ -26,7 +27,6 @@ from benchmarks.compiled.sass.listing import Instruction, Listing
 from benchmarks.compiled.sass.memory import Fault
 from deit_kernels.distill_loss import launch as loss_launch
 from deit_kernels.distill_loss import reference
-from deit_kernels.distill_loss.cases import example
 from deit_kernels.distill_loss.reference import LossCall
 from deit_kernels.short_attention import launch
 from deit_kernels.short_attention.configuration import choose

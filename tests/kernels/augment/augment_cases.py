@@ -1,5 +1,7 @@
 """Images, boxes and programs that several augmentation tests share."""
 
+import fcntl
+import hashlib
 import re
 import shutil
 import subprocess
@@ -83,7 +85,7 @@ def pillow_crop(image: np.ndarray, box: np.ndarray, size: int, interpolation: st
 
 
 def build_program(source: str, folder: Path, *flags: str, root: Path = ROOT) -> Path:
-    """Compile one of csrc/emulate's programs the way the extension is compiled."""
+    """Compile one of csrc/emulate's programs the way the extension is compiled, once for the same sources and flags."""
     program = folder / Path(source).stem
     sources = [root / "csrc" / "emulate" / source]
     runs_loss = {"run.cpp": False, "loss.cpp": True}
@@ -93,8 +95,22 @@ def build_program(source: str, folder: Path, *flags: str, root: Path = ROOT) -> 
     warnings = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-psabi"]
     vector = ["-fno-math-errno", "-fno-trapping-math"]
     options = ["-std=c++20", "-O2", "-ffp-contract=off", *vector, "-pthread", *warnings, *flags]
-    subprocess.run(["g++", *options, *map(str, sources), "-o", str(program)], check=True)
-    return program
+    command = ["g++", *options, *map(str, sources), "-o"]
+    if root != ROOT:  # a planted fault
+        subprocess.run([*command, program], check=True)
+        return program
+    content = hashlib.sha256(repr(command).encode())
+    content.update(subprocess.run(["g++", "--version"], capture_output=True, check=True).stdout)
+    for file in sorted((root / "csrc").rglob("*.*")):
+        content.update(f"{file.relative_to(root)} ".encode() + file.read_bytes())
+    kept = ROOT / "build" / "emulation" / content.hexdigest()[:16]
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with kept.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another worker may be compiling the same
+        if not kept.exists():
+            subprocess.run([*command, kept.with_suffix(".partial")], check=True)
+            kept.with_suffix(".partial").rename(kept)
+    return Path(shutil.copy(kept, program))
 
 
 def cpu_flags() -> set[str]:

@@ -54,6 +54,7 @@ def compile_kernels(folder: Path, arch: int) -> dict[str, dict[str, int]]:
     return resources
 
 
+@pytest.mark.proof
 def test_kernels_stay_inside_their_budget(tmp_path: Path) -> None:
     budget = json.loads((ROOT / "csrc/cuda/budget.json").read_text())
     used = compile_kernels(tmp_path, 90)

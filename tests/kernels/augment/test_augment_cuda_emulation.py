@@ -17,7 +17,7 @@ from deit_kernels.augment.mix import MIX
 from deit_kernels.augment.plan import ROW
 from deit_kernels.augment.policy import IMAGENET_MEAN, IMAGENET_STD
 
-pytestmark = needs_compiler
+pytestmark = [needs_compiler, pytest.mark.proof]
 
 OPS = torch.ops.deit_kernels
 TYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -27,9 +27,13 @@ LONE = 512  # threads of the one block that runs an image's ops on cards without
 HEADER = np.dtype("i8, i8, i4, i4, (3,)f4, (3,)f4, i4, i4, i4, i4")  # struct Header of run.cpp
 
 
+AVX512 = {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
+ONE_SET = ("-DDEIT_NO_CLONES", "-DDEIT_NO_AVX512")  # of instructions, for the CPU code
+
+
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_program("run.cpp", tmp_path_factory.mktemp("emulate"))
+    return build_program("run.cpp", tmp_path_factory.mktemp("emulate"), *ONE_SET)
 
 
 BUSY = RandAugment(probability=1.0)  # every image has two ops
@@ -283,17 +287,19 @@ def test_a_mix_the_host_could_not_check_gives_nan(program: Path, size: int) -> N
 
 
 @pytest.mark.parametrize(
-    ("flag", "needs"),
+    ("flags", "needs"),
     [
-        ("-O2", set()),
-        pytest.param("-mavx2", {"avx2"}, marks=pytest.mark.slow),
-        pytest.param("-march=x86-64-v4", {"avx512f", "avx512bw", "avx512vl", "avx512dq"}, marks=pytest.mark.slow),
+        ((), set()),  # the program of the other tests
+        pytest.param(("-O3", "-mavx2"), {"avx2"}, marks=pytest.mark.slow),
+        pytest.param(
+            ("-O3", "-march=x86-64-v4"), {"avx512f", "avx512bw", "avx512vl", "avx512dq"}, marks=pytest.mark.slow
+        ),
     ],
 )
-def test_the_cpu_code_of_every_instruction_set_agrees(tmp_path: Path, flag: str, needs: set[str]) -> None:
+def test_the_cpu_code_of_every_instruction_set_agrees(tmp_path: Path, flags: tuple[str, ...], needs: set[str]) -> None:
     if not needs <= cpu_flags():
         pytest.skip(f"this processor has no {', '.join(sorted(needs - cpu_flags()))}")
-    program = build_program("run.cpp", tmp_path, "-DDEIT_NO_CLONES", "-DDEIT_NO_AVX512", "-O3", flag)
+    program = build_program("run.cpp", tmp_path, *ONE_SET, *flags)
     batch = noise_batch(SIZES)
     for policy in (Policy.deit(50), Policy.deit3(41), Policy.eval(33)):
         rows = drawn_rows(batch, policy)

@@ -12,7 +12,7 @@ from test_augment_ops import AFFINE, ARGUMENTS, FILL, two_levels
 from deit_kernels.augment import OPS, Policy, apply_op, sample_plan, single_op
 from deit_kernels.augment.plan import OP
 
-pytestmark = needs_compiler
+pytestmark = [needs_compiler, pytest.mark.proof]
 
 IMAGES = {
     "photograph": lambda: photo()[100:152, 200:276].copy(),

@@ -97,9 +97,8 @@ def test_every_window_is_a_part_of_the_whole_resized_image(
 
 
 @needs_extension
-@interpolations
-@pytest.mark.parametrize("size", [1, 224, 1024])
-def test_large_images_of_4000_pixels(interpolation: str, size: int) -> None:
+@pytest.mark.parametrize(("size", "interpolation"), [(1, "bicubic"), (224, "bilinear"), (1024, "bicubic")])
+def test_large_images_of_4000_pixels(size: int, interpolation: str) -> None:
     check(extension, [(3000, 4000), (40, 4000)], [[0, 0, 3000, 4000], [0, 0, 40, 4000]], size, interpolation)
 
 
