@@ -192,7 +192,7 @@ def parse(arguments: Sequence[str], description: str, program: str = "python -m 
         changes["teacher"] = ""
     if given["distill"] == "soft" and default["distill"] != "soft":
         changes |= {key: value for key, value in SOFT.get(name, {}).items() if given[key] is None}
-    if given["warmup_epochs"] >= given["epochs"] and given["warmup_epochs"] == default["warmup_epochs"]:
+    if 0 < given["epochs"] <= given["warmup_epochs"] == default["warmup_epochs"]:
         changes["warmup_epochs"] = given["epochs"] / 10
     if given["rand_augment"] != default["rand_augment"] and given["color_jitter"] == default["color_jitter"]:
         changes["color_jitter"] = None

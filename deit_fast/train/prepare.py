@@ -92,16 +92,18 @@ def prepare(config: Config, run: Path, ranks: Ranks, reporter: Reporter, train_f
     Raises:
         ValueError: a mistake in the configuration or the data, in one sentence that says what to type instead.
     """
+    data = TrainingData.open(
+        config.data, config.optim, ranks
+    )  # before the first line, so that a mistake in it is the only line
+    if not config.run.fresh:
+        ranks.main_first(lambda: folder.check_data(run, data.identity))
     reporter.say(f"{config.recipe}: {config.model.model} on {config.data.data}, in {run}")
     for decision in ranks.decisions():
         reporter.decide(*decision)
     newest, begun = (None, None) if config.run.fresh else ranks.on_main(lambda: _newest(run, ranks.device))
     chosen = precision(config.optim, ranks, begun, reporter)
     forward = autocast(chosen, ranks.device)
-    data = TrainingData.open(config.data, config.optim, ranks)
-    if not config.run.fresh:
-        ranks.main_first(lambda: folder.check_data(run, data.identity))
-    _tell(data, ranks, reporter)
+    _tell_of_data(data, ranks, reporter)
     model = _student(config, len(data.train_set.classes), chosen, ranks, reporter)
     if chosen == "bf16-residual" and isinstance(model, VisionTransformer):
         model.residual_dtype = torch.bfloat16
@@ -125,7 +127,7 @@ def prepare(config: Config, run: Path, ranks: Ranks, reporter: Reporter, train_f
     return Prepared(config, ranks, data, loaders, step, teacher, batches, validation, schedule, start, chosen, forward)
 
 
-def _tell(data: TrainingData, ranks: Ranks, reporter: Reporter) -> None:
+def _tell_of_data(data: TrainingData, ranks: Ranks, reporter: Reporter) -> None:
     images, classes = len(data.train_set), len(data.train_set.classes)
     counts = f"{images:,} training and {len(data.val_set):,} validation images, {classes} classes"
     reporter.decide("data", counts)
