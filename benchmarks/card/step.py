@@ -70,7 +70,7 @@ def predicted() -> dict[str, float]:
     """Seconds of each part by the roofline.
 
     Raises:
-        ValueError: it has a part that no part of the step is.
+        ValueError: it has a part that `ROOFLINE` lacks.
     """
     seconds: dict[str, float] = {}
     for part in step_parts(Settings(name_of("small"), ROWS)):
