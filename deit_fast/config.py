@@ -23,10 +23,10 @@ class Flag:
 
     span: tuple[float, float] | None = None  # least and greatest value
     free: bool = False  # may change between two runs of one configuration: it moves no weight by more than rounding
-    local: bool = False  # may differ among ranks: it decides neither the weights nor which collectives are called when
+    local: bool = False  # may differ between ranks: it changes neither the weights nor the order of collective calls
     shared: bool = False  # a teacher recipe takes it over from the student: the same data, seen in the same way
     label: int = 0  # place in the key of a cached label, from 1; 0: no label depends on it
-    later: bool = False  # added when runs had names: at its default it is no part of the identity, so names stay
+    later: bool = False  # newer than the names of runs: at its default it is left out of a name, so old names stay
 
 
 def span(low: float, high: float) -> Flag:
@@ -238,8 +238,8 @@ class Config:
                 raise ValueError(f"--color-jitter beside --rand-augment {self.rand_augment}: {error}") from error
         if self.bce_loss and self.label_smoothing and self.bce_target_thresh is not None:
             raise ValueError(
-                "--bce-loss calls every class right whose target is above --bce-target-thresh, and --label-smoothing "
-                "lifts all of them: type --label-smoothing 0, or --bce-target-thresh None"
+                "with --bce-loss a class is right where its target exceeds --bce-target-thresh, and --label-smoothing "
+                "raises every target above it: type --label-smoothing 0, or --bce-target-thresh None"
             )
         if not self.bce_loss and (self.bce_sum or self.bce_target_thresh != 0):
             raise ValueError("--bce-sum and --bce-target-thresh belong to --bce-loss: leave them out, or type that")
