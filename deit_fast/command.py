@@ -175,7 +175,8 @@ def choose(commands: Mapping[str, str], arguments: Sequence[str], program: str, 
     if name in ("-h", "--help"):
         print(usage + description + listed)
         return ""
-    near = did_you_mean(name, commands, most=1)
+    told = [command for command, what in commands.items() if name and re.search(rf"\b{re.escape(name)}\b", what)]
+    near = f"did you mean {told[0]}?" if len(told) == 1 else did_you_mean(name, commands, most=1)
     mistake = f"unknown command {name!r}" if name else "no command"
     raise ValueError(", ".join(filter(None, (mistake, near))) + f"\n{usage}{listed}")
 

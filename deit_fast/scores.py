@@ -81,29 +81,6 @@ class Predictions:
         hits = (self.top[name][counted, :, None] == rows[counted, None, :]).any(2)
         return {**_percent(hits), "n": int(counted.sum())}
 
-    def per_class(self, name: str) -> NDArray[np.float64]:
-        """(C,) top-1 of each class in per cent; NaN for a class without an image."""
-        right = np.bincount(self.label[self.top[name][:, 0] == self.label], minlength=self.classes)
-        with np.errstate(invalid="ignore"):
-            return 100 * right / self.images_per_class()
-
-    def images_per_class(self) -> NDArray[np.int64]:
-        """(C,)"""
-        return np.bincount(self.label, minlength=self.classes)
-
-    def confusion(self, name: str) -> NDArray[np.int64]:
-        """(C, C) images of each class (row) that are predicted as each class (column)."""
-        pairs = self.label * self.classes + self.top[name][:, 0]
-        return np.bincount(pairs, minlength=self.classes**2).reshape(self.classes, self.classes)
-
-    def confused(self, name: str, most: int) -> list[tuple[int, int, int]]:
-        """(true class, predicted class, images) of the most frequent mistakes, the most frequent first."""
-        wrong = self.top[name][:, 0] != self.label
-        pairs, counts = np.unique(self.label[wrong] * self.classes + self.top[name][wrong, 0], return_counts=True)
-        order = np.argsort(-counts, kind="stable")[:most]
-        found = zip(pairs[order].tolist(), counts[order].tolist(), strict=True)
-        return [(*divmod(pair, self.classes), count) for pair, count in found]
-
     def disagreement(self, names: Sequence[str]) -> NDArray[np.float64]:
         """(M, M) share of images that two of `names` classify differently (paper Table 4); NaN without an image."""
         first = [self.label if name == TRUTH else self.top[name][:, 0] for name in names]

@@ -25,7 +25,7 @@ TOOLS = (
     ("tools/replicate", "tools/demo"),
     ("tools/evaluate", "tools/parity", "tools/benchmark"),
     ("tools/report",),
-    ("tools/predict.py", "tools/attention_maps.py", "tools/export"),
+    ("tools/predict.py", "tools/attention_maps.py", "tools/confusion.py", "tools/export"),
 )
 CORE = (
     ("train",),
@@ -43,7 +43,7 @@ FLOORS = (*TOOLS, *CORE)
 OUTSIDE = {"__init__.py", "__main__.py", f"{WING}/__init__.py", "train/__main__.py"}
 ENTRY = "train/loop.py"  # what it imports is the core of a training
 COUNTED_APART = {"data/sources"}  # one room with data/ for imports, a folder of its own for its number of files
-MOST_FILES, MOST_LINES, MOST_CORE_LINES = 12, 500, 12_000
+MOST_FILES, MOST_LINES, MOST_CORE_LINES = 12, 500, 11_950
 
 
 class Import(NamedTuple):

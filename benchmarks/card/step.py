@@ -70,7 +70,7 @@ def predicted() -> dict[str, float]:
     """Seconds of each part by the roofline.
 
     Raises:
-        ValueError: it has a part that none of ours is.
+        ValueError: it has a part that is in no value of `ROOFLINE`.
     """
     seconds: dict[str, float] = {}
     for part in step_parts(Settings(name_of("small"), ROWS)):

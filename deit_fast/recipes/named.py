@@ -193,7 +193,7 @@ def parse(arguments: Sequence[str], description: str, program: str = "python -m 
         changes["teacher"] = ""
     if config.distill == "soft" and defaults.distill != "soft":
         changes |= {key: value for key, value in SOFT.get(name, {}).items() if getattr(config, key) is None}
-    if config.warmup_epochs >= config.epochs and config.warmup_epochs == defaults.warmup_epochs:
+    if 0 < config.epochs <= config.warmup_epochs == defaults.warmup_epochs:
         changes["warmup_epochs"] = config.epochs / 10
     if config.rand_augment != defaults.rand_augment and config.color_jitter == defaults.color_jitter:
         changes["color_jitter"] = None

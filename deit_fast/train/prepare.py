@@ -91,13 +91,16 @@ def prepare(config: Config, run: Path, ranks: Ranks, reporter: Reporter, train_f
     Raises:
         ValueError: a mistake in the configuration or the data, in one sentence that says what to type instead.
     """
+    data = TrainingData.open(config, ranks)  # before the first line, so that a mistake in it is the only line
+    if not config.fresh:
+        ranks.main_first(lambda: folder.check_data(run, data.identity))
     reporter.say(f"{config.recipe}: {config.model} on {config.data}, in {run}")
     for decision in ranks.decisions():
         reporter.decide(*decision)
     newest, begun = (None, None) if config.fresh else ranks.on_main(lambda: _newest(run, ranks.device))
     chosen = precision(config, ranks, begun, reporter)
     forward = autocast(chosen, ranks.device)
-    data = _open_data(config, run, ranks, reporter)
+    _tell_of_data(data, ranks, reporter)
     model = _student(config, len(data.train_set.classes), chosen, ranks, reporter)
     if chosen == "bf16-residual" and isinstance(model, VisionTransformer):
         model.residual_dtype = torch.bfloat16
@@ -121,10 +124,8 @@ def prepare(config: Config, run: Path, ranks: Ranks, reporter: Reporter, train_f
     return Prepared(ranks, data, loaders, step, teacher, batches, validation, schedule, start, chosen, forward)
 
 
-def _open_data(config: Config, run: Path, ranks: Ranks, reporter: Reporter) -> TrainingData:
-    data = TrainingData.open(config, ranks)
-    if not config.fresh:
-        ranks.main_first(lambda: folder.check_data(run, data.identity))
+def _tell_of_data(data: TrainingData, ranks: Ranks, reporter: Reporter) -> None:
+    config = data.config
     images, classes = len(data.train_set), len(data.train_set.classes)
     counts = f"{images:,} training and {len(data.val_set):,} validation images, {classes} classes"
     reporter.decide("data", counts)
@@ -136,7 +137,6 @@ def _open_data(config: Config, run: Path, ranks: Ranks, reporter: Reporter) -> T
     reporter.decide("steps", f"{data.total_steps:,}", reason)
     if config.order == "official":
         reporter.decide("order", "official", f"its lists for {ranks.world_size} processes; for others they differ")
-    return data
 
 
 def _student(config: Config, classes: int, chosen: Precision, ranks: Ranks, reporter: Reporter) -> nn.Module:

@@ -1,43 +1,29 @@
-"""Where a training step's time goes: `--profile` writes a trace, a table and a picture into the run folder.
+"""Where a training step's time goes: `--profile` writes torch's trace and its table into the run folder.
 
     runs/NAME/profile/trace.json.gz     for https://ui.perfetto.dev or chrome://tracing
-    runs/NAME/profile/breakdown.txt     milliseconds a step, by part
-    runs/NAME/profile/breakdown.png
+    runs/NAME/profile/breakdown.txt     milliseconds a step, by part, and the ops that took longest
 
 Steps 10 to 19 of the run are traced: by then everything is compiled and allocated. Parts of the step (wait, teacher,
 forward, loss, backward, optimiser) follow one another; reading, decoding, copying and augmenting run beside them in the
-loader's threads, and the exchange of gradients runs beside the backward pass. On a GPU a part's time is that of the
-kernels that it launched; that has not been tried on a GPU yet.
+loader's threads. On a GPU a part's time is that of the kernels that it launched, and autograd launches those of the
+backward pass from a thread of its own, so they are among the ops only; that has not been tried on a GPU yet.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 from ..data import TrainLoader
 from ..files import write_file
-from ..picture import picture
 from ..ranks.group import Ranks
 from ..run.report import Reporter
 
-FIRST, STEPS = 10, 10
-IN_STEP = ("wait", "teacher", "forward", "loss", "backward", "optimiser", "the rest")
-BESIDE = ("read", "decode", "copy", "augment", "all-reduce")
-_EXCHANGE = ("nccl", "gloo:", "c10d::allreduce_")
-
-
-class Part(NamedTuple):
-    """Milliseconds of one step."""
-
-    name: str
-    milliseconds: float
-    where: str
+FIRST, STEPS, OPS = 10, 10, 30
+PARTS = ("teacher", "forward", "loss", "backward", "optimiser")  # the ranges that `TrainingStep` records
 
 
 class StepProfile:
@@ -89,13 +75,11 @@ class StepProfile:
         if not self._ranks.main:
             return
         loader = {name: after - self._seconds_before[name] for name, after in vars(self._batches.seconds).items()}
-        parts = breakdown(finished.key_averages(), loader, seconds, steps, self._ranks.device)
-        text = table(parts, f"{1000 * seconds / steps:.1f} ms a step, mean of {steps} steps on {self._ranks.device}")
+        text = breakdown(finished, loader, seconds, steps, self._ranks.device)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             finished.export_chrome_trace(str(self._folder / "trace.json.gz"))
             write_file(self._folder / "breakdown.txt", lambda path: path.write_text(text + "\n"))
-            draw(parts, self._folder / "breakdown.png")
         except OSError as error:
             self._reporter.say(f"the profile could not be written ({error.strerror}): the run goes on")
         self._reporter.say(f"{text}\n{self._folder}")
@@ -105,64 +89,18 @@ class StepProfile:
             torch.cuda.synchronize(self._ranks.device)
 
 
-def breakdown(
-    events: Iterable, loader: dict[str, float], seconds: float, steps: int, device: torch.device
-) -> list[Part]:
-    """The parts of a step in milliseconds, the mean of `steps` that took `seconds`.
+def breakdown(finished: profile, loader: dict[str, float], seconds: float, steps: int, device: torch.device) -> str:
+    """Milliseconds a step, the mean of `steps` that took `seconds`, and torch's table of the ops.
 
     Args:
-        events: the profiler's averages by name.
-        loader: seconds of the loader's threads and of the wait for it.
+        loader: seconds of the loader's threads, and of the wait for them.
     """
-    on_gpu = device.type == "cuda"
-    spent: dict[str, float] = {}
-    exchange = kernels = 0.0
-    for event in events:
-        microseconds = event.device_time_total if on_gpu else event.cpu_time_total
-        if event.key in IN_STEP and not (on_gpu and event.device_type == torch.autograd.DeviceType.CUDA):
-            spent[event.key] = microseconds / 1e6
-        elif event.key.startswith(_EXCHANGE):
-            exchange += microseconds / 1e6
-        if on_gpu and event.device_type == torch.autograd.DeviceType.CUDA and event.key not in IN_STEP:
-            kernels += event.self_device_time_total / 1e6
-    spent["wait"] = loader["wait"]
-    if on_gpu:  # autograd launches the backward's kernels from a thread of its own: those that no other part launched
-        others = sum(spent.get(name, 0.0) for name in ("teacher", "forward", "loss", "optimiser"))
-        spent["backward"] = max(kernels - others - exchange, 0.0)
-    spent["the rest"] = max(seconds - sum(spent.values()), 0.0)
-    where = "GPU" if on_gpu else "main thread"
-    parts = [
-        Part(name, 1000 * spent.get(name, 0.0) / steps, "main thread" if name in ("wait", "the rest") else where)
-        for name in IN_STEP
-    ]
-    beside = {**loader, "all-reduce": exchange}
-    places = {"copy": "GPU", "all-reduce": "beside the backward"} if on_gpu else {"all-reduce": "in the backward"}
-    return parts + [Part(name, 1000 * beside[name] / steps, places.get(name, "loader's threads")) for name in BESIDE]
-
-
-def table(parts: list[Part], title: str) -> str:
-    """The parts as text, with their shares of the step."""
-    whole = sum(part.milliseconds for part in parts if part.name in IN_STEP) or 1.0
-    lines = [title]
-    for part in parts:
-        share = f"{part.milliseconds / whole:5.0%}" if part.name in IN_STEP else "     "
-        if part.name == BESIDE[0]:
-            lines.append("beside them:")
-        lines.append(f"  {part.name:<11}{part.milliseconds:9.2f} ms {share}  {part.where}")
-    return "\n".join(lines)
-
-
-def draw(parts: list[Part], target: Path) -> None:
-    """The step as one bar, what runs beside it as bars below."""
-    with picture(target, figsize=(10, 4)) as (_, axes):
-        left = 0.0
-        for part in parts:
-            if part.name in IN_STEP:
-                axes.barh("step", part.milliseconds, left=left, label=part.name)
-                left += part.milliseconds
-            else:
-                axes.barh(part.name, part.milliseconds, color="grey")
-        axes.invert_yaxis()
-        axes.set(xlabel="ms a step", title="where a training step's time goes; grey runs beside it")
-        axes.legend(ncols=4, fontsize="small")
-        axes.grid(axis="x", alpha=0.3)
+    events = finished.key_averages()
+    attribute = "device_time_total" if device.type == "cuda" else "cpu_time_total"
+    spent = {event.key: getattr(event, attribute) / 1e6 for event in events if event.key in PARTS}
+    beside = dict(loader)
+    step = {"wait": beside.pop("wait"), **{name: spent.get(name, 0.0) for name in PARTS}}
+    lines = [f"{1000 * seconds / steps:.1f} ms a step, mean of {steps} steps on {device}"]
+    for title, parts in (("in the step", step), ("beside it, in the loader's threads", beside)):
+        lines.append(f"{title}: " + " · ".join(f"{name} {1000 * part / steps:.2f}" for name, part in parts.items()))
+    return "\n".join([*lines, events.table(sort_by=f"self_{attribute}", row_limit=OPS, max_name_column_width=50)])

@@ -283,7 +283,7 @@ def precision(config: Config, ranks: Ranks, begun: Precision | None, reporter: R
     elif chosen == "auto":
         why = ranks.on_main(lambda: why_bf16(ranks.device))
         chosen = "bf16" if why else "fp32"
-        reason = why or "bf16 pays on a GPU that has it, or a processor with AMX tiles"
+        reason = why or "bf16 would be no faster here: it needs a GPU that has it, or a processor with AMX tiles"
     names = {
         "bf16": "bf16 autocast, fp32 weights",
         "bf16-residual": "bf16 autocast, also of the sums between a deit_ model's blocks, fp32 weights",

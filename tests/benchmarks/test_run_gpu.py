@@ -213,8 +213,8 @@ def test_crashes(): os.abort()
 def test_hangs(): time.sleep(100)
 def test_poisons():
     def synchronize(): raise RuntimeError("an illegal memory access")
-    sys.modules["torch"] = type("torch", (), {"cuda": type("cuda", (), {"is_available": bool, "synchronize": synchronize})})
-    sys.modules["torch"].cuda.is_available = lambda: True
+    cuda = type("cuda", (), {"is_available": lambda: True, "synchronize": synchronize})
+    sys.modules["torch"] = type("torch", (), {"cuda": cuda})
     assert False
 @pytest.mark.skip
 def test_skipped(): pass

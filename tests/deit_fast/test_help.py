@@ -80,10 +80,14 @@ def test_predict_says_how_many_images_it_draws(capsys) -> None:
     assert f"for the first {MOST_IMAGES} images" in flags(shown("predict", capsys=capsys))["--attention"]
 
 
-def test_the_console_script_lists_its_commands_and_knows_near_misses(monkeypatch, capsys) -> None:
+def test_the_console_script_lists_its_commands(monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys, "argv", ["deit-fast", "--help"])
     assert script() == 0
     assert all(f"  {name} " in capsys.readouterr().out for name in list(COMMANDS)[:1])
-    monkeypatch.setattr(sys, "argv", ["deit-fast", "predct"])
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("predct", "predict"), ("check", "data"), ("score", "evaluate")])
+def test_an_unknown_command_names_the_nearest_or_the_one_that_does_it(typed, meant, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["deit-fast", typed])
     assert script() == 2
-    assert capsys.readouterr().err.startswith("error: unknown command 'predct', did you mean predict?\nusage: ")
+    assert capsys.readouterr().err.startswith(f"error: unknown command {typed!r}, did you mean {meant}?\nusage: ")

@@ -5,10 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
-from deit_kernels.short_attention.predicted import _PREDICTED
 
 from benchmarks.compiled.page import traced_of
-from deit_kernels.short_attention.configuration import Config
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "kernels" / "README.md").read_text()
@@ -33,22 +31,3 @@ def test_the_table_is_the_budget(direction: str, length: int) -> None:
     expected = [numbers[key] for key in ("registers", "spills")] + [round(numbers["shared_bytes"] / 1024)]
     expected += [numbers["warps"], numbers["matrix"]["HGMMA"], traced["traffic"], traced["products"]]
     assert seen == pytest.approx(expected, abs=5e-3)
-
-
-@pytest.mark.parametrize(
-    ("change", "config"),
-    [
-        ("64 × 64, 4 warps, four programs a multiprocessor", Config("tiled", 64, 64, 4, 3)),
-        ("64 × 32, 4 warps", Config("tiled", 64, 32, 4, 3)),
-        ("2 stages", Config("tiled", 128, 64, 8, 2)),
-        ("128 × 64, 4 warps", Config("tiled", 128, 64, 4, 3)),
-        ("128 × 32, 8 warps", Config("tiled", 128, 32, 8, 3)),
-    ],
-)
-def test_what_was_tried_on_paper_is_what_the_order_holds(change: str, config: Config) -> None:
-    times = {config: time for time, config in _PREDICTED["forward", 90, 578]}
-    shipped = times[Config("tiled", 128, 64, 8, 3)]
-    assert float(re.search(r"3 stages: (\d+) µs", README).group(1)) == pytest.approx(shipped, abs=1)
-    percent = re.search(rf"^\| {change} \| ([−+])(\d+) %", README, flags=re.MULTILINE)
-    seen = int(percent.group(2)) * (-1 if percent.group(1) == "−" else 1)
-    assert seen == pytest.approx(100 * (times[config] / shipped - 1), abs=0.6)

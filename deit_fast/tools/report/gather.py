@@ -22,7 +22,7 @@ from ...names import HEADS, headline
 from ...teacher.load import load_teacher, recipe_config
 from ...weights.prediction import Trained
 from ...weights.trained import run_model
-from .confusion import MOST_PAIRS, WHOLE_MATRIX, Confusion
+from ..confusion import MOST_PAIRS, WHOLE_MATRIX, Confusion
 from .duplicates import CORRELATION, Pair, near_duplicates
 from .facts import Facts
 from .gallery import Gallery, Wanted
@@ -127,7 +127,7 @@ def _teacher(facts: Facts, trained: Trained, notes: list[str]) -> nn.Module | No
 def content(looked: Looked, threads: int) -> dict[str, Any]:
     """The sections about images, JSON values but for "gallery" and what stands under "src"."""
     val, head = looked.seen["val"], looked.head
-    confusion = Confusion(val.label, val.answer[head], val.probability[head], len(looked.facts.data["classes"]))
+    confusion = Confusion(val.label, val.answer[head], len(looked.facts.data["classes"]), val.probability[head])
     gallery = Gallery(looked.sets, looked.trained)
     found = {
         "notes": looked.notes,

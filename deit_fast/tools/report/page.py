@@ -25,10 +25,10 @@ from ...data.loader import default_threads
 from ...files import shown, write_file
 from ...names import HEADS, headline
 from ...run.provenance import PACKAGES, versions
+from ..confusion import WHOLE_MATRIX
 from . import compare as comparison
 from .charts import Series, line_chart
 from .clock import FREE, spent
-from .confusion import WHOLE_MATRIX
 from .facts import Facts
 from .gather import PARTS, Gone, Looked, content, look_at
 

@@ -2,12 +2,10 @@
 
 The table is keyed by what decides it: the family of the card (compute capability, and whether a block can take more
 than 99 KB of shared memory), head dim and sequence length. `python -m benchmarks.compiled` shows what every row
-compiles to and what a model of the machine predicts for it. Registers spill on sm_90 where a limit lets a third program
-onto the multiprocessor (forward, N = 145 to 208), and outside of the loop (backward, N = 129 to 256). On sm_80, sm_89
-and sm_120 most kernels of 128 rows and four warps spill at 64 features, the backward of two phases most: 48, 36 and 109
-instructions. There some forwards of wider heads spill too, and on sm_80 the forward at N = 145 to 208. Predicted times
-hold that cost on sm_80, sm_89 and sm_90; for sm_100, which hardly spills, and sm_120 nothing is predicted, and sm_120
-takes sm_89's rows unmodelled. None is measured on a GPU yet.
+compiles to. Registers spill on sm_90 where a limit lets a third program onto the multiprocessor (forward, N = 145 to
+208), and outside of the loop (backward, N = 129 to 256). On sm_80, sm_89 and sm_120 most kernels of 128 rows and four
+warps spill at 64 features, the backward of two phases most: 48, 36 and 109 instructions. There some forwards of wider
+heads spill too, and on sm_80 the forward at N = 145 to 208. sm_120 takes sm_89's rows. No row is measured on a GPU yet.
 
 `python -m deit_kernels.tune` measures the candidates on a card and writes a table; the environment variable
 DEIT_KERNELS_TABLE names it, and its rows go before these.

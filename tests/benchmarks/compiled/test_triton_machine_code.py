@@ -17,10 +17,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 import triton
-from deit_kernels.distill_loss.cases import example
 from torch import Tensor
 
 from benchmarks.compiled.cases import compile_cases
+from benchmarks.compiled.cases.loss import example
 from benchmarks.compiled.report import BUDGET
 from benchmarks.compiled.sass.launch import machine_code
 from benchmarks.compiled.sass.listing import Instruction, Listing

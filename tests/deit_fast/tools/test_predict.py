@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from deit_fast import load, predict
+from deit_fast import load
 from deit_fast.data import EvalLoader, open_evaluation
+from deit_fast.tools import predict
 from deit_fast.tools.predict import main
 
 

@@ -36,6 +36,20 @@ def refused(config: Config | list[str], capsys: pytest.CaptureFixture) -> str:
     return captured.err + captured.out
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--data", "/nowhere", "--teacher", "module:function"], "is neither a folder nor a built-in set"),
+        (["--data", "digits", "--batch-size", "100000"], "type --batch-size 1442 or less"),
+        (["--epochs", "-1"], "--epochs lies between 1 and"),
+    ],
+)
+def test_what_is_quickly_seen_to_be_wrong_is_the_only_line(arguments, says, tmp_path: Path, capsys) -> None:
+    assert main([*arguments, "--out", str(tmp_path / "run")]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.startswith("error: ") and says in printed.err
+
+
 def test_the_command_line_spells_every_field(tiny: Config) -> None:
     assert parse(command_line(tiny), "") == tiny
 

@@ -224,7 +224,7 @@ def test_fp16_needs_a_gpu() -> None:
     ("capabilities", "chosen", "reason"),
     [
         ({"amx_bf16": True, "avx512_bf16": True}, "bf16", "this processor has AMX tiles"),
-        ({"amx_bf16": False, "avx512_bf16": True}, "fp32", "bf16 pays on a GPU that has it, or a processor with AMX"),
+        ({"amx_bf16": False, "avx512_bf16": True}, "fp32", "bf16 would be no faster here: it needs a GPU that has it"),
     ],
 )
 def test_the_processor_decides_the_precision(capabilities, chosen: str, reason: str, monkeypatch, capsys) -> None:

@@ -15,7 +15,7 @@ from torchvision.transforms import ColorJitter
 
 from deit_kernels.augment import OPS, AutoAugment, Erase, Policy, sample_plan
 
-COUNT = 20_000
+COUNT = 40_000
 TIMM_NAMES = {
     "AutoContrast": "auto_contrast", "Equalize": "equalize", "Invert": "invert", "Rotate": "rotate",
     "Posterize": "posterize", "PosterizeIncreasing": "posterize", "Solarize": "solarize",

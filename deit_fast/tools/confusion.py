@@ -18,14 +18,14 @@ class Confusion:
 
     Attributes:
         label, answer: (N,).
-        probability: (N,) of the answer.
         classes: how many there are.
+        probability: (N,) of the answer, which `of` needs.
     """
 
     label: NDArray[np.int64]
-    answer: NDArray[np.int64]
-    probability: NDArray[np.float32]
+    answer: NDArray[np.integer]
     classes: int
+    probability: NDArray[np.float32] | None = None
 
     def pairs(self, most: int | None = None) -> list[tuple[int, int, int]]:
         """(true class, taken for, images) of mistakes, the most frequent first."""
@@ -49,6 +49,7 @@ class Confusion:
     def _sorted(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The keys of all images in ascending order, and their places; of one key the most confident first."""
         keys = self.label * self.classes + self.answer
+        assert self.probability is not None
         order = np.lexsort((-self.probability, keys))
         return keys[order], order
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from deit_fast.tools.report.confusion import Confusion
+from deit_fast.tools.confusion import Confusion
 
 CLASSES = 6
 
@@ -14,7 +14,7 @@ def confusion() -> Confusion:
     generator = np.random.default_rng(0)
     label = generator.integers(0, CLASSES - 1, 300)  # none of the last class
     answer = np.where(generator.random(300) < 0.6, label, generator.integers(0, CLASSES - 2, 300))
-    return Confusion(label, answer, generator.random(300).astype(np.float32), CLASSES)
+    return Confusion(label, answer, CLASSES, generator.random(300).astype(np.float32))
 
 
 def test_precision_recall_and_support_are_scikit_learns(confusion: Confusion) -> None:
