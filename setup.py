@@ -43,6 +43,7 @@ from setuptools.command.sdist import sdist
 from setuptools.errors import CompileError, SetupError
 
 ROOT = Path(__file__).resolve().parent  # paths of sources are relative to it, whichever package is built
+BY_NAME = "build_ext" in sys.argv
 
 OLDEST_TORCH = (2, 11)
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # torch 2.10
@@ -147,12 +148,9 @@ class BuildExtensions(build_ext):
     def finalize_options(self) -> None:
         # By default pip builds an editable install in a temporary folder, where ninja would find nothing to keep.
         self.build_temp = os.path.abspath(self.build_temp or ROOT / "build/ninja")
-        by_name = "build_ext" in self.distribution.commands
-        if by_name:  # out of the way of wheels, which hold whatever lies in build/lib*
+        if BY_NAME:  # out of the way of wheels, which hold whatever lies in build/lib*
             self.build_lib = self.build_lib or f"{self.build_temp}/lib"
         super().finalize_options()
-        if not by_name:
-            self.extensions = [ext for ext in self.extensions if ext.name.split(".")[0] in self.distribution.packages]
 
     def get_ext_filename(self, fullname: str) -> str:
         suffix = ".abi3.so"
@@ -246,12 +244,15 @@ def extension(name: str, *sources: str, libraries: tuple[str, ...] = ()) -> Exte
     return Extension(name, list(sources), libraries=list(libraries), optional=True)
 
 
+OPS = [
+    extension("deit_kernels._C", "csrc/ops.cpp", "csrc/loss_ops.cpp", *CPU_SOURCES),
+    extension("deit_kernels._C_cuda", "csrc/ops.cpp", "csrc/cuda/augment.cu"),
+]
+TRAINER = [extension("deit_fast.data._jpeg_part", "csrc/jpeg_part.cpp", libraries=("jpeg",))]
+
 setup(
-    ext_modules=[
-        extension("deit_kernels._C", "csrc/ops.cpp", "csrc/loss_ops.cpp", *CPU_SOURCES),
-        extension("deit_kernels._C_cuda", "csrc/ops.cpp", "csrc/cuda/augment.cu"),
-        extension("deit_fast.data._jpeg_part", "csrc/jpeg_part.cpp", libraries=("jpeg",)),
-    ],
+    # An install or a wheel is of one package, and an extension of another would make setuptools claim that one too.
+    ext_modules=OPS + TRAINER if BY_NAME else OPS if Path.cwd() == ROOT / "kernels" else TRAINER,
     cmdclass={"build_ext": BuildExtensions, "sdist": NoSourceDistribution},
     # The limited-API tag does not exist for a CPython without a GIL.
     options={} if GIL_DISABLED else {"bdist_wheel": {"py_limited_api": "cp310"}},

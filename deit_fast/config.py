@@ -31,7 +31,7 @@ class Flag:
     local: bool = False  # may differ between ranks: it changes neither the weights nor the order of collective calls
     shared: bool = False  # a teacher recipe takes it over from the student: the same data, seen in the same way
     label: int = 0  # place in the key of a cached label, from 1; 0: no label depends on it
-    later: bool = False  # added after run names existed: at its default it is left out of the name, so old names hold
+    later: bool = False  # newer than the names of runs: at its default it is left out of a name, so old names stay
     once: bool = False  # belongs to one start of a run: neither compared with other runs nor typed to repeat it
     taught: bool = False  # a run with a teacher differs in it from one without, because of the teacher
     path: bool = False  # may be a path, of which a model card hides the folders above
@@ -217,8 +217,8 @@ class DistillConfig(Part):
         super().check()
         if self.bce_loss and self.label_smoothing and self.bce_target_thresh is not None:
             raise ValueError(
-                "--bce-loss calls every class right whose target is above --bce-target-thresh, and --label-smoothing "
-                "lifts all of them: type --label-smoothing 0, or --bce-target-thresh None"
+                "with --bce-loss a class is right where its target exceeds --bce-target-thresh, and --label-smoothing "
+                "raises every target above it: type --label-smoothing 0, or --bce-target-thresh None"
             )
         if not self.bce_loss and (self.bce_sum or self.bce_target_thresh != 0):
             raise ValueError("--bce-sum and --bce-target-thresh belong to --bce-loss: leave them out, or type that")

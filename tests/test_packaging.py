@@ -211,6 +211,18 @@ def test_the_trainers_wheel_brings_the_ops_and_the_command(wheels: dict[str, Pat
     assert clean.run("python", "-c", "import deit_kernels; print(deit_kernels.__file__)").startswith(str(clean.folder))
 
 
+def test_an_editable_install_finds_both_packages_in_the_clone(tmp_path: Path) -> None:
+    source, clean = copied_sources(tmp_path).resolve(), Clean(tmp_path / "clean", "setuptools", "ninja")
+    compilers = handing_out({}, "0.0", tmp_path / "tools") | {"PYTHONPATH": ""}
+    pip = [sys.executable, "-m", "pip", "--python", clean.folder / "bin" / "python", "install", "-q", "--no-index"]
+    command = [*pip, "--no-deps", "--no-build-isolation", "-e", "./kernels", "-e", "."]
+    done = subprocess.run(command, cwd=source, env=compilers, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    find = "from importlib.util import find_spec; print(*(find_spec(name).origin for name in {}))"
+    found = clean.run("python", "-c", find.format(list(ROOMS))).split()
+    assert found == [str(source / room / "__init__.py") for room in ROOMS.values()]
+
+
 @pytest.mark.parametrize("package", ROOMS.values())
 def test_an_sdist_is_refused_since_it_would_lack_sources(package: str, tmp_path: Path) -> None:
     folder = (ROOT / package).parent

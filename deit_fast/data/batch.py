@@ -49,8 +49,8 @@ class Batch(NamedTuple):
 
     Attributes:
         step: the training step, or the number of the evaluation batch.
-        images: (b, 3, S, S), or (b, (S/P)², 3·P²) in the layout "patches", on the device; zeros where the file, or that
-            of the image to be mixed with it, is unreadable.
+        images: (b, 3, S, S), or (b, (S/P)², 3·P²) in the layout "patches", on the device; zeros where the
+            image, or the one to be mixed with it, could not be read.
         labels: int64 (b,) on the device, of the image itself, also where another is mixed into it; IGNORE where
             `images` is zero because a file is unreadable.
         samples: int64 (b,) in host memory, indices into the data set.

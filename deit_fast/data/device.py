@@ -183,7 +183,7 @@ class CpuAugment:
         """Called when the consumer takes the batch."""
 
     def used(self) -> torch.cuda.Event | None:
-        """The event after which the consumer's device is done with all batches handed over so far; None: now."""
+        """An event: once it has passed, no batch handed over so far is in use on the device. None: none is now."""
         return None
 
 

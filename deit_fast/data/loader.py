@@ -6,9 +6,9 @@
     loader.seconds, loader.bad_images
 
 A batch has the same bits for any number of threads, any prefetch and any start step, and in the order "grouped" the
-batches of n ranks, one after the other, are the batch of one rank. Only a damaged file may be noticed in one of these
-cases and not in another (`jpeg_part.py`). `loader.seek(epoch, step)` goes to any batch at no cost. Threads are enough
-because decoders and augmentation release the interpreter's lock.
+batches of n ranks, one after the other, are the batch of one rank. One thing differs: whether a damaged file is noticed
+can depend on the number of ranks and on the start step (`jpeg_part.py`). `loader.seek(epoch, step)` goes to any batch
+at no cost. Threads are enough because decoders and augmentation release the interpreter's lock.
 
 Each `iter(loader)` owns its threads and starts again at the first step. The threads end with the iterator: when it is
 exhausted, closed, dropped, or ended by an exception. An exception in a thread is raised at the batch it belongs to.

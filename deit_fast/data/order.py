@@ -148,7 +148,7 @@ class Share:
         """Places of the rows in every global batch: neighbours, or every W-th in the official order."""
         official = self.order == "official"
         first, stride = (self.rank, self.world_size) if official else (self.rank * self.rows, 1)
-        # The stop is the last row + 1, no more: these numbers are part of the file names of label caches.
+        # `stop` is the last row + 1 exactly, since the file names of label caches hold these numbers.
         return range(first, first + (self.rows - 1) * stride + 1, stride if self.rows > 1 else 1)
 
     def samples(self, step: int) -> Samples:

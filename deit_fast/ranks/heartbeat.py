@@ -6,8 +6,8 @@
         …
     read(folder, world_size)                # the newest status of each rank
 
-A thread writes the file once a second. It holds the last stage of a process that was killed, hangs in a driver or
-waits for a dead file server. Rank 0's thread reads the others' files and names a rank that the others wait for.
+A thread writes the file once a second. So a process that was killed, hangs in a driver or waits for a dead file
+server leaves its last stage behind. Rank 0's thread reads the others' files and names a rank that the others wait for.
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ def threads() -> str:
 def waited_for(signs: Sequence[Sign], now: float, limit: float = WAITED_FOR) -> list[Sign]:
     """The ranks furthest behind, once they have been in one stage for more than `limit` seconds.
 
-    Ranks that are all in the same stage get ten times as long: they may compile or evaluate, and none waits.
+    If all ranks are in the same stage, the limit is ten times as long: all may be compiling or evaluating.
     """
     behind = min((sign.progress for sign in signs), default=None)
     last = [sign for sign in signs if sign.progress == behind]

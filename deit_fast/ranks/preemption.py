@@ -13,8 +13,8 @@ SIGTERM (schedulers, torchrun), SIGUSR1 (`sbatch --signal=USR1@120`) and SIGINT 
 Ctrl-C kills the process at once; checkpoints are whole or absent even then.
 
 Several ranks have to save the same step. About every `AGREE_EVERY` seconds they all-reduce two numbers in host memory:
-the signal, and the seconds of a step. The slowest rank's seconds give the number of steps until the next time, so all
-ranks come to it at the same step. The device never waits for it.
+the signal, and the seconds of a step. The next time is some steps later; their number follows from the slowest rank's
+seconds, so it is the same on all ranks. The device never waits for it.
 """
 
 from __future__ import annotations

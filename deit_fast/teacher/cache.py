@@ -160,7 +160,7 @@ class LabelCache:
         self._pending.setdefault(step, []).append((positions, *parts, event))
 
     def flush(self) -> None:
-        """Write the pending steps that have all of this process's rows."""
+        """Write every pending step of which all rows of this process have arrived."""
         if not self.writes:
             return
         whole = [

@@ -124,7 +124,7 @@ def _loop(
     def aside(stage: str) -> Iterator[None]:
         """What is not training time: the meter pauses, and the heartbeat names the stage to the waiting ranks."""
         heartbeat.at(stage)
-        with meter.paused("" if stage == "evaluation" else stage):  # whose line says how long it took
+        with meter.paused("" if stage == "evaluation" else stage):  # its line in metrics.jsonl holds its seconds
             yield
 
     with ExitStack() as stack:  # left in the reverse order: the signals first, the record last

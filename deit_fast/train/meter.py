@@ -25,8 +25,8 @@ from ..weights.build import Frozen
 from .counters import SkippedSteps
 from .step import StepResult, TrainingStep
 
-# Dense bf16 rate with fp32 accumulation, in 1e12/s, from NVIDIA's data sheets. The first name that the card's contains
-# counts, so the longer ones come first.
+# Dense bf16 rate with fp32 accumulation, in 1e12/s, from NVIDIA's data sheets. The first entry that the
+# card's name contains is used, so longer entries come first.
 _PEAKS = {
     "H100 PCIe": 756.0,
     "H100 NVL": 835.0,

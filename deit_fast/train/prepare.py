@@ -160,7 +160,7 @@ def _student(config: Config, classes: int, chosen: Precision, ranks: Ranks, repo
             f"{'' if distill == 'none' else ' --distill-on class'}: type --model {plain}"
         )
     model.to(ranks.device)
-    # In bfloat16 torch 2.14's gradient of a depthwise convolution in channels_last reads memory that nobody wrote.
+    # In bfloat16 torch 2.14's gradient of a depthwise convolution in channels_last reads uninitialised memory.
     on_cpu = ranks.device.type == "cpu" and chosen == "fp32"
     if on_cpu and any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         model.to(memory_format=torch.channels_last)

@@ -49,7 +49,7 @@ class Losses(NamedTuple):
     loss: Tensor  # what is minimised
     label_term: Tensor
     teacher_term: Tensor | None  # None without a teacher
-    top1: Tensor  # share of the rows whose class token (or only head) has the largest logit at the label
+    top1: Tensor  # of the class token; of the only head in a plain model
 
 
 class StepResult(NamedTuple):
@@ -96,8 +96,8 @@ class TrainingStep:
                 self.ema.compile()
         if ranks.world_size > 1:
             # DDP averages the gradients over ranks while backward goes on, in the memory that they lie in. Before each
-            # forward it broadcasts rank 0's batch-norm statistics; a transformer has none, so nothing is sent. The
-            # graph is not declared static: a micro-batch whose gradients are not exchanged would contradict it.
+            # forward it broadcasts rank 0's batch-norm statistics; a transformer has none, so nothing is sent.
+            # static_graph stays off: a micro-batch under no_sync() would change the graph.
             devices = [ranks.device] if ranks.device.type == "cuda" else None
             student = DistributedDataParallel(student, device_ids=devices, gradient_as_bucket_view=True)
         self._student = student
@@ -120,7 +120,7 @@ class TrainingStep:
 
         Raises:
             ValueError: one image at a time is too much for the device's memory.
-            OfOneRank: among ranks, the first step fitted into this rank's memory and this one does not.
+            OfOneRank: of several ranks this one ran out of memory, in a later step than its first.
         """
         self._steps += 1
         if self._steps == 1 and self._ranks.world_size > 1:

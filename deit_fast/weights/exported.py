@@ -263,7 +263,7 @@ def _crop_ratio(settings: dict[str, Any], size: int) -> float:
         resized = resized.get("shortest_edge", resized.get("height", size))
     if not settings.get("do_center_crop", False) or resized <= size:
         return 1.0
-    # Policies resize to int(size / ratio), which a quotient that is rounded up would make one pixel less.
+    # A policy resizes to int(size / ratio): one pixel too few where size / resized was rounded up, hence the half.
     return size / resized if int(size / (size / resized)) == resized else size / (resized + 0.5)
 
 

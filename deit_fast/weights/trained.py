@@ -152,7 +152,7 @@ def run_model(run: Path, *, weights: Path | None = None, image_size: int = 0) ->
     step = re.search(r"\d+", weights.stem) or re.search(r"\d+", weights.parent.name)
     when = f" at step {int(step[0]):,}" if step else ""
     unfinished = "" if summary else ", of an unfinished run"
-    # The summary is about the end of the run: an earlier step or the best one has scores of its own, not kept there.
+    # summary.json holds the scores of the last step only, not those of an earlier or the best checkpoint.
     last, part = newest(run), {"model": "student", "ema": "ema"}.get(weights.stem, "")
     measured = summary is not None and last is not None and weights.resolve().parent == last.resolve()
     return Trained(

@@ -130,7 +130,7 @@ def read_file(path: str) -> bytes:
 def listing(folder: Path, broken: Broken | None = None) -> tuple[list[str], list[str]]:
     """Sorted names of the folders and of the files in a folder, without those that start with a dot.
 
-    A link that cannot be followed and has no image's name is a ValueError, or is appended to `broken`.
+    A broken link whose name is no image's is a ValueError, or is appended to `broken`.
     """
     folders: list[str] = []
     files: list[str] = []
@@ -142,7 +142,7 @@ def listing(folder: Path, broken: Broken | None = None) -> tuple[list[str], list
 
 
 def _is_folder(entry: os.DirEntry[str], broken: Broken | None = None) -> bool:
-    """A link that cannot be followed is one bad image if it is named so; else it may be a class."""
+    """A broken link is a bad image if its name ends as an image's does, else a class folder that cannot be read."""
     try:
         return entry.is_dir()
     except OSError as error:

@@ -58,7 +58,7 @@ class Differences(NamedTuple):
 
     tensors: float | None  # of random tensors; None where the export takes none
     files: float  # of image files, by the code on the card
-    own: float | None  # of image files, by the library's own preprocessing; None where it has none or that is the code
+    own: float | None  # of image files, by the library's own preprocessing; None: it has none, or the card uses it
     cost: Cost | None = None  # of int8
 
 

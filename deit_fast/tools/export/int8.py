@@ -39,8 +39,7 @@ if TYPE_CHECKING:
     import onnx
 
 MOST_LOST = 0.2  # points of top-1 that int8 may cost without --accept
-# A logit of the quantised model, as a share of the largest: another order of a float32 sum rounds now and again to the
-# next level of an activation.
+# Relative to the largest logit: a float32 sum in another order sometimes rounds an activation to the next int8 level.
 TOLERANCE = 0.02
 PRODUCTS = ("Conv", "Gemm", "MatMul")
 BATCH = 32  # images at a time, of an evaluation

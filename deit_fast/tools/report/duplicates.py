@@ -4,10 +4,10 @@
 
 Two sieves. (1) A perceptual hash (pHash: the signs of the 63 lowest frequencies of the discrete cosine transform of the
 small grey copy; Zauner 2010) of every image is compared with those of every other and of five windows of it, the four
-corners and the middle of 0.9 of its side: BITS of 63 may differ, as a crop leaves them. (2) One of the two images and a
-window of the other, the best of the whole and 25 places each of 0.95 and 0.9 of its side, must correlate by
-CORRELATION, as 16 x 16 grey pixels, which does not see brightness and contrast. Where the images of a set are so alike
-that this finds more than CROWD pairs an image, such as digits of a few pixels, they must correlate by more.
+corners and the middle of 0.9 of its side: BITS of 63 may differ, as a crop leaves them. (2) Windows of one image, the
+whole and 25 places each of 0.95 and 0.9 of its side, are compared with the other image as 16 x 16 grey pixels. The best
+correlation must reach CORRELATION; a correlation ignores brightness and contrast. Where the images of a set are so
+alike that this finds more than CROWD pairs an image, such as digits of a few pixels, they must correlate by more.
 """
 
 from __future__ import annotations

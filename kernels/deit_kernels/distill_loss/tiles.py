@@ -21,7 +21,7 @@ LOWEST = tl.constexpr(-3.0e38)
 INFINITY = tl.constexpr(float("inf"))
 LOG2_E = tl.constexpr(1 / math.log(2))
 LN_2 = tl.constexpr(math.log(2))
-# The least of a maximum's growth, negated: times a sum that is 0, −inf would be NaN.
+# Lower bound of (old maximum − new maximum): −inf times a sum of 0 would be NaN.
 FAR = tl.constexpr(-1.0e37)
 NO_CLASS = tl.constexpr(2**30)  # above every class
 
@@ -150,8 +150,8 @@ def forward_tile(
 
     `ones` counts the classes whose exponential relative to the maximum is 1, `others` is the sum of all other ones: a
     sum beside 1 would lose the digits of a small one. `dot` sums the logits relative to the maximum times the target,
-    and `mass` the target; where the target is the same for all classes, it is left out of both, and `covered` is how
-    many the tiles so far have read. A hard teacher's (max, arg-max) are its first two, arg-max −1 where it has a NaN.
+    and `mass` the target; a target that is the same for all classes is left out of both. `covered` counts the
+    classes read so far. A hard teacher's (max, arg-max) are its first two, arg-max −1 where it has a NaN.
     A binary cross-entropy's `dot` is its sum, and nothing else is carried. The FIRST tile has nothing to carry on.
     """
     cls_row, student_row, teacher_row, dense_row = rows
