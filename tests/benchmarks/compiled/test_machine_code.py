@@ -184,21 +184,6 @@ def test_the_machine_code_of_the_augmentation_stores_the_bytes_of_the_cpu_ops(ma
     assert all((machine.counts.sum(0) > 0).all() for machine in machines.values())
 
 
-def test_no_value_costs_an_integer_division(augmentation, machines: dict[str, Machine]) -> None:
-    # The compiler's division of integers begins with a reciprocal that is rounded up.
-    for stage, machine in machines.items():
-        assert issued(machine, augmentation[0][stage], "I2F.RP", "I2F.U32.RP", "I2F.U64.RP") < 0.1 * VALUES, stage
-
-
-def test_loops_over_pixels_hold_no_float64(augmentation, machines: dict[str, Machine]) -> None:
-    for stage in ("plan_ops", "finish"):
-        often = machines[stage].counts.sum(1) > VALUES / 4
-        loops = {
-            found.base for found, is_often in zip(augmentation[0][stage].instructions, often, strict=True) if is_often
-        }
-        assert loops and not loops & {"DADD", "DMUL", "DFMA", "DSETP"}, stage
-
-
 def test_the_last_stage_stores_sixteen_bytes(augmentation, machines: dict[str, Machine]) -> None:
     stored = issued(machines["finish"], augmentation[0]["finish"], "STG.E.128") * 8  # values of a lane
     assert stored >= VALUES
