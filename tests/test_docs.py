@@ -47,8 +47,11 @@ def read(name: str, arguments: list[str]) -> None:
 
 def execute(line: str, mark: str) -> None:
     words = shlex.split(line)
-    ours = next((index for index, word in enumerate(words) if re.match(r"deit[-_]fast(\.|$)", word)), None)
-    if ours is not None:  # python, torchrun, srun … -m deit_fast.NAME, or deit-fast NAME behind a variable
+    module = next((index + 1 for index, word in enumerate(words[:-1]) if word == "-m"), 0)
+    ours = next((index for index, word in enumerate(words) if "=" not in word), 0)  # behind variables
+    if module and re.match(r"deit_fast(\.|$)", words[module]):
+        ours = module  # of python, torchrun, srun …
+    if words[ours].startswith(("deit-fast", "deit_fast")):
         words = ["deit-fast", *filter(None, [words[ours].partition(".")[2]]), *words[ours + 1 :]]
     if words[0] == "deit-fast":
         name, arguments = words[1], words[2:]

@@ -1,7 +1,7 @@
 """What large systems ask of an op: its FLOPs, and how it is split over devices.
 
-`torch.utils.flop_counter` and `torch.distributed.tensor` take 0.1 and 0.7 s to import, so nothing here imports them:
-what is registered with one of them waits until somebody else imports it.
+Nothing here imports `torch.utils.flop_counter` or `torch.distributed.tensor`, since importing our ops would then take
+several times as long: what is registered with one of them waits until somebody else imports it.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -121,5 +122,5 @@ def test_no_ncu_and_no_permission_are_one_sentence(
 
 def test_counters_need_nothing_that_a_machine_with_torch_lacks() -> None:
     code = "import sys, benchmarks.card.counters, benchmarks.card.constants; print({'timm', 'PIL'} & {*sys.modules})"
-    run = subprocess.run(["python", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout == "set()\n"

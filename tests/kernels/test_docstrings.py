@@ -11,7 +11,7 @@ PACKAGE = ROOT / "kernels" / "deit_kernels"
 FILES = sorted(PACKAGE.rglob("*.py"))
 NAME = re.compile(r"`([A-Za-z_][\w.]*)(?:\([^`]*\))?`")  # also `a.b.name(arguments)`
 FOREIGN = {
-    "torch.compile", "torch.compiler.assume_constant_result", "Compose",  # torch, torchvision
+    "torch.compile", "torch.compiler.assume_constant_result", "torch.manual_seed", "Compose",  # torch, torchvision
     "RandomErasing", "RandomResizedCropAndInterpolation", "auto_augment_transform",
     "rand_augment_transform",  # timm
     "create_transform", "timm.data.create_transform", "model.set_attn_implementation",  # timm, transformers

@@ -165,12 +165,28 @@ def augmentation(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Li
     return listings, recipe.launches(folder, 32)
 
 
-def test_the_machine_code_of_the_augmentation_stores_the_bytes_of_the_cpu_ops(augmentation) -> None:
+@pytest.fixture(scope="module")
+def machines(augmentation) -> dict[str, Machine]:
     policy = Policy.deit(32)
-    machines = recipe.interpret(
-        *augmentation, recipe.draw(policy, 0, 24, 48, 60), policy
-    )  # raises where a byte differs
+    return recipe.interpret(*augmentation, recipe.draw(policy, 0, 24, 48, 60), policy)  # raises where a byte differs
+
+
+VALUES = 24 * 3 * 32**2 / 32  # of those images, by warps
+
+
+def issued(machine: Machine, listing: Listing, *names: str) -> float:
+    """Warp instructions whose opcode begins with one of the names."""
+    counts = machine.counts.sum(1)
+    return sum(counts[i] for i, found in enumerate(listing.instructions) if found.opcode.startswith(names))
+
+
+def test_the_machine_code_of_the_augmentation_stores_the_bytes_of_the_cpu_ops(machines: dict[str, Machine]) -> None:
     assert all((machine.counts.sum(0) > 0).all() for machine in machines.values())
+
+
+def test_the_last_stage_stores_sixteen_bytes(augmentation, machines: dict[str, Machine]) -> None:
+    stored = issued(machines["finish"], augmentation[0]["finish"], "STG.E.128") * 8  # values of a lane
+    assert stored >= VALUES
 
 
 def test_an_instruction_that_is_read_wrongly_is_noticed(augmentation) -> None:
