@@ -38,15 +38,6 @@ def test_a_loss_may_be_replaced_as_the_table_says() -> None:
     mixup_target = lam[:, None] * one_hot[0] + (1 - lam[:, None]) * one_hot[1]
     known = {**vars(F), **vars(timm.loss), **vars(deit_kernels), **locals(), "F": F}
     known |= {"student": logits, "teacher": torch.randn(4, 5), "tau": 2.0}
-        **vars(deit_kernels),
-        **vars(timm.loss),
-        **vars(F),
-        "F": F,
-        "student": logits,
-        "teacher": torch.randn(4, 5),
-        "tau": 2.0,
-        **locals(),
-    }
     replaced = 0
     for old, new in rows_below("instead of |"):
         theirs, ours = (re.search(r"`(.*?)`", cell).group(1) for cell in (old, new))
