@@ -23,6 +23,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from ..distill_loss import MixedTarget
 from .mix import sample_mix
 from .op import Layout, apply
 from .plan import ImageBatch, sample_plan
@@ -103,12 +104,14 @@ class BatchTransform:
         """
         batch = _batch(images)
         count = len(batch.height)
+        target: Tensor | MixedTarget | None
         require((sample is None) == (epoch is None), "sample and epoch are given together, or neither")
         plan = _plan(self.policy, self.seed, batch, sample, epoch, copy)
         if self.policy.mix is None:
             mixed, target = apply(batch, plan, **self.form), labels
         else:
-            require(labels is not None, "the policy mixes images, which needs their labels: give them, or mix=None")
+            if labels is None:
+                raise ValueError("the policy mixes images, which needs their labels: give them, or mix=None")
             require(count % 2 == 0, f"images are mixed in pairs, got {count}: drop the last batch, or type mix=None")
             step = int(torch.randint(2**31, ())) if step is None else step
             mix = sample_mix(self.policy, seed=self.seed, step=step, start=0, count=count, group=count)
