@@ -155,21 +155,6 @@ def has_bf16(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def why_bf16(device: torch.device) -> str | None:
-    """Why --precision auto takes bfloat16 there; None where it does not.
-
-    The device is asked, nothing is timed: a run's bits may not depend on the machine's load. AVX-512 BF16 without AMX
-    tiles gains too little for its rounding (`bench_train` has both precisions).
-    """
-    if has_bf16(device):
-        return "this GPU has it"
-    return "this processor has AMX tiles" if device.type == "cpu" and _has_amx() else None
-
-
-def _has_amx() -> bool:
-    return bool(getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16"))  # older torch cannot be asked: float32
-
-
 def compiles(choice: str, device: torch.device) -> bool:
     """Whether --compile `choice` compiles; "auto" does on a GPU, since on a CPU it takes longer than it saves."""
     return choice == "on" or (choice == "auto" and device.type == "cuda")
