@@ -109,20 +109,18 @@ class Ranks:
         if self.world_size == 1:
             return body()
         outcome: list[Any] = [None, None]  # result, and the error to raise instead
+        defect: Exception | None = None
         if self.main:
             try:
                 outcome[0] = body()
             except (ValueError, OSError) as error:
                 outcome[1] = ValueError(sentence(error))
             except Exception as error:  # sent before it is raised, or the others would wait for rank 0
-                failure = RuntimeError(f"rank 0 has ended by {type(error).__name__}: {error}")
-                dist.broadcast_object_list([None, failure], src=0)
-                raise
+                outcome[1], defect = RuntimeError(f"rank 0 has ended by {type(error).__name__}: {error}"), error
         dist.broadcast_object_list(outcome, src=0)
-        result, error = outcome
-        if error is not None:
-            raise error
-        return result
+        if failure := defect or outcome[1]:
+            raise failure
+        return outcome[0]
 
     def main_first(self, body: Callable[[], T]) -> T:
         """Run `body` on rank 0, then on the others: it may download, or fill a cache.

@@ -178,14 +178,14 @@ class Heartbeat:
 
     def _beat(self) -> None:
         parent, said = os.getppid(), None
-        while not self._ended.wait(SECONDS):
+        while (folder := self._folder) is not None and not self._ended.wait(SECONDS):
             self._write()
             if os.getppid() != parent and "TORCHELASTIC_RUN_ID" in os.environ:
                 logger.error("the launcher of this process is gone, so it ends too")
                 os._exit(1)
             if self._sign.rank == 0:
                 # A single rank reads no file: its disk may be what hangs.
-                signs = read(self._folder, self._world_size) if self._world_size > 1 else [self._sign]
+                signs = read(folder, self._world_size) if self._world_size > 1 else [self._sign]
                 slow = waited_for(signs, time.time(), WAITED_FOR)
                 if slow and slow[0].progress != said:
                     said = slow[0].progress

@@ -42,7 +42,7 @@ NOTHING_LOST = "nothing was trained since the last checkpoint"
 _SHOW_CURSOR = "\x1b[?25h"  # a progress bar hides it, and after a second Ctrl-C nothing would show it again
 
 
-class Preempted(SystemExit, command.Ending):
+class Preempted(SystemExit, command.Ending):  # type: ignore[misc]  # `code` is an int here
     """A signal ended the run; `code` is the exit code, so a program that does not catch it ends with that."""
 
     prefix = ""

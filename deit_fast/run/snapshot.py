@@ -118,7 +118,7 @@ class HostCopies:
                 self._memory[key] = torch.empty(value.shape, dtype=value.dtype, device="cpu", pin_memory=pinned)
             if not pinned:
                 self._memory[key].copy_(value)
-        copied = self._from_device(self._stream, flat) if pinned else None
+        copied = None if self._stream is None else self._from_device(self._stream, flat)
         return {file: {name: self._memory[file, name] for name in values} for file, values in tensors.items()}, copied
 
     def _from_device(self, stream: torch.cuda.Stream, flat: Mapping[tuple[str, str], Tensor]) -> torch.cuda.Event:

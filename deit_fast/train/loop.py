@@ -120,10 +120,8 @@ def _loop(
         advance = stack.enter_context(reporter.progress(config.recipe, start.step, total_steps))
         stack.enter_context(step.steady())
         stack.enter_context(prepared.teacher or nullcontext())
-        tracing = (
-            profiled(run / "profile", batches, ranks, reporter) if config.run.profile else nullcontext(lambda: None)
-        )
-        step_done = stack.enter_context(tracing)
+        traced = profiled(run / "profile", batches, ranks, reporter)
+        step_done = stack.enter_context(traced if config.run.profile else nullcontext(lambda: None))
         stack.enter_context(preemption.training(ranks, start.step))
         # An epoch's evaluation follows its checkpoint: a run that was killed between the two begins with it.
         if due(config.run, start.step, epoch_steps, total_steps)[2] and record.lacks_evaluation():

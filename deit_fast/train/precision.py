@@ -45,8 +45,8 @@ def _why_bf16(device: torch.device) -> str | None:
     """
     if has_bf16(device):
         return "this GPU has it"
-    # Older torch cannot be asked: float32.
-    tiles = device.type == "cpu" and getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16")
+    capabilities = getattr(torch.cpu, "get_capabilities", None)  # older torch cannot be asked: float32
+    tiles = device.type == "cpu" and capabilities and capabilities().get("amx_bf16")
     return "this processor has AMX tiles" if tiles else None
 
 
