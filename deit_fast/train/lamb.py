@@ -75,10 +75,10 @@ class Lamb(timm.optim.Lamb):
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         beta1, beta2 = group["betas"]
         lamb(
-            values, gradients, averages, squares, clip_grad_norm=clip, foreach=True, lr=group["lr"], beta1=beta1, beta2=beta2, beta3=1 - beta1,
-            bias_correction1=(1 - beta1**steps).float(), bias_correction2=(1 - beta2**steps).float(), eps=group["eps"],
-            weight_decay=group["weight_decay"], decoupled_decay=False, max_lr=None, trust_clip=False,
-            always_adapt=False, caution=False,
+            values, gradients, averages, squares, clip_grad_norm=clip, foreach=True, lr=group["lr"], beta1=beta1,
+            beta2=beta2, beta3=1 - beta1, bias_correction1=(1 - beta1**steps).float(),
+            bias_correction2=(1 - beta2**steps).float(), eps=group["eps"], weight_decay=group["weight_decay"],
+            decoupled_decay=False, max_lr=None, trust_clip=False, always_adapt=False, caution=False,
         )  # fmt: skip
         for old, new in zip(itertools.chain(*kept), [*values, *averages, *squares], strict=True):
             torch.where(finite, new, old, out=old)

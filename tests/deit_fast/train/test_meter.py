@@ -1,5 +1,6 @@
 """A line of metrics.jsonl: means over the rows, shares of the time, and what is unknown left out."""
 
+import math
 import time
 from types import SimpleNamespace
 
@@ -154,3 +155,21 @@ def test_the_seconds_of_every_part_and_of_what_stood_aside() -> None:
     add(own, batches, 1.0)
     again = own.row(2, 0.2, 0.5)["seconds"]
     assert "checkpoint" not in again and again["read"] == again["forward"] == 0.0
+
+
+def test_skipped_steps_are_counted_and_their_losses_are_not() -> None:
+    own, _, batches = meter(Ranks(0, 1, CPU))
+    steps = [(1.0, True), (math.nan, False), (3.0, True), (math.nan, False), (math.nan, False)]
+    for loss, finite in steps:
+        values = [torch.tensor(loss)] * 4
+        own.add(StepResult(Losses(*values), grad_norm=torch.tensor(loss), finite=torch.tensor(finite)))
+        batches.labelled += 8
+    row = own.row(5, 0.5, 0.5)
+    assert (row["loss"], row["grad_norm"], row["skipped"], own.skipped_in_a_row) == (2.0, 2.0, 3, 2)
+    restarted, _, others = meter(Ranks(0, 1, CPU))
+    restarted.load(own.state())  # the series goes on across intervals and restarts
+    nothing = [torch.tensor(math.inf)] * 4
+    restarted.add(StepResult(Losses(*nothing), grad_norm=torch.tensor(math.inf), finite=torch.tensor(False)))
+    others.labelled += 8
+    row = restarted.row(6, 0.6, 0.5)
+    assert (row["loss"], row["top1"], row["skipped"], restarted.skipped_in_a_row) == (None, None, 1, 3)
