@@ -142,7 +142,8 @@ def _tell_of_data(data: TrainingData, ranks: Ranks, reporter: Reporter) -> None:
         reporter.decide("left out", by_suffix(left_out), "files that are not read: deit_fast.data check names them")
     shown = data.share.epoch_images
     of_all = "" if shown == images else f", its order's rows of {images:,} images"
-    reason = f"{data.optim.epochs} epochs of {shown:,} // {data.optim.batch_size}{of_all}"
+    epochs = "1 epoch" if data.optim.epochs == 1 else f"{data.optim.epochs} epochs"
+    reason = f"{epochs} of {shown:,} // {data.optim.batch_size}{of_all}"
     reporter.decide("steps", f"{data.total_steps:,}", reason)
     if data.config.order == "official":
         reporter.decide("order", "official", f"its lists for {ranks.world_size} processes; for others they differ")
