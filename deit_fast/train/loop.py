@@ -109,7 +109,7 @@ def _loop(
     step.model.train(config.model.train_mode == "train")
 
     @contextmanager
-    def aside(stage: str) -> Iterator[None]:
+    def untimed(stage: str) -> Iterator[None]:
         """What is not training time: the meter pauses, and the heartbeat names the stage to the waiting ranks."""
         heartbeat.at(stage)
         with meter.paused("" if stage == "evaluation" else stage):  # its line in metrics.jsonl holds its seconds
@@ -125,7 +125,7 @@ def _loop(
         stack.enter_context(preemption.training(ranks, start.step))
         # An epoch's evaluation follows its checkpoint: a run that was killed between the two begins with it.
         if due(config.run, start.step, epoch_steps, total_steps)[2] and record.lacks_evaluation():
-            with aside("evaluation"):
+            with untimed("evaluation"):
                 scores = record.evaluate(start.step)
         for batch in heartbeat.watch(batches):  # stages "step" and "data"
             lr = prepared.schedule(batch.step)
@@ -137,13 +137,13 @@ def _loop(
                 record.log(done, lr)  # raises Diverged after --skip-limit
             advance(done, record.newest)
             if save or stop:
-                with aside("checkpoint"):
+                with untimed("checkpoint"):
                     record.save(done)
             if stop:
                 record.finish()
                 raise Preempted(stop, done)
             if evaluate:
-                with aside("evaluation"):
+                with untimed("evaluation"):
                     scores = record.evaluate(done)
 
     # A run that was killed between its last evaluation and its summary has no step left, and so no scores yet.

@@ -117,7 +117,7 @@ class Meter:
         self._sums = torch.zeros(_SUMS, dtype=torch.float64, device=ranks.device)
         self._skipped = torch.zeros(len(_SKIPPED), dtype=torch.int64, device=ranks.device)
         self.skipped_in_a_row = 0
-        self._aside: dict[str, float] = {}
+        self._stages: dict[str, float] = {}
         self._norm_known = True
         self._restart()
 
@@ -163,11 +163,11 @@ class Meter:
         lasted = time.perf_counter() - began
         self._began += lasted
         if stage:
-            self._aside[stage] = self._aside.get(stage, 0.0) + lasted
+            self._stages[stage] = self._stages.get(stage, 0.0) + lasted
 
-    def asides(self) -> dict[str, float]:
+    def stages(self) -> dict[str, float]:
         """Seconds of every stage that has ended since the last call."""
-        stages, self._aside = self._aside, {}
+        stages, self._stages = self._stages, {}
         return stages
 
     def row(self, step: int, epoch: float, lr: float) -> dict[str, Any]:
@@ -210,7 +210,7 @@ class Meter:
             "teacher_share": parts["teacher"] / seconds if self._taught else None,
             "memory": memory_used(ranks.device),
             "eta": (self._total_steps - step) * self._batch_size / speed,
-            "seconds": {name: round(value, 6) for name, value in (parts | loader | self.asides()).items()},
+            "seconds": {name: round(value, 6) for name, value in (parts | loader | self.stages()).items()},
         }
         self._norm_known = True
         if self._peak:

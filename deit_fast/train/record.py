@@ -122,7 +122,7 @@ class Record:
         """Score student and moving average after `done` steps, log both, and keep the weights if they are the best."""
         began = time.perf_counter()
         student, ema = self._prepared.evaluate()
-        seconds = {**self._meter.asides(), "evaluation": round(time.perf_counter() - began, 6)}
+        seconds = {**self._meter.stages(), "evaluation": round(time.perf_counter() - began, 6)}
         self._add({"step": done, "student": student, "ema": ema, "seconds": seconds})
         self._keep_if_best(done, student, ema)
         if self._metrics:
