@@ -40,7 +40,7 @@ from .heartbeat import RankLost
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 AGREE_EVERY = 2.0  # seconds: schedulers kill about 30 s after the signal
-NOTHING_LOST = "nothing was trained since the last checkpoint"
+NOTHING_LOST = "nothing was trained since the command began"
 _SHOW_CURSOR = "\x1b[?25h"  # a progress bar hides it, and after a second Ctrl-C nothing would show it again
 
 

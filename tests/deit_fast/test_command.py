@@ -50,11 +50,11 @@ WORK = {
     "data": ("data.__main__.open_unpacked", ["check", "photos"]),
 }
 INTERRUPTED = {
-    "train": "interrupted: the same command continues from the last checkpoint",
+    "train": "interrupted: the same command continues from the last checkpoint, if there is one",
     "teacher": "interrupted: nothing was begun",
     "evaluate": "interrupted: nothing was written",
-    "demo": "interrupted: the same command continues from the last checkpoint",
-    "replicate": "interrupted: the same command continues from the last checkpoint",
+    "demo": "interrupted: the same command continues from the last checkpoint, if there is one",
+    "replicate": "interrupted: the same command continues from the last checkpoint, if there is one",
 }
 LOST = RankLost(Status(0, "node1", 7), 1)
 # An error, its exit code, and which of two ranks says it.
