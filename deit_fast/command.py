@@ -48,7 +48,7 @@ DIVERGED = 3  # the loss, a gradient or a weight is NaN or infinite: the same co
 LOST = 4  # another process of the run was killed or cannot be reached: run the same command again
 PREEMPTED = 75  # SIGTERM or SIGUSR1, the run is saved: run the same command again (EX_TEMPFAIL of sysexits.h)
 INTERRUPTED = 130  # Ctrl-C, as shells count it
-_CONTINUES = "the same command continues from the last checkpoint"
+_CONTINUES = "the same command continues from the last checkpoint, if there is one"
 # What Ctrl-C leaves behind, by command.
 _LEFT = {
     "train": _CONTINUES,

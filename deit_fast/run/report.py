@@ -12,8 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column, Table
+from rich.text import Text
 
 from ..config import DataConfig
 from ..files import shown
@@ -26,14 +35,21 @@ _SECONDS = 10.0  # between two lines of a console that is no terminal
 logger = logging.getLogger(__name__)
 
 
+class _Numbers(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["text"], no_wrap=True, overflow="ellipsis")
+
+
 class Reporter:
     """Prints on rank 0; every rank logs all of it (see `ranks/log.py`)."""
 
     def __init__(self, enabled: bool) -> None:
         self.console = Console(quiet=not enabled, soft_wrap=True, highlight=False)
+        whole = Column(no_wrap=True)  # on a narrow terminal the numbers give way, and are cut off
         self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-            TextColumn("{task.fields[text]} · eta"), TimeRemainingColumn(),
+            TextColumn("{task.description}", table_column=whole), BarColumn(16, table_column=whole),
+            MofNCompleteColumn(table_column=whole), TextColumn("eta", table_column=whole),
+            TimeRemainingColumn(table_column=whole), _Numbers(),
             console=self.console, disable=not (enabled and self.console.is_terminal), transient=True,
         )  # fmt: skip
         self._printed = time.monotonic()
@@ -61,7 +77,7 @@ class Reporter:
         task = self._bar.add_task(description, total=total, completed=step, text="first steps")
 
         def advance(step: int, row: dict[str, Any]) -> None:
-            self._bar.update(task, completed=step, **({"text": numbers_line(row)} if row else {}))
+            self._bar.update(task, completed=step, text=numbers_line(row) if row else "first steps")
 
         with self._bar:  # shows the cursor again, also when the body raises
             yield advance

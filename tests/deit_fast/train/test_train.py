@@ -211,7 +211,7 @@ def test_the_line_of_the_steps_multiplies_to_them(
     config = tiny.replace(data=str(data), batch_size=32, repeats=repeats, order=order, dry_run=True)
     plan = train(config).scores["plan"]
     out = capsys.readouterr().out
-    steps, epochs, shown, batch = map(int, re.search(r"steps +(\d+)  \((\d+) epochs of (\d+) // (\d+)", out).groups())
+    steps, epochs, shown, batch = map(int, re.search(r"steps +(\d+)  \((\d+) epochs? of (\d+) // (\d+)", out).groups())
     assert steps == epochs * (shown // batch) == plan["images"] // batch
     assert ("its order's rows of 294 images" in out) == (shown != 294) == ((order, repeats) == ("official", 3))
 
