@@ -9,7 +9,7 @@ import hashlib
 import os
 import warnings
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -40,7 +40,10 @@ class Names:
 
     def __getitem__(self, index: int) -> str:
         start = self.ends[index - 1] if index else 0
-        return os.fsdecode(self.text[start : self.ends[index]].tobytes())  # IndexError ends an iteration
+        return os.fsdecode(self.text[start : self.ends[index]].tobytes())
+
+    def __iter__(self) -> Iterator[str]:
+        return map(self.__getitem__, range(len(self)))
 
 
 def locate(ends: NDArray[np.int64], index: int) -> tuple[int, int]:

@@ -12,13 +12,21 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from loader_cases import EVAL, POLICY, assert_equal, loader_of, no_thread_survives_a_test, our_threads, train_loader  # noqa: F401
-from memory_dataset import MemoryDataset
 
 from deit_fast.data import EvalLoader, decode, open_dataset
 from deit_fast.data import loader as loader_module
 from deit_fast.data.order import Share
 from deit_kernels.augment import ImageBatch, apply, sample_plan
+from tests.deit_fast.data.loader_cases import (  # noqa: F401
+    EVAL,
+    POLICY,
+    assert_equal,
+    loader_of,
+    no_thread_survives_a_test,
+    our_threads,
+    train_loader,
+)
+from tests.deit_fast.data.memory_dataset import MemoryDataset
 
 # What a batch is
 
@@ -182,7 +190,7 @@ PROGRAM = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has it ignored
 sys.path.insert(0, {folder!r})
-from memory_dataset import MemoryDataset
+from tests.deit_fast.data.memory_dataset import MemoryDataset
 from deit_kernels.augment import Policy
 from deit_fast.data import Share, TrainLoader
 

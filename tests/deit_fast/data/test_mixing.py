@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from loader_cases import loader_of
-from memory_dataset import MemoryDataset
 
 from deit_fast.data import IGNORE, BadImage, EvalLoader, Share, TrainLoader
 from deit_fast.data.mixing import Mixing, part_of
 from deit_kernels import MixedTarget
 from deit_kernels.augment import Mix, Policy, sample_mix
+from tests.deit_fast.data.loader_cases import loader_of
+from tests.deit_fast.data.memory_dataset import MemoryDataset
 
 POLICY = Policy.deit(16)
 CRUMBS = dict(layout="patches", patch=8, dtype=torch.bfloat16)

@@ -55,9 +55,9 @@ def age(root):
 def scanned(monkeypatch, root) -> int:
     """How many folders `open_dataset` lists below the splits."""
     listed = []
-    listing = folder.listing
+    listing = folder._listing
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "listing", lambda path, *broken: listed.append(path) or listing(path, *broken))
+        patch.setattr(folder, "_listing", lambda path: listed.append(path) or listing(path))
         open_dataset(str(root))
     return sum(path.parent != root.parent for path in listed if path != root)
 

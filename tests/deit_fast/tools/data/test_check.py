@@ -8,16 +8,16 @@ import sys
 
 import numpy as np
 import pytest
-from check_cases import by_file, checked
-from cifar_files import write_cifar10
-from memory_dataset import encoded_image
 from PIL import Image
 
-from deit_fast.data.__main__ import main
-from deit_fast.data.check import check
 from deit_fast.data.decode import decode
 from deit_fast.data.sources.folder import IMAGE_FILES
 from deit_fast.data.sources.open import open_unpacked
+from deit_fast.tools.data.__main__ import main
+from deit_fast.tools.data.check import check
+from tests.deit_fast.data.cifar_files import write_cifar10
+from tests.deit_fast.data.memory_dataset import encoded_image
+from tests.deit_fast.tools.data.check_cases import by_file, checked
 
 
 def save(path, image, **options):
@@ -275,5 +275,5 @@ def test_ctrl_c_exits_with_130(image_folder, monkeypatch, capsys):
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("deit_fast.data.__main__.check", interrupt)
+    monkeypatch.setattr("deit_fast.tools.data.__main__.check", interrupt)
     assert main(["check", str(image_folder)]) == 130
