@@ -132,7 +132,7 @@ def _photos() -> Iterator[tuple[str, Image.Image]]:
 def _digits() -> Iterator[tuple[str, Image.Image]]:
     """(path inside the set, digit): every fifth of each class is for validation."""
     _package_folder("sklearn")
-    from sklearn.datasets import load_digits
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # it has no stubs
 
     digits = load_digits()
     for label in range(10):

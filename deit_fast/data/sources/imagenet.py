@@ -131,7 +131,7 @@ def _labels(file: Path) -> Mapping[str | int, str | int]:
 def _synsets_of_ids(file: Path, ids: list[int]) -> list[str]:
     """WordNet ids of the devkit's own class numbers, which meta.mat beside the labels explains."""
     try:
-        from scipy.io import loadmat
+        from scipy.io import loadmat  # type: ignore[import-untyped]  # its stubs are another package
     except ImportError as error:
         raise ValueError(f"reading {file.name} needs SciPy: type pip install scipy") from error
     table = file.with_name("meta.mat")

@@ -95,7 +95,7 @@ def load_arrays(path: Path) -> Arrays | None:
 def save_arrays(path: Path, arrays: Arrays) -> None:
     def write(temporary: Path) -> None:
         with open(temporary, "xb") as file:  # given a path, savez appends .npz to it
-            np.savez(file, **arrays)
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # the stubs take a column for allow_pickle
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, write)

@@ -20,7 +20,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 from urllib.parse import parse_qsl
 
 from ...files import Lock
@@ -255,7 +255,7 @@ def _unpacked(source: Source, rows: Splits) -> Splits:
     root = source.root
     files = [str(file) for split in source.files.values() for file in split]
     version = hashlib.sha256("\n".join(fingerprint(files, stamps=True)).encode()).hexdigest()[:16]
-    columns = next(iter(rows.values()))
+    columns = cast(ParquetRows, rows["train"])
     name = hashlib.sha256(f"{root.absolute()} {columns.image} {columns.label}".encode()).hexdigest()[:16]
     cache = default_cache_dir() / f"parquet-{name}"
     for each in rows.values():

@@ -26,7 +26,7 @@ from .dataset import Dataset, checked_names, numbered
 from .index import locate
 
 if TYPE_CHECKING:
-    import pyarrow
+    import pyarrow  # type: ignore[import-untyped]  # it has no stubs
 
 ADVICE = "name the column of labels, --data 'FOLDER?label=COLUMN'"
 GROUPS_KEPT = 2  # row groups in memory: threads that read front to back are never further apart
@@ -96,7 +96,7 @@ class ParquetRows(Dataset):
 def import_pyarrow() -> Any:
     """pyarrow with its parquet module; ValueError where it is not installed."""
     try:
-        import pyarrow.parquet
+        import pyarrow.parquet  # type: ignore[import-untyped]  # it has no stubs
     except ImportError as error:
         raise ValueError("parquet files need pyarrow: type pip install 'deit-fast[parquet]'") from error
     return pyarrow

@@ -121,23 +121,26 @@ class Preview:
             raise ValueError(f"recipe {self.recipe} needs data: type --data FOLDER")
         train, _ = open_dataset(source)
         numbers = {"epoch": self.epoch, "images": self.images, "copies": self.copies}
-        given = {} if self.rand_augment is None else {"rand_augment": self.rand_augment}
-        given |= {"simple_random_crop": True} if self.simple_random_crop else {}
-        policy = replace(config.data, **given).training_policy(IMAGENET_NORMALISATION)
+        data = config.data
+        if self.rand_augment is not None:
+            data = replace(data, rand_augment=self.rand_augment)
+        if self.simple_random_crop:
+            data = replace(data, simple_random_crop=True)
+        policy = data.training_policy(IMAGENET_NORMALISATION)
         preview(train, policy, Path(self.out), data_seed=config.optim.data_seed, **numbers)
         print(f"drawn: {self.out}")
 
 
-COMMANDS = {kind.__name__.lower(): kind for kind in (Check, Pack, Preview)}
+COMMANDS: dict[str, type[Check | Pack | Preview]] = {"check": Check, "pack": Pack, "preview": Preview}
 
 
 @command.entry("data")
 def main(arguments: Sequence[str]) -> int | None:
-    described = {name: inspect.cleandoc(kind.__doc__).splitlines()[0] for name, kind in COMMANDS.items()}
+    described = {name: (kind.__doc__ or "").splitlines()[0] for name, kind in COMMANDS.items()}
     program = "deit-fast data"
     if not (name := command.choose(described, arguments, program, f"\n{__doc__}\n")):
         return None
-    description = inspect.cleandoc(COMMANDS[name].__doc__)
+    description = inspect.getdoc(COMMANDS[name]) or ""
     given = command.parse(COMMANDS[name], arguments[1:], program=f"{program} {name}", description=description)
     if given.threads < 1:
         raise ValueError(f"--threads is 1 or more, got {given.threads}")

@@ -130,8 +130,9 @@ def _oddities(data: bytes, path: str, sound: bool) -> list[str]:
             odd.append(f"{image.width} × {image.height} pixels, {sides}")
         if image.mode not in PLAIN_MODES:
             odd.append(MODES.get(image.mode, f"mode {image.mode}"))
-        if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-            odd.append(f"{image.n_frames} frames")
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1 and image.format != "MPO":
+            odd.append(f"{frames} frames")
         try:
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         except Exception:  # Pillow's parser raises anything

@@ -46,7 +46,7 @@ def named_ops(row: np.void) -> str:
 
 def pixels_of(images: Tensor, policy: Policy) -> NDArray[np.uint8]:
     """Normalised images (B, 3, S, S) back to levels (B, S, S, 3); erasing noise outside [0, 255] is clipped."""
-    unit = images.permute(0, 2, 3, 1).numpy() * np.float32(policy.std) + np.float32(policy.mean)
+    unit = images.permute(0, 2, 3, 1).numpy() * np.array(policy.std, np.float32) + np.array(policy.mean, np.float32)
     return np.clip(np.rint(unit * 255), 0, 255).astype(np.uint8)
 
 
