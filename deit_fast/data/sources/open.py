@@ -26,7 +26,7 @@ from urllib.parse import parse_qsl
 from ...files import Lock
 from ...names import did_you_mean
 from . import cifar, imagenet
-from .builtin import BUILTIN, VALIDATION, write_builtin
+from .builtin import BUILTIN, VALIDATION, is_builtin, write_builtin
 from .dataset import Dataset, check_labels, counted
 from .folder import is_image, listing, open_folder
 from .index import default_cache_dir
@@ -70,7 +70,7 @@ def open_dataset(spec: str, cache_dir: Path | None = None) -> tuple[Dataset, Dat
         ValueError: nothing usable is there, or a package for it is not installed; the text says what was found and what
             to type instead.
     """
-    if spec in BUILTIN:
+    if is_builtin(spec):
         root = write_builtin(spec, cache_dir)
         train = open_folder(root / "train", spec)
         return train, open_folder(root / VALIDATION.get(spec, "val"), spec, train.classes)
@@ -87,7 +87,7 @@ def open_dataset(spec: str, cache_dir: Path | None = None) -> tuple[Dataset, Dat
 
 def open_unpacked(spec: str) -> Splits:
     """The splits that are there, "train", "val" or both, to be read in order: parquet files are not unpacked."""
-    if spec in BUILTIN:
+    if is_builtin(spec):
         return dict(zip(SPLITS, open_dataset(spec), strict=True))
     return open_splits(locate(spec))
 
@@ -101,7 +101,7 @@ def open_evaluation(spec: str, classes: list[str]) -> Dataset:
             A folder may lack some of the classes.
         classes: of the training images; ValueError if the images have others.
     """
-    if spec not in BUILTIN:
+    if not is_builtin(spec):
         source = locate(spec)
         splits = {"train", "val"} & set(listing(source.root)[0])
         if source.layout == "folders" and splits != {"train"}:

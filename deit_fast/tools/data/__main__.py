@@ -30,7 +30,7 @@ from ...data.sources.open import SPLITS, open_unpacked
 from ...model import IMAGENET_NORMALISATION
 from ...recipes.named import recipe
 from .check import check
-from .pack import pack
+from .pack import check_limits, pack
 from .parts import open_parts
 from .preview import preview
 
@@ -84,6 +84,7 @@ class Pack:
     threads: int = CORES  # that read and decode
 
     def run(self) -> None:
+        check_limits(vars(self))
         splits = open_unpacked(self.source)
         if left_out := [file for dataset in splits.values() for file in dataset.left_out]:
             print(f"left out: {by_suffix(left_out)}, files that are not read: deit-fast data check names them")
@@ -92,6 +93,7 @@ class Pack:
                 splits, Path(self.folder), max_side=self.max_side, quality=self.quality,
                 shard_images=self.shard_images, threads=self.threads, advance=advance,
             )  # fmt: skip
+        print(f"images were copied without a look: deit-fast data check {self.folder} names broken ones")
         lacking = " and ".join(split for split in SPLITS if split not in splits)
         print(f"packed: {self.folder} without {lacking}" if lacking else f"packed: type --data {self.folder}")
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ...data import open_dataset
 from ...data.sources import imagenet
-from ...data.sources.builtin import BUILTIN
+from ...data.sources.builtin import is_builtin
 from ...data.sources.folder import is_image, listing
 from ...files import shown
 
@@ -29,7 +29,7 @@ def classes_of_data(spec: str, count: int) -> list[str]:
 
     root = Path(spec).expanduser()
     classes: list[str] = []
-    if spec not in BUILTIN and root.is_dir():
+    if not is_builtin(spec) and root.is_dir():
         inside = root / "val" if "val" in listing(root)[0] else root
         folders = listing(inside)[0]
         synsets = ImageNetInfo().label_names() if count == 1000 else []

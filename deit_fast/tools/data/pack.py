@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,13 @@ from ...data.decode import opened
 from ...data.sources.pack import encoded, stored, write_pack
 
 LIMITS = {"max_side": (0, 65_000), "quality": (1, 95), "shard_images": (1, 10**7), "threads": (1, 1024)}
+
+
+def check_limits(given: Mapping[str, object]) -> None:
+    """Raise ValueError for the first argument of `pack` that is outside its range."""
+    for name, (low, high) in LIMITS.items():
+        if not low <= cast(int, given[name]) <= high:
+            raise ValueError(f"--{name.replace('_', '-')} lies between {low} and {high}, got {given[name]}")
 
 
 def pack(
@@ -38,10 +46,7 @@ def pack(
     Raises:
         ValueError: a number outside its range; names its flag.
     """
-    given = {"max_side": max_side, "quality": quality, "shard_images": shard_images, "threads": threads}
-    for name, (low, high) in LIMITS.items():
-        if not low <= given[name] <= high:
-            raise ValueError(f"--{name.replace('_', '-')} lies between {low} and {high}, got {given[name]}")
+    check_limits({"max_side": max_side, "quality": quality, "shard_images": shard_images, "threads": threads})
     form = {"max_side": max_side, "quality": quality if max_side else None, "shard_images": shard_images}
     encode = partial(_no_larger, max_side=max_side, quality=quality) if max_side else stored
     write_pack(splits, folder, form, encode=encode, threads=threads, advance=advance)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...data import Dataset
 from ...data.sources import imagenet, parquet, shards
-from ...data.sources.builtin import BUILTIN
+from ...data.sources.builtin import is_builtin
 from ...data.sources.dataset import MOST_NUMBERED, checked_names, numbered, wrong_labels
 from ...data.sources.folder import IMAGE_FILES, ImageFolder, folder_classes, listing, scan
 from ...data.sources.open import Source, Splits, locate, missing_folders, open_unpacked
@@ -24,7 +24,7 @@ def open_parts(spec: str) -> tuple[Splits, Broken]:
     Raises:
         ValueError: there is nothing to check, or the mistake is in the spec.
     """
-    if spec in BUILTIN or (source := locate(spec)).layout == "cifar":
+    if is_builtin(spec) or (source := locate(spec)).layout == "cifar":
         return open_unpacked(spec), []
     return _folders(source) if source.layout == "folders" else _archives(source)
 

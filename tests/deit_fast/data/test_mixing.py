@@ -201,18 +201,21 @@ def test_the_hosts_share_has_the_target_of_a_gpus_batch(dataset):
             assert (ours.shape, ours.dtype) == (real.shape, real.dtype)
 
 
-def test_what_is_sent_to_a_device_comes_apart_as_it_was_put_together(dataset):
+@pytest.mark.parametrize(("policy", "rows"), [(POLICY, 24), (replace(POLICY, mix=None), 15)])
+def test_what_is_sent_to_a_device_comes_apart_as_it_was_put_together(dataset, policy, rows):
     """CudaAugment's packing, without a card: one block of bytes, copied, and read back."""
     seen = []
-    loader = train_loader(dataset)
+    loader = train_loader(dataset, policy, batch_size=rows)
     augment = loader._augment.__call__
 
     def looked_at(gathered, executor):
         plan, mix, target = gathered.unpacked(gathered.pack().clone())
         assert torch.equal(plan.rows, gathered.plan.rows)
-        assert torch.equal(mix.rows, gathered.mix.rows)
-        for ours, real in zip(target, gathered.target, strict=True):
-            assert torch.equal(ours, real)
+        if gathered.mix is None:
+            assert mix is None and torch.equal(target, gathered.target)
+        else:
+            assert torch.equal(mix.rows, gathered.mix.rows)
+            assert all(torch.equal(ours, real) for ours, real in zip(target, gathered.target, strict=True))
         seen.append(gathered)
         return augment(gathered, executor)
 

@@ -84,7 +84,7 @@ def test_another_spelling_of_the_folder_unpacks_nothing(folder, monkeypatch, cap
 def test_of_two_that_open_at_once_one_unpacks_and_the_other_waits(folder, monkeypatch, capsys):
     waiting, opened, packed = Event(), [], []
     second = Thread(target=lambda: opened.append(open_dataset(str(folder))))
-    flock, pack = fcntl.flock, sources.pack
+    flock, pack = fcntl.flock, sources.write_pack
 
     def watched_flock(descriptor, operation):
         if operation == fcntl.LOCK_EX:
@@ -99,7 +99,7 @@ def test_of_two_that_open_at_once_one_unpacks_and_the_other_waits(folder, monkey
         pack(*arguments, **options)
 
     monkeypatch.setattr(fcntl, "flock", watched_flock)
-    monkeypatch.setattr(sources, "pack", watched_pack)
+    monkeypatch.setattr(sources, "write_pack", watched_pack)
     opened.append(open_dataset(str(folder)))
     second.join()
     assert packed == [threading.current_thread()]

@@ -243,6 +243,7 @@ def test_pack_then_check_as_a_console_script(image_folder, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "left out: 1 .heic, files that are not read" in printed
     assert f"packed: type --data {tmp_path}/packed" in printed
+    assert f"images were copied without a look: deit-fast data check {tmp_path}/packed names broken ones" in printed
     script = [sys.executable, "-m", "deit_fast", "data", "check", str(tmp_path / "packed")]
     result = subprocess.run(script, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
