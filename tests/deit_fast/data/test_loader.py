@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ import torch
 
 from deit_fast.data import EvalLoader, decode, open_dataset
 from deit_fast.data import loader as loader_module
+from deit_fast.data.batch import RUN
 from deit_fast.data.order import Share
 from deit_kernels.augment import ImageBatch, apply, sample_plan
 from tests.deit_fast.data.loader_cases import (  # noqa: F401
@@ -145,6 +147,17 @@ def test_prefetching_is_bounded_and_goes_on_while_the_consumer_works(dataset):
     time.sleep(0.05)
     assert dataset.reads.sum() == 36
     batches.close()
+
+
+def test_a_batch_is_augmented_before_the_next_ones_are_all_decoded(dataset):
+    """Else its images have left the CPU's caches, and the threads are idle at the end."""
+    loader = train_loader(dataset, threads=1, prefetch=4)
+    read, augment, seen = dataset.read, loader._augment._augment_part, []
+    dataset.read = lambda index: time.sleep(0.005) or read(index)
+    loader._augment._augment_part = lambda *rows: seen.append(dataset.reads.sum()) or augment(*rows)
+    with closing(iter(loader)) as batches:
+        next(batches)
+    assert 12 <= seen[0] <= 12 + 3 * RUN, "not all 48 of the four batches"
 
 
 def test_the_time_spent_waiting_is_measured(dataset, monkeypatch):
