@@ -5,8 +5,7 @@
 
 The format is one of FORMATS and found by content, never by file name (ImageNet holds a PNG named .JPEG). The pixels
 are those of `Image.open(file).convert("RGB")`, as in torchvision's and timm's loaders: EXIF orientation is ignored
-(but Pillow applies that of a TIFF), alpha is dropped, an animation gives its first frame. One difference: grey of 16
-bits keeps its high byte, as Pillow's colours of 16 bits do; that conversion makes it white.
+(but Pillow applies that of a TIFF), alpha is dropped, an animation gives its first frame.
 
 JPEG goes through simplejpeg: libjpeg-turbo with Pillow's settings (exact DCT, smooth chroma), so equal pixels in half
 the time, written straight into the reserved memory without the interpreter's lock. Pillow decodes every other format
@@ -236,8 +235,6 @@ def _decode_with_pillow(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
             raise BadImage(f"{size} has a side above the limit of {MAX_SIDE} pixels")
         if data.startswith(START_OF_IMAGE) and count * (scans := _scans(data, count)) > MOST_SCANNED:
             raise BadImage(f"it has {scans} scans, too many to decode in {size} pixels")
-        if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))  # `convert` makes all above 255 white
         pixels = np.asarray(image.convert("RGB"))
     if not pixels.size:
         raise BadImage(f"it has no pixels ({size})")

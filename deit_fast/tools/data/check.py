@@ -38,7 +38,16 @@ ELONGATED = MAX_SIDE / 1024  # longer side / shorter; crops of up to 1024 pixels
 LONG = 10  # longer side / shorter
 FEWEST_PIXELS = 8  # of a side; as many as scikit-learn's digits have
 PLAIN_MODES = {"RGB", "L"}
-MODES = {"CMYK": "CMYK", "P": "a palette", "PA": "a palette with alpha", "RGBA": "alpha", "LA": "grey with alpha"}
+SIXTEEN = "16 bits of grey, which become white: save it with 8"
+MODES = {
+    "I;16": SIXTEEN,
+    "I;16B": SIXTEEN,
+    "CMYK": "CMYK",
+    "P": "a palette",
+    "PA": "a palette with alpha",
+    "RGBA": "alpha",
+    "LA": "grey with alpha",
+}
 
 
 @dataclass

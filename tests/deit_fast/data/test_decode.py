@@ -163,13 +163,6 @@ def test_exif_orientation_is_applied_on_request_as_pillow_does(format, orientati
     assert np.array_equal(decode(data, exif_orientation=True), np.asarray(turned))
 
 
-@pytest.mark.parametrize("format", ["PNG", "TIFF", "JPEG2000"])
-def test_grey_of_16_bits_keeps_its_high_byte_and_is_not_white(format):
-    levels = (np.arange(32 * 32, dtype=np.uint16) * 64).reshape(32, 32)
-    options = {"irreversible": False} if format == "JPEG2000" else {}
-    assert np.array_equal(decode(encoded(Image.fromarray(levels), format, **options))[..., 1], levels >> 8)
-
-
 def test_a_damaged_exif_block_turns_nothing():
     data = FILES["jpeg with corrupt exif"]
     assert np.array_equal(decode(data, exif_orientation=True), decode(data))

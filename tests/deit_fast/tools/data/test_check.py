@@ -66,7 +66,7 @@ def test_everything_is_named_and_nothing_sound_is(odd_folder):
         "cmyk.jpg": "CMYK",
         "palette.png": "a palette",
         "alpha.png": "alpha",
-        "deep.png": "mode I;16",
+        "deep.png": "16 bits of grey, which become white: save it with 8",
         "moving.webp": "2 frames",
         "turned.jpg": "EXIF orientation 6",
         "scratched.jpg": "damaged in part",
