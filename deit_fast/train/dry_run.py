@@ -82,9 +82,9 @@ class Plan:
             return f"{self.cores} cores, which data and step share", "start fewer other programs, or use a GPU"
         if self.data_alone < self.step_alone:
             if self.read_share > 0.5:
-                return "reading files", "copy the data to a local disk, or pack it: python -m deit_fast.data pack"
+                return "reading files", "copy the data to a local disk, or pack it: deit-fast data pack"
             if self.decode_share > 0.5:
-                advice = "pack them smaller (python -m deit_fast.data pack), or --in-memory where they fit"
+                advice = "pack them smaller (deit-fast data pack), or --in-memory where they fit"
                 return "decoding images", f"{advice}; {self.cores} cores a process do it now"
             return "augmenting images", "give each process more cores, or install the CUDA extension on a GPU machine"
         if self.teacher_share is not None and self.teacher_share > 0.4:

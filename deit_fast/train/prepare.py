@@ -139,7 +139,7 @@ def _tell_of_data(data: TrainingData, ranks: Ranks, reporter: Reporter) -> None:
     counts = f"{images:,} training and {len(data.val_set):,} validation images, {classes} classes"
     reporter.decide("data", counts)
     if left_out := [*data.train_set.left_out, *data.val_set.left_out]:
-        reporter.decide("left out", by_suffix(left_out), "files that are not read: deit_fast.data check names them")
+        reporter.decide("left out", by_suffix(left_out), "files that are not read: deit-fast data check names them")
     shown = data.share.epoch_images
     of_all = "" if shown == images else f", its order's rows of {images:,} images"
     epochs = "1 epoch" if data.optim.epochs == 1 else f"{data.optim.epochs} epochs"

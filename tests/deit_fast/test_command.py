@@ -47,7 +47,7 @@ WORK = {
     "export": ("tools.export.__main__.require", ["model", "--to", "timm", "--out", "folder"]),
     "parity": ("tools.parity.__main__.image_paths", ["model", "export", "--data", "files"]),
     "benchmark": ("tools.benchmark.__main__.forms_of", ["model"]),
-    "data": ("data.__main__.open_unpacked", ["check", "photos"]),
+    "data": ("tools.data.__main__.open_parts", ["check", "photos"]),
 }
 INTERRUPTED = {
     "train": "interrupted: the same command continues from the last checkpoint, if there is one",

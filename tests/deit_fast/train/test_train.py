@@ -83,7 +83,7 @@ def test_a_run_says_which_files_it_leaves_out(tiny: Config, tmp_path: Path, caps
         (root / name).touch()
     train(tiny.replace(data=str(root), fresh=True))
     said = " ".join(capsys.readouterr().out.split())
-    assert "left out 2 .heic, 1 .txt (files that are not read: deit_fast.data check names them)" in said
+    assert "left out 2 .heic, 1 .txt (files that are not read: deit-fast data check names them)" in said
 
 
 def test_equal_seeds_give_equal_weights_and_others_do_not(tiny: Config, tmp_path: Path) -> None:
