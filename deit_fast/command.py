@@ -272,11 +272,6 @@ def help_text(kind: type, program: str, description: str, defaults: Any = None, 
     return parser.format_help()
 
 
-def listed(named: Mapping[str, Any]) -> str:
-    """Functions by name, with the first line of their docstrings."""
-    return "\n".join(f"  {name:<16} {(make.__doc__ or '').strip().splitlines()[0]}" for name, make in named.items())
-
-
 def _whole(word: str, flags: Collection[str]) -> str:
     """A flag in full that was typed by its first letters, where it is the only one that begins so."""
     name, equals, value = word.partition("=")
