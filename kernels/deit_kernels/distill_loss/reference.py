@@ -25,6 +25,10 @@ class MixedTarget(NamedTuple):
     partner_labels: Tensor
     lam: Tensor
 
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> MixedTarget:
+        """The same target on `device`."""
+        return MixedTarget(*(tensor.to(device, non_blocking=non_blocking) for tensor in self))
+
 
 class TopK(NamedTuple):
     """The K largest probabilities of a teacher at temperature tau; the rest of the mass is spread evenly.
