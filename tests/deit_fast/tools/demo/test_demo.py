@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from deit_fast.recipes.named import RECIPES, recipe
+from deit_fast.recipes.named import RECIPES
 from deit_fast.tools.demo import __main__ as demonstration
 from deit_fast.tools.demo.__main__ import Settings, configurations, main
 
@@ -13,8 +13,8 @@ from deit_fast.tools.demo.__main__ import Settings, configurations, main
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """A teacher of one epoch, and no picture of the three runs."""
-    teacher = recipe("mnist5k-teacher").replace(epochs=1, warmup_epochs=0.2)
-    monkeypatch.setitem(RECIPES, "mnist5k-teacher", lambda: teacher)
+    what, fields = RECIPES["mnist5k-teacher"]
+    monkeypatch.setitem(RECIPES, "mnist5k-teacher", (what, fields | {"epochs": 1, "warmup_epochs": 0.2}))
     monkeypatch.setattr("deit_fast.run.report.draw", lambda _run, _summary, path: path.touch())
 
 
