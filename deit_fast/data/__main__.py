@@ -13,18 +13,16 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tyro.conf import Positional, arg
 
 from .. import command
 from ..model import IMAGENET_NORMALISATION
+from ..progress import progress
 from ..recipes.named import recipe
 from .check import check
 from .preview import preview
@@ -35,18 +33,6 @@ from .sources.open import SPLITS, open_dataset, open_unpacked
 
 CORES = len(os.sched_getaffinity(0))
 Source = Annotated[str, Positional, arg(metavar="SRC")]
-
-
-@contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error, and the function that moves it on by some images."""
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("images"),
-        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda images: bar.update(task, advance=images)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +48,8 @@ class Check:
     def run(self) -> int:
         broken: Broken = []
         splits = open_unpacked(self.source, broken)
-        with progress("checking", sum(map(len, splits.values()))) as advance:
-            report = check(splits, self.threads, advance)
+        with progress("checking", sum(map(len, splits.values()))) as update:
+            report = check(splits, self.threads, lambda images: update(advance=images))
         report.broken[:0] = broken
         print("\n".join(report.lines()))
         return 1 if report.broken else 0
@@ -89,8 +75,8 @@ class Pack:
         splits = open_unpacked(self.source)
         if left_out := [file for dataset in splits.values() for file in dataset.left_out]:
             print(f"left out: {by_suffix(left_out)}, files that are not read: deit_fast.data check names them")
-        with progress("packing", sum(map(len, splits.values()))) as advance:
-            packing.pack(splits, Path(self.folder), settings, advance)
+        with progress("packing", sum(map(len, splits.values()))) as update:
+            packing.pack(splits, Path(self.folder), settings, lambda images: update(advance=images))
         lacking = " and ".join(split for split in SPLITS if split not in splits)
         print(f"packed: {self.folder} without {lacking}" if lacking else f"packed: type --data {self.folder}")
 
