@@ -40,7 +40,7 @@ WORK = {
     "train": ("train.__main__.train", ["--data", "digits"]),
     "teacher": ("teacher.__main__.fill", ["--data", "digits", "--teacher-cache", "labels"]),
     "evaluate": ("tools.evaluate.__main__.evaluate_all", ["model"]),
-    "demo": ("tools.demo.__main__.demo", []),
+    "demo": ("tools.demo.demo", []),
     "replicate": ("tools.replicate.__main__.replicate", []),
     "report": ("tools.report.__main__.report", ["run"]),
     "predict": ("tools.predict.image_paths", ["image.png", "--model", "model"]),

@@ -13,14 +13,11 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tyro.conf import Positional, arg
 
 from ... import command
@@ -28,6 +25,7 @@ from ...data import open_dataset
 from ...data.sources.folder import by_suffix
 from ...data.sources.open import SPLITS, open_unpacked
 from ...model import IMAGENET_NORMALISATION
+from ...progress import progress
 from ...recipes.named import recipe
 from .check import check
 from .pack import check_limits, pack
@@ -36,18 +34,6 @@ from .preview import preview
 
 CORES = len(os.sched_getaffinity(0))
 Source = Annotated[str, Positional, arg(metavar="SRC")]
-
-
-@contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error, and the function that moves it on by some images."""
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("images"),
-        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda images: bar.update(task, advance=images)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +48,8 @@ class Check:
 
     def run(self) -> int:
         splits, broken = open_parts(self.source)
-        with progress("checking", sum(map(len, splits.values()))) as advance:
-            report = check(splits, self.threads, advance, broken)
+        with progress("checking", sum(map(len, splits.values()))) as update:
+            report = check(splits, self.threads, lambda images: update(advance=images), broken)
         print("\n".join(report.lines()))
         return 1 if report.broken else 0
 
@@ -88,10 +74,10 @@ class Pack:
         splits = open_unpacked(self.source)
         if left_out := [file for dataset in splits.values() for file in dataset.left_out]:
             print(f"left out: {by_suffix(left_out)}, files that are not read: deit-fast data check names them")
-        with progress("packing", sum(map(len, splits.values()))) as advance:
+        with progress("packing", sum(map(len, splits.values()))) as update:
             pack(
-                splits, Path(self.folder), max_side=self.max_side, quality=self.quality,
-                shard_images=self.shard_images, threads=self.threads, advance=advance,
+                splits, Path(self.folder), max_side=self.max_side, quality=self.quality, shard_images=self.shard_images,
+                threads=self.threads, advance=lambda images: update(advance=images),
             )  # fmt: skip
         print(f"images were copied without a look: deit-fast data check {self.folder} names broken ones")
         lacking = " and ".join(split for split in SPLITS if split not in splits)

@@ -14,7 +14,6 @@ import numpy as np
 import timm.data
 import torch
 from numpy.typing import NDArray
-from rich.progress import track
 from timm.data import ImageNetInfo
 from tyro.conf import Positional, arg
 
@@ -23,6 +22,7 @@ from ...data.batch import OnBadImage, bad_image
 from ...data.sources.folder import by_suffix, listing
 from ...data.sources.imagenet import number_of
 from ...files import check_writable, write_json
+from ...progress import track
 from ...ranks.group import Ranks, join
 from ...run.provenance import provenance
 from ...run.report import Reporter
@@ -234,8 +234,7 @@ def _pass(
     )  # fmt: skip
     bf16 = settings.precision == "bf16"
     autocast = torch.autocast(ranks.device.type, torch.bfloat16) if bf16 else nullcontext()
-    console = reporter.console
-    batches = track(loader, dataset.name, len(loader), console=console, transient=True, disable=not console.is_terminal)
+    batches = track(loader, dataset.name, len(loader), text="batches", console=reporter.console)
     ranks.wait()
     began = time.perf_counter()
     predictions = predict(evaluated.models, batches, ranks, autocast)

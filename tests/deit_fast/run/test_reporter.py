@@ -1,5 +1,7 @@
 """The console of a run."""
 
+import io
+
 import pytest
 from rich.text import Text
 
@@ -13,13 +15,13 @@ ROW = {
 
 @pytest.mark.parametrize("columns", [80, 200])
 def test_the_progress_line_shows_bar_step_and_time_left_in_every_width(columns: int, monkeypatch) -> None:
-    monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal
     reporter = Reporter(True)
-    reporter._bar.add_task("deit", total=375_300, completed=12_340, text=numbers_line(ROW))
-    with reporter.console.capture() as captured:
-        reporter.console.print(reporter._bar.get_renderable())
-    (line,) = Text.from_ansi(captured.get()).plain.splitlines()
-    assert len(line) <= columns
+    reporter.console.file, reporter.console.width = io.StringIO(), columns
+    with reporter.progress("deit", 12_340, 375_300) as advance:
+        advance(12_340, ROW)
+    lines = Text.from_ansi(reporter.console.file.getvalue()).plain.splitlines()
+    line = next(line for line in lines if "loss" in line)
+    assert len(line.rstrip()) <= columns
     assert all(part in line for part in ("deit", "━━━━", " 12340/375300", "eta", "loss 3.412"))
     assert numbers_line(ROW) in line or columns == 80
