@@ -21,11 +21,11 @@ def test_every_shape_has_a_row_that_can_hold_it(direction: str, card: int) -> No
                 assert sum(key_pieces(length)) >= length
 
 
-@pytest.mark.parametrize("length", range(1, 273))
-def test_only_the_last_piece_of_keys_passes_the_end(length: int) -> None:
-    pieces = [piece for piece in key_pieces(length) if piece]
-    assert sum(pieces[:-1]) < length <= sum(pieces)
-    assert all(piece >= 16 and piece & (piece - 1) == 0 for piece in pieces)
+def test_only_the_last_piece_of_keys_passes_the_end() -> None:
+    for length in range(1, 273):
+        pieces = [piece for piece in key_pieces(length) if piece]
+        assert sum(pieces[:-1]) < length <= sum(pieces)
+        assert all(piece >= 16 and piece & (piece - 1) == 0 for piece in pieces)
 
 
 def test_198_tokens_are_not_padded_to_256() -> None:

@@ -26,20 +26,18 @@ def run(qkv: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
 
 
 # 6 pairs of image and head take the tiled backward, 384 the form that the table has for a training's batch.
-@pytest.mark.parametrize("copies", (1, 64), ids=("few", "many"))
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
 @pytest.mark.parametrize("features", FEATURES)
 @pytest.mark.parametrize("length", LENGTHS)
-def test_error_is_at_most_twice_that_of_plain_pytorch(
-    length: int, features: int, dtype: torch.dtype, copies: int
-) -> None:
+def test_error_is_at_most_twice_that_of_plain_pytorch(length: int, features: int, dtype: torch.dtype) -> None:
     random = random_case(2, length, 3, features, dtype)
     case = make_case(random.qkv.cuda(), random.grad.cuda())
     assert attention_unsupported_reasons(case.qkv) == []
-    out, grad = run(case.qkv.repeat(copies, 1, 1, 1, 1), case.grad.repeat(copies, 1, 1, 1))
-    assert_accurate(case, out[:2], grad[:2].unbind(2))
-    assert torch.equal(out, out[:2].repeat(copies, 1, 1, 1))
-    assert torch.equal(grad, grad[:2].repeat(copies, 1, 1, 1, 1))
+    for copies in (1, 64):
+        out, grad = run(case.qkv.repeat(copies, 1, 1, 1, 1), case.grad.repeat(copies, 1, 1, 1))
+        assert_accurate(case, out[:2], grad[:2].unbind(2))
+        assert torch.equal(out, out[:2].repeat(copies, 1, 1, 1))
+        assert torch.equal(grad, grad[:2].repeat(copies, 1, 1, 1, 1))
 
 
 def test_gradients_have_the_same_bits_a_hundred_times() -> None:

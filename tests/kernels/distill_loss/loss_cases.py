@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
+import pytest
 import torch
 import torch.nn.functional as F
+from _pytest.mark import ParameterSet
 from torch import Tensor
 
 from deit_kernels import MixedTarget, TopK, distillation_loss
@@ -37,6 +39,23 @@ class Case:
 def product(**choices: tuple) -> list[Case]:
     """Every combination of the choices."""
     return [Case(**dict(zip(choices, values, strict=True))) for values in itertools.product(*choices.values())]
+
+
+def pairwise(cases: list[Case]) -> list[Case]:
+    """A few of the cases, in which any two values that occur together in one of all still do."""
+    left = {case: set(itertools.combinations(vars(case).items(), 2)) for case in cases}
+    chosen = []
+    while left:
+        best = max(left, key=lambda case: len(left[case]))  # the first of those that add most
+        chosen.append(best)
+        left = {case: rest for case, pairs in left.items() if (rest := pairs - left[best])}
+    return chosen
+
+
+def thorough(cases: list[Case]) -> list[ParameterSet]:
+    """All cases for a parametrised test; by default `make test` runs those of `pairwise`, the rest is slow."""
+    few = set(pairwise(cases))
+    return [pytest.param(case, marks=() if case in few else pytest.mark.slow) for case in cases]
 
 
 BINARY = product(target=TARGETS, teacher=("hard logits", "soft topk"), heads=(2, 1), smoothing=(0.0, 0.1), base=BASES)

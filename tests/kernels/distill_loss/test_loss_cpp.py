@@ -29,6 +29,7 @@ from tests.kernels.distill_loss.loss_cases import (
     product,
     run,
     run_plain,
+    thorough,
 )
 
 pytestmark = pytest.mark.skipif(_extension.cpu_missing is not None, reason=f"{_extension.cpu_missing}")
@@ -74,7 +75,7 @@ def test_float32_runs_cpp_and_float64_the_reference(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-@pytest.mark.parametrize("case", KINDS, ids=str)
+@pytest.mark.parametrize("case", thorough(KINDS), ids=str)
 def test_everything_is_what_the_reference_returns(case: Case, reduction: str) -> None:
     for classes in (2, 15, 16, 41):
         call = loss_call(make_call(case, rows=4, classes=classes) | {"reduction": reduction})
@@ -92,8 +93,10 @@ SPECIAL = (torch.nan, torch.inf, -torch.inf, 1e4, -1e4, 0.0)
 
 @pytest.mark.parametrize("special", SPECIAL)
 @pytest.mark.parametrize("names", [("cls",), ("dist",), ("teacher",), ("cls", "dist", "teacher")], ids=str)
-@pytest.mark.parametrize("case", product(target=TARGETS, teacher=("hard logits", "soft logits"), smoothing=(0.0, 0.1))
-                         + product(target=TARGETS, smoothing=(0.1,), base=BASES), ids=str)  # fmt: skip
+@pytest.mark.parametrize("case", thorough(
+    product(target=TARGETS, teacher=("hard logits", "soft logits"), smoothing=(0.0, 0.1))
+    + product(target=TARGETS, smoothing=(0.1,), base=BASES)
+), ids=str)  # fmt: skip
 def test_special_logits_do_what_they_do_in_the_reference(case: Case, names: tuple[str, ...], special: float) -> None:
     for classes in (5, 41):
         call = loss_call(make_call(case, rows=6, classes=classes) | {"reduction": "none"})
