@@ -8,7 +8,22 @@ from functools import partial
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
+from rich.text import Text
+
+
+class _Numbers(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["text"], no_wrap=True, overflow="ellipsis")
 
 
 @contextmanager
@@ -20,9 +35,11 @@ def progress(
     It is drawn on standard error, so that what goes to standard output may go into a file, or on `console`.
     """
     on = console or Console(stderr=True)
+    whole = Column(no_wrap=True)  # on a narrow terminal the text gives way, and is cut off
     bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]} ·"),
-        TimeElapsedColumn(), TextColumn("· eta"), TimeRemainingColumn(),
+        TextColumn("{task.description}", table_column=whole), BarColumn(16, table_column=whole),
+        MofNCompleteColumn(table_column=whole), TextColumn("eta", table_column=whole),
+        TimeRemainingColumn(table_column=whole), _Numbers(),
         console=on, disable=not on.is_terminal, transient=True, redirect_stdout=on is console,
     )  # fmt: skip
     with bar:  # shows the cursor again, also when the body raises

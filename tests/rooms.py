@@ -26,7 +26,7 @@ TOOLS = (
     ("tools/replicate",),
     ("tools/evaluate", "tools/parity", "tools/benchmark"),
     ("tools/report",),
-    ("tools/predict.py", "tools/attention_maps.py", "tools/confusion.py", "tools/export"),
+    ("tools/predict.py", "tools/attention_maps.py", "tools/confusion.py", "tools/export", "tools/data"),
 )
 CORE = (
     ("train",),

@@ -19,13 +19,13 @@ from deit_kernels import MixedTarget
 
 from ...config import Config
 from ...data import EvalLoader, open_dataset
-from ...data.preview import pixels_of
 from ...data.training import TrainingData
 from ...model import Normalisation
 from ...picture import picture
 from ...ranks.group import join
 from ...scores import TRUTH, Renormalised, head_logits, predict
 from ...weights.trained import load
+from ..data.preview import pixels_of
 
 # As the paper's Table 4 has them; `none` is the student without a teacher.
 NAMES = {

@@ -23,7 +23,8 @@ def tiny(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "mnist5k-alone": alone,
         "mnist5k-teacher": teacher,
     }.items():
-        monkeypatch.setitem(RECIPES, name, lambda config=config: config)
+        fields = {field: value for field, value in config.flat().items() if field != "recipe"}
+        monkeypatch.setitem(RECIPES, name, ("", fields))
     monkeypatch.setattr("deit_fast.run.report.draw", lambda _run, _summary, path: path.touch())
 
 
