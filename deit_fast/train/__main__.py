@@ -1,6 +1,6 @@
 """Train a classifier, distilled or not: one loop, read from top to bottom.
 
-    python -m deit_fast.train                                     the demo: a few minutes on a laptop's CPU
+    python -m deit_fast.train                                     photographs: a few minutes on a laptop's CPU
     python -m deit_fast.train --data /imagenet                    DeiT-S distilled from RegNetY-16GF, every visible GPU
     python -m deit_fast.train --recipe teacher --data /flowers    a ConvNet for your own classes, to distil from
     torchrun --nproc-per-node 2 -m deit_fast.train --data digits  two processes, on CPUs too

@@ -18,9 +18,10 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -32,7 +33,7 @@ from ...files import check_writable, shown, write_json
 from ...picture import picture
 from ...run.provenance import provenance, versions
 from ...run.timing import alternate
-from .forms import FORMS, Form, forms_of
+from .forms import FORMS, Form, FormName, forms_of
 from .worker import Broken, Worker, workers
 
 TURN = 0.2  # seconds of a turn, about
@@ -44,7 +45,7 @@ class Settings:
     models: Annotated[tuple[str, ...], Positional, arg(metavar="MODEL")]  # run folders, files of their checkpoints,
     # exported folders, weights files, names, or module:function
     architecture: Annotated[str, arg(metavar="NAME")] = ""  # timm's name of what a weights file fits (default: a DeiT)
-    forms: tuple[Literal[FORMS], ...] = FORMS  # of models that are no ONNX file (default: all four)
+    forms: tuple[FormName, ...] = FORMS  # of models that are no ONNX file (default: all four)
 
     # On which images
     data: Annotated[str, arg(metavar="FOLDER")] = ""  # its validation images for top-1 (default: no top-1)
@@ -88,7 +89,7 @@ def main(arguments: Sequence[str]) -> None:
         print(f"left out: {shown(name)}: {shown(why)}", file=sys.stderr)
     if not rows:
         raise ValueError("none of the models runs here in any of these forms: the lines above say why")
-    results = {
+    results: dict[str, Any] = {
         "threads": threads, "rounds": given.rounds, "rows": rows, "left_out": broken,
         **provenance("deit-fast benchmark", arguments),
     }  # fmt: skip
@@ -102,7 +103,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def measure(running: Mapping[str, Worker], broken: dict[str, str], given: Settings) -> list[dict[str, Any]]:
     """A row for each form that runs; those that fail on the way go to `broken`."""
-    rates: dict[str, dict[int, list[float]]] = {name: {} for name in running}
+    rates: dict[str, dict[str, list[float]]] = {name: {} for name in running}
     for batch in given.batch_sizes:
         turns: dict[str, int] = {}
         for name, worker in running.items():
@@ -111,36 +112,29 @@ def measure(running: Mapping[str, Worker], broken: dict[str, str], given: Settin
                 turns[name] = max(1, int(TURN / worker.run(batch, 1)))
             except Broken as error:
                 broken[name] = str(error)
-        going = {name: worker for name, worker in running.items() if name not in broken}
-        runs = {name: _turn(worker, batch, turns[name]) for name, worker in going.items()}
+        runs = {name: partial(running[name].run, batch, turns[name]) for name in running if name not in broken}
         # Time is what the processes count themselves, so that passing messages is not in it.
-        seconds = alternate(
-            runs, rounds=given.rounds, clock=lambda going=going: sum(worker.spent for worker in going.values())
-        )
+        seconds = alternate(runs, rounds=given.rounds, clock=lambda: sum(worker.spent for worker in running.values()))
         for name, spent in seconds.items():
-            rates[name][batch] = [batch * turns[name] / each for each in spent]
+            rates[name][str(batch)] = [batch * turns[name] / each for each in spent]
     rows = []
     for name, worker in running.items():
         if name in broken:
             continue
         try:
-            memory = worker.memory()  # of the speed alone
-            top1, images = worker.top1(given.data) if given.data else (None, 0)
+            memory = worker.ask("memory")  # of the speed alone
+            top1, images = worker.ask("top1", given.data) if given.data else (None, 0)
         except Broken as error:
             broken[name] = str(error)
             continue
+        form = worker.form
         rows.append({
-            "model": worker.form.model, "form": worker.form.form, "top1": top1, "images": images,
-            "images_per_second": {str(batch): statistics.median(each) for batch, each in rates[name].items()},
-            "rates": {str(batch): each for batch, each in rates[name].items()},
-            "first_call_seconds": worker.first.seconds, "file_megabytes": worker.form.megabytes,
+            "model": form.model, "form": form.form, "top1": top1, "images": images,
+            "images_per_second": {batch: statistics.median(each) for batch, each in rates[name].items()},
+            "rates": rates[name], "first_call_seconds": worker.first.seconds, "file_megabytes": form.megabytes,
             "memory_megabytes": memory,
         })  # fmt: skip
     return rows
-
-
-def _turn(worker: Worker, batch: int, times: int) -> Any:
-    return lambda: worker.run(batch, times)
 
 
 def table(results: Mapping[str, Any], batch_sizes: Sequence[int]) -> Table:

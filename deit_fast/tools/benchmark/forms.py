@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -24,7 +24,9 @@ from ..data.labels import classes_of_data
 from ..export import formats, onnx_file
 from ..export.int8 import calibration_of, quantised
 
-FORMS = ("eager", "compiled", "onnx", "int8")
+FormName = Literal["eager", "compiled", "onnx", "int8"]
+FORMS: tuple[FormName, ...] = get_args(FormName)
+ONNX_FORMS = ("onnx", "int8")
 CALIBRATION_IMAGES = 64
 
 Answer = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -59,7 +61,7 @@ class Form:
 
     def open(self, threads: int) -> Answer:
         """Images as `Trained.prepare` gives them -> logits."""
-        if self.form in ("onnx", "int8"):
+        if self.form in ONNX_FORMS:
             run = onnx_file.answer_of(onnx_file.open_session(Path(self.spec), threads))
             return lambda images: run({"images": images})["logits"]
         torch.set_num_threads(threads)
@@ -91,7 +93,7 @@ def forms_of(
     common = (trained.classes, knows_classes(trained), trained.preprocessing, architecture)
     found = [Form(model, form, model, weights, *common) for form in wanted if form in ("eager", "compiled")]
     left_out: list[str] = []
-    if not {"onnx", "int8"} & set(wanted):
+    if not {*ONNX_FORMS} & {*wanted}:
         return found, left_out
     try:
         formats.require(formats.FORMS["onnx"].packages, "an ONNX file")

@@ -11,15 +11,17 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...data import EvalLoader, open_evaluation
-from .forms import Form
+from .forms import ONNX_FORMS, Form
 
 BATCH = 32  # images at a time, for top-1
 
@@ -35,8 +37,58 @@ class Broken(ValueError):
     """A form that cannot be run here."""
 
 
+class Opened:
+    """One form, opened in this process; its first call is made.
+
+    Attributes:
+        first: what the first call took.
+    """
+
+    def __init__(self, form: Form, threads: int) -> None:
+        if form.form in ONNX_FORMS:
+            import_module("onnxruntime")  # so that its import is not counted
+        self._form, self._generator = form, np.random.default_rng(0)
+        _forget_peak()
+        self._libraries = _megabytes("VmRSS")
+        self._images = {1: self._random(1)}
+        began = time.perf_counter()
+        self._answer = form.open(threads)
+        self._answer(self._images[1])
+        self.first = First(time.perf_counter() - began, self.memory())
+
+    def run(self, batch: int, times: int) -> float:
+        """Seconds of so many batches."""
+        images = self._images.setdefault(batch, self._random(batch))
+        began = time.perf_counter()
+        for _ in range(times):
+            self._answer(images)
+        return time.perf_counter() - began
+
+    def memory(self) -> float:
+        """The peak of memory so far, over what the libraries had taken; MB."""
+        return _megabytes("VmHWM") - self._libraries
+
+    def top1(self, data: str) -> tuple[float, int]:
+        """(per cent, images) of the validation images of a data set."""
+        preprocessing, right, count = self._form.preprocessing, 0, 0
+        dataset, turned = open_evaluation(data, self._form.classes), preprocessing.exif_orientation
+        for batch in EvalLoader(dataset, preprocessing.policy, batch_size=BATCH, exif_orientation=turned):
+            good = batch.labels >= 0
+            # Always as many: what is compiled, is for them.
+            images = np.zeros((BATCH, *batch.images.shape[1:]), np.float32)
+            images[: len(good)] = batch.images.numpy()
+            found = self._answer(images)[: len(good)].argmax(1)
+            right += int((found == batch.labels.numpy())[good.numpy()].sum())
+            count += int(good.sum())
+        return 100 * right / max(1, count), count
+
+    def _random(self, batch: int) -> NDArray[np.float32]:
+        side = self._form.preprocessing.image_size
+        return self._generator.standard_normal((batch, 3, side, side), np.float32)
+
+
 class Worker:
-    """One form in its process.
+    """`Opened` in a process of its own.
 
     Attributes:
         spent: seconds of all its calls of `run` so far.
@@ -50,21 +102,12 @@ class Worker:
         self._process = context.Process(target=_serve, args=(form, threads, theirs), daemon=True)
         self._process.start()
         theirs.close()
-        self.first = First(*self._receive())
+        self.first: First = self._receive()
 
     def run(self, batch: int, times: int) -> float:
-        """Seconds of so many batches."""
-        seconds = self._ask("run", batch, times)
+        seconds = self.ask("run", batch, times)
         self.spent += seconds
         return seconds
-
-    def top1(self, data: str) -> tuple[float, int]:
-        """(per cent, images) of the validation images of a data set."""
-        return self._ask("top1", data)
-
-    def memory(self) -> float:
-        """The peak of memory so far, over what the libraries had taken; MB."""
-        return self._ask("memory")
 
     def close(self) -> None:
         with suppress(OSError):
@@ -73,9 +116,10 @@ class Worker:
         if self._process.is_alive():
             self._process.kill()
 
-    def _ask(self, *question: Any) -> Any:
+    def ask(self, method: str, *arguments: Any) -> Any:
+        """What a method of `Opened` returns there."""
         with suppress(BrokenPipeError):
-            self._connection.send(question)
+            self._connection.send((method, *arguments))
         return self._receive()
 
     def _receive(self) -> Any:
@@ -106,66 +150,28 @@ def workers(forms: Sequence[Form], threads: int) -> Iterator[tuple[dict[str, Wor
             worker.close()
 
 
-def memory(field: str) -> float:
-    """Of this process, MB: "VmRSS", what it has now, or "VmHWM", the most since `forget_peak`."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024 / 1e6
-
-
-def forget_peak() -> None:
-    """Let VmHWM begin anew; where that is not allowed, it still holds what importing took."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
 def _serve(form: Form, threads: int, connection: Connection) -> None:
+    """Answer every (method of `Opened`, arguments) until the parent closes the connection."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
-    if form.form in ("onnx", "int8"):
-        import onnxruntime  # noqa: F401  # so that its import is not counted
-    forget_peak()
-    libraries = memory("VmRSS")
-    generator, side = np.random.default_rng(0), form.preprocessing.image_size
-
-    def random(batch: int) -> Any:
-        return generator.standard_normal((batch, 3, side, side), np.float32)
-
     try:
-        image, began = random(1), time.perf_counter()
-        answer = form.open(threads)
-        answer(image)
-        connection.send((time.perf_counter() - began, memory("VmHWM") - libraries))
-        images = {1: image}
+        opened = Opened(form, threads)
+        connection.send(opened.first)
         while True:
-            try:
-                what, *rest = connection.recv()
-            except EOFError:
-                return
-            if what == "run":
-                batch, times = rest
-                images.setdefault(batch, random(batch))
-                began = time.perf_counter()
-                for _ in range(times):
-                    answer(images[batch])
-                connection.send(time.perf_counter() - began)
-            elif what == "memory":
-                connection.send(memory("VmHWM") - libraries)
-            else:
-                connection.send(_top1(form, answer, *rest))
-    except BrokenPipeError:
+            method, *arguments = connection.recv()
+            connection.send(getattr(opened, method)(*arguments))
+    except (BrokenPipeError, EOFError):
         return
     except Exception as error:  # of torch's compiler, of onnxruntime, of the data
         connection.send(Broken(f"{type(error).__name__}: {error}".strip().splitlines()[0]))
 
 
-def _top1(form: Form, answer: Any, data: str) -> tuple[float, int]:
-    preprocessing, right, count = form.preprocessing, 0, 0
-    dataset = open_evaluation(data, form.classes)
-    turned = preprocessing.exif_orientation
-    for batch in EvalLoader(dataset, preprocessing.policy, batch_size=BATCH, exif_orientation=turned):
-        good = batch.labels >= 0
-        images = np.zeros((BATCH, *batch.images.shape[1:]), np.float32)  # always as many: what is compiled, is for them
-        images[: len(good)] = batch.images.numpy()
-        found = answer(images)[: len(good)].argmax(1)
-        right += int((found == batch.labels.numpy())[good.numpy()].sum())
-        count += int(good.sum())
-    return 100 * right / max(1, count), count
+def _megabytes(field: str) -> float:
+    """Of this process: "VmRSS", what it has now, or "VmHWM", the most since `_forget_peak`."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024 / 1e6
+
+
+def _forget_peak() -> None:
+    """Let VmHWM begin anew; where that is not allowed, it still holds what importing took."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")

@@ -118,7 +118,7 @@ def trials(settings: Settings) -> dict[str, Config]:
                     if key == "none"
                     else str(folder / f"teacher-{'transformer' if key == 'transformer' else 'convnet'}")
                 )
-                changes = {"teacher": teacher, "seed": seed, "data_seed": seed, "ema_decay": 0.0}
+                changes: dict[str, Any] = {"teacher": teacher, "seed": seed, "data_seed": seed, "ema_decay": 0.0}
                 add(f"seed{seed}-{key}{suffix}", base, epochs, **changes | TRAININGS.get(key, TRAININGS["token"]))
     return found
 
