@@ -61,13 +61,15 @@ pytestmark = [
 Contender = Callable[[], object]
 
 
-@pytest.fixture(scope="module")
-def photos() -> list[np.ndarray]:
+def windows() -> list[np.ndarray]:
     """Different windows of the two photographs inside scikit-learn, so that no two share pixels in a cache."""
     sources = load_sample_images().images
     random = np.random.default_rng(0)
     corners = random.integers(0, [427 - 375, 640 - 500], (IMAGES, 2))
     return [sources[i % 2][y : y + 375, x : x + 500].copy() for i, (y, x) in enumerate(corners)]
+
+
+photos = pytest.fixture(windows, scope="module", name="photos")
 
 
 def compare(

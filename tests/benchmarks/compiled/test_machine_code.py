@@ -113,6 +113,7 @@ def test_the_machine_code_of_the_augmentation_stores_the_bytes_of_the_cpu_ops(au
     recipe.interpret(*augmentation, recipe.draw(policy, 0, 24, 48, 60), policy)  # raises where a byte differs
 
 
+@pytest.mark.proof
 def test_the_last_stage_stores_sixteen_bytes(augmentation) -> None:
     assert any(found.opcode == "STG.E.128" for found in augmentation[0]["finish"].instructions)
 
