@@ -62,6 +62,7 @@ chaos: setup
 lint: setup
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
 same-bits: setup
 	$(PY) -m tests.same_bits --against $(AGAINST) $(ARGS)

@@ -39,7 +39,7 @@ def constant_to_dynamo(function: Callable) -> Callable:
 
     Dynamo then calls the function while it traces, but looks through `functools.cache`: the cached part stands apart.
     """
-    function._dynamo_marked_constant = True
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]  # what dynamo looks for
     return function
 
 

@@ -11,6 +11,7 @@ import importlib.machinery
 import sys
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -26,8 +27,8 @@ def when_imported(module: str, register: Callable[[], None]) -> None:
 
 
 class _Loader(importlib.abc.Loader):
-    def __init__(self, spec: importlib.machinery.ModuleSpec) -> None:
-        self.loader, self.name = spec.loader, spec.name
+    def __init__(self, loader: importlib.abc.Loader, name: str) -> None:
+        self.loader, self.name = loader, name
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
         return self.loader.create_module(spec)
@@ -47,7 +48,7 @@ class _Finder(importlib.abc.MetaPathFinder):
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec)
+            spec.loader = _Loader(spec.loader, spec.name)
         return spec
 
 
@@ -91,9 +92,9 @@ def register_splits(op: torch._ops.OpOverload, splits: list[Split] | Callable[..
                 for dim, is_tensor in zip(dims, tensors, strict=True)
             ]
 
-        def rule(*args: object) -> list[tuple[list, list]]:
+        def rule(*args: Any) -> list[tuple[list, list]]:
             ways = splits(*args) if callable(splits) else splits
-            whole = [None] * len(op._schema.returns), [None] * len(args)
+            whole: Split = [None] * len(op._schema.returns), [None] * len(args)
             return [(placed(results, ()), placed(given, args)) for results, given in (whole, *ways)]
 
         register_sharding(op)(rule)

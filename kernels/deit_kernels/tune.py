@@ -27,6 +27,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, astuple
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -128,8 +129,8 @@ def sdpa_call(direction: Direction, qkv: Tensor, scale: float) -> Callable[[], o
     leaf = qkv.detach().requires_grad_(direction == "backward")
     heads_first = leaf.permute(2, 0, 3, 1, 4)
     if direction == "forward":
-        return lambda: F.scaled_dot_product_attention(*heads_first.unbind(0), scale=scale)
-    out = F.scaled_dot_product_attention(*heads_first.unbind(0), scale=scale)
+        return lambda: F.scaled_dot_product_attention(heads_first[0], heads_first[1], heads_first[2], scale=scale)
+    out = F.scaled_dot_product_attention(heads_first[0], heads_first[1], heads_first[2], scale=scale)
     grad = torch.randn_like(out)
     return lambda: torch.autograd.grad(out, leaf, grad, retain_graph=True)
 
@@ -163,7 +164,7 @@ def fastest(
             with poisoned():
                 result = call(config)
             torch.testing.assert_close(result, expected, rtol=TOLERANCE, atol=TOLERANCE)
-            times[config] = measure(lambda config=config: call(config))
+            times[config] = measure(partial(call, config))
         except failures() as error:
             print(f"  left out {config}: {str(error).splitlines()[0]}")
     if not times:
@@ -213,7 +214,7 @@ def _compile(arguments: tuple[Direction, int, int, int, list[Config]]) -> None:
 
 def tune(
     card: int, device: torch.device, measure: Measure, *, batch: int, heads: int, features: int,
-    lengths: dict[int, int], ahead: Callable[..., None], known: list[dict] = (),
+    lengths: dict[int, int], ahead: Callable[..., None], known: Iterable[dict] = (),
 ) -> Iterator[dict]:  # fmt: skip
     """Table rows, as `configuration.py` reads them, one after the other: first of `FIRST` candidates, then of all.
 

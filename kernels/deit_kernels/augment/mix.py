@@ -98,9 +98,9 @@ def sample_mix(policy: Policy, *, seed: int, step: int, start: int, count: int, 
     require(start >= 0 and start % group == 0, f"start is a multiple of the mix group {group}, got {start}")
     require(count >= 0 and count % group == 0, f"count is a multiple of the mix group {group}, got {count}")
     if policy.mix is None or not count:
-        rows = np.zeros(count, MIX)
-        rows["partner"], rows["lam"] = np.arange(count), 1.0
-        rows = torch.from_numpy(rows.view(np.uint8).reshape(count, MIX.itemsize))
+        unmixed = np.zeros(count, MIX)
+        unmixed["partner"], unmixed["lam"] = np.arange(count), 1.0
+        rows = torch.from_numpy(unmixed.view(np.uint8).reshape(count, MIX.itemsize))
     else:
         mix = policy.mix
         alphas = mix.mixup_alpha, mix.cutmix_alpha, mix.probability, mix.switch_probability

@@ -9,6 +9,7 @@ CUDA extension. `torch.compile` keeps a full graph through every function here.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -26,7 +27,7 @@ Layout = Literal["nchw", "channels_last", "patches"]
 LAYOUTS = ("nchw", "channels_last", "patches")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
-_AFTER_FILTER = (ROW.itemsize - ROW.fields["flip"][1]) // 4  # int32 words of a row behind its filter
+_AFTER_FILTER = (ROW.itemsize - dict(ROW.fields or {})["flip"][1]) // 4  # int32 words of a row behind its filter
 _NAMESPACE = "deit_kernels"
 _SCHEMAS = {
     "_augment_sample_plan": "(Tensor keys, Tensor policy) -> Tensor",
@@ -109,11 +110,11 @@ def _apply_reference(
 
 
 def _apply_out_reference(*arguments: Any) -> None:
-    *given, layout, patch, out = arguments
-    out.copy_(_apply_reference(*given, out.dtype, layout, patch))
+    data, rows, mix, size, mean, std, layout, patch, out = arguments
+    out.copy_(_apply_reference(data, rows, mix, size, mean, std, out.dtype, layout, patch))
 
 
-_REFERENCES = {
+_REFERENCES: dict[str, Callable[..., object]] = {
     "_augment_sample_plan": reference.sample.sample_rows,
     "_augment_sample_mix": reference.mix.sample_rows,
     "_augment_op": reference.ops.run_ops,

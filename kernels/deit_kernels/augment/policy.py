@@ -255,7 +255,8 @@ class Policy:
     @property
     def fill(self) -> tuple[int, int, int]:
         """The colour, 0 to 255, that affine ops put outside the image: the mean, as timm rounds it."""
-        return tuple(min(255, round(255 * channel)) for channel in self.mean)
+        red, green, blue = (min(255, round(255 * channel)) for channel in self.mean)
+        return red, green, blue
 
     def numbers(self, seed: int) -> NDArray[np.void]:
         """What rows are drawn from, as one record of `POLICY`."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
-import re
+import string
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,7 +106,8 @@ class RandAugment:
                 )
                 fields["weights"] = tuple(TIMM_WEIGHTS.items())
                 continue
-            key, value = re.fullmatch(r"([a-z]*)(.*)", section).groups()
+            key = section[: len(section) - len(section.lstrip(string.ascii_lowercase))]
+            value = section.removeprefix(key)
             require(key in kinds, f"{section!r} in {text!r}: did you mean {nearest(key, tuple(kinds))}?")
             name, kind = kinds[key]
             try:

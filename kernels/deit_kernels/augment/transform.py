@@ -23,6 +23,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from ..distill_loss import MixedTarget
 from .mix import sample_mix
 from .op import Layout, apply
 from .plan import ImageBatch, sample_plan
@@ -46,7 +47,7 @@ class Transform:
         self.policy, self.seed, self.dtype = policy, seed, dtype
 
     def __call__(self, image: Any) -> Tensor:
-        """A Pillow image, or uint8 (H, W, 3) array, or uint8 (3, H, W) tensor -> (3, size, size)."""
+        """A Pillow image, a uint8 (H, W, 3) array, or a uint8 (3, H, W) or (H, W, 3) tensor -> (3, size, size)."""
         batch = _batch([image])
         return apply(batch, _plan(self.policy, self.seed, batch, None, None, 0), dtype=self.dtype)[0]
 
@@ -103,12 +104,14 @@ class BatchTransform:
         """
         batch = _batch(images)
         count = len(batch.height)
+        target: Tensor | MixedTarget | None
         require((sample is None) == (epoch is None), "sample and epoch are given together, or neither")
         plan = _plan(self.policy, self.seed, batch, sample, epoch, copy)
         if self.policy.mix is None:
             mixed, target = apply(batch, plan, **self.form), labels
         else:
-            require(labels is not None, "the policy mixes images, which needs their labels: give them, or mix=None")
+            if labels is None:
+                raise ValueError("the policy mixes images, which needs their labels: give them, or mix=None")
             require(count % 2 == 0, f"images are mixed in pairs, got {count}: drop the last batch, or type mix=None")
             step = int(torch.randint(2**31, ())) if step is None else step
             mix = sample_mix(self.policy, seed=self.seed, step=step, start=0, count=count, group=count)
@@ -144,9 +147,15 @@ def _batch(images: ImageBatch | Tensor | Sequence[Any]) -> ImageBatch:
 
 
 def _pixels(image: Any) -> NDArray[np.uint8]:
-    if isinstance(image, Tensor) and image.dim() == 3 and image.shape[0] == 3:
-        image = image.permute(1, 2, 0)  # torchvision.io's order
-    elif getattr(image, "mode", "RGB") != "RGB":  # Pillow: grey, palette, alpha
+    """uint8 (H, W, 3) of a Pillow image in any mode, a uint8 array or tensor (H, W, 3), or a uint8 tensor (3, H, W)."""
+    if isinstance(image, Tensor):
+        require(
+            image.dtype == torch.uint8 and image.dim() == 3 and 3 in (image.shape[0], image.shape[2]),
+            f"an image is a uint8 tensor (3, H, W) or (H, W, 3), got {image.dtype} {tuple(image.shape)}: augmentation "
+            "comes before the conversion to floating point, so leave ToTensor and ToDtype out",
+        )
+        image = image.permute(1, 2, 0) if image.shape[0] == 3 else image  # torchvision.io has the channels first
+    elif hasattr(image, "convert") and image.mode != "RGB":  # Pillow: grey, palette, alpha
         image = image.convert("RGB")
     return np.asarray(image)
 

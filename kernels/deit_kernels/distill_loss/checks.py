@@ -8,6 +8,7 @@ kernels give such rows a NaN loss instead.
 from __future__ import annotations
 
 import math
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -62,20 +63,22 @@ def distillation_call(
         dist_logits = None
     if dist_logits is not None:
         check_logits("dist_logits", dist_logits, like=cls_logits)
-    labels, partner, lam = check_target(target, cls_logits)
-    teacher, teacher_probs = _check_teacher(teacher, cls_logits, mode, tau)
+    true, partner, lam = check_target(target, cls_logits)
+    taught, teacher_probs = _check_teacher(teacher, cls_logits, mode, tau)
     if base != "ce" or target_threshold is not None or sum_classes:
         target_threshold = _check_base(base, target_threshold, sum_classes, label_smoothing, cls_logits)
 
     # A term of weight 0 is computed only when it is asked for as a part.
     with_base, with_distill = alpha < 1 or return_parts, alpha > 0 or return_parts
-    if not with_distill:
-        dist_logits = teacher = teacher_probs = None
-    if not with_base:
-        cls_logits, dist_logits = None, cls_logits if dist_logits is None else dist_logits
-        labels = labels if labels.dtype == torch.int64 else None  # labels still say which rows count
+    if not with_base and dist_logits is None:
+        dist_logits = cls_logits
     call = LossCall(
-        cls_logits, dist_logits, teacher, teacher_probs, labels, partner, lam,
+        cls_logits if with_base else None,
+        dist_logits if with_distill else None,
+        taught if with_distill else None,
+        teacher_probs if with_distill else None,
+        true if with_base or true.dtype == torch.int64 else None,  # labels say which rows count
+        partner, lam,
         soft=mode == "soft", alpha=alpha, tau=tau, numel=kl_normalizer == "numel",
         label_smoothing=float(label_smoothing), teacher_smoothing=float(teacher_smoothing),
         ignore_index=check_ignore_index(ignore_index), mean=check_reduction(reduction),
@@ -85,7 +88,7 @@ def distillation_call(
     return call._replace(binary=True, target_threshold=target_threshold, sum_classes=sum_classes)
 
 
-def is_plain(target: Tensor, smoothing: float, ignore_index: int, reduction: str) -> bool:
+def is_plain(target: object, smoothing: float, ignore_index: int, reduction: str) -> TypeGuard[Tensor]:
     """True for labels on the CPU, and options that no check below refuses; C++ checks shapes itself."""
     return (
         type(target) is Tensor
@@ -98,7 +101,7 @@ def is_plain(target: Tensor, smoothing: float, ignore_index: int, reduction: str
     )
 
 
-def _is_like(matrix: Tensor, logits: Tensor) -> bool:
+def _is_like(matrix: object, logits: Tensor) -> TypeGuard[Tensor]:
     """True where `matrix` is one more float32 matrix on the CPU beside logits that have been checked."""
     return (
         type(matrix) is Tensor
@@ -239,7 +242,7 @@ def check_values(call: LossCall) -> None:
         _reject(name, labels, counts & ((labels < 0) | (labels >= classes)), allowed)
     if call.lam is not None:
         _reject("target.lam", call.lam, counts & ~((call.lam >= 0) & (call.lam <= 1)), "it is a weight in [0, 1]")
-    if call.teacher_probs is not None:
+    if call.teacher is not None and call.teacher_probs is not None:
         ordered = call.teacher.sort(1).values
         outside = (ordered[:, 0] < 0) | (ordered[:, -1] >= classes)
         _reject("teacher.indices", call.teacher, counts & outside, f"classes are in [0, {classes})")

@@ -6,6 +6,7 @@ Before a launch a call becomes `Operands`, tensors that the kernels read in plac
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,9 +64,9 @@ class Operands:
         )  # fmt: skip
 
     @property
-    def constexprs(self) -> dict[str, object]:
+    def constexprs(self) -> dict[str, Any]:
         """The kernels' form."""
-        listed = self.teacher_labels.shape[1] if self.distill == "topk" else 1
+        listed = self.teacher_probs.shape[1] if self.teacher_probs is not None else 1
         return {
             "BASE": self.base,
             "TARGET": self.target,
@@ -78,7 +79,7 @@ class Operands:
 def forward(call: LossCall, tiling: Tiling | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(loss, base term, distillation term, statistics, number of rows that count), as `reference.forward`."""
     rows = call.logits.shape[0]
-    new = {"dtype": torch.float32, "device": call.logits.device}
+    new: dict[str, Any] = {"dtype": torch.float32, "device": call.logits.device}
     base, distill = torch.empty(rows, **new), torch.empty(rows, **new)
     loss = None if call.mean else torch.empty(rows, **new)
     statistics, count = torch.empty(rows, reference.STATISTICS, **new), torch.empty(() if call.mean else 0, **new)
@@ -94,15 +95,16 @@ def mean(
     base: Tensor, distill: Tensor, statistics: Tensor, count: Tensor, alpha: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, base term, distillation term) over the rows that count, whose number is written to `count`."""
-    new, counts = {"dtype": torch.float32, "device": base.device}, None
+    new: dict[str, Any] = {"dtype": torch.float32, "device": base.device}
+    counts = None
     while (rows := base.shape[0]) > MEAN_OPTIONS["ROWS"]:  # a first launch adds up the rows of each program
         programs = -(-rows // MEAN_OPTIONS["ROWS"])
         sums = [torch.empty(programs, **new) for _ in range(3)]
         kernels.mean_kernel[(programs,)](base, distill, statistics, counts, None, *sums, rows, alpha, **MEAN_OPTIONS)
         base, distill, counts = sums
-    means = [torch.empty((), **new) for _ in range(3)]
+    means = torch.empty((), **new), torch.empty((), **new), torch.empty((), **new)
     kernels.mean_kernel[(1,)](base, distill, statistics, counts, *means, count, rows, alpha, **MEAN_OPTIONS)
-    return tuple(means)
+    return means
 
 
 def backward(
@@ -159,7 +161,7 @@ def backward_operands(call: LossCall, base: bool, distill: bool) -> Operands:
 
 def forward_arguments(
     call: LossCall, loss: Tensor | None, base: Tensor, distill: Tensor, statistics: Tensor, tiling: Tiling | None = None
-) -> tuple[tuple, dict[str, object]]:
+) -> tuple[tuple, dict[str, Any]]:
     """Positional arguments of the forward kernel, and its constexprs with the launch options."""
     given = operands(call)
     tiling = tiling or choose_tiling(call, given, gradients=False)
@@ -176,7 +178,7 @@ def forward_arguments(
 def backward_arguments(
     grad: Tensor, statistics: Tensor, count: Tensor, call: LossCall, base: bool, distill: bool,
     grad_cls: Tensor | None, grad_dist: Tensor | None, tiling: Tiling | None = None,
-) -> tuple[tuple, dict[str, object]]:  # fmt: skip
+) -> tuple[tuple, dict[str, Any]]:  # fmt: skip
     """Positional arguments of the backward kernel, and its constexprs with the launch options."""
     given = backward_operands(call, base, distill)
     tiling = tiling or choose_tiling(call, given, gradients=True)
@@ -191,8 +193,8 @@ def backward_arguments(
 def choose_tiling(call: LossCall, given: Operands, *, gradients: bool) -> Tiling:
     """One tile up to 4096 classes, and the widest loads that the strides allow."""
     classes = call.logits.shape[1]
-    strides = [_stride(matrix, classes) for matrix in (given.cls, given.student, given.teacher, given.dense)]
-    strides = [stride for stride in strides if stride is not None] + ([classes] if gradients else [])
+    matrices = [matrix for matrix in (given.cls, given.student, given.teacher, given.dense) if matrix is not None]
+    strides = [_stride(matrix, classes) for matrix in matrices] + ([classes] if gradients else [])
     if classes % 8 == 0 and all(stride % 8 == 0 for stride in strides):
         step, edge = 8, False
     else:
@@ -204,10 +206,10 @@ def choose_tiling(call: LossCall, given: Operands, *, gradients: bool) -> Tiling
 def _shape(call: LossCall, given: Operands, tiling: Tiling) -> tuple[int, ...]:
     """Row strides and classes in units of `step`, and K of a TopK. An absent tensor has any stride of its kind."""
     classes = call.logits.shape[1]
-    given_strides = [_stride(matrix, classes) for matrix in (given.cls, given.student, given.teacher, given.dense)]
-    some = next(stride for stride in given_strides if stride is not None)
-    strides = (some if stride is None else stride for stride in given_strides)
-    listed = given.teacher_labels.shape[1] if given.distill == "topk" else 0
+    matrices = given.cls, given.student, given.teacher, given.dense
+    some = next(matrix for matrix in matrices if matrix is not None)
+    strides = (_stride(some if matrix is None else matrix, classes) for matrix in matrices)
+    listed = 0 if given.teacher_probs is None else given.teacher_probs.shape[1]
     return *(stride // tiling.step for stride in strides), classes // tiling.step, listed
 
 
@@ -215,9 +217,7 @@ def _weights(call: LossCall) -> tuple[float | None, ...]:
     return call.alpha, 1 / call.tau, kl_scale(call), call.label_smoothing, call.teacher_smoothing, call.target_threshold
 
 
-def _stride(matrix: Tensor | None, classes: int) -> int | None:
-    if matrix is None:
-        return None
+def _stride(matrix: Tensor, classes: int) -> int:
     return matrix.stride(0) if matrix.shape[0] > 1 else classes  # the stride of a single row says nothing
 
 
@@ -234,5 +234,5 @@ def _packed(vector: Tensor | None) -> Tensor | None:
     return None if vector is None else vector.contiguous()
 
 
-def _empty_like(logits: Tensor) -> Tensor:
-    return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+def _empty_like(logits: Tensor | None) -> Tensor | None:
+    return None if logits is None else torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)

@@ -220,7 +220,7 @@ def _needs_graph(logits: Tensor) -> bool:
     )
 
 
-def _distinct(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+def _distinct(*tensors: Any) -> tuple[Any, ...]:
     """Dynamo traces no Function that gets one tensor twice, such as labels that are the teacher's as well."""
     if not torch.compiler.is_compiling():
         return tensors
@@ -251,9 +251,9 @@ class _Loss(Function):
         return output[:3]
 
     @staticmethod
-    def save(ctx: Any, args: tuple, output: tuple[Tensor, ...]) -> None:
+    def save(ctx: Any, inputs: tuple, output: Any) -> None:
         _, base, distill, statistics, count = output
-        *tensors, ctx.options = args
+        *tensors, ctx.options = inputs
         ctx.save_for_backward(statistics, count, *tensors)
         ctx.mark_non_differentiable(base, distill, statistics, count)
         ctx.set_materialize_grads(False)
@@ -310,7 +310,7 @@ class _Gradient(Function):
         return _backward_op(*args)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
         grad, _, _, *call, need_cls, need_dist = inputs
         ctx.save_for_backward(grad, *call[:_TENSORS])
         ctx.options, ctx.needed = call[_TENSORS:], [field for field, need in enumerate((need_cls, need_dist)) if need]
@@ -335,8 +335,8 @@ class _Gradient(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, Tensor], tuple]:
-        grad, statistics, count, *call, need_cls, need_dist = args
-        call = LossCall(*_folded(info, in_dims[3:-2], call))
+        grad, statistics, count, *fields, need_cls, need_dist = args
+        call = LossCall(*_folded(info, in_dims[3:-2], fields))
         grad = _mapped(info, in_dims[0], grad)
         if call.mean:
             grad = (grad / _mapped(info, in_dims[2], count))[:, None]
@@ -384,8 +384,9 @@ def _forward(*args: Any) -> tuple[Tensor, ...]:
 
 def _backward(grad: Tensor, statistics: Tensor, count: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     call, (need_cls, need_dist) = LossCall(*args[:-2]), args[-2:]
-    gradients = _implementation(call).backward(grad, statistics, count, call, need_cls, need_dist)
-    return tuple(statistics.new_empty(0) if gradient is None else gradient for gradient in gradients)
+    grad_cls, grad_dist = _implementation(call).backward(grad, statistics, count, call, need_cls, need_dist)
+    absent = statistics.new_empty(0)
+    return absent if grad_cls is None else grad_cls, absent if grad_dist is None else grad_dist
 
 
 for _name, _function in (("distillation_loss_forward", _forward), ("distillation_loss_backward", _backward)):
@@ -449,8 +450,8 @@ def _forward_fake(*args: Any) -> tuple[Tensor, ...]:
 def _backward_fake(grad: Tensor, statistics: Tensor, count: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     call, (need_cls, need_dist) = LossCall(*args[:-2]), args[-2:]
     return (
-        call.cls.new_empty(call.cls.shape) if need_cls else statistics.new_empty(0),
-        call.dist.new_empty(call.dist.shape) if need_dist else statistics.new_empty(0),
+        statistics.new_empty(0) if call.cls is None or not need_cls else call.cls.new_empty(call.cls.shape),
+        statistics.new_empty(0) if call.dist is None or not need_dist else call.dist.new_empty(call.dist.shape),
     )
 
 

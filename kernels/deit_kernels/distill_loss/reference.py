@@ -25,6 +25,10 @@ class MixedTarget(NamedTuple):
     partner_labels: Tensor
     lam: Tensor
 
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> MixedTarget:
+        """The same target on `device`."""
+        return MixedTarget(*(tensor.to(device, non_blocking=non_blocking) for tensor in self))
+
 
 class TopK(NamedTuple):
     """The K largest probabilities of a teacher at temperature tau; the rest of the mass is spread evenly.
@@ -81,12 +85,12 @@ class LossCall(NamedTuple):
     @property
     def logits(self) -> Tensor:
         """Whichever head there is: both have the same shape and device."""
-        return self.dist if self.cls is None else self.cls
+        return _present(self.dist if self.cls is None else self.cls)
 
     @property
     def student(self) -> Tensor:
         """The logits that are distilled."""
-        return self.cls if self.dist is None else self.dist
+        return _present(self.cls if self.dist is None else self.dist)
 
     @property
     def exact_dtype(self) -> torch.dtype:
@@ -124,27 +128,28 @@ def row_weights(call: LossCall) -> Tensor:
     rows, classes = call.logits.shape
     ignored = torch.zeros(rows, dtype=torch.bool, device=call.logits.device)
     bad = torch.zeros_like(ignored)
+    teacher = call.teacher
     for _, labels in call.label_tensors:
         ignored = ignored | (labels == call.ignore_index)
         bad = bad | (labels < 0) | (labels >= classes)
     if call.lam is not None:
         bad = bad | ~((call.lam >= 0) & (call.lam <= 1))
-    if call.teacher_probs is not None:
-        bad = bad | ((call.teacher < 0) | (call.teacher >= classes)).any(1)
-    elif call.teacher is not None and call.teacher.is_floating_point() and not call.soft:
-        bad = bad | call.teacher.isnan().any(1)
+    if teacher is not None and call.teacher_probs is not None:
+        bad = bad | ((teacher < 0) | (teacher >= classes)).any(1)
+    elif teacher is not None and teacher.is_floating_point() and not call.soft:
+        bad = bad | teacher.isnan().any(1)
     weight = torch.ones(rows, dtype=call.exact_dtype, device=call.logits.device)
     return weight.masked_fill(bad, torch.nan).masked_fill(ignored, 0.0)
 
 
 def target_probabilities(call: LossCall) -> Tensor:
     """The base term's target (B, C), smoothed, (1 − ε) · target + ε / C, and after that compared with the threshold."""
-    classes = call.logits.shape[1]
-    if call.target.dtype != torch.int64:
-        probs = call.target.to(call.exact_dtype)
+    classes, target = call.logits.shape[1], _present(call.target)
+    if target.dtype != torch.int64:
+        probs = target.to(call.exact_dtype)
     else:
-        probs = _one_hot(call.target, classes, call.exact_dtype)
-        if call.partner is not None:
+        probs = _one_hot(target, classes, call.exact_dtype)
+        if call.partner is not None and call.lam is not None:
             lam = call.lam.to(call.exact_dtype)[:, None]
             probs = lam * probs + (1 - lam) * _one_hot(call.partner, classes, call.exact_dtype)
     probs = _smoothed(probs, call.label_smoothing)
@@ -153,17 +158,19 @@ def target_probabilities(call: LossCall) -> Tensor:
 
 def teacher_labels(call: LossCall) -> Tensor:
     """Hard mode's labels (B,); the arg-max takes the lowest of equal classes."""
-    return call.teacher if call.teacher.dtype == torch.int64 else call.teacher.argmax(1)
+    teacher = _present(call.teacher)
+    return teacher if teacher.dtype == torch.int64 else teacher.argmax(1)
 
 
 def soft_teacher(call: LossCall) -> tuple[Tensor, float]:
     """Soft mode's teacher (B, C) and its temperature; of a TopK, its log-probabilities at temperature 1."""
+    teacher = _present(call.teacher)
     if call.teacher_probs is None:
-        return call.teacher.to(call.exact_dtype), call.tau
+        return teacher.to(call.exact_dtype), call.tau
     classes = call.logits.shape[1]
     probs = call.teacher_probs.to(call.exact_dtype)
     rest = (1 - probs.sum(1, keepdim=True)).clamp_min(0) / max(classes - probs.shape[1], 1)
-    return rest.expand(-1, classes).scatter(1, call.teacher.clamp(0, classes - 1), probs).log(), 1.0
+    return rest.expand(-1, classes).scatter(1, teacher.clamp(0, classes - 1), probs).log(), 1.0
 
 
 def loss_terms(call: LossCall) -> tuple[Tensor, Tensor, Tensor]:
@@ -268,7 +275,15 @@ def backward(
         distill = torch.where(scale == 0, 0.0, scale * call.alpha * slope)
     if call.dist is None:  # both terms are on cls
         base = distill if base is None else base if distill is None else base + distill
-    return base.to(call.cls.dtype) if need_cls else None, distill.to(call.dist.dtype) if need_dist else None
+    return (
+        _present(base).to(call.cls.dtype) if need_cls and call.cls is not None else None,
+        _present(distill).to(call.dist.dtype) if need_dist and call.dist is not None else None,
+    )
+
+
+def _present(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None, "the checks let no call through that lacks it"
+    return tensor
 
 
 def _one_hot(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:

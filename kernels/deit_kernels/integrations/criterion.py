@@ -13,7 +13,7 @@ For timm's training script see `timm_task.py`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..distill_loss import MixedTarget, binary_cross_entropy, cross_entropy, distillation_loss, kl_divergence
 
-Criterion = Callable[[Tensor, Tensor], Tensor]
+Criterion = Callable[[Tensor, Any], Tensor]  # of logits and labels, a MixedTarget or probabilities
 
 
 class DistillationLoss(nn.Module):
@@ -114,7 +114,7 @@ def token_loss(
     total = base_weight + distill_weight
     fused = fused_options(base_criterion, cls_logits, labels)
     if fused is not None:
-        soft = {"tau": tau, "kl_normalizer": kl_normalizer} if mode == "soft" else {}
+        soft: dict[str, Any] = {"tau": tau, "kl_normalizer": kl_normalizer} if mode == "soft" else {}
         loss, base, distill = distillation_loss(
             cls_logits, dist_logits, teacher_logits, labels, mode=mode, alpha=distill_weight / total, return_parts=True,
             **soft, **fused,
@@ -132,7 +132,7 @@ def token_loss(
 
 def fused_options(
     criterion: Criterion, logits: Tensor | None = None, labels: Tensor | MixedTarget | None = None
-) -> dict[str, object] | None:
+) -> dict[str, Any] | None:
     """What `criterion` is in `deit_kernels.distillation_loss`'s terms; None where it has to be called instead.
 
     What a binary cross-entropy does depends on the labels: without them it is None.
@@ -144,21 +144,24 @@ def fused_options(
         return {"label_smoothing": criterion.label_smoothing, "ignore_index": criterion.ignore_index}
     if type(criterion) is LabelSmoothingCrossEntropy:
         return {"label_smoothing": criterion.smoothing}
-    if type(criterion) in (nn.BCEWithLogitsLoss, BinaryCrossEntropy) and logits is not None and labels is not None:
+    own = type(criterion) in (nn.BCEWithLogitsLoss, BinaryCrossEntropy)
+    if own and logits is not None and labels is not None:
         return _binary_options(criterion, logits, labels)
     return {} if type(criterion) is SoftTargetCrossEntropy else None
 
 
 def _binary_options(
-    criterion: nn.BCEWithLogitsLoss | BinaryCrossEntropy, logits: Tensor, labels: Tensor | MixedTarget
-) -> dict[str, object] | None:
+    criterion: Any,
+    logits: Tensor,
+    labels: Tensor | MixedTarget,  # nn.BCEWithLogitsLoss or timm's BinaryCrossEntropy
+) -> dict[str, Any] | None:
     timms = isinstance(criterion, BinaryCrossEntropy)
     summed = timms and criterion.sum_classes
     if criterion.weight is not None or criterion.pos_weight is not None:
         return None
     if criterion.reduction != "mean" and not summed:
         return None
-    options = {"base": "bce", "sum_classes": summed}
+    options: dict[str, Any] = {"base": "bce", "sum_classes": summed}
     if isinstance(labels, Tensor) and labels.is_floating_point():
         smooths = timms and getattr(criterion, "smooth_dense", False) and criterion.smoothing > 0
         if labels.shape != logits.shape or smooths:

@@ -9,6 +9,8 @@ timm's own training script takes it where that name is imported.
 
 from __future__ import annotations
 
+from typing import Any
+
 import timm
 import torch
 from torch import Tensor
@@ -34,7 +36,7 @@ class TokenDistillationTask(_TimmTask):
         ValueError: as timm's task, or a loss weight is negative, or both are 0.
     """
 
-    def __init__(self, *args: object, **kwargs: object) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         weights = (self.task_loss_weight, self.distill_loss_weight)
         if min(weights) < 0 or sum(weights) == 0:
@@ -48,11 +50,12 @@ class TokenDistillationTask(_TimmTask):
         The two terms are detached: they are there to be logged.
         """
         main_logits, dist_logits = self.trainable_module(input)
+        mean, std = self.get_buffer("student_mean"), self.get_buffer("student_std")
         with torch.no_grad():
-            teacher_logits = self.teacher(self.teacher.normalize_input(input, self.student_mean, self.student_std))
+            teacher_logits = self.teacher(self.teacher.normalize_input(input, mean, std))
         loss, task_loss, distill_loss = token_loss(
             self.criterion, main_logits, dist_logits, teacher_logits, target,
-            mode=self.distill_type, weights=(self.task_loss_weight, self.distill_loss_weight), tau=self.temperature,
-            kl_normalizer="batch",
+            mode="soft" if self.distill_type == "soft" else "hard",
+            weights=(self.task_loss_weight, self.distill_loss_weight), tau=self.temperature, kl_normalizer="batch",
         )  # fmt: skip
         return {"loss": loss, "output": main_logits, "task_loss": task_loss, "distill_loss": distill_loss}

@@ -227,8 +227,10 @@ def ranges_ahead(card: int) -> tuple[Range, ...]:
     measured = []
     for row in forward:
         both = [row, *(other for other in backward if other.max_length == row.max_length)]
-        if len(both) == 2 and all(each.sdpa_microseconds for each in both):
-            ahead = sum(each.microseconds for each in both) < sum(each.sdpa_microseconds for each in both)
+        times = [(each.microseconds, each.sdpa_microseconds) for each in both]
+        known = [(ours, sdpa) for ours, sdpa in times if ours and sdpa]
+        if len(known) == 2:
+            ahead = sum(ours for ours, _ in known) < sum(sdpa for _, sdpa in known)
             measured.append(Range(row.max_features, row.min_length, row.max_length, ahead))
     return *measured, _EXPECTED
 
@@ -239,7 +241,8 @@ def card_of(device: torch.device) -> tuple[int, int]:
     if device.type != "cuda":
         return 90, 1
     card = torch.cuda.get_device_properties(device)
-    return family((card.major, card.minor), card.shared_memory_per_block_optin), card.multi_processor_count
+    shared = card.shared_memory_per_block_optin  # type: ignore[attr-defined]  # torch's stubs lack it
+    return family((card.major, card.minor), shared), card.multi_processor_count
 
 
 def forget() -> None:

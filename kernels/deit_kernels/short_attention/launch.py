@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import triton
@@ -77,7 +78,7 @@ def backward(
     return grads, delta
 
 
-def forward_constexprs(config: Config, length: int, features: int) -> dict[str, int]:
+def forward_constexprs(config: Config, length: int, features: int) -> dict[str, Any]:
     """Constexprs and launch options of the forward kernel that `config` names."""
     shared = _constexprs(config, features)
     if config.form == "resident":
@@ -86,18 +87,18 @@ def forward_constexprs(config: Config, length: int, features: int) -> dict[str, 
     return shared | {"BN": config.block_n, "TAIL": max(16, triton.next_power_of_2(tail)) if tail else 0}
 
 
-def backward_constexprs(config: Config, length: int, features: int) -> dict[str, int]:
+def backward_constexprs(config: Config, length: int, features: int) -> dict[str, Any]:
     """Constexprs and launch options of the backward kernel that `config` names."""
     keys = max(16, triton.next_power_of_2(length)) if config.form == "resident" else config.block_n
     return _constexprs(config, features) | {"BN": keys}
 
 
-def delta_constexprs(features: int) -> dict[str, int]:
+def delta_constexprs(features: int) -> dict[str, Any]:
     """Constexprs and launch options of the delta kernel."""
     return {"D": features, "BD": _padded(features), "BM": _DELTA_ROWS, "num_warps": 4, "num_stages": 1, "maxnreg": None}
 
 
-def _constexprs(config: Config, features: int) -> dict[str, int]:
+def _constexprs(config: Config, features: int) -> dict[str, Any]:
     return {
         "D": features,
         "BD": _padded(features),

@@ -168,7 +168,7 @@ class _Attention(Function):
         ctx.save_for_backward(query, key, value, *output)
 
     @staticmethod
-    def backward(ctx, grad: Tensor | None, _: None) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def backward(ctx, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return None, None, None, None
         return *_gradients(grad, *ctx.saved_tensors, ctx.scale).unbind(2), None
@@ -194,8 +194,8 @@ class _Gradient(Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        def gradients(*operands: Tensor) -> Tensor:
-            return backward_reference(*operands, None, None, ctx.scale)
+        def gradients(grad: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            return backward_reference(grad, query, key, value, None, None, ctx.scale)
 
         with torch.autocast(grad.device.type, enabled=False):
             return *torch.func.vjp(gradients, *ctx.saved_tensors)[1](grad), None, None, None
@@ -317,7 +317,7 @@ def attention_unsupported_reasons(
         reasons.append(f"more than {LONGEST} tokens")
     if features > WIDEST or features % 8 != 0:
         reasons.append(f"a head dim that is not a multiple of 8 up to {WIDEST}")
-    if key is not None and not query.shape == key.shape == value.shape:
+    if key is not None and value is not None and not query.shape == key.shape == value.shape:
         reasons.append("query, key and value of different shapes (cross-attention, grouped queries)")
     if query.numel() == 0:
         reasons.append("an empty tensor")

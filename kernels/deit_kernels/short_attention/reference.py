@@ -59,9 +59,10 @@ def forward_reference(query: Tensor, key: Tensor, value: Tensor, scale: float) -
 
 
 def backward_reference(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, scale: float
-) -> Tensor:
-    """The backward op on (B, N, H, D): the three gradients, packed (B, N, 3, H, D)."""
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor | None, lse: Tensor | None,
+    scale: float,
+) -> Tensor:  # fmt: skip
+    """The backward op on (B, N, H, D): the three gradients, packed (B, N, 3, H, D); `out` and `lse` are not read."""
     do, q, k, v = (tensor.transpose(1, 2) for tensor in (grad, query, key, value))
     grads = attention_backward_reference(do, q, k, v, scale=scale)
     return torch.stack([tensor.transpose(1, 2) for tensor in grads], dim=2)

@@ -74,6 +74,7 @@ def test_every_way_to_hand_in_an_image_gives_the_same_pixels() -> None:
         photo(),
         np.asarray(photo()),
         torch.from_numpy(np.array(photo())).permute(2, 0, 1),
+        torch.from_numpy(np.array(photo())),
         photo().convert("RGBA"),
     ):
         torch.manual_seed(0)
@@ -132,6 +133,8 @@ def test_what_cannot_be_augmented_says_what_to_do() -> None:
         (lambda: BatchTransform(Policy.deit(24))([photo()], torch.zeros(1, dtype=torch.int64)), "in pairs, got 1"),
         (lambda: BatchTransform(CROP)([photo()], sample=[1]), "sample and epoch are given together"),
         (lambda: Transform(CROP)(np.zeros((4, 4, 3), np.float32)), r"not uint8 \(height, width, 3\)"),
+        (lambda: Transform(CROP)(torch.zeros(3, 8, 8)), r"got torch.float32 \(3, 8, 8\).*so leave ToTensor"),
+        (lambda: Transform(CROP)(torch.zeros(4, 8, 8, dtype=torch.uint8)), r"got torch.uint8 \(4, 8, 8\)"),
     ]:
         with pytest.raises(ValueError, match=says):
             call()

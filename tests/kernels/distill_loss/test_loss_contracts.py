@@ -157,6 +157,13 @@ def test_lam_of_zero_or_one_takes_nothing_from_an_infinite_logit(lam: float) -> 
         assert mixed.isfinite()
 
 
+def test_a_mixed_target_moves_as_a_tensor_does() -> None:
+    target = MixedTarget(torch.tensor([1]), torch.tensor([2]), torch.tensor([0.5]))
+    moved = target.to("meta", non_blocking=True)
+    assert isinstance(moved, MixedTarget) and {tensor.device.type for tensor in moved} == {"meta"}
+    assert all(a is b for a, b in zip(target.to("cpu"), target, strict=True))
+
+
 def test_the_loss_may_be_scaled_added_and_taken_twice_on_the_same_logits() -> None:
     call = make_call(Case("mixed", "soft logits"), rows=3, classes=41)
     heads = [call["cls_logits"], call["dist_logits"]]

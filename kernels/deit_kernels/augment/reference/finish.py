@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -18,7 +21,7 @@ def normalised_levels(mean: list[float], std: list[float]) -> NDArray[np.float32
     Source: torchvision's ToTensor and Normalize.
     """
     unit = np.arange(256, dtype=np.float32) / np.float32(255)
-    return (unit - np.float32(mean)[:, None]) / np.float32(std)[:, None]
+    return (unit - np.array(mean, np.float32)[:, None]) / np.array(std, np.float32)[:, None]
 
 
 def values_of(image: NDArray[np.uint8], row: np.void, levels: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -36,13 +39,13 @@ def check_mix(mix: NDArray[np.void], size: int) -> None:
     box = mix["box"].astype(np.int64)
     with np.errstate(invalid="ignore"):
         lam_fits = (mix["lam"] >= 0) & (mix["lam"] <= 1)
-    checks = (
+    checks: Sequence[tuple[str, Any]] = (
         ("the partner is outside the batch", (mix["partner"] >= 0) & (mix["partner"] < len(mix))),
         ("the mode is unknown", (mix["mode"] >= 0) & (mix["mode"] < len(MODES))),
         ("lam is outside [0, 1]", lam_fits),
         ("the box leaves the output", (box >= 0).all(1) & (box[:, :2] + box[:, 2:] <= size).all(1)),
     )
-    good = np.logical_and.reduce([passed for _, passed in checks])
+    good = np.all([passed for _, passed in checks], axis=0)
     if not good.all():
         index = int(np.argmin(good))
         raise ValueError(f"mix row {index}: {next(text for text, passed in checks if not passed[index])}")

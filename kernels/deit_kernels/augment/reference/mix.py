@@ -29,9 +29,8 @@ def sample_rows(numbers: Tensor, count: int) -> Tensor:
     drawn = numbers.numpy().view(MIX_NUMBERS)[0]
     group, rows, row = int(drawn["group"]), np.zeros(count, MIX), np.arange(count)
     groups = int(drawn["start"]) // group + np.arange(count // group)
-    columns = draw_groups(drawn, groups)
-    for name, column in zip(("mode", "lam", "box"), columns, strict=True):
-        rows[name] = np.repeat(column, group, axis=0)
+    mode, lam, box = draw_groups(drawn, groups)
+    rows["mode"], rows["lam"], rows["box"] = (np.repeat(mode, group), np.repeat(lam, group), np.repeat(box, group, 0))
     rows["partner"] = np.where(rows["mode"] > 0, row // group * group + (row + group // 2) % group, row)
     return torch.from_numpy(rows.view(np.uint8).reshape(count, MIX.itemsize))
 
@@ -50,11 +49,14 @@ def draw_groups(
     cut = np.full(len(groups), cutmix_alpha > 0)
     if cutmix_alpha > 0 and mixup_alpha > 0:
         cut = unit[:, 1] < mix["switch_probability"]
-    alpha = np.where(cut, cutmix_alpha, mixup_alpha)
-    gammas = [
-        gamma(alpha, (first[:, 2 + which] + 1.0) * 2.0**-32, lambda attempt, start=start: words(start + attempt))
-        for which, start in enumerate(Draw.GAMMAS)
-    ]
+    alpha = np.where(cut, cutmix_alpha, mixup_alpha).astype(np.float64)
+
+    def drawn(which: int, start: int) -> NDArray[np.float64]:
+        return gamma(
+            alpha, (first[:, 2 + which].astype(np.float64) + 1.0) * 2.0**-32, lambda attempt: words(start + attempt)
+        )
+
+    gammas = [drawn(which, start) for which, start in enumerate(Draw.GAMMAS)]
     lam = gammas[0] / (gammas[0] + gammas[1])
 
     box = cut_boxes(lam, words(Draw.BOX), int(size), bool(mix["round_up"]))

@@ -7,6 +7,8 @@ Source: Pillow 12 ImageOps, ImageEnhance, libImaging/{Convert,Blend,Filter,Geome
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
@@ -71,6 +73,7 @@ def by_histogram(image: Image, op: str) -> Image:
 
 def by_table(image: Image, op: str, arg: float) -> Image:
     """The ops that are one table of 256 levels."""
+    table: NDArray
     if op == "invert":
         table = 255 - LEVELS
     elif op == "posterize":
@@ -107,7 +110,7 @@ def _polynomial(taps: list[NDArray], d: NDArray) -> NDArray:
 
 def affine(image: Image, call: np.void) -> Image:
     """Interpolated at the matrix' image of every pixel's centre; the fill colour where that is outside."""
-    real = np.float32 if call["fast"] else np.float64
+    real: Any = np.float32 if call["fast"] else np.float64
     height, width = image.shape[:2]
     with np.errstate(invalid="ignore", over="ignore"):
         matrix = call["matrix"].astype(real)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -26,7 +29,7 @@ def check_rows(rows: NDArray[np.void], data_bytes: int, size: int) -> None:
     ops, erased = rows["ops"], rows["erased"].astype(np.int64)
     erased_fits = (erased >= 0).all(1) & (erased[:, :2] + erased[:, 2:] <= size).all(1)
     sides = np.stack([height, width])
-    checks = (
+    checks: Sequence[tuple[str, Any]] = (
         ("an image's sides lie in [1, 2**24 - 1]", (sides >= 1).all(0) & (sides <= MAX_SIDE).all(0)),
         ("the image leaves the data buffer", (offset >= 0) & (offset <= data_bytes - 3 * height * width)),
         ("the box is empty", (box_height >= 1) & (box_width >= 1)),
@@ -42,7 +45,7 @@ def check_rows(rows: NDArray[np.void], data_bytes: int, size: int) -> None:
             erased_fits & (rows["erase"] >= 0) & (rows["erase"] < len(ERASE_MODES)),
         ),
     )
-    good = np.logical_and.reduce([passed for _, passed in checks])
+    good = np.all([passed for _, passed in checks], axis=0)
     if not good.all():
         index = int(np.argmin(good))
         raise ValueError(f"row {index}: {next(text for text, passed in checks if not passed[index])}: {rows[index]}")
