@@ -106,7 +106,7 @@ def processor_seconds() -> float:
 
 
 def ours(root: Path, policy: Policy, repeats: int, device: str = "cpu") -> Contender:
-    dataset = folder_module.ImageFolder(root, "photographs")
+    dataset = folder_module.open_folder(root, "photographs")
     loader = TrainLoader(
         dataset, policy, Share(len(dataset), BATCH, repeats), total_steps=IMAGES // BATCH, device=torch.device(device),
     )  # fmt: skip

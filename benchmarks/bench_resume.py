@@ -32,7 +32,7 @@ from benchmarks.measure.interleaved import compare
 from benchmarks.measure.photographs import IMAGES
 from deit_fast import create_model
 from deit_fast.data import Share, TrainLoader
-from deit_fast.data.sources.folder import ImageFolder
+from deit_fast.data.sources.folder import open_folder
 from deit_fast.run import checkpoint
 from deit_kernels.augment import Policy
 
@@ -47,7 +47,7 @@ def test_resume_data(benchmark: BenchmarkFixture, photographs: Path) -> None:
     )
 
     def ours(step: int = STEP) -> None:
-        dataset = ImageFolder(photographs, "photographs")
+        dataset = open_folder(photographs, "photographs")
         loader = TrainLoader(
             dataset, Policy.deit(), Share(len(dataset), BATCH), total_steps=IMAGES // BATCH, start_step=step
         )

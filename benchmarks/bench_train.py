@@ -50,7 +50,8 @@ from deit_fast.model import IMAGENET_NORMALISATION, create_model
 from deit_fast.ranks.group import Ranks
 from deit_fast.run.report import Reporter
 from deit_fast.teacher.engine import TeacherEngine
-from deit_fast.train.step import TrainingStep, autocast
+from deit_fast.train.precision import autocast
+from deit_fast.train.step import TrainingStep
 from deit_fast.weights.build import Frozen
 
 # On a CPU the clock is the processor time of one thread.

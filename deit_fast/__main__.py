@@ -21,7 +21,7 @@ COMMANDS = {
     "benchmark": "how fast, large and right a model is, in PyTorch and in ONNX",
     "data": "check, pack, preview: look after a data set",
 }
-CORE = ("train", "teacher", "data")  # the others are tools
+CORE = ("train", "teacher")  # the others are tools
 
 
 def module_of(name: str) -> ModuleType:

@@ -39,7 +39,10 @@ from typing import Any, NoReturn, TypeVar
 from .files import denied, shown
 from .names import did_you_mean, flag
 
-Settings = TypeVar("Settings")
+if typing.TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Settings = TypeVar("Settings", bound="DataclassInstance")
 Body = Callable[[Sequence[str]], "int | None"]
 
 DONE = 0  # trained, or finished before
@@ -48,7 +51,7 @@ DIVERGED = 3  # the loss, a gradient or a weight is NaN or infinite: the same co
 LOST = 4  # another process of the run was killed or cannot be reached: run the same command again
 PREEMPTED = 75  # SIGTERM or SIGUSR1, the run is saved: run the same command again (EX_TEMPFAIL of sysexits.h)
 INTERRUPTED = 130  # Ctrl-C, as shells count it
-_CONTINUES = "the same command continues from the last checkpoint"
+_CONTINUES = "the same command continues from the last checkpoint, if there is one"
 # What Ctrl-C leaves behind, by command.
 _LEFT = {
     "train": _CONTINUES,
@@ -217,6 +220,8 @@ def parse(
     return settings
 
 
+# tyro can write neither this help's layout (it draws boxes), nor a group's title or a comment that goes on below its
+# field (it reads the class's docstring and the one comment), nor the typed command as usage.
 def reasons(kind: type) -> dict[str, dict[str, str]]:
     """Group -> field -> its comment, as they stand in the dataclass."""
     groups: dict[str, dict[str, str]] = {}
@@ -272,11 +277,6 @@ def help_text(kind: type, program: str, description: str, defaults: Any = None, 
     return parser.format_help()
 
 
-def listed(named: Mapping[str, Any]) -> str:
-    """Functions by name, with the first line of their docstrings."""
-    return "\n".join(f"  {name:<16} {(make.__doc__ or '').strip().splitlines()[0]}" for name, make in named.items())
-
-
 def _whole(word: str, flags: Collection[str]) -> str:
     """A flag in full that was typed by its first letters, where it is the only one that begins so."""
     name, equals, value = word.partition("=")
@@ -307,7 +307,7 @@ def _count(kind: object) -> int | str | None:
     return ("+" if parts[-1] is Ellipsis else len(parts)) if parts else None
 
 
-def _metavar(kind: object) -> str:
+def _metavar(kind: Any) -> str:
     parts = [part for part in typing.get_args(kind) if part is not type(None)]
     if typing.get_origin(kind) is typing.Literal:
         return "{" + ",".join(map(str, parts)) + "}"

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from deit_kernels.augment import Erase, Mix, Policy
 
-from .model import IMAGENET_NORMALISATION, Normalisation
+from .model import IMAGENET_NORMALISATION, Channels, Normalisation
 from .names import flag
 
 
@@ -66,6 +66,7 @@ CompileMode = Literal["default", "max-autotune-no-cudagraphs"]
 OFFICIAL_CROP_RATIO = 0.875  # of the official code, at 384 pixels too: int(256 / 224 · 384)
 
 
+@dataclass(frozen=True)
 class Part:
     """A group of flags: the base of the dataclasses that a configuration holds."""
 
@@ -297,7 +298,9 @@ class RunConfig(Part):
     keep: Annotated[Free[int], span(1, 10**6)] = 2  # checkpoints kept, the newest ones
 
 
-PARTS = {"data": DataConfig, "model": ModelConfig, "distill": DistillConfig, "optim": OptimConfig, "run": RunConfig}
+PARTS: dict[str, type[Part]] = {
+    "data": DataConfig, "model": ModelConfig, "distill": DistillConfig, "optim": OptimConfig, "run": RunConfig,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -322,7 +325,7 @@ class Config(Flags):
     """What is trained on what, and how. Made of flat fields, of which each is a flag; a recipe sets their defaults."""
 
     def __init__(self, recipe: str = "deit", **fields: Any) -> None:
-        parts = {
+        parts: dict[str, Any] = {
             part: kind(**{name: fields.pop(name) for name in kind.__dataclass_fields__ if name in fields})
             for part, kind in PARTS.items()
         }
@@ -439,8 +442,8 @@ class Preprocessing:
     image_size: int = 224
     crop_ratio: float = OFFICIAL_CROP_RATIO
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    mean: tuple[float, ...] = IMAGENET_NORMALISATION[0]
-    std: tuple[float, ...] = IMAGENET_NORMALISATION[1]
+    mean: Channels = IMAGENET_NORMALISATION[0]
+    std: Channels = IMAGENET_NORMALISATION[1]
     exif_orientation: bool = False
 
     def __post_init__(self) -> None:

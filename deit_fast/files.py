@@ -29,7 +29,7 @@ import shutil
 import socket
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -130,6 +130,23 @@ def check_readable(path: Path) -> None:
     open(path, "rb").close()
 
 
+@contextlib.contextmanager
+def reading_tensors(path: Path, advice: str) -> Iterator[None]:
+    """While a safetensors file is read: if it is cut off, damaged or missing, ValueError says so and ends in `advice`.
+
+    PermissionError: it may be whole.
+    """
+    from safetensors import SafetensorError  # here: a command starts without waiting for it
+
+    try:
+        check_readable(path)
+        yield
+    except PermissionError:
+        raise
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} is cut off or damaged ({error}): {advice}") from error
+
+
 def shown(name: str) -> str:
     """A file's name for people and for files of text: a byte that is not UTF-8 becomes four characters, as \\xe9."""
     return os.fsencode(name).decode(errors="backslashreplace")
@@ -163,22 +180,22 @@ class Lock:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._descriptor: int | None = None
+        self._descriptor = -1  # not open
 
     def __enter__(self) -> Lock:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        if self._descriptor is not None:
+        if self._descriptor >= 0:
             os.close(self._descriptor)
-            self._descriptor = None
+            self._descriptor = -1
 
     def acquire(self) -> None:
         """Take the lock, unless this object has it; the file names this process. Rank 0 holds it for all ranks.
 
         Busy names another process that has it; OSError: the folder cannot be written to.
         """
-        if self._descriptor is not None:
+        if self._descriptor >= 0:
             return
         if not self._take("start one process only"):
             holder = os.pread(self._descriptor, 200, 0).decode(errors="replace").strip() or "another process"

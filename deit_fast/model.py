@@ -32,7 +32,8 @@ from .names import did_you_mean
 Fusion = Literal["logits", "softmax", "cls", "dist"]
 FUSIONS: tuple[Fusion, ...] = get_args(Fusion)
 # (mean, std) of the channels red, green, blue, for pixels in [0, 1].
-Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+Channels = tuple[float, float, float]
+Normalisation = tuple[Channels, Channels]
 IMAGENET_NORMALISATION: Normalisation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -76,7 +77,10 @@ class ViTConfig:
 
     @property
     def _sides(self) -> tuple[int, int]:
-        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else tuple(self.image_size)
+        if isinstance(self.image_size, int):
+            return self.image_size, self.image_size
+        height, width = self.image_size
+        return height, width
 
     @property
     def grid_size(self) -> tuple[int, int]:
@@ -104,7 +108,9 @@ _SIZES = [
     ("deit3", "medium", 512, 12, 8, 16, (224,)), ("deit3", "base", 768, 12, 12, 16, (224, 384)),
     ("deit3", "large", 1024, 24, 16, 16, (224, 384)), ("deit3", "huge", 1280, 32, 16, 14, (224,)),
 ]  # fmt: skip
-_OF_FAMILY = {"deit": {}, "deit3": {"layer_scale": 1e-4, "prefix_positions": False, "constant_drop_path": True}}
+_OF_FAMILY: dict[str, dict[str, Any]] = {
+    "deit": {}, "deit3": {"layer_scale": 1e-4, "prefix_positions": False, "constant_drop_path": True},
+}  # fmt: skip
 CONFIGS = {
     f"{family}_{size}{distilled}_patch{patch}_{side}": ViTConfig(
         side, patch, width, depth, heads, distilled=bool(distilled), **_OF_FAMILY[family]
@@ -283,7 +289,9 @@ class VisionTransformer(nn.Module):
         if drop_path is None and self.training and self.config.drop_path_rate > 0:
             keep = 1 - torch.tensor(self.drop_path_rates(), device=x.device)[:, None, None]
             drop_path = torch.where(torch.rand(len(keep), 2, batch, device=x.device) < keep, 1 / keep, 0.0)
-        scales: Sequence[Tensor | None] = [None] * len(self.blocks) if drop_path is None else drop_path[..., None, None]
+        scales: Sequence[Tensor | None] | Tensor = (
+            [None] * len(self.blocks) if drop_path is None else drop_path[..., None, None]
+        )
         *before, last = zip(self.blocks, scales, strict=True)
         for block, scale in before:
             x = block(x, scale)

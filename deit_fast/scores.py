@@ -199,7 +199,7 @@ def evaluate_models(
     predictions = predict(models, data, ranks, autocast)
     scores = {name: predictions.scores(name) for name in predictions.top}
     if ranks and ranks.world_size > 1 and not all(score["n"] for score in scores.values()):
-        raise ValueError("none of the validation images is readable: python -m deit_fast.data check says why")
+        raise ValueError("none of the validation images is readable: deit-fast data check says why")
     return {name: {} for name in models} | nested(scores)
 
 

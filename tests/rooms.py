@@ -22,10 +22,11 @@ PACKAGE = Path(__file__).parents[1] / "deit_fast"
 WING = "tools"  # the folder of the package whose folders are rooms of their own
 # From the top floor to the ground floor.
 TOOLS = (
-    ("tools/replicate", "tools/demo"),
+    ("tools/demo.py",),
+    ("tools/replicate",),
     ("tools/evaluate", "tools/parity", "tools/benchmark"),
     ("tools/report",),
-    ("tools/predict.py", "tools/attention_maps.py", "tools/confusion.py", "tools/export"),
+    ("tools/predict.py", "tools/attention_maps.py", "tools/confusion.py", "tools/export", "tools/data"),
 )
 CORE = (
     ("train",),
@@ -35,7 +36,7 @@ CORE = (
     ("run",),
     ("data",),
     ("ranks", "recipes"),
-    ("model.py", "config.py", "files.py", "command.py", "names.py", "picture.py", "criterion.py", "timm_task.py"),
+    tuple("model.py config.py files.py command.py names.py picture.py progress.py criterion.py timm_task.py".split()),
 )
 FLOORS = (*TOOLS, *CORE)
 # Above all floors: the faces of the package and its wing, the console script, and the command that reports what it has

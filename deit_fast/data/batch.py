@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
+from operator import itemgetter
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -20,13 +20,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deit_kernels import MixedTarget
 from deit_kernels.augment import AugmentPlan, ImageBatch, Policy, sample_plan
 from deit_kernels.augment.plan import ratio_limit
 
 from . import jpeg_part
 from .decode import BadImage, Part
-from .device import CpuAugment, CudaAugment, Finished, Gathered, Target, tail_bytes
+from .device import CpuAugment, CudaAugment, Finished, Gathered, Seconds, Target, map_target, tail_bytes
 from .jpeg_part import RandomCrops
 from .memory import RECENT, Arena, usual
 from .mixing import Mixing
@@ -77,9 +76,7 @@ def parts(batch: Batch, micro_batch: int) -> Iterator[Batch]:
     size = len(batch.labels) // count
     for rows in (slice(index * size, (index + 1) * size) for index in range(count)):
         fields = {name: getattr(batch, name)[rows] for name in ("images", "labels", "samples", "positions")}
-        target = batch.target
-        target = target[rows] if isinstance(target, Tensor) else MixedTarget(*(part[rows] for part in target))
-        yield batch._replace(**fields, target=target)
+        yield batch._replace(**fields, target=map_target(itemgetter(rows), batch.target))
 
 
 class Built(NamedTuple):
@@ -89,24 +86,6 @@ class Built(NamedTuple):
     finished: Finished
     reasons: dict[str, str]  # path → what is wrong, of its bad images
     labelled: int  # rows that have a label
-
-
-@dataclass
-class Seconds:
-    """Where time went: in decoding threads, on the device, and in the consumer, which runs beside them."""
-
-    read: float = 0.0  # sum over threads, as the next one
-    decode: float = 0.0
-    copy: float = 0.0  # to the device
-    augment: float = 0.0
-    wait: float = 0.0  # of the consumer for a batch
-
-    def add(self, **seconds: float) -> None:
-        for name, value in seconds.items():
-            setattr(self, name, getattr(self, name) + value)
-
-    def __str__(self) -> str:
-        return ", ".join(f"{name} {value:.1f} s" for name, value in vars(self).items())
 
 
 class Started(NamedTuple):
@@ -129,14 +108,13 @@ class BatchBuilder:
 
     def __init__(
         self, dataset: Dataset, policy: Policy, data_seed: int, bad_images: OnBadImage, exif_orientation: bool,
-        augment: CpuAugment | CudaAugment, mixing: Mixing | None,
+        augment: CpuAugment | CudaAugment, mixing: Mixing | None, seconds: Seconds,
     ):  # fmt: skip
         if bad_images not in ("skip", "fail"):
             raise ValueError(f"bad images {bad_images!r}: type --bad-images skip or --bad-images fail")
-        self.seconds = Seconds()
         self._dataset, self._policy, self._data_seed = dataset, policy, data_seed
         self._bad_images, self._exif_orientation = bad_images, exif_orientation
-        self._augment, self._mixing = augment, mixing
+        self._augment, self._mixing, self._seconds = augment, mixing, seconds
         self._ratio_limit = ratio_limit(policy)
         self._needed: deque[int] = deque(maxlen=RECENT)  # bytes of each of the last batches
         self._expected = 0
@@ -154,15 +132,14 @@ class BatchBuilder:
         self._dataset = in_memory
 
     def start(self, step: int, rows: Samples, submit: Callable[..., Future[list[ReadImage]]]) -> Started:
-        """Begin to decode the images of a step; `submit` is that of the executor, and gets RUN images a task."""
+        """Begin to decode the images of a step, RUN of them a task."""
         distinct, image_of_row = np.unique(rows.sample, return_inverse=True)
         arena = Arena(self._augment.pixels, self._expected)
         decoding = []
         if not isinstance(self._dataset, InMemory):
-            crops = self._crops(rows, image_of_row)
+            read = partial(self._read, self._crops(rows, image_of_row), arena)
             numbered = list(enumerate(distinct.tolist()))
-            runs = [numbered[first : first + RUN] for first in range(0, len(numbered), RUN)]
-            decoding = [submit(self._read, run, crops, arena) for run in runs]
+            decoding = [submit(read, numbered[first : first + RUN]) for first in range(0, len(numbered), RUN)]
         return Started(step, rows, distinct, image_of_row, arena, decoding)
 
     def _crops(self, rows: Samples, image_of_row: NDArray[np.int64]) -> RandomCrops | None:
@@ -172,13 +149,15 @@ class BatchBuilder:
         counters = np.stack(np.broadcast_arrays(rows.epoch, rows.sample, rows.copy), axis=-1)
         return RandomCrops(self._policy.numbers(self._data_seed), counters, image_of_row)
 
-    def _read(self, run: list[tuple[int, int]], crops: RandomCrops | None, arena: Arena) -> list[ReadImage]:
+    def _read(self, crops: RandomCrops | None, arena: Arena, run: list[tuple[int, int]]) -> list[ReadImage]:
         """Read and decode images of a batch: (number in the batch, number in the data set)."""
-        options = dict(exif_orientation=self._exif_orientation, reserve=arena.reserve, ratio_limit=self._ratio_limit)
         return [
-            read_image(self._dataset, index, wanted=crops and partial(crops.box, image), **options)
+            read_image(
+                self._dataset, index, wanted=partial(crops.box, image) if crops else None, reserve=arena.reserve,
+                exif_orientation=self._exif_orientation, ratio_limit=self._ratio_limit,
+            )
             for image, index in run
-        ]
+        ]  # fmt: skip
 
     def finish(self, started: Started, executor: Executor) -> Built:
         """The batch; on a CPU, `executor` augments.
@@ -189,8 +168,6 @@ class BatchBuilder:
         rows = started.rows
         gathered, reasons = self._gather(started)
         finished = self._augment(gathered, executor)
-        copy, augment = self._augment.measured()
-        self.seconds.add(copy=copy, augment=augment)
         sample, position, target = torch.from_numpy(rows.sample), torch.from_numpy(rows.position), finished.target
         labels = target if isinstance(target, Tensor) else target.labels
         batch = Batch(started.step, finished.images, labels, sample, position, target)
@@ -240,7 +217,7 @@ class BatchBuilder:
         decoded = []
         images = chain.from_iterable(future.result() for future in started.decoding)
         for index, image in zip(started.distinct.tolist(), images, strict=True):
-            self.seconds.add(read=image.read, decode=image.decode)
+            self._seconds.add(read=image.read, decode=image.decode)
             part = image.part
             if isinstance(part, BadImage):
                 bad[index] = part

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
-import simplejpeg
+import simplejpeg  # type: ignore[import-untyped]  # it has no stubs
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, features
 
@@ -126,8 +126,9 @@ def decode_wanted(
 
     BadImage as from `decode`, as far as the box shows it.
     """
-    whole = wanted is None or (exif_orientation and _orientation(data) in TURNED)
-    part = None if whole else _decode_jpeg_part(data, wanted, reserve)
+    part = None
+    if wanted is not None and not (exif_orientation and _orientation(data) in TURNED):
+        part = _decode_jpeg_part(data, wanted, reserve)
     return part or Part.whole(decode(data, exif_orientation=exif_orientation, reserve=reserve))
 
 
@@ -187,7 +188,7 @@ def _scans(data: bytes, pixels: int) -> int:
         return 1
     # Pairs of bytes at even and at odd places: ten times as fast as bytes.count.
     pairs = (np.frombuffer(data, "<u2", (len(data) - start) // 2, start) for start in (0, 1))
-    return sum(np.count_nonzero(each == START_OF_SCAN) for each in pairs)
+    return sum(int(np.count_nonzero(each == START_OF_SCAN)) for each in pairs)
 
 
 def _has_one_scan(data: bytes) -> bool:

@@ -10,7 +10,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -23,8 +26,8 @@ from deit_kernels.augment import AugmentPlan, ImageBatch, MixPlan, Policy, apply
 from deit_kernels.augment.mix import MIX
 from deit_kernels.augment.plan import ROW
 
-from .memory import Blocks, aligned
-from .mixing import Mixing, part_of
+from .memory import Blocks, aligned, to_device
+from .mixing import Mixing, part_of, parts_of
 
 Layout = Literal["nchw", "channels_last", "patches"]
 Target = Tensor | MixedTarget  # for the loss: labels, or those of two images and their shares
@@ -35,6 +38,29 @@ def why_on_the_cpu(device: torch.device) -> str | None:
     return _extension.cuda_missing if device.type == "cuda" else None
 
 
+def map_target(change: Callable[[Tensor], Tensor], target: Target) -> Target:
+    """The target with each of its tensors changed."""
+    return change(target) if isinstance(target, Tensor) else MixedTarget(*map(change, target))
+
+
+@dataclass
+class Seconds:
+    """Where time went: in decoding threads, on the device, and in the consumer, which runs beside them."""
+
+    read: float = 0.0  # sum over threads, as the next one
+    decode: float = 0.0
+    copy: float = 0.0  # to the device
+    augment: float = 0.0
+    wait: float = 0.0  # of the consumer for a batch
+
+    def add(self, **seconds: float) -> None:
+        for name, value in seconds.items():
+            setattr(self, name, getattr(self, name) + value)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value:.1f} s" for name, value in vars(self).items())
+
+
 class Gathered(NamedTuple):
     """b rows in host memory."""
 
@@ -43,51 +69,43 @@ class Gathered(NamedTuple):
     mix: MixPlan | None  # which rows are mixed; None: none
     labels: Tensor  # int64 (b,)
     blank: Tensor | None  # bool (b,), rows without a readable image; None: none
-    block: Tensor  # uint8, pixels up to `end`, then room for the plans and the target (`tail_bytes`)
+    block: Tensor  # uint8, pixels up to `end`, then `tail_bytes`
     end: int  # a multiple of ALIGNMENT
 
     @property
     def target(self) -> Target:
         return self.labels if self.mix is None else self.mix.target(self.labels)
 
-    def pack(self) -> tuple[Tensor, int]:
-        """(block to copy to a device, target_at): pixels, from `end` the rows of both plans, then the target."""
-        plans = [self.plan.rows] if self.mix is None else [self.plan.rows, self.mix.rows]
-        target = self.target if self.mix is not None else (self.labels,)
+    def _tail(self) -> list[Tensor]:
+        """What travels behind the pixels: the plans' rows, then the target."""
+        if self.mix is None:
+            return [self.plan.rows, self.labels]
+        return [self.plan.rows, self.mix.rows, *self.mix.target(self.labels)]
+
+    def pack(self) -> Tensor:
+        """The block to copy to a device: the pixels, and what travels behind them."""
         at = self.end
-        for table in plans:
-            self.block[at : at + table.numel()] = table.view(-1)
-            at += aligned(table.numel())
-        target_at = at
-        for column in target:
-            self.block[at : at + column.nbytes] = column.view(torch.uint8)
-            at += column.nbytes
-        return self.block[:at], target_at
+        for column in self._tail():
+            self.block[at : at + column.nbytes] = column.view(torch.uint8).view(-1)
+            at += aligned(column.nbytes)
+        return self.block[:at]
 
-    def unpacked(self, staged: Tensor) -> tuple[AugmentPlan, MixPlan | None]:
-        """The two plans in a copy of the packed block."""
-        rows, at = self.plan.rows, self.end
-        plan = self.plan._replace(rows=staged[at : at + rows.numel()].view(rows.shape))
+    def unpacked(self, staged: Tensor) -> tuple[AugmentPlan, MixPlan | None, Target]:
+        """Both plans and the target in a copy of the packed block."""
+        columns, at = [], self.end
+        for column in self._tail():
+            columns.append(staged[at : at + column.nbytes].view(column.dtype).view(column.shape))
+            at += aligned(column.nbytes)
+        plan = self.plan._replace(rows=columns[0])
         if self.mix is None:
-            return plan, None
-        rows, at = self.mix.rows, at + aligned(rows.numel())
-        return plan, self.mix._replace(rows=staged[at : at + rows.numel()].view(rows.shape))
-
-    def unpacked_target(self, columns: Tensor) -> Target:
-        """The target in a copy of the packed block from `target_at`."""
-        b = 8 * len(self.labels)
-        if self.mix is None:
-            return columns.view(torch.int64)
-        return MixedTarget(
-            columns[:b].view(torch.int64), columns[b : 2 * b].view(torch.int64), columns[2 * b :].view(torch.float32)
-        )
+            return plan, None, columns[1]
+        return plan, self.mix._replace(rows=columns[1]), MixedTarget(*columns[2:])
 
 
 def tail_bytes(rows: int, mixed: bool) -> int:
     """Room for the plans and the target of `rows` rows behind the pixels of a block."""
-    if not mixed:
-        return aligned(rows * ROW.itemsize) + rows * 8
-    return aligned(rows * ROW.itemsize) + aligned(rows * MIX.itemsize) + rows * (8 + 8 + 4)
+    columns = (ROW.itemsize, MIX.itemsize, 8, 8, 4) if mixed else (ROW.itemsize, 8)
+    return sum(aligned(rows * size) for size in columns)
 
 
 class Finished(NamedTuple):
@@ -129,13 +147,13 @@ class CpuAugment:
         layout: Layout,
         patch: int,
         threads: int,
-        mixing: Mixing | None = None,
+        mixing: Mixing | None,
+        seconds: Seconds,
         pinned: bool = False,
     ):
         self._dtype, self._layout, self._patch = dtype, layout, patch
-        self._threads, self._mixing = threads, mixing
+        self._threads, self._mixing, self._seconds = threads, mixing, seconds
         self.pixels, self._outputs = Blocks(), Blocks(pinned)
-        self._augmenting = 0.0
         # An empty batch checks dtype, layout and patch, and gives the shape of a row.
         nothing = AugmentPlan(torch.empty(0, ROW.itemsize, dtype=torch.uint8), policy)
         self._row = apply(ImageBatch.from_images([]), nothing, dtype=dtype, layout=layout, patch=patch).shape[1:]
@@ -148,12 +166,9 @@ class CpuAugment:
             out = memory.view(count, *side, channels).permute(0, 3, 1, 2)
         else:
             out = memory.view(count, *self._row)
-        if self._mixing is None:
-            parts = [part for part in np.array_split(np.arange(count), self._threads) if len(part)]
-        else:
-            parts = self._mixing.parts(self._threads)
+        parts = parts_of(count, self._mixing, self._threads)
         for done in [executor.submit(self._augment_part, gathered, out, part) for part in parts]:
-            self._augmenting += done.result()
+            self._seconds.add(augment=done.result())
         if gathered.blank is not None:
             out[gathered.blank] = 0
         return Finished(out, gathered.target, None)
@@ -167,17 +182,11 @@ class CpuAugment:
         images = ImageBatch(data, *(table[part] for table in tables))
         plan = AugmentPlan(gathered.plan.rows[part], gathered.plan.policy)
         mix = None if gathered.mix is None else part_of(gathered.mix, rows)
-        options = dict(layout=self._layout, patch=self._patch)
         if neighbours:
-            apply_out(images, plan, mix, out=out[part], **options)
+            apply_out(images, plan, mix, out=out[part], layout=self._layout, patch=self._patch)
         else:
-            out[part] = apply(images, plan, mix, dtype=self._dtype, **options)
+            out[part] = apply(images, plan, mix, dtype=self._dtype, layout=self._layout, patch=self._patch)
         return time.perf_counter() - began
-
-    def measured(self) -> tuple[float, float]:
-        """Seconds of copying and of augmenting since the last call."""
-        augment, self._augmenting = self._augmenting, 0.0
-        return 0.0, augment
 
     def hand_over(self, finished: Finished) -> None:
         """Called when the consumer takes the batch."""
@@ -196,10 +205,9 @@ class HostOnly(CpuAugment):
     device = torch.device("meta")
 
     def __call__(self, gathered: Gathered, executor: Executor) -> Finished:
-        packed, target_at = gathered.pack()
-        count = len(gathered.labels)
-        images = torch.empty(count, *self._row, dtype=self._dtype, device="meta")
-        return Finished(images, gathered.unpacked_target(packed[target_at:].to("meta")), None)
+        gathered.pack()
+        images = torch.empty(len(gathered.labels), *self._row, dtype=self._dtype, device="meta")
+        return Finished(images, map_target(lambda column: column.to("meta"), gathered.target), None)
 
 
 class CudaAugment:
@@ -217,72 +225,61 @@ class CudaAugment:
         layout: Layout,
         patch: int,
         threads: int,
+        mixing: Mixing | None,
+        seconds: Seconds,
         device: torch.device,
-        mixing: Mixing | None = None,
     ):
         self.device = device
-        self._options = dict(dtype=dtype, layout=layout, patch=patch)
-        self._on_cpu = CpuAugment(policy, dtype, layout, patch, threads, mixing, pinned=True)  # checks the options
+        self._dtype, self._layout, self._patch, self._seconds = dtype, layout, patch, seconds
+        self._on_cpu = CpuAugment(policy, dtype, layout, patch, threads, mixing, seconds, pinned=True)  # checks all
         self.on_device = why_on_the_cpu(device) is None
         self.pixels = Blocks(pinned=True)
         self._stream = torch.cuda.Stream(device)  # only one: the allocator keeps memory apart for each stream
         self._copying: deque[tuple[torch.cuda.Event, Tensor]] = deque()
         self._releasing = threading.Lock()  # two iterators of a loader have a thread each
-        self._timed: deque[tuple[torch.cuda.Event, ...]] = deque()
+        self._timed: deque[tuple[torch.cuda.Event, torch.cuda.Event, torch.cuda.Event]] = deque()
 
     def __call__(self, gathered: Gathered, executor: Executor) -> Finished:
         with self._releasing:
             while self._copying and self._copying[0][0].query():
                 self._copying.popleft()
+            while self._timed and self._timed[0][2].query():
+                began, copied, ready = self._timed.popleft()
+                self._seconds.add(copy=began.elapsed_time(copied) / 1000, augment=copied.elapsed_time(ready) / 1000)
+        host = gathered.pack() if self.on_device else self._on_cpu(gathered, executor).images
         began, copied, ready = (torch.cuda.Event(enable_timing=True) for _ in range(3))
         with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
             began.record()
+            images = host.to(self.device, non_blocking=True)
+            copied.record()
+            self._copying.append((copied, host))
             if self.on_device:
-                images, columns = self._augment(gathered, copied)
+                images, target = self._augment(gathered, images)
             else:
-                host = self._on_cpu(gathered, executor)
-                images = host.images.to(self.device, non_blocking=True)
-                packed, target_at = gathered.pack()
-                pinned = packed[target_at:].pin_memory()
-                columns = pinned.to(self.device, non_blocking=True)
-                copied.record()
-                self._copying += [(copied, host.images), (copied, pinned)]
+                target = map_target(partial(to_device, device=self.device), gathered.target)
             ready.record()
         self._timed.append((began, copied, ready))
-        return Finished(images, gathered.unpacked_target(columns), ready)
+        return Finished(images, target, ready)
 
-    def _augment(self, gathered: Gathered, copied: torch.cuda.Event) -> tuple[Tensor, Tensor]:
-        host, target_at = gathered.pack()
-        staged = torch.empty(host.numel(), dtype=torch.uint8, device=self.device)
-        staged.copy_(host, non_blocking=True)
-        copied.record()
-        self._copying.append((copied, host))
-
+    def _augment(self, gathered: Gathered, staged: Tensor) -> tuple[Tensor, Target]:
+        """The images and the target of a packed block on the device."""
         images = gathered.images
         if images.data.device.type == "cpu":
             images = images._replace(data=staged[: gathered.end])
-        out = apply(images, *gathered.unpacked(staged), **self._options)
+        plan, mix, target = gathered.unpacked(staged)
+        out = apply(images, plan, mix, dtype=self._dtype, layout=self._layout, patch=self._patch)
         if gathered.blank is not None:  # rare; a mask on the device, since an index would wait for it
-            mask = gathered.blank.pin_memory().to(self.device, non_blocking=True)
-            out.masked_fill_(mask.view(-1, *[1] * (out.dim() - 1)), 0)
-        # A copy: a view would keep the whole staging memory as long as the consumer keeps the target.
-        return out, staged[target_at:].clone()
-
-    def measured(self) -> tuple[float, float]:
-        """Seconds of copying and of augmenting of the batches that the GPU has finished since the last call."""
-        copy = augment = 0.0
-        while self._timed and self._timed[0][2].query():
-            began, copied, ready = self._timed.popleft()
-            copy += began.elapsed_time(copied) / 1000
-            augment += copied.elapsed_time(ready) / 1000
-        return copy, augment
+            out.masked_fill_(to_device(gathered.blank, self.device).view(-1, *[1] * (out.dim() - 1)), 0)
+        # Copies: views would keep the whole staging memory as long as the consumer keeps the target.
+        return out, map_target(Tensor.clone, target)
 
     def hand_over(self, finished: Finished) -> None:
+        assert finished.ready is not None
         stream = torch.cuda.current_stream(self.device)
         stream.wait_event(finished.ready)
-        target = finished.target
-        for tensor in (finished.images, *((target,) if isinstance(target, Tensor) else target)):
-            tensor.record_stream(stream)
+        finished.images.record_stream(stream)
+        for column in (finished.target,) if isinstance(finished.target, Tensor) else finished.target:
+            column.record_stream(stream)
 
     def used(self) -> torch.cuda.Event:
         event = torch.cuda.Event(blocking=True)  # a thread that waits for it sleeps

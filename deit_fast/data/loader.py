@@ -22,19 +22,19 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
-from typing_extensions import TypedDict, Unpack
 
 from deit_kernels.augment import Policy
 
-from .batch import Batch, BatchBuilder, Built, OnBadImage, Seconds, Started
+from .batch import Batch, BatchBuilder, Built, OnBadImage, Started
 from .decode import BadImage
-from .device import CpuAugment, CudaAugment, HostOnly, Layout, without_torch_threads
+from .device import CpuAugment, CudaAugment, HostOnly, Layout, Seconds, without_torch_threads
 from .mixing import Mixing
 from .order import Samples, Share
 from .sources.dataset import Dataset
@@ -42,40 +42,29 @@ from .sources.dataset import Dataset
 CPU = torch.device("cpu")
 
 
-class Options(TypedDict, total=False):
-    """How batches are built, in training and in evaluation."""
+@dataclass(frozen=True)
+class Options:
+    """How batches are built, in training and in evaluation.
 
-    threads: int | None  # that decode; None: the usable cores divided by the ranks on this machine
-    prefetch: int  # batches built ahead of the consumer, 3 unless given
-    bad_images: OnBadImage  # "skip" blanks an unreadable image, removes its label and names it; "fail" stops
-    exif_orientation: bool  # turn images as their EXIF orientation says; timm and torchvision do not
-    in_memory: bool  # decode the whole set once, at construction, and keep its pixels
-    device: torch.device  # where images and labels go; "meta" does only the CPU's work for a GPU's batch
-    dtype: torch.dtype  # of the images; float32 unless given
-    layout: Layout  # of the images, as `deit_kernels.augment.apply` takes it
-    patch: int  # as above
-
-
-class _FewWaiting:
-    """Submits decoding tasks to an executor, few at a time.
-
-    The augmentation of a batch runs in the same threads and must not wait until the next batches are decoded: its
-    images would no longer be in the CPU's caches, and after it the threads would be idle.
+    Raises:
+        ValueError: a number outside its range.
     """
 
-    def __init__(self, executor: Executor, threads: int):
-        self._executor, self._free = executor, threading.Semaphore(2 * threads)
+    threads: int | None = None  # that decode; None: the usable cores divided by the ranks on this machine
+    prefetch: int = 3  # batches built ahead of the consumer
+    bad_images: OnBadImage = "skip"  # "skip" blanks an unreadable image, removes its label and names it; "fail" stops
+    exif_orientation: bool = False  # turn images as their EXIF orientation says; timm and torchvision do not
+    in_memory: bool = False  # decode the whole set once, at construction, and keep its pixels
+    device: torch.device = CPU  # where images and labels go; "meta": only the host's work for a GPU
+    dtype: torch.dtype = torch.float32  # of the images
+    layout: Layout = "nchw"  # of the images, as `deit_kernels.augment.apply` takes it
+    patch: int = 16  # as above
 
-    def submit(self, task: Callable[..., Any], *arguments: object) -> Future[Any]:
-        """As `Executor.submit`, when fewer than two tasks a thread are queued or running."""
-        self._free.acquire()
-        try:
-            future = self._executor.submit(task, *arguments)
-        except RuntimeError:  # shut down
-            self._free.release()
-            raise
-        future.add_done_callback(lambda _: self._free.release())  # also when it is cancelled
-        return future
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"{self.threads} threads decode nothing: give 1 or more, or none for the number of cores")
+        if self.prefetch < 1:
+            raise ValueError(f"prefetch is the number of batches built ahead, 1 or more, got {self.prefetch}")
 
 
 class _Loader:
@@ -86,42 +75,30 @@ class _Loader:
     """
 
     def __init__(
-        self, dataset: Dataset, policy: Policy, data_seed: int, world_size: int, mixing: Mixing | None = None,
-        threads: int | None = None, prefetch: int = 3, bad_images: OnBadImage = "skip", exif_orientation: bool = False,
-        in_memory: bool = False, device: torch.device = CPU, dtype: torch.dtype = torch.float32,
-        layout: Layout = "nchw", patch: int = 16,
-    ):  # fmt: skip
-        if threads is not None and threads < 1:
-            raise ValueError(f"{threads} threads decode nothing: give 1 or more, or none for the number of cores")
-        if prefetch < 1:
-            raise ValueError(f"prefetch is the number of batches built ahead, 1 or more, got {prefetch}")
+        self, dataset: Dataset, policy: Policy, data_seed: int, world_size: int, mixing: Mixing | None, options: Options
+    ):
         self.bad_images: dict[str, str] = {}
         self.labelled = 0
+        self.seconds = Seconds()
         self._steps = range(0)
-        self._threads = threads or default_threads(world_size)
-        self._prefetch = prefetch
-        given = (policy, dtype, layout, patch, self._threads)
+        self._threads, self._prefetch = options.threads or default_threads(world_size), options.prefetch
+        device = options.device
+        given = policy, options.dtype, options.layout, options.patch, self._threads, mixing, self.seconds
         self._augment: CpuAugment | CudaAugment
-        if device.type == "meta":
-            self._augment = HostOnly(*given, mixing)
-        elif device.type == "cuda":
+        if device.type == "cuda":
             # Named here, since other threads have another current device.
             index = torch.cuda.current_device() if device.index is None else device.index
-            self._augment = CudaAugment(*given, torch.device("cuda", index), mixing)
+            self._augment = CudaAugment(*given, torch.device("cuda", index))
         else:
-            self._augment = CpuAugment(*given, mixing)
-        self._builder = BatchBuilder(dataset, policy, data_seed, bad_images, exif_orientation, self._augment, mixing)
-        if in_memory:
+            self._augment = (HostOnly if device.type == "meta" else CpuAugment)(*given)
+        read = options.bad_images, options.exif_orientation
+        self._builder = BatchBuilder(dataset, policy, data_seed, *read, self._augment, mixing, self.seconds)
+        if options.in_memory:
             self._builder.keep_in_memory(self._threads)
 
     def __len__(self) -> int:
         """Batches of one iteration."""
         return len(self._steps)
-
-    @property
-    def seconds(self) -> Seconds:
-        """Where time went so far."""
-        return self._builder.seconds
 
     @property
     def wait_seconds(self) -> float:
@@ -131,19 +108,40 @@ class _Loader:
     def __iter__(self) -> Iterator[Batch]:
         device = self._augment.device
         # A new thread's current device is GPU 0, where pinning memory would open a context for every rank.
-        start = (torch.cuda.set_device, (device,)) if device.type == "cuda" else (None, ())
-        feeder = ThreadPoolExecutor(1, "deit_fast-feed", *start)
+        on_device = (torch.cuda.set_device, (device,)) if device.type == "cuda" else (None, ())
+        feeder = ThreadPoolExecutor(1, "deit_fast-feed", *on_device)
         alone = without_torch_threads, (torch.get_num_threads(),)
         decoders = ThreadPoolExecutor(self._threads, "deit_fast-decode", *alone)
-        assembler = ThreadPoolExecutor(1, "deit_fast-assemble", *start)
-        decoding = _FewWaiting(decoders, self._threads)
+        assembler = ThreadPoolExecutor(1, "deit_fast-assemble", *on_device)
+        # Few tasks wait for the decoders: a batch is augmented by them too, and that must not wait until the next
+        # batches are decoded. Its images would have left the CPU's caches, and after it the threads would be idle.
+        few = threading.Semaphore(2 * self._threads)
         steps = iter(self._steps)
+
+        def decode(task: Callable[..., Any], *arguments: object) -> Future[Any]:
+            """Submit a task when fewer than two a thread are queued or running."""
+            few.acquire()
+            try:
+                future = decoders.submit(task, *arguments)
+            except RuntimeError:  # shut down
+                few.release()
+                raise
+            future.add_done_callback(lambda _: few.release())  # also when it is cancelled
+            return future
+
+        def start(step: int, given_back: torch.cuda.Event | None) -> Started:
+            if given_back is not None:
+                given_back.synchronize()  # in this thread: the consumer goes on
+            return self._builder.start(step, self._rows(step), decode)
+
+        def finish(started: Future[Started]) -> Built:
+            return self._builder.finish(started.result(), decoders)
 
         def submit(count: int) -> Iterator[Future[Built]]:
             """Begin the next steps, each after the device has finished with the batches that the consumer returned."""
             given_back = self._augment.used()
             for step in islice(steps, count):
-                yield assembler.submit(self._finish, feeder.submit(self._start, step, given_back, decoding), decoders)
+                yield assembler.submit(finish, feeder.submit(start, step, given_back))
 
         try:
             ahead = deque(submit(self._prefetch))
@@ -164,14 +162,6 @@ class _Loader:
             # Decoders first: the assembler waits for them, and a cancelled decode ends that wait.
             for executor in (decoders, feeder, assembler):
                 executor.shutdown(cancel_futures=True)
-
-    def _start(self, step: int, given_back: torch.cuda.Event | None, decoding: _FewWaiting) -> Started:
-        if given_back is not None:
-            given_back.synchronize()  # in this thread: the consumer goes on
-        return self._builder.start(step, self._rows(step), decoding.submit)
-
-    def _finish(self, started: Future[Started], decoders: Executor) -> Built:
-        return self._builder.finish(started.result(), decoders)
 
     def _rows(self, step: int) -> Samples:
         raise NotImplementedError
@@ -203,13 +193,13 @@ class TrainLoader(_Loader):
 
     def __init__(
         self, dataset: Dataset, policy: Policy, share: Share, *, total_steps: int, start_step: int = 0,
-        **options: Unpack[Options],
+        **options: Any,
     ):  # fmt: skip
         if not 0 <= start_step <= total_steps:
             raise ValueError(f"start step {start_step} is outside 0 … {total_steps}, the steps of this run")
         assert share.images == len(dataset)
         self.share, self.mixing = share, Mixing.of_share(policy, share)
-        super().__init__(dataset, policy, share.data_seed, share.world_size, self.mixing, **options)
+        super().__init__(dataset, policy, share.data_seed, share.world_size, self.mixing, Options(**options))
         self._steps = range(start_step, total_steps)
 
     def seek(self, epoch: int, step: int = 0) -> None:
@@ -248,14 +238,14 @@ class EvalLoader(_Loader):
 
     def __init__(
         self, dataset: Dataset, policy: Policy, *, batch_size: int, rank: int = 0, world_size: int = 1,
-        **options: Unpack[Options],
+        **options: Any,
     ):  # fmt: skip
         if batch_size < 1:
             raise ValueError(f"batch size {batch_size} holds no image: type --batch-size 1 or more")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} is outside 0 … {world_size - 1}, the ranks of {world_size} processes")
         # An evaluation policy draws nothing, so its seed does not matter; nothing is mixed, whatever the policy.
-        super().__init__(dataset, policy, 0, world_size, **options)
+        super().__init__(dataset, policy, 0, world_size, None, Options(**options))
         self._samples = range(rank, len(dataset), world_size)
         self._batch_size, self._world_size = batch_size, world_size
         self._steps = range(math.ceil(len(self._samples) / batch_size))

@@ -74,13 +74,14 @@ class Mixing:
         table["partner"] = np.where(table["mode"] > 0, self.rows - 1 - row, row)
         return plan._replace(partner_row=torch.from_numpy(table["partner"].astype(np.int64)))
 
-    def parts(self, threads: int) -> list[NDArray[np.int64]]:
-        """Rows for each of up to `threads` threads, ascending; a row and its partner are in the same part."""
-        if self.mirrored:
-            halves = np.array_split(np.arange(self.rows // 2), threads)
-            return [np.concatenate([half, self.rows - 1 - half[::-1]]) for half in halves if len(half)]
-        groups = np.array_split(np.arange(self.rows).reshape(-1, self.group), threads)
-        return [rows.reshape(-1) for rows in groups if len(rows)]
+
+def parts_of(count: int, mixing: Mixing | None, threads: int) -> list[NDArray[np.int64]]:
+    """`count` rows divided among up to `threads` threads, ascending; a row and its partner are in the same part."""
+    if mixing is not None and mixing.mirrored:
+        halves = np.array_split(np.arange(count // 2), threads)
+        return [np.concatenate([half, count - 1 - half[::-1]]) for half in halves if len(half)]
+    groups = np.array_split(np.arange(count).reshape(-1, 1 if mixing is None else mixing.group), threads)
+    return [rows.reshape(-1) for rows in groups if len(rows)]
 
 
 def part_of(plan: MixPlan, rows: NDArray[np.int64]) -> MixPlan:

@@ -20,7 +20,7 @@ from deit_kernels.augment import Policy
 from ..config import DataConfig, OptimConfig, Preprocessing
 from ..model import Normalisation
 from ..ranks.group import Ranks
-from .loader import EvalLoader, Options, TrainLoader
+from .loader import EvalLoader, TrainLoader
 from .mixing import Mixing
 from .order import Share
 from .sources.dataset import Dataset
@@ -66,7 +66,7 @@ class TrainingData:
         """
         config = self.config
         policy, preprocessing = config.training_policy(normalisation), config.preprocessing(normalisation)
-        options: Options = {
+        options: dict[str, Any] = {
             "threads": config.threads or ranks.cores, "bad_images": config.bad_images, "in_memory": config.in_memory,
             "exif_orientation": preprocessing.exif_orientation, "device": ranks.device,
         }  # fmt: skip
@@ -83,14 +83,14 @@ class Loaders:
     policy: Policy  # of training images
     preprocessing: Preprocessing  # of validation images
     mixing: Mixing | None  # of training batches
-    options: Options
+    options: dict[str, Any]  # of `loader.Options`
 
     def training(self, steps: range, **options: Any) -> TrainLoader:
         """Batches of these steps; `options` replace those of the configuration."""
         data = self.data
         return TrainLoader(
             data.train_set, self.policy, data.share, start_step=steps.start, total_steps=steps.stop,
-            **self.options | options,
+            **(self.options | options),
         )  # fmt: skip
 
     def validation(self) -> EvalLoader:

@@ -16,7 +16,8 @@ def cores_beside(device: torch.device, pci: Path = _PCI) -> tuple[set[int], str]
     """(cores of the GPU's NUMA node, its name), or (no cores, why the node is not known)."""
     properties = torch.cuda.get_device_properties(device)
     try:
-        address = f"{properties.pci_domain_id:04x}:{properties.pci_bus_id:02x}:{properties.pci_device_id:02x}.0"
+        domain, bus, slot = (getattr(properties, f"pci_{part}_id") for part in ("domain", "bus", "device"))
+        address = f"{domain:04x}:{bus:02x}:{slot:02x}.0"
         node = int((pci / address / "numa_node").read_text())
         cores = parse_cores((pci / address / "local_cpulist").read_text())
     except (AttributeError, OSError, ValueError) as error:

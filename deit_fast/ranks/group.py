@@ -109,20 +109,18 @@ class Ranks:
         if self.world_size == 1:
             return body()
         outcome: list[Any] = [None, None]  # result, and the error to raise instead
+        defect: Exception | None = None
         if self.main:
             try:
                 outcome[0] = body()
             except (ValueError, OSError) as error:
                 outcome[1] = ValueError(sentence(error))
             except Exception as error:  # sent before it is raised, or the others would wait for rank 0
-                failure = RuntimeError(f"rank 0 has ended by {type(error).__name__}: {error}")
-                dist.broadcast_object_list([None, failure], src=0)
-                raise
+                outcome[1], defect = RuntimeError(f"rank 0 has ended by {type(error).__name__}: {error}"), error
         dist.broadcast_object_list(outcome, src=0)
-        result, error = outcome
-        if error is not None:
-            raise error
-        return result
+        if failure := defect or outcome[1]:
+            raise failure
+        return outcome[0]
 
     def main_first(self, body: Callable[[], T]) -> T:
         """Run `body` on rank 0, then on the others: it may download, or fill a cache.
@@ -153,21 +151,6 @@ class Ranks:
 def has_bf16(device: torch.device) -> bool:
     """Whether this is a GPU with bfloat16 arithmetic: what --teacher-precision auto asks."""
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-def why_bf16(device: torch.device) -> str | None:
-    """Why --precision auto takes bfloat16 there; None where it does not.
-
-    The device is asked, nothing is timed: a run's bits may not depend on the machine's load. AVX-512 BF16 without AMX
-    tiles gains too little for its rounding (`bench_train` has both precisions).
-    """
-    if has_bf16(device):
-        return "this GPU has it"
-    return "this processor has AMX tiles" if device.type == "cpu" and _has_amx() else None
-
-
-def _has_amx() -> bool:
-    return bool(getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16"))  # older torch cannot be asked: float32
 
 
 def compiles(choice: str, device: torch.device) -> bool:

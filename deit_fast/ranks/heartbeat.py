@@ -43,20 +43,20 @@ STAGES = ("set-up", "data", "step", "evaluation", "checkpoint")  # in a step's o
 class RankLost(Ending, RuntimeError):
     """Another rank has ended, so this one cannot go on."""
 
-    def __init__(self, sign: Sign, rank: int) -> None:
+    def __init__(self, status: Status, rank: int) -> None:
         super().__init__(
-            f"{sign} is gone; it was last seen in the stage {sign.stage} of step {sign.step}. The same command "
+            f"{status} is gone; it was last seen in the stage {status.stage} of step {status.step}. The same command "
             f"continues from the last checkpoint"
         )
-        self.code = LOST if sign.code is None else sign.code  # of the other's own error, which it has printed
-        self.speaks = self.code == LOST and rank == (0 if sign.rank else 1)  # on the first rank that is left
+        self.code = LOST if status.code is None else status.code  # of the other's own error, which it has printed
+        self.speaks = self.code == LOST and rank == (0 if status.rank else 1)  # on the first rank that is left
 
     def said_by(self, _rank: int) -> bool:
         return self.speaks and LAUNCHED not in os.environ  # the launcher names whom it has started
 
 
 @dataclass
-class Sign:
+class Status:
     """The content of a status file."""
 
     rank: int
@@ -91,20 +91,20 @@ def path(folder: Path, rank: int) -> Path:
     return folder / f"rank_{rank}.alive"
 
 
-def read(folder: Path, world_size: int) -> list[Sign]:
-    """The newest sign of each rank; missing and unreadable files are left out."""
-    signs = []
+def read(folder: Path, world_size: int) -> list[Status]:
+    """The newest status of each rank; missing and unreadable files are left out."""
+    statuses = []
     for rank in range(world_size):
         with suppress(OSError, ValueError, TypeError):
-            signs.append(Sign(**json.loads(path(folder, rank).read_text())))
-    return signs
+            statuses.append(Status(**json.loads(path(folder, rank).read_text())))
+    return statuses
 
 
 class Heartbeat:
     """Writes this rank's status file and its log."""
 
     def __init__(self, rank: int, world_size: int) -> None:
-        self._sign = Sign(rank, socket.gethostname(), os.getpid(), since=time.time())
+        self._status = Status(rank, socket.gethostname(), os.getpid(), since=time.time())
         self._world_size, self._log = world_size, RankLog(rank)
         self._folder: Path | None = None
         self._ended = threading.Event()
@@ -120,7 +120,7 @@ class Heartbeat:
             if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
                 if (lost := self._culprit()) is not None:
                     self._end(None)
-                    raise RankLost(lost, self._sign.rank) from error
+                    raise RankLost(lost, self._status.rank) from error
             self._end((exit_code(error) or 1) if isinstance(error, Exception) else None)
         finally:
             self._log.__exit__(kind, error, trace)
@@ -136,10 +136,10 @@ class Heartbeat:
 
     def at(self, stage: str, step: int | None = None) -> None:
         """Two assignments: cheap enough for every step."""
-        sign = self._sign
-        sign.stage, sign.since = stage, time.time()
+        status = self._status
+        status.stage, status.since = stage, time.time()
         if step is not None:
-            sign.step = step
+            status.step = step
 
     def watch(self, batches: Iterable[Any]) -> Iterator[Any]:
         """The batches; this rank is in the stage "step" until the next one is asked for, then in the stage "data"."""
@@ -150,14 +150,14 @@ class Heartbeat:
             del batch  # its memory is the loader's again
             self.at("data", done)
 
-    def _culprit(self, patience: float = 5.0) -> Sign | None:
+    def _culprit(self, patience: float = 5.0) -> Status | None:
         """The rank whose end made a collective fail: it ended by an error, or is gone. None if there is none."""
         deadline = time.monotonic() + patience  # a killed process lives on for a moment
         while self._folder is not None and self._world_size > 1:
-            others = [sign for sign in read(self._folder, self._world_size) if sign.rank != self._sign.rank]
-            failed = [sign for sign in others if sign.code is not None] or [sign for sign in others if sign.gone]
+            others = [other for other in read(self._folder, self._world_size) if other.rank != self._status.rank]
+            failed = [other for other in others if other.code is not None] or [other for other in others if other.gone]
             if failed or time.monotonic() > deadline:
-                return min(failed, key=lambda sign: sign.written, default=None)
+                return min(failed, key=lambda other: other.written, default=None)
             time.sleep(0.1)
         return None
 
@@ -166,31 +166,31 @@ class Heartbeat:
             self._ended.set()
             if self._thread.ident is not None:  # a signal may come before it has started
                 self._thread.join()
-            self._sign.code = code
+            self._status.code = code
             self._write()
 
     def _write(self) -> None:
         assert self._folder is not None
-        self._sign.written = time.time()
-        target = path(self._folder, self._sign.rank)
+        self._status.written = time.time()
+        target = path(self._folder, self._status.rank)
         with suppress(OSError):  # a full disk, or a folder that another command's --fresh removed: the run goes on
-            write_file(target, lambda part: part.write_text(json.dumps(asdict(self._sign))), durable=False)
+            write_file(target, lambda part: part.write_text(json.dumps(asdict(self._status))), durable=False)
 
     def _beat(self) -> None:
         parent, said = os.getppid(), None
-        while not self._ended.wait(SECONDS):
+        while (folder := self._folder) is not None and not self._ended.wait(SECONDS):
             self._write()
             if os.getppid() != parent and "TORCHELASTIC_RUN_ID" in os.environ:
                 logger.error("the launcher of this process is gone, so it ends too")
                 os._exit(1)
-            if self._sign.rank == 0:
+            if self._status.rank == 0:
                 # A single rank reads no file: its disk may be what hangs.
-                signs = read(self._folder, self._world_size) if self._world_size > 1 else [self._sign]
-                slow = waited_for(signs, time.time(), WAITED_FOR)
+                statuses = read(folder, self._world_size) if self._world_size > 1 else [self._status]
+                slow = waited_for(statuses, time.time(), WAITED_FOR)
                 if slow and slow[0].progress != said:
                     said = slow[0].progress
-                    logger.warning(sentence(slow, time.time(), self._world_size))
-                    if self._sign in slow:
+                    logger.warning(warning(slow, time.time(), self._world_size))
+                    if self._status in slow:
                         logger.info("where its threads are:\n%s", threads())
 
 
@@ -201,18 +201,18 @@ def threads() -> str:
     return "\n".join(f"{names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}" for ident, frame in frames)
 
 
-def waited_for(signs: Sequence[Sign], now: float, limit: float = WAITED_FOR) -> list[Sign]:
+def waited_for(statuses: Sequence[Status], now: float, limit: float = WAITED_FOR) -> list[Status]:
     """The ranks furthest behind, once they have been in one stage for more than `limit` seconds.
 
     If all ranks are in the same stage, the limit is ten times as long: all may be compiling or evaluating.
     """
-    behind = min((sign.progress for sign in signs), default=None)
-    last = [sign for sign in signs if sign.progress == behind]
-    patience = 10 * limit if len(last) == len(signs) else limit
-    return [sign for sign in last if now - sign.since > patience]
+    behind = min((status.progress for status in statuses), default=None)
+    last = [status for status in statuses if status.progress == behind]
+    patience = 10 * limit if len(last) == len(statuses) else limit
+    return [status for status in last if now - status.since > patience]
 
 
-def sentence(slow: list[Sign], now: float, world_size: int) -> str:
+def warning(slow: list[Status], now: float, world_size: int) -> str:
     """Rank 0's warning about the ranks that the others wait for."""
     first = slow[0]
     seconds = f"for {now - first.since:.0f} s"

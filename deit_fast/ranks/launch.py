@@ -74,9 +74,9 @@ def _exit_code(codes: dict[int, int], logs: Path, processes: int) -> int:
     if not killed:
         own = [code for code in codes.values() if code > 0 and code not in (LOST, PREEMPTED)]
         return next(iter(own), PREEMPTED if PREEMPTED in codes.values() else LOST)
-    signs = {sign.rank: sign for sign in heartbeat.read(logs, processes)}
+    last = {status.rank: status for status in heartbeat.read(logs, processes)}
     for rank, number in killed.items():
-        doing = f"in the stage {signs[rank].stage} of step {signs[rank].step}" if rank in signs else "while setting up"
+        doing = f"in the stage {last[rank].stage} of step {last[rank].step}" if rank in last else "while setting up"
         hint = ": out of memory?" if number == signal.SIGKILL else ""
         print(
             f"error: rank {rank} was killed by {signal.Signals(number).name} {doing}{hint}; the same command continues "

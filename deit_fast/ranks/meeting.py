@@ -88,8 +88,8 @@ def find_problem(everyone: Sequence[Introduction]) -> str | None:
             return f"{who} has {unlike}: type the same command on all machines"
     shared = [gpu for gpu, count in Counter(other.gpu_id for other in everyone if other.gpu_id).items() if count > 1]
     if shared:
-        who = [f"{rank} on {other.host}" for rank, other in enumerate(everyone) if other.gpu_id == shared[0]]
-        return f"ranks {' and '.join(who)} have the same GPU: start one process for each GPU, no more"
+        owners = [f"{rank} on {other.host}" for rank, other in enumerate(everyone) if other.gpu_id == shared[0]]
+        return f"ranks {' and '.join(owners)} have the same GPU: start one process for each GPU, no more"
     return None
 
 

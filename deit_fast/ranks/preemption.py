@@ -10,7 +10,9 @@
                     raise Preempted(signal, done)
 
 SIGTERM (schedulers, torchrun), SIGUSR1 (`sbatch --signal=USR1@120`) and SIGINT (Ctrl-C) only set a flag. A second
-Ctrl-C kills the process at once; checkpoints are whole or absent even then.
+Ctrl-C kills the process at once; checkpoints are whole or absent even then. Python calls a signal's handler only when
+the main thread returns from a library, where the backward pass of a large batch takes half a minute: so a thread
+answers Ctrl-C.
 
 Several ranks have to save the same step. About every `AGREE_EVERY` seconds they all-reduce two numbers in host memory:
 the signal, and the seconds of a step. The next time is some steps later; their number follows from the slowest rank's
@@ -38,11 +40,11 @@ from .heartbeat import RankLost
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 AGREE_EVERY = 2.0  # seconds: schedulers kill about 30 s after the signal
-NOTHING_LOST = "nothing was trained since the last checkpoint"
+NOTHING_LOST = "nothing was trained since the command began"
 _SHOW_CURSOR = "\x1b[?25h"  # a progress bar hides it, and after a second Ctrl-C nothing would show it again
 
 
-class Preempted(SystemExit, command.Ending):
+class Preempted(SystemExit, command.Ending):  # type: ignore[misc]  # `code` is an int here
     """A signal ended the run; `code` is the exit code, so a program that does not catch it ends with that."""
 
     prefix = ""
@@ -68,11 +70,18 @@ class Preemption:
     def __enter__(self) -> Preemption:
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+            numbers, self._told = os.pipe()
+            os.set_blocking(self._told, False)
+            self._told_before = signal.set_wakeup_fd(self._told)
+            threading.Thread(target=self._answer, args=(numbers,), name="deit_fast-signals", daemon=True).start()
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._before:
+            signal.set_wakeup_fd(self._told_before)
+            os.close(self._told)
         # The other rank was still setting up, so the signal ended it at once.
         if self._number and isinstance(error, RankLost):
             raise Preempted(self._number) from error
@@ -83,9 +92,21 @@ class Preemption:
         self._number = number
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-            if self._ranks.main:
-                cursor = _SHOW_CURSOR if sys.stderr.isatty() else ""
-                os.write(2, f"{cursor}stopping after a checkpoint; Ctrl-C again stops at once\n".encode())
+
+    def _answer(self, numbers: int) -> None:
+        """Answer every Ctrl-C, whose number comes out of a pipe, until that is closed."""
+        cursor = _SHOW_CURSOR if sys.stderr.isatty() else ""
+        answered = False
+        while number := os.read(numbers, 1):
+            if number[0] == signal.SIGINT and answered:
+                os.write(2, cursor.encode())
+                os._exit(command.INTERRUPTED)
+            if number[0] == signal.SIGINT:
+                answered = True
+                after = " after a checkpoint" if self._ranks is not None else ""
+                if os.environ.get("RANK", "0") == "0":
+                    os.write(2, f"{cursor}stopping{after}; Ctrl-C again stops at once\n".encode())
+        os.close(numbers)
 
     @contextmanager
     def training(self, ranks: Ranks, step: int) -> Iterator[None]:

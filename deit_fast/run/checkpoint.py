@@ -24,12 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..config import Config
-from ..files import check_readable, read_json, sha256_of, write_file, write_folder, write_json
+from ..files import read_json, reading_tensors, sha256_of, write_file, write_folder, write_json
 from . import provenance
 
 logger = logging.getLogger(__name__)
@@ -231,13 +230,8 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        check_readable(path)
+    with reading_tensors(path, f"remove {path.parent} to go back to the one before"):
         return load_file(path)
-    except PermissionError:
-        raise
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} is not whole ({error}): remove {path.parent} to go back to the one before") from error
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ..config import DataConfig
 from ..files import shown
 from ..names import HEADS
 from ..picture import picture
+from ..progress import progress
 
 _NAMED = 10  # images
 _SECONDS = 10.0  # between two lines of a console that is no terminal
@@ -31,11 +31,6 @@ class Reporter:
 
     def __init__(self, enabled: bool) -> None:
         self.console = Console(quiet=not enabled, soft_wrap=True, highlight=False)
-        self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-            TextColumn("{task.fields[text]} · eta"), TimeRemainingColumn(),
-            console=self.console, disable=not (enabled and self.console.is_terminal), transient=True,
-        )  # fmt: skip
         self._printed = time.monotonic()
 
     def decide(self, what: str, value: object, reason: str = "") -> None:
@@ -51,20 +46,15 @@ class Reporter:
         """A line of metrics.jsonl in words: in the log, and every 10 s on a console without a progress bar."""
         text = step_line(row, total)
         logger.info(text)
-        if self._bar.disable and time.monotonic() - self._printed > _SECONDS:
+        if not self.console.is_terminal and time.monotonic() - self._printed > _SECONDS:
             self._printed = time.monotonic()
             self.console.print(text, markup=False)
 
     @contextmanager
     def progress(self, description: str, step: int, total: int) -> Iterator[Callable[[int, dict[str, Any]], None]]:
         """A bar while the body runs; it gets a function of (steps done, newest line of metrics.jsonl or {})."""
-        task = self._bar.add_task(description, total=total, completed=step, text="first steps")
-
-        def advance(step: int, row: dict[str, Any]) -> None:
-            self._bar.update(task, completed=step, **({"text": numbers_line(row)} if row else {}))
-
-        with self._bar:  # shows the cursor again, also when the body raises
-            yield advance
+        with progress(description, total, done=step, text="first steps", console=self.console) as update:
+            yield lambda step, row: update(completed=step, **({"text": numbers_line(row)} if row else {}))
 
 
 def step_line(row: dict[str, Any], total: int) -> str:

@@ -39,7 +39,8 @@ class Snapshots:
         self, run: Path, keep: int, device: torch.device, saved: int | None, before: Callable[[], None] = lambda: None
     ) -> None:
         self._run, self._keep, self._before = run, keep, before
-        self._copier = HostCopies(device)
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._memory: dict[tuple[str, str], Tensor] = {}  # by file and name
         self._thread = ThreadPoolExecutor(1, "deit_fast-checkpoint")
         self._writing: Future[None] | None = None
         found = checkpoint.best(run)
@@ -86,7 +87,7 @@ class Snapshots:
 
     def _submit(self, what: str, tensors: checkpoint.Tensors, write: Callable[[checkpoint.Tensors], None]) -> None:
         self.wait()
-        copies, copied = self._copier(tensors)
+        copies, copied = self._copy(tensors)
 
         def body() -> None:
             if copied is not None:
@@ -100,29 +101,23 @@ class Snapshots:
 
         self._writing = self._thread.submit(body)
 
-
-class HostCopies:
-    """Copies tensors to host memory, the same at every call."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._memory: dict[tuple[str, str], Tensor] = {}
-
-    def __call__(self, tensors: checkpoint.Tensors) -> tuple[checkpoint.Tensors, torch.cuda.Event | None]:
-        """(copies, event): the copies are complete after the event, or now if it is None."""
+    def _copy(self, tensors: checkpoint.Tensors) -> tuple[checkpoint.Tensors, torch.cuda.Event | None]:
+        """(copies in host memory, the same at every call; event): complete after the event, or now if it is None."""
         flat = {(file, name): value.detach() for file, values in tensors.items() for name, value in values.items()}
-        pinned = self._stream is not None
         for key, value in flat.items():
             if key not in self._memory:  # a tensor never changes its shape
+                pinned = self._stream is not None
                 self._memory[key] = torch.empty(value.shape, dtype=value.dtype, device="cpu", pin_memory=pinned)
-            if not pinned:
+        copied = None
+        if self._stream is None:
+            for key, value in flat.items():
                 self._memory[key].copy_(value)
-        copied = self._from_device(self._stream, flat) if pinned else None
+        else:
+            copied = self._copy_beside(self._stream, flat)
         return {file: {name: self._memory[file, name] for name in values} for file, values in tensors.items()}, copied
 
-    def _from_device(self, stream: torch.cuda.Stream, flat: Mapping[tuple[str, str], Tensor]) -> torch.cuda.Event:
-        current = torch.cuda.current_stream(self._device)
+    def _copy_beside(self, stream: torch.cuda.Stream, flat: Mapping[tuple[str, str], Tensor]) -> torch.cuda.Event:
+        current = torch.cuda.current_stream(stream.device)
         try:
             sources, enough = {key: value.clone() for key, value in flat.items()}, True
         except torch.OutOfMemoryError:

@@ -67,6 +67,7 @@ def _fill(config: Config, ranks: Ranks, reporter: Reporter) -> int:
                 f"{recipe.recipe} --data {config.data.data} --out {spec} first"
             )
     labels = teacher_labels(config.distill, spec, loaders, ranks, reporter)
+    assert labels.cache is not None  # `fill` refuses a configuration without one
     steps = data.total_steps
     missing = labels.cache.missing(range(steps), data.share.positions)
     with reporter.progress("labels", steps - len(missing), steps) as advance, labels:

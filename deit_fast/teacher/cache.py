@@ -113,9 +113,9 @@ class LabelCache:
             )
         for piece in _pieces(folder) if repair else ():
             try:
-                _load(piece.path)
+                _load(piece.path, "it is removed, and its labels are computed again")
             except ValueError as error:
-                say(f"{error}: it is removed, and its labels are computed again")
+                say(str(error))
                 piece.path.unlink()
         return cls(folder, rows, say)
 
@@ -135,14 +135,15 @@ class LabelCache:
 
     def lookup(self, step: int, positions: NDArray[np.int64]) -> Labels | None:
         """The labels at `positions` (n,) of a step's global batch; None when one of them is not on disk."""
-        found, left = [], np.ones(len(positions), bool)
+        found: list[tuple[NDArray, NDArray, NDArray | None]] = []
+        left = np.ones(len(positions), bool)
         for piece in tuple(self._pieces.get(step // PIECE_STEPS, ())):  # a copy: `_content` removes a damaged piece
             if step not in piece.steps or (content := self._content(piece)) is None:
                 continue
             places = _places(positions, piece.rows)
             here = places >= 0
             row = (step - piece.steps.start, places[here])
-            found.append((here, *(None if part is None else part[row] for part in content)))
+            found.append((here, content.classes[row], None if content.probs is None else content.probs[row]))
             left &= ~here
             if not left.any():
                 return _merged(len(positions), found)
@@ -155,9 +156,9 @@ class LabelCache:
         if any(other // PIECE_STEPS != step // PIECE_STEPS for other in self._pending):
             self.flush()
         classes, probs = (labels, None) if isinstance(labels, Tensor) else (labels.indices, labels.probs)
-        parts = [None if part is None else _to_host(part) for part in (classes, probs)]
+        copies = _to_host(classes), None if probs is None else _to_host(probs)
         event = torch.cuda.current_stream().record_event() if classes.device.type == "cuda" else None
-        self._pending.setdefault(step, []).append((positions, *parts, event))
+        self._pending.setdefault(step, []).append((positions, *copies, event))
 
     def flush(self) -> None:
         """Write every pending step of which all rows of this process have arrived."""
@@ -170,7 +171,8 @@ class LabelCache:
         ]
         for steps in runs(sorted(whole), PIECE_STEPS):
             rows = [_merged(len(self._rows), self._arrived(step)) for step in steps]
-            stacked = Labels(*(None if parts[0] is None else np.stack(parts) for parts in zip(*rows, strict=True)))
+            probs = [row.probs for row in rows if row.probs is not None]
+            stacked = Labels(np.stack([row.classes for row in rows]), np.stack(probs) if probs else None)
             try:
                 piece = _write(self.folder, steps, self._rows, stacked)
             except (OSError, SafetensorError) as error:
@@ -229,9 +231,9 @@ class LabelCache:
             if any(other.chunk != piece.chunk for other in self._read):
                 self._read.clear()
             try:
-                self._read[piece] = _load(piece.path)
+                self._read[piece] = _load(piece.path, "its labels are computed again")
             except ValueError as error:
-                self._say(f"{error}: its labels are computed again")
+                self._say(str(error))
                 self._pieces[piece.chunk].remove(piece)
                 return None
         return self._read[piece]
@@ -248,6 +250,7 @@ def _merged(rows: int, parts: Iterable[tuple[NDArray, NDArray, NDArray | None]])
         classes[where] = some_classes
         if probs is not None:
             probs[where] = some_probs
+    assert classes is not None  # a step has rows
     return Labels(classes, probs)
 
 
@@ -286,20 +289,13 @@ def _write(folder: Path, steps: range, rows: range, labels: Labels) -> Piece:
     return Piece(path, steps, rows)
 
 
-def _load(path: Path) -> Labels:
-    """Raises ValueError: the file is cut off or damaged. PermissionError: it may be whole."""
-    try:
-        files.check_readable(path)
-        with safe_open(path, "numpy") as file:
-            names = set(file.keys())
-            labels = Labels(file.get_tensor("classes"), file.get_tensor("probs") if "probs" in names else None)
-            checksum = (file.metadata() or {}).get("checksum")
-    except PermissionError:
-        raise
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} is cut off or damaged ({error})") from error
+def _load(path: Path, then: str) -> Labels:
+    """Raises ValueError, which ends in `then`: the file is cut off or damaged. PermissionError: it may be whole."""
+    with files.reading_tensors(path, then), safe_open(path, "numpy") as file:
+        labels = Labels(file.get_tensor("classes"), file.get_tensor("probs") if "probs" in file.keys() else None)
+        checksum = (file.metadata() or {}).get("checksum")
     if checksum != str(_checksum(labels)):
-        raise ValueError(f"{path} is damaged (its checksum is wrong)")
+        raise ValueError(f"{path} is damaged (its checksum is wrong): {then}")
     return labels
 
 

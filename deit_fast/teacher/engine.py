@@ -21,7 +21,7 @@ import torch
 from timm.layers import BatchNormAct2d
 from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -86,7 +86,7 @@ class TeacherEngine:
                 raise
             return self._faster_layout(images[: len(images) // 2])  # as the step will halve what it takes at once
         measured = ", ".join(f"{name} {value:.2f} ms" for name, value in milliseconds.items())
-        return min(milliseconds, key=milliseconds.get), f"measured on {len(images)} images: {measured}"
+        return min(milliseconds, key=lambda name: milliseconds[name]), f"measured on {len(images)} images: {measured}"
 
     @torch.inference_mode()
     def _milliseconds(self, images: Tensor, form: torch.memory_format) -> float:
@@ -163,25 +163,21 @@ def _trace(model: nn.Module, images: Tensor) -> tuple[list[tuple[str, str]], str
 
 def _fold_norm(model: nn.Module, convolution_name: str, norm_name: str) -> None:
     convolution, norm = model.get_submodule(convolution_name), model.get_submodule(norm_name)
-    values = (convolution.weight, convolution.bias, norm.running_mean, norm.running_var)
-    values = [None if value is None else value.double() for value in values]
-    scale = torch.ones_like(values[2]) if norm.weight is None else norm.weight.double()
-    shift = torch.zeros_like(values[2]) if norm.bias is None else norm.bias.double()
-    weight, bias = fuse_conv_bn_weights(*values, norm.eps, scale, shift)
-    convolution.weight, convolution.bias = _parameter(weight), _parameter(bias)
+    assert isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
     after = nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
-    parent, _, attribute = norm_name.rpartition(".")
-    setattr(model.get_submodule(parent), attribute, after)
+    model.set_submodule(convolution_name, fuse_conv_bn_eval(convolution.double(), norm.double()).float())
+    model.set_submodule(norm_name, after)
 
 
 def _fold_normalisation(teacher: Frozen, first: str | None) -> str:
     """Fold the change of normalisation into the convolution `first` if that is exact; returns what was done."""
+    assert teacher.scale is not None and teacher.shift is not None
     scale, shift = teacher.scale.double().view(1, 3, 1, 1), teacher.shift.double().view(1, 3, 1, 1)
     if not shift.any() and (scale == 1).all():
         teacher.scale = teacher.shift = None
         return "the student's normalisation"
     convolution = None if first is None else teacher.model.get_submodule(first)
-    if convolution is None or convolution.groups != 1 or convolution.padding_mode != "zeros":
+    if not isinstance(convolution, nn.Conv2d) or convolution.groups != 1 or convolution.padding_mode != "zeros":
         return "its own normalisation before it"
     padded = type(convolution) is not nn.Conv2d or convolution.padding not in (0, (0, 0), "valid")
     if shift.any() and padded:  # a border of zeros is not shifted with the image

@@ -11,7 +11,6 @@ If the cache lacks the labels of a step, the teacher computes them and the cache
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,10 +29,9 @@ from ..data import Batch, Dataset
 from ..data.memory import to_device
 from ..data.training import Loaders, TrainingData
 from ..ranks.group import Ranks, compiles, has_bf16
-from ..run import checkpoint
 from ..run.report import Reporter
 from ..weights.build import Frozen
-from ..weights.exported import weights_file
+from ..weights.trained import resolve
 from .cache import LabelCache, Labels
 from .engine import TeacherEngine
 from .load import load_teacher, own_view
@@ -64,6 +62,7 @@ class TeacherLabels:
             ValueError: the cache was complete at the start and no longer is.
         """
         if self.cache is None:
+            assert self.engine is not None
             return self.engine(batch.images)
         positions = batch.positions.numpy()
         known = self.cache.lookup(batch.step, positions)
@@ -97,6 +96,7 @@ class TeacherLabels:
         `evaluate` is called on every rank or on none; `evaluation` says what it scores on, in JSON values.
         """
         if self.engine is None:
+            assert self.cache is not None
             return self.cache.scores(evaluation)
         scores = evaluate(self.engine.module)
         if self.cache is not None and main:
@@ -173,7 +173,7 @@ def cache_settings(
     """Everything that a cached label depends on, JSON values."""
     train_set = data.train_set
     probes = (_read(train_set, index) for index in np.linspace(0, len(train_set) - 1, _PROBES).astype(int).tolist())
-    settings = {
+    settings: dict[str, Any] = {
         "labels": "hard" if config.distill == "hard" else f"top {config.teacher_top_k} at tau {config.tau:g}",
         "teacher": _identity(config.teacher_model, spec),
         "teacher_precision": str(dtype).removeprefix("torch."),
@@ -194,20 +194,10 @@ def cache_settings(
 
 def _identity(architecture: str, spec: str) -> str:
     """The teacher's name and a digest of its files, without loading it."""
-    path = Path(spec.removeprefix("local-dir:")).expanduser()
-    if path.is_dir() and (newest := checkpoint.newest(path)) is not None:
-        files = [newest / name for name in ("model.safetensors", "ema.safetensors") if (newest / name).exists()]
-        return f"a run, {_digest_of(file.read_bytes() for file in files)}"
-    if path.is_dir():
-        return f"an exported folder, {_digest_of([weights_file(path).read_bytes()])}"
-    if path.is_file():
-        return f"{architecture}, {_digest_of([path.read_bytes()])}"
-    module, colon, _ = spec.partition(":")
-    if colon and not spec.startswith(("hf_hub:", "hf-hub:")):
-        found = importlib.util.find_spec(module)
-        if found is not None and found.origin is not None:
-            return f"{spec}, {_digest_of([Path(found.origin).read_bytes()])}"
-    return spec
+    named = resolve(spec, "--teacher")
+    words = {"run": "a run", "exported": "an exported folder", "checkpoint": architecture, "file": architecture}
+    what, found = words.get(named.kind, spec), named.files()
+    return f"{what}, {_digest_of(file.read_bytes() for file in found)}" if found else what
 
 
 def _read(dataset: Dataset, index: int) -> bytes | NDArray[np.uint8]:

@@ -22,13 +22,13 @@ from typing import Annotated, Any
 import torch
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from tyro.conf import Positional, arg
 
 from .. import command, files
 from ..data.sources.folder import SUFFIXES, by_suffix, is_image
 from ..files import check_writable
+from ..progress import track
 from ..weights.prediction import Prediction, Trained
 from ..weights.trained import load
 from .attention_maps import MOST_IMAGES, draw_attention, require_deit
@@ -70,13 +70,7 @@ def image_paths(given: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 def answers(trained: Trained, paths: list[str], top: int, batch_size: int) -> Iterator[Any]:
     """`Trained.predict` behind a progress bar on standard error when there are many images and someone looks."""
     rows = trained.predict(paths, top, batch_size)
-    if len(paths) <= batch_size:
-        yield from rows
-        return
-    columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TextColumn("images"), TimeRemainingColumn())
-    # Standard output stays what it is: the JSON that goes there may be on its way into a file.
-    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as bar:
-        yield from bar.track(rows, total=len(paths))
+    return rows if len(paths) <= batch_size else track(rows, "predicting", len(paths))
 
 
 def table(rows: list[Prediction]) -> Table:

@@ -1,33 +1,35 @@
-"""`--dry-run`: set everything up, take a few steps, print what the run would need; write nothing.
+"""How fast a training will be, `--dry-run`, and at its end how fast it could have been, for the report.
 
     python -m deit_fast.train --data /imagenet --dry-run
 
-Steps are timed on one batch, then loading without steps, then both together: the slower of the first two is the limit;
-if both together are slower still, they compete for the same cores. All ranks measure at the same time.
+Both take steps of the training's own code, and the same ones again with a part that is free: batches that are there at
+once, labels that are known. The dry run also loads without steps: the slower of step and data is the limit; if both
+together are slower still, they compete for the same cores. Neither writes a file.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice, repeat
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..data import Batch
-from ..ranks.group import Ranks
 from ..run.report import Reporter
-from .meter import memory_used
+from .meter import Meter, measured_speed, memory_used
 from .prepare import Prepared
-from .step import TrainingStep
 
-_SECONDS = 4.0  # of each measurement, unless its fewest steps take longer
-_FEWEST, _MOST = 2, 200  # steps of a measurement
+_SECONDS = 10.0  # of each of the dry run's measurements, unless its fewest steps take longer
+_FEWEST, _MOST = 2, 20  # steps of a measurement
+_AHEAD = 4  # batches that were loaded before the measurement began, or nearly so
 _LOGS = 1 << 20  # bytes of logs and curves, about
+SHARE, MOST_SECONDS = 0.02, 60.0  # of the training's time that `headroom` may take
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,9 @@ class Plan:
             return f"{self.cores} cores, which data and step share", "start fewer other programs, or use a GPU"
         if self.data_alone < self.step_alone:
             if self.read_share > 0.5:
-                return "reading files", "copy the data to a local disk, or pack it: python -m deit_fast.data pack"
+                return "reading files", "copy the data to a local disk, or pack it: deit-fast data pack"
             if self.decode_share > 0.5:
-                advice = "pack them smaller (python -m deit_fast.data pack), or --in-memory where they fit"
+                advice = "pack them smaller (deit-fast data pack), or --in-memory where they fit"
                 return "decoding images", f"{advice}; {self.cores} cores a process do it now"
             return "augmenting images", "give each process more cores, or install the CUDA extension on a GPU machine"
         if self.teacher_share is not None and self.teacher_share > 0.4:
@@ -91,47 +93,56 @@ class Plan:
 
 
 def make_plan(run: Path, prepared: Prepared, reporter: Reporter) -> Plan:
-    """Take two steps, measure, print the plan and return it. This changes the model, but no file."""
+    """Take steps, measure, print the plan and return it; all ranks at the same time. This changes the model, no file.
+
+    Raises:
+        ValueError: the loss of the second step is NaN or infinite.
+    """
     config, batch_size = prepared.config, prepared.config.optim.batch_size
-    step, batches, ranks, schedule = prepared.step, prepared.batches, prepared.ranks, prepared.schedule
+    step, batches, ranks = prepared.step, prepared.batches, prepared.ranks
     step.model.train(config.model.train_mode == "train")
     batches.seek(0)  # any steps will do, and a run that is almost finished has few left
     stream = (batch for again in repeat(batches) for batch in again)  # endless
     for batch in islice(stream, 2):
-        loss = step(batch, schedule(batch.step)).losses.loss
+        loss = step(batch, prepared.schedule(batch.step)).losses.loss
     if not torch.isfinite(loss):
         half = config.optim.lr / 2
         raise ValueError(f"the loss of the second step is {loss.item()}: try half the rate, --lr {half:g}")
     reporter.say("two steps done; now the speed of each part")
 
-    lr = schedule(0)
-    alone, teacher = _measure(lambda: step(batch, lr), ranks, step)
-    before = vars(batches.seconds).copy()
-    data = max(ranks.gather(_seconds_of_a_batch(stream)))
-    spent = {name: value - before[name] for name, value in vars(batches.seconds).items()}
-    together, _ = _measure(lambda: step(next(stream), lr), ranks, step)
+    lr = prepared.schedule(0)
+    speed = partial(measured_speed, batch_size=batch_size, ranks=ranks)
+    a_step = batch_size / speed(lambda batch: step(batch, lr), repeat(batch), 1, warm_up=1)
+    count = min(max(_FEWEST, int(_SECONDS / a_step)), _MOST)
+    step_alone = speed(lambda batch: step(batch, lr), repeat(batch), count)
+    data_alone = speed(lambda _: None, stream, count, warm_up=_AHEAD)
+    step.clock.seconds()  # of the steps so far
+    meter = Meter(step.clock, batches, ranks, batch_size=batch_size, total_steps=0, taught=step.teacher is not None)
+    together = speed(lambda batch: meter.add(step(batch, lr)), stream, count)
+    row = meter.row(0, 0, lr)
     stream.close()
 
-    work = spent["read"] + spent["decode"] + spent["augment"] + 1e-9
+    seconds = row["seconds"]
+    work = seconds["read"] + seconds["decode"] + seconds["augment"] + 1e-9
     weights = sum(value.nbytes for value in step.model.state_dict().values())
     copies = 4 if step.ema else 3  # in a checkpoint: the weights, AdamW's two moments of each, the moving average
     memory, limit = max(ranks.gather(_memory(ranks.device)), key=lambda pair: pair[0] - pair[1])
     existing = next(path for path in (run.absolute(), *run.absolute().parents) if path.exists())
     plan = Plan(
-        step_alone=batch_size / alone,
-        data_alone=batch_size / data,
-        together=batch_size / together,
+        step_alone=step_alone,
+        data_alone=data_alone,
+        together=together,
         images=prepared.data.total_steps * batch_size,
         processes=ranks.world_size,
-        teacher_share=teacher / alone if step.teacher else None,
+        teacher_share=row["teacher_share"],
         memory=memory,
         memory_limit=limit,
         disk=copies * weights * (config.run.keep + 1) + _LOGS,
         disk_free=shutil.disk_usage(existing).free,
         on_gpu=ranks.device.type == "cuda",
         cores=ranks.cores,
-        read_share=spent["read"] / work,
-        decode_share=spent["decode"] / work,
+        read_share=seconds["read"] / work,
+        decode_share=seconds["decode"] / work,
     )
     reporter.say("the plan")
     for line in plan.lines():
@@ -139,40 +150,52 @@ def make_plan(run: Path, prepared: Prepared, reporter: Reporter) -> Plan:
     return plan
 
 
-def _seconds_of_a_batch(stream: Iterator[Batch]) -> float:
-    """The mean on this rank, without the first batches, which were loaded ahead."""
-    for _ in islice(stream, 4):
-        continue
-    began, count = time.perf_counter(), 0
-    while count < _FEWEST or (count < _MOST and time.perf_counter() - began < _SECONDS):
-        next(stream)
-        count += 1
-    return (time.perf_counter() - began) / count
+def headroom(prepared: Prepared, seconds: float, images_per_second: float) -> dict[str, Any]:
+    """{"as it is", "loader", "teacher", "augment": images/s if that were free, "steps"}, or {"left_out": why}.
 
+    Measured at the end of a training, when all of it is on disk: at learning rate 0, over the run's first batches. A
+    training of several processes, and one so short that this would take more than SHARE of its time, leaves it out.
 
-def _measure(body: Callable[[], object], ranks: Ranks, step: TrainingStep) -> tuple[float, float]:
-    """(seconds of a call, seconds of its teacher) on the slowest rank; every rank makes the same number of calls."""
-    body()
-    first, _ = _timed(body, 1, ranks, step)
-    count = min(max(_FEWEST, int(_SECONDS / max(ranks.gather(first)))), _MOST)
-    seconds, teacher = max(ranks.gather(_timed(body, count, ranks, step)))
-    return seconds / count, teacher / count
+    Args:
+        seconds: how long the training took.
+        images_per_second: its newest speed.
+    """
+    if prepared.ranks.world_size > 1:
+        return {"left_out": "it is measured in trainings of one process only"}
+    batch_size = prepared.data.optim.batch_size
+    budget = min(SHARE * seconds, MOST_SECONDS)
+    count = min(int(budget / 4 / (batch_size / images_per_second)) - _AHEAD, _MOST)
+    if count < _AHEAD:
+        return {"left_out": f"a few steps of each would have taken more than {SHARE:.0%} of so short a training"}
+    step, teacher, steps = prepared.step, prepared.step.teacher, range(prepared.data.total_steps)
+    labels: dict[int, Any] = {}  # by their number of rows, as the teacher first gave them
 
+    def remembered(batch: Batch) -> Any:
+        rows = len(batch.labels)
+        if rows not in labels and teacher is not None:
+            labels[rows] = teacher(batch)
+        return labels[rows]
 
-def _timed(body: Callable[[], object], count: int, ranks: Ranks, step: TrainingStep) -> tuple[float, float]:
-    _finish(ranks)
-    step.teacher_watch.seconds()
-    began = time.perf_counter()
-    for _ in range(count):
-        body()
-    _finish(ranks)
-    return time.perf_counter() - began, step.teacher_watch.seconds()
+    def speed(batches: Iterable[Batch]) -> float:
+        return measured_speed(lambda batch: step(batch, 0.0), iter(batches), count, batch_size, prepared.ranks, _AHEAD)
 
-
-def _finish(ranks: Ranks) -> None:
-    if ranks.device.type == "cuda":
-        torch.cuda.synchronize(ranks.device)
-    ranks.wait()
+    measured: dict[str, Any] = {"steps": count}
+    prepared.batches.seek(0)
+    with torch.random.fork_rng([prepared.ranks.device] if prepared.ranks.device.type == "cuda" else []):
+        kept = next(iter(prepared.batches))
+        if len(steps) >= _AHEAD + count:
+            measured["as it is"] = speed(prepared.batches)
+            if teacher is not None:
+                step.teacher = remembered
+                try:
+                    measured["teacher"] = speed(prepared.batches)
+                finally:
+                    step.teacher = teacher
+            if not prepared.data.config.in_memory:  # else nothing is read, and the loader is the augmentation
+                unaugmented = prepared.loaders.training(steps, device=torch.device("meta"), in_memory=False)
+                measured["augment"] = speed(kept for _ in unaugmented)
+        measured["loader"] = speed(repeat(kept))
+    return measured
 
 
 def _memory(device: torch.device) -> tuple[int, int]:

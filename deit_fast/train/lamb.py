@@ -14,7 +14,7 @@ from torch import Tensor
 try:
     from timm.optim.lamb import lamb
 except ImportError:  # older timm has the update inside the class only
-    lamb = None
+    lamb = None  # type: ignore[assignment]
 
 _AT_ONCE = 1 << 26  # weights that are updated together, which bounds the memory of the copies: 768 MB
 
@@ -72,13 +72,13 @@ class Lamb(timm.optim.Lamb):
         kept = [parameters, *([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))]
         values, averages, squares = ([tensor.clone() for tensor in tensors] for tensors in kept)
         steps = states[0]["steps"].double().clamp_min(1)  # in float32, 1 - 0.999 would be wrong by 5e-5 of itself
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         beta1, beta2 = group["betas"]
         lamb(
-            values, [parameter.grad for parameter in parameters], averages, squares, clip_grad_norm=clip,
-            foreach=True, lr=group["lr"], beta1=beta1, beta2=beta2, beta3=1 - beta1,
-            bias_correction1=(1 - beta1**steps).float(), bias_correction2=(1 - beta2**steps).float(), eps=group["eps"],
-            weight_decay=group["weight_decay"], decoupled_decay=False, max_lr=None, trust_clip=False,
-            always_adapt=False, caution=False,
+            values, gradients, averages, squares, clip_grad_norm=clip, foreach=True, lr=group["lr"], beta1=beta1,
+            beta2=beta2, beta3=1 - beta1, bias_correction1=(1 - beta1**steps).float(),
+            bias_correction2=(1 - beta2**steps).float(), eps=group["eps"], weight_decay=group["weight_decay"],
+            decoupled_decay=False, max_lr=None, trust_clip=False, always_adapt=False, caution=False,
         )  # fmt: skip
         for old, new in zip(itertools.chain(*kept), [*values, *averages, *squares], strict=True):
             torch.where(finite, new, old, out=old)

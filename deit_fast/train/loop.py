@@ -17,10 +17,9 @@ from ..run import checkpoint, folder, report
 from ..run.metrics import TensorBoard
 from ..scores import Scores
 from . import dry_run
-from .headroom import headroom
-from .meter import Meter, Scale
+from .meter import Meter
 from .prepare import Prepared, prepare
-from .profiling import StepProfile
+from .profiling import profiled
 from .record import Record, name_bad_images
 
 
@@ -84,25 +83,13 @@ def _run(config: Config, ranks: Ranks, heartbeat: Heartbeat, preemption: Preempt
     return Summary(run, result, (*before, run) if ranks.main else ())
 
 
-@dataclass(frozen=True)
-class Due:
-    """Which of logging, saving and evaluating follow after `done` steps."""
-
-    every: RunConfig
-    epochs: int
-    epoch_steps: int
-    total_steps: int
-
-    def log(self, done: int) -> bool:
-        return done % self.every.log_every == 0 or done % self.epoch_steps == 0 or self.save(done)
-
-    def save(self, done: int) -> bool:
-        return done == self.total_steps or done % (self.every.save_every or self.epoch_steps) == 0
-
-    def evaluation(self, done: int) -> bool:
-        """At the end of every `eval_every`-th epoch, and of the last."""
-        epoch, into_epoch = divmod(done, self.epoch_steps)
-        return done > 0 and into_epoch == 0 and (epoch % self.every.eval_every == 0 or epoch == self.epochs)
+def due(every: RunConfig, done: int, epoch_steps: int, total_steps: int) -> tuple[bool, bool, bool]:
+    """Whether a log line, a checkpoint and an evaluation follow after `done` steps."""
+    epoch, into_epoch = divmod(done, epoch_steps)
+    save = done == total_steps or done % (every.save_every or epoch_steps) == 0
+    log = save or into_epoch == 0 or done % every.log_every == 0
+    evaluate = done > 0 and into_epoch == 0 and (epoch % every.eval_every == 0 or done == total_steps)
+    return log, save, evaluate
 
 
 def _loop(
@@ -111,17 +98,18 @@ def _loop(
 ) -> dict[str, Any]:  # fmt: skip
     config, ranks = prepared.config, prepared.ranks
     step, start, batches = prepared.step, prepared.start, prepared.batches
-    total_steps = prepared.data.total_steps
-    due = Due(config.run, config.optim.epochs, prepared.data.share.steps_per_epoch, total_steps)
+    epoch_steps, total_steps = prepared.data.share.steps_per_epoch, prepared.data.total_steps
     teacher_scores = prepared.evaluate_teacher()
     scores: tuple[Scores, Scores | None] | None = None
-    scale = Scale.of(config.optim.batch_size, config.data.image_size, total_steps, step, ranks, prepared.autocast)
-    meter = Meter(step, batches, ranks, scale)
+    meter = Meter(
+        step.clock, batches, ranks, batch_size=config.optim.batch_size, total_steps=total_steps,
+        taught=prepared.teacher is not None, peak=prepared.peak_speed(),
+    )  # fmt: skip
     meter.load(start.meter)
     step.model.train(config.model.train_mode == "train")
 
     @contextmanager
-    def aside(stage: str) -> Iterator[None]:
+    def untimed(stage: str) -> Iterator[None]:
         """What is not training time: the meter pauses, and the heartbeat names the stage to the waiting ranks."""
         heartbeat.at(stage)
         with meter.paused("" if stage == "evaluation" else stage):  # its line in metrics.jsonl holds its seconds
@@ -132,28 +120,30 @@ def _loop(
         advance = stack.enter_context(reporter.progress(config.recipe, start.step, total_steps))
         stack.enter_context(step.steady())
         stack.enter_context(prepared.teacher or nullcontext())
-        profiled = stack.enter_context(StepProfile(config.run.profile, run, batches, ranks, reporter))
+        traced = profiled(run / "profile", batches, ranks, reporter)
+        step_done = stack.enter_context(traced if config.run.profile else nullcontext(lambda: None))
         stack.enter_context(preemption.training(ranks, start.step))
         # An epoch's evaluation follows its checkpoint: a run that was killed between the two begins with it.
-        if due.evaluation(start.step) and record.lacks_evaluation():
-            with aside("evaluation"):
+        if due(config.run, start.step, epoch_steps, total_steps)[2] and record.lacks_evaluation():
+            with untimed("evaluation"):
                 scores = record.evaluate(start.step)
         for batch in heartbeat.watch(batches):  # stages "step" and "data"
             lr = prepared.schedule(batch.step)
             meter.add(step(batch, lr))
-            profiled.step_done()
+            step_done()
             done, stop = batch.step + 1, preemption.asked(batch.step + 1)
-            if due.log(done):
+            log, save, evaluate = due(config.run, done, epoch_steps, total_steps)
+            if log:
                 record.log(done, lr)  # raises Diverged after --skip-limit
             advance(done, record.newest)
-            if due.save(done) or stop:
-                with aside("checkpoint"):
+            if save or stop:
+                with untimed("checkpoint"):
                     record.save(done)
             if stop:
                 record.finish()
                 raise Preempted(stop, done)
-            if due.evaluation(done):
-                with aside("evaluation"):
+            if evaluate:
+                with untimed("evaluation"):
                     scores = record.evaluate(done)
 
     # A run that was killed between its last evaluation and its summary has no step left, and so no scores yet.
@@ -188,7 +178,7 @@ def _measure_headroom(prepared: Prepared, record: Record, reporter: report.Repor
     """What report.html will say of the run's speed; a failure is a sentence, since the run is finished."""
     if prepared.config.run.report and prepared.ranks.main:
         try:
-            record.conclude(headroom(prepared, record.seconds, record.speed()))
+            record.conclude(dry_run.headroom(prepared, record.seconds, record.speed()))
         except Exception as error:
             reporter.say(f"the report lacks what the run's speed could be ({type(error).__name__}: {error})")
 

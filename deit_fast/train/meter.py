@@ -1,4 +1,10 @@
-"""Means over the steps since the last line of metrics.jsonl, summed on the device until they are read.
+"""Where a run's time goes: of a step by its parts, of an interval as a line of metrics.jsonl, of a card as its MFU.
+
+    clock = Clock(device, "teacher", "forward")
+    with clock("teacher"): …                # a part of a step, for torch's profiler too
+    meter = Meter(clock, batches, ranks, batch_size=1024, total_steps=9000, taught=True)
+    meter.add(step(batch, lr))              # the host does not wait for the device
+    meter.row(20, 0.1, lr)                  # means of the steps since the last row; here it waits
 
 Model FLOPs utilisation (MFU) is the floating-point operations of the model, divided by what the card can do. A
 multiplication and an addition count as two; only matrix products and convolutions are counted, as is usual.
@@ -9,21 +15,20 @@ from __future__ import annotations
 import copy
 import resource
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.profiler import record_function
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..data import TrainLoader
+from ..data import Batch, TrainLoader
 from ..model import VisionTransformer, ViTConfig
 from ..ranks.group import Ranks
 from ..weights.build import Frozen
-from .counters import SkippedSteps
-from .step import StepResult, TrainingStep
 
 # Dense bf16 rate with fp32 accumulation, in 1e12/s, from NVIDIA's data sheets. The first entry that the
 # card's name contains is used, so longer entries come first.
@@ -43,69 +48,101 @@ _PEAKS = {
 
 _NAMED = 0.05  # the rank that waits longest for data is named if its share of the time exceeds the mean by this
 _SUMS = 5  # loss, its label term, its teacher term, top-1, the gradient's norm
+_SKIPPED = ("count", "row", "longest")  # skipped steps since the last row, in a row now, and the longest such series
 
 
-@dataclass(frozen=True)
-class Scale:
-    """Constants of a run that turn counts into images/s, time left and MFU."""
+class Losses(NamedTuple):
+    """Scalars on the device; all but `loss` are detached."""
 
-    batch_size: int  # images of a step, all ranks together
-    total_steps: int
-    flops: float | None = None  # of an image in a training step; None where unknown
-    peak: float | None = None  # FLOP/s of all GPUs together; None where unknown
+    loss: Tensor  # what is minimised
+    label_term: Tensor
+    teacher_term: Tensor  # 0 without a teacher
+    top1: Tensor  # of the class token; of the only head in a plain model
 
-    @classmethod
-    def of(
-        cls, batch_size: int, image_size: int, total_steps: int, step: TrainingStep, ranks: Ranks,
-        autocast: AbstractContextManager,
-    ) -> Scale:  # fmt: skip
-        """FLOPs are counted only if the run uses the card's 16-bit rate and that is known."""
-        known = None
-        if ranks.device.type == "cuda" and isinstance(autocast, torch.autocast):
-            known = peak_flops(torch.cuda.get_device_name(ranks.device))
-        if known is None:
-            return cls(batch_size, total_steps)
-        teacher = step.teacher.engine.module if step.teacher and step.teacher.live else None
-        flops = training_flops(step.model, teacher, image_size)
-        return cls(batch_size, total_steps, flops, known * ranks.world_size)
+
+class StepResult(NamedTuple):
+    """What a step leaves to be logged, on the device; `grad_norm` and `finite` are the same on every rank."""
+
+    losses: Losses  # detached; their mean over ranks is the loss of the global batch, unreadable images or not
+    grad_norm: Tensor  # float32 scalar, the Euclidean norm of the gradient of all parameters
+    finite: Tensor  # bool scalar: `grad_norm` is neither NaN nor infinite; where false, the step was skipped
+
+
+class Clock:
+    """Adds up the time of each part of a step: by pairs of events on a GPU, by the host's clock on a CPU."""
+
+    def __init__(self, device: torch.device, *parts: str) -> None:
+        self._cuda = device.type == "cuda"
+        self._seconds = dict.fromkeys(parts, 0.0)
+        self._running: deque[tuple[str, torch.cuda.Event, torch.cuda.Event]] = deque()
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        """The time inside `with` is that of `part`, which torch's profiler shows by this name."""
+        with record_function(part):
+            if self._cuda:
+                began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                began.record()
+                yield
+                ended.record()
+                self._running.append((part, began, ended))
+            else:
+                start = time.perf_counter()
+                yield
+                self._seconds[part] += time.perf_counter() - start
+
+    def seconds(self) -> dict[str, float]:
+        """The time of every part since the last call, as far as the device has come."""
+        while self._running and self._running[0][2].query():
+            part, began, ended = self._running.popleft()
+            self._seconds[part] += began.elapsed_time(ended) / 1000
+        seconds, self._seconds = self._seconds, dict.fromkeys(self._seconds, 0.0)
+        return seconds
 
 
 class Meter:
     """Sums the losses of all steps but skipped ones on the device; `row` reads them, once an interval.
 
-    `skipped_in_a_row` is the longest series of skipped steps, as of the last row.
+    `skipped_in_a_row` is the longest series of skipped steps, as of the last row. The flags of skipped steps are the
+    same on every rank, so the ranks need not communicate.
     """
 
-    def __init__(self, step: TrainingStep, batches: TrainLoader, ranks: Ranks, scale: Scale) -> None:
-        self._step, self._batches, self._ranks, self._scale = step, batches, ranks, scale
+    def __init__(
+        self, clock: Clock, batches: TrainLoader, ranks: Ranks, *, batch_size: int, total_steps: int, taught: bool,
+        peak: float | None = None,
+    ) -> None:  # fmt: skip
+        """`batch_size` counts the images of all ranks; `peak` is `peak_speed`."""
+        self._clock, self._batches, self._ranks = clock, batches, ranks
+        self._batch_size, self._total_steps, self._taught, self._peak = batch_size, total_steps, taught, peak
         self._sums = torch.zeros(_SUMS, dtype=torch.float64, device=ranks.device)
-        self._skipped = SkippedSteps(ranks.device)
+        self._skipped = torch.zeros(len(_SKIPPED), dtype=torch.int64, device=ranks.device)
         self.skipped_in_a_row = 0
-        self._aside: dict[str, float] = {}
+        self._stages: dict[str, float] = {}
         self._norm_known = True
         self._restart()
 
     def _restart(self) -> None:
         self._sums.zero_()
         self._steps = self._not_timed = 0
-        self._began, self._waited = time.perf_counter(), self._batches.wait_seconds
-        self._labelled = self._batches.labelled
+        self._began, self._labelled = time.perf_counter(), self._batches.labelled
         self._loader = vars(self._batches.seconds).copy()
 
     def add(self, result: StepResult) -> None:
-        """Add a step's loss, its two terms, its accuracy and gradient norm, without waiting for the device."""
-        (loss, label, distillation, top1), norm = result.losses, result.grad_norm
-        terms = torch.stack(
-            [loss, label, torch.zeros_like(label) if distillation is None else distillation, top1, norm]
-        )
+        """Add a step's losses, accuracy and gradient norm, without waiting for the device."""
+        terms = torch.stack([*result.losses, result.grad_norm])
         self._sums += torch.where(result.finite, terms, 0.0)
-        self._skipped.add(result.finite)
+        skipped = result.finite.logical_not().long()
+        count, in_a_row, longest = self._skipped  # views
+        count += skipped
+        in_a_row.add_(1).mul_(skipped)
+        torch.maximum(longest, in_a_row, out=longest)
         self._steps += 1
 
     def state(self) -> dict[str, Any]:
         """The sums since the last row over all ranks, and the steps, as JSON values."""
         sums = self._ranks.total(self._sums.clone()).tolist()
-        return {"sums": sums, "ranks": self._ranks.world_size, "steps": self._steps, "skipped": self._skipped.state()}
+        skipped = dict(zip(_SKIPPED, self._skipped.tolist(), strict=True))
+        return {"sums": sums, "ranks": self._ranks.world_size, "steps": self._steps, "skipped": skipped}
 
     def load(self, state: dict[str, Any] | None) -> None:
         """Continue from the `state` of another meter, also of another number of ranks."""
@@ -116,7 +153,7 @@ class Meter:
                 self._sums += sums * (self._ranks.world_size / state["ranks"])  # `row` divides by today's number
             self._norm_known = len(state["sums"]) == _SUMS or not state["steps"]  # an older version had no norm
             self._steps = self._not_timed = state["steps"]
-            self._skipped.load(state["skipped"])
+            self._skipped.copy_(torch.tensor([state["skipped"][name] for name in _SKIPPED]))
 
     @contextmanager
     def paused(self, stage: str = "") -> Iterator[None]:
@@ -126,11 +163,11 @@ class Meter:
         lasted = time.perf_counter() - began
         self._began += lasted
         if stage:
-            self._aside[stage] = self._aside.get(stage, 0.0) + lasted
+            self._stages[stage] = self._stages.get(stage, 0.0) + lasted
 
-    def asides(self) -> dict[str, float]:
+    def stages(self) -> dict[str, float]:
         """Seconds of every stage that has ended since the last call."""
-        stages, self._aside = self._aside, {}
+        stages, self._stages = self._stages, {}
         return stages
 
     def row(self, step: int, epoch: float, lr: float) -> dict[str, Any]:
@@ -139,45 +176,45 @@ class Meter:
         Raises:
             ValueError: no image of these steps is readable, on any rank.
         """
-        ranks, scale = self._ranks, self._scale
+        ranks = self._ranks
+        loader = {name: value - self._loader[name] for name, value in vars(self._batches.seconds).items()}
         # A single all-reduce: each rank puts its waiting time into a place of its own, which is 0 at the others.
         own = torch.zeros(1 + ranks.world_size, dtype=torch.float64)
         own[0] = self._batches.labelled - self._labelled
-        own[1 + ranks.rank] = self._batches.wait_seconds - self._waited
+        own[1 + ranks.rank] = loader["wait"]
         both = ranks.total(torch.cat([self._sums, own.to(ranks.device)])).tolist()
         sums, labelled, waits = both[:_SUMS], both[_SUMS], both[_SUMS + 1 :]
         if not labelled:
             path, reason = next(iter(self._batches.bad_images.items()))
             raise ValueError(f"no image of the steps up to {step} is readable; the first is {path}: {reason}")
-        skipped, self.skipped_in_a_row = self._skipped.read()
+        skipped, in_a_row, self.skipped_in_a_row = self._skipped.tolist()
+        self._skipped.copy_(torch.tensor([0, in_a_row, in_a_row]))  # a series may go on in the next interval
         count = (self._steps - skipped) * ranks.world_size
         loss, label, distillation, top1, norm = (value / count if count else None for value in sums)
         seconds = max(time.perf_counter() - self._began, 1e-9)
         shares = [min(wait / seconds, 1.0) for wait in waits]
-        speed = max(self._steps - self._not_timed, 1) * scale.batch_size / seconds
-        parts = {name: watch.seconds() for name, watch in self._step.watches.items()}
-        loader = {name: value - self._loader[name] for name, value in vars(self._batches.seconds).items()}
-        teacher = parts["teacher"] / seconds if self._step.teacher else None
+        speed = max(self._steps - self._not_timed, 1) * self._batch_size / seconds
+        parts = self._clock.seconds()
         row = {
             "step": step,
             "epoch": round(epoch, 4),
             "loss": loss,
             "label": label,
-            "distillation": distillation if self._step.teacher else None,
-            "top1": 100 * top1 if count else None,
+            "distillation": distillation if self._taught else None,
+            "top1": None if top1 is None else 100 * top1,
             "grad_norm": norm if self._norm_known else None,
             "skipped": skipped,
             "lr": lr,
             "images_per_second": speed,
             "data_wait": sum(shares) / len(shares),
-            "teacher_share": teacher,
+            "teacher_share": parts["teacher"] / seconds if self._taught else None,
             "memory": memory_used(ranks.device),
-            "eta": (scale.total_steps - step) * scale.batch_size / speed,
-            "seconds": {name: round(value, 6) for name, value in (parts | loader | self.asides()).items()},
+            "eta": (self._total_steps - step) * self._batch_size / speed,
+            "seconds": {name: round(value, 6) for name, value in (parts | loader | self.stages()).items()},
         }
         self._norm_known = True
-        if scale.flops and scale.peak:
-            row["mfu"] = speed * scale.flops / scale.peak
+        if self._peak:
+            row["mfu"] = speed / self._peak
         if max(shares) > row["data_wait"] + _NAMED:
             row["slowest_wait"] = max(shares)
             row["slowest_rank"] = shares.index(max(shares))
@@ -185,11 +222,47 @@ class Meter:
         return row
 
 
+def measured_speed(
+    body: Callable[[Batch], object], batches: Iterator[Batch], steps: int, batch_size: int, ranks: Ranks,
+    warm_up: int = 0,
+) -> float:  # fmt: skip
+    """Images/s of all ranks in `steps` calls, after `warm_up` calls that are not timed; the slowest rank's."""
+    for _ in range(warm_up):
+        body(next(batches))
+    _settle(ranks)
+    began = time.perf_counter()
+    for _ in range(steps):
+        body(next(batches))
+    _settle(ranks)
+    return batch_size * steps / max(ranks.gather(time.perf_counter() - began))
+
+
+def _settle(ranks: Ranks) -> None:
+    """Wait until every rank's device is done."""
+    if ranks.device.type == "cuda":
+        torch.cuda.synchronize(ranks.device)
+    ranks.wait()
+
+
 def memory_used(device: torch.device) -> int:
     """Peak bytes that this process has allocated so far: of the GPU's memory, or of the machine's."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def peak_speed(
+    student: nn.Module, teacher: nn.Module | None, image_size: int, ranks: Ranks, autocast: AbstractContextManager
+) -> float | None:
+    """Images/s if all GPUs computed at their peak rate.
+
+    None where that or the model's FLOPs are unknown, or where the run does not use the GPUs' 16-bit rate.
+    """
+    if ranks.device.type != "cuda" or not isinstance(autocast, torch.autocast):
+        return None
+    peak = peak_flops(torch.cuda.get_device_name(ranks.device))
+    flops = training_flops(student, teacher, image_size) if peak else None
+    return peak * ranks.world_size / flops if peak and flops else None
 
 
 def peak_flops(card: str) -> float | None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from functools import partial
+from typing import Any
 
 import torch
 from timm.models import group_parameters
@@ -34,7 +34,7 @@ _LAYERS = {
 
 def parameter_groups(
     model: nn.Module, weight_decay: float, decay_dist_token: bool = True, layer_decay: float = 1.0
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """Undecayed parameters (vectors, biases, and what `model.no_weight_decay()` names), then decayed ones.
 
     Source: timm 0.3.2 `add_weight_decay`, as facebookresearch/deit calls it. It decays the distillation token; later
@@ -47,11 +47,12 @@ def parameter_groups(
     Raises:
         ValueError: layer_decay, and timm does not know the model's layers.
     """
-    skipped = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()
+    skipped: set[str] = getattr(model, "no_weight_decay", set)()
     if not decay_dist_token:
         skipped = skipped | {"dist_token"}
     layers = dict.fromkeys((name for name, _ in model.named_parameters()), 0) if layer_decay == 1 else _layers(model)
-    last, groups = max(layers.values()), []
+    last = max(layers.values())
+    groups: list[dict[str, Any]] = []
     for layer in range(last + 1):
         scale = {} if layer_decay == 1 else {"lr_scale": layer_decay ** (last - layer)}
         groups += [{"params": [], "weight_decay": decay, **scale} for decay in (0.0, weight_decay)]
@@ -63,13 +64,12 @@ def parameter_groups(
 
 def _layers(model: nn.Module) -> dict[str, int]:
     """The layer of every parameter, counted from the images."""
+    matcher = getattr(model, "group_matcher", None)
     if isinstance(model, VisionTransformer):
-        matcher = _LAYERS
-    elif hasattr(model, "group_matcher"):
-        matcher = model.group_matcher(coarse=False)
-    else:
+        return group_parameters(model, _LAYERS, reverse=True)
+    if matcher is None:
         raise ValueError(f"the layers of a {type(model).__name__} are not known: leave --layer-decay out")
-    return group_parameters(model, matcher, reverse=True)
+    return group_parameters(model, matcher(coarse=False), reverse=True)
 
 
 def create_optimizer(config: OptimConfig, model: nn.Module, lr: float) -> torch.optim.Optimizer:
@@ -83,17 +83,18 @@ def create_optimizer(config: OptimConfig, model: nn.Module, lr: float) -> torch.
     groups = parameter_groups(model, config.weight_decay, config.decay_dist_token, config.layer_decay)
     if config.optimizer == "lamb":
         return Lamb(groups, lr=lr, eps=1e-8, weight_decay=0.0)
+    optimizer: torch.optim.Optimizer
     if config.optimizer == "sgd":
+        names: tuple[str, ...] = ("momentum_buffer",)
         optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True, fused=True)
     else:
+        names = ("exp_avg", "exp_avg_sq")
         optimizer = torch.optim.AdamW(groups, lr=lr, fused=True)
     for parameter in model.parameters():
-        if config.optimizer == "sgd":
-            moments = {"momentum_buffer": torch.zeros_like(parameter)}
-        else:
-            moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
-            moments["step"] = torch.zeros((), device=parameter.device)
-        optimizer.state[parameter].update(moments)
+        state = optimizer.state[parameter]
+        state.update({name: torch.zeros_like(parameter) for name in names})
+        if config.optimizer == "adamw":
+            state["step"] = torch.zeros((), device=parameter.device)
     return optimizer
 
 
@@ -158,9 +159,11 @@ def learning_rate(step: float, *, total: int, warmup: float, peak: float, start:
 
 def learning_rates(config: OptimConfig, epoch_steps: int, peak: float) -> Callable[[int], float]:
     """The rate as a function of the step, counted from 0 over the whole run; `peak` is the rate after warm-up."""
-    ends = {"peak": peak, "start": config.warmup_lr, "floor": config.min_lr}
+
+    def rate(at: float, total: int, warmup: float) -> float:
+        return learning_rate(at, total=total, warmup=warmup, peak=peak, start=config.warmup_lr, floor=config.min_lr)
+
     if config.schedule == "official":
-        of_epoch = partial(learning_rate, total=config.epochs, warmup=config.warmup_epochs, **ends)
-        return lambda step: of_epoch(max(step // epoch_steps - 1, 0))
+        return lambda step: rate(max(step // epoch_steps - 1, 0), config.epochs, config.warmup_epochs)
     total, warmup = config.epochs * epoch_steps, round(config.warmup_epochs * epoch_steps)
-    return partial(learning_rate, total=total, warmup=warmup, **ends)
+    return lambda step: rate(step, total, warmup)

@@ -33,8 +33,10 @@ from ..teacher.labels import TeacherLabels, teacher_labels
 from ..teacher.load import recipe_config
 from ..weights.build import Frozen, normalisation
 from ..weights.trained import classifier
+from .meter import peak_speed
 from .optimizer import learning_rates
-from .step import TrainingStep, autocast, precision
+from .precision import autocast, precision
+from .step import TrainingStep
 
 TrainFirst = Callable[[Config], Path]  # trains a configuration and returns its run folder
 
@@ -75,6 +77,12 @@ class Prepared:
         scores = evaluate_models(models, self.validation, self.ranks, self.autocast)
         return scores["student"], scores.get("ema")
 
+    def peak_speed(self) -> float | None:
+        """See `meter.peak_speed`."""
+        engine = self.teacher.engine if self.teacher else None
+        teacher = engine.module if engine else None
+        return peak_speed(self.step.model, teacher, self.data.config.image_size, self.ranks, self.autocast)
+
     def evaluate_teacher(self) -> dict[str, float] | None:
         """The teacher's scores; None without a teacher, or if it is not loaded and its cache has none."""
         if self.teacher is None:
@@ -92,16 +100,15 @@ def prepare(config: Config, run: Path, ranks: Ranks, reporter: Reporter, train_f
     Raises:
         ValueError: a mistake in the configuration or the data, in one sentence that says what to type instead.
     """
-    data = TrainingData.open(
-        config.data, config.optim, ranks
-    )  # before the first line, so that a mistake in it is the only line
+    # Before the first line, so that a mistake in the data is the only line.
+    data = TrainingData.open(config.data, config.optim, ranks)
     if not config.run.fresh:
         ranks.main_first(lambda: folder.check_data(run, data.identity))
     reporter.say(f"{config.recipe}: {config.model.model} on {config.data.data}, in {run}")
     for decision in ranks.decisions():
         reporter.decide(*decision)
     newest, begun = (None, None) if config.run.fresh else ranks.on_main(lambda: _newest(run, ranks.device))
-    chosen = precision(config.optim, ranks, begun, reporter)
+    chosen = precision(config.optim.precision, ranks, begun, reporter)
     forward = autocast(chosen, ranks.device)
     _tell_of_data(data, ranks, reporter)
     model = _student(config, len(data.train_set.classes), chosen, ranks, reporter)
@@ -132,10 +139,11 @@ def _tell_of_data(data: TrainingData, ranks: Ranks, reporter: Reporter) -> None:
     counts = f"{images:,} training and {len(data.val_set):,} validation images, {classes} classes"
     reporter.decide("data", counts)
     if left_out := [*data.train_set.left_out, *data.val_set.left_out]:
-        reporter.decide("left out", by_suffix(left_out), "files that are not read: deit_fast.data check names them")
+        reporter.decide("left out", by_suffix(left_out), "files that are not read: deit-fast data check names them")
     shown = data.share.epoch_images
     of_all = "" if shown == images else f", its order's rows of {images:,} images"
-    reason = f"{data.optim.epochs} epochs of {shown:,} // {data.optim.batch_size}{of_all}"
+    epochs = "1 epoch" if data.optim.epochs == 1 else f"{data.optim.epochs} epochs"
+    reason = f"{epochs} of {shown:,} // {data.optim.batch_size}{of_all}"
     reporter.decide("steps", f"{data.total_steps:,}", reason)
     if data.config.order == "official":
         reporter.decide("order", "official", f"its lists for {ranks.world_size} processes; for others they differ")

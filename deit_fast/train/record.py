@@ -115,13 +115,14 @@ class Record:
 
     def lacks_evaluation(self) -> bool:
         """True if no evaluation was logged at the step where the run continues."""
-        return self._ranks.on_main(lambda: not self._metrics.find("student", self._start.step))
+        metrics, step = self._metrics, self._start.step
+        return self._ranks.on_main(lambda: metrics is None or metrics.find("student", step) is None)
 
     def evaluate(self, done: int) -> tuple[Scores, Scores | None]:
         """Score student and moving average after `done` steps, log both, and keep the weights if they are the best."""
         began = time.perf_counter()
         student, ema = self._prepared.evaluate()
-        seconds = {**self._meter.asides(), "evaluation": round(time.perf_counter() - began, 6)}
+        seconds = {**self._meter.stages(), "evaluation": round(time.perf_counter() - began, 6)}
         self._add({"step": done, "student": student, "ema": ema, "seconds": seconds})
         self._keep_if_best(done, student, ema)
         if self._metrics:
@@ -171,7 +172,9 @@ class Record:
     def _keep_if_best(self, done: int, student: Scores, average: Scores | None) -> None:
         """Keep the moving average, or the weights without one, when its score by --fusion is the best so far."""
         if self._snapshots:
-            scores, model = (student, self._step.model) if average is None else (average, self._step.ema.module)
+            scores, model = student, self._step.model
+            if average is not None and self._step.ema is not None:
+                scores, model = average, self._step.ema.module
             self._snapshots.offer(done, model.state_dict(), scores[headline(scores, self._config.model.fusion)]["top1"])
 
     def _diverged(self, what: str, done: int) -> Diverged:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -17,12 +17,14 @@ HUBS = ("hf_hub:", "hf-hub:", "local-dir:")  # timm's prefixes of models that li
 
 def untrained(config: ModelConfig, image_size: int, classes: int) -> nn.Module:
     """The model that a configuration names, with random weights, for images of `image_size` pixels."""
-    sizes = {name: getattr(config, name) for name in ("patch_size", "width", "depth", "heads") if getattr(config, name)}
+    sizes: dict[str, Any] = {
+        name: getattr(config, name) for name in ("patch_size", "width", "depth", "heads") if getattr(config, name)
+    }
     base, _, tag = config.model.partition(".")
     if config.model in CONFIGS:
         sizes |= {"image_size": image_size, "classes": classes}
-        drops = {"drop_path_rate": config.drop_path, "dropout": config.dropout}
-        return create_model(config.model, fusion=config.fusion, **sizes, **drops)
+        sizes |= {"drop_path_rate": config.drop_path, "dropout": config.dropout}
+        return create_model(config.model, fusion=config.fusion, **sizes)
     if base in CONFIGS:
         raise ValueError(f"{config.model} is ours under its name without .{tag}: type --model {base} --weights timm")
     if sizes and timm.is_model(config.model):
@@ -30,7 +32,8 @@ def untrained(config: ModelConfig, image_size: int, classes: int) -> nn.Module:
         raise ValueError(f"{named} only changes our own models ({', '.join(CONFIGS)}), not timm's {config.model}")
     # A rate of 0 is left out: not every model of timm takes both.
     drops = {name: rate for name, rate in (("drop_rate", config.dropout), ("drop_path_rate", config.drop_path)) if rate}
-    return timm_model(config.model, num_classes=classes, **built_for(config.model, image_size), **drops)
+    options: dict[str, Any] = {**built_for(config.model, image_size), **drops}
+    return timm_model(config.model, num_classes=classes, **options)
 
 
 def built_for(name: str, image_size: int) -> dict[str, int]:
@@ -105,7 +108,7 @@ def normalisation(model: nn.Module) -> Normalisation:
     mean, std = getattr(model, "mean", cfg.get("mean")), getattr(model, "std", cfg.get("std"))
     if mean is None or std is None:
         return IMAGENET_NORMALISATION
-    return tuple(map(float, mean)), tuple(map(float, std))
+    return cast(Normalisation, (tuple(map(float, mean)), tuple(map(float, std))))
 
 
 class Frozen(nn.Module):
@@ -114,6 +117,9 @@ class Frozen(nn.Module):
     `given` is the (mean, std) of the images that arrive, `own` what the model expects (None: see `normalisation`). The
     model is frozen and stays in evaluation mode.
     """
+
+    scale: Tensor | None  # None: the images are as the model expects them
+    shift: Tensor | None
 
     def __init__(self, model: nn.Module, given: Normalisation, own: Normalisation | None = None) -> None:
         super().__init__()
@@ -139,6 +145,6 @@ class Frozen(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        if self.scale is not None:
+        if self.scale is not None and self.shift is not None:
             images = images * self.scale + self.shift
         return self.model(images.to(self._dtype)).float()

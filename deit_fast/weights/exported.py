@@ -87,7 +87,7 @@ def _of_timms_training(path: Path, file: WeightsFile, timm_size: int) -> Trained
     sides = (timm_size, own.get("img_size"), arguments.get("img_size"), (arguments.get("input_size") or [0])[-1])
     classes = arguments.get("num_classes") or _classes(weights, str(path))
     options = {"num_classes": classes, **own}
-    model = timm_model(name, **{**options, **built_for(name, next(filter(None, sides), 0))})
+    model: Any = timm_model(name, **{**options, **built_for(name, next(filter(None, sides), 0))})
     if not timm_size and "pos_embed" in weights and model.pos_embed.shape != weights["pos_embed"].shape:
         model = timm_model(name, **options)  # it sees images of other sizes than its own
     load_pretrained(model, weights)
@@ -155,12 +155,22 @@ def _no_model(path: Path) -> ValueError:
     )
 
 
-def ready(model: nn.Module, source: str, classes: Sequence[str] = (), **others: Any) -> Trained:
+def square_side(model: VisionTransformer, source: str) -> int:
+    """Side of the images of a model, pixels; ValueError if they are not square: no command prepares such images."""
+    side = model.config.image_size
+    if not isinstance(side, int):
+        raise ValueError(
+            f"{source} sees images of {side[0]} x {side[1]} pixels: build it for square ones, image_size=224"
+        )
+    return side
+
+
+def ready(model: Any, source: str, classes: Sequence[str] = (), **others: Any) -> Trained:
     """A DeiT, which sees images as in the official code's evaluation, or a model of timm, as in timm's."""
     if isinstance(model, VisionTransformer):
         # The official code evaluates DeiT III with --eval-crop-ratio 1.0.
         crop_ratio = 1.0 if model.config.layer_scale else OFFICIAL_CROP_RATIO
-        count, preprocessing = model.config.classes, Preprocessing(model.config.image_size, crop_ratio)
+        count, preprocessing = model.config.classes, Preprocessing(square_side(model, source), crop_ratio)
     else:
         count, wanted = model.num_classes, resolve_model_data_config(model)
         preprocessing = Preprocessing(
@@ -175,7 +185,7 @@ def ready(model: nn.Module, source: str, classes: Sequence[str] = (), **others: 
 
 def class_names(count: int) -> list[str]:
     """ImageNet's names for 1000 classes, else "class 0", "class 1", …: weights alone tell only the number."""
-    return ImageNetInfo().label_descriptions() if count == 1000 else [f"class {label}" for label in range(count)]
+    return list(ImageNetInfo().label_descriptions()) if count == 1000 else [f"class {label}" for label in range(count)]
 
 
 def knows_classes(trained: Trained) -> bool:
@@ -239,7 +249,7 @@ def _huggingface(path: Path, config: dict[str, Any]) -> Trained:
     sizes = {"heads": config["num_attention_heads"], "layer_norm_eps": config.get("layer_norm_eps", 1e-12)}  # theirs
     model = from_tensors(weights, str(file), "", sizes, 0)
     names = {int(label): name for label, name in config.get("id2label", {}).items()}
-    classes = [names.get(label, f"class {label}") for label in range(model.config.classes)]
+    classes = [names.get(label, f"class {label}") for label in range(len(weights["head.weight"]))]
     trained = ready(model, f"{path}, Hugging Face's {config['model_type']}", classes)
     processor = path / "preprocessor_config.json"
     if not processor.is_file():
@@ -247,8 +257,8 @@ def _huggingface(path: Path, config: dict[str, Any]) -> Trained:
     settings = read_json(processor)
     preprocessing = dataclasses.replace(
         trained.preprocessing,
-        crop_ratio=_crop_ratio(settings, model.config.image_size),
-        interpolation={2: "bilinear", 3: "bicubic"}.get(settings.get("resample", 3), "bicubic"),  # Pillow's numbers
+        crop_ratio=_crop_ratio(settings, trained.preprocessing.image_size),
+        interpolation="bilinear" if settings.get("resample") == 2 else "bicubic",  # Pillow's number
         mean=tuple(settings.get("image_mean", trained.preprocessing.mean)),
         std=tuple(settings.get("image_std", trained.preprocessing.std)),
         exif_orientation=settings.get(EXIF, False),
@@ -267,6 +277,6 @@ def _crop_ratio(settings: dict[str, Any], size: int) -> float:
     return size / resized if int(size / (size / resized)) == resized else size / (resized + 0.5)
 
 
-def ours_of_timm(model: nn.Module) -> VisionTransformer:
+def ours_of_timm(model: Any) -> nn.Module:
     """A DeiT of timm as one of ours, in evaluation mode."""
     return from_tensors(model.state_dict(), "", "", {"heads": model.blocks[0].attn.num_heads}, 0).eval()

@@ -63,7 +63,8 @@ def from_huggingface(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     The pooler, which no classifier uses, is left out; an unknown name stays as it is. A block without its query, key or
     value, or a distillation token without its classifier, is a ValueError.
     """
-    ours, parts = {}, {}
+    ours: dict[str, Tensor] = {}
+    parts: dict[str, dict[str, Tensor]] = {}
     outside = {theirs: name for name, theirs in _OUTSIDE.items()}
     block_names = {theirs: name for name, theirs in _BLOCK.items()}
     for key, value in weights.items():

@@ -22,11 +22,10 @@ from typing import Any, Literal, NamedTuple, NoReturn
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..files import check_readable, sha256_of, shown
+from ..files import check_readable, reading_tensors, sha256_of, shown
 from ..model import CONFIGS, VisionTransformer
 from .huggingface import from_huggingface, is_huggingface, with_layer_scale
 
@@ -114,8 +113,8 @@ def read_weights(source: str | Path | Mapping[str, Tensor]) -> dict[str, Tensor]
 
 def read_weights_file(source: str | Path | Mapping[str, Any]) -> WeightsFile:
     """`read_weights`, and what the file tells of the model."""
-    content = weights = source if isinstance(source, Mapping) else _read_file(Path(source))
-    average = False
+    content: Mapping[str, Any] = source if isinstance(source, Mapping) else _read_file(Path(source))
+    weights, average = content, False
     for key in ("model", "state_dict_ema", "state_dict"):
         if isinstance(weights.get(key), Mapping):
             weights, average = weights[key], average or key == "state_dict_ema"
@@ -171,10 +170,8 @@ def _read_file(path: Path) -> Mapping[str, Tensor]:
     if path.suffix == ".safetensors":
         if shown(str(path)) != str(path):
             raise ValueError(f"{shown(str(path))}: safetensors reads no path that is not UTF-8: rename or move it")
-        try:
+        with reading_tensors(path, "copy or download it again"):
             return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a whole safetensors file ({error}): copy or download it again") from error
     with open(path, "rb") as file:
         if file.read(2) not in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):  # zip; pickle protocol 2, 4, 5
             raise ValueError(f"{path} is not a PyTorch weights file, whatever its name says: download it again")

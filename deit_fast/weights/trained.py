@@ -17,7 +17,7 @@ for row in trained.predict(["cat.jpg"]): print(row.path, row.top[0])
 from __future__ import annotations
 
 import dataclasses
-import importlib
+import importlib.util
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,6 +49,24 @@ class Named(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.flag} {self.spec}".strip()
+
+    def files(self) -> list[Path]:
+        """The files that decide its weights: of a run those of the newest checkpoint, the last weights first; of a
+        function its module; of a name none. A run without a checkpoint and a module that is not here have none either.
+        """
+        if self.kind == "run":
+            step = newest(self.path)
+            names = ("model.safetensors", "ema.safetensors")
+            return [] if step is None else [step / name for name in names if (step / name).is_file()]
+        if self.kind == "exported":
+            return [exported.weights_file(self.path)]
+        if self.kind == "function":
+            try:
+                found = importlib.util.find_spec(self.spec.partition(":")[0])
+            except (ImportError, ValueError):  # a package above it is not here; no name
+                found = None
+            return [Path(found.origin)] if found is not None and found.origin is not None else []
+        return [] if self.kind == "name" else [self.path]
 
 
 def resolve(spec: str | Path, flag: str = "") -> Named:
@@ -172,8 +190,10 @@ def _called(named: Named, architecture: str, image_size: int, sizes: dict[str, A
     model = _result(named)
     if isinstance(model, Mapping):
         model = exported.from_tensors(model, named.spec, architecture, sizes, timm_size)
-    own = model.config.image_size if isinstance(model, VisionTransformer) else None
-    side = own or (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))[-1]
+    if isinstance(model, VisionTransformer):
+        side = exported.square_side(model, named.spec)
+    else:
+        side = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))[-1]
     mean, std = normalisation(model)
     trained = Trained(model.eval(), [], Preprocessing(side, mean=mean, std=std), f"{named.spec} {architecture}".strip())
     trained = trained if timm_size else resized(trained, image_size)
@@ -187,7 +207,7 @@ def _result(named: Named) -> nn.Module | dict[str, Tensor]:
     if not (module and function):
         raise ValueError(f"{named} is neither a file nor module:function: check the path")
     try:
-        made = getattr(importlib.import_module(module), function)
+        made: Any = getattr(importlib.import_module(module), function)
     except (ImportError, SyntaxError) as error:
         raise ValueError(f"{named}: the module {module} cannot be imported ({error})") from error
     except AttributeError as error:
@@ -213,9 +233,9 @@ def resized(trained: Trained, image_size: int) -> Trained:
     if isinstance(model, VisionTransformer):
         model = VisionTransformer(dataclasses.replace(model.config, image_size=image_size), model.fusion).eval()
         load_pretrained(model, trained.model.state_dict())
-    elif hasattr(model, "set_input_size"):  # transformers of timm
+    elif callable(resize := getattr(model, "set_input_size", None)):  # transformers of timm
         try:
-            model.set_input_size(img_size=(image_size, image_size))
+            resize(img_size=(image_size, image_size))
         except AssertionError as error:
             raise ValueError(f"{trained.source} cannot see images of {image_size} pixels: {error}") from error
     preprocessing = dataclasses.replace(trained.preprocessing, image_size=image_size)
@@ -237,11 +257,9 @@ def _starting_weights(config: ModelConfig) -> Path | Mapping[str, Tensor]:
     named = resolve(config.weights, "--weights")
     if named.kind == "run":
         return chosen_weights(named.path)
-    if named.kind == "exported":
-        return exported.weights_file(named.path)
     if named.kind == "name":
         return timm_model(named.spec, pretrained=True).state_dict()
     if named.kind == "function":
         made = _result(named)
         return made.state_dict() if isinstance(made, nn.Module) else made
-    return named.path
+    return named.files()[0]

@@ -5,7 +5,7 @@ import re
 import statistics
 from pathlib import Path
 
-from deit_fast.tools.replicate.report import compare
+from deit_fast.tools.replicate.trials import compare
 
 ROOT = Path(__file__).parents[2]
 

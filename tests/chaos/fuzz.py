@@ -169,7 +169,7 @@ def parquets(folder: Path) -> Case:
     import pyarrow as pa
     from pyarrow import parquet
 
-    from deit_fast.data.sources.parquet import ParquetRows, readable
+    from deit_fast.data.sources.parquet import ParquetRows
 
     files, path = image_files()[:6], folder / "rows.parquet"
     table = pa.table({"image": [{"bytes": data, "path": None} for data in files], "label": [0, 1, 2, 0, 1, 2]})
@@ -178,7 +178,7 @@ def parquets(folder: Path) -> Case:
 
     def case(draw: random.Random) -> str:
         path.write_bytes(mutated(whole, draw, whole))
-        dataset = ParquetRows(readable([path]), "fuzz")
+        dataset = ParquetRows([path], "fuzz")
         return read_all(dataset)
 
     return case

@@ -16,7 +16,7 @@ import deit_fast.__main__
 from deit_fast import command
 from deit_fast.__main__ import COMMANDS, module_of
 from deit_fast.data import BadImage
-from deit_fast.ranks.heartbeat import RankLost, Sign
+from deit_fast.ranks.heartbeat import RankLost, Status
 from deit_fast.ranks.preemption import Preempted
 from deit_fast.tools.export.formats import Disagreement
 from deit_fast.train import Diverged
@@ -40,23 +40,23 @@ WORK = {
     "train": ("train.__main__.train", ["--data", "digits"]),
     "teacher": ("teacher.__main__.fill", ["--data", "digits", "--teacher-cache", "labels"]),
     "evaluate": ("tools.evaluate.__main__.evaluate_all", ["model"]),
-    "demo": ("tools.demo.__main__.demo", []),
+    "demo": ("tools.demo.demo", []),
     "replicate": ("tools.replicate.__main__.replicate", []),
     "report": ("tools.report.__main__.report", ["run"]),
     "predict": ("tools.predict.image_paths", ["image.png", "--model", "model"]),
     "export": ("tools.export.__main__.require", ["model", "--to", "timm", "--out", "folder"]),
     "parity": ("tools.parity.__main__.image_paths", ["model", "export", "--data", "files"]),
     "benchmark": ("tools.benchmark.__main__.forms_of", ["model"]),
-    "data": ("data.__main__.open_unpacked", ["check", "photos"]),
+    "data": ("tools.data.__main__.open_parts", ["check", "photos"]),
 }
 INTERRUPTED = {
-    "train": "interrupted: the same command continues from the last checkpoint",
+    "train": "interrupted: the same command continues from the last checkpoint, if there is one",
     "teacher": "interrupted: nothing was begun",
     "evaluate": "interrupted: nothing was written",
-    "demo": "interrupted: the same command continues from the last checkpoint",
-    "replicate": "interrupted: the same command continues from the last checkpoint",
+    "demo": "interrupted: the same command continues from the last checkpoint, if there is one",
+    "replicate": "interrupted: the same command continues from the last checkpoint, if there is one",
 }
-LOST = RankLost(Sign(0, "node1", 7), 1)
+LOST = RankLost(Status(0, "node1", 7), 1)
 # An error, its exit code, and which of two ranks says it.
 ENDS = [
     (ValueError("a mistake"), 2, [True, False]),
@@ -66,7 +66,7 @@ ENDS = [
     (Diverged("NaN"), 3, [True, False]),
     (Disagreement("other logits"), 1, [True, False]),
     (LOST, 4, [True, True]),
-    (RankLost(Sign(0, "node1", 7, code=2), 1), 2, [False, False]),
+    (RankLost(Status(0, "node1", 7, code=2), 1), 2, [False, False]),
     (Preempted(signal.SIGTERM, 7), 75, [True, False]),
     (Preempted(signal.SIGINT, 7), 130, [True, False]),
 ]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from deit_fast import command, files
 from deit_fast.files import (
@@ -18,6 +18,7 @@ from deit_fast.files import (
     check_readable,
     check_writable,
     read_json,
+    reading_tensors,
     remove_parts,
     write_file,
     write_folder,
@@ -268,6 +269,19 @@ def test_a_damaged_or_missing_json_file_is_named(tmp_path, data: bytes) -> None:
     path.write_bytes(data)
     with pytest.raises(ValueError, match=f"{path} is damaged, it is not JSON"):
         read_json(path)
+
+
+def test_a_damaged_tensor_file_is_one_sentence_with_advice(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"weight": torch.ones(100)}, path)
+    os.truncate(path, 200)
+    for missing in (False, True):
+        with pytest.raises(ValueError) as refused, reading_tensors(path, "copy it again"):
+            load_file(path)
+        assert str(refused.value).startswith(f"{path} is cut off or damaged (")
+        assert str(refused.value).endswith("): copy it again")
+        assert missing == ("No such file" in str(refused.value))
+        path.unlink(missing_ok=True)
 
 
 def test_a_new_file_an_old_file_and_a_folder_of_new_folders_can_be_written(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_help_has_an_example_and_says_why(name: str, capsys) -> None:
 @pytest.mark.parametrize("command", DATA_COMMANDS)
 def test_sub_commands_have_an_example_and_defaults(command: str, capsys) -> None:
     text = shown("data", command, capsys=capsys)
-    assert f"python -m deit_fast.data {command} " in text
+    assert f"deit-fast data {command} " in text
     assert all("default" in explanation for flag, explanation in flags(text).items() if flag != "-h,")
 
 

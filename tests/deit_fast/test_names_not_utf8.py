@@ -10,9 +10,9 @@ from PIL import Image
 
 from deit_fast import load
 from deit_fast.config import Config
-from deit_fast.data.__main__ import main as data
 from deit_fast.data.sources.open import open_dataset
 from deit_fast.files import shown
+from deit_fast.tools.data.__main__ import main as data
 from deit_fast.tools.evaluate.__main__ import main as evaluate
 from deit_fast.tools.export.__main__ import main as export
 from deit_fast.tools.predict import main as predict

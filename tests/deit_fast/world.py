@@ -95,12 +95,12 @@ def commanded(rank: int, config: Config, *others: Config) -> int:
     return main(command_line((config, *others)[min(rank, len(others))]))
 
 
-def seen(run: str, rank: int, step: int, ranks: int) -> heartbeat.Sign:
-    """The rank's sign of life once it has come to `step`."""
+def seen(run: str, rank: int, step: int, ranks: int) -> heartbeat.Status:
+    """The rank's status of life once it has come to `step`."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        for sign in heartbeat.read(Path(run) / "logs", ranks):
-            if sign.rank == rank and sign.step >= step:
-                return sign
+        for status in heartbeat.read(Path(run) / "logs", ranks):
+            if status.rank == rank and status.step >= step:
+                return status
         time.sleep(0.05)
     raise AssertionError(f"rank {rank} never came to step {step}")

@@ -70,6 +70,15 @@ MNIST_SPLITS = {
 CROPS = {"train": 14, "val": 10}  # in each of the 6 training and 3 validation tiles
 
 
+def is_builtin(spec: str) -> bool:
+    """Whether a spec names a built-in set; ValueError where it names a folder too."""
+    if spec in BUILTIN and Path(spec).is_dir():
+        raise ValueError(
+            f"--data {spec} is a built-in set and a folder here: type ./{spec} for the folder, or rename it for the set"
+        )
+    return spec in BUILTIN
+
+
 def write_builtin(name: str, cache_dir: Path | None = None) -> Path:
     """The folder of a built-in set, written on the first call; of calls at the same time, the first rename wins."""
     folder = (cache_dir or default_cache_dir()) / BUILTIN[name]
@@ -132,7 +141,7 @@ def _photos() -> Iterator[tuple[str, Image.Image]]:
 def _digits() -> Iterator[tuple[str, Image.Image]]:
     """(path inside the set, digit): every fifth of each class is for validation."""
     _package_folder("sklearn")
-    from sklearn.datasets import load_digits
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # it has no stubs
 
     digits = load_digits()
     for label in range(10):

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...files import denied, shown
-from .dataset import Dataset, check_labels, checked_names
+from .dataset import Dataset, checked_names
 from .index import locate
 
 BATCHES = [f"data_batch_{number}" for number in range(1, 6)]
@@ -43,7 +43,6 @@ class Cifar(Dataset):
         images, labels = zip(*(_images(file, key) for file in self._files), strict=True)
         self._ends = np.cumsum([len(each) for each in labels])
         self._images, self.labels = np.concatenate(images), np.concatenate(labels)
-        check_labels(self)
 
     def read(self, index: int) -> NDArray[np.uint8]:
         return self._images[index]

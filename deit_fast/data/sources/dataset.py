@@ -17,7 +17,6 @@ from ..decode import BadImage, Part, Reserve, Wanted, copied, decode_wanted, new
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Broken = list[tuple[str, str]]  # (name of a file or an image, what is wrong with it)
 MOST_NUMBERED = 10**6  # classes without a name: a head for more has a billion weights at the width of ViT-B
 
 
@@ -87,42 +86,33 @@ def ahead(pool: Executor, task: Callable[[Item], Result], items: Iterable[Item],
         yield result
 
 
-def note(broken: Broken | None, name: str, error: ValueError) -> None:
-    """Append the error to `broken`; raise it when `broken` is None."""
-    if broken is None:
-        raise error
-    reason = str(error)
-    broken.append((name, reason.removeprefix(name).lstrip(": /") if reason.startswith(name) else reason))
-
-
-def numbered(dataset: Dataset, advice: str, broken: Broken | None = None) -> list[str]:
+def numbered(dataset: Dataset, advice: str) -> list[str]:
     """Class names where nothing names them: the numbers up to the largest label.
 
-    Labels of MOST_NUMBERED and more raise ValueError, which ends in `advice`; where `broken` is given, they are left to
-    `check_labels` unless every label is one of them.
+    Labels of MOST_NUMBERED and more raise ValueError, which ends in `advice`.
     """
     wrong = np.flatnonzero(dataset.labels >= MOST_NUMBERED)
-    if len(wrong) and (broken is None or len(wrong) == len(dataset.labels)):
+    if len(wrong):
         raise ValueError(
             f"{dataset.path(int(wrong[0]))} has label {dataset.labels[wrong[0]]}, but classes without names are "
             f"numbers below {MOST_NUMBERED:,}; {len(wrong)} of {len(dataset.labels)} labels are not: {advice}"
         )
-    largest = dataset.labels[dataset.labels < MOST_NUMBERED].max(initial=-1)
-    return list(map(str, range(int(largest) + 1)))
+    return list(map(str, range(int(dataset.labels.max(initial=-1)) + 1)))
 
 
-def check_labels(dataset: Dataset, broken: Broken | None = None) -> None:
-    """Append every label outside the classes to `broken`; raise ValueError for the first when `broken` is None."""
+def wrong_labels(dataset: Dataset) -> list[tuple[int, str]]:
+    """(index, what is wrong) of every label that is no index into the classes."""
     classes = len(dataset.classes)
-    wrong = np.flatnonzero((dataset.labels < 0) | (dataset.labels >= classes))
+    wrong = np.flatnonzero((dataset.labels < 0) | (dataset.labels >= classes)).tolist()
     outside = f"outside 0 … {classes - 1} of the {classes} classes"
-    if broken is not None:
-        broken += [(dataset.path(index), f"label {dataset.labels[index]}, {outside}") for index in wrong.tolist()]
-    elif len(wrong):
-        raise ValueError(
-            f"{dataset.path(int(wrong[0]))} has label {dataset.labels[wrong[0]]}, {outside}; "
-            f"{len(wrong)} of {len(dataset.labels)} labels are"
-        )
+    return [(index, f"label {dataset.labels[index]}, {outside}") for index in wrong]
+
+
+def check_labels(dataset: Dataset) -> None:
+    """Raise ValueError for the first of `wrong_labels`."""
+    if wrong := wrong_labels(dataset):
+        index, what = wrong[0]
+        raise ValueError(f"{dataset.path(index)} has {what}; {len(wrong)} of {len(dataset.labels)} labels are")
 
 
 def checked_names(names: list[str], origin: object) -> list[str]:

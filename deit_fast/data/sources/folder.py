@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...files import shown
-from .dataset import Broken, Dataset, checked_names, counted, note
+from .dataset import Dataset, checked_names, counted
 from .index import CACHED_FROM, Names, cache_arrays, from_arrays, index_path, load_arrays, to_arrays
 
 # They only say which files are images; `decode` looks at the content. First those of torchvision.datasets.ImageFolder,
@@ -36,56 +36,23 @@ MAX_FILE_BYTES = 2**30  # a larger "image" is refused instead of filling the mem
 # A file system stamps folders by its own clock, some in whole seconds: a folder modified at the moment of its scan may
 # get no newer stamp from a change right after it.
 STAMP_SECONDS = 2.0
+Mistake = tuple[str, str]  # the path of a folder or link, and a sentence that says what is wrong with it
 
 
 class ImageFolder(Dataset):
-    """Images in class folders.
+    """The images of class folders that a scan has found; `open_folder` scans, and refuses what training cannot use.
 
     Names that start with a dot are skipped (.ipynb_checkpoints, macOS's ._*.jpg); links to folders are followed. What
     else is not read, images beside the class folders and other files in them, is `left_out`. A name that is not UTF-8
     is as any other; where it is shown, and in the name of a class, its bytes are written out (`files.shown`).
 
-    Labels are indices into `classes`, by default the sorted folders; a given class may lack a folder or images.
-
-    Where `broken` is given, folders with a mistake are appended to it instead of raised, and the images are those of
-    the others; a class that the training images lack has the label −1.
+    Labels are indices into `classes`; a class may lack a folder or images. A folder of no class has the label −1.
     """
 
-    def __init__(self, root: Path, name: str, classes: list[str] | None = None, broken: Broken | None = None):
-        self.name = name
-        scan = _scan(root, broken)
-        found = checked_names(list(map(shown, scan.classes)), root)
-        if not found:
-            what = "images but no class folders" if any(map(is_image, listing(root)[1])) else "no class folders"
-            raise ValueError(f"{root} holds {what}: sort its images into one sub-folder per class")
-        unknown = [] if classes is None else sorted(set(found) - set(classes))
-        self.classes = found if classes is None else classes
-        empty = [found[label] for label in np.flatnonzero(np.bincount(scan.labels, minlength=len(found)) == 0)]
-        if broken is None:
-            if unknown:
-                raise ValueError(
-                    f"{root} has {counted(unknown, 'class', 'classes')} that the training images lack: "
-                    f"add images of each to train/ or remove its folder from {root}"
-                )
-            if not len(scan.files):
-                raise ValueError(f"{root} holds no image in its class folders: {IMAGE_FILES}")
-            if empty and classes is None:
-                raise ValueError(
-                    f"{root} has {counted(empty, 'class folder', 'class folders')} without an image ({IMAGE_FILES}): "
-                    "add images or remove the folder"
-                )
-        else:
-            advice = "is a class that the training images lack: add images of it to train/ or remove its folder"
-            broken += [(str(root / name), advice) for name in unknown]
-            unread = dict(broken)
-            for path in [str(root / name) for name in empty] if classes is None else ():
-                if path not in unread:
-                    broken.append((path, f"has no image ({IMAGE_FILES}): add images or remove the folder"))
-            if not len(scan.files) and classes is not None:
-                broken.append((str(root), f"holds no image in its class folders ({IMAGE_FILES}): add images"))
-        place = {name: label for label, name in enumerate(self.classes)}
-        self.labels = np.array([place.get(name, -1) for name in found], np.int64)[scan.labels]
-        self.left_out = scan.left_out
+    def __init__(self, scan: Scan, name: str, classes: list[str]):
+        self.name, self.classes, self.left_out = name, classes, scan.left_out
+        place = {name: label for label, name in enumerate(classes)}
+        self.labels = np.array([place.get(shown(folder), -1) for folder in scan.classes], np.int64)[scan.labels]
         self._scan = scan
 
     def read(self, index: int) -> bytes:
@@ -98,15 +65,36 @@ class ImageFolder(Dataset):
         return os.path.join(self._scan.folders[self._scan.folder_of[index]], self._scan.files[index])
 
 
-class FlatFolder(ImageFolder):
-    """Images side by side in one folder, `files`, with their labels from elsewhere."""
+def open_folder(root: Path, name: str, classes: list[str] | None = None) -> ImageFolder:
+    """The images in the class folders of `root`; its sorted folders are the classes, unless others are given.
 
-    def __init__(self, root: Path, name: str, classes: list[str], files: list[str], labels: NDArray[np.int64]):
-        self.name, self.classes, self.labels = name, classes, labels
-        self._root, self._files = root, Names.of(files)
+    Raises:
+        ValueError: a folder cannot be read; there is no class, no image, a class without an image, or, of given
+            classes, a folder of another.
+    """
+    scan = _kept_scan(root)
+    found = folder_classes(root, scan)
+    if unknown := sorted(set(found) - set(found if classes is None else classes)):
+        raise ValueError(
+            f"{root} has {counted(unknown, 'class', 'classes')} that the training images lack: "
+            f"add images of each to train/ or remove its folder from {root}"
+        )
+    if not len(scan.files):
+        raise ValueError(f"{root} holds no image in its class folders: {IMAGE_FILES}")
+    if classes is None and (empty := [found[label] for label in scan.empty()]):
+        raise ValueError(
+            f"{root} has {counted(empty, 'class folder', 'class folders')} without an image ({IMAGE_FILES}): "
+            "add images or remove the folder"
+        )
+    return ImageFolder(scan, name, found if classes is None else classes)
 
-    def _file(self, index: int) -> str:
-        return os.path.join(self._root, self._files[index])
+
+def folder_classes(root: Path, scan: Scan) -> list[str]:
+    """The names of the class folders; ValueError where there is none, or two are shown alike."""
+    if not len(scan.classes):
+        what = "images but no class folders" if any(map(is_image, listing(root)[1])) else "no class folders"
+        raise ValueError(f"{root} holds {what}: sort its images into one sub-folder per class")
+    return checked_names(list(map(shown, scan.classes)), root)
 
 
 def read_file(path: str) -> bytes:
@@ -127,29 +115,36 @@ def read_file(path: str) -> bytes:
         os.close(descriptor)
 
 
-def listing(folder: Path, broken: Broken | None = None) -> tuple[list[str], list[str]]:
+def listing(folder: Path) -> tuple[list[str], list[str]]:
     """Sorted names of the folders and of the files in a folder, without those that start with a dot.
 
-    A broken link whose name is no image's is a ValueError, or is appended to `broken`.
+    A broken link counts as a file if its name is an image's; any other is a ValueError.
     """
+    folders, files, mistakes = _listing(folder)
+    _refuse(mistakes)
+    return folders, files
+
+
+def _listing(folder: Path) -> tuple[list[str], list[str], list[Mistake]]:
     folders: list[str] = []
     files: list[str] = []
+    mistakes: list[Mistake] = []
     with _readable(folder), os.scandir(folder) as entries:
         for entry in entries:
             if not entry.name.startswith("."):
-                (folders if _is_folder(entry, broken) else files).append(entry.name)
-    return sorted(folders), sorted(files)
+                try:
+                    (folders if entry.is_dir() else files).append(entry.name)
+                except OSError as error:
+                    files.append(entry.name)
+                    if not is_image(entry.name):
+                        reason = f"cannot follow the link {entry.path} ({error.strerror}): mend or remove it"
+                        mistakes.append((entry.path, reason))
+    return sorted(folders), sorted(files), mistakes
 
 
-def _is_folder(entry: os.DirEntry[str], broken: Broken | None = None) -> bool:
-    """A broken link is a bad image if its name ends as an image's does, else a class folder that cannot be read."""
-    try:
-        return entry.is_dir()
-    except OSError as error:
-        if not is_image(entry.name):
-            reason = f"cannot follow the link {entry.path} ({error.strerror}): mend or remove it"
-            note(broken, entry.path, ValueError(reason))
-        return False
+def _refuse(mistakes: list[Mistake]) -> None:
+    if mistakes:
+        raise ValueError(mistakes[0][1])
 
 
 @contextmanager
@@ -170,7 +165,7 @@ def by_suffix(files: Iterable[str]) -> str:
     return ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common())
 
 
-class _Scan(NamedTuple):
+class Scan(NamedTuple):
     """The images under a folder of class folders: F folders, N files, C classes."""
 
     classes: Names  # C
@@ -187,61 +182,72 @@ class _Scan(NamedTuple):
         except OSError:
             return False
 
+    def empty(self) -> list[int]:
+        """The classes without an image."""
+        return np.flatnonzero(np.bincount(self.labels, minlength=len(self.classes)) == 0).tolist()
 
-def _scan(root: Path, broken: Broken | None = None) -> _Scan:
-    """The images under a folder, from the cache where nothing has changed and `broken` asks for no mistakes."""
-    if broken is not None:
-        return _walk(root, broken)
+
+def _kept_scan(root: Path) -> Scan:
+    """The images under a folder, from the cache where nothing has changed."""
     cache = index_path("folder", 2, str(root.absolute()))
     arrays = load_arrays(cache)
-    if arrays is not None and (scan := from_arrays(_Scan, arrays)).is_current():
-        return scan
+    if arrays is not None and (kept := from_arrays(Scan, arrays)).is_current():
+        return kept
     began = time.time_ns()
-    scan = _walk(root)
-    settled = scan.stamps.max(initial=0) < began - STAMP_SECONDS * 1e9
-    if len(scan.files) >= CACHED_FROM and settled:
-        cache_arrays(cache, to_arrays(scan))
-    return scan
+    found, mistakes = scan(root)
+    _refuse(mistakes)
+    settled = found.stamps.max(initial=0) < began - STAMP_SECONDS * 1e9
+    if len(found.files) >= CACHED_FROM and settled:
+        cache_arrays(cache, to_arrays(found))
+    return found
 
 
-def _walk(root: Path, broken: Broken | None = None) -> _Scan:
+def scan(root: Path) -> tuple[Scan, list[Mistake]]:
+    """The images under a folder, and what is wrong below it, such as a folder that cannot be read."""
     # A folder's stamp is read before its names: a change in between makes the scan look older than it is.
     with _readable(root):
         status = root.stat()
-    classes, beside = listing(root, broken)
-    tree = [(str(root), status.st_mtime_ns, [], list(filter(is_image, beside)), 0)]
+    classes, beside, mistakes = _listing(root)
+    tree = [(_Folder(str(root), status.st_mtime_ns, [], list(filter(is_image, beside))), 0)]
     for label, name in enumerate(classes):
-        tree += [(*each, label) for each in sorted(_tree(root / name, (_identity(status),), broken))]
-    folders, stamps, files, others, labels = zip(*tree, strict=True)
-    counts = [len(names) for names in files]
-    return _Scan(
+        tree += [(folder, label) for folder in sorted(_tree(root / name, (_identity(status),), mistakes))]
+    folders, labels = zip(*tree, strict=True)
+    counts = [len(folder.images) for folder in folders]
+    found = Scan(
         Names.of(classes),
-        Names.of(folders),
-        Names.of(chain.from_iterable(files)),
-        np.array(stamps, np.int64),
+        Names.of(folder.path for folder in folders),
+        Names.of(chain.from_iterable(folder.images for folder in folders)),
+        np.array([folder.stamp for folder in folders], np.int64),
         np.repeat(np.arange(len(folders), dtype=np.int32), counts),
         np.repeat(np.array(labels, np.int32), counts),
-        Names.of(os.path.join(folder, name) for folder, names in zip(folders, others, strict=True) for name in names),
+        Names.of(os.path.join(folder.path, name) for folder in folders for name in folder.others),
     )
+    return found, mistakes
 
 
-def _tree(
-    folder: Path, parents: tuple[tuple[int, int], ...], broken: Broken | None
-) -> Iterator[tuple[str, int, list[str], list[str]]]:
-    """(folder, when it was modified, its images, its other files) of a folder and all below it; links are followed."""
+class _Folder(NamedTuple):
+    path: str
+    stamp: int  # when it was modified, ns
+    images: list[str]
+    others: list[str]  # its files that are no images
+
+
+def _tree(folder: Path, parents: tuple[tuple[int, int], ...], mistakes: list[Mistake]) -> Iterator[_Folder]:
+    """A folder and all below it; links are followed."""
     try:
         with _readable(folder):
             status = folder.stat()
         if _identity(status) in parents:
             raise ValueError(f"{folder} is a link to a folder that contains it: remove the link")
-        folders, files = listing(folder, broken)
+        folders, files, wrong = _listing(folder)
     except ValueError as error:
-        note(broken, str(folder), error)
+        mistakes.append((str(folder), str(error)))
         return
+    mistakes += wrong
     images = list(filter(is_image, files))
-    yield str(folder), status.st_mtime_ns, images, [file for file in files if not is_image(file)]
+    yield _Folder(str(folder), status.st_mtime_ns, images, [file for file in files if not is_image(file)])
     for name in folders:
-        yield from _tree(folder / name, (*parents, _identity(status)), broken)
+        yield from _tree(folder / name, (*parents, _identity(status)), mistakes)
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

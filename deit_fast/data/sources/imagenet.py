@@ -1,4 +1,4 @@
-"""What ImageNet has beside class folders: the flat validation folder, ImageNet-V2, ReaL labels.
+"""What ImageNet has beside class folders: the flat validation folder, and ImageNet-V2.
 
 The archive's `val/` holds 50 000 files side by side. Their labels are in another file, and any of these will do:
 Kaggle's LOC_val_solution.csv, Caffe's val.txt, TensorFlow's list of synsets, the devkit's ground truth with its
@@ -7,23 +7,22 @@ meta.mat, torchvision's meta.bin.
 
 from __future__ import annotations
 
-import json
+import os
 import pickle
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from .dataset import Broken, counted, note
-from .folder import FlatFolder, ImageFolder, is_image, listing
+from .dataset import counted
+from .folder import ImageFolder, is_image, listing, open_folder
+from .index import Names
 
 SYNSETS = "imagenet_2012_validation_synset_labels.txt"
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 LABEL_FILES = ("LOC_val_solution.csv", "val.txt", SYNSETS, GROUND_TRUTH, "meta.bin")
-VALIDATION_IMAGES = 50_000
 _NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})\b")
 
 
@@ -39,15 +38,29 @@ def is_flat(folder: Path) -> bool:
     return not folders and any(map(is_image, files))
 
 
-def flat_validation(folder: Path, name: str, classes: list[str], broken: Broken | None = None) -> FlatFolder:
-    """The validation images side by side in one folder, in the order of their names.
+class FlatFolder(ImageFolder):
+    """The validation images side by side in one folder, in the order of their names; `label_of` a name is its label."""
 
-    The label file is there, in the folder above, in a devkit below that, or up to three folders above (as in Kaggle's
-    archive). The classes of the training images are WordNet ids if the label file has those. An image without a label
-    of theirs is a ValueError, or is appended to `broken` and has the label −1.
+    def __init__(self, folder: Path, name: str, classes: list[str], label_of: Callable[[str], int]):
+        every = listing(folder)[1]
+        files = list(filter(is_image, every))
+        self.name, self.classes, self._root, self._files = name, classes, folder, Names.of(files)
+        self.labels = np.array(list(map(label_of, files)), np.int64)
+        self.left_out = [str(folder / file) for file in every if not is_image(file) and file not in LABEL_FILES]
+
+    def _file(self, index: int) -> str:
+        return os.path.join(self._root, self._files[index])
+
+
+def labels_beside(folder: Path, classes: list[str]) -> Callable[[str], int]:
+    """Name of an image → its label, from the label file of a flat folder.
+
+    The file is there, in the folder above, in a devkit below that, or up to three folders above (as in Kaggle's
+    archive). The classes of the training images are WordNet ids if the label file has those.
+
+    Raises:
+        ValueError: there is no readable label file; or, by the function, an image without a label of these classes.
     """
-    every = listing(folder)[1]
-    files = list(filter(is_image, every))
     above = folder.absolute().parent
     places = [folder, above, *sorted(above.glob("*devkit*/data")), *list(above.parents)[:3]]
     source = next((place / name for place in places for name in LABEL_FILES if (place / name).is_file()), None)
@@ -57,19 +70,18 @@ def flat_validation(folder: Path, name: str, classes: list[str], broken: Broken 
             f"of their labels beside it ({', '.join(LABEL_FILES)})"
         )
     known = _labels(source)
-    labels = []
     place = {name: label for label, name in enumerate(classes)}
-    for file in files:
+
+    def label_of(file: str) -> int:
         label = known.get(Path(file).stem, known.get(number_of(file)))
+        if label is None:
+            raise ValueError(f"{source} has no label for {folder / file}")
         index = label if isinstance(label, int) else place.get(label, -1)
         if not 0 <= index < len(classes):
-            path, index = str(folder / file), -1
-            given = f"gives {path} the label {label}, which the training images lack"
-            note(broken, path, ValueError(f"{source} {f'has no label for {path}' if label is None else given}"))
-        labels.append(index)
-    images = FlatFolder(folder, name, classes, files, np.array(labels, np.int64))
-    images.left_out = [str(folder / file) for file in every if not is_image(file) and file not in LABEL_FILES]
-    return images
+            raise ValueError(f"{source} gives {folder / file} the label {label}, which the training images lack")
+        return index
+
+    return label_of
 
 
 def has_numbered_classes(folder: Path, classes: Sequence[str]) -> bool:
@@ -84,47 +96,12 @@ def numbered_classes(folder: Path, name: str, classes: list[str]) -> ImageFolder
     if beyond:
         found = counted(beyond, "class", "classes")
         raise ValueError(f"{folder} has {found} outside the {len(classes)} of the training images")
-    images = ImageFolder(folder, name, list(map(str, range(len(classes)))))
+    images = open_folder(folder, name, list(map(str, range(len(classes)))))
     images.classes = classes
     return images
 
 
-def real_labels(file: Path, files: Sequence[str]) -> NDArray[np.int64]:
-    """The reassessed labels of ImageNet's validation images (Beyer et al. 2020, "Are we done with ImageNet?").
-
-    Args:
-        file: real.json of github.com/google-research/reassessed-imagenet: a list of 50 000 lists of labels.
-        files: paths of N validation images, in the order of the data set.
-
-    Returns:
-        int64 (N, K), every label an image may have, padded with −1. A prediction is right if it equals one of its row;
-        an image without labels is not counted.
-    """
-    numbers = [number_of(path) for path in files]
-    if 0 in numbers:
-        raise ValueError(
-            f"{file} labels ImageNet's validation images, named ILSVRC2012_val_00000001.JPEG and so on: "
-            f"{files[numbers.index(0)]} is not one of them"
-        )
-    try:
-        lists = [np.asarray(labels, np.int64).reshape(-1) for labels in json.loads(Path(file).read_text())]
-    except OSError as error:
-        raise ValueError(f"cannot read {file} ({error.strerror})") from error
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{file} is not real.json, a list of lists of labels ({error})") from error
-    if len(lists) not in (VALIDATION_IMAGES, len(files)) or len(lists) < max(numbers):
-        raise ValueError(
-            f"{file} has {len(lists)} lists of labels: expected {VALIDATION_IMAGES}, one for each of ImageNet's "
-            f"validation images, or {len(files)}, one for each image here up to number {max(numbers)}"
-        )
-    rows = [lists[number - 1] for number in numbers]
-    table = np.full((len(rows), max(map(len, rows), default=0)), -1, np.int64)
-    for row, labels in zip(table, rows, strict=True):
-        row[: len(labels)] = labels
-    return table
-
-
-def _labels(file: Path) -> dict[str, str | int] | dict[int, str]:
+def _labels(file: Path) -> Mapping[str | int, str | int]:
     """Labels by the name of the image or by its number."""
     if file.name == "meta.bin":
         try:
@@ -154,7 +131,7 @@ def _labels(file: Path) -> dict[str, str | int] | dict[int, str]:
 def _synsets_of_ids(file: Path, ids: list[int]) -> list[str]:
     """WordNet ids of the devkit's own class numbers, which meta.mat beside the labels explains."""
     try:
-        from scipy.io import loadmat
+        from scipy.io import loadmat  # type: ignore[import-untyped]  # its stubs are another package
     except ImportError as error:
         raise ValueError(f"reading {file.name} needs SciPy: type pip install scipy") from error
     table = file.with_name("meta.mat")

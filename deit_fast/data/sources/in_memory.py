@@ -30,7 +30,7 @@ class InMemory(Dataset):
 
     def __init__(self, dataset: Dataset, threads: int, exif_orientation: bool = False, ratio_limit: float = inf):
         self.name, self.classes, self.labels = dataset.name, dataset.classes, dataset.labels
-        self.path, self.read = dataset.path, dataset.read
+        self._dataset = dataset
         self.bad: dict[int, BadImage] = {}
         images: list[NDArray[np.uint8]] = []
         total = 0
@@ -47,6 +47,12 @@ class InMemory(Dataset):
                         f"{total / 2**30:.1f} GiB decoded: leave out --in-memory"
                     )
         self.pixels = ImageBatch.from_images(images)
+
+    def read(self, index: int) -> bytes | NDArray[np.uint8]:
+        return self._dataset.read(index)
+
+    def path(self, index: int) -> str:
+        return self._dataset.path(index)
 
     def rows(self, sample: Tensor) -> ImageBatch:
         """The images of these samples, int64 (b,), without a copy."""

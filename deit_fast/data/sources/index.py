@@ -9,7 +9,7 @@ import hashlib
 import os
 import warnings
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -40,7 +40,10 @@ class Names:
 
     def __getitem__(self, index: int) -> str:
         start = self.ends[index - 1] if index else 0
-        return os.fsdecode(self.text[start : self.ends[index]].tobytes())  # IndexError ends an iteration
+        return os.fsdecode(self.text[start : self.ends[index]].tobytes())
+
+    def __iter__(self) -> Iterator[str]:
+        return map(self.__getitem__, range(len(self)))
 
 
 def locate(ends: NDArray[np.int64], index: int) -> tuple[int, int]:
@@ -92,7 +95,7 @@ def load_arrays(path: Path) -> Arrays | None:
 def save_arrays(path: Path, arrays: Arrays) -> None:
     def write(temporary: Path) -> None:
         with open(temporary, "xb") as file:  # given a path, savez appends .npz to it
-            np.savez(file, **arrays)
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # the stubs take a column for allow_pickle
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, write)

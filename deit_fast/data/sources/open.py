@@ -18,25 +18,40 @@ import hashlib
 import re
 import shutil
 import sys
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple, cast
 from urllib.parse import parse_qsl
 
-from ...files import Lock, shown
+from ...files import Lock
 from ...names import did_you_mean
-from . import cifar, imagenet, parquet
-from .builtin import BUILTIN, VALIDATION, write_builtin
-from .dataset import Broken, Dataset, counted, note
-from .folder import ImageFolder, is_image, listing
+from . import cifar, imagenet
+from .builtin import BUILTIN, VALIDATION, is_builtin, write_builtin
+from .dataset import Dataset, check_labels, counted
+from .folder import is_image, listing, open_folder
 from .index import default_cache_dir
-from .pack import PACK_FILE, Settings, index_file, is_begun, is_complete, pack
-from .shards import TarShards, fingerprint
+from .pack import PACK_FILE, index_file, is_begun, is_complete, write_pack
+from .parquet import ParquetRows
+from .shards import TarShards, fingerprint, packed_index
 
 LAYOUT = "a folder with train/ and val/, each with one sub-folder per class"
 ALLOWED = f"--data takes {', '.join(BUILTIN)} or {LAYOUT}, or one of tar shards, parquet files or CIFAR"
 # What a split is called in the names of files and folders; the first name that is there is used.
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test")}
 FOLDERS = ("data", *SPLITS["train"], *SPLITS["val"])  # where shards and parquet files may lie
+
+Files = dict[str, list[Path]]  # split → its files or its folder
+Splits = dict[str, Dataset]  # of "train", "val" or both
+
+
+class Source(NamedTuple):
+    """A folder of images, its layout seen from what is in it."""
+
+    spec: str  # as the user gave it
+    root: Path
+    columns: dict[str, str]  # of parquet files, as far as the spec names them
+    layout: str  # a key of LAYOUTS
+    files: Files
 
 
 def open_dataset(spec: str, cache_dir: Path | None = None) -> tuple[Dataset, Dataset]:
@@ -55,36 +70,26 @@ def open_dataset(spec: str, cache_dir: Path | None = None) -> tuple[Dataset, Dat
         ValueError: nothing usable is there, or a package for it is not installed; the text says what was found and what
             to type instead.
     """
-    if spec in BUILTIN:
+    if is_builtin(spec):
         root = write_builtin(spec, cache_dir)
-        train = ImageFolder(root / "train", spec)
-        return train, ImageFolder(root / VALIDATION.get(spec, "val"), spec, train.classes)
-    root, columns = _root(spec)
-    opened = _open_files(root, spec, columns)
-    if "train" in opened and "val" in opened:
-        return opened["train"], opened["val"]
-    if opened:
-        missing = "val" if "train" in opened else "train"
-        raise ValueError(
-            f"--data {spec} has {'training' if missing == 'val' else 'validation'} images only: "
-            f"add files with {' or '.join(SPLITS[missing])} in their names"
-        )
-    splits = _folders(root, spec)
+        train = open_folder(root / "train", spec)
+        return train, open_folder(root / VALIDATION.get(spec, "val"), spec, train.classes)
+    source = locate(spec)
+    splits = open_splits(source)
+    for missing, only in (("val", "training"), ("train", "validation")):
+        if missing not in splits:
+            names = " or ".join(SPLITS[missing])
+            raise ValueError(f"--data {spec} has {only} images only: add files with {names} in their names")
+    if source.layout == "parquet":
+        splits = _unpacked(source, splits)
     return splits["train"], splits["val"]
 
 
-def open_unpacked(spec: str, broken: Broken | None = None) -> dict[str, Dataset]:
-    """The splits that are there, "train", "val" or both, to be read in order: parquet files are not unpacked.
-
-    Unreadable shards, parquet files and folders and labels outside the classes are raised, or appended to `broken`; the
-    splits are then of the rest.
-    """
-    if spec not in BUILTIN:
-        root, columns = _root(spec)
-        opened = _open_files(root, spec, columns, unpack=False, broken=broken)
-        return opened if opened or broken else _folders(root, spec, broken)
-    train, val = open_dataset(spec)
-    return {"train": train, "val": val}
+def open_unpacked(spec: str) -> Splits:
+    """The splits that are there, "train", "val" or both, to be read in order: parquet files are not unpacked."""
+    if is_builtin(spec):
+        return dict(zip(SPLITS, open_dataset(spec), strict=True))
+    return open_splits(locate(spec))
 
 
 def open_evaluation(spec: str, classes: list[str]) -> Dataset:
@@ -96,48 +101,28 @@ def open_evaluation(spec: str, classes: list[str]) -> Dataset:
             A folder may lack some of the classes.
         classes: of the training images; ValueError if the images have others.
     """
-    if spec not in BUILTIN:
-        root, columns = _root(spec)
-        splits = {"train", "val"} & set(listing(root)[0])
-        if splits != {"train"} and not _open_files(root, spec, columns):
-            return _class_folders(root / "val" if splits else root, spec, classes)
+    if not is_builtin(spec):
+        source = locate(spec)
+        splits = {"train", "val"} & set(listing(source.root)[0])
+        if source.layout == "folders" and splits != {"train"}:
+            return class_folders(source.root / "val" if splits else source.root, spec, classes)
     _, val = open_dataset(spec)
     if val.classes != classes:
         raise ValueError(f"the {len(val.classes)} classes of {spec} are not the {len(classes)} of the training images")
     return val
 
 
-def classes_of_data(spec: str, count: int) -> list[str]:
-    """The class names of a model with `count` outputs, taken from the data that it is evaluated on.
-
-    ImageNet's synsets for 1000 outputs and any folder of ImageNet: some of its classes, ImageNet-V2, or flat. Else the
-    classes of the training images that lie beside these, or the class folders themselves; where their names are
-    numbers, the number is the label.
-    """
-    from timm.data import ImageNetInfo  # which reading images does not wait for
-
-    root = Path(spec).expanduser()
-    classes: list[str] = []
-    if spec not in BUILTIN and root.is_dir():
-        inside = root / "val" if "val" in listing(root)[0] else root
-        folders = listing(inside)[0]
-        synsets = ImageNetInfo().label_names() if count == 1000 else []
-        known = bool(folders) and set(folders) <= set(synsets)
-        if synsets and (known or imagenet.is_flat(inside) or imagenet.has_numbered_classes(inside, synsets)):
-            return synsets
-        if inside == root and any(is_image(file) for folder in folders for file in listing(root / folder)[1]):
-            classes = sorted(folders, key=int) if all(map(str.isdecimal, folders)) else list(map(shown, folders))
-    classes = classes or open_dataset(spec)[1].classes
-    if len(classes) != count:
-        raise ValueError(
-            f"the model knows {count} classes, {spec} has {len(classes)}: evaluate it on data of its own classes, or "
-            f"fine-tune it on these first, python -m deit_fast.train --weights … --data {spec}"
-        )
-    return classes
+def class_folders(folder: Path, spec: str, classes: list[str]) -> Dataset:
+    """Evaluation images of known classes: flat, in numbered folders, or in class folders."""
+    if imagenet.is_flat(folder):
+        return imagenet.FlatFolder(folder, spec, classes, imagenet.labels_beside(folder, classes))
+    if imagenet.has_numbered_classes(folder, classes):
+        return imagenet.numbered_classes(folder, spec, classes)
+    return open_folder(folder, spec, classes)
 
 
-def _root(spec: str) -> tuple[Path, dict[str, str]]:
-    """The folder of a spec and the columns it names."""
+def locate(spec: str) -> Source:
+    """The folder of a spec, the layout and the files in it; ValueError says what a spec may be."""
     path, _, query = spec.partition("?")
     columns = dict(parse_qsl(query))
     if unknown := set(columns) - {"image", "label"}:
@@ -148,39 +133,104 @@ def _root(spec: str) -> tuple[Path, dict[str, str]]:
         raise ValueError(f"--data {spec} is neither a folder nor a built-in set: {hint}")
     if not root.is_dir():
         raise ValueError(f"--data {spec} is a file: {ALLOWED}")
-    return root, columns
+    for layout, (find, _) in LAYOUTS.items():
+        if files := find(root, spec):
+            return Source(spec, root, columns, layout, files)
+    return Source(
+        spec, root, columns, "folders", {split: [root / split] for split in SPLITS if split in listing(root)[0]}
+    )
 
 
-def _open_files(
-    root: Path, spec: str, columns: dict[str, str], unpack: bool = True, broken: Broken | None = None
-) -> dict[str, Dataset]:
-    """The splits of a folder of CIFAR, shards or parquet files; empty if it is something else."""
+def open_splits(source: Source) -> Splits:
+    """The splits of a source; ValueError for what training cannot use."""
+    if source.layout == "folders" and (missing := missing_folders(source)):
+        raise ValueError(missing)
+    splits: Splits = {}
+    for split, files in source.files.items():
+        classes = splits["train"].classes if splits else None
+        splits[split] = dataset = LAYOUTS[source.layout].open(source, split, files, classes)
+        if not len(dataset.labels):
+            raise ValueError(f"{files[0]} holds no sample")
+        check_labels(dataset)
+    return splits
+
+
+def missing_folders(source: Source) -> str:
+    """What is wrong with a folder that lacks train/ or val/, and what to type instead; "" where it has both."""
+    root, (folders, _) = source.root, listing(source.root)
+    missing = [f"{split}/" for split in SPLITS if split not in folders]
+    if not missing:
+        return ""
+    # The usual slip: the class folders themselves, often the train/ of a complete data set.
+    if any(is_image(file) for folder in folders for file in listing(root / folder)[1]):
+        fix = "its sub-folders look like classes: put them into a train/ folder, and held-out images into val/"
+        if root.name in ("train", "val") and {"train", "val"} <= set(listing(root.resolve().parent)[0]):
+            fix = f"type --data {root.resolve().parent}"
+    else:
+        fix = ALLOWED
+    found = f"only {counted(folders, 'folder', 'folders')}" if folders else "no folder at all"
+    return f"--data {source.spec} has no {' and no '.join(missing)} inside but {found}: {fix}"
+
+
+def _find_cifar(root: Path, spec: str) -> Files:
     for folder in (root, *(root / name for name in cifar.LAYOUTS)):
         if folder.name in cifar.LAYOUTS and folder.is_dir():
-            return {split: cifar.Cifar(folder, split, spec) for split in SPLITS}
-    folders = listing(root)[0]
-    if {"train", "val"} <= set(folders) and listing(root / "train")[0]:
-        return {}  # archives beside class folders are ignored: the folders were often unpacked from them
-    if (root / PACK_FILE).is_file() and not is_complete(root):
-        raise ValueError(f"{root} is only packed in part: run the same deit_fast.data pack command again")
-    if shards := _split_files(root, (".tar",)):
-        return _open_shards(shards, spec, broken)
-    if any(_split_files(root, (".tar.gz", ".tgz")).values()):
-        raise ValueError(
-            f"--data {spec} holds compressed shards, which cannot be read in random order: unpack them (gunzip)"
-        )
-    if files := _split_files(root, (".parquet",)):
-        name = str(root.absolute()) if unpack else spec  # unpacked once, however the folder is spelled
-        rows: dict[str, Dataset] = {}
-        for split, paths in files.items():
-            classes = rows["train"].classes if rows and not broken else None  # `broken`: a class may have no file left
-            if tables := parquet.readable(paths, broken):
-                rows[split] = parquet.ParquetRows(tables, name, **columns, classes=classes, broken=broken)
-        return _unpacked(root, spec, rows) if unpack else rows
+            return {split: [folder] for split in SPLITS}
     return {}
 
 
-def _split_files(root: Path, suffixes: tuple[str, ...]) -> dict[str, list[Path]]:
+def _open_cifar(source: Source, split: str, files: list[Path], classes: list[str] | None) -> Dataset:
+    return cifar.Cifar(files[0], split, source.spec)
+
+
+def _find_folders(root: Path, spec: str) -> Files:
+    if {"train", "val"} <= set(listing(root)[0]) and listing(root / "train")[0]:
+        return {split: [root / split] for split in SPLITS}
+    return {}
+
+
+def _open_folders(source: Source, split: str, files: list[Path], classes: list[str] | None) -> Dataset:
+    return open_folder(files[0], source.spec) if classes is None else class_folders(files[0], source.spec, classes)
+
+
+def _find_shards(root: Path, spec: str) -> Files:
+    if (root / PACK_FILE).is_file() and not is_complete(root):
+        raise ValueError(f"{root} is only packed in part: run the same deit-fast data pack command again")
+    return _split_files(root, (".tar",))
+
+
+def _open_shards(source: Source, split: str, files: list[Path], classes: list[str] | None) -> Dataset:
+    index = index_file(files[0].parent, split)
+    return TarShards(files, source.spec, classes, packed_index(index, files) if index.is_file() else None)
+
+
+def _find_parquet(root: Path, spec: str) -> Files:
+    if _split_files(root, (".tar.gz", ".tgz")):
+        raise ValueError(
+            f"--data {spec} holds compressed shards, which cannot be read in random order: unpack them (gunzip)"
+        )
+    return _split_files(root, (".parquet",))
+
+
+def _open_parquet(source: Source, split: str, files: list[Path], classes: list[str] | None) -> Dataset:
+    return ParquetRows(files, source.spec, **source.columns, classes=classes)
+
+
+class Layout(NamedTuple):
+    find: Callable[[Path, str], Files]  # split → its files or folder; {} where the folder has another layout
+    open: Callable[[Source, str, list[Path], list[str] | None], Dataset]  # one split, of the classes of training
+
+
+# The first that finds something is taken: archives beside class folders are what these were often unpacked from.
+LAYOUTS = {
+    "cifar": Layout(_find_cifar, _open_cifar),
+    "folders": Layout(_find_folders, _open_folders),
+    "shards": Layout(_find_shards, _open_shards),
+    "parquet": Layout(_find_parquet, _open_parquet),
+}
+
+
+def _split_files(root: Path, suffixes: tuple[str, ...]) -> Files:
     """Files by split, in the folder or in FOLDERS below it."""
     found: dict[str, dict[str, list[Path]]] = {split: {} for split in SPLITS}
     for folder in (root, *(root / name for name in listing(root)[0] if name in FOLDERS)):
@@ -200,36 +250,34 @@ def _split_files(root: Path, suffixes: tuple[str, ...]) -> dict[str, list[Path]]
     }
 
 
-def _open_shards(shards: dict[str, list[Path]], spec: str, broken: Broken | None = None) -> dict[str, Dataset]:
-    opened: dict[str, Dataset] = {}
-    for split, paths in shards.items():
-        index = index_file(paths[0].parent, split)
-        classes = opened["train"].classes if opened and not broken else None  # `broken`: a class may have no shard left
-        opened[split] = TarShards(paths, spec, classes, index if index.is_file() else None, broken)
-    return opened
-
-
-def _unpacked(root: Path, spec: str, rows: dict[str, parquet.ParquetRows]) -> dict[str, Dataset]:
+def _unpacked(source: Source, rows: Splits) -> Splits:
     """Shards in the cache folder with the bytes of parquet files, written on the first call."""
-    files = [file for each in rows.values() for file in each.files]
+    root = source.root
+    files = [str(file) for split in source.files.values() for file in split]
     version = hashlib.sha256("\n".join(fingerprint(files, stamps=True)).encode()).hexdigest()[:16]
-    columns = next(iter(rows.values()))
+    columns = cast(ParquetRows, rows["train"])
     name = hashlib.sha256(f"{root.absolute()} {columns.image} {columns.label}".encode()).hexdigest()[:16]
     cache = default_cache_dir() / f"parquet-{name}"
-    begun = partial(is_begun, cache, rows, Settings(), version)
-    if not (begun() and is_complete(cache)):
+    for each in rows.values():
+        each.name = str(root.absolute())  # unpacked once, however the folder is spelled
+
+    def is_written() -> bool:
+        return is_begun(cache, rows, version) and is_complete(cache)
+
+    if not is_written():
         with Lock(cache.with_name(f"{cache.name}.lock")) as lock:
             lock.wait(f"unpacks {root}")
-            if not (begun() and is_complete(cache)):
-                _unpack(root, rows, cache, version)
-    return _open_shards({split: sorted(cache.glob(f"{split}-*.tar")) for split in rows}, spec)
+            if not is_written():
+                _unpack(root, files, rows, cache, version)
+    shards = {split: sorted(cache.glob(f"{split}-*.tar")) for split in rows}
+    return open_splits(Source(source.spec, cache, {}, "shards", shards))
 
 
-def _unpack(root: Path, rows: dict[str, parquet.ParquetRows], cache: Path, version: str) -> None:
+def _unpack(root: Path, files: list[str], rows: Splits, cache: Path, version: str) -> None:
     """Write the shards, or those that are missing."""
-    if cache.exists() and not is_begun(cache, rows, Settings(), version):
+    if cache.exists() and not is_begun(cache, rows, version):
         shutil.rmtree(cache)  # of files that have changed
-    need = sum(Path(file).stat().st_size for each in rows.values() for file in each.files)
+    need = sum(Path(file).stat().st_size for file in files)
     cache.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(cache).free + sum(file.stat().st_size for file in cache.iterdir())
     if free < need * 1.05:
@@ -238,48 +286,4 @@ def _unpack(root: Path, rows: dict[str, parquet.ParquetRows], cache: Path, versi
             f"{free / 1e9:.0f} GB: set DEIT_FAST_CACHE to a folder on another disk"
         )
     print(f"unpacking {root} once, {need / 1e9:.1f} GB, to {cache}", file=sys.stderr)
-    pack(rows, cache, Settings(), version=version)
-
-
-def _folders(root: Path, spec: str, broken: Broken | None = None) -> dict[str, Dataset]:
-    """train/ and val/ of class folders; where `broken` is given, without a split that cannot be opened."""
-    opened: dict[str, Dataset] = {}
-    for split in _splits(root, spec, broken):
-        try:
-            if split == "train":
-                opened[split] = ImageFolder(root / split, spec, broken=broken)
-            else:
-                classes = opened["train"].classes if "train" in opened else listing(root / split)[0]
-                opened[split] = _class_folders(root / split, spec, classes, broken)
-        except ValueError as error:
-            note(broken, str(root / split), error)
-    return opened
-
-
-def _class_folders(folder: Path, spec: str, classes: list[str], broken: Broken | None = None) -> Dataset:
-    """Evaluation images of known classes: flat, in numbered folders, or in class folders."""
-    if imagenet.is_flat(folder):
-        return imagenet.flat_validation(folder, spec, classes, broken)
-    if imagenet.has_numbered_classes(folder, classes):
-        return imagenet.numbered_classes(folder, spec, classes)
-    return ImageFolder(folder, spec, classes, broken)
-
-
-def _splits(root: Path, spec: str, broken: Broken | None) -> list[str]:
-    """The splits that a folder has; a missing one is a ValueError, or is appended to `broken` if the other is there."""
-    folders, _ = listing(root)
-    there = [split for split in SPLITS if split in folders]
-    missing = [f"{split}/" for split in SPLITS if split not in folders]
-    if not missing:
-        return there
-    # The usual slip: the class folders themselves, often the train/ of a complete data set.
-    if any(is_image(file) for folder in folders for file in listing(root / folder)[1]):
-        fix = "its sub-folders look like classes: put them into a train/ folder, and held-out images into val/"
-        if root.name in ("train", "val") and {"train", "val"} <= set(listing(root.resolve().parent)[0]):
-            fix = f"type --data {root.resolve().parent}"
-    else:
-        fix = ALLOWED
-    found = f"only {counted(folders, 'folder', 'folders')}" if folders else "no folder at all"
-    reason = f"--data {spec} has no {' and no '.join(missing)} inside but {found}: {fix}"
-    note(broken if there else None, str(root), ValueError(reason))
-    return there
+    write_pack(rows, cache, version=version)

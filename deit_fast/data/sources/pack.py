@@ -21,18 +21,18 @@ import os
 import re
 import tarfile
 import zlib
-from collections.abc import Callable, Iterable
-from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from ...files import write_file
-from ..decode import BadImage, decode, opened
+from ..decode import BadImage
 from .dataset import Dataset, ahead
 from .folder import SUFFIXES
 from .index import save_arrays, to_arrays
@@ -47,63 +47,76 @@ FORMATS = {  # first bytes → suffix; a file of another format keeps its own su
     b"MM\0*": ".tif",
 }
 
-
-@dataclass(frozen=True)
-class Settings:
-    """How images are packed."""
-
-    max_side: int = 0  # re-encode an image whose longer side is above this many pixels; 0: keep every file's bytes
-    quality: int = 90  # of re-encoded JPEG
-    shard_images: int = 5000  # images a shard
-    threads: int = 4  # that read, decode and encode
-
-    def __post_init__(self) -> None:
-        limits = {"max_side": (0, 65_000), "quality": (1, 95), "shard_images": (1, 10**7), "threads": (1, 1024)}
-        for name, (low, high) in limits.items():
-            if not low <= getattr(self, name) <= high:
-                option = name.replace("_", "-")
-                raise ValueError(f"--{option} lies between {low} and {high}, got {getattr(self, name)}")
+AS_STORED: Mapping[str, int | None] = {"max_side": 0, "quality": None, "shard_images": 5000}
 
 
-def pack(
-    splits: dict[str, Dataset],
+def stored(image: bytes | NDArray[np.uint8]) -> bytes:
+    """The bytes of an image's file; of an image in a decoded set, a PNG, which loses nothing."""
+    return image if isinstance(image, bytes) else encoded(Image.fromarray(image), "PNG")
+
+
+def encoded(image: Image.Image, format: str, **options: int) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def write_pack(
+    splits: Mapping[str, Dataset],
     folder: Path,
-    settings: Settings,
-    advance: Callable[[int], None] = lambda images: None,
+    form: Mapping[str, int | None] = AS_STORED,
+    *,
+    encode: Callable[[bytes | NDArray[np.uint8]], bytes] = stored,
+    threads: int = 4,
     version: str = "",
+    advance: Callable[[int], None] = lambda images: None,
 ) -> None:
-    """Write or continue a packed data set of "train", "val" or both; BadImage names an image that cannot be packed.
+    """Write or continue a packed data set of "train", "val" or both.
 
     Args:
-        advance: called with the number of images done since the last call, those of shards found complete included.
+        form: what pack.json says of the images that `encode` gives, and of the shards.
         version: of the source; a folder begun from another version is refused. "": a digest of the images' names.
+        advance: called with the number of images done since the last call, those of shards found complete included.
+
+    Raises:
+        BadImage: an image cannot be packed; the text names it.
+        ValueError: the folder holds something else, or cannot be written to.
     """
-    description = _describe(splits, settings, version)
+    description = _describe(splits, form, version)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _begin(folder, description)
         names = "".join(f"{name}\n" for name in next(iter(splits.values())).classes)
         write_file(folder / CLASSES_FILE, lambda temporary: temporary.write_text(names))
-        with ThreadPoolExecutor(settings.threads, "deit_fast-pack") as pool:
+        with ThreadPoolExecutor(threads, "deit_fast-pack") as pool:
             for split, dataset in splits.items():
-                _write_split(split, dataset, folder, settings, pool, advance)
+                read = partial(_read, dataset, encode)
+                coming = partial(ahead, pool, read, most=4 * threads)
+                _write_split(split, dataset, folder, description["shard_images"], coming, advance)
     except BadImage as error:
         raise BadImage(
             f"{error}: repair it and run the same command again, or remove it and {folder}, which was begun with it "
-            "(deit_fast.data check lists all)"
+            "(deit-fast data check lists all)"
         ) from error
     except OSError as error:
         reason = error.strerror or error
         raise ValueError(f"cannot write to {folder} ({reason}): check its space and permissions") from error
 
 
+def _read(dataset: Dataset, encode: Callable[[bytes | NDArray[np.uint8]], bytes], index: int) -> bytes:
+    try:
+        return encode(dataset.read(index))
+    except (BadImage, OSError) as error:
+        raise BadImage(f"{dataset.path(index)}: {error}") from error
+
+
 def index_file(folder: Path, split: str) -> Path:
     return folder / f"{split}.index.npz"
 
 
-def is_begun(folder: Path, splits: dict[str, Dataset], settings: Settings, version: str) -> bool:
-    """Whether `pack` was called here with these arguments."""
-    return _same(_read_description(folder), _describe(splits, settings, version))
+def is_begun(folder: Path, splits: Mapping[str, Dataset], version: str) -> bool:
+    """Whether `write_pack` was called here with these arguments and the bytes as they are stored."""
+    return _same(_read_description(folder), _describe(splits, AS_STORED, version))
 
 
 def _same(found: dict[str, Any] | None, description: dict[str, Any]) -> bool:
@@ -112,25 +125,20 @@ def _same(found: dict[str, Any] | None, description: dict[str, Any]) -> bool:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether `pack` was called here and has written all splits that it was given."""
+    """Whether `write_pack` was called here and has written all splits that it was given."""
     found = _read_description(folder)
     return found is not None and all(index_file(folder, split).is_file() for split in found["source"])
 
 
-def _describe(splits: dict[str, Dataset], settings: Settings, version: str) -> dict[str, Any]:
+def _describe(splits: Mapping[str, Dataset], form: Mapping[str, int | None], version: str) -> dict[str, Any]:
     if not version:  # the names of all images in their order: a pack is continued only with the list it began with
         digest = hashlib.sha256()
         for split, dataset in splits.items():
             for index in range(len(dataset)):
                 digest.update(os.fsencode(f"{split} {dataset.path(index)}\n"))
         version = digest.hexdigest()[:16]
-    return {
-        "source": {split: f"{dataset.name}: {len(dataset)} images" for split, dataset in splits.items()},
-        "max_side": settings.max_side,
-        "quality": settings.quality if settings.max_side else None,
-        "shard_images": settings.shard_images,
-        "version": version,
-    }
+    source = {split: f"{dataset.name}: {len(dataset)} images" for split, dataset in splits.items()}
+    return {"source": source, **form, "version": version}
 
 
 def _read_description(folder: Path) -> dict[str, Any] | None:
@@ -162,20 +170,23 @@ def _begin(folder: Path, description: dict[str, Any]) -> None:
 
 
 def _write_split(
-    split: str, dataset: Dataset, folder: Path, settings: Settings, pool: Executor, advance: Callable[[int], None]
+    split: str,
+    dataset: Dataset,
+    folder: Path,
+    shard_images: int,
+    coming: Callable[[range], Iterator[bytes]],
+    advance: Callable[[int], None],
 ) -> None:
     """Write the shards that are missing, then the index of all."""
-    prepare = partial(_prepare, dataset, settings)
     shards: list[str] = []
-    for number, first in enumerate(range(0, len(dataset), settings.shard_images)):
+    for number, first in enumerate(range(0, len(dataset), shard_images)):
         shard = folder / f"{split}-{number:05}.tar"
         shards.append(str(shard))
-        images = range(first, min(first + settings.shard_images, len(dataset)))
+        images = range(first, min(first + shard_images, len(dataset)))
         if shard.exists():
             advance(len(images))
         else:
-            encoded = zip(images, ahead(pool, prepare, images, 4 * settings.threads), strict=True)
-            write_file(shard, partial(_write_shard, dataset, encoded, advance))
+            write_file(shard, partial(_write_shard, dataset, zip(images, coming(images), strict=True), advance))
     try:
         index = scan(shards)
     except ValueError as error:
@@ -199,38 +210,14 @@ def _write_shard(
                 tar.addfile(member, io.BytesIO(content))
             written.append((key + suffix, zlib.crc32(data)))
             advance(1)
-    index = scan([str(shard)])
+    again = scan([str(shard)])
     with open(shard, "rb", buffering=0) as file:
         found = [
             (name, zlib.crc32(os.pread(file.fileno(), int(size), int(offset))))
-            for name, size, offset in zip(index.names, index.size, index.offset, strict=True)
+            for name, size, offset in zip(again.names, again.size, again.offset, strict=True)
         ]
     if found != written:
         raise OSError("a shard read back differs from what was written: is the disk sound?")
-
-
-def _prepare(dataset: Dataset, settings: Settings, index: int) -> bytes:
-    """The bytes of an image as they are packed."""
-    try:
-        data = dataset.read(index)
-        if isinstance(data, np.ndarray):  # a decoded set is stored without loss
-            return _saved(Image.fromarray(data), "PNG")
-        if not settings.max_side:
-            return data
-        with opened(data) as image:  # the header only
-            if max(image.size) <= settings.max_side:
-                return data
-        image = Image.fromarray(decode(data))
-        image.thumbnail((settings.max_side, settings.max_side), Image.Resampling.BICUBIC, reducing_gap=None)
-        return _saved(image, "JPEG", quality=settings.quality)
-    except (BadImage, OSError) as error:
-        raise BadImage(f"{dataset.path(index)}: {error}") from error
-
-
-def _saved(image: Image.Image, format: str, **options: int) -> bytes:
-    file = io.BytesIO()
-    image.save(file, format, **options)
-    return file.getvalue()
 
 
 def _member(path: str, index: int, data: bytes) -> tuple[str, str]:

@@ -19,59 +19,51 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...files import denied, shown
-from .dataset import Broken, Dataset, check_labels, checked_names, note, numbered
+from .dataset import Dataset, checked_names, numbered
 from .index import locate
 
 if TYPE_CHECKING:
-    import pyarrow
+    import pyarrow  # type: ignore[import-untyped]  # it has no stubs
 
+ADVICE = "name the column of labels, --data 'FOLDER?label=COLUMN'"
 GROUPS_KEPT = 2  # row groups in memory: threads that read front to back are never further apart
 
 
 class ParquetRows(Dataset):
-    """One split: the rows of parquet files (`readable`), in their order.
+    """One split: the rows of parquet files, in their order.
 
     Args:
-        image, label: columns; None: found as described above.
+        image, label: columns; None: found in the first file as described above.
         classes: class names; None: those of the label's feature, else the numbers up to the largest label.
-        broken: where given, files without readable columns and labels outside the classes are appended to it instead of
-            raised.
     """
 
     def __init__(
         self,
-        tables: dict[str, pyarrow.parquet.ParquetFile],
+        files: Sequence[Path],
         name: str,
         image: str | None = None,
         label: str | None = None,
         classes: list[str] | None = None,
-        broken: Broken | None = None,
     ):
         self.name = name
-        first, self.image, self.label = _columns(tables, image, label, anywhere=broken is not None)
-        features = _features(tables[first].schema_arrow)
-        labels: dict[str, np.ndarray] = {}
-        for file, table in tables.items():
-            try:
-                _check_columns(file, table.schema_arrow, (self.image, self.label))
-                labels[file] = _integers(file, table, self.label)
-            except ValueError as error:
-                note(broken, file, error)
-        self.files = list(labels)
-        self.labels = np.concatenate([np.empty(0, np.int64), *labels.values()])
-        self._file_ends = np.cumsum([len(each) for each in labels.values()], dtype=np.int64)
-        metadata = [tables[file].metadata for file in self.files]
-        self._groups = [(file, group) for file, each in enumerate(metadata) for group in range(each.num_row_groups)]
-        sizes = [metadata[file].row_group(group).num_rows for file, group in self._groups]
-        self._ends = np.cumsum(sizes, dtype=np.int64)
+        self.files = [str(file) for file in files]
+        self.image, self.label = columns_of(self.files[0], image, label)
+        tables = [opened(file) for file in self.files]
+        labels = [
+            _labels(file, table, (self.image, self.label)) for file, table in zip(self.files, tables, strict=True)
+        ]
+        self.labels = np.concatenate(labels)
+        self._file_ends = np.cumsum([len(each) for each in labels], dtype=np.int64)
+        groups = [(file, group) for file, table in enumerate(tables) for group in range(table.num_row_groups)]
+        sizes = [tables[file].metadata.row_group(group).num_rows for file, group in groups]
+        self._groups, self._ends = groups, np.cumsum(sizes, dtype=np.int64)
+        self.named: list[str] | None = _features(tables[0].schema_arrow).get(self.label, {}).get("names")
         if classes is None:
-            named = features.get(self.label, {}).get("names")
-            advice = "name the column of labels, --data 'FOLDER?label=COLUMN'"
-            classes = numbered(self, advice, broken) if named is None else list(named)
-        self.classes = checked_names(classes, first)
-        check_labels(self, broken)
+            classes = numbered(self, ADVICE) if self.named is None else checked_names(self.named, self.files[0])
+        self.classes = classes
         self._kept: dict[int, Any] = {}
         self._lock = threading.Lock()
 
@@ -94,35 +86,38 @@ class ParquetRows(Dataset):
                     self._kept.pop(next(iter(self._kept)))
                 file, number = self._groups[group]
                 try:
-                    table = _opened(self.files[file]).read_row_group(number, columns=[self.image])
+                    table = opened(self.files[file]).read_row_group(number, columns=[self.image])
                     self._kept[group] = table.column(self.image).combine_chunks()
                 except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are the first two
                     raise OSError(f"row group {number} is damaged ({error})") from error
             return self._kept[group]
 
 
-def readable(files: Sequence[Path], broken: Broken | None = None) -> dict[str, pyarrow.parquet.ParquetFile]:
-    """The readable parquet files among these, by path; the errors of the others are appended to `broken` or raised."""
-    _pyarrow()
-    tables = {}
-    for file in map(str, files):
-        try:
-            tables[file] = _opened(file)
-        except ValueError as error:
-            note(broken, file, error)
-    return tables
-
-
-def _pyarrow() -> Any:
+def import_pyarrow() -> Any:
+    """pyarrow with its parquet module; ValueError where it is not installed."""
     try:
-        import pyarrow.parquet
+        import pyarrow.parquet  # type: ignore[import-untyped]  # it has no stubs
     except ImportError as error:
         raise ValueError("parquet files need pyarrow: type pip install 'deit-fast[parquet]'") from error
     return pyarrow
 
 
-def _opened(file: str) -> pyarrow.parquet.ParquetFile:
-    pyarrow = _pyarrow()
+def columns_of(file: str, image: str | None, label: str | None) -> tuple[str, str]:
+    """The columns of images and of labels in a file: those named, else those found.
+
+    ValueError: a named column is not there, or several columns or none could be one.
+    """
+    schema = opened(file).schema_arrow
+    found = (
+        image or _column(schema, file, "image", "Image", _holds_bytes),
+        label or _column(schema, file, "label", "ClassLabel", import_pyarrow().types.is_integer),
+    )
+    _check_columns(file, schema, found)
+    return found
+
+
+def opened(file: str) -> pyarrow.parquet.ParquetFile:
+    pyarrow = import_pyarrow()
     try:
         return pyarrow.parquet.ParquetFile(file)
     except PermissionError as error:
@@ -142,7 +137,7 @@ def _features(schema: pyarrow.Schema) -> dict[str, dict[str, Any]]:
 
 
 def _holds_bytes(kind: pyarrow.DataType) -> bool:
-    types = _pyarrow().types
+    types = import_pyarrow().types
     if types.is_struct(kind):
         return any(field.name == "bytes" for field in kind)
     return types.is_binary(kind) or types.is_large_binary(kind)
@@ -161,37 +156,15 @@ def _column(schema: pyarrow.Schema, file: str, what: str, feature: str, fits: Ca
     raise ValueError(f"{file}: {found} the {what}: name it, --data 'FOLDER?{what}={example}'")
 
 
-def _columns(
-    tables: dict[str, pyarrow.parquet.ParquetFile], image: str | None, label: str | None, anywhere: bool
-) -> tuple[str, str, str]:
-    """The first file in which both columns are found, the column of images and that of labels.
-
-    `anywhere`: files after the first are looked at too; if none has the columns, the first one's error is raised.
-    """
-    errors = []
-    for file, table in tables.items():
-        schema = table.schema_arrow
-        try:
-            found = (
-                image or _column(schema, file, "image", "Image", _holds_bytes),
-                label or _column(schema, file, "label", "ClassLabel", _pyarrow().types.is_integer),
-            )
-            _check_columns(file, schema, found)  # the spec may name one that no file has
-            return file, *found
-        except ValueError as error:
-            errors.append(error)
-            if not anywhere:
-                break
-    raise errors[0]
-
-
 def _check_columns(file: str, schema: pyarrow.Schema, columns: Sequence[str]) -> None:
     for column in columns:
         if column not in schema.names:
             raise ValueError(f"{file} has no column {column!r}, only {', '.join(schema.names)}")
 
 
-def _integers(file: str, table: pyarrow.parquet.ParquetFile, column: str) -> np.ndarray:
+def _labels(file: str, table: pyarrow.parquet.ParquetFile, columns: tuple[str, str]) -> NDArray[np.int64]:
+    _check_columns(file, table.schema_arrow, columns)
+    column = columns[1]
     try:
         values = table.read(columns=[column]).column(column)
     except (OSError, ValueError, KeyError) as error:

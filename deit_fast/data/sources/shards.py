@@ -19,16 +19,17 @@ import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...files import check_readable, denied, shown
-from .dataset import Broken, Dataset, check_labels, checked_names, note, numbered
+from .dataset import Dataset, checked_names, numbered
 from .folder import SUFFIXES, is_image
 from .index import CACHED_FROM, Names, cache_arrays, from_arrays, index_path, load_arrays, to_arrays
 
+ADVICE = "mend or remove the sample"
 VERSION = 2  # of the kept index; 1 accepted shards that ended too early
 CLASSES_FILE = "classes.txt"
 GZIP = b"\x1f\x8b"  # how a gzip file begins
@@ -52,31 +53,20 @@ class TarShards(Dataset):
     """One split: the samples of a list of shards, in their order.
 
     Args:
-        classes: class names; None: the lines of classes.txt beside the first shard, else the numbers up to the largest.
-        index_file: an index that `pack` wrote.
-        broken: where given, unreadable shards and labels outside the classes are appended to it instead of raised, and
-            headers are read anew.
+        classes: class names; None: those of `named_classes`, else the numbers up to the largest label.
+        index: of these shards; None: the one in the cache folder, else a scan.
     """
 
     def __init__(
-        self,
-        shards: Sequence[Path],
-        name: str,
-        classes: list[str] | None = None,
-        index_file: Path | None = None,
-        broken: Broken | None = None,
+        self, shards: Sequence[Path], name: str, classes: list[str] | None = None, index: ShardIndex | None = None
     ):
         self.name = name
         self._shards = [str(shard) for shard in shards]
-        self._index = _opened(self._shards, index_file, broken)
+        self._index = _kept_scan(self._shards) if index is None else index
         self.labels = self._index.labels
-        if not len(self.labels) and self._shards[0] not in dict(broken or ()):
-            note(broken, self._shards[0], ValueError(f"{self._shards[0]} holds no sample"))
-        names = shards[0].parent / CLASSES_FILE
-        if classes is None and names.is_file():
-            classes = checked_names(names.read_text(errors="backslashreplace").removesuffix("\n").split("\n"), names)
-        self.classes = numbered(self, "mend or remove the sample", broken) if classes is None else classes
-        check_labels(self, broken)
+        if classes is None:
+            classes = named_classes(shards[0].parent)
+        self.classes = numbered(self, ADVICE) if classes is None else classes
 
     def read(self, index: int) -> bytes:
         size = int(self._index.size[index])
@@ -90,7 +80,7 @@ class TarShards(Dataset):
         return shown(f"{self._shards[self._index.shard[index]]}/{self._index.names[index]}")
 
 
-def fingerprint(shards: Sequence[str], *, stamps: bool) -> NDArray[np.str_]:
+def fingerprint(shards: Sequence[str | Path], *, stamps: bool) -> NDArray[np.str_]:
     """What an index is valid for: names and sizes of the shards, with `stamps` also when they were modified."""
     try:
         status = [os.stat(shard) for shard in shards]
@@ -102,38 +92,42 @@ def fingerprint(shards: Sequence[str], *, stamps: bool) -> NDArray[np.str_]:
     ])  # fmt: skip
 
 
-def scan(shards: Sequence[str], broken: Broken | None = None) -> ShardIndex:
-    """The index of a list of shards, from their headers; unreadable ones are left out if `broken` takes their names."""
+def named_classes(folder: Path) -> list[str] | None:
+    """The class names in the classes.txt of a folder of shards; None where there is no such file."""
+    file = folder / CLASSES_FILE
+    if not file.is_file():
+        return None
+    return checked_names(file.read_text(errors="backslashreplace").removesuffix("\n").split("\n"), file)
+
+
+def scan(shards: Sequence[str]) -> ShardIndex:
+    """The index of a list of shards, from their headers."""
     columns: tuple[list, ...] = ([], [], [], [], [])
     for number, shard in enumerate(shards):
-        try:
-            rows = [(number, *sample) for sample in _samples(shard)]
-        except ValueError as error:
-            note(broken, shard, error)
-            continue
-        for column, values in zip(columns, zip(*rows, strict=True), strict=False):  # without rows, no values
-            column += values
+        for sample in _samples(shard):
+            for column, value in zip(columns, (number, *sample), strict=True):
+                column.append(value)
     shard_of, *numbers, names = columns
-    return ShardIndex(np.array(shard_of, np.int32), *(np.array(each, np.int64) for each in numbers), Names.of(names))
+    offset, size, labels = (np.array(each, np.int64) for each in numbers)
+    return ShardIndex(np.array(shard_of, np.int32), offset, size, labels, Names.of(names))
 
 
-def _opened(shards: list[str], index_file: Path | None, broken: Broken | None) -> ShardIndex:
-    if index_file is not None:
-        try:
-            check_readable(index_file)
-            arrays = load_arrays(index_file)
-            if arrays is not None and np.array_equal(arrays["valid_for"], fingerprint(shards, stamps=False)):
-                return from_arrays(ShardIndex, arrays)
-            raise ValueError(
-                f"the shards beside {index_file} are not those that it lists: restore the missing or damaged ones "
-                "(deit_fast.data check names them), or remove those and run the same deit_fast.data pack command again"
-            )
-        except PermissionError as error:
-            note(broken, str(index_file), ValueError(denied(error.filename)))
-        except ValueError as error:
-            note(broken, str(index_file), error)
-    if broken is not None:
-        return scan(shards, broken)
+def packed_index(file: Path, shards: Sequence[Path]) -> ShardIndex:
+    """The index that `pack` wrote; ValueError where it cannot be read or is that of other shards."""
+    try:
+        check_readable(file)
+    except PermissionError as error:
+        raise ValueError(denied(file)) from error
+    arrays = load_arrays(file)
+    if arrays is None or not np.array_equal(arrays["valid_for"], fingerprint(shards, stamps=False)):
+        raise ValueError(
+            f"the shards beside {file} are not those that it lists: restore the missing or damaged ones "
+            "(deit-fast data check names them), or remove those and run the same deit-fast data pack command again"
+        )
+    return from_arrays(ShardIndex, arrays)
+
+
+def _kept_scan(shards: list[str]) -> ShardIndex:
     kept, valid_for = index_path("shards", VERSION, shards), fingerprint(shards, stamps=True)
     arrays = load_arrays(kept)
     if arrays is not None and np.array_equal(arrays["valid_for"], valid_for):
@@ -152,23 +146,25 @@ def _samples(shard: str) -> Iterator[tuple[int, int, int, str]]:
         with open(shard, "rb") as file:
             if file.read(2) == GZIP:
                 hint = "it is compressed: unpack it"
-        with tarfile.open(shard, "r:") as tar:
-            for member in tar:
-                if not member.isfile() or os.path.basename(member.name).startswith("."):
-                    continue
-                folder, file = os.path.split(member.name)
-                stem, _, suffix = file.partition(".")
-                if (next_key := os.path.join(folder, stem)) != key:
-                    if key:
-                        yield _complete(shard, key, image, label)
-                    key, image, label = next_key, None, None
-                if "." not in suffix and is_image(f".{suffix}"):  # 0.seg.png is another field of sample 0
-                    if image is not None:
-                        raise ValueError(f"{shard}: sample {key} has two images ({image[2]}, {member.name})")
-                    image = (member.offset_data, member.size, member.name)
-                elif suffix in ("cls", "json"):
-                    label = _label(shard, member.name, suffix, tar.extractfile(member).read(), label)
-            _check_end(tar)
+            file.seek(0)
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                for member in tar:
+                    if not member.isfile() or os.path.basename(member.name).startswith("."):
+                        continue
+                    folder, base = os.path.split(member.name)
+                    stem, _, suffix = base.partition(".")
+                    if (next_key := os.path.join(folder, stem)) != key:
+                        if key:
+                            yield _complete(shard, key, image, label)
+                        key, image, label = next_key, None, None
+                    if "." not in suffix and is_image(f".{suffix}"):  # 0.seg.png is another field of sample 0
+                        if image is not None:
+                            raise ValueError(f"{shard}: sample {key} has two images ({image[2]}, {member.name})")
+                        image = (member.offset_data, member.size, member.name)
+                    elif suffix in ("cls", "json"):
+                        content = cast(IO[bytes], tar.extractfile(member)).read()  # of a file, so never None
+                        label = _label(shard, member.name, suffix, content, label)
+                _check_end(file, tar.offset)
             if key:
                 yield _complete(shard, key, image, label)
     except PermissionError as error:
@@ -177,20 +173,20 @@ def _samples(shard: str) -> Iterator[tuple[int, int, int, str]]:
         raise ValueError(f"{shard} is not a readable tar file ({error}): {hint}") from error
 
 
-def _check_end(tar: tarfile.TarFile) -> None:
-    """Raise ReadError if the members, all read by now, ended before the archive does, at damage or where it is cut off.
+def _check_end(file: BinaryIO, end: int) -> None:
+    """Raise ReadError if the members ended, at byte `end`, before the archive does: at damage or where it is cut off.
 
     `tarfile` takes any unreadable header but the first for the end.
     """
-    size = os.fstat(tar.fileobj.fileno()).st_size
-    if size - tar.offset < BLOCK:
+    size = os.fstat(file.fileno()).st_size
+    if size - end < BLOCK:
         raise tarfile.ReadError(f"unexpected end of data at byte {size}")
-    tar.fileobj.seek(tar.offset)
-    if any(tar.fileobj.read(BLOCK)):
-        raise tarfile.ReadError(f"damaged header at byte {tar.offset}")
-    if size - tar.offset > MOST_ZEROS or any(tar.fileobj.read()):
+    file.seek(end)
+    if any(file.read(BLOCK)):
+        raise tarfile.ReadError(f"damaged header at byte {end}")
+    if size - end > MOST_ZEROS or any(file.read()):
         raise tarfile.ReadError(
-            f"its members end at byte {tar.offset} of {size}: part of it is zeros, or it is joined with another, or "
+            f"its members end at byte {end} of {size}: part of it is zeros, or it is joined with another, or "
             "written by tar -b above 63"
         )
 

@@ -17,9 +17,10 @@ import torch
 from numpy.typing import NDArray
 
 from ...config import Preprocessing
-from ...data.sources.open import classes_of_data, open_evaluation
+from ...data.sources.open import open_evaluation
 from ...weights.exported import class_names, knows_classes
 from ...weights.trained import load
+from ..data.labels import classes_of_data
 from ..export import formats, onnx_file
 from ..export.int8 import calibration_of, quantised
 

@@ -12,7 +12,6 @@ from torch import nn
 
 from ...config import OFFICIAL_CROP_RATIO, Config, Preprocessing
 from ...model import VisionTransformer
-from ...run.checkpoint import newest
 from ...scores import Renormalised
 from ...weights.build import check_forward
 from ...weights.prediction import Trained
@@ -65,12 +64,9 @@ def open_models(specs: Sequence[str], architecture: str, image_size: int, crop_r
 
 def _open(spec: str, architecture: str, image_size: int, crop_ratio: str) -> EvaluatedModels:
     named = resolve(spec)
-    checkpoint = newest(named.path) if named.kind == "run" else None
-    if checkpoint is not None:
-        files = [file for name in ("model", "ema") if (file := checkpoint / f"{name}.safetensors").is_file()]
-        parts = {file.stem: run_model(named.path, weights=file, image_size=image_size) for file in files}
-    else:
-        parts = {"model": opened(named, architecture, image_size)}
+    files = named.files() if named.kind == "run" else []
+    parts = {file.stem: run_model(named.path, weights=file, image_size=image_size) for file in files}
+    parts = parts or {"model": opened(named, architecture, image_size)}
     trained = parts["model"]
     preprocessing = dataclasses.replace(trained.preprocessing, crop_ratio=_crop_ratio(crop_ratio, trained))
     return EvaluatedModels(

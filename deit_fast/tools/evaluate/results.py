@@ -14,16 +14,15 @@ import numpy as np
 import timm.data
 import torch
 from numpy.typing import NDArray
-from rich.progress import track
 from timm.data import ImageNetInfo
 from tyro.conf import Positional, arg
 
 from ...data import Dataset, EvalLoader, open_evaluation
 from ...data.batch import OnBadImage, bad_image
 from ...data.sources.folder import by_suffix, listing
-from ...data.sources.imagenet import number_of, real_labels
-from ...data.sources.open import classes_of_data
+from ...data.sources.imagenet import number_of
 from ...files import check_writable, write_json
+from ...progress import track
 from ...ranks.group import Ranks, join
 from ...run.provenance import provenance
 from ...run.report import Reporter
@@ -31,6 +30,7 @@ from ...scores import TRUTH, Predictions, nested, predict
 from ...teacher.load import load_teacher, recipe_config
 from ...weights.exported import in_timms_order
 from ..confusion import Confusion
+from ..data.labels import classes_of_data, real_labels
 from . import report as evaluation_report
 from .models import EvaluatedModels, open_models
 
@@ -103,7 +103,7 @@ def evaluate_all(settings: Settings, arguments: Sequence[str] = ()) -> dict[str,
         }
         for dataset, real in sets:
             if dataset.left_out:
-                why = f"of {dataset.name}: deit_fast.data check names them"
+                why = f"of {dataset.name}: deit-fast data check names them"
                 reporter.decide("left out", by_suffix(dataset.left_out), why)
             predictions, measured = _pass(settings, evaluated, dataset, ranks, reporter)
             result = {"name": dataset.name, **measured, **scored(predictions, dataset.classes, real)}
@@ -234,8 +234,7 @@ def _pass(
     )  # fmt: skip
     bf16 = settings.precision == "bf16"
     autocast = torch.autocast(ranks.device.type, torch.bfloat16) if bf16 else nullcontext()
-    console = reporter.console
-    batches = track(loader, dataset.name, len(loader), console=console, transient=True, disable=not console.is_terminal)
+    batches = track(loader, dataset.name, len(loader), text="batches", console=reporter.console)
     ranks.wait()
     began = time.perf_counter()
     predictions = predict(evaluated.models, batches, ranks, autocast)

@@ -125,7 +125,7 @@ def calibration_of(trained: Trained, data: str, count: int, seed: int = 0) -> Ca
         if len(found) == count:
             break
     if not found:
-        raise ValueError(f"none of the training images of {data} is readable: python -m deit_fast.data check says why")
+        raise ValueError(f"none of the training images of {data} is readable: deit-fast data check says why")
     return Calibration(data, found, seed, validation)
 
 

@@ -22,11 +22,11 @@ from typing import Annotated
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import track
 from tyro.conf import Positional, arg
 
 from ... import command
 from ...files import check_writable, shown, write_json
+from ...progress import track
 from ...run.provenance import provenance
 from ...run.report import table_of
 from ...weights.trained import load
@@ -69,8 +69,7 @@ def main(arguments: Sequence[str]) -> int:
     reference = load(given.model, architecture=given.architecture, **({"heads": given.heads} if given.heads else {}))
     ways = [way for spec in given.exports for way in ways_of(spec, reference)]
     console = Console(highlight=False)
-    bar = track(files, "comparing", console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
-    rows, unreadable = compare(reference, ways, bar)
+    rows, unreadable = compare(reference, ways, track(files, "comparing", len(files)))
     for error in [*wrong.values(), *(f"{shown(path)} holds no image: {why}" for path, why in unreadable.items())]:
         print(f"error: {error}", file=sys.stderr)
     if not rows[0].files:

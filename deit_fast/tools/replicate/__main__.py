@@ -19,7 +19,7 @@ this scale are about this scale: they neither confirm nor refute the paper's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,8 +32,8 @@ from ...files import write_json
 from ...recipes.named import OF_BUILT_IN_DATA, RECIPES, recipe
 from ...recipes.paper import SOFT
 from ...run.provenance import provenance
-from . import explained, progress, report
-from .progress import Training, finished
+from . import explained, report
+from .trials import expected, finished, train_all, trial
 
 PLAIN, DISTILLED = "deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"
 TRAININGS: dict[str, dict[str, Any]] = {
@@ -49,8 +49,6 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
     "digits": {"model": PLAIN, "width": 128, "depth": 6, "heads": 4, "epochs": 60, "warmup_epochs": 4, "lr": 0.015},
     "photos": {"model": PLAIN, "epochs": 40, "warmup_epochs": 4},
 }
-
-
 SHORTER = ("none", "token")  # what --shorter trains once more
 
 
@@ -88,40 +86,41 @@ class Settings:
             )
 
 
-def teachers(settings: Settings) -> dict[str, Training]:
-    """The two teachers, "convnet" and "transformer", each trained once."""
-    student, convnet = _recipes(settings)
-    transformer = student.replace(
-        distill="none", teacher="", ema_decay=0.0, **TRANSFORMERS.get(settings.data, TRANSFORMERS["photos"])
-    )
-    return {
-        name: Training(f"teacher, {name}", _run(settings, config, f"teacher-{name}"))
-        for name, config in (("convnet", convnet), ("transformer", transformer))
-    }
+def trials(settings: Settings) -> dict[str, Config]:
+    """Every training by the name of its run folder: teacher-convnet, teacher-transformer, seed0-none, ….
 
-
-def students(settings: Settings) -> Iterator[tuple[int, str, Training]]:
-    """(seed, key, training) of every student.
-
-    The keys are those of TRAININGS, "transformer" for Table 2, and "none-shorter" and "token-shorter" after all others.
+    Behind the seed stands a key of TRAININGS, or "transformer" for Table 2; those that end in "-shorter" come last.
     """
-    taught, _ = _recipes(settings)
-    alone = recipe(f"{taught.recipe}-alone") if f"{taught.recipe}-alone" in RECIPES else taught
-    known = teachers(settings)
-    kinds = {key: (1, changes) for key, changes in (TRAININGS | {"transformer": TRAININGS["token"]}).items()}
-    shorter = {f"{key}-shorter": (settings.shorter, TRAININGS[key]) for key in SHORTER if settings.shorter}
-    for part in (kinds, shorter):
+    name, folder = OF_BUILT_IN_DATA.get(settings.data, "demo"), settings.folder()
+    taught, convnet = recipe(name), recipe(f"{name}-teacher")
+    alone = recipe(f"{name}-alone") if f"{name}-alone" in RECIPES else taught
+    found: dict[str, Config] = {}
+
+    def add(run: str, base: Config, epochs: int = 0, **changes: Any) -> None:
+        config = trial(base, folder / run, epochs, **changes)
+        found[run] = config.replace(
+            data=settings.data, threads=settings.threads, batch_size=settings.batch_size or base.optim.batch_size,
+            eval_every=config.optim.epochs, keep=1, report=False,
+        )  # fmt: skip
+
+    add("teacher-convnet", convnet)
+    transformer = TRANSFORMERS.get(settings.data, TRANSFORMERS["photos"])
+    add("teacher-transformer", taught, **{"distill": "none", "teacher": "", "ema_decay": 0.0} | transformer)
+    parts: list[tuple[int, str, Sequence[str]]] = [(1, "", [*TRAININGS, "transformer"])]
+    parts += [(settings.shorter, "-shorter", SHORTER)] if settings.shorter else []
+    for divisor, suffix, keys in parts:
         for seed in range(settings.seeds):
-            for key, (divisor, changes) in part.items():
-                base = alone if changes["distill"] == "none" else taught
+            for key in keys:
+                base = alone if key == "none" else taught
                 epochs = max(1, (settings.epochs or base.optim.epochs) // divisor)
-                teacher = known.get(key, known["convnet"])
-                spec = "" if changes["distill"] == "none" else str(teacher.config.run_folder())
-                config = base.replace(
-                    **changes, teacher=spec, seed=seed, data_seed=seed, epochs=epochs, ema_decay=0.0,
-                    warmup_epochs=base.optim.warmup_epochs * epochs / base.optim.epochs,
-                )  # fmt: skip
-                yield seed, key, Training(f"seed {seed}, {key}", _run(settings, config, f"seed{seed}-{key}"))
+                teacher = (
+                    ""
+                    if key == "none"
+                    else str(folder / f"teacher-{'transformer' if key == 'transformer' else 'convnet'}")
+                )
+                changes = {"teacher": teacher, "seed": seed, "data_seed": seed, "ema_decay": 0.0}
+                add(f"seed{seed}-{key}{suffix}", base, epochs, **changes | TRAININGS.get(key, TRAININGS["token"]))
+    return found
 
 
 def replicate(settings: Settings, arguments: Sequence[str] = ()) -> dict[str, Any]:
@@ -130,60 +129,45 @@ def replicate(settings: Settings, arguments: Sequence[str] = ()) -> dict[str, An
     `arguments` are those of the command line, for the record.
     """
     settings.check()
-    folder = settings.folder()
-    both, every = teachers(settings), list(students(settings))
-    trainings = [*both.values(), *(training for *_, training in every)]
+    folder, every = settings.folder(), trials(settings)
     # What is wrong with any of them is found before the first is trained.
-    for training in trainings:
-        training.config.check()
+    for config in every.values():
+        config.check()
     if not settings.report:
-        progress.train_all(trainings)
-    summaries = {training.name: summary for training in trainings if (summary := finished(training.config))}
-    scores = {key: summaries[one.name]["student"]["cls"] for key, one in both.items() if one.name in summaries}
-    measured: dict[str, dict[int, dict[str, Any]]] = {}
-    for seed, key, training in every:
-        if training.name in summaries:
-            measured.setdefault(key, {})[seed] = summaries[training.name]["student"]
-    if not scores or not measured:
+        train_all(every, expected(every))
+    summaries = finished(every)
+    teachers: dict[str, Any] = {}
+    measured: dict[str, dict[int, Any]] = {}
+    for name, summary in summaries.items():
+        first, _, key = name.partition("-")
+        if first == "teacher":
+            teachers[key] = summary["student"]["cls"]
+        else:
+            measured.setdefault(key, {})[int(first.removeprefix("seed"))] = summary["student"]
+    if not teachers or not measured:
         raise ValueError(f"{folder} holds no teacher and its student yet: leave out --report, and they are trained")
     results = {
         "data": settings.data,
-        "epochs": every[0][2].config.optim.epochs,
+        "epochs": every["seed0-none"].optim.epochs,
         "seeds": max(map(len, measured.values())),
         "divisor": settings.shorter,
-        **report.results(measured, scores),
+        **report.results(measured, teachers),
         **provenance("deit-fast replicate", arguments),
-        "configurations": {key: training.config.identity() for seed, key, training in every if not seed}
-        | {f"teacher-{key}": training.config.identity() for key, training in both.items()},
+        "configurations": {
+            name.removeprefix("seed0-"): config.identity()
+            for name, config in every.items()
+            if name.startswith(("seed0-", "teacher-"))
+        },
     }
     results["sentence"] = report.sentence(results)
-    configs = {(seed, key): training.config for seed, key, training in every if training.name in summaries}
-    pairs = [
-        explained.Pair(configs[seed, "none"], one)
-        for (seed, key), one in configs.items()
-        if key == "token" and (seed, "none") in configs
-    ]
-    if pairs:
+    seeds = [seed for seed in measured.get("token", ()) if seed in measured.get("none", ())]
+    if pairs := [(every[f"seed{seed}-none"], every[f"seed{seed}-token"]) for seed in seeds]:
         results["table4"] = explained.table4(pairs)
-        results["labels"] = explained.draw_labels(pairs[0].taught, folder / "labels.png")
-    results["runs"] = {Path(one.config.run.out).name: summaries[one.name] for one in trainings if one.name in summaries}
+        results["labels"] = explained.draw_labels(pairs[0][1], folder / "labels.png")
+    results["runs"] = summaries
     write_json(folder / "results.json", results)
     report.draw(results, folder / "results.png")
     return results
-
-
-def _recipes(settings: Settings) -> tuple[Config, Config]:
-    """The student's and the ConvNet's configuration on this data."""
-    name = OF_BUILT_IN_DATA.get(settings.data, "demo")
-    return recipe(name), recipe(f"{name}-teacher")
-
-
-def _run(settings: Settings, config: Config, name: str) -> Config:
-    """A configuration with its place, on this data, evaluated at its end only."""
-    return config.replace(
-        data=settings.data, threads=settings.threads, eval_every=config.optim.epochs, keep=1,
-        batch_size=settings.batch_size or config.optim.batch_size, report=False, out=str(settings.folder() / name),
-    )  # fmt: skip
 
 
 @command.entry("replicate")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,13 +19,13 @@ from deit_kernels import MixedTarget
 
 from ...config import Config
 from ...data import EvalLoader, open_dataset
-from ...data.preview import pixels_of
 from ...data.training import TrainingData
 from ...model import Normalisation
 from ...picture import picture
 from ...ranks.group import join
 from ...scores import TRUTH, Renormalised, head_logits, predict
 from ...weights.trained import load
+from ..data.preview import pixels_of
 
 # As the paper's Table 4 has them; `none` is the student without a teacher.
 NAMES = {
@@ -49,28 +49,23 @@ ROWS, COLUMNS = 3, 8  # of images in the picture
 _STEPS = 60  # whose images are looked at
 
 
-class Pair(NamedTuple):
-    """The two students of one seed; `taught` knows its teacher."""
-
-    alone: Config
-    taught: Config
-
-
-def table4(pairs: Sequence[Pair]) -> dict[str, Any]:
+def table4(pairs: Sequence[tuple[Config, Config]]) -> dict[str, Any]:
     """The share of validation images that two models or heads classify differently, the mean of all seeds.
+
+    A pair is the student without a teacher and the taught one of the same seed.
 
     {"names": [words], "percent": [[per cent]], "seeds": n, "paper": [[name, name, per cent]]}.
     """
     found: list[NDArray[np.float64]] = []
-    for pair in pairs:
-        taught = load(pair.taught.run_folder())
+    for alone, student in pairs:
+        taught = load(student.run_folder())
         given = taught.preprocessing.normalisation
         models = {
-            "teacher": _seeing(pair.taught.distill.teacher, given),
-            "none": _seeing(pair.alone.run_folder(), given),
+            "teacher": _seeing(student.distill.teacher, given),
+            "none": _seeing(alone.run_folder(), given),
             "token": taught.model,
         }
-        _, images = open_dataset(pair.taught.data.data)
+        _, images = open_dataset(student.data.data)
         predictions = predict(models, EvalLoader(images, taught.policy, batch_size=250, threads=1))
         found.append(100 * predictions.disagreement(list(NAMES)))
     return {

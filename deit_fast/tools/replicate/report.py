@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ from rich.console import Console
 
 from ...picture import picture
 from ...run.report import table_of
+from .trials import compare
 
 
 class Row(NamedTuple):
@@ -23,25 +23,26 @@ class Row(NamedTuple):
     paper: dict[str, float]
 
 
-TABLE3 = {
-    "none": Row("no distillation", "none", "cls", {"Ti": 72.2, "S": 79.8, "B": 81.8}),
-    "soft": Row("soft, class token only", "soft", "cls", {"Ti": 72.2, "S": 79.8, "B": 81.8}),
-    "hard": Row("hard, class token only", "hard", "cls", {"Ti": 74.3, "S": 80.9, "B": 83.0}),
-    "class": Row("distilled: class token", "token", "cls", {"Ti": 73.9, "S": 80.9, "B": 83.0}),
-    "distillation": Row("distilled: distillation token", "token", "dist", {"Ti": 74.6, "S": 81.1, "B": 83.1}),
-    "both": Row("distilled: both", "token", "softmax", {"Ti": 74.5, "S": 81.2, "B": 83.4}),
+TABLES = {
+    "table3": {
+        "none": Row("no distillation", "none", "cls", {"Ti": 72.2, "S": 79.8, "B": 81.8}),
+        "soft": Row("soft, class token only", "soft", "cls", {"Ti": 72.2, "S": 79.8, "B": 81.8}),
+        "hard": Row("hard, class token only", "hard", "cls", {"Ti": 74.3, "S": 80.9, "B": 83.0}),
+        "class": Row("distilled: class token", "token", "cls", {"Ti": 73.9, "S": 80.9, "B": 83.0}),
+        "distillation": Row("distilled: distillation token", "token", "dist", {"Ti": 74.6, "S": 81.1, "B": 83.1}),
+        "both": Row("distilled: both", "token", "softmax", {"Ti": 74.5, "S": 81.2, "B": 83.4}),
+    },
+    # The paper's pair of equal accuracy: RegNetY-8GF (81.7) and DeiT-B (81.8), student DeiT-B.
+    "table2": {
+        "convnet": Row("taught by a ConvNet", "token", "softmax", {"teacher": 81.7, "B": 82.7}),
+        "transformer": Row("taught by a transformer", "transformer", "softmax", {"teacher": 81.8, "B": 81.9}),
+    },
+    # Two of the trainings with a part of the epochs, by --shorter, which the paper does not list.
+    "shorter": {
+        "none-shorter": Row("shorter: no distillation", "none-shorter", "cls", {}),
+        "both-shorter": Row("shorter: distilled, both", "token-shorter", "softmax", {}),
+    },
 }
-# The paper's pair of equal accuracy: RegNetY-8GF (81.7) and DeiT-B (81.8), student DeiT-B.
-TABLE2 = {
-    "convnet": Row("taught by a ConvNet", "token", "softmax", {"teacher": 81.7, "B": 82.7}),
-    "transformer": Row("taught by a transformer", "transformer", "softmax", {"teacher": 81.8, "B": 81.9}),
-}
-# Two of the trainings with a part of the epochs, by --shorter, which the paper does not list.
-SHORTER = {
-    "none-shorter": Row("shorter: no distillation", "none-shorter", "cls", {}),
-    "both-shorter": Row("shorter: distilled, both", "token-shorter", "softmax", {}),
-}
-ROWS = TABLE3 | TABLE2 | SHORTER
 # (better, worse, words) of what the paper finds for all three sizes (Table 3) and for DeiT-B (Table 2).
 CLAIMS = (
     ("both", "none", "the distillation token, with both heads, beats no distillation"),
@@ -52,8 +53,6 @@ CLAIMS = (
     ("both", "hard", "the distillation token, with both heads, beats hard distillation without it"),
     ("convnet", "transformer", "a ConvNet teaches better than a transformer"),
 )
-# 97.5 % quantile of Student's t for 1, 2, … degrees of freedom; for more, the last: a little too wide.
-T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13)
 
 
 def results(measured: Mapping[str, Mapping[int, Mapping[str, Any]]], teachers: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,47 +63,28 @@ def results(measured: Mapping[str, Mapping[int, Mapping[str, Any]]], teachers: M
     the mean of the differences of equal seeds, their number, its 95 % interval, and "holds", "reversed" or, if that
     contains 0, "undecided". A training that was not measured has no row, and claims of it are left out.
     """
-    top1 = {
-        key: {seed: scores[row.head]["top1"] for seed, scores in sorted(measured[row.training].items())}
-        for key, row in ROWS.items()
-        if measured.get(row.training)
+    tables = {
+        name: {key: _row(row, measured[row.training]) for key, row in table.items() if measured.get(row.training)}
+        for name, table in TABLES.items()
     }
-    rows = {
-        key: {
-            "row": ROWS[key].label,
-            "head": ROWS[key].head,
-            "seeds": list(values),
-            "top1": list(values.values()),
-            "mean": statistics.mean(values.values()),
-            "std": statistics.stdev(values.values()) if len(values) > 1 else None,
-            "paper": ROWS[key].paper,
-        }
-        for key, values in top1.items()
+    top1 = {
+        key: dict(zip(row["seeds"], row["top1"], strict=True)) for rows in tables.values() for key, row in rows.items()
     }
     claims = []
     for better, worse, text in CLAIMS:
-        if common := sorted(top1.get(better, {}).keys() & top1.get(worse, {})):
+        if common := sorted(top1.get(better, {}).keys() & top1.get(worse, {}).keys()):
             compared = compare([top1[better][seed] for seed in common], [top1[worse][seed] for seed in common])
             claims.append({"claim": text, "better": better, "worse": worse, "pairs": len(common), **compared})
+    return {"teachers": dict(teachers), **tables, "claims": claims}
+
+
+def _row(row: Row, measured: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    seeds = sorted(measured)
+    top1 = [measured[seed][row.head]["top1"] for seed in seeds]
+    mean, std = statistics.mean(top1), statistics.stdev(top1) if len(top1) > 1 else None
     return {
-        "teachers": dict(teachers),
-        **{
-            name: {key: rows[key] for key in table if key in rows}
-            for name, table in (("table3", TABLE3), ("table2", TABLE2), ("shorter", SHORTER))
-        },
-        "claims": claims,
-    }
-
-
-def compare(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:
-    """The mean of first − second over equal seeds, half its 95 % interval, and the verdict; one seed has neither."""
-    differences = [a - b for a, b in zip(first, second, strict=True)]
-    mean, n = statistics.mean(differences), len(differences)
-    if n == 1:
-        return {"difference": mean, "half_interval": None, "verdict": "undecided"}
-    half = T[min(n - 2, len(T) - 1)] * statistics.stdev(differences) / math.sqrt(n)
-    verdict = "undecided" if abs(mean) <= half else "holds" if mean > 0 else "reversed"
-    return {"difference": mean, "half_interval": half, "verdict": verdict}
+        "row": row.label, "head": row.head, "seeds": seeds, "top1": top1, "mean": mean, "std": std, "paper": row.paper
+    }  # fmt: skip
 
 
 def sentence(results: Mapping[str, Any]) -> str:
@@ -160,30 +140,24 @@ def _mean(row: Mapping[str, Any]) -> str:
 
 def draw(results: Mapping[str, Any], target: Path) -> None:
     """Every seed as a point, mean and standard deviation beside it; the paper's numbers in a panel of their own."""
+    # Half a line between the tables.
+    rows = [(0.5 * gap, row) for gap, table in enumerate(TABLES) for row in results[table].values()]
+    places = [number + gap for number, (gap, _) in enumerate(rows)]
     with picture(target, 1, 2, figsize=(12, 5), sharey=True) as (_, (here, there)):
-        rows = [row for table in ("table3", "table2", "shorter") for row in results[table].values()]
-        labels = [row["row"] for row in rows]
-        # Half a line between the tables.
-        gaps = [gap for gap, table in enumerate(("table3", "table2", "shorter")) for _ in results[table]]
-        places = [number + 0.5 * gap for number, gap in enumerate(gaps)]
-        for place, row in zip(places, rows, strict=True):
+        for place, (_, row) in zip(places, rows, strict=True):
             here.plot(row["top1"], [place] * len(row["top1"]), ".", color="tab:blue", alpha=0.45)
             here.errorbar(row["mean"], place + 0.2, xerr=row["std"] or 0, fmt="o", color="tab:blue", capsize=3)
             for size, marker in (("Ti", "^"), ("S", "s"), ("B", "o")):
                 if size in row["paper"]:
                     there.plot(row["paper"][size], place, marker, color="tab:gray", label=size if place == 0 else None)
-        for name, style in (("convnet", "--"), ("transformer", ":")):
-            if name not in results["teachers"]:
-                continue
-            score = results["teachers"][name]["top1"]
-            here.axvline(score, color="black", linestyle=style, linewidth=1, label=f"{name} teacher, {score:.1f} %")
-        here.set_yticks(places, labels)
+        for name, score in results["teachers"].items():
+            label, style = f"{name} teacher, {score['top1']:.1f} %", "--" if name == "convnet" else ":"
+            here.axvline(score["top1"], color="black", linestyle=style, linewidth=1, label=label)
+        here.set_yticks(places, [row["row"] for _, row in rows])
         here.invert_yaxis()
         times = f" (shorter: ÷ {results['divisor']})" if results["shorter"] else ""
-        here.set(
-            title=f"{results['data']}, {results['epochs']} epochs{times}, {results['seeds']} seeds",
-            xlabel="top-1, per cent",
-        )
+        title = f"{results['data']}, {results['epochs']} epochs{times}, {results['seeds']} seeds"
+        here.set(title=title, xlabel="top-1, per cent")
         here.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, fontsize="small", frameon=False)
         there.set(title="paper, ImageNet, 300 epochs", xlabel="top-1, per cent")
         there.legend(title="DeiT", loc="best", fontsize="small")

@@ -36,25 +36,26 @@ def spent(facts: Facts) -> dict[str, Any] | None:
     sums: dict[str, float] = dict.fromkeys([*PARTS, *BESIDE], 0.0)
     before = 0
     for row in facts.lines:
-        for name, seconds in row.get("seconds", {}).items():
+        measured = dict(row.get("seconds", {}))
+        if "loss" in row:
+            steps, before = row["step"] - before, row["step"]
+            lasted = steps * facts.config.optim.batch_size / max(row["images_per_second"], 1e-9)
+            if not measured:  # of an older version
+                measured = {"wait": row["data_wait"] * lasted, "teacher": (row.get("teacher_share") or 0.0) * lasted}
+            known = sum(measured.get(name, 0.0) for name in ("wait", "teacher", "forward", "backward", "optimiser"))
+            measured["the rest"] = max(lasted - known, 0.0)
+        for name, seconds in measured.items():
             sums[name] = sums.get(name, 0.0) + seconds
-        if "loss" not in row:
-            continue
-        steps, before = row["step"] - before, row["step"]
-        lasted = steps * facts.config.optim.batch_size / max(row["images_per_second"], 1e-9)
-        if "seconds" not in row:
-            sums["wait"] += row["data_wait"] * lasted
-            sums["teacher"] += (row.get("teacher_share") or 0.0) * lasted
-        own = row.get("seconds") or {"wait": row["data_wait"] * lasted, "teacher": (row["teacher_share"] or 0) * lasted}
-        known = sum(own.get(name, 0.0) for name in ("wait", "teacher", "forward", "backward", "optimiser"))
-        sums["the rest"] += max(lasted - known, 0.0)
     total = sum(sums[name] for name in PARTS)
-    parts = [_part(name, PARTS[name], sums[name], total) for name in PARTS if sums[name] > 0]
-    beside = [_part(name, BESIDE[name], sums[name], total) for name in BESIDE if sums[name] > 0]
+
+    def listed(names: dict[str, str]) -> list[dict[str, Any]]:
+        return [
+            {"key": key, "name": name, "seconds": sums[key], "share": sums[key] / (total or 1.0)}
+            for key, name in names.items()
+            if sums[key] > 0
+        ]
+
     return {
-        "seconds": total, "parts": parts, "beside": beside, "whole": whole, "headroom": facts.last("headroom"),
+        "seconds": total, "parts": listed(PARTS), "beside": listed(BESIDE), "whole": whole,
+        "headroom": facts.last("headroom"),
     }  # fmt: skip
-
-
-def _part(key: str, name: str, seconds: float, total: float) -> dict[str, Any]:
-    return {"key": key, "name": name, "seconds": seconds, "share": seconds / total if total else 0.0}

@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
-from memory_dataset import MemoryDataset, encoded_image
+
+from tests.deit_fast.data.memory_dataset import MemoryDataset, encoded_image
 
 
 @pytest.fixture(autouse=True)

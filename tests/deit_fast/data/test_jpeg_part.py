@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
-from loader_cases import loader_of
-from memory_dataset import MemoryDataset
 from PIL import Image
 
 from deit_fast.data import BadImage, decode, jpeg_part
 from deit_fast.data.decode import LARGE_PART, decode_wanted
 from deit_fast.data.jpeg_part import BLOCK, Box, RandomCrops, decodable
 from deit_kernels.augment import Policy, sample_plan
+from tests.deit_fast.data.loader_cases import loader_of
+from tests.deit_fast.data.memory_dataset import MemoryDataset
 
 pytestmark = pytest.mark.skipif(bool(jpeg_part.missing), reason=jpeg_part.missing)
 

@@ -8,17 +8,27 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from types import SimpleNamespace
 
 import pytest
 import torch
-from loader_cases import EVAL, POLICY, assert_equal, loader_of, no_thread_survives_a_test, our_threads, train_loader  # noqa: F401
-from memory_dataset import MemoryDataset
 
 from deit_fast.data import EvalLoader, decode, open_dataset
 from deit_fast.data import loader as loader_module
+from deit_fast.data.batch import RUN
 from deit_fast.data.order import Share
 from deit_kernels.augment import ImageBatch, apply, sample_plan
+from tests.deit_fast.data.loader_cases import (  # noqa: F401
+    EVAL,
+    POLICY,
+    assert_equal,
+    loader_of,
+    no_thread_survives_a_test,
+    our_threads,
+    train_loader,
+)
+from tests.deit_fast.data.memory_dataset import MemoryDataset
 
 # What a batch is
 
@@ -139,6 +149,17 @@ def test_prefetching_is_bounded_and_goes_on_while_the_consumer_works(dataset):
     batches.close()
 
 
+def test_a_batch_is_augmented_before_the_next_ones_are_all_decoded(dataset):
+    """Else its images have left the CPU's caches, and the threads are idle at the end."""
+    loader = train_loader(dataset, threads=1, prefetch=4)
+    read, augment, seen = dataset.read, loader._augment._augment_part, []
+    dataset.read = lambda index: time.sleep(0.005) or read(index)
+    loader._augment._augment_part = lambda *rows: seen.append(dataset.reads.sum()) or augment(*rows)
+    with closing(iter(loader)) as batches:
+        next(batches)
+    assert 12 <= seen[0] <= 12 + 3 * RUN, "not all 48 of the four batches"
+
+
 def test_the_time_spent_waiting_is_measured(dataset, monkeypatch):
     """On a clock that goes one second further whenever it is read: at the start and at the end of each wait."""
     clock = itertools.count()
@@ -182,7 +203,7 @@ PROGRAM = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has it ignored
 sys.path.insert(0, {folder!r})
-from memory_dataset import MemoryDataset
+from tests.deit_fast.data.memory_dataset import MemoryDataset
 from deit_kernels.augment import Policy
 from deit_fast.data import Share, TrainLoader
 

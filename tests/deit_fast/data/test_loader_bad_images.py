@@ -4,12 +4,20 @@ import io
 
 import pytest
 import torch
-from loader_cases import EVAL, POLICY, assert_equal, loader_of, no_thread_survives_a_test, our_threads, train_loader  # noqa: F401
-from memory_dataset import MemoryDataset
 from PIL import Image
 
 from deit_fast.data import IGNORE, BadImage, EvalLoader
 from deit_kernels.augment import Policy
+from tests.deit_fast.data.loader_cases import (  # noqa: F401
+    EVAL,
+    POLICY,
+    assert_equal,
+    loader_of,
+    no_thread_survives_a_test,
+    our_threads,
+    train_loader,
+)
+from tests.deit_fast.data.memory_dataset import MemoryDataset
 
 
 @pytest.fixture

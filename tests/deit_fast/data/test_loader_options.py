@@ -9,13 +9,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from loader_cases import loader_of
-from memory_dataset import MemoryDataset
 from PIL import Image
 
 from deit_fast.data import IGNORE, EvalLoader, TrainLoader
 from deit_fast.data.order import Share
 from deit_kernels.augment import Policy
+from tests.deit_fast.data.loader_cases import loader_of
+from tests.deit_fast.data.memory_dataset import MemoryDataset
 
 POLICY = replace(Policy.deit(16), mix=None)
 EVAL = Policy.eval(16)

@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from loader_cases import loader_of
-from memory_dataset import MemoryDataset
 
 from deit_fast.data import IGNORE, BadImage, EvalLoader, Share, TrainLoader
-from deit_fast.data.mixing import Mixing, part_of
+from deit_fast.data.mixing import Mixing, part_of, parts_of
 from deit_kernels import MixedTarget
 from deit_kernels.augment import Mix, Policy, sample_mix
+from tests.deit_fast.data.loader_cases import loader_of
+from tests.deit_fast.data.memory_dataset import MemoryDataset
 
 POLICY = Policy.deit(16)
 CRUMBS = dict(layout="patches", patch=8, dtype=torch.bfloat16)
@@ -145,7 +145,7 @@ def test_the_official_order_mixes_a_rank_with_its_mirror_image_and_one_draw(data
 def test_parts_hold_partners_and_every_row_once(order, threads):
     settings = dict(batch_size=48, repeats=3, rank=1, world_size=2)
     mixing = Mixing.of_share(POLICY, Share(300, data_seed=0, order=order, **settings))
-    parts = mixing.parts(threads)
+    parts = parts_of(24, mixing, threads)
     assert len(parts) <= threads
     assert sorted(np.concatenate(parts).tolist()) == list(range(24))
     plan = mixing.plan(4)
@@ -201,24 +201,25 @@ def test_the_hosts_share_has_the_target_of_a_gpus_batch(dataset):
             assert (ours.shape, ours.dtype) == (real.shape, real.dtype)
 
 
-def test_what_is_sent_to_a_device_comes_apart_as_it_was_put_together(dataset):
+@pytest.mark.parametrize(("policy", "rows"), [(POLICY, 24), (replace(POLICY, mix=None), 15)])
+def test_what_is_sent_to_a_device_comes_apart_as_it_was_put_together(dataset, policy, rows):
     """CudaAugment's packing, without a card: one block of bytes, copied, and read back."""
     seen = []
-    loader = train_loader(dataset)
+    loader = train_loader(dataset, policy, batch_size=rows)
     augment = loader._augment.__call__
 
     def looked_at(gathered, executor):
-        packed, at = gathered.pack()
-        staged = packed.clone()
-        plan, mix = gathered.unpacked(staged)
+        plan, mix, target = gathered.unpacked(gathered.pack().clone())
         assert torch.equal(plan.rows, gathered.plan.rows)
-        assert torch.equal(mix.rows, gathered.mix.rows)
-        for ours, real in zip(gathered.unpacked_target(staged[at:].clone()), gathered.target, strict=True):
-            assert torch.equal(ours, real)
-        seen.append(at)
+        if gathered.mix is None:
+            assert mix is None and torch.equal(target, gathered.target)
+        else:
+            assert torch.equal(mix.rows, gathered.mix.rows)
+            assert all(torch.equal(ours, real) for ours, real in zip(target, gathered.target, strict=True))
+        seen.append(gathered)
         return augment(gathered, executor)
 
-    looked_at.measured, looked_at.pixels = loader._augment.measured, loader._augment.pixels
+    looked_at.pixels = loader._augment.pixels
     loader._builder._augment = looked_at
     list(loader)
     assert len(seen) == 6

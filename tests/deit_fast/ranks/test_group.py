@@ -208,8 +208,8 @@ def test_the_launcher_names_what_was_killed_and_gives_an_error_s_own_code(tmp_pa
     assert failed({1: 2, 0: LOST, 2: terminated}, tmp_path, capsys) == (2, "")
     assert failed({0: PREEMPTED, 1: 3, 2: PREEMPTED}, tmp_path, capsys) == (3, "")
     assert failed({0: PREEMPTED, 1: PREEMPTED, 2: terminated}, tmp_path, capsys) == (PREEMPTED, "")
-    sign = heartbeat.Sign(1, "here", 7, "step", 57)
-    heartbeat.path(tmp_path, 1).write_text(json.dumps(dataclasses.asdict(sign)))
+    status = heartbeat.Status(1, "here", 7, "step", 57)
+    heartbeat.path(tmp_path, 1).write_text(json.dumps(dataclasses.asdict(status)))
     code, said = failed({0: LOST, 1: -signal.SIGKILL, 2: PREEMPTED}, tmp_path, capsys)
     assert code == LOST
     assert said.startswith("error: rank 1 was killed by SIGKILL in the stage step of step 57: out of memory?; the same")

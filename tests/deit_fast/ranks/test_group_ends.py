@@ -25,13 +25,13 @@ from tests.deit_fast.world import commanded, seen, world
 @pytest.mark.parametrize("victim", [0, 1])
 def test_killing_a_rank_ends_all_with_one_code_and_names_it(endless: Config, tmp_path: Path, victim: int) -> None:
     with world(3, tmp_path / "printed", commanded, endless) as running:
-        sign = seen(endless.run.out, victim, 2, 3)
-        os.kill(sign.pid, signal.SIGKILL)
+        status = seen(endless.run.out, victim, 2, 3)
+        os.kill(status.pid, signal.SIGKILL)
         codes = running.wait(30)
         printed = [running.printed(rank) for rank in range(3)]
     assert codes == [-signal.SIGKILL if rank == victim else LOST for rank in range(3)], printed
     (said,) = [line for text in printed for line in text.splitlines() if line.startswith("error:")]
-    assert said.startswith(f"error: rank {victim} (process {sign.pid} on {socket.gethostname()}) is gone")
+    assert said.startswith(f"error: rank {victim} (process {status.pid} on {socket.gethostname()}) is gone")
     assert re.search(r"in the stage (data|step|checkpoint) of step \d+. The same command continues", said)
     assert said in printed[1 if victim == 0 else 0]
     assert "Traceback" in (Path(endless.run.out) / "logs" / "rank_2.log").read_text()

@@ -12,15 +12,15 @@ import torch
 
 from deit_fast.command import LOST
 from deit_fast.ranks import heartbeat
-from deit_fast.ranks.heartbeat import Heartbeat, RankLost, Sign, read, sentence, waited_for
+from deit_fast.ranks.heartbeat import Heartbeat, RankLost, Status, read, waited_for, warning
 
 HERE = socket.gethostname()
 
 
-def leave(folder: Path, sign: Sign) -> None:
-    """A sign of another rank."""
-    beat = Heartbeat(sign.rank, 3)
-    beat._sign = sign
+def leave(folder: Path, status: Status) -> None:
+    """A status of another rank."""
+    beat = Heartbeat(status.rank, 3)
+    beat._status = status
     beat._folder = folder
     beat._write()
 
@@ -29,9 +29,9 @@ def test_a_rank_leaves_its_stage(tmp_path: Path) -> None:
     with Heartbeat(1, 2) as beat:
         beat.at("step", 57)
         beat.begin(tmp_path)
-        (sign,) = read(tmp_path, 2)
-        assert (sign.rank, sign.stage, sign.step, sign.pid, sign.host) == (1, "step", 57, os.getpid(), HERE)
-        assert not sign.gone and sign.code is None
+        (status,) = read(tmp_path, 2)
+        assert (status.rank, status.stage, status.step, status.pid, status.host) == (1, "step", 57, os.getpid(), HERE)
+        assert not status.gone and status.code is None
         beat.at("checkpoint")
     assert read(tmp_path, 2)[0].stage == "checkpoint"
 
@@ -79,8 +79,8 @@ def broken_collective(folder: Path) -> RankLost:
 def test_a_rank_that_was_killed_is_named_with_its_last_stage(tmp_path: Path) -> None:
     process = subprocess.Popen(["true"])
     time.sleep(0.2)  # it has ended and nobody has asked for its exit code: a zombie
-    leave(tmp_path, Sign(1, HERE, process.pid, "data", 7))
-    leave(tmp_path, Sign(2, HERE, os.getpid(), "step", 7))
+    leave(tmp_path, Status(1, HERE, process.pid, "data", 7))
+    leave(tmp_path, Status(2, HERE, os.getpid(), "step", 7))
     lost = broken_collective(tmp_path)
     process.wait()
     assert f"rank 1 (process {process.pid} on {HERE}) is gone" in str(lost)
@@ -90,21 +90,21 @@ def test_a_rank_that_was_killed_is_named_with_its_last_stage(tmp_path: Path) -> 
 
 
 def test_a_silent_rank_of_another_machine_is_taken_for_gone(tmp_path: Path) -> None:
-    sign = Sign(1, "elsewhere", 1, "step", 7, written=time.time())
-    assert not sign.gone
-    assert dataclasses.replace(sign, written=time.time() - 60).gone
+    status = Status(1, "elsewhere", 1, "step", 7, written=time.time())
+    assert not status.gone
+    assert dataclasses.replace(status, written=time.time() - 60).gone
 
 
 def test_the_others_end_with_the_code_of_the_rank_that_failed(tmp_path: Path) -> None:
-    leave(tmp_path, Sign(2, HERE, os.getpid(), "data", 7))
-    leave(tmp_path, Sign(1, HERE, os.getpid(), "data", 7, code=2))
+    leave(tmp_path, Status(2, HERE, os.getpid(), "data", 7))
+    leave(tmp_path, Status(1, HERE, os.getpid(), "data", 7, code=2))
     lost = broken_collective(tmp_path)
     assert (lost.code, lost.speaks) == (2, False)
 
 
 def test_an_error_stays_itself_while_everyone_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Heartbeat._culprit, "__defaults__", (0.1,))
-    leave(tmp_path, Sign(1, HERE, os.getpid(), "step", 7))
+    leave(tmp_path, Status(1, HERE, os.getpid(), "step", 7))
     for error in (RuntimeError("of another kind"), torch.OutOfMemoryError("")):
         with pytest.raises(type(error)), Heartbeat(0, 2) as beat:
             beat.begin(tmp_path)
@@ -113,29 +113,29 @@ def test_an_error_stays_itself_while_everyone_lives(tmp_path: Path, monkeypatch:
 
 def test_the_rank_that_the_others_wait_for(tmp_path: Path) -> None:
     now = 1000.0
-    signs = [Sign(0, "a", 1, "step", 9, now - 70, now), Sign(1, "b", 2, "data", 9, now - 70, now)]
-    assert waited_for(signs, now) == [signs[1]]
+    statuses = [Status(0, "a", 1, "step", 9, now - 70, now), Status(1, "b", 2, "data", 9, now - 70, now)]
+    assert waited_for(statuses, now) == [statuses[1]]
     assert (
-        sentence([signs[1]], now, 2)
+        warning([statuses[1]], now, 2)
         == "rank 1 (process 2 on b) has been in the stage data of step 9 for 70 s; others wait"
     )
-    signs[1].written = now - 69
-    assert "for 70 s and gives no sign of life; others wait" in sentence([signs[1]], now, 2)
-    signs[1].since = now - 5
-    assert waited_for(signs, now) == []
+    statuses[1].written = now - 69
+    assert "for 70 s and gives no sign of life; others wait" in warning([statuses[1]], now, 2)
+    statuses[1].since = now - 5
+    assert waited_for(statuses, now) == []
 
 
 def test_a_stage_that_all_are_in_may_take_its_time() -> None:
     now = 1000.0
-    signs = [Sign(rank, "a", 1, "evaluation", 9, now - 120, now) for rank in range(2)]
-    assert waited_for(signs, now) == []
-    assert waited_for(signs, now + 600) == signs
-    assert sentence(signs, now + 600, 2) == "every rank has been in the stage evaluation of step 9 for 720 s"
+    statuses = [Status(rank, "a", 1, "evaluation", 9, now - 120, now) for rank in range(2)]
+    assert waited_for(statuses, now) == []
+    assert waited_for(statuses, now + 600) == statuses
+    assert warning(statuses, now + 600, 2) == "every rank has been in the stage evaluation of step 9 for 720 s"
 
 
 def test_rank_0_warns_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(heartbeat, "SECONDS", 0.05)
-    leave(tmp_path, Sign(1, HERE, os.getpid(), "data", 2, since=time.time() - 100))
+    leave(tmp_path, Status(1, HERE, os.getpid(), "data", 2, since=time.time() - 100))
     with Heartbeat(0, 2) as beat:
         beat.at("step", 2)
         beat.begin(tmp_path)

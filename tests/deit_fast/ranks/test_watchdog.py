@@ -22,9 +22,9 @@ def test_the_stuck_stage_is_named_once_and_the_threads_are_written_down(
     going_on = threading.Event()
     stuck = threading.Thread(target=hang_here, args=(going_on,), name="a decoder", daemon=True)
     stuck.start()
-    with Heartbeat(0, 1) as sign:
-        sign.begin(tmp_path)
-        sign.at("data", 57)
+    with Heartbeat(0, 1) as status:
+        status.begin(tmp_path)
+        status.at("data", 57)
         log, deadline = tmp_path / "rank_0.log", time.monotonic() + 20
         while not (log.exists() and "hang_here" in log.read_text()) and time.monotonic() < deadline:
             time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""The built-in recipes reach the numbers that their docstrings and the README state."""
+"""The built-in recipes reach the numbers that the README states."""
 
 from pathlib import Path
 

@@ -172,7 +172,7 @@ def test_a_path_without_images_says_so_before_the_model_is_loaded(tmp_path: Path
 def test_a_bar_is_drawn_for_a_person_and_json_stays_clean(
     finished_run: Path, images: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    monkeypatch.setattr(predict, "Console", partial(Console, force_terminal=True))
+    monkeypatch.setattr("deit_fast.progress.Console", partial(Console, force_terminal=True))
     assert main([str(images), "--model", str(finished_run), "--json", "--batch-size", "8"]) == 0
     out, err = capsys.readouterr()
     assert "predicting" in err and "39/39" in err

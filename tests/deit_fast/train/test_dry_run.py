@@ -118,7 +118,7 @@ def test_too_little_space_is_said() -> None:
     [
         ({}, "the step", "add GPUs"),
         ({"teacher_share": 0.6}, "the step, mostly its teacher", "smaller teacher"),
-        ({"data_alone": 5000}, "decoding images", "deit_fast.data pack"),
+        ({"data_alone": 5000}, "decoding images", "deit-fast data pack"),
         ({"data_alone": 5000, "read_share": 0.7}, "reading files", "local disk"),
         ({"data_alone": 5000, "decode_share": 0.2}, "augmenting images", "CUDA extension"),
         ({"on_gpu": False, "together": 4000}, "12 cores, which data and step share", "use a GPU"),

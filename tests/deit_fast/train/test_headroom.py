@@ -13,16 +13,15 @@ from deit_fast.config import Config, OptimConfig
 from deit_fast.data.batch import BatchBuilder
 from deit_fast.ranks.group import Ranks
 from deit_fast.run.report import Reporter
-from deit_fast.train import headroom as module
-from deit_fast.train import loop, train
-from deit_fast.train.headroom import headroom
+from deit_fast.train import dry_run, train
+from deit_fast.train.dry_run import headroom
 from deit_fast.train.prepare import prepare
 
 
 @pytest.fixture
 def long(tiny: Config, monkeypatch: pytest.MonkeyPatch) -> Config:
     """A run whose end may take as long as it likes."""
-    monkeypatch.setattr(module, "SHARE", 1e6)
+    monkeypatch.setattr(dry_run, "SHARE", 1e6)
     return tiny.replace(report=True, epochs=10)
 
 
@@ -42,7 +41,7 @@ def test_every_speed_is_measured_and_nothing_on_disk_changes(long: Config, tmp_p
     cache = str(tmp_path / "labels") if cached else ""
     config = long.replace(in_memory=in_memory, teacher_cache=cache)
     measured = last(train(config).run, "headroom")
-    assert measured.pop("steps") == module.MOST
+    assert measured.pop("steps") == dry_run._MOST
     assert measured.keys() == {"as it is", "teacher", "loader"} | ({"augment"} if not in_memory else set())
     assert all(speed > 0 for speed in measured.values())
     quick = train(config.replace(report=False, out=str(tmp_path / "quick"))).run
@@ -80,7 +79,7 @@ def test_a_measurement_that_fails_is_a_sentence(long: Config, monkeypatch, capsy
     def fail(*_: object) -> None:
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr(loop, "headroom", fail)
+    monkeypatch.setattr(dry_run, "headroom", fail)
     run = train(long).run
     assert (run / "summary.json").is_file()
     assert "lacks what the run's speed could be (RuntimeError: no memory)" in " ".join(capsys.readouterr().out.split())

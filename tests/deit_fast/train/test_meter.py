@@ -1,5 +1,6 @@
 """A line of metrics.jsonl: means over the rows, shares of the time, and what is unknown left out."""
 
+import math
 import time
 from types import SimpleNamespace
 
@@ -9,9 +10,7 @@ import torch
 from deit_fast.data.batch import Seconds
 from deit_fast.ranks.group import Ranks
 from deit_fast.run.report import numbers_line, step_line
-from deit_fast.train.counters import Stopwatch
-from deit_fast.train.meter import Meter, Scale
-from deit_fast.train.step import Losses
+from deit_fast.train.meter import Clock, Losses, Meter, StepResult
 
 CPU = torch.device("cpu")
 
@@ -27,17 +26,16 @@ class Two(Ranks):
         return counts + other
 
 
-def meter(ranks: Ranks, **scale: float) -> tuple[Meter, SimpleNamespace, SimpleNamespace]:
-    watches = {name: Stopwatch(CPU) for name in ("teacher", "forward")}
-    step = SimpleNamespace(teacher=object(), teacher_watch=watches["teacher"], watches=watches)
-    batches = SimpleNamespace(wait_seconds=0.0, labelled=0, bad_images={"a.png": "no image"}, seconds=Seconds())
-    return Meter(step, batches, ranks, Scale(batch_size=8, total_steps=20, **scale)), step, batches
+def meter(ranks: Ranks, peak: float | None = None) -> tuple[Meter, Clock, SimpleNamespace]:
+    clock = Clock(CPU, "teacher", "forward")
+    batches = SimpleNamespace(labelled=0, bad_images={"a.png": "no image"}, seconds=Seconds())
+    return Meter(clock, batches, ranks, batch_size=8, total_steps=20, taught=True, peak=peak), clock, batches
 
 
 def add(of: Meter, batches: SimpleNamespace, *losses: float) -> None:
     for loss in losses:
         values = [torch.tensor(value) for value in (loss, loss / 2, loss / 4, 0.25)]
-        of.add(SimpleNamespace(losses=Losses(*values), finite=torch.tensor(True), grad_norm=torch.tensor(loss * 2)))
+        of.add(StepResult(Losses(*values), grad_norm=torch.tensor(loss * 2), finite=torch.tensor(True)))
         batches.labelled += 8
 
 
@@ -54,11 +52,11 @@ def test_a_row_has_the_mean_of_its_steps_and_no_others() -> None:
 
 
 def test_shares_are_of_the_time_without_pauses() -> None:
-    own, step, batches = meter(Ranks(0, 1, CPU))
+    own, clock, batches = meter(Ranks(0, 1, CPU))
     add(own, batches, 1.0)
-    with step.teacher_watch:
+    with clock("teacher"):
         time.sleep(0.1)
-    batches.wait_seconds = 0.05
+    batches.seconds.wait = 0.05
     with own.paused():
         time.sleep(0.3)
     row = own.row(1, 0.1, 0.5)
@@ -70,7 +68,7 @@ def test_shares_are_of_the_time_without_pauses() -> None:
 
 
 def test_mfu_is_what_the_images_need_over_what_all_cards_can() -> None:
-    own, _, batches = meter(Ranks(0, 1, CPU), flops=1e6, peak=1e9)
+    own, _, batches = meter(Ranks(0, 1, CPU), peak=1e3)
     add(own, batches, 1.0)
     row = own.row(1, 0.1, 0.5)
     assert row["mfu"] == pytest.approx(row["images_per_second"] * 1e-3)
@@ -142,10 +140,10 @@ def test_the_gradients_norm_is_unknown_in_an_interval_that_an_older_version_bega
 
 
 def test_the_seconds_of_every_part_and_of_what_stood_aside() -> None:
-    own, step, batches = meter(Ranks(0, 1, CPU))
+    own, clock, batches = meter(Ranks(0, 1, CPU))
     batches.seconds.add(read=1.0)
     add(own, batches, 1.0)
-    with step.watches["forward"]:
+    with clock("forward"):
         time.sleep(0.05)
     batches.seconds.add(read=2.0, wait=0.5)
     with own.paused("checkpoint"):
@@ -157,3 +155,21 @@ def test_the_seconds_of_every_part_and_of_what_stood_aside() -> None:
     add(own, batches, 1.0)
     again = own.row(2, 0.2, 0.5)["seconds"]
     assert "checkpoint" not in again and again["read"] == again["forward"] == 0.0
+
+
+def test_skipped_steps_are_counted_and_their_losses_are_not() -> None:
+    own, _, batches = meter(Ranks(0, 1, CPU))
+    steps = [(1.0, True), (math.nan, False), (3.0, True), (math.nan, False), (math.nan, False)]
+    for loss, finite in steps:
+        values = [torch.tensor(loss)] * 4
+        own.add(StepResult(Losses(*values), grad_norm=torch.tensor(loss), finite=torch.tensor(finite)))
+        batches.labelled += 8
+    row = own.row(5, 0.5, 0.5)
+    assert (row["loss"], row["grad_norm"], row["skipped"], own.skipped_in_a_row) == (2.0, 2.0, 3, 2)
+    restarted, _, others = meter(Ranks(0, 1, CPU))
+    restarted.load(own.state())  # the series goes on across intervals and restarts
+    nothing = [torch.tensor(math.inf)] * 4
+    restarted.add(StepResult(Losses(*nothing), grad_norm=torch.tensor(math.inf), finite=torch.tensor(False)))
+    others.labelled += 8
+    row = restarted.row(6, 0.6, 0.5)
+    assert (row["loss"], row["top1"], row["skipped"], restarted.skipped_in_a_row) == (None, None, 1, 3)

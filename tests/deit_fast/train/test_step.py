@@ -19,8 +19,9 @@ from deit_fast.run.report import Reporter
 from deit_fast.teacher.cache import LabelCache
 from deit_fast.teacher.engine import TeacherEngine
 from deit_fast.teacher.labels import TeacherLabels
-from deit_fast.train.meter import Meter, Scale
-from deit_fast.train.step import TrainingStep, autocast, precision
+from deit_fast.train.meter import Meter
+from deit_fast.train.precision import autocast, precision
+from deit_fast.train.step import TrainingStep
 from deit_fast.weights.build import Frozen
 from deit_kernels import MixedTarget
 
@@ -70,7 +71,7 @@ def test_the_step_is_the_same_in_slices(case: str) -> None:
     unreadable = {"unreadable": (2, 7, 8), "a slice without a label": (3, 4, 5)}.get(case, ())
     config = CONFIG.replace(**changes)
     whole, sliced = step_of(config), step_of(config.replace(micro_batch=3))
-    assert (whole.slices, sliced.slices) == (1, 4)
+    assert (whole.fit.slices, sliced.fit.slices) == (1, 4)
     given = batch(mixed=case == "mixed", unreadable=unreadable)
     expected, result = whole(given, 0.01), sliced(given, 0.01)
     for value, wanted in zip(result.losses, expected.losses, strict=True):
@@ -146,7 +147,7 @@ def test_short_of_memory_batch_norm_counts_a_step_once() -> None:
     roomy, cramped = step_of(config.replace(micro_batch=3), Normed(99)), step_of(config, Normed(most=4))
     for step in (roomy, cramped):
         step(batch(), 0.01)
-    assert (roomy.slices, cramped.slices) == (4, 4)
+    assert (roomy.fit.slices, cramped.fit.slices) == (4, 4)
     for mine, expected in zip(cramped.model.buffers(), roomy.model.buffers(), strict=True):
         torch.testing.assert_close(mine, expected)
 
@@ -160,9 +161,9 @@ def test_short_of_memory_for_one_image_the_run_ends_with_a_sentence() -> None:
 def test_among_ranks_one_that_is_short_of_memory_later_ends_the_run_with_a_sentence() -> None:
     step = step_of(CONFIG, Cramped(most=12))
     step(batch(), 0.01)
-    step.model.most, step._ranks = 4, Ranks(1, 2, torch.device("cpu"))
+    step.model.most, step.fit._ranks = 4, Ranks(1, 2, torch.device("cpu"))
     with pytest.raises(ValueError, match=r"rank 1 ran out of memory with 12 images at once.* add --micro-batch 6"):
-        step._gradients(batch(1), torch.ones(()))
+        step(batch(1), 0.01)
     assert all(parameter.grad is None for parameter in step.model.parameters())
 
 
@@ -217,7 +218,7 @@ def test_the_sums_between_blocks(chosen: str, between: torch.dtype) -> None:
 
 def test_fp16_needs_a_gpu() -> None:
     with pytest.raises(ValueError, match="fp16 needs a CUDA GPU, this is a CPU: type --precision bf16"):
-        precision(CONFIG.replace(precision="fp16").optim, ALONE, None, Reporter(False))
+        precision("fp16", ALONE, None, Reporter(False))
 
 
 @pytest.mark.parametrize(
@@ -229,10 +230,9 @@ def test_fp16_needs_a_gpu() -> None:
 )
 def test_the_processor_decides_the_precision(capabilities, chosen: str, reason: str, monkeypatch, capsys) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    auto = CONFIG.replace(precision="auto")
-    assert precision(auto.optim, ALONE, None, Reporter(True)) == chosen
+    assert precision("auto", ALONE, None, Reporter(True)) == chosen
     assert reason in " ".join(capsys.readouterr().out.split())
-    assert precision(auto.replace(precision="fp32").optim, ALONE, None, Reporter(False)) == "fp32"
+    assert precision("fp32", ALONE, None, Reporter(False)) == "fp32"
 
 
 class NoWaiting(TorchDispatchMode):
@@ -250,7 +250,6 @@ class NoWaiting(TorchDispatchMode):
 
 class Waits:
     seconds = Seconds()
-    wait_seconds = 0.0
     labelled = 0
 
 
@@ -260,7 +259,7 @@ class Waits:
 def test_a_steady_step_never_waits_for_the_device(changes: dict, mixed: bool, micro_batch: int) -> None:
     step = step_of(CONFIG.replace(micro_batch=micro_batch, **changes))
     batches = Waits()
-    meter = Meter(step, batches, ALONE, Scale(ROWS, total_steps=9))
+    meter = Meter(step.clock, batches, ALONE, batch_size=ROWS, total_steps=9, taught=True)
     batches.labelled = ROWS
     with step.steady():
         for number in range(4):

@@ -83,7 +83,7 @@ def test_a_run_says_which_files_it_leaves_out(tiny: Config, tmp_path: Path, caps
         (root / name).touch()
     train(tiny.replace(data=str(root), fresh=True))
     said = " ".join(capsys.readouterr().out.split())
-    assert "left out 2 .heic, 1 .txt (files that are not read: deit_fast.data check names them)" in said
+    assert "left out 2 .heic, 1 .txt (files that are not read: deit-fast data check names them)" in said
 
 
 def test_equal_seeds_give_equal_weights_and_others_do_not(tiny: Config, tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_the_line_of_the_steps_multiplies_to_them(
     config = tiny.replace(data=str(data), batch_size=32, repeats=repeats, order=order, dry_run=True)
     plan = train(config).scores["plan"]
     out = capsys.readouterr().out
-    steps, epochs, shown, batch = map(int, re.search(r"steps +(\d+)  \((\d+) epochs of (\d+) // (\d+)", out).groups())
+    steps, epochs, shown, batch = map(int, re.search(r"steps +(\d+)  \((\d+) epochs? of (\d+) // (\d+)", out).groups())
     assert steps == epochs * (shown // batch) == plan["images"] // batch
     assert ("its order's rows of 294 images" in out) == (shown != 294) == ((order, repeats) == ("official", 3))
 

@@ -287,6 +287,25 @@ def test_a_spec_is_of_one_kind(world: World) -> None:
         assert {resolve(world.specs[case]).kind for case in cases} == {kind}
 
 
+def test_a_spec_has_the_files_that_decide_its_weights(world: World) -> None:
+    root = world.synset.parent
+    (step,) = root.glob("run/checkpoints/step_*/model.safetensors")
+    expected = {
+        "run": [step], "step": [step], "timm": [root / "timm" / "model.safetensors"], ".pth": [root / "model.pth"],
+        "name.tag": [], "model": [root / "my_models.py"],
+    }  # fmt: skip
+    assert {case: resolve(world.specs[case]).files() for case in expected} == expected
+    assert resolve("no_such_package.module:build").files() == [], "its error comes when it is loaded"
+
+
+def test_a_function_whose_images_are_not_square_is_a_sentence(world: World, tmp_path: Path, monkeypatch) -> None:
+    code = "from deit_fast import create_model\n\ndef build():\n    return create_model('deit_tiny_patch16_224', "
+    (tmp_path / "wide_model.py").write_text(code + "image_size=(32, 64), width=48, depth=1, heads=2)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match="wide_model:build sees images of 32 x 64 pixels: build it for square ones"):
+        load("wide_model:build")
+
+
 def test_a_model_of_the_users_own_goes_to_onnx_only(world: World, tmp_path: Path, capsys) -> None:
     assert export(["my_models:own", "--to", "timm", "--out", str(tmp_path / "timm")]) == 2
     assert "this is a Sequential: type --to onnx" in capsys.readouterr().err

@@ -31,6 +31,14 @@ def test_photos_has_a_class_for_each_photograph_and_many_sizes(cache):
     assert max(sides)[0] == 128
 
 
+def test_a_folder_of_the_same_name_is_never_passed_over_in_silence(cache, image_folder, monkeypatch):
+    image_folder.rename(image_folder.with_name("photos"))
+    monkeypatch.chdir(image_folder.parent)
+    with pytest.raises(ValueError, match=r"is a built-in set and a folder here: type \./photos for the folder"):
+        open_dataset("photos", cache)
+    assert len(open_dataset("./photos", cache)[0]) == 8
+
+
 def test_photos_are_jpeg_files_and_grey_photographs_stay_grey(cache):
     folder = write_builtin("photos", cache)
     for name, mode in (("brick", "L"), ("coffee", "RGB")):

@@ -5,9 +5,9 @@ import pickle
 
 import numpy as np
 import pytest
-from cifar_files import write_cifar10, write_cifar100
 
 from deit_fast.data import open_dataset
+from tests.deit_fast.data.cifar_files import write_cifar10, write_cifar100
 
 
 @pytest.mark.parametrize(("write", "kind"), [(write_cifar10, "CIFAR10"), (write_cifar100, "CIFAR100")])

@@ -6,10 +6,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from memory_dataset import encoded_image
 
 from deit_fast.data import open_dataset, open_evaluation
-from deit_fast.data.sources.imagenet import real_labels
+from deit_fast.tools.data.labels import real_labels
+from tests.deit_fast.data.memory_dataset import encoded_image
 
 CLASSES = ["n01440764", "n01443537", "n01484850"]
 LABELS = [2, 0, 1, 2]  # of ILSVRC2012_val_00000001 to 4

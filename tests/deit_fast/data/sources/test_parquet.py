@@ -9,11 +9,11 @@ from threading import Event, Thread
 from types import SimpleNamespace
 
 import pytest
-from memory_dataset import encoded_image
 
 from deit_fast.data import open_dataset
 from deit_fast.data.sources import open as sources
-from deit_fast.data.sources.parquet import ParquetRows, readable
+from deit_fast.data.sources.parquet import ParquetRows
+from tests.deit_fast.data.memory_dataset import encoded_image
 
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -84,7 +84,7 @@ def test_another_spelling_of_the_folder_unpacks_nothing(folder, monkeypatch, cap
 def test_of_two_that_open_at_once_one_unpacks_and_the_other_waits(folder, monkeypatch, capsys):
     waiting, opened, packed = Event(), [], []
     second = Thread(target=lambda: opened.append(open_dataset(str(folder))))
-    flock, pack = fcntl.flock, sources.pack
+    flock, pack = fcntl.flock, sources.write_pack
 
     def watched_flock(descriptor, operation):
         if operation == fcntl.LOCK_EX:
@@ -99,7 +99,7 @@ def test_of_two_that_open_at_once_one_unpacks_and_the_other_waits(folder, monkey
         pack(*arguments, **options)
 
     monkeypatch.setattr(fcntl, "flock", watched_flock)
-    monkeypatch.setattr(sources, "pack", watched_pack)
+    monkeypatch.setattr(sources, "write_pack", watched_pack)
     opened.append(open_dataset(str(folder)))
     second.join()
     assert packed == [threading.current_thread()]
@@ -130,7 +130,7 @@ def test_where_the_file_system_has_no_locks_a_warning_says_so_and_the_set_is_unp
 
 def test_rows_are_read_from_the_files_themselves_where_order_does_not_matter(folder):
     files = sorted((folder / "data").glob("train*"))
-    rows = ParquetRows(readable(files), "set")
+    rows = ParquetRows(files, "set")
     assert [rows.read(index) for index in range(6)] == [encoded_image(number, "JPEG") for number in range(6)]
     assert rows.path(4) == f"{files[1]}[1]"
 
@@ -196,7 +196,7 @@ def test_a_column_that_a_file_has_twice_is_named(folder):
 
 def test_a_file_that_loses_its_column_later_is_a_read_error_of_its_images(folder):
     train = folder / "data/train-00000-of-00002.parquet"
-    rows = ParquetRows(readable([train]), "set")
+    rows = ParquetRows([train], "set")
     write(train, [0, 1, 2], image="other")
     with pytest.raises(OSError, match="row group 0 is damaged"):
         rows.read(0)

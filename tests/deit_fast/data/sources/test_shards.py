@@ -6,11 +6,11 @@ import tarfile
 
 import numpy as np
 import pytest
-from memory_dataset import encoded_image
 
 from deit_fast.data import decode, open_dataset
 from deit_fast.data.sources import shards
 from deit_fast.data.sources.shards import TarShards
+from tests.deit_fast.data.memory_dataset import encoded_image
 
 
 def write_tar(path, members, mode="w"):

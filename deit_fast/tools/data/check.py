@@ -25,17 +25,29 @@ from PIL import ExifTags, Image
 
 from deit_kernels.augment.plan import MAX_SIDE
 
-from ..files import shown
-from .decode import BadImage, decode, decode_jpeg, opened
-from .sources.dataset import Broken, Dataset, ahead
-from .sources.folder import is_image
+from ...data import BadImage, Dataset, decode
+from ...data.decode import decode_jpeg, opened
+from ...data.sources.dataset import ahead
+from ...data.sources.folder import is_image
+from ...data.sources.open import Splits
+from ...files import shown
+from .parts import Broken
 
 DIGEST_BYTES = 16
 ELONGATED = MAX_SIDE / 1024  # longer side / shorter; crops of up to 1024 pixels accept any image below it
 LONG = 10  # longer side / shorter
 FEWEST_PIXELS = 8  # of a side; as many as scikit-learn's digits have
 PLAIN_MODES = {"RGB", "L"}
-MODES = {"CMYK": "CMYK", "P": "a palette", "PA": "a palette with alpha", "RGBA": "alpha", "LA": "grey with alpha"}
+SIXTEEN = "16 bits of grey, which become white: save it with 8"
+MODES = {
+    "I;16": SIXTEEN,
+    "I;16B": SIXTEEN,
+    "CMYK": "CMYK",
+    "P": "a palette",
+    "PA": "a palette with alpha",
+    "RGBA": "alpha",
+    "LA": "grey with alpha",
+}
 
 
 @dataclass
@@ -43,7 +55,7 @@ class Report:
     """What `check` found, by the name of the image, folder, shard or parquet file."""
 
     images: int = 0
-    broken: Broken = field(default_factory=list)  # the caller adds what `open_unpacked` found
+    broken: Broken = field(default_factory=list)
     odd: list[tuple[str, str]] = field(default_factory=list)  # (name, what is odd, joined by commas)
     duplicates: list[tuple[list[str], str]] = field(default_factory=list)  # names with the same bytes, a remark or ""
     left_out: list[tuple[str, str]] = field(default_factory=list)  # (name, why it is not read)
@@ -61,9 +73,16 @@ class Report:
         ]
 
 
-def check(splits: dict[str, Dataset], threads: int, advance: Callable[[int], None] = lambda images: None) -> Report:
-    """Read and decode all images; `advance` is called with the number of images done since its last call."""
-    report = Report()
+def check(
+    splits: Splits, threads: int, advance: Callable[[int], None] = lambda images: None, broken: Broken | None = None
+) -> Report:
+    """Read and decode all images.
+
+    Args:
+        advance: called with the number of images done since its last call.
+        broken: what could not be opened, which the report names first.
+    """
+    report = Report(broken=list(broken or ()))
     digests: dict[str, list[bytes | None]] = {split: [] for split in splits}
     with ThreadPoolExecutor(threads, "deit_fast-check") as pool:
         for split, dataset in splits.items():
@@ -120,8 +139,9 @@ def _oddities(data: bytes, path: str, sound: bool) -> list[str]:
             odd.append(f"{image.width} × {image.height} pixels, {sides}")
         if image.mode not in PLAIN_MODES:
             odd.append(MODES.get(image.mode, f"mode {image.mode}"))
-        if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-            odd.append(f"{image.n_frames} frames")
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1 and image.format != "MPO":
+            odd.append(f"{frames} frames")
         try:
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         except Exception:  # Pillow's parser raises anything
@@ -143,7 +163,7 @@ def _odd_sides(short: int, long: int) -> str:
     return f"of which a square crop sees {100 * short / long:.2g} %" if long > LONG * short else ""
 
 
-def _duplicates(splits: dict[str, Dataset], digests: dict[str, list[bytes | None]]) -> list[tuple[list[str], str]]:
+def _duplicates(splits: Splits, digests: dict[str, list[bytes | None]]) -> list[tuple[list[str], str]]:
     times = Counter(chain.from_iterable(digests.values()))
     members: dict[bytes, list[tuple[str, int]]] = {}
     for split, every in digests.items():

@@ -1,6 +1,6 @@
 """A picture of what the model sees: originals, and beside each its augmented copies with the names of the operations.
 
-    python -m deit_fast.data preview --data /imagenet --recipe deit
+    deit-fast data preview --data /imagenet --recipe deit
 
 The copies have exactly the pixels of a training with this recipe's `data_seed`, epoch and repeats, before mixing.
 """
@@ -16,9 +16,9 @@ from torch import Tensor
 from deit_kernels.augment import OPS, ImageBatch, Policy, apply, sample_plan
 from deit_kernels.augment.plan import ratio_limit
 
-from ..picture import picture
-from .decode import BadImage
-from .sources.dataset import Dataset, read_image
+from ...data import BadImage, Dataset
+from ...data.sources.dataset import read_image
+from ...picture import picture
 
 COLUMN, LINE = 1.9, 2.45  # inches of an image with four lines of text
 TEXT_LINE = 0.25
@@ -46,7 +46,7 @@ def named_ops(row: np.void) -> str:
 
 def pixels_of(images: Tensor, policy: Policy) -> NDArray[np.uint8]:
     """Normalised images (B, 3, S, S) back to levels (B, S, S, 3); erasing noise outside [0, 255] is clipped."""
-    unit = images.permute(0, 2, 3, 1).numpy() * np.float32(policy.std) + np.float32(policy.mean)
+    unit = images.permute(0, 2, 3, 1).numpy() * np.array(policy.std, np.float32) + np.array(policy.mean, np.float32)
     return np.clip(np.rint(unit * 255), 0, 255).astype(np.uint8)
 
 
@@ -66,7 +66,7 @@ def preview(
     for sample in samples.tolist():
         part = read_image(dataset, sample, ratio_limit=ratio_limit(policy)).part
         if isinstance(part, BadImage):
-            raise BadImage(f"{dataset.path(sample)}: {part}: repair or remove it (deit_fast.data check lists all)")
+            raise BadImage(f"{dataset.path(sample)}: {part}: repair or remove it (deit-fast data check lists all)")
         originals.append(part.pixels)
     batch = ImageBatch.from_images(originals)
     batch = ImageBatch(batch.data, *(table.repeat_interleave(copies) for table in batch[1:]))

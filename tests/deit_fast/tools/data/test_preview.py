@@ -6,16 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cifar_files import write_cifar10
-from loader_cases import loader_of
 from PIL import Image
 
 from deit_fast.data import open_dataset
-from deit_fast.data.__main__ import main
-from deit_fast.data.preview import named_ops, pixels_of
 from deit_fast.model import IMAGENET_NORMALISATION
 from deit_fast.recipes.named import recipe
+from deit_fast.tools.data.__main__ import main
+from deit_fast.tools.data.preview import named_ops, pixels_of
 from deit_kernels.augment import Policy, sample_plan
+from tests.deit_fast.data.cifar_files import write_cifar10
+from tests.deit_fast.data.loader_cases import loader_of
 
 
 def test_the_command_draws_a_grid(image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

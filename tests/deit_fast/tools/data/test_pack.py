@@ -8,21 +8,20 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from cifar_files import write_cifar10
-from loader_cases import loader_of
-from memory_dataset import encoded_image
 from PIL import Image
 
 from deit_fast.data import BadImage, decode, open_dataset
-from deit_fast.data.sources import pack, shards
+from deit_fast.data.sources import shards
 from deit_fast.data.sources.open import open_unpacked
-from deit_fast.data.sources.pack import Settings
+from deit_fast.tools.data.pack import pack
 from deit_kernels.augment import Policy
+from tests.deit_fast.data.cifar_files import write_cifar10
+from tests.deit_fast.data.loader_cases import loader_of
+from tests.deit_fast.data.memory_dataset import encoded_image
 
 
 def packed(source, folder, **changes):
-    settings = Settings(**dict(shard_images=3, threads=2) | changes)
-    pack.pack(open_unpacked(str(source)), folder, settings)
+    pack(open_unpacked(str(source)), folder, **dict(shard_images=3, threads=2) | changes)
     return folder
 
 
@@ -114,13 +113,13 @@ def test_an_interrupted_run_is_continued_and_never_leaves_half_a_shard(image_fol
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        pack.pack(splits, folder, Settings(shard_images=3), interrupt)
+        pack(splits, folder, shard_images=3, advance=interrupt)
     assert sorted(os.listdir(folder)) == ["classes.txt", "pack.json", "train-00000.tar"]
-    with pytest.raises(ValueError, match=r"is only packed in part: run the same deit_fast\.data pack command again"):
+    with pytest.raises(ValueError, match=r"is only packed in part: run the same deit-fast data pack command again"):
         open_dataset(str(folder))
     first = os.stat(folder / "train-00000.tar").st_mtime_ns
     reported = []
-    pack.pack(splits, folder, Settings(shard_images=3), reported.append)
+    pack(splits, folder, shard_images=3, advance=reported.append)
     assert sum(reported) == 12
     assert os.stat(folder / "train-00000.tar").st_mtime_ns == first
     for file in whole.iterdir():
@@ -169,7 +168,7 @@ def test_shards_whose_labels_are_not_those_of_the_source_are_refused(image_folde
     folder, splits = packed(image_folder, tmp_path / "packed"), open_unpacked(str(image_folder))
     splits["train"].labels = splits["train"].labels[::-1]
     with pytest.raises(ValueError, match="have changed since"):
-        pack.pack(splits, folder, Settings(shard_images=3))
+        pack(splits, folder, shard_images=3)
 
 
 def test_an_unreadable_image_stops_and_what_is_said_of_it_is_true(image_folder, tmp_path):
@@ -178,7 +177,7 @@ def test_an_unreadable_image_stops_and_what_is_said_of_it_is_true(image_folder, 
     broken.unlink()
     broken.symlink_to(tmp_path / "nowhere")
     advice = f"repair it and run the same command again, or remove it and {folder}, which was begun with it"
-    with pytest.raises(BadImage, match=rf"{broken}: .*No such file.*{advice}.*deit_fast.data check lists all"):
+    with pytest.raises(BadImage, match=rf"{broken}: .*No such file.*{advice}.*deit-fast data check lists all"):
         packed(image_folder, folder)
     assert (folder / "train-00001.tar").exists()
     broken.unlink()
@@ -201,7 +200,7 @@ def test_an_image_that_cannot_be_re_encoded_stops_and_is_named(image_folder, tmp
 def test_an_image_too_large_to_open_stops_and_is_named(image_folder, tmp_path):
     bomb = image_folder / "train/bee/2.jpg"
     Image.new("1", (30_000, 30_000)).save(bomb, "PNG")
-    reason = r"it is a decompression bomb .*repair it and run .* \(deit_fast.data check lists all\)"
+    reason = r"it is a decompression bomb .*repair it and run .* \(deit-fast data check lists all\)"
     with pytest.raises(BadImage, match=f"{bomb}: {reason}"):
         packed(image_folder, tmp_path / "packed", max_side=32)
 
@@ -242,33 +241,33 @@ def test_a_damaged_description_is_named(image_folder, tmp_path, text):
         (dict(threads=0), "--threads lies between 1"),
     ],
 )
-def test_wrong_settings_are_refused(wrong, message):
+def test_wrong_settings_are_refused(tmp_path, wrong, message):
     with pytest.raises(ValueError, match=message):
-        Settings(**wrong)
+        pack({}, tmp_path, **wrong)
 
 
 def test_a_pack_that_was_begun_before_names_were_digested_goes_on(image_folder, tmp_path):
     folder, splits = tmp_path / "packed", open_unpacked(str(image_folder))
-    pack.pack(splits, folder, Settings())
+    pack(splits, folder)
     description = json.loads((folder / "pack.json").read_text())
     (folder / "pack.json").write_text(json.dumps(description | {"version": ""}))
-    pack.pack(splits, folder, Settings())
+    pack(splits, folder)
     (folder / "pack.json").write_text(json.dumps(description | {"version": "another"}))
     with pytest.raises(ValueError, match="another source or list of images"):
-        pack.pack(splits, folder, Settings())
+        pack(splits, folder)
 
 
 def test_a_shard_damaged_later_is_written_anew_when_it_is_removed(image_folder, tmp_path):
     folder, splits = tmp_path / "packed", open_unpacked(str(image_folder))
-    pack.pack(splits, folder, Settings())
+    pack(splits, folder)
     shard = folder / "train-00000.tar"
     whole = shard.read_bytes()
     shard.write_bytes(whole[:3000])
-    with pytest.raises(ValueError, match=r"remove those and run the same deit_fast\.data pack command again"):
+    with pytest.raises(ValueError, match=r"remove those and run the same deit-fast data pack command again"):
         open_dataset(str(folder))
     with pytest.raises(ValueError, match=r"train-00000\.tar .* or remove it, and the same command writes it anew"):
-        pack.pack(splits, folder, Settings())
+        pack(splits, folder)
     shard.unlink()
-    pack.pack(splits, folder, Settings())
+    pack(splits, folder)
     open_dataset(str(folder))
     assert [member.name for member in tarfile.open(shard)]

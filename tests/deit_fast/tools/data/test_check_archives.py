@@ -5,21 +5,21 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from check_cases import checked
-from memory_dataset import encoded_image
 
 from deit_fast.data import open_dataset
-from deit_fast.data.__main__ import main
 from deit_fast.data.sources.open import open_unpacked
-from deit_fast.data.sources.pack import Settings, pack
+from deit_fast.tools.data.__main__ import main
+from deit_fast.tools.data.pack import pack
+from tests.deit_fast.data.memory_dataset import encoded_image
 from tests.deit_fast.forbidden import forbid, sentence
+from tests.deit_fast.tools.data.check_cases import checked
 
 
 @pytest.fixture
 def packed_folder(image_folder, tmp_path):
     """Four training shards of two images each and two of validation, without an index."""
     folder = tmp_path / "packed"
-    pack(open_unpacked(str(image_folder)), folder, Settings(shard_images=2))
+    pack(open_unpacked(str(image_folder)), folder, shard_images=2)
     for index in folder.glob("*.npz"):
         index.unlink()
     (folder / "pack.json").unlink()
@@ -48,7 +48,7 @@ def test_a_shard_that_may_not_be_read_is_not_called_damaged(packed_folder, monke
 
 
 def test_an_index_that_may_not_be_read_is_not_called_damaged(image_folder, tmp_path, monkeypatch):
-    pack(open_unpacked(str(image_folder)), tmp_path / "packed", Settings(shard_images=2))
+    pack(open_unpacked(str(image_folder)), tmp_path / "packed", shard_images=2)
     index = tmp_path / "packed" / "train.index.npz"
     forbid(monkeypatch, index)
     assert checked(tmp_path / "packed") == ({index.name: sentence(index)}, 12)
@@ -81,7 +81,7 @@ def test_labels_without_a_class_are_named_by_their_samples_and_the_images_are_re
 
 def test_a_packed_set_with_a_broken_shard_names_the_shard_and_its_index(image_folder, tmp_path):
     folder = tmp_path / "packed"
-    pack(open_unpacked(str(image_folder)), folder, Settings(shard_images=2))
+    pack(open_unpacked(str(image_folder)), folder, shard_images=2)
     (folder / "train-00001.tar").write_bytes((folder / "train-00001.tar").read_bytes()[:700])
     broken, images = checked(folder)
     assert set(broken) == {"train.index.npz", "train-00001.tar"}

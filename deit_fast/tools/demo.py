@@ -19,16 +19,16 @@ import torch
 from rich.console import Console
 from tyro.conf import arg
 
-from ... import command
-from ...config import Config
-from ...files import write_json
-from ...names import HEADS
-from ...picture import picture
-from ...recipes.named import recipe
-from ...run.provenance import provenance
-from ...run.report import table_of
-from ...train import train
-from ..report.page import write_missing
+from .. import command
+from ..config import Config
+from ..files import write_json
+from ..names import HEADS
+from ..picture import picture
+from ..recipes.named import recipe
+from ..run.provenance import provenance
+from ..run.report import table_of
+from .replicate.trials import finished, train_all, trial
+from .report.page import write_missing
 
 # Name of the run → recipe, what the model is called, and the head that speaks for it.
 STUDENTS = {
@@ -50,22 +50,18 @@ class Settings:
     out: Annotated[str, arg(metavar="FOLDER")] = "runs/demo"  # of the three runs, the table and the picture
     threads: int = 0  # that decode the images (default: one a core)
 
-    def check(self) -> None:
-        if self.epochs < 0:
-            raise ValueError(f"--epochs {self.epochs}: type the number of passes, or leave it out for the recipe's")
 
-
-def configurations(settings: Settings) -> dict[str, Config]:
+def trials(settings: Settings) -> dict[str, Config]:
     """The two students, by the name of their run folder; the first trains the teacher."""
-    settings.check()
+    if settings.epochs < 0:
+        raise ValueError(f"--epochs {settings.epochs}: type the number of passes, or leave it out for the recipe's")
     found = {}
     for name, (recipe_name, *_) in STUDENTS.items():
-        config = recipe(recipe_name)
-        epochs = settings.epochs or config.optim.epochs
-        found[name] = config.replace(
-            epochs=epochs, warmup_epochs=config.optim.warmup_epochs * epochs / config.optim.epochs, seed=settings.seed,
-            data_seed=settings.seed, threads=settings.threads, eval_every=max(1, epochs // EVALUATIONS),
-            out=str(Path(settings.out) / name),
+        base, seed = recipe(recipe_name), settings.seed
+        every = max(1, (settings.epochs or base.optim.epochs) // EVALUATIONS)
+        found[name] = trial(
+            base, Path(settings.out) / name, settings.epochs, seed=seed, data_seed=seed, threads=settings.threads,
+            eval_every=every,
         )  # fmt: skip
         found[name].check()
     return found
@@ -77,25 +73,22 @@ def demo(settings: Settings, arguments: Sequence[str] = ()) -> dict[str, Any]:
     {"teacher": {"row", "top1"}, "with-teacher": {…, "curve": [[epoch, top-1]]}, "without-teacher": {…}, "gain", "n",
     …}, top-1 in per cent, the gain in points.
     """
-    found: dict[str, Any] = {}
-    for name, config in configurations(settings).items():
-        _, row, head = STUDENTS[name]
-        summary = train(config)
-        write_missing(summary.finished)
-        if teacher := summary.scores["teacher"]:
-            row_of_teacher = f"teacher, a ConvNet ({recipe('mnist5k-teacher').model.model})"
-            found["teacher"] = {"row": row_of_teacher, "top1": teacher["top1"]}
-        score = summary.scores["student"][head]
-        lines = [json.loads(line) for line in (summary.run / "metrics.jsonl").read_text().splitlines()]
+    both, folder = trials(settings), Path(settings.out)
+    for trained in train_all(both):
+        write_missing(trained.finished)
+    summaries = finished(both)
+    row = f"teacher, a ConvNet ({recipe('mnist5k-teacher').model.model})"
+    found: dict[str, Any] = {"teacher": {"row": row, "top1": summaries["with-teacher"]["teacher"]["top1"]}}
+    for name, (_, row, head) in STUDENTS.items():
+        score, epochs = summaries[name]["student"][head], both[name].optim.epochs
+        lines = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
         evaluations = [line for line in lines if "student" in line]
-        per_epoch = evaluations[-1]["step"] / config.optim.epochs
+        per_epoch = evaluations[-1]["step"] / epochs
         curve = [[line["step"] / per_epoch, line["student"][head]["top1"]] for line in evaluations]
         found[name] = {"row": row, "head": HEADS[head], "top1": score["top1"], "curve": curve}
     gain = found["with-teacher"]["top1"] - found["without-teacher"]["top1"]
-    folder = Path(settings.out)
-    results = {
-        **found, "gain": gain, "n": score["n"], "epochs": config.optim.epochs, **provenance("deit-fast demo", arguments)
-    }  # fmt: skip
+    source = provenance("deit-fast demo", arguments)
+    results = {**found, "gain": gain, "n": score["n"], "epochs": epochs, **source}
     write_json(folder / "demo.json", results)
     draw(results, folder / "demo.png")
     return results

@@ -8,16 +8,16 @@ import sys
 
 import numpy as np
 import pytest
-from check_cases import by_file, checked
-from cifar_files import write_cifar10
-from memory_dataset import encoded_image
 from PIL import Image
 
-from deit_fast.data.__main__ import main
-from deit_fast.data.check import check
 from deit_fast.data.decode import decode
 from deit_fast.data.sources.folder import IMAGE_FILES
 from deit_fast.data.sources.open import open_unpacked
+from deit_fast.tools.data.__main__ import main
+from deit_fast.tools.data.check import check
+from tests.deit_fast.data.cifar_files import write_cifar10
+from tests.deit_fast.data.memory_dataset import encoded_image
+from tests.deit_fast.tools.data.check_cases import by_file, checked
 
 
 def save(path, image, **options):
@@ -66,7 +66,7 @@ def test_everything_is_named_and_nothing_sound_is(odd_folder):
         "cmyk.jpg": "CMYK",
         "palette.png": "a palette",
         "alpha.png": "alpha",
-        "deep.png": "mode I;16",
+        "deep.png": "16 bits of grey, which become white: save it with 8",
         "moving.webp": "2 frames",
         "turned.jpg": "EXIF orientation 6",
         "scratched.jpg": "damaged in part",
@@ -243,6 +243,7 @@ def test_pack_then_check_as_a_console_script(image_folder, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "left out: 1 .heic, files that are not read" in printed
     assert f"packed: type --data {tmp_path}/packed" in printed
+    assert f"images were copied without a look: deit-fast data check {tmp_path}/packed names broken ones" in printed
     script = [sys.executable, "-m", "deit_fast", "data", "check", str(tmp_path / "packed")]
     result = subprocess.run(script, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
@@ -275,5 +276,5 @@ def test_ctrl_c_exits_with_130(image_folder, monkeypatch, capsys):
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("deit_fast.data.__main__.check", interrupt)
+    monkeypatch.setattr("deit_fast.tools.data.__main__.check", interrupt)
     assert main(["check", str(image_folder)]) == 130

@@ -1,9 +1,9 @@
 """Data sets from the command line.
 
-    python -m deit_fast.data check /imagenet                              lists what is broken, odd or there twice
-    python -m deit_fast.data pack /imagenet /packed                       tar shards with the original bytes
-    python -m deit_fast.data pack /imagenet /packed512 --max-side 512     larger images re-encoded, half the decoding
-    python -m deit_fast.data preview --data /imagenet --recipe deit       draws what the model sees
+    deit-fast data check /imagenet                              lists what is broken, odd or there twice
+    deit-fast data pack /imagenet /packed                       tar shards with the original bytes
+    deit-fast data pack /imagenet /packed512 --max-side 512     larger images re-encoded, half the decoding
+    deit-fast data preview --data /imagenet --recipe deit       draws what the model sees
 
 SRC is whatever `--data` of the trainer takes. `pack` continues where it was interrupted. Exit codes: 0 done, 1 `check`
 found something broken, 2 a mistake in the command or the data, 130 interrupted.
@@ -13,58 +13,43 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tyro.conf import Positional, arg
 
-from .. import command
-from ..model import IMAGENET_NORMALISATION
-from ..recipes.named import recipe
+from ... import command
+from ...data import open_dataset
+from ...data.sources.folder import by_suffix
+from ...data.sources.open import SPLITS, open_unpacked
+from ...model import IMAGENET_NORMALISATION
+from ...progress import progress
+from ...recipes.named import recipe
 from .check import check
+from .pack import check_limits, pack
+from .parts import open_parts
 from .preview import preview
-from .sources import pack as packing
-from .sources.dataset import Broken
-from .sources.folder import by_suffix
-from .sources.open import SPLITS, open_dataset, open_unpacked
 
 CORES = len(os.sched_getaffinity(0))
 Source = Annotated[str, Positional, arg(metavar="SRC")]
-
-
-@contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error, and the function that moves it on by some images."""
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("images"),
-        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda images: bar.update(task, advance=images)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
     """Read everything; list what is broken, odd or there twice.
 
-    python -m deit_fast.data check /imagenet
+    deit-fast data check /imagenet
     """
 
     source: Source  # whatever --data of the trainer takes
     threads: int = CORES  # that read and decode
 
     def run(self) -> int:
-        broken: Broken = []
-        splits = open_unpacked(self.source, broken)
-        with progress("checking", sum(map(len, splits.values()))) as advance:
-            report = check(splits, self.threads, advance)
-        report.broken[:0] = broken
+        splits, broken = open_parts(self.source)
+        with progress("checking", sum(map(len, splits.values()))) as update:
+            report = check(splits, self.threads, lambda images: update(advance=images), broken)
         print("\n".join(report.lines()))
         return 1 if report.broken else 0
 
@@ -73,7 +58,7 @@ class Check:
 class Pack:
     """Write indexed tar shards that WebDataset reads too.
 
-    python -m deit_fast.data pack /imagenet /packed --max-side 512
+    deit-fast data pack /imagenet /packed --max-side 512
     """
 
     source: Source  # whatever --data of the trainer takes
@@ -85,12 +70,16 @@ class Pack:
     threads: int = CORES  # that read and decode
 
     def run(self) -> None:
-        settings = packing.Settings(self.max_side, self.quality, self.shard_images, self.threads)
+        check_limits(vars(self))
         splits = open_unpacked(self.source)
         if left_out := [file for dataset in splits.values() for file in dataset.left_out]:
-            print(f"left out: {by_suffix(left_out)}, files that are not read: deit_fast.data check names them")
-        with progress("packing", sum(map(len, splits.values()))) as advance:
-            packing.pack(splits, Path(self.folder), settings, advance)
+            print(f"left out: {by_suffix(left_out)}, files that are not read: deit-fast data check names them")
+        with progress("packing", sum(map(len, splits.values()))) as update:
+            pack(
+                splits, Path(self.folder), max_side=self.max_side, quality=self.quality, shard_images=self.shard_images,
+                threads=self.threads, advance=lambda images: update(advance=images),
+            )  # fmt: skip
+        print(f"images were copied without a look: deit-fast data check {self.folder} names broken ones")
         lacking = " and ".join(split for split in SPLITS if split not in splits)
         print(f"packed: {self.folder} without {lacking}" if lacking else f"packed: type --data {self.folder}")
 
@@ -99,7 +88,7 @@ class Pack:
 class Preview:
     """Draw originals and augmented copies, with what was done to them.
 
-    python -m deit_fast.data preview --data /imagenet
+    deit-fast data preview --data /imagenet
     """
 
     data: str = ""  # whatever --data of the trainer takes (default: the recipe's)
@@ -120,23 +109,26 @@ class Preview:
             raise ValueError(f"recipe {self.recipe} needs data: type --data FOLDER")
         train, _ = open_dataset(source)
         numbers = {"epoch": self.epoch, "images": self.images, "copies": self.copies}
-        given = {} if self.rand_augment is None else {"rand_augment": self.rand_augment}
-        given |= {"simple_random_crop": True} if self.simple_random_crop else {}
-        policy = replace(config.data, **given).training_policy(IMAGENET_NORMALISATION)
+        data = config.data
+        if self.rand_augment is not None:
+            data = replace(data, rand_augment=self.rand_augment)
+        if self.simple_random_crop:
+            data = replace(data, simple_random_crop=True)
+        policy = data.training_policy(IMAGENET_NORMALISATION)
         preview(train, policy, Path(self.out), data_seed=config.optim.data_seed, **numbers)
         print(f"drawn: {self.out}")
 
 
-COMMANDS = {kind.__name__.lower(): kind for kind in (Check, Pack, Preview)}
+COMMANDS: dict[str, type[Check | Pack | Preview]] = {"check": Check, "pack": Pack, "preview": Preview}
 
 
 @command.entry("data")
 def main(arguments: Sequence[str]) -> int | None:
-    described = {name: inspect.cleandoc(kind.__doc__).splitlines()[0] for name, kind in COMMANDS.items()}
-    program = "python -m deit_fast.data"
+    described = {name: (kind.__doc__ or "").splitlines()[0] for name, kind in COMMANDS.items()}
+    program = "deit-fast data"
     if not (name := command.choose(described, arguments, program, f"\n{__doc__}\n")):
         return None
-    description = inspect.cleandoc(COMMANDS[name].__doc__)
+    description = inspect.getdoc(COMMANDS[name]) or ""
     given = command.parse(COMMANDS[name], arguments[1:], program=f"{program} {name}", description=description)
     if given.threads < 1:
         raise ValueError(f"--threads is 1 or more, got {given.threads}")

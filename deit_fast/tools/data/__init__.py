@@ -1,0 +1,1 @@
+"""Looks after data sets: `deit-fast data check`, `pack` and `preview`."""
