@@ -19,8 +19,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -31,25 +30,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks.measure.device_timing import (
-    CLOCK_NAME,
-    DEVICE,
-    ON_CARD,
-    arithmetic_limit,
-    copies,
-    environment,
-    host_microseconds,
-    kernels_launched,
-    memory_limit,
-    time_calls,
-)
-from benchmarks.measure.interleaved import record
+from benchmarks.measure.device_timing import DEVICE, ON_CARD, arithmetic_limit, memory_limit
+from benchmarks.measure.interleaved import Limit
+from benchmarks.measure.passes import DIRECTIONS, Given, Op
 from deit_kernels import attention_qkvpacked
 
 pytestmark = pytest.mark.benchmark(group="attention")
 
 FEATURES = 64
-DIRECTIONS = ("forward", "backward", "both") if ON_CARD else ("forward", "both")
+ROUNDS = 10
 
 
 @dataclass(frozen=True)
@@ -72,6 +61,9 @@ class Shape:
         """Two products forward, five backward, a multiplication and an addition each."""
         products = {"forward": 2, "backward": 5, "both": 7}[direction]
         return products * 2 * self.batch * self.heads * self.tokens**2 * FEATURES
+
+    def limit(self, direction: str) -> Limit:
+        return memory_limit(self.floor_bytes(direction)) if ON_CARD else arithmetic_limit(self.flops(direction))
 
 
 def ours(qkv: Tensor) -> Tensor:
@@ -195,47 +187,14 @@ def inputs_of(name: str, qkv: Tensor) -> tuple[Tensor, ...]:
     return tuple(part.detach().contiguous().requires_grad_() for part in parts)
 
 
-def calls_of(name: str, shape: Shape, direction: str) -> list[Callable[[], object]]:
-    """At least 20 calls, over sets of inputs that exceed the L2; of large shapes 4 GB are enough."""
-    attend = provider(name)
-    count = copies(shape.floor_bytes("both"))
-    sets = min(count, -(-(4 << 30) // shape.floor_bytes("both")))
+def given(name: str, shape: Shape) -> Given:
     size = (shape.batch, shape.tokens, 3, shape.heads, FEATURES)
-    inputs = [inputs_of(name, torch.randn(size, device=DEVICE, dtype=shape.dtype)) for _ in range(sets)]
-    grads = [torch.randn(*size[:2], shape.heads * FEATURES, device=DEVICE, dtype=shape.dtype) for _ in range(sets)]
-
-    def both(given: tuple[Tensor, ...], grad: Tensor) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(attend(*given), given, grad)
-
-    if direction == "forward":
-        calls = [functools.partial(attend, *given) for given in inputs]
-    elif direction == "both":
-        calls = [functools.partial(both, given, grad) for given, grad in zip(inputs, grads, strict=True)]
-    else:
-        calls = [
-            functools.partial(torch.autograd.grad, attend(*given), given, grad, retain_graph=True)
-            for given, grad in zip(inputs, grads, strict=True)
-        ]
-    return [calls[i % sets] for i in range(count)]
+    inputs = inputs_of(name, torch.randn(size, device=DEVICE, dtype=shape.dtype))
+    grad = torch.randn(*size[:2], shape.heads * FEATURES, device=DEVICE, dtype=shape.dtype)
+    return Given(inputs, inputs, grad)
 
 
-def compare(benchmark: BenchmarkFixture, shape: Shape, direction: str, names: Iterable[str]) -> None:
-    """A row of ours and of the named peers."""
-    makers = {name: functools.partial(calls_of, name, shape, direction) for name in ("ours", *names)}
-    seconds, left_out = time_calls(makers, rounds=10)
-    floor = shape.floor_bytes(direction)
-    call = calls_of("ours", shape, direction)[0]
-    record(
-        benchmark, seconds, clock=CLOCK_NAME,
-        limit=memory_limit(floor) if ON_CARD else arithmetic_limit(shape.flops(direction)),
-        left_out=left_out, direction=direction, **{**vars(shape), "dtype": str(shape.dtype)},
-        versions={name: torch.__version__ for name in seconds if name.startswith(("sdpa", *COMPILED))},
-        kernels=kernels_launched(call), host_us=host_microseconds(call), floor_bytes=floor,
-        tflops={name: shape.flops(direction) / statistics.median(times) / 1e12 for name, times in seconds.items()},
-        **environment(),
-    )  # fmt: skip
-
-
+ATTENTION = Op(provider, given)
 every_shape = pytest.mark.parametrize(
     "shape", shapes(), ids=lambda s: f"B{s.batch}-N{s.tokens}-H{s.heads}-{str(s.dtype)[6:]}"
 )
@@ -245,7 +204,7 @@ every_shape = pytest.mark.parametrize(
 @every_shape
 def test_attention(benchmark: BenchmarkFixture, one_thread: None, shape: Shape, direction: str) -> None:
     others = [name for name in PROVIDERS if name not in ("ours", *COMPILED) and (ON_CARD or UNSTACKED not in name)]
-    compare(benchmark, shape, direction, others)
+    ATTENTION.row(benchmark, shape, direction, ["ours", *others], ROUNDS)
 
 
 @pytest.mark.parametrize("name", [name for name in PROVIDERS if name != "ours"])
@@ -264,4 +223,4 @@ def test_providers_agree(name: str) -> None:
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @every_shape
 def test_attention_compiled(benchmark: BenchmarkFixture, one_thread: None, shape: Shape, direction: str) -> None:
-    compare(benchmark, shape, direction, COMPILED)
+    ATTENTION.row(benchmark, shape, direction, ["ours", *COMPILED], ROUNDS)

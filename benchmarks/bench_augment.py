@@ -30,8 +30,9 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
+from benchmarks.measure import interleaved
 from benchmarks.measure.device_timing import memory_limit
-from benchmarks.measure.interleaved import Limit, alternate, record
+from benchmarks.measure.interleaved import Limit
 from deit_kernels import _extension
 from deit_kernels.augment import (
     OPS,
@@ -52,18 +53,23 @@ DEIT, DEIT3, PLAIN = Policy.deit(), Policy.deit3(), Policy.crop_and_flip()
 TIMM_STRING = "rand-m9-mstd0.5-inc1"
 NUMBERS = DEIT.mean, DEIT.std
 
-pytestmark = [pytest.mark.benchmark(group="augment"), pytest.mark.usefixtures("one_thread")]
-needs_extension = pytest.mark.skipif(_extension.cpu_missing is not None, reason=f"{_extension.cpu_missing}")
+pytestmark = [
+    pytest.mark.benchmark(group="augment"),
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.skipif(_extension.cpu_missing is not None, reason=f"{_extension.cpu_missing}"),
+]
 Contender = Callable[[], object]
 
 
-@pytest.fixture(scope="module")
-def photos() -> list[np.ndarray]:
+def windows() -> list[np.ndarray]:
     """Different windows of the two photographs inside scikit-learn, so that no two share pixels in a cache."""
     sources = load_sample_images().images
     random = np.random.default_rng(0)
     corners = random.integers(0, [427 - 375, 640 - 500], (IMAGES, 2))
     return [sources[i % 2][y : y + 375, x : x + 500].copy() for i, (y, x) in enumerate(corners)]
+
+
+photos = pytest.fixture(windows, scope="module", name="photos")
 
 
 def compare(
@@ -76,12 +82,10 @@ def compare(
     """A row of the contenders, the first of which is ours."""
     own = next(iter(contenders.values()))
     limit = own.limit() if isinstance(own, Ours) and not variants else None
-    name = "processor time" if clock is time.process_time else "wall clock"
-    seconds = {
-        contender: [spent / getattr(contenders[contender], "epochs", 1) for spent in times]
-        for contender, times in alternate(contenders, rounds=ROUNDS, clock=clock).items()
-    }
-    record(benchmark, seconds, work=count, unit="images/s", clock=name, limit=limit, variants=variants)
+    work = {name: count * getattr(run, "epochs", 1) for name, run in contenders.items()}
+    interleaved.compare(
+        benchmark, contenders, rounds=ROUNDS, clock=clock, work=work, unit="images/s", limit=limit, variants=variants
+    )
 
 
 class Ours:
@@ -234,33 +238,28 @@ def peers(photos: list[np.ndarray], whole: bool) -> dict[str, Contender]:
     return found
 
 
-@needs_extension
 def test_whole_recipe(benchmark: BenchmarkFixture, photos: list[np.ndarray]) -> None:
     """Crop, flip, RandAugment, normalise, erase."""
     compare(benchmark, {"deit_kernels": Ours(photos, replace(DEIT, mix=None)), **peers(photos, whole=True)})
 
 
-@needs_extension
 def test_whole_recipe_with_mixing(benchmark: BenchmarkFixture, photos: list[np.ndarray]) -> None:
     """The same and mixup or CutMix of the batch, which of the peers timm has on the CPU."""
     ours, theirs = Ours(photos, DEIT, mix=True), timm_batch(photos, DEIT_OF_TIMM, mix=True)
     compare(benchmark, {"deit_kernels": ours, "timm": theirs})
 
 
-@needs_extension
 def test_three_augment(benchmark: BenchmarkFixture, photos: list[np.ndarray]) -> None:
     """DeiT III: crop, flip, one of greyscale, solarise and Gaussian blur, colour jitter, normalise."""
     theirs = {"timm": timm_batch(photos, DEIT3_OF_TIMM), "torchvision v2": torchvision_three_augment(photos)}
     compare(benchmark, {"deit_kernels": Ours(photos, replace(DEIT3, mix=None)), **theirs})
 
 
-@needs_extension
 def test_crop_and_flip(benchmark: BenchmarkFixture, photos: list[np.ndarray]) -> None:
     """Crop, flip, normalise."""
     compare(benchmark, {"deit_kernels": Ours(photos, PLAIN), **peers(photos, whole=False)})
 
 
-@needs_extension
 def test_stages(benchmark: BenchmarkFixture, photos: list[np.ndarray]) -> None:
     """What each stage and output costs, against the whole recipe."""
     variants = {
@@ -277,7 +276,6 @@ def test_stages(benchmark: BenchmarkFixture, photos: list[np.ndarray]) -> None:
     compare(benchmark, variants, variants=True)
 
 
-@needs_extension
 def test_every_op(benchmark: BenchmarkFixture, photos: list[np.ndarray]) -> None:
     """Each op alone on 224 × 224 images, at a drawn argument, beside a copy of the images."""
     images = torch.from_numpy(np.stack([photo[:224, :224] for photo in photos]))
@@ -289,7 +287,6 @@ def test_every_op(benchmark: BenchmarkFixture, photos: list[np.ndarray]) -> None
     compare(benchmark, runs, variants=True)
 
 
-@needs_extension
 def test_all_threads(benchmark: BenchmarkFixture, photos: list[np.ndarray]) -> None:
     """The whole recipe on every core, against one of them; wall clock."""
     ours = Ours(photos, replace(DEIT, mix=None))
@@ -307,7 +304,6 @@ def test_all_threads(benchmark: BenchmarkFixture, photos: list[np.ndarray]) -> N
     compare(benchmark, runs, clock=time.perf_counter, variants=True)
 
 
-@needs_extension
 def test_plans(benchmark: BenchmarkFixture) -> None:
     """Rows a second of sample_plan; images/s in the table are rows."""
     sample = np.arange(100_000)

@@ -10,7 +10,6 @@ of torch, a view of its argument.
 from __future__ import annotations
 
 import os
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,8 +22,9 @@ from PIL import Image
 from pytest_benchmark.fixture import BenchmarkFixture
 from timm.data import create_transform
 
+from benchmarks.measure import interleaved
 from benchmarks.measure.device_timing import DEVICE, ON_CARD
-from benchmarks.measure.interleaved import Limit, alternate, record
+from benchmarks.measure.interleaved import record, repeated
 from deit_kernels import attention, attention_qkvpacked, cross_entropy
 from deit_kernels.augment import ImageBatch, Policy, apply, sample_plan
 
@@ -49,21 +49,10 @@ def test_import(benchmark: BenchmarkFixture) -> None:
 
 
 def compare(benchmark: BenchmarkFixture, contenders: dict[str, Callable[[], object]]) -> None:
-    def many(call: Callable[[], object]) -> Callable[[], None]:
-        def run() -> None:
-            for _ in range(CALLS):
-                call()
-
-        return run
-
     number, smallest = torch.zeros(1, device=DEVICE), "torch's smallest op, a view"
-    seconds = alternate(
-        {name: many(call) for name, call in (contenders | {smallest: lambda: torch.ops.aten.alias(number)}).items()},
-        rounds=ROUNDS,
-    )
-    limit = Limit(CALLS / statistics.median(seconds.pop(smallest)), smallest)
-    versions = {"torch": torch.__version__}
-    record(benchmark, seconds, work=CALLS, clock="processor time", limit=limit, versions=versions)
+    calls = contenders | {smallest: lambda: torch.ops.aten.alias(number)}
+    turns = {name: repeated(call, CALLS) for name, call in calls.items()}
+    interleaved.compare(benchmark, turns, rounds=ROUNDS, work=CALLS, limited_by=smallest)
 
 
 @pytest.mark.parametrize(("tokens", "heads"), [(1, 1), (8, 3)])

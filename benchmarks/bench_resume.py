@@ -18,7 +18,6 @@ the files into memory that is there already. Wall clock, one torch thread.
 
 from __future__ import annotations
 
-import statistics
 import time
 from itertools import islice
 from pathlib import Path
@@ -29,7 +28,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from timm.data import ImageDataset, create_transform
 from torch.utils.data import DataLoader
 
-from benchmarks.measure.interleaved import Limit, alternate, record
+from benchmarks.measure.interleaved import compare
 from benchmarks.measure.photographs import IMAGES
 from deit_fast import create_model
 from deit_fast.data import Share, TrainLoader
@@ -58,11 +57,9 @@ def test_resume_data(benchmark: BenchmarkFixture, photographs: Path) -> None:
         loader = DataLoader(ImageDataset(str(photographs), transform=transform), BATCH, shuffle=True)
         next(islice(loader, STEP, None))
 
-    runs = {"ours": ours, "torch": torchs, "from the start": lambda: ours(0)}
-    seconds = alternate(runs, rounds=5, clock=time.perf_counter)
-    limit = Limit(1 / statistics.median(seconds.pop("from the start")), "the first batch of the epoch")
-    versions = {"torch": torch.__version__}
-    record(benchmark, seconds, unit="resumes/s", clock="wall clock", limit=limit, versions=versions)
+    first = "the first batch of the epoch"
+    runs = {"ours": ours, "torch": torchs, first: lambda: ours(0)}
+    compare(benchmark, runs, rounds=5, clock=time.perf_counter, limited_by=first, unit="resumes/s")
 
 
 @pytest.mark.parametrize("verified", [True, False], ids=["verified", "loaded_only"])
@@ -91,7 +88,5 @@ def test_resume_checkpoint(benchmark: BenchmarkFixture, tmp_path: Path, verified
             with open(path, "rb", buffering=0) as source:
                 source.readinto(memory)
 
-    seconds = alternate({"ours": ours, "torch": torchs, "reading": read}, rounds=9, clock=time.perf_counter)
-    limit = Limit(1 / statistics.median(seconds.pop("reading")), "reading the files")
-    versions = {"torch": torch.__version__}
-    record(benchmark, seconds, unit="loads/s", clock="wall clock", limit=limit, versions=versions)
+    runs = {"ours": ours, "torch": torchs, "reading the files": read}
+    compare(benchmark, runs, clock=time.perf_counter, limited_by="reading the files", unit="loads/s")

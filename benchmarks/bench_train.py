@@ -24,7 +24,7 @@ the rate of one large product of matrices. Not yet measured on a GPU.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
@@ -41,8 +41,9 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.measure import interleaved
 from benchmarks.measure.device_timing import DEVICE, ON_CARD, arithmetic_limit, environment
-from benchmarks.measure.interleaved import alternate, record
+from benchmarks.measure.interleaved import repeated
 from deit_fast.config import Config, Precision
 from deit_fast.data import Batch
 from deit_fast.model import IMAGENET_NORMALISATION, create_model
@@ -53,7 +54,8 @@ from deit_fast.train.precision import autocast
 from deit_fast.train.step import TrainingStep
 from deit_fast.weights.build import Frozen
 
-pytestmark = pytest.mark.benchmark(group="train")
+# On a CPU the clock is the processor time of one thread.
+pytestmark = [pytest.mark.benchmark(group="train"), *([] if ON_CARD else [pytest.mark.usefixtures("one_thread")])]
 
 CLASSES, SIZE, STEPS, DECAY, LR = 1000, 224, 2, 0.99996, 1e-3
 ROWS = 256 if ON_CARD else 4
@@ -78,15 +80,6 @@ class Form(NamedTuple):
 FORMS = [Form(size) for size in (("tiny", "small", "base") if ON_CARD else ("tiny", "small"))]
 ALSO_BF16 = FORMS if ON_CARD else [*FORMS, Form("tiny", "bf16")]
 ALSO_COMPILED = FORMS if ON_CARD else [*ALSO_BF16, Form("tiny", compiled=True)]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """On a CPU: processor time of one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(threads if ON_CARD else 1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def name_of(size: str) -> str:
@@ -122,37 +115,26 @@ def peer_parts(size: str) -> tuple[nn.Module, torch.optim.Optimizer, ModelEmaV3]
     return model, optimizer, ModelEmaV3(model, decay=DECAY)
 
 
-def with_timm(form: Form, teacher: nn.Module) -> Step:
-    """timm's train.py with --kd-distill-type token --kd-token-distill-type hard --task-loss-weight 0.5."""
-    model, optimizer, average = peer_parts(form.size)
-    task = TokenDistillationTask(
-        model, teacher, LabelSmoothingCrossEntropy(0.1), distill_type="hard", task_loss_weight=0.5, device=DEVICE,
-        verbose=False,
-    )  # fmt: skip
-    task.to(DEVICE).train()
-    if form.compiled:
-        task.compile()
-
-    def step(images: Tensor, labels: Tensor) -> None:
-        with form.autocast():
-            loss = task(images, labels)["loss"]
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        average.update(model)
-
-    return step
-
-
-def timm_student(form: Form) -> Step:
-    """timm's train.py without a teacher."""
+def with_timm(form: Form, teacher: nn.Module | None) -> Step:
+    """timm's train.py without a teacher, or with --kd-distill-type token --kd-token-distill-type hard
+    --task-loss-weight 0.5."""
     model, optimizer, average = peer_parts(form.size)
     criterion = LabelSmoothingCrossEntropy(0.1)
-    forward = torch.compile(model) if form.compiled else model
+    if teacher is None:
+        forward = torch.compile(model) if form.compiled else model
+        loss_of = lambda images, labels: criterion(forward(images), labels)  # noqa: E731
+    else:
+        task = TokenDistillationTask(
+            model, teacher, criterion, distill_type="hard", task_loss_weight=0.5, device=DEVICE, verbose=False
+        )
+        task.to(DEVICE).train()
+        if form.compiled:
+            task.compile()
+        loss_of = lambda images, labels: task(images, labels)["loss"]  # noqa: E731
 
     def step(images: Tensor, labels: Tensor) -> None:
         with form.autocast():
-            loss = criterion(forward(images), labels)
+            loss = loss_of(images, labels)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -202,8 +184,7 @@ def turns(steps: dict[str, Step]) -> dict[str, Callable[[], object]]:
 
     def turn(step: Step) -> Callable[[], object]:
         def run() -> None:
-            for _ in range(STEPS):
-                step(images, labels)
+            repeated(lambda: step(images, labels), STEPS)()
             if ON_CARD:
                 torch.cuda.synchronize()
 
@@ -216,26 +197,25 @@ def operations(form: Form, teacher: bool) -> float:
     """Of an image, two a multiplication: the student forward and backward, the teacher forward."""
     images, labels = torch.randn(1, 3, SIZE, SIZE, device=DEVICE), torch.zeros(1, dtype=torch.int64, device=DEVICE)
     with FlopCounterMode(display=False) as counter:
-        timm_student(form._replace(compiled=False))(images, labels)
+        with_timm(form._replace(compiled=False), None)(images, labels)
         if teacher:
             fresh_teacher().to(DEVICE)(images)
     return counter.get_total_flops()
 
 
 def compare(benchmark: BenchmarkFixture, steps: dict[str, Step], form: Form, teacher: bool) -> None:
-    clock, named = (time.perf_counter, "wall clock") if ON_CARD else (time.process_time, "processor time")
-    seconds = alternate(turns(steps), rounds=20 if ON_CARD else 5, clock=clock, warmup=3 if ON_CARD else 1)
     details = {
         "model": name_of(form.size), "teacher": TEACHER, "batch": ROWS, "image_size": SIZE, **environment(),
         "dtype": {"fp32": "float32", "bf16": "bfloat16 autocast"}[form.precision], "compiled": form.compiled,
     }  # fmt: skip
+    timing = {"rounds": 20, "clock": time.perf_counter, "warmup": 3} if ON_CARD else {"rounds": 5}
     limit = arithmetic_limit(operations(form, teacher)) if form.precision == FORMS[0].precision else None
-    record(
-        benchmark, seconds, work=ROWS * STEPS, unit="images/s", clock=named, limit=limit,
+    interleaved.compare(
+        benchmark, turns(steps), **timing, work=ROWS * STEPS, unit="images/s", limit=limit,
         forms=("deit_fast, eager",), **details,
     )  # fmt: skip
     info = benchmark.extra_info
-    print(f"\n{benchmark.name}: {info['rate']} images/s, {named}")
+    print(f"\n{benchmark.name}: {info['rate']} images/s, {info['clock']}")
 
 
 def both_forms(make: Callable[..., Step], name: str, form: Form, *args: object, **options: object) -> dict[str, Step]:
@@ -246,7 +226,7 @@ def both_forms(make: Callable[..., Step], name: str, form: Form, *args: object, 
 
 @pytest.mark.parametrize("form", ALSO_COMPILED, ids=str)
 def test_student_only(benchmark: BenchmarkFixture, form: Form) -> None:
-    steps = both_forms(ours, "deit_fast", form, None) | both_forms(timm_student, "timm", form)
+    steps = both_forms(ours, "deit_fast", form, None) | both_forms(with_timm, "timm", form, None)
     compare(benchmark, steps, form, teacher=False)
 
 

@@ -30,7 +30,8 @@ def digest() -> str:
     found = hashlib.sha256(repr((packages, machine)).encode())
     for compiler in filter(shutil.which, COMPILERS):
         found.update(subprocess.run([compiler, "--version"], capture_output=True).stdout)
-    for folder in (PACKAGE, *(ROOT / name for name in ("csrc", "tests/kernels", "benchmarks/compiled"))):
+    read = "csrc", "tests/kernels", "tests/benchmarks/compiled", "benchmarks/compiled"
+    for folder in (PACKAGE, *(ROOT / name for name in read)):
         for path in sorted(folder.rglob("*")):
             if path.is_file() and "__pycache__" not in path.parts:
                 content = path.read_bytes()

@@ -266,7 +266,7 @@ def main() -> int:
         hour.take(step)
     failed = failures(hour.journal)
     if list(parts.glob("*.json")) or failed:
-        merge = ["-m", "benchmarks.card_results", str(parts), "--out", str(results)]
+        merge = ["-m", "benchmarks.card.results", str(parts), "--out", str(results)]
         hour.missing |= run([PYTHON, *merge], 60) != 0
         print(f"results: {results}, log: {log}")
     else:

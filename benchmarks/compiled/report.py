@@ -21,11 +21,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import triton
 
-from benchmarks.compiled.cases import compile_cases
+from benchmarks.compiled.cases import compile_cases, trace_cases
 from benchmarks.compiled.cases.case import CompileCase
 from benchmarks.compiled.resources import CAPABILITIES, compile_resources
 
@@ -65,9 +66,9 @@ def row(name: str, target: int, numbers: dict) -> str:
     )
 
 
-def traces() -> dict[str, dict[str, float]]:
-    """The access traces, taken in a process of its own: the interpreter is chosen when triton is imported."""
-    command = [sys.executable, "-m", "benchmarks.compiled.trace"]
+def traces(names: Iterable[str]) -> dict[str, dict[str, float]]:
+    """Access traces, taken in a process of its own: the interpreter is chosen when triton is imported."""
+    command = [sys.executable, "-m", "benchmarks.compiled.trace", *names]
     output = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, stdout=subprocess.PIPE, check=True)
     return json.loads(output.stdout)
 
@@ -157,7 +158,7 @@ def main() -> None:
         parser.error("the budget is of another Triton: type --update without --select and --capability")
     print(f"Triton {triton.__version__}")
     report = compile_all(selected(compile_cases(), arguments.select, arguments.capability))
-    traced = {name: numbers for name, numbers in traces().items() if arguments.select in name}
+    traced = traces(case.name for case in trace_cases() if arguments.select in case.name)
     for name, numbers in traced.items():
         ratios = ", ".join(f"{numbers[kind]:.3f} {kind}" for kind in RATIOS if kind in numbers)
         counts = ", ".join(f"{count} {kind}" for kind, count in numbers.items() if kind not in RATIOS)

@@ -8,8 +8,8 @@
 With any of the other flags it prints the parts of each model and batch size. A part takes its bytes at the sustained
 bandwidth, a matrix product that or its operations at the sustained rate, whichever is longer, and nothing overlaps.
 Attention and augmentation take the frozen times of predicted.py, good to ±25 %; where there is none, attention takes
-its byte floor, and the part's name says so. Sizes are those of deit_fast.model, whose last block computes projection
-and MLP for the prefix tokens alone. Nothing here is measured.
+its byte floor, and the part's name says so. The page has the other assumptions. Sizes are those of deit_fast.model,
+whose last block computes projection and MLP for the prefix tokens alone. Nothing here is measured.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ import argparse
 import functools
 import itertools
 import math
-import textwrap
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -42,15 +41,15 @@ RANGE = 0.25  # of the frozen predictions, either way
 
 @dataclass(frozen=True)
 class Machine:
-    """What is assumed of a card."""
+    """What is assumed of a card; `kernels` have their predicted times."""
 
     name: str = "H100 SXM"
-    target: str = "sm_90"
     product_rate: float = 650e12  # FLOP/s that bf16 matrix products sustain, of the 989e12 of the data sheet
     bandwidth: float = 3.0e12  # bytes/s that kernels sustain, of the 3.35e12 of the data sheet
     gap: float = 1e-6  # seconds between two kernels
     link: float = 360e9  # bytes/s each way that an all-reduce sustains, of NVLink's 450e9
     bucket: int = 25 << 20  # bytes of gradients that DDP sends at once; the last one is not hidden by the backward
+    kernels: Kernels = field(default_factory=lambda: predictions("sm_90"))
 
 
 @dataclass(frozen=True)
@@ -109,10 +108,6 @@ class Rows(NamedTuple):
         patches = math.prod(config.grid_size)
         return cls(batch * (patches + config.prefix_tokens), batch * config.prefix_tokens, batch * patches)
 
-    def after_attention(self, config: ViTConfig) -> int:
-        """Of all blocks together."""
-        return self.all * (config.depth - 1) + self.last
-
 
 @functools.cache
 def on_meta(name: str) -> VisionTransformer:
@@ -158,7 +153,8 @@ def moved(settings: Settings, config: ViTConfig) -> dict[str, float]:
     """
     rows, width = Rows.of(config, settings.batch), config.width
     between = FULL if settings.residual == "fp32" else HALF
-    after, every = rows.after_attention(config), config.depth * rows.all
+    every = config.depth * rows.all
+    after = every - rows.all + rows.last  # attention, of all blocks together
     first = rows.all * width * (HALF + between + HALF)  # positions are added, there is no residual to read
     norms = width * (2 * between + 2 * HALF) * (every - rows.all + after + rows.last)
     gelu, of_gelu = (HALF, HALF) if settings.gelu_in_products else (2 * HALF, 3 * HALF)
@@ -182,9 +178,8 @@ def moved(settings: Settings, config: ViTConfig) -> dict[str, float]:
     }
 
 
-def step_parts(settings: Settings, machine: Machine = Machine(), kernels: Kernels | None = None) -> list[Part]:
-    """The rows of one card's step, in the order of the table; `kernels`: None reads the frozen predictions."""
-    kernels = predictions(machine.target) if kernels is None else kernels
+def step_parts(settings: Settings, machine: Machine = Machine()) -> list[Part]:
+    """The rows of one card's step, in the order of the table."""
     config, batch = CONFIGS[settings.model], settings.batch
     every = products(config, batch)
     seconds = sum(max(each.flop / machine.product_rate, each.bytes / machine.bandwidth) for each in every)
@@ -192,7 +187,7 @@ def step_parts(settings: Settings, machine: Machine = Machine(), kernels: Kernel
     augmentation = augmentation_us() * 1e-6 * batch
     parts = [
         Part(f"{len(every)} matrix products", size, flop, seconds),
-        *(_attention(config, batch, machine, kernels, direction) for direction in ("forward", "backward")),
+        *(_attention(config, batch, machine, direction) for direction in ("forward", "backward")),
         *(Part(name, size, 0, size / machine.bandwidth) for name, size in moved(settings, config).items()),
         Part("augmentation", 0, 0, augmentation, RANGE * augmentation),
     ]  # fmt: skip
@@ -204,8 +199,9 @@ def step_parts(settings: Settings, machine: Machine = Machine(), kernels: Kernel
         parts.append(Part("teacher RegNetY-16GF, forward", 0, flop, flop / machine.product_rate))
     if settings.cards > 1:
         last = min(machine.bucket / (FULL * parameters(settings.model)), 1)
-        name = f"all-reduce over {settings.cards} cards, the last bucket"
-        parts.append(Part(name, 0, 0, last * exchange_seconds(settings, machine)))
+        # Each card sends and receives all gradients but its own share, twice.
+        whole = 2 * (settings.cards - 1) / settings.cards * FULL * parameters(settings.model) / machine.link
+        parts.append(Part(f"all-reduce over {settings.cards} cards, the last bucket", 0, 0, last * whole))
     return parts
 
 
@@ -214,21 +210,16 @@ def total(parts: list[Part]) -> Part:
     return Part("sum", *(sum(values) for values in zip(*(part[1:] for part in parts), strict=True)))
 
 
-def _attention(config: ViTConfig, batch: int, machine: Machine, kernels: Kernels, direction: str) -> Part:
+def _attention(config: ViTConfig, batch: int, machine: Machine, direction: str) -> Part:
     """All layers: predicted, or where nothing is predicted at the byte floor, 4 tensors forward, 8 backward."""
     tokens, backward = Rows.of(config, 1).all, direction == "backward"
     size = config.depth * (8 if backward else 4) * HALF * batch * tokens * config.width
     flop = config.depth * (5 if backward else 2) * 2 * batch * tokens**2 * config.width
-    layer = attention_us(kernels, direction, tokens, config.width // config.heads, batch * config.heads)
+    layer = attention_us(machine.kernels, direction, tokens, config.width // config.heads, batch * config.heads)
     if layer is None:
         return Part(f"attention, {direction}, byte floor", size, flop, size / machine.bandwidth)
     seconds = config.depth * layer * 1e-6
     return Part(f"attention, {direction}", size, flop, seconds, RANGE * seconds)
-
-
-def exchange_seconds(settings: Settings, machine: Machine = Machine()) -> float:
-    """The whole all-reduce of the gradients, hidden or not."""
-    return 2 * (settings.cards - 1) / settings.cards * FULL * parameters(settings.model) / machine.link
 
 
 def _with_range(part: Part) -> str:
@@ -248,21 +239,16 @@ def title(name: str) -> str:
     return f"DeiT-{size}" + ("" if side == "224" else f" at {side} pixels")
 
 
-def details(settings: Settings, machine: Machine, kernels: Kernels) -> list[str]:
+def details(settings: Settings, machine: Machine) -> list[str]:
     """One step: a line that sums it up, and its parts. MFU counts the forward's FLOPs of the model three times."""
-    parts = step_parts(settings, machine, kernels)
+    parts = step_parts(settings, machine)
     whole, model = total(parts), on_meta(settings.model)
     flop = training_flops(model, None, model.config.image_size) * settings.batch
-    rows = [
-        [
-            part.name,
-            f"{part.bytes / 1e9:.1f}" if part.bytes else "–",
-            f"{part.flop / 1e12:.2f}" if part.flop else "–",
-            _with_range(part),
-            f"{part.seconds / whole.seconds:.0%}",
-        ]
-        for part in [*parts, whole]
-    ]
+    rows = []
+    for part in [*parts, whole]:
+        size, products = (f"{part.bytes / 1e9:.1f}", f"{part.flop / 1e12:.2f}")
+        share = f"{part.seconds / whole.seconds:.0%}"
+        rows.append([part.name, size if part.bytes else "–", products if part.flop else "–", _with_range(part), share])
     line = (
         f"{title(settings.model)}, {settings.batch} images a card, {settings.teacher} labels, {settings.cards} "
         f"card{'s' * (settings.cards > 1)}, {settings.residual} between the blocks: at most "
@@ -273,13 +259,13 @@ def details(settings: Settings, machine: Machine, kernels: Kernels) -> list[str]
     return [line, "", *table("part|GB|TFLOP|predicted ms|share", rows)]
 
 
-def summary(machine: Machine, kernels: Kernels) -> list[str]:
+def summary(machine: Machine) -> list[str]:
     """Every model and batch size of the page: cached labels, the same on eight cards, and a live teacher."""
     rows = []
     for model, batch in itertools.product(MODELS[:3], BATCHES):
         cached = Settings(model, batch)
         forms = (cached, replace(cached, cards=CARDS), replace(cached, teacher="live"))
-        one, eight, live = (total(step_parts(form, machine, kernels)) for form in forms)
+        one, eight, live = (total(step_parts(form, machine)) for form in forms)
         rates = (batch / one.seconds, CARDS * batch / eight.seconds, batch / live.seconds)
         rows.append([f"{title(model)}, {batch}", _with_range(one), *(f"{rate:,.0f}" for rate in rates)])
     header = f"model, images a card|ms a step, cached labels|images/s a card|images/s, {CARDS} cards"
@@ -295,44 +281,22 @@ CHANGES: tuple[tuple[str, dict[str, object], str], ...] = (
 )
 
 
-def changes_table(base: Settings, machine: Machine, kernels: Kernels) -> list[str]:
-    before, rows = total(step_parts(base, machine, kernels)).seconds, []
+def changes_table(base: Settings, machine: Machine) -> list[str]:
+    before, rows = total(step_parts(base, machine)).seconds, []
     together = ("all of them", {key: value for _, change, _ in CHANGES for key, value in change.items()}, "on paper")
     slower = replace(machine, product_rate=550e12)
     for name, change, state in (*CHANGES, together, ("products at 550 TFLOP/s instead of 650", {}, "–")):
-        after = total(step_parts(replace(base, **change), machine if change else slower, kernels)).seconds
+        after = total(step_parts(replace(base, **change), machine if change else slower)).seconds
         rows.append([name, f"{(after - before) * 1e3:+.2f}", f"{base.batch / after:,.0f}", state])
     return table("change|ms a step|images/s|exists", rows)
 
 
-def assumptions(machine: Machine) -> list[str]:
-    """What every number of the tables rests on."""
-    lines = [
-        f"{machine.name}: bf16 matrix products at {machine.product_rate / 1e12:.0f} TFLOP/s (data sheet: "
-        f"{peak_flops(machine.name) / 1e12:.0f}), bytes at {machine.bandwidth / 1e12:.1f} TB/s; a product takes the "
-        "longer of the two, all else its bytes.",
-        "Attention and the augmentation take [frozen predictions](predicted.md), which are good to ±25 %: the ± of the "
-        "tables. All else is a bound.",
-        "`torch.compile` fuses LN with the sum before it, GELU, each one's backward, and the gradients of LN's weights "
-        "with LN's backward; the gradient of a bias reads what it sums once more. What Inductor generates "
-        "moves about 10 % more than that. Kernels run one after the other, "
-        f"{machine.gap * 1e6:.0f} µs apart; the host is always ahead. Files, decoding and copies are hidden.",
-        f"Several cards: fp32 gradients over NVLink at {machine.link / 1e9:.0f} GB/s, hidden behind the backward "
-        f"but for DDP's last bucket of {machine.bucket >> 20} MiB.",
-        "A live RegNetY-16GF: its operations at the products' rate. Its grouped convolutions stay far from that: 25 to "
-        "60 ms for 256 images would not surprise.",
-    ]
-    return [textwrap.fill(f"- {line}", 118, subsequent_indent="  ") for line in lines]
-
-
-def section(machine: Machine, kernels: Kernels) -> str:
+def section(machine: Machine) -> str:
     """What the page holds between its two marks."""
     small = Settings(MODELS[1], 256)
     parts = [
-        BEGIN, "**Not measured**, under these assumptions:", "\n".join(assumptions(machine)),
-        "\n".join(summary(machine, kernels)), "The parts of one of these steps:",
-        "\n".join(details(small, machine, kernels)), "What a change would move less in it, each alone:",
-        "\n".join(changes_table(small, machine, kernels)), END,
+        BEGIN, "\n".join(summary(machine)), "The parts of one of these steps:", "\n".join(details(small, machine)),
+        "What a change would move less in it, each alone:", "\n".join(changes_table(small, machine)), END,
     ]  # fmt: skip
     return "\n\n".join(parts)
 
@@ -364,18 +328,17 @@ def main() -> None:
         parser.error(f"--write writes the tables of the page: leave out --{next(iter(given))}")
     if min([*given.get("batch", [1]), given.get("cards", 1)]) < 1:
         parser.error("--batch and --cards are at least 1")
-    machine = Machine()
-    kernels = predictions(machine.target)
+    machine, shown = Machine(), f"Not measured; docs/{PAGE.name} has the assumptions."
     if arguments.write:
-        PAGE.write_text(written(PAGE.read_text(), section(machine, kernels)))
+        PAGE.write_text(written(PAGE.read_text(), section(machine)))
         print(f"docs/{PAGE.name}")
     elif not given:
-        print(section(machine, kernels))
+        print(shown, section(machine), sep="\n\n")
     else:
         models, batches = given.pop("model", MODELS[:3]), given.pop("batch", BATCHES)
-        print("Not measured, under these assumptions:", *assumptions(machine), sep="\n")
+        print(shown)
         for model, batch in itertools.product(models, batches):
-            print("", *details(Settings(model, batch, **given), machine, kernels), sep="\n")
+            print("", *details(Settings(model, batch, **given), machine), sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Record what a kernel loads, stores and computes under Triton's interpreter, and judge it: no GPU needed.
 
-    TRITON_INTERPRET=1 python -m benchmarks.compiled.trace        # JSON on standard output
+    TRITON_INTERPRET=1 python -m benchmarks.compiled.trace NAME...        # JSON on standard output
 
-For each of `trace_cases()` (cases/case.py defines them):
+For each of the named `trace_cases()` (cases/case.py defines them):
 
     traffic                 bytes loaded and stored by all programs, over the bytes of all inputs and outputs once
     products                operations of all matrix products, padding and repeats included, over those that are needed
@@ -201,7 +201,7 @@ def trace(case: TraceCase) -> dict[str, float]:
 def main() -> None:
     if os.environ.get("TRITON_INTERPRET") != "1":
         raise SystemExit("set TRITON_INTERPRET=1: the trace is taken from Triton's interpreter")
-    json.dump({case.name: trace(case) for case in trace_cases()}, sys.stdout, indent=2)
+    json.dump({case.name: trace(case) for case in trace_cases() if case.name in sys.argv[1:]}, sys.stdout, indent=2)
 
 
 if __name__ == "__main__":

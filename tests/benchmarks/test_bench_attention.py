@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import bench_attention
-from benchmarks.bench_attention import COMPILED, PROVIDERS, UNSTACKED, Shape, calls_of, inputs_of, provider
+from benchmarks.bench_attention import ATTENTION, COMPILED, PROVIDERS, UNSTACKED, Shape, inputs_of, provider
+from benchmarks.measure import passes
 from tests.benchmarks.test_table import Fixture
 
 SHAPE = Shape(2, 17, 3, torch.float32)
@@ -32,11 +33,11 @@ def test_deit_s_comes_first_in_every_direction_and_no_shape_twice(monkeypatch: p
 def test_compiled_peers_have_rows_of_their_own_behind_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
     timed: dict[str, list[str]] = {}
 
-    def stand_in(makers: dict, rounds: int) -> tuple:
+    def stand_in(makers: dict, rounds: int, waits: tuple) -> tuple:
         timed[row] = list(makers)
         return {name: [1.0] * rounds for name in makers}, {}
 
-    monkeypatch.setattr(bench_attention, "time_calls", stand_in)
+    monkeypatch.setattr(passes, "time_calls", stand_in)
     row = "without a card"
     bench_attention.test_attention(Fixture(), None, SHAPE, "forward")
     assert not any(UNSTACKED in name for name in timed[row]), "what our fallback itself calls is its peer"
@@ -60,15 +61,15 @@ def test_an_unstacked_peer_computes_the_same_and_leaves_three_gradients(
     monkeypatch.setitem(PROVIDERS, f"sdpa_math{UNSTACKED}", PROVIDERS["sdpa_math"])
     packed, split = f"sdpa_{backend}", f"sdpa_{backend}{UNSTACKED}"
     torch.manual_seed(0)
-    (stacked,) = calls_of(packed, SHAPE, "both")[0]()
+    (stacked,) = ATTENTION.calls(packed, SHAPE, "both")[0]()
     torch.manual_seed(0)
-    gradients = calls_of(split, SHAPE, "both")[0]()
+    gradients = ATTENTION.calls(split, SHAPE, "both")[0]()
     assert stacked.shape == (2, 17, 3, 3, 64) and [each.shape for each in gradients] == 3 * [(2, 17, 3, 64)]
     torch.testing.assert_close(torch.stack(gradients, dim=2), stacked)
     torch.manual_seed(0)
-    first = calls_of(packed, SHAPE, "forward")[0]()
+    first = ATTENTION.calls(packed, SHAPE, "forward")[0]()
     torch.manual_seed(0)
-    torch.testing.assert_close(calls_of(split, SHAPE, "forward")[0](), first)
+    torch.testing.assert_close(ATTENTION.calls(split, SHAPE, "forward")[0](), first)
     assert all(each.is_contiguous() and each.is_leaf for each in inputs_of(split, torch.randn(2, 17, 3, 3, 64)))
 
 

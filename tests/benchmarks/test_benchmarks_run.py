@@ -1,48 +1,71 @@
 """The benchmarks run here, some rows of every group, with the code that measures, so that they cannot rot."""
 
+import functools
+import inspect
 import json
-import subprocess
-import sys
+import os
 from pathlib import Path
+from types import ModuleType
+from typing import ClassVar
 
 import pytest
+import torch
 
+from benchmarks import __main__ as run
+from benchmarks import bench_attention, bench_augment, bench_inference, bench_loss, bench_overhead
 from benchmarks.__main__ import groups, main
+from benchmarks.measure import device_timing, interleaved
 from tests.benchmarks.alone import alone
+from tests.benchmarks.test_table import Fixture
 
 ROOT = Path(__file__).parents[2]
-CHOSEN = "agree or (B1 and forward) or (soft-dense and forward) or call_ or tiny-1"
 ROW = {"ours", "unit", "clock", "rate", "versions", "seconds"}
 
 
-def test_rows_name_peers_ratios_versions_and_limits(tmp_path: Path) -> None:
-    results = tmp_path / "results.json"
-    files = [f"benchmarks/bench_{group}.py" for group in ("attention", "loss", "overhead", "inference")]
-    command = [sys.executable, "-m", "pytest", *files, "-q", "-p", "no:cacheprovider", "-k", CHOSEN]
-    run = subprocess.run(
-        [*command, f"--benchmark-json={results}"], cwd=ROOT, env=alone(), capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stdout
-    rows = {entry["name"]: entry for entry in json.loads(results.read_text())["benchmarks"]}
-    assert {entry["group"] for entry in rows.values()} == {"attention", "loss", "overhead", "inference"}
-    for entry in rows.values():
-        numbers = entry["extra_info"]
-        own, *peers = numbers["seconds"]
-        assert ROW <= set(numbers) and own == numbers["ours"] and peers
-        assert len({len(seconds) for seconds in numbers["seconds"].values()}) == 1, "as many rounds for everybody"
-        assert all(numbers[f"ratio_to_{peer}"] > 0 for peer in peers if peer != "timm with our attention")
-        assert "ratio_to_timm with our attention" not in numbers, "a form of ours is no peer"
-        if entry["group"] in ("attention", "loss", "inference"):
-            assert numbers["percent_of_limit"] > 0 and numbers["limit"]
-    assert rows["test_inference[tiny-1]"]["extra_info"]["versions"].keys() >= {"timm", "hugging face"}
-    summary = run.stdout[run.stdout.index("group ") :]
-    assert all(name.removeprefix("test_") in summary for name in rows), "one table at the end holds every row"
+@pytest.mark.parametrize(
+    ("module", "name", "arguments"),
+    [
+        (bench_attention, "attention", (bench_attention.Shape(1, 198, 3, torch.float32), "forward")),
+        (bench_loss, "worst_form", (1, 10, "both")),
+        (bench_overhead, "call_cross_entropy", ()),
+        (bench_overhead, "call_attention", (1, 1)),
+        (bench_inference, "inference", ("tiny", 1)),
+        (bench_augment, "crop_and_flip", ()),
+    ],
+)
+def test_a_row_names_peers_ratios_versions_and_its_limit(
+    module: ModuleType, name: str, arguments: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once = functools.partial(interleaved.alternate, rounds=2, warmup=0)
+    for place in (interleaved, device_timing):
+        monkeypatch.setattr(place, "alternate", lambda runs, rounds=9, warmup=1, **clock: once(runs, **clock))
+    monkeypatch.setattr(bench_augment, "IMAGES", 2)
+    monkeypatch.setattr(bench_overhead, "CALLS", 5)
+    row, shared = Fixture(), {"one_thread": None, "photos": bench_augment.windows()}
+    test = getattr(module, f"test_{name}")
+    fixtures = {key: value for key, value in shared.items() if key in inspect.signature(test).parameters}
+    rest = [key for key in inspect.signature(test).parameters if key not in ("benchmark", *fixtures)]
+    test(row, **fixtures, **dict(zip(rest, arguments, strict=True)))
+    numbers = row.extra_info
+    own, *peers = numbers["seconds"]
+    assert ROW <= set(numbers) and own == numbers["ours"] and peers
+    assert len({len(seconds) for seconds in numbers["seconds"].values()}) == 1, "as many rounds for everybody"
+    assert all(numbers[f"ratio_to_{peer}"] > 0 for peer in peers if peer != "timm with our attention")
+    assert "ratio_to_timm with our attention" not in numbers, "a form of ours is no peer"
+    assert numbers["percent_of_limit"] > 0 and numbers["limit"]
+    assert numbers["versions"].keys() == {*peers} - {"timm with our attention"}, "every peer has a version"
 
 
 def test_pytest_collects_the_benchmarks_of_the_folder_once() -> None:
-    command = [sys.executable, "-m", "pytest", "benchmarks", "--collect-only", "-q", "-p", "no:cacheprovider"]
-    run = subprocess.run(command, cwd=ROOT, env=alone(), capture_output=True, text=True)
-    names = [line for line in run.stdout.splitlines() if line.startswith("benchmarks/bench_")]
+    class Collected:
+        names: ClassVar[list[str]] = []
+
+        def pytest_collection_finish(self, session: pytest.Session) -> None:
+            self.names += [item.nodeid for item in session.items]
+
+    arguments = [str(ROOT / "benchmarks"), "--collect-only", "-q", "-p", "no:cacheprovider"]
+    assert pytest.main(arguments, plugins=[Collected()]) == 0
+    names = Collected.names
     assert len(names) == len(set(names))
     assert {name.split("::")[0] for name in names} == {f"benchmarks/bench_{group}.py" for group in groups()}
 
@@ -60,25 +83,48 @@ def test_a_mistake_is_named_before_anything_is_measured(
     assert says in capsys.readouterr().err
 
 
-def test_an_interrupted_run_keeps_its_rows_and_goes_on(tmp_path: Path) -> None:
-    out = tmp_path / "results.json"
+ROWS = """
+from benchmarks.measure.interleaved import compare
 
-    def benchmarks(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "benchmarks", "overhead", "--out", str(out), *words]
-        return subprocess.run(command, cwd=ROOT, env=alone(), capture_output=True, text=True)
+def test_first(benchmark):
+    compare(benchmark, {"ours": list, "peer": dict}, rounds=3)
 
-    assert benchmarks("-k", "call_attention").returncode == 0
+def test_second(benchmark):
+    compare(benchmark, {"ours": list, "peer": dict}, rounds=3)
+
+def test_agree():
+    pass
+"""
+
+
+def test_an_interrupted_run_keeps_its_rows_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    out, file = tmp_path / "results.json", tmp_path / "bench_small.py"
+    file.write_text(ROWS)
+    (tmp_path / "conftest.py").write_text("from benchmarks.conftest import *")
+    monkeypatch.setattr(run, "groups", lambda: {"small": file})
+    for name in os.environ.keys() - alone().keys():
+        monkeypatch.delenv(name)
+
+    def benchmarks(*words: str) -> int:
+        monkeypatch.setattr("sys.argv", ["benchmarks", "small", "--out", str(out), *words])
+        return run.main()
+
+    assert benchmarks("-k", "first") == 0
     first = json.loads(out.read_text())["rows"]
-    done = benchmarks("-k", "call_", "--continue")
-    assert done.returncode == 0, done.stdout
+    assert benchmarks("--continue") == 0
     rows = json.loads(out.read_text())["rows"]
-    assert rows[: len(first)] == first and len(rows) == len(first) + 2, "what was measured stays as it was"
-    assert "holds every row that runs here" in benchmarks("-k", "call_", "--continue").stdout
+    assert rows[:1] == first and len(rows) == 2, "what was measured stays as it was"
+    summary = capsys.readouterr().out.split("group ")
+    assert "first" in summary[1] and "second" in summary[2], "a table at the end holds every row"
+    assert benchmarks("--continue") == 0 and "holds every row that runs here" in capsys.readouterr().out
     out.write_text(json.dumps(json.loads(out.read_text()) | {"commit": "1234567"}))
-    assert benchmarks("-k", "call_", "--continue").returncode == 0, "a commit that changes no code changes no number"
+    assert benchmarks("--continue") == 0, "a commit that changes no code changes no number"
     out.write_text(json.dumps(json.loads(out.read_text()) | {"sources": "1234567"}))
-    refused = benchmarks("-k", "call_", "--continue")
-    assert refused.returncode == 2 and "is of other sources than these" in refused.stderr
+    with pytest.raises(SystemExit):
+        benchmarks("--continue")
+    assert "is of other sources than these" in capsys.readouterr().err
 
 
 def test_without_marks_asked_for_the_rows_of_every_size_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

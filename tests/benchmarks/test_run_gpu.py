@@ -11,9 +11,9 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from benchmarks import card_results
 from benchmarks.__main__ import groups
 from benchmarks.card import __main__ as run_on_card
+from benchmarks.card import results as card_results
 from benchmarks.card.__main__ import steps
 from benchmarks.card.quarantine import USES, entries, failures, unfinished
 from tests.benchmarks.results import measured
@@ -48,7 +48,7 @@ words, said = sys.argv[1:], " ".join(sys.argv[1:])
 if words[0] == "-c" and "is_available" in said:
     print("A-Card abc1234 abc1234", os.environ["PARALLEL"])
     sys.exit()
-if words[:2] in (["-m", "benchmarks.card"], ["-m", "benchmarks.card_results"]):
+if words[:2] in (["-m", "benchmarks.card"], ["-m", "benchmarks.card.results"]):
     os.execv("{python}", ["{python}", *words])
 with open(os.environ["CALLS"], "a") as calls:
     calls.write(said.replace("\\n", " ") + "\\n")
@@ -362,7 +362,7 @@ def test_parts_become_one_file_and_the_ten_worst_ratios_are_printed(tmp_path: Pa
         (tmp_path / f"{group}.json").write_text(json.dumps(content))
     (tmp_path / "tune.json").write_text('{"rows": []}')
     out = tmp_path / "merged.results"
-    command = [sys.executable, "-m", "benchmarks.card_results", str(tmp_path), "--out", str(out)]
+    command = [sys.executable, "-m", "benchmarks.card.results", str(tmp_path), "--out", str(out)]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     merged = json.loads(out.read_text())
     assert len(merged["rows"]) == 16 and merged["minutes"] == 2.4 and merged["tuned"] == {"rows": []}
@@ -372,7 +372,7 @@ def test_parts_become_one_file_and_the_ten_worst_ratios_are_printed(tmp_path: Pa
 
 
 def test_a_folder_without_parts_is_named(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.card_results", str(tmp_path), "--out", str(tmp_path / "out.json")]
+    command = [sys.executable, "-m", "benchmarks.card.results", str(tmp_path), "--out", str(tmp_path / "out.json")]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 2 and f"{tmp_path} holds no results" in run.stderr
 

@@ -16,6 +16,8 @@ from tests.benchmarks.results import measured
 class Fixture:
     """What `record` needs of pytest-benchmark's fixture."""
 
+    name = "a row"
+
     def __init__(self) -> None:
         self.extra_info: dict = {}
 

@@ -37,7 +37,7 @@ def _load_constant(state: State, instruction: Instruction) -> Run:
     content = np.frombuffer(state.constants[int(bank, 16)] + bytes(16), np.uint8)
 
     def run(active: Active) -> None:
-        active = Active(active.lanes(), None)
+        active = active.sparse()
         at = offset(active).astype(I64)
         value = sum((content[at + i].astype(U64) << U64(8 * i) for i in range(size)), U64(0))
         if size == 8:
@@ -85,8 +85,8 @@ def _memory(state: State, instruction: Instruction) -> Run:
     signed = bool(instruction.modifiers & {"S8", "S16"})
 
     def run(active: Active) -> None:
-        lanes = active.lanes()
-        mine = Active(lanes, None)
+        mine = active.sparse()
+        lanes = mine.at
         at = np.broadcast_to(address(mine), lanes.shape)
         if atomic:
             state.write(found, state.add(space, lanes, at, added(mine)), mine)
@@ -111,15 +111,15 @@ def _inside(text: str) -> str:
 @operation("LDGSTS")
 def _copy(state: State, instruction: Instruction) -> Run:
     """Global to shared memory: the bytes are there at once, to be read when they are waited for. Zeros where the last
-    predicate is false. The data goes past L1, so only the store is watched."""
+    predicate is false."""
     size = instruction.bytes
     places = [text for text in instruction.operands if text.endswith("]")]
     to, from_ = address_of(state, _inside(places[0])), address_of(state, _inside(places[1]), wide=True)
     filled = predicate(state, instruction.operands[-1] if is_predicate(instruction.operands[-1]) else "PT")
 
     def run(active: Active) -> None:
-        lanes = active.lanes()
-        mine = Active(lanes, None)
+        mine = active.sparse()
+        lanes = mine.at
         loaded = np.broadcast_to(filled(mine), lanes.shape)
         at = np.broadcast_to(from_(mine), lanes.shape)[loaded]
         words = list(np.zeros((size // 4, len(lanes)), U32))
@@ -177,23 +177,10 @@ def _matrices(state: State, instruction: Instruction) -> Run:
 
 # Where to go next
 
-_BRANCHES = {"BRA", "EXIT", "RET", "CALL", "BRX"}
-
 
 @operation(
-    "NOP",
-    "BSSY",
-    "BSYNC",
-    "WARPSYNC",
-    "BMOV",
-    "YIELD",
-    "BREAK",
-    "MEMBAR",
-    "ERRBAR",
-    "CCTL",
-    "UCGABAR_ARV",
-    "CGAERRBAR",
-    "ULEPC",
+    *("NOP", "BSSY", "BSYNC", "WARPSYNC", "BMOV", "YIELD", "BREAK", "MEMBAR", "ERRBAR", "CCTL", "UCGABAR_ARV"),
+    *("CGAERRBAR", "ULEPC"),
 )
 def _nothing(state: State, instruction: Instruction) -> Run:
     return lambda active: None
@@ -224,8 +211,8 @@ def _branch(state: State, instruction: Instruction) -> Run:
     def run(active: Active) -> object:
         if not conditions and not ends:
             return target
-        lanes = active.lanes() if active.mask is not None else active.at
-        mine = Active(lanes, None)
+        mine = active.sparse()
+        lanes = mine.at
         taken = np.ones(len(lanes), bool)
         for condition in conditions:
             taken = taken & condition(mine)
@@ -257,7 +244,7 @@ def _indirect(state: State, instruction: Instruction) -> Run:
 
     def run(active: Active) -> object:
         lanes = active.lanes()
-        lanes = lanes[guard(Active(lanes, None))]
+        lanes = lanes[guard(active.sparse())]
         targets = (read(Active(lanes, None)).astype(I64) + base) // 16
 
         def goto(mask: NDArray, following: int) -> None:

@@ -7,6 +7,7 @@ import struct
 import subprocess
 import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import triton
@@ -37,7 +38,7 @@ class Instruction:
     def base(self) -> str:
         return self.opcode.split(".")[0]
 
-    @property
+    @cached_property
     def modifiers(self) -> set[str]:
         return set(self.opcode.split(".")[1:])
 
@@ -57,7 +58,7 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Listing:
-    """A kernel's instructions, its labels as indices into them, its file's constant banks, and what was printed.
+    """A kernel's instructions, its labels as indices into them, and its file's constant banks.
 
     `capability` is its target's, as 80.
     """
@@ -66,7 +67,6 @@ class Listing:
     instructions: list[Instruction]
     labels: dict[str, int]
     constants: dict[int, bytes]
-    text: str
 
     @classmethod
     def of(cls, cubin: bytes, kernel: str = "") -> Listing:
@@ -90,7 +90,7 @@ class Listing:
                 address, guard, opcode, operands = match.groups()
                 instructions.append(Instruction(int(address, 16), guard, opcode, split_operands(operands)))
         capability = int(re.search(r"(?:EF_CUDA_SM|\.target\s+sm_)(\d+)", text)[1])
-        return cls(capability, instructions, labels, constant_banks(cubin, name), lines)
+        return cls(capability, instructions, labels, constant_banks(cubin, name))
 
     @property
     def least_bytes(self) -> dict[str, int]:

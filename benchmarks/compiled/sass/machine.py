@@ -1,13 +1,10 @@
-"""Runs the machine code of a kernel (sm_80, sm_90) on the CPU, instruction by instruction, and counts what it executes.
+"""Runs the machine code of a kernel (sm_80, sm_90) on the CPU, instruction by instruction.
 
     listing = Listing.of(cubin, "resize_kernel")
-    machine = Machine(listing, grid=(8, 3), threads=256, shared_bytes=70_000, parameters=bytes_, memory=memory)
-    machine.run()
-    machine.counts          # how often the warps of each block issued each instruction
+    Machine(listing, grid=(8, 3), threads=256, shared_bytes=70_000, parameters=bytes_, memory=memory).run()
 
 All threads of all blocks are lanes of NumPy arrays: a step runs one instruction for every lane that has come to it. The
-lanes at the lowest address go first, which brings a warp's lanes together where the compiler meant them to meet. A warp
-issues an instruction once however many of its lanes are active, and also where its guard holds for none of them.
+lanes at the lowest address go first, which brings a warp's lanes together where the compiler meant them to meet.
 
 With `checked` it reports, whatever the order in which lanes went: two warps that access a byte of shared or global
 memory, one of them storing, with no barrier between; a copy (LDGSTS) that is read or overwritten before it was waited
@@ -38,7 +35,7 @@ from benchmarks.compiled.sass import floating, flow, integers, warp  # noqa: F40
 from benchmarks.compiled.sass.listing import Listing
 from benchmarks.compiled.sass.memory import Fault
 from benchmarks.compiled.sass.operands import compiled
-from benchmarks.compiled.sass.state import WARP, Active, State
+from benchmarks.compiled.sass.state import Active, State
 
 _NOWHERE = np.int32(2**31 - 1)
 
@@ -52,14 +49,6 @@ class Machine(State):
         shared_bytes: dynamic shared memory of a block.
         parameters: of the kernel, as they lie in memory.
         checked: whether to look for races and for loads of what nobody stored.
-        watched: whether to look at the addresses of memory accesses.
-        traced: first threads of warps, by number in the whole grid, whose paths are kept.
-
-    Attributes:
-        counts: int64 (instructions, blocks), how often the block's warps issued the instruction.
-        accesses: float64 (instructions, 2), of one issue of the instruction the clocks for which it holds the data
-            stage of shared memory and L1, and the sectors of 32 bytes of global memory; NaN where it was not watched.
-        paths: of each traced thread, the indices of the instructions that its warp issued.
     """
 
     def __init__(self, listing: Listing, *arguments: object, **options: object) -> None:
@@ -86,36 +75,16 @@ class Machine(State):
     def _run_group(self, ready: NDArray) -> None:
         """The lanes with the lowest address, until they part, stop at a barrier, or come to where others are."""
         places = np.where(ready, self.pc, _NOWHERE)
-        at = begun = int(places.min())
+        at = int(places.min())
         mask = places == at
         others = int(np.where(mask, _NOWHERE, places).min())
-        active, warps = self._active(mask)
-        here = np.flatnonzero(warps)
-        warps, everywhere = warps[here], len(here) == self.blocks
-        self.issuing = int(warps.sum())
-        traced = [thread for thread in self.traced if mask[thread : thread + WARP].any()]
-        while True:
+        active = Active.of(mask)
+        while at < others:
             self.now = at
             goto = self._code[at](active)
             at += 1
-            if goto is None and at < others:
-                continue
-            self.counts[begun:at, slice(None) if everywhere else here] += warps
-            for thread in traced:
-                self.paths[thread] += range(begun, at)
             if callable(goto):
                 goto(mask, at)
                 return
-            at = begun = at if goto is None else goto
-            if at >= others:
-                self.pc[mask] = at
-                return
-
-    def _active(self, mask: NDArray) -> tuple[Active, NDArray]:
-        """The lanes of a mask, and how many warps they are of each block."""
-        lanes = np.flatnonzero(mask)
-        warps = self.warp[lanes]
-        new = warps[np.flatnonzero(np.diff(warps, prepend=-1))]
-        by_block = np.bincount(self.block_of_warp[new], minlength=self.blocks)
-        dense = 4 * len(lanes) >= len(mask)
-        return Active(slice(None) if dense else lanes, mask if dense else None), by_block
+            at = at if goto is None else goto
+        self.pc[mask] = at

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 U32, I32, I64 = np.uint32, np.int32, np.int64
 GLOBAL_BASE = 0x7F3A00000000
-_BANKS, _SECTOR, _LINE = 32, 32, 128
 _NOBODY, _SEVERAL = -1, -2  # instead of the warp that accessed a cell last
 _EPOCH_BITS = 20  # a time is the number of a block, and in so many bits that of its barriers until then
 _NEVER = -1  # of no block, so in order with nothing
@@ -136,30 +135,3 @@ def _unordered(by: NDArray, when: NDArray, warp: NDArray, time: NDArray) -> NDAr
     """Whether no barrier lies between an access of somebody, at some time, and one of a warp now."""
     near = (when == time) | (when >> _EPOCH_BITS != time >> _EPOCH_BITS)
     return near & (by != _NOBODY) & (by != warp)
-
-
-def cycles(space: str, warp: NDArray, lane: NDArray, at: NDArray, size: int) -> tuple[int, int]:
-    """Cycles that an access keeps the data stage of shared memory and L1 busy, summed over warps, and its sectors.
-
-    Shared memory has 32 banks of 4 bytes: lanes that want different words of a bank wait for each other, atomics also
-    those that want the same word. Accesses of 8 and 16 bytes go by half and quarter warps. Of global memory a cycle
-    serves a line of 128 bytes; a sector is 32 bytes of it.
-    """
-    if space == "local":  # a word of all lanes lies together
-        return len(np.unique(warp)) * max(size // 4, 1), 0
-    if space == "global":
-        sectors = np.unique(warp * I64(1 << 40) + at // _SECTOR)
-        lines = np.unique(warp * I64(1 << 40) + at // _LINE)
-        return len(lines), len(sectors)
-    words = max(size // 4, 1)
-    part = warp * words + lane.astype(I64) // (32 // words)
-    word = np.concatenate([at // 4 + i for i in range(words)])
-    key = np.tile(part, words) * I64(1 << 40) + word
-    if space != "atomic":
-        key = np.unique(key)
-    else:
-        key = np.sort(key)
-    bank = (key >> I64(40)) * _BANKS + key % _BANKS
-    bank, many = np.unique(bank, return_counts=True)
-    first = np.flatnonzero(np.diff(bank // _BANKS, prepend=-1))
-    return int(np.maximum.reduceat(many, first).sum()), 0

@@ -11,6 +11,7 @@ import re
 import struct
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +22,11 @@ from benchmarks.compiled.sass.state import PT, RZ, UNIFORM, UNIFORM_PREDICATES, 
 U32, U64, I32, I64, F32, F64 = np.uint32, np.uint64, np.int32, np.int64, np.float32, np.float64
 BRANCHES = {"BRA", "EXIT", "RET", "CALL", "BRX"}  # their guard says whether they are taken
 
-
 Read = Callable[[Active], NDArray]
 Run = Callable[[Active], object]
 Build = Callable[[State, Instruction], Run]
+Operand = Callable[[State, str], Read]
+Compute = Callable[..., NDArray]
 
 _PREDICATE = re.compile(r"!?U?P[0-9T]")
 _CONSTANT = re.compile(r"c\[0x(\w+)\]\[0x(\w+)\]")
@@ -149,20 +151,22 @@ def pair(state: State, text: str) -> Read:
     return (lambda active: U64(0) - read(active)) if sign == "-" else read
 
 
-def number(state: State, text: str, double: bool = False) -> Read:
-    """A float32, or a float64 of two registers; an immediate float64 has only its upper 32 bits."""
+def number(state: State, text: str, wide: bool = False) -> Read:
+    """A float32; `wide`: a float64 of two registers, of which an immediate has only the upper 32 bits."""
     sign, body = (text[0], text[1:]) if text[0] in "-+" else ("", text)
-    kind = F64 if double else F32
+    kind = F64 if wide else F32
     if re.match(r"\d|INF|QNAN", body) and not body.startswith("0x"):
         value = kind(float(sign + body.replace("QNAN", "nan")))
-        if double:
+        if wide:
             bits = int(value.view(U64)) + 0x80000000 >> 32 << 32
             value = U64(bits).view(F64)
         return lambda active: value
-    bits = (pair if double else word)(state, body.strip("|"))
-    size = (
-        (lambda active: np.abs(bits(active).view(kind))) if body[0] == "|" else (lambda active: bits(active).view(kind))
-    )
+    read, absolute = (pair if wide else word)(state, body.strip("|")), body[0] == "|"
+
+    def size(active: Active) -> NDArray:
+        found = read(active).view(kind)
+        return np.abs(found) if absolute else found
+
     return (lambda active: -size(active)) if sign == "-" else size
 
 
@@ -171,6 +175,9 @@ def write_pair(state: State, row: int, value: NDArray, active: Active) -> None:
     if row not in (RZ, URZ):
         state.write(row, np.asarray(bits & U64(0xFFFFFFFF)).astype(U32), active)
         state.write(row + 1, np.asarray(bits >> U64(32)).astype(U32), active)
+
+
+double: Operand = partial(number, wide=True)
 
 
 class Parts:
@@ -197,15 +204,22 @@ class Parts:
         return taken
 
 
-def simple(*names: str, read: Callable = word) -> Callable[[Callable], Callable]:
-    """An instruction whose destination is a function of its sources alone: compute(*arrays) -> 32 bits."""
+def result(
+    *names: str, read: Callable[[State, str], Read] = word, wide: bool = False
+) -> Callable[[Callable], Callable]:
+    """An instruction that writes one value: compute(modifiers, *sources, *predicates in) -> 32 bits; 64 if `wide`."""
 
-    def register(compute: Callable) -> Callable:
+    def register(compute: Compute) -> Compute:
         @operation(*names)
         def build(state: State, instruction: Instruction) -> Run:
-            parts = Parts(state, instruction)
-            sources = [read(state, text) for text in parts.sources]
-            return lambda active: state.write(parts.row, compute(*(source(active) for source in sources)), active)
+            parts, write = Parts(state, instruction), partial(write_pair, state) if wide else state.write
+            reads = [*(read(state, text) for text in parts.sources), *parts.carries]
+
+            def run(active: Active) -> None:
+                value = compute(instruction.modifiers, *(given(active) for given in reads))
+                write(parts.row, value if wide else value.view(U32), active)
+
+            return run
 
         return compute
 
@@ -218,6 +232,6 @@ def joined(modifiers: set[str], value: NDArray, given: NDArray) -> NDArray:
 
 def write_comparison(state: State, parts: Parts, modifiers: set[str], value: NDArray, active: Active) -> None:
     given = parts.carries[0](active)
-    results = [joined(modifiers, side, given) for side in (value, ~value)]  # before one is written over `given`
-    for text, result in zip(parts.first, results, strict=False):
-        state.write_predicate(row_of(text), result, active)
+    sides = [joined(modifiers, side, given) for side in (value, ~value)]  # before one is written over `given`
+    for text, side in zip(parts.first, sides, strict=False):
+        state.write_predicate(row_of(text), side, active)

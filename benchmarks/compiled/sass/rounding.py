@@ -60,11 +60,11 @@ def fused_double(a: NDArray, b: NDArray, c: NDArray) -> NDArray:
 
 
 def _approximate(compute):
-    return lambda x: compute(np.asarray(x).astype(F64)).astype(F32).view(U32)
+    return lambda x: compute(np.asarray(x).astype(F64)).astype(F32)
 
 
 def _high_word(compute):
-    return lambda bits: (compute((np.asarray(bits).astype(U64) << U64(32)).view(F64)).view(U64) >> U64(32)).astype(U32)
+    return lambda x: (compute((x.view(U32).astype(U64) << U64(32)).view(F64)).view(U64) >> U64(32)).astype(U32)
 
 
 SPECIAL = {

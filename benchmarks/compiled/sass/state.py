@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.compiled.sass.listing import Listing
-from benchmarks.compiled.sass.memory import GLOBAL_BASE, Fault, Lanes, Ledger, Memory, cycles
+from benchmarks.compiled.sass.memory import GLOBAL_BASE, Fault, Lanes, Ledger, Memory
 
 U32, I64 = np.uint32, np.int64
 UNIFORM, URZ, RZ = 256, 256 + 63, 255  # rows of the register file: R0 to R254, RZ, then UR0 to UR62, URZ
@@ -19,7 +19,6 @@ PT, UNIFORM_PREDICATES, UPT = 7, 8, 15
 WARP = 32
 SHARED_WINDOW, LOCAL_WINDOW = 0x7E01, 0x7E02  # high words of generic addresses
 LOCAL_BYTES = 2048  # of each thread
-_WATCHED_FIRST, _WATCHED_EVERY = 8, 16
 
 
 class Target(NamedTuple):
@@ -44,8 +43,17 @@ class Active:
     at: slice | NDArray
     mask: NDArray | None
 
+    @classmethod
+    def of(cls, mask: NDArray) -> Active:
+        lanes = np.flatnonzero(mask)
+        return cls(slice(None), mask) if 4 * len(lanes) >= len(mask) else cls(lanes, None)
+
     def lanes(self) -> NDArray:
         return np.flatnonzero(self.mask) if self.mask is not None else self.at
+
+    def sparse(self) -> Active:
+        """The same lanes by their numbers."""
+        return Active(self.lanes(), None)
 
 
 class State:
@@ -53,9 +61,9 @@ class State:
 
     def __init__(
         self, listing: Listing, grid: tuple[int, int], threads: int, shared_bytes: int, parameters: bytes,
-        memory: Memory, *, watched: bool = False, checked: bool = False, traced: Sequence[int] = (),
+        memory: Memory, *, checked: bool = False,
     ) -> None:  # fmt: skip
-        self.listing, self.memory, self.watched, self.traced = listing, memory, watched, tuple(traced)
+        self.listing, self.memory = listing, memory
         grid, target = Grid(*grid), _TARGETS[listing.capability]
         self.blocks, count = grid.x * grid.y, grid.x * grid.y * threads
         lane = np.arange(count)
@@ -87,18 +95,9 @@ class State:
         self._at_cluster, self._cluster = np.zeros(count, bool), self.block % grid.x
         self._barriers = np.zeros(self.blocks, I64)  # that each block has passed
         self.copies, self._copied = np.zeros((2, len(self.block_of_warp)), I64)  # groups begun and arrived, by warp
-        self.counts = np.zeros((len(listing.instructions), self.blocks), I64)
-        self.paths: dict[int, list[int]] = {thread: [] for thread in self.traced}
-        self.now = self.issuing = 0
-        self._seen, self._watched_warps, self._clocks, self._sectors = np.zeros((4, len(listing.instructions)), I64)
         written = {"shared": np.zeros(len(self.shared), bool), "local": np.zeros(len(self.local), bool)}
         written |= {"global": memory.written}
         self._ledgers = {name: Ledger(written[name], least) for name, least in listing.least_bytes.items() if checked}
-
-    @property
-    def accesses(self) -> NDArray:
-        with np.errstate(invalid="ignore"):
-            return np.stack([self._clocks, self._sectors], axis=1) / self._watched_warps[:, None]
 
     def write(self, row: int, value: NDArray, active: Active) -> None:
         """Write a register; what is written to RZ is lost."""
@@ -128,21 +127,9 @@ class State:
     # Barriers
 
     def arrive(self, lanes: NDArray, cluster: bool = False) -> None:
-        """Lanes at a barrier, which opens for a block or cluster when all its lanes that still run are there.
-
-        A warp's lanes come to it together on a card, where a BSYNC before it waits for all of them. Here they may come
-        in parts, of which the last one counts.
-        """
+        """Lanes at a barrier, which opens for a block or cluster when all its lanes that still run are there."""
         self.waiting[lanes] = True
         self._at_cluster[lanes] = cluster
-        missing = np.zeros(len(self.block_of_warp), bool)
-        missing[self.warp[self.alive & ~self.waiting]] = True
-        for late in np.unique(self.warp[lanes]):
-            if missing[late]:
-                self.counts[self.now, self.block_of_warp[late]] -= 1
-        for thread, path in self.paths.items():
-            if missing[self.warp[thread]] and lanes[thread : thread + WARP].any():
-                path.pop()
         self.open_barriers()
 
     def open_barriers(self) -> None:
@@ -187,7 +174,7 @@ class State:
 
     def add(self, space: str, lanes: NDArray, address: NDArray, added: NDArray) -> NDArray:
         """Adds to words of memory, one lane after the other; returns what each found."""
-        view, index = self._located(space, lanes, address, 4, atomic=True)
+        view, index = self._located(space, lanes, address, 4)
         added = np.broadcast_to(added, index.shape).astype(U32)
         order = np.argsort(index, kind="stable")
         sums = np.cumsum(added[order], dtype=np.uint64)
@@ -214,9 +201,7 @@ class State:
         block = self.block[lanes]
         return Lanes(self.warp[lanes], block, self._barriers[block])
 
-    def _located(
-        self, space: str, lanes: NDArray, address: NDArray, size: int, atomic: bool = False
-    ) -> tuple[NDArray, NDArray]:
+    def _located(self, space: str, lanes: NDArray, address: NDArray, size: int) -> tuple[NDArray, NDArray]:
         """The bytes of a space, as units of at most a word, and of each lane the number of the first that it accesses.
 
         Raises:
@@ -238,7 +223,6 @@ class State:
         if (at % size).any():
             raise ValueError(f"an address that is no multiple of {size}")
         at = at + first
-        self._watch("atomic" if atomic and space == "shared" else space, lanes, at, size)
         return content.view({1: np.uint8, 2: np.uint16}.get(size, U32)), at // min(size, 4)
 
     @staticmethod
@@ -249,15 +233,3 @@ class State:
         for name, here in (within | {"global": ~(within["shared"] | within["local"])}).items():
             if here.any():
                 yield name, here, address[here] if name == "global" else address[here] & np.uint64(0xFFFFFFFF)
-
-    def _watch(self, space: str, lanes: NDArray, at: NDArray, size: int) -> None:
-        """Count the clocks and sectors of the first accesses of an instruction and then of every 16th."""
-        if not self.watched:
-            return
-        self._seen[self.now] += 1
-        if self._seen[self.now] > _WATCHED_FIRST and self._seen[self.now] % _WATCHED_EVERY:
-            return
-        clocks, sectors = cycles(space, self.warp[lanes], self.lane_in_warp[lanes], at, size)
-        self._watched_warps[self.now] += self.issuing
-        self._clocks[self.now] += clocks
-        self._sectors[self.now] += sectors

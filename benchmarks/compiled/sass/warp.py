@@ -45,14 +45,10 @@ def _vote(state: State, instruction: Instruction) -> Run:
     outs, given = names[:-1], predicate(state, names[-1])
 
     def run(active: Active) -> None:
-        lanes = active.lanes()
-        on = np.broadcast_to(given(Active(lanes, None)), lanes.shape)
-        ballots = np.zeros(state.warp[-1] + 1, U32)
-        np.bitwise_or.at(ballots, state.warp[lanes[on]], U32(1) << state.lane_in_warp[lanes[on]])
-        here = np.zeros_like(ballots)
-        np.bitwise_or.at(here, state.warp[lanes], U32(1) << state.lane_in_warp[lanes])
-        mine = Active(lanes, None)
-        ballot, everyone = ballots[state.warp[lanes]], here[state.warp[lanes]]
+        mine = active.sparse()
+        bits = U32(1) << state.lane_in_warp[mine.at]
+        ballot = _of_warps(state, mine, np.bitwise_or, U32(0), np.where(given(mine), bits, U32(0)))
+        everyone = _of_warps(state, mine, np.bitwise_or, U32(0), bits)
         for row in rows:
             state.write(row, ballot, mine)
         value = ballot == everyone if "ALL" in instruction.modifiers else ballot != 0
@@ -60,6 +56,14 @@ def _vote(state: State, instruction: Instruction) -> Run:
             state.write_predicate(row_of(text), value, mine)
 
     return run
+
+
+def _of_warps(state: State, active: Active, reduce: np.ufunc, first: np.generic, values: NDArray) -> NDArray:
+    """For each active lane what the values of its warp's active lanes reduce to."""
+    warps = state.warp[active.at]
+    results = np.full(state.warp[-1] + 1, first)
+    reduce.at(results, warps, values)
+    return results[warps]
 
 
 @operation("SHFL")
@@ -72,8 +76,8 @@ def _shuffle(state: State, instruction: Instruction) -> Run:
     source, lane = state.rows[row_of(parts.sources[0])], word(state, parts.sources[1])
 
     def run(active: Active) -> None:
-        lanes = active.lanes()
-        mine = Active(lanes, None)
+        mine = active.sparse()
+        lanes = mine.at
         here = state.lane_in_warp[lanes]
         asked = lanes - here + (here ^ lane(mine) if form == "BFLY" else lane(mine) & U32(WARP - 1))
         there = np.zeros(len(state.pc), bool)
@@ -171,13 +175,10 @@ def _reduction(state: State, instruction: Instruction) -> Run:
     if not instruction.modifiers <= {"SUM", "MIN", "S32"}:
         raise ValueError("only REDUX.SUM and REDUX.MIN.S32")
     row, read = row_of(instruction.operands[0]), word(state, instruction.operands[1])
-    reduce, first = (np.add, 0) if "SUM" in instruction.modifiers else (np.minimum, np.iinfo(I32).max)
+    reduce, first = (np.add, I32(0)) if "SUM" in instruction.modifiers else (np.minimum, I32(np.iinfo(I32).max))
 
     def run(active: Active) -> None:
-        lanes = active.lanes()
-        mine = Active(lanes, None)
-        results = np.full(state.warp[-1] + 1, first, I32)
-        reduce.at(results, state.warp[lanes], read(mine).view(I32))
-        state.write(row, results[state.warp[lanes]].view(U32), mine)
+        mine = active.sparse()
+        state.write(row, _of_warps(state, mine, reduce, first, read(mine).view(I32)).view(U32), mine)
 
     return run

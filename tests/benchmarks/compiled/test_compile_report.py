@@ -1,14 +1,14 @@
 """What the kernels promise of their machine code and their traffic, for the Triton of the committed budget."""
 
-import importlib
+import itertools
 import json
+import re
 
 import pytest
 import triton
 
-from benchmarks.compiled import page
 from benchmarks.compiled import report as compile_report
-from benchmarks.compiled.cases import attention, compile_cases
+from benchmarks.compiled.cases import attention, compile_cases, trace_cases
 from benchmarks.compiled.report import BUDGET, as_lines, trace_violations, unusable, violations
 from benchmarks.compiled.resources import compile_resources, resident_warps
 
@@ -26,6 +26,7 @@ def compiled(name: str, capability: int) -> dict:
     return compile_resources(CASES[name, capability], capability).as_dict()
 
 
+@pytest.mark.proof
 @needs_pinned_triton
 @pytest.mark.parametrize(
     "name",
@@ -48,6 +49,7 @@ def test_on_an_h100_the_default_kernels_hardly_spill_and_use_its_instructions(na
         assert set(numbers["matrix"]) == {"HGMMA"} and numbers["loads_narrow"] <= 10
 
 
+@pytest.mark.proof
 @needs_pinned_triton
 @pytest.mark.parametrize(
     "name",
@@ -58,33 +60,52 @@ def test_on_an_a100_the_kernels_keep_to_their_budget(name: str) -> None:
     assert violations({"sm_80": {name: compiled(name, 80)}}, PINNED["kernels"]) == []
 
 
+# A second each at most, of every kernel and both edges of a block; the others are slow.
+QUICK = re.compile(
+    r"loss_mean|loss_(forward|backward) .* c(1000|4096)|attention_\w+ n(16|64|128|192|198) d(64|8) .*"
+    r"|attention_\w+_tiled n128 d128 in m(64|128) n64|attention_forward_tiled n257 d64 in m128 n64"
+)
+TRACES = [case.name for case in trace_cases()]
+
+
 @pytest.fixture(scope="module")
 def traced() -> dict[str, dict[str, float]]:
-    return compile_report.traces()
+    return compile_report.traces(filter(QUICK.fullmatch, TRACES))
 
 
+@pytest.mark.proof
 def test_traffic_and_arithmetic_keep_to_their_budget(traced: dict[str, dict[str, float]]) -> None:
     assert trace_violations(traced, PINNED["traces"]) == []
+    assert {name.split()[0] for name in traced} == {name.split()[0] for name in TRACES}
 
 
-@pytest.mark.parametrize("direction", ("forward", "backward"))
-@pytest.mark.parametrize("length", (64, 192, 198))
-def test_up_to_208_tokens_every_byte_moves_once(traced: dict, length: int, direction: str) -> None:
-    case = CASES[f"attention_{direction}_resident n{length} d64", 90]
-    assert traced[case.trace]["traffic"] <= 1.05
+@pytest.mark.slow
+@pytest.mark.proof
+def test_traffic_and_arithmetic_of_long_sequences_keep_to_their_budget() -> None:
+    long = [name for name in TRACES if not QUICK.fullmatch(name)]
+    traced = compile_report.traces(long)
+    assert [*traced] == long and trace_violations(traced, PINNED["traces"]) == []
 
 
-def test_every_kernel_but_delta_is_traced_in_its_own_blocks(traced: dict[str, dict[str, float]]) -> None:
+@pytest.mark.proof
+def test_up_to_208_tokens_every_byte_moves_once(traced: dict[str, dict[str, float]]) -> None:
+    for direction, length in itertools.product(("forward", "backward"), (64, 192, 198)):
+        case = CASES[f"attention_{direction}_resident n{length} d64", 90]
+        assert traced[case.trace]["traffic"] <= 1.05, case.trace
+
+
+def test_every_kernel_but_delta_is_traced_in_its_own_blocks() -> None:
     cases = compile_cases()
-    assert {case.trace for case in cases} - {""} == set(traced)
+    assert {case.trace for case in cases} - {""} == set(TRACES)
     assert all(case.trace or "attention_delta" in case.name for case in cases)
 
 
+@pytest.mark.proof
 def test_arithmetic_over_the_minimum_is_what_the_blocks_pad(traced: dict[str, dict[str, float]]) -> None:
     forward = traced[CASES["attention_forward_resident n198 d64", 90].trace]  # rows of 64, keys of 128 + 64 + 16
     assert forward["products"] == pytest.approx(256 * 208 / 198**2, abs=1e-4)
     assert forward["exponentials"] == forward["products"]
-    tiled = traced[CASES["attention_backward_tiled n576 d64", 90].trace]  # 5, and 2 for a second time
+    tiled = traced["attention_backward_tiled n128 d128 in m64 n64"]  # 5, and 2 for a second time
     assert tiled["products"] == pytest.approx(7 / 5, abs=1e-4)
     assert tiled["exponentials"] == pytest.approx(2, abs=1e-4)
     assert "products" not in traced["loss_forward hard mixed c1000"]
@@ -95,11 +116,6 @@ def test_arithmetic_over_the_minimum_is_what_the_blocks_pad(traced: dict[str, di
 def test_every_kernel_on_every_card_keeps_to_its_budget() -> None:
     report = compile_report.compile_all(compile_report.selected(compile_cases(), "", None))
     assert unusable(report) + violations(report, PINNED["kernels"]) == []
-
-
-def test_the_first_names_of_the_commands_go_on() -> None:
-    assert importlib.import_module("benchmarks.compile_report").main is compile_report.main
-    assert importlib.import_module("benchmarks.compile_table").main is page.main
 
 
 def test_a_kernel_worse_than_its_budget_is_named() -> None:
@@ -158,12 +174,12 @@ def test_a_signature_that_is_not_the_kernels_is_refused() -> None:
 
 def test_the_command_checks_a_kernel_and_its_trace(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     name = "loss_mean"
-    monkeypatch.setattr(compile_report, "traces", lambda: PINNED["traces"])
+    monkeypatch.setattr(compile_report, "traces", lambda names: {each: PINNED["traces"][each] for each in names})
     monkeypatch.setattr("sys.argv", ["compile_report", "--select", name, "--capability", "90", "--check"])
     with pytest.raises(SystemExit) as ended:
         compile_report.main()
     assert ended.value.code == 0 and "within the budget" in capsys.readouterr().out
-    monkeypatch.setattr(compile_report, "traces", lambda: {name: PINNED["traces"][name] | {"missing": 1}})
+    monkeypatch.setattr(compile_report, "traces", lambda names: {name: PINNED["traces"][name] | {"missing": 1}})
     with pytest.raises(SystemExit) as ended:
         compile_report.main()
     assert ended.value.code == 1 and "loss_mean: 1 missing" in capsys.readouterr().out

@@ -24,7 +24,6 @@ from benchmarks.compiled.roofline import (
     Settings,
     changes_table,
     details,
-    exchange_seconds,
     main,
     moved,
     on_meta,
@@ -38,7 +37,6 @@ from benchmarks.compiled.roofline import (
 from deit_fast.model import CONFIGS, create_model
 
 TINY, SMALL, BASE = MODELS[:3]
-H100 = Machine()
 # As the model of the machine would write them.
 PREDICTED = {
     "attention_forward_resident n198 d64": {"predicted_us": 80.0},
@@ -51,6 +49,7 @@ PREDICTED = {
     "loss_backward hard mixed c1000": {"predicted_us": 5.0},
     "loss_mean": {"predicted_us": 2.0},
 }
+H100, UNPREDICTED = Machine(kernels=PREDICTED), Machine(kernels={})
 
 
 def of(parts: list[Part], name: str) -> Part:
@@ -59,7 +58,7 @@ def of(parts: list[Part], name: str) -> Part:
 
 
 def milliseconds(settings: Settings, machine: Machine = H100) -> float:
-    return 1e3 * total(step_parts(settings, machine, PREDICTED)).seconds
+    return 1e3 * total(step_parts(settings, machine)).seconds
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -77,7 +76,7 @@ def test_operations_are_those_that_torch_counts_in_a_forward_and_backward_pass(n
     tokens = config.grid**2 + 2
     assert counted["aten.bmm"] == 6 * 2 * 2 * tokens**2 * config.width * config.depth
     attention = [
-        of(step_parts(Settings(name, 2), H100, {}), f"attention, {way}").flop for way in ("forward", "backward")
+        of(step_parts(Settings(name, 2), UNPREDICTED), f"attention, {way}").flop for way in ("forward", "backward")
     ]
     assert sum(attention) == counted["aten.bmm"] * 7 / 6
 
@@ -93,7 +92,7 @@ def test_every_linear_layer_is_a_product_with_its_weights_shape() -> None:
 
 def test_the_teachers_operations_exceed_the_students_step() -> None:
     live, cached = (Settings(SMALL, 256, teacher=teacher) for teacher in ("live", "cached"))
-    teacher = of(step_parts(live, H100, {}), "teacher")
+    teacher = of(step_parts(live, UNPREDICTED), "teacher")
     assert teacher.flop == pytest.approx(256 * 31.8e9, rel=0.002) and teacher.flop > total(step_parts(cached)).flop
     assert milliseconds(live) - milliseconds(cached) == pytest.approx(1e3 * teacher.flop / H100.product_rate)
 
@@ -101,24 +100,24 @@ def test_the_teachers_operations_exceed_the_students_step() -> None:
 @pytest.mark.parametrize(("name", "millions"), [(TINY, 5.9), (SMALL, 22.4), (BASE, 87.3)])
 def test_parameters_are_the_papers(name: str, millions: float) -> None:
     assert round(parameters(name) / 1e6, 1) == millions
-    assert of(step_parts(Settings(name, 1), H100, {}), "AdamW").bytes == 44 * parameters(name)
+    assert of(step_parts(Settings(name, 1), UNPREDICTED), "AdamW").bytes == 44 * parameters(name)
 
 
 def test_a_part_takes_its_bytes_or_a_product_its_operations() -> None:
-    parts = step_parts(Settings(SMALL, 256), H100, PREDICTED)
+    parts = step_parts(Settings(SMALL, 256), H100)
     for part in parts:
         if part.flop == 0 and part.bytes:
             assert part.seconds == pytest.approx(part.bytes / H100.bandwidth)
     made = of(parts, "152 matrix products")
     assert max(made.flop / H100.product_rate, made.bytes / H100.bandwidth) < made.seconds
     assert made.seconds < made.flop / H100.product_rate + made.bytes / H100.bandwidth
-    slow = step_parts(Settings(SMALL, 256), replace(H100, product_rate=1e12), PREDICTED)
+    slow = step_parts(Settings(SMALL, 256), replace(H100, product_rate=1e12))
     assert of(slow, "152").seconds == pytest.approx(made.flop / 1e12), "bound by operations alone"
     assert total(parts).seconds == pytest.approx(sum(part.seconds for part in parts))
 
 
 def test_what_depends_on_the_images_grows_with_them_and_the_update_does_not() -> None:
-    one, two = (step_parts(Settings(SMALL, batch), H100, PREDICTED) for batch in (256, 512))
+    one, two = (step_parts(Settings(SMALL, batch), H100) for batch in (256, 512))
     for name in ("attention, forward", "LN, residual and GELU, backward", "sums", "augmentation", "loss"):
         assert of(two, name).seconds == pytest.approx(2 * of(one, name).seconds)
     for name in ("AdamW", "gaps"):
@@ -126,24 +125,24 @@ def test_what_depends_on_the_images_grows_with_them_and_the_update_does_not() ->
 
 
 def test_attention_takes_the_predicted_times_of_all_layers() -> None:
-    parts = step_parts(Settings(BASE, 512), H100, PREDICTED)
+    parts = step_parts(Settings(BASE, 512), H100)
     assert of(parts, "attention, forward").seconds == pytest.approx(12 * 80e-6 * 512 * 12 / PAIRS)
     assert of(parts, "attention, backward").seconds == pytest.approx(12 * 220e-6 * 512 * 12 / PAIRS)
     assert of(parts, "attention, forward").spread == pytest.approx(RANGE * of(parts, "attention, forward").seconds)
     both = [part for part in parts if part.spread]
     assert len(both) == 3 and total(parts).spread == pytest.approx(sum(part.spread for part in both))
-    large = step_parts(Settings(MODELS[3], 256), H100, PREDICTED)
+    large = step_parts(Settings(MODELS[3], 256), H100)
     assert of(large, "attention, backward").seconds == pytest.approx(12 * 2 * (900 + 289) * 1e-6), (
         "with the delta kernel"
     )
 
 
 def test_attention_without_a_prediction_is_at_its_byte_floor_and_says_so() -> None:
-    parts = step_parts(Settings(SMALL, 256), H100, {})
+    parts = step_parts(Settings(SMALL, 256), UNPREDICTED)
     tensor = 256 * 198 * 384 * 2
     assert of(parts, "attention, forward, byte floor").seconds == pytest.approx(12 * 4 * tensor / H100.bandwidth)
     assert of(parts, "attention, backward, byte floor").seconds == pytest.approx(12 * 8 * tensor / H100.bandwidth)
-    assert "byte floor" not in "\n".join(details(Settings(SMALL, 256), H100, PREDICTED))
+    assert "byte floor" not in "\n".join(details(Settings(SMALL, 256), H100))
 
 
 def test_each_change_saves_what_it_does_not_move_any_more() -> None:
@@ -159,12 +158,12 @@ def test_each_change_saves_what_it_does_not_move_any_more() -> None:
     for name, size in saved.items():
         after = milliseconds(replace(base, **{name: True}))
         assert before - after == pytest.approx(1e3 * size / H100.bandwidth), name
-    gaps = of(step_parts(base, H100, PREDICTED), "gaps").seconds
+    gaps = of(step_parts(base, H100), "gaps").seconds
     assert before - milliseconds(replace(base, graph=True)) == pytest.approx(1e3 * gaps)
-    half = step_parts(replace(base, residual="bf16"), H100, PREDICTED)
+    half = step_parts(replace(base, residual="bf16"), H100)
     for name in ("LN, residual and GELU, forward", "LN, residual and GELU, backward", "sums"):
-        assert of(half, name).bytes < of(step_parts(base, H100, PREDICTED), name).bytes
-    rows = changes_table(base, H100, PREDICTED)[2:]
+        assert of(half, name).bytes < of(step_parts(base, H100), name).bytes
+    rows = changes_table(base, H100)[2:]
     assert len(rows) == len(CHANGES) + 2
     assert [row for row in rows if "| +" in row] == [rows[-1]] and "550 TFLOP/s" in rows[-1]
 
@@ -173,23 +172,26 @@ def test_of_the_all_reduce_only_the_last_bucket_is_not_hidden() -> None:
     one, eight = Settings(SMALL, 256), Settings(SMALL, 256, cards=8)
     last = 2 * 7 / 8 * (25 << 20) / H100.link
     assert milliseconds(eight) - milliseconds(one) == pytest.approx(1e3 * last)
-    assert (
-        exchange_seconds(eight) == pytest.approx(2 * 7 / 8 * 4 * parameters(SMALL) / H100.link)
-        and exchange_seconds(one) == 0
-    )
-    assert of(step_parts(replace(eight, model=TINY), H100, {}), "all-reduce").seconds == exchange_seconds(
-        replace(eight, model=TINY)
-    ), "one bucket holds it all"
+    tiny = of(step_parts(replace(eight, model=TINY), H100), "all-reduce")
+    assert tiny.seconds == pytest.approx(2 * 7 / 8 * 4 * parameters(TINY) / H100.link), "one bucket holds it all"
 
 
 def test_the_page_holds_what_the_command_prints(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["roofline"])
     main()
     printed = capsys.readouterr().out
-    assert printed.strip() in PAGE.read_text(), "type python -m benchmarks.compiled.roofline --write"
-    assert printed.strip() == section(H100, predictions("sm_90"))
+    assert printed.endswith(f"{section(Machine())}\n")
+    assert section(Machine()) in PAGE.read_text(), "type python -m benchmarks.compiled.roofline --write"
     for model in ("DeiT-Ti", "DeiT-S", "DeiT-B"):
         assert all(f"| {model}, {batch}" in printed for batch in (256, 512, 1024))
+
+
+def test_the_page_states_what_is_assumed_of_the_machine() -> None:
+    text = " ".join(PAGE.read_text().split())
+    rates = f"{H100.product_rate / 1e12:.0f} TFLOP/s (data sheet: 989), bytes at {H100.bandwidth / 1e12:.1f} TB/s"
+    exchange = f"{H100.link / 1e9:.0f} GB/s, hidden behind the backward but for DDP's last bucket of "
+    for words in (rates, f"{H100.gap * 1e6:.0f} µs apart", f"{exchange}{H100.bucket >> 20} MiB"):
+        assert words in text
 
 
 def test_what_stays_on_paper_is_said_with_the_tables_gains() -> None:
@@ -213,8 +215,8 @@ def test_writing_replaces_what_stands_between_the_marks(tmp_path, monkeypatch: p
     monkeypatch.setattr("sys.argv", ["roofline", "--write"])
     main()
     text = page.read_text()
-    assert text.startswith(f"before\n\n{BEGIN}\n\n**Not measured**") and text.endswith("\n\nafter\n")
-    assert "yesterday" not in text and written(text, section(H100, predictions("sm_90"))) == text
+    assert text.startswith(f"before\n\n{BEGIN}\n\n| model, images a card") and text.endswith("\n\nafter\n")
+    assert "yesterday" not in text and written(text, section(Machine())) == text
     with pytest.raises(ValueError, match="lacks the lines"):
         written("before and after", "new")
 

@@ -32,9 +32,8 @@ from deit_kernels.short_attention import launch
 from deit_kernels.short_attention.configuration import choose
 from tests.kernels.attention.accuracy import Case, assert_accurate, largest_error, random_case
 
-pytestmark = pytest.mark.skipif(
-    triton.__version__ != json.loads(BUDGET.read_text())["triton"], reason="another Triton makes other machine code"
-)
+other_triton = triton.__version__ != json.loads(BUDGET.read_text())["triton"]
+pytestmark = [pytest.mark.proof, pytest.mark.skipif(other_triton, reason="another Triton makes other machine code")]
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 FEATURES, SCALE = 64, 64**-0.5
 same: Callable[[Listing], Listing] = lambda listing: listing  # noqa: E731

@@ -30,8 +30,8 @@ MIX_GROUP = 8  # a group draws mixup or CutMix; a training batch is one group, h
 KERNELS = {"resize": "resize_kernel", "plan_ops": "plan_ops_kernel", "finish": "finish_kernelILNS_4TypeE2E"}
 
 
-def compile_cubin(folder: Path, source: Path) -> tuple[Path, str]:
-    """A CUDA file compiled for sm_90 with setup.py's flags, and the toolkit's version.
+def compile_cubin(folder: Path, source: Path = ROOT / "csrc/cuda/augment.cu") -> bytes:
+    """A CUDA file compiled for sm_90 with setup.py's flags.
 
     Raises:
         setuptools.errors.CompileError: there is no CUDA toolkit or no C++ compiler.
@@ -49,12 +49,7 @@ def compile_cubin(folder: Path, source: Path) -> tuple[Path, str]:
     cubin = folder / f"{source.stem}.cubin"
     command = [f"{toolkit.home}/bin/nvcc", "-ccbin", setup.compiler()[0], *setup.NVCC_FLAGS, "-arch=sm_90", "-cubin"]
     subprocess.run([*command, source, "-o", cubin], check=True)
-    return cubin, toolkit.version
-
-
-def build(folder: Path, root: Path = ROOT) -> tuple[Path, str]:
-    """The augmentation's machine code, and the toolkit's version."""
-    return compile_cubin(folder, root / "csrc" / "cuda" / "augment.cu")
+    return cubin.read_bytes()
 
 
 class Launch(NamedTuple):
@@ -66,10 +61,9 @@ class Launch(NamedTuple):
     words: tuple[int, ...]
 
 
-def launches(folder: Path, size: int, root: Path = ROOT) -> dict[str, Launch]:
+def launches(folder: Path, size: int) -> dict[str, Launch]:
     """How augment.cu launches each kernel, asked of its headers."""
-    program = folder / "launches"
-    source = root / "csrc" / "emulate" / "launches.cpp"
+    program, source = folder / "launches", ROOT / "csrc" / "emulate" / "launches.cpp"
     subprocess.run(["g++", "-std=c++20", "-O1", "-pthread", source, "-o", program], check=True)
     printed = subprocess.run([program, str(size)], check=True, capture_output=True, text=True).stdout
     lines = [line.split() for line in printed.splitlines()]
@@ -96,14 +90,8 @@ def draw(policy: Policy, first: int, count: int, height: int = HEIGHT, width: in
     return Sample(batch, plan.place(batch).rows, mix.rows)
 
 
-def interpret(
-    listings: dict[str, Listing], hosts: dict[str, Launch], sample: Sample, policy: Policy, *, watched: bool = False,
-    traced: dict[str, list[int]] | None = None,
-) -> dict[str, Machine]:  # fmt: skip
-    """Run the three kernels on a sample; each stage's machine.
-
-    Args:
-        traced: of a stage, the threads whose warps' paths are kept.
+def interpret(listings: dict[str, Listing], hosts: dict[str, Launch], sample: Sample, policy: Policy) -> None:
+    """Run the three kernels on a sample.
 
     Raises:
         ValueError: a byte differs from the CPU ops.
@@ -119,35 +107,24 @@ def interpret(
     )
     shape = hosts["resize"].words
     words = f"{len(shape)}i" + "4x" * (len(shape) % 2)
-    form = (*inverses(policy), 1, *policy.mean, *policy.std, 2, 2, PATCH)  # bfloat16, patches
+    normalised = (*inverses(policy), 1, *policy.mean, *policy.std, 2, 2, PATCH)  # bfloat16, patches
     parameters = {
         "resize": struct.pack(f"<QqQ{words}Q", at_data, data.nbytes, at_rows, *shape, images),
         "plan_ops": struct.pack("<qQi4xQQ", data.nbytes, at_rows, size, images, scratch),
-        "finish": struct.pack("<QqQQqi6fi6f3i4xQ", images, data.nbytes, at_rows, at_mix, count, size, *form, output),
+        "finish": struct.pack(
+            "<QqQQqi6fi6f3i4xQ", images, data.nbytes, at_rows, at_mix, count, size, *normalised, output
+        ),
     }
-    machines = {}
     for stage, host in hosts.items():
-        machines[stage] = Machine(
-            listings[stage], (count, host.blocks), host.threads, host.shared_bytes, parameters[stage], memory,
-            watched=watched, traced=(traced or {}).get(stage, ()),
-        )  # fmt: skip
-        machines[stage].run()
+        grid, shared_bytes = (count, host.blocks), host.shared_bytes
+        Machine(listings[stage], grid, host.threads, shared_bytes, parameters[stage], memory).run()
         if stage == "resize":
             resized = torch.ops.deit_kernels._augment_resize(sample.batch.data, sample.rows, size)
             _compare(stage, memory.read(images, count * image_bytes), resized)
-    finished = torch.ops.deit_kernels._augment_apply(
-        sample.batch.data,
-        sample.rows,
-        sample.mix,
-        size,
-        list(policy.mean),
-        list(policy.std),
-        torch.bfloat16,
-        "patches",
-        PATCH,
-    )
+    numbers, form = (list(policy.mean), list(policy.std)), (torch.bfloat16, "patches", PATCH)
+    tables = sample.batch.data, sample.rows, sample.mix
+    finished = torch.ops.deit_kernels._augment_apply(*tables, size, *numbers, *form)
     _compare("finish", memory.read(output, 2 * count * image_bytes), finished)
-    return machines
 
 
 def inverses(policy: Policy) -> NDArray[np.float32]:

@@ -1,6 +1,6 @@
 """One results file out of the parts that run_gpu.sh leaves, and the rows to look at first.
 
-    python -m benchmarks.card_results benchmarks/results/NVIDIA-H100.parts --out benchmarks/results/NVIDIA-H100.json
+    python -m benchmarks.card.results benchmarks/results/NVIDIA-H100.parts --out benchmarks/results/NVIDIA-H100.json
 
 The parts are the results files of single groups, what benchmarks/card measured besides, `left_out` (a line for each
 part that is not there, or not whole, and why) and `tests.jsonl`. No time of an op whose test failed is stated, nor of
@@ -142,7 +142,7 @@ def quarantine_table(merged: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.card_results", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.card.results", description=__doc__.split("\n")[0])
     parser.add_argument("parts", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--target", help="whose predictions, as sm_90; default: those of the card here")
