@@ -12,10 +12,9 @@ from deit_fast.tools.demo.__main__ import Settings, configurations, main
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A teacher of one epoch, and no picture of the three runs."""
+    """A teacher of one epoch."""
     teacher = recipe("mnist5k-teacher").replace(epochs=1, warmup_epochs=0.2)
     monkeypatch.setitem(RECIPES, "mnist5k-teacher", lambda: teacher)
-    monkeypatch.setattr("deit_fast.run.report.draw", lambda _run, _summary, path: path.touch())
 
 
 def test_the_students_differ_in_teacher_augmentation_and_rate_alone() -> None:
