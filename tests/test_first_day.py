@@ -18,6 +18,7 @@ ELSEWHERE = {
     "CHANGELOG.md": "what a user notices gets a line anyway",
     "CONTRIBUTING.md": "the list itself",
     "benchmarks/results/": "measurements",
+    "tests/test_first_day.py": "the test of the lists",
 }
 OF_EXAMPLE = {
     "A data source": {
@@ -84,9 +85,9 @@ def test_a_list_that_misses_a_file_or_holds_another_is_wrong(kind: str) -> None:
         head, title, tail = PAGE.partition(f"### {kind}: ")
         less = head + title + tail.replace(f"`{entry}`", "`–`", 1)
         assert f"list of {kind.lower()} lacks it" in "\n".join(wrong(kind, less)), entry
-    more = PAGE.replace("\n1. ", "\n1. `setup.py`, ")
+    more = PAGE.replace("\n1. ", "\n1. `csrc/none.h`, ")
     assert wrong(kind, more) == [
-        f"CONTRIBUTING.md's list of {kind.lower()} has setup.py, where no {sections(PAGE)[kind][0]} is"
+        f"CONTRIBUTING.md's list of {kind.lower()} has csrc/none.h, where no {sections(PAGE)[kind][0]} is"
     ]
 
 

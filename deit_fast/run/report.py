@@ -1,14 +1,12 @@
-"""A run on the console: decisions with their reasons, a progress bar, a table at the end; and its curves as a PNG."""
+"""A run on the console: decisions with their reasons, a progress bar, a table at the end."""
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -17,7 +15,6 @@ from rich.table import Table
 from ..config import DataConfig
 from ..files import shown
 from ..names import HEADS
-from ..picture import picture
 from ..progress import progress
 
 _NAMED = 10  # images
@@ -114,40 +111,3 @@ def summary_table(summary: dict[str, Any], data: DataConfig) -> Table:
             name = f"student, {label}" if teacher else label
             table.add_row(name, f"{student[key]['top1']:.1f}", f"{ema[key]['top1']:.1f}" if ema else "")
     return table
-
-
-def draw(run: Path, summary: dict[str, Any], target: Path) -> None:
-    """Draw `metrics.jsonl` and the teacher's score into a PNG: loss, accuracy, learning rate, throughput."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    steps = [row for row in rows if "loss" in row]
-    evaluations = [row for row in rows if "student" in row]
-    with picture(target, 2, 2, figsize=(11, 7)) as (figure, ((loss, accuracy), (rate, speed))):
-        figure.suptitle(run.name)
-
-        def curve(axes: Any, key: str, label: str | None = None) -> None:
-            axes.plot([row["step"] for row in steps], [row[key] for row in steps], label=label, linewidth=1.2)
-
-        curve(loss, "loss", "loss")
-        if any(row["distillation"] is not None for row in steps):
-            curve(loss, "label", "true label")
-            curve(loss, "distillation", "teacher")
-        loss.set(title="training loss", xlabel="step", ylabel="loss, nats")
-        loss.legend()
-        for key, label in HEADS.items():
-            if key != "softmax" and evaluations and key in evaluations[0]["student"]:
-                points = [(row["step"], row["student"][key]["top1"]) for row in evaluations]
-                accuracy.plot(*zip(*points, strict=True), label=label, marker=".")
-        if evaluations and evaluations[0].get("ema"):
-            head = "fused" if "fused" in evaluations[0]["ema"] else "cls"
-            points = [(row["step"], row["ema"][head]["top1"]) for row in evaluations]
-            accuracy.plot(*zip(*points, strict=True), label=f"moving average, {head}", linestyle="--")
-        if summary.get("teacher"):
-            accuracy.axhline(summary["teacher"]["top1"], color="black", linewidth=1, linestyle=":", label="teacher")
-        accuracy.set(title="validation top-1", xlabel="step", ylabel="per cent", ylim=(0, 101))
-        accuracy.legend(loc="lower right")
-        curve(rate, "lr")
-        rate.set(title="learning rate", xlabel="step", ylabel="learning rate", ylim=(0, None))
-        curve(speed, "images_per_second")
-        speed.set(title="throughput, all processes", xlabel="step", ylabel="images/s", ylim=(0, None))
-        for axes in (loss, accuracy, rate, speed):
-            axes.grid(alpha=0.3)

@@ -27,9 +27,7 @@ def main(arguments: Sequence[str]) -> int | None:
     logs = config.run_folder() / "logs"
     code = one_process_per_gpu(config.run.gpus, config.check, arguments, logs, "deit_fast.train")
     if code is None:
-        summary = train(config)
-        if config.run.report:
-            write_missing(summary.finished)
+        write_missing(train(config).finished, html=config.run.report)
     return code
 
 

@@ -165,9 +165,8 @@ def _conclude(
     reporter.say(f"loader: {prepared.batches.seconds}")
     record.finish()
     if prepared.ranks.main:
-        report.draw(run, result, run / "report.png")
         write_json(run / "summary.json", result)
-        reporter.say(f"trained in {record.seconds:.0f} s; {run / 'report.png'}")
+        reporter.say(f"trained in {record.seconds:.0f} s")
     _show(run, prepared.config, result, prepared.ranks, reporter)
     _measure_headroom(prepared, record, reporter)
     prepared.ranks.wait()

@@ -7,7 +7,6 @@ from typing import Any
 
 from ...config import changes, fields_where
 from ...names import HEADS, flag, headline
-from .charts import Series, line_chart
 from .facts import Facts
 
 
@@ -68,30 +67,6 @@ def differences(runs: Sequence[Facts]) -> tuple[list[str], list[list[str]]]:
             flags.append(flag(name))
             rows.append([_text(value) for value in values])
     return flags, rows
-
-
-def curves(runs: Sequence[Facts]) -> list[dict[str, Any]]:
-    """Loss, validation and speed of all runs in one chart each."""
-    short = names(runs)
-
-    def chart(title: str, unit: str, key: str, **options: Any) -> dict[str, Any] | None:
-        series = [Series(name, [row["step"] for row in run.steps], [row.get(key) for row in run.steps])
-                  for name, run in zip(short, runs, strict=True)]  # fmt: skip
-        return line_chart(title, unit, series, **options)
-
-    validation = []
-    for name, run in zip(short, runs, strict=True):
-        kind = (run.best() or ("student",))[0]
-        rows = [row for row in run.evaluations if row.get(kind)]
-        heads = [row[kind][headline(row[kind], run.config.model.fusion)]["top1"] for row in rows]
-        validation.append(Series(name, [row["step"] for row in rows], heads))
-    charts = [
-        chart("Training loss", "nats", "loss"),
-        line_chart("Validation top-1, each run's own head", "per cent", validation, top=100, digits=4),
-        chart("Learning rate", "", "lr", zero=True),
-        chart("Throughput", "images/s", "images_per_second", zero=True),
-    ]
-    return [one for one in charts if one is not None]
 
 
 def _text(value: object) -> str:

@@ -14,7 +14,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta, timezone
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,8 @@ from ...names import HEADS, headline
 from ...run.provenance import PACKAGES, versions
 from ..confusion import WHOLE_MATRIX
 from . import compare as comparison
-from .charts import Series, line_chart
 from .clock import FREE, spent
+from .curves import Chart, draw, of_run, of_runs
 from .facts import Facts
 from .gather import PARTS, Gone, Looked, content, look_at
 
@@ -37,19 +37,22 @@ MOST_SECONDS = 300.0  # at the end of a training
 KINDS = {"teacher": "teacher", "student": "last weights", "ema": "moving average"}
 
 
-def write_missing(runs: Iterable[Path]) -> None:
-    """report.html of finished runs that have none; where that fails, a sentence says why."""
+def write_missing(runs: Iterable[Path], html: bool = True) -> None:
+    """report.png and report.html of finished runs that have none; where that fails, a sentence says why."""
+    writers = {"report.png": (draw, "the same command")}
+    if html:
+        writers["report.html"] = (partial(write, seconds=MOST_SECONDS), "deit-fast report {}")
     for run in runs:
-        page = run / "report.html"
-        if page.exists():
-            continue
-        try:
-            write(Facts.read(run), page, seconds=MOST_SECONDS)
-            print(shown(f"report: {page}"), flush=True)
-        except Exception as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            why = f"report.html is not written ({type(error).__name__}: {reason}): deit-fast report {run} tries again"
-            print(shown(why), flush=True)
+        for name, (writer, again) in writers.items():
+            if (run / name).exists():
+                continue
+            try:
+                writer(Facts.read(run), run / name)
+                print(shown(f"report: {run / name}"), flush=True)
+            except Exception as error:
+                reason = " ".join(str(error).split()) or type(error).__name__
+                why = f"{name} is not written ({type(error).__name__}: {reason}): {again.format(run)} tries again"
+                print(shown(why), flush=True)
 
 
 def write(
@@ -81,7 +84,7 @@ def write(
         images = images_of(looked, threads)
     except Gone as error:
         gone = shown(str(error))
-    return render_run(target, facts, images, curves(facts), gone, baseline)
+    return render_run(target, facts, images, of_run(facts), gone, baseline)
 
 
 def images_of(looked: Looked, threads: int) -> dict[str, Any]:
@@ -93,7 +96,7 @@ def images_of(looked: Looked, threads: int) -> dict[str, Any]:
 
 
 def render_run(
-    target: Path, facts: Facts, images: dict[str, Any] | None, charts: list[dict[str, Any]], gone: str = "",
+    target: Path, facts: Facts, images: dict[str, Any] | None, charts: list[Chart], gone: str = "",
     baseline: Facts | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Write the page of a run, and return what it says; `gone` is why there are no images."""
@@ -127,7 +130,7 @@ def compare(runs: Sequence[Facts], target: Path) -> dict[str, Any]:
         "runs": [about(run) for run in runs],
         "times": [{"name": name, "time": spent(run)} for name, run in zip(names, runs, strict=True)],
     }  # fmt: skip
-    page = {"comparison": side_by_side, "charts": comparison.curves(runs), "run": None, "images": None, "gone": "",
+    page = {"comparison": side_by_side, "charts": of_runs(runs, names), "run": None, "images": None, "gone": "",
             "gain": None, "time": None}  # fmt: skip
     _render(target, " · ".join(names), runs[0].data["classes"], page)
     return side_by_side
@@ -159,40 +162,6 @@ def about(facts: Facts) -> dict[str, Any]:
         "recipe": config.recipe, "skipped": sum(row.get("skipped", 0) for row in facts.steps),
         "unreadable": [shown(path) for path in (facts.summary or {}).get("bad_images", [])],
     }  # fmt: skip
-
-
-def curves(facts: Facts) -> list[dict[str, Any]]:
-    """The charts of one run."""
-    steps, evaluations = facts.steps, facts.evaluations
-    at = [row["step"] for row in steps]
-
-    def of(key: str, name: str, dashed: bool = False) -> Series:
-        return Series(name, at, [row.get(key) for row in steps], dashed)
-
-    loss = [of("loss", "loss")]
-    if any(row.get("distillation") is not None for row in steps):
-        loss += [of("label", "true label"), of("distillation", "teacher")]
-    heads = []
-    for kind, dashed in (("student", False), ("ema", True)):
-        rows = [row for row in evaluations if row.get(kind)]
-        for head in HEADS:
-            if head != "softmax" and rows and head in rows[0][kind]:
-                name = HEADS[head] + (", moving average" if dashed else "")
-                heads.append(
-                    Series(name, [row["step"] for row in rows], [row[kind][head]["top1"] for row in rows], dashed)
-                )
-    teacher = facts.scores().get("teacher")
-    charts = [
-        line_chart("Training loss", "nats", loss),
-        line_chart("Validation top-1", "per cent", heads, top=100, digits=4,
-                   level=("teacher", teacher["cls"]["top1"]) if teacher else None),
-        line_chart("Learning rate", "", [of("lr", "learning rate")], zero=True),
-        line_chart("Throughput", "images/s", [of("images_per_second", "images/s")], zero=True),
-        line_chart("Gradient norm", "", [of("grad_norm", "norm before the update")]),
-        line_chart("Skipped steps", "steps", [of("skipped", "skipped")], zero=True)
-        if any(row.get("skipped") for row in steps) else None,
-    ]  # fmt: skip
-    return [one for one in charts if one is not None]
 
 
 def listed(page: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]:
@@ -233,12 +202,14 @@ def _environment() -> jinja2.Environment:
 
 
 def _render(target: Path, title: str, classes: Sequence[str], page: dict[str, Any]) -> None:
+    charts = [chart.inline() for chart in page["charts"]]
     template = _environment().get_template("page.html.j2")
     made = {"python": platform.python_version(), **versions((*PACKAGES, "jinja2"))}
     files = importlib.resources.files("deit_fast.tools.report") / "templates"
     html = template.render(
         title=title, classes=classes, made=made, now=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         style=(files / "style.css").read_text(), script=(files / "page.js").read_text(), free=FREE, splits=PARTS,
-        whole=WHOLE_MATRIX, **page,
+        whole=WHOLE_MATRIX, curves=[{key: chart[key] for key in ("series", "across")} for chart in charts],
+        **page | {"charts": charts},
     )  # fmt: skip
     write_file(target, lambda temporary: temporary.write_text(html, encoding="utf-8", errors="backslashreplace"))

@@ -98,12 +98,6 @@ def test_targets_stay_as_they_are_without_a_threshold() -> None:
 # Made small
 
 
-@pytest.fixture(autouse=True)
-def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    """report.png takes as long as these trainings, and has tests of its own."""
-    monkeypatch.setattr(report, "draw", lambda run, summary, target: target.write_bytes(b""))
-
-
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
     """Weights of the small models for 32 pixels and seven classes, by patch size."""

@@ -100,12 +100,6 @@ def test_the_pages_python_runs(code: str) -> None:
 # Made small
 
 
-@pytest.fixture(autouse=True)
-def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    """report.png takes as long as these trainings, and has tests of its own."""
-    monkeypatch.setattr(report, "draw", lambda run, summary, target: target.write_bytes(b""))
-
-
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, str]:
     """Weights of the small model for 32 pixels and seven classes, distilled or not."""

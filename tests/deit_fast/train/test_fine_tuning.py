@@ -36,12 +36,6 @@ def frozen(tiny: Config, **changes) -> Config:
     return tiny.replace(**{**still, **changes})
 
 
-@pytest.fixture(autouse=True)
-def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    """report.png takes as long as these trainings, and has tests of its own."""
-    monkeypatch.setattr(report, "draw", lambda run, summary, target: target.write_bytes(b""))
-
-
 @pytest.fixture
 def start() -> dict[str, Tensor]:
     torch.manual_seed(3)

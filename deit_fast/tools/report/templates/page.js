@@ -14,10 +14,8 @@
     const chart = charts[figure.dataset.chart], svg = figure.querySelector("svg");
     const cursor = svg.querySelector(".cursor"), where = figure.querySelector(".where");
     const values = [...figure.querySelectorAll("[data-series]")];
-    const steps = [...new Set(chart.series.flatMap((one) => one.points.map((point) => point[2])))].sort((a, b) => a - b);
-    const longest = chart.series.reduce((a, b) => (b.points.length > a.points.length ? b : a));
-    const [first, last] = [longest.points[0], longest.points[longest.points.length - 1]];
-    const across = (step) => (last[2] === first[2] ? first[0] : first[0] + ((step - first[2]) * (last[0] - first[0])) / (last[2] - first[2]));
+    const steps = [...new Set(chart.series.flatMap((one) => one.points.map((point) => point[0])))].sort((a, b) => a - b);
+    const across = (step) => chart.across[0] + chart.across[1] * step;
     let at = -1;
     const show = (index) => {
       at = Math.max(0, Math.min(steps.length - 1, index));
@@ -26,8 +24,8 @@
       cursor.setAttribute("x1", across(step));
       cursor.setAttribute("x2", across(step));
       chart.series.forEach((one, number) => {
-        const near = one.points.reduce((a, b) => (Math.abs(b[2] - step) < Math.abs(a[2] - step) ? b : a));
-        values[number].textContent = near[3];
+        const near = one.points.reduce((a, b) => (Math.abs(b[0] - step) < Math.abs(a[0] - step) ? b : a));
+        values[number].textContent = near[1];
       });
       where.textContent = `at step ${step.toLocaleString("en")}`;
     };

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from deit_fast.tools.report import page as report_page
-from deit_fast.tools.report.charts import Series, line_chart
+from deit_fast.tools.report.curves import Chart, Series
 from deit_fast.tools.report.facts import Facts
 from tests.deit_fast.tools.report.browser import CHROMIUM, MISSING, Browser
 from tests.deit_fast.tools.report.conftest import NAMES
@@ -173,8 +173,8 @@ def test_a_thousand_classes_and_fifty_thousand_images_stay_small_and_fast(browse
     images = report_page.images_of(looked, threads=1)
     assert len(images["confusions"]["pairs"]) > 5000
     facts = dataclasses.replace(facts, data={**facts.data, "classes": looked.facts.data["classes"], "val": 50_000})
-    steps = list(range(20_000))
-    charts = [line_chart("Training loss", "nats", [Series("loss", steps, [1 / (1 + step) for step in steps])])]
+    rows = [{"step": step} for step in range(20_000)]
+    charts = [Chart("Training loss", "nats", [Series("loss", rows, [1 / (1 + row["step"]) for row in rows])])]
     target = tmp_path / "big.html"
     report_page.render_run(target, facts, images, charts)
     assert target.stat().st_size < 10_000_000
