@@ -72,6 +72,20 @@ def test_one_command_ends_with_the_three_and_reads_them_when_repeated(tiny, tmp_
     assert json.loads((out / "demo.json").read_text())["with-teacher"] == results["with-teacher"]
 
 
+def test_the_gain_is_what_the_teacher_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From planted scores, in which the taught student is five points better."""
+    scores = {"with-teacher": {"softmax": {"top1": 85.0, "n": 40}}, "without-teacher": {"cls": {"top1": 80.0, "n": 40}}}
+    summaries = {name: {"student": score, "teacher": {"top1": 95.0}} for name, score in scores.items()}
+    for name, score in scores.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text(json.dumps({"step": 6, "student": score}) + "\n")
+    monkeypatch.setattr(demonstration, "train_all", lambda trials: [])
+    monkeypatch.setattr(demonstration, "finished", lambda trials: summaries)
+    results = demonstration.demo(Settings(out=str(tmp_path)))
+    assert (results["gain"], results["n"], results["teacher"]["top1"]) == (5.0, 40, 95.0)
+    assert results["with-teacher"]["curve"] == [[300.0, 85.0]]
+
+
 def test_a_wrong_number_is_one_sentence(tmp_path: Path, capsys) -> None:
     assert main(["--epochs", "-1", "--out", str(tmp_path / "demo")]) == 2
     assert "--epochs -1: type the number of passes" in capsys.readouterr().err

@@ -27,8 +27,9 @@ def small(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sett
     sizes = {"patch_size": 0, "width": 0, "depth": 0, "heads": 0, "drop_path": 0.0}
     convnet = student.replace(model="test_efficientnet", distill="none", teacher="", **sizes)
     monkeypatch.setitem(OF_BUILT_IN_DATA, str(images), "tiny")
-    monkeypatch.setitem(RECIPES, "tiny", lambda: student)
-    monkeypatch.setitem(RECIPES, "tiny-teacher", lambda: convnet)
+    for name, config in {"tiny": student, "tiny-teacher": convnet}.items():
+        fields = {field: value for field, value in config.flat().items() if field != "recipe"}
+        monkeypatch.setitem(RECIPES, name, ("", fields))
     monkeypatch.setattr("deit_fast.train.dry_run._SECONDS", 0.01)
     monkeypatch.setattr(replication, "TRANSFORMERS", {"photos": {"model": replication.PLAIN, "epochs": 2}})
     return Settings(data=str(images), seeds=2, out=str(tmp_path / "replication"), threads=1)
