@@ -41,7 +41,7 @@ class Renormalised(Frozen):
 def head_logits(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """Logits (B, C) by name: "cls", and for a distilled model "dist", "fused" (mean logits) and "softmax"."""
     if isinstance(model, Renormalised):
-        return head_logits(model.model, images * model.scale + model.shift)
+        return head_logits(model.model, model.normalised(images))
     if isinstance(model, VisionTransformer):
         cls_logits, dist_logits = model.heads(images)
         if dist_logits is not None:

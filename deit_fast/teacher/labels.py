@@ -213,7 +213,7 @@ def _digest_of(parts: Any) -> str:
     for part in parts:
         if isinstance(part, Tensor):
             part = part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-        digest.update(np.ascontiguousarray(part) if isinstance(part, np.ndarray) else part)
+        digest.update(np.ascontiguousarray(part).data if isinstance(part, np.ndarray) else part)
     return digest.hexdigest()[:16]
 
 

@@ -9,6 +9,7 @@ The two tokens are trained by different labels, the true ones and the teacher's,
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +47,8 @@ def attention_maps(model: nn.Module, images: Tensor, block: int = -1) -> Tensor:
         ValueError: the model is not a DeiT.
     """
     model = require_deit(model)
-    attention, prefix, grid = model.blocks[block].attn, model.config.prefix_tokens, model.config.grid
+    chosen: Any = model.blocks[block]
+    attention, prefix, grid = chosen.attn, model.config.prefix_tokens, model.config.grid
     kept: list[Tensor] = []
     hook = attention.qkv.register_forward_hook(lambda module, inputs, output: kept.append(output))
     try:
@@ -64,7 +66,7 @@ def draw_attention(trained: Trained, images: list[tuple[str, NDArray[np.uint8]]]
     device = next(trained.model.parameters()).device
     maps = attention_maps(trained.model, prepared.to(device)).mean(2).cpu().numpy()
     mean, std = trained.preprocessing.normalisation
-    unit = prepared.permute(0, 2, 3, 1).numpy() * np.float32(std) + np.float32(mean)
+    unit = prepared.permute(0, 2, 3, 1).numpy() * np.array(std, np.float32) + np.array(mean, np.float32)
     columns = 1 + maps.shape[1]
     size = (2.6 * columns, 2.8 * len(images))
     with picture(target, len(images), columns, figsize=size, squeeze=False) as (_, axes):

@@ -143,8 +143,10 @@ class Frozen(nn.Module):
         self._dtype = dtype
         return self
 
+    def normalised(self, images: Tensor) -> Tensor:
+        """The images as the model expects them."""
+        return images if self.scale is None or self.shift is None else images * self.scale + self.shift
+
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        if self.scale is not None and self.shift is not None:
-            images = images * self.scale + self.shift
-        return self.model(images.to(self._dtype)).float()
+        return self.model(self.normalised(images).to(self._dtype)).float()

@@ -6,7 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import timm
 from torch import nn
 
@@ -84,10 +86,10 @@ def _crop_ratio(text: str, trained: Trained) -> float:
     if text == "official":
         return OFFICIAL_CROP_RATIO
     if text == "timm":
-        cfg = getattr(trained.model, "pretrained_cfg", None)
+        cfg: Any = getattr(trained.model, "pretrained_cfg", None)
         if isinstance(trained.model, VisionTransformer):  # 0.9 for 224 pixels, 1 for 384
-            size = 384 if trained.model.config.image_size >= 384 else 224
-            cfg = timm.get_pretrained_cfg(f"deit_base_patch16_{size}").to_dict()
+            size = 384 if np.min(trained.model.config.image_size) >= 384 else 224
+            cfg = vars(timm.get_pretrained_cfg(f"deit_base_patch16_{size}"))
         if not cfg or "crop_pct" not in cfg:
             raise ValueError(f"timm has no crop ratio for {trained.source}: type --crop-ratio 0.875, or another number")
         return min(1.0, cfg["crop_pct"])

@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from tyro.conf import Positional, arg
 
@@ -31,6 +31,8 @@ from ...weights.trained import load
 from .card import IMAGE_FILES
 from .formats import FORMS, export, require
 from .int8 import calibration_of
+
+Library: TypeAlias = Literal[tuple(FORMS)]  # type: ignore[valid-type]  # a table decides what may be typed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,7 @@ class Settings:
     heads: int = 0  # of a DeiT of unusual width (default: as the official)
 
     # The export
-    to: Literal[tuple(FORMS)]  # the library that shall read it
+    to: Library  # the library that shall read it
     out: Annotated[str, arg(metavar="PATH")]  # the folder to write, new or empty
     input: Literal["image", "tensor"] = "image"  # of an ONNX file: a decoded image of any size, which it prepares
     # itself, or tensors that are prepared, in batches (default: image)

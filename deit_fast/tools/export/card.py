@@ -210,7 +210,7 @@ def _recipe(config: Config | None) -> str:
 def _data(trained: Trained) -> str:
     data, count = trained.data, len(trained.classes)
     listed = ", ".join(trained.classes[:_NAMED_CLASSES]) + (", …" if count > _NAMED_CLASSES else "")
-    if data is None:
+    if data is None or trained.config is None:
         return f"Not recorded with these weights. Its {count} classes: {listed}."
     source = Path(trained.config.data.data).name
     return (
@@ -235,5 +235,5 @@ def _metrics(trained: Trained) -> str:
             lines.append(f"| {label} | {row['top1']:.2f} % | {row['top5']:.2f} % | {row['loss']:.4f} |")
     n = next(iter(scores.values()))["n"]
     source = f"\nSource: `summary.json` of the run, {n:,} validation images, measured by the trainer at its end"
-    teacher = trained.summary.get("teacher")
+    teacher = (trained.summary or {}).get("teacher")
     return "\n".join(lines) + source + (f"; its teacher: top-1 {teacher['top1']:.2f} %." if teacher else ".")

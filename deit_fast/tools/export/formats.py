@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import timm
@@ -89,7 +89,8 @@ def export(
     found: list[Differences] = []
 
     def fill(folder: Path) -> None:
-        expected, cost = model, None
+        expected: Callable[[Tensor], Any] = model
+        cost = None
         if form.write is not None:
             form.write(trained, folder)
         else:
@@ -163,7 +164,7 @@ def _image_files(folder: Path, side: int) -> Iterator[Path]:
     for number in range(IMAGE_FILES):
         size = tuple((generator.integers(side // 4, side, 2) * 2 + 1).tolist())
         grains = [generator.integers(0, 256, (grain, grain, 3), np.uint8) for grain in (4, 16, 64)]
-        image = np.mean([Image.fromarray(grain).resize(size) for grain in grains], 0).astype(np.uint8)
+        image = np.mean([np.asarray(Image.fromarray(grain).resize(size)) for grain in grains], 0).astype(np.uint8)
         exif = Image.Exif()
         exif[ExifTags.Base.Orientation] = number % 8 + 1
         file = folder / f"{number}.png"
@@ -177,7 +178,8 @@ def _write_onnx(
     """The model that the file must equal, and what int8 costs."""
     import onnx
 
-    model, expected, cost, more = tensor_model(trained), trained.model, None, {}
+    model, cost, more = tensor_model(trained), None, {}
+    expected: Callable[[Tensor], Tensor] = trained.model
     if calibration is not None:
         small = quantised(model, calibration.images)
         cost = judged(measured(model, small, trained, calibration), model, calibration, accept)
@@ -214,7 +216,7 @@ def _write_timm(trained: Trained, folder: Path) -> None:
                 f"--to timm writes DeiTs and models of timm, and this is a {type(model).__name__}: type --to onnx"
             )
         labels = {"label_names": trained.classes, "pretrained_cfg": seen, **turned}
-        timm.models.save_for_hf(model, folder, labels, safe_serialization=True)
+        timm.models.save_for_hf(model, str(folder), labels, safe_serialization=True)
         return
     sizes = model.config
     # timm's model of the same tokens, and if possible of the same family, width and image size.

@@ -56,6 +56,7 @@ def tensor_model(trained: Trained) -> onnx.ModelProto:
     except torch.onnx.errors.OnnxExporterError as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"torch.onnx cannot export a {type(trained.model).__name__} ({reason})") from error
+    assert program is not None  # dynamo=True
     model = program.model_proto
     model.ir_version = IR
     return model

@@ -32,7 +32,7 @@ SAME_LOGITS = 1e-4  # as a share of the largest logit, or of 1: what a float32 e
 class Row:
     """One way over all files. Differences are those to `predict`."""
 
-    way: Way | None  # None: `predict` itself
+    way: Any  # a Way; None: `predict` itself
     files: int = 0
     other: int = 0  # files of which a byte differs
     bytes: int = 0  # that differ, of all

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...config import changes, fields_where
-from ...names import HEADS, flag, headline
+from ...names import HEADS, flag
 from .facts import Facts
 
 
@@ -41,7 +41,7 @@ def gain(run: Facts, plain: Facts) -> dict[str, Any] | None:
     ours, theirs = run.best(), plain.best()
     if ours is None or theirs is None:
         return None
-    n = next(iter(run.scores()[ours[0]].values()))["n"]
+    n = int(next(iter(run.scores()[ours[0]].values()))["n"])
     same = run.data.get("labels") == plain.data.get("labels") and run.config.data.data == plain.config.data.data
     differing = changes(plain.config.identity(), run.config.identity())
     others = [flag(name) for name, *_ in differing if name not in fields_where("taught")]

@@ -1,7 +1,7 @@
 """The curves of a run or of several: as one PNG, and as SVG for the page, which decides its colours.
 
-    draw(facts, run / "report.png")
-    for chart in of_run(facts): chart.inline()       # what the page's template takes
+draw(facts, run / "report.png")
+for chart in of_run(facts): chart.inline()       # what the page's template takes
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...names import HEADS, headline
 from ...picture import picture
@@ -35,7 +34,7 @@ class Series:
     def __init__(self, name: str, rows: Sequence[dict[str, Any]], values: Sequence[float | None], dashed: bool = False):
         steps, found = np.array([row["step"] for row in rows]), np.array(values, np.float64)
         found[~np.isfinite(found)] = np.nan
-        size = -(-len(steps) // MOST_POINTS)  # of a thinned curve each point is the mean of so many, at the last of them
+        size = -(-len(steps) // MOST_POINTS)  # of a thinned curve each point is the mean of so many, at the last
         if size > 1:
             parts = np.split(found, range(size, len(found), size))
             found = np.array([np.nanmean(part) if np.isfinite(part).any() else np.nan for part in parts])
@@ -67,8 +66,8 @@ class Chart:
         for number, one in enumerate(self.series):
             between = np.concatenate([[False], one.known, [False]])
             axes.plot(
-                one.steps, one.values, label=one.name, color=COLOURS[number % len(COLOURS)], linewidth=1.8, clip_on=False,
-                linestyle="--" if one.dashed else "-", solid_capstyle="round", marker=".",
+                one.steps, one.values, label=one.name, color=COLOURS[number % len(COLOURS)], linewidth=1.8,
+                linestyle="--" if one.dashed else "-", solid_capstyle="round", clip_on=False, marker=".",
                 markevery=list(one.known & ~between[:-2] & ~between[2:]),  # a point without a neighbour
             )  # fmt: skip
         if self.level:
@@ -87,7 +86,7 @@ class Chart:
 
     def inline(self) -> dict[str, Any]:
         """{"title", "unit", "size", "drawing": the inside of an svg element, "series": [{"name", "dashed", "points":
-        [[step, value]]}], "across": [a, b], the place of a step is a + b · step, "level": {"name", "value"} or None}."""
+        [[step, value]]}], "across": [a, b] for the place a + b · step, "level": {"name", "value"} or None}."""
         from matplotlib import rc_context
         from matplotlib.figure import Figure
 
@@ -101,7 +100,7 @@ class Chart:
         drawing = file.getvalue().partition("<svg")[2].partition(">")[2].rpartition("</svg>")[0]
         styles = r"<defs>\s*<style.*?</defs>|(?<=<g) id=\"[^\"]*\"|font[-a-z]*: [^;]*; "  # those are the page's
         drawing = re.sub(styles, "", drawing, flags=re.DOTALL)
-        drawing = re.sub("#[0-9a-f]{6}(?=[;\"])", lambda found: _IN_THE_PAGE[found[0]], drawing)
+        drawing = re.sub('#[0-9a-f]{6}(?=[;"])', lambda found: _IN_THE_PAGE[found[0]], drawing)
         begin, end = (float(axes.transData.transform((step, 0))[0]) for step in (0, 1))
         return {
             "title": self.title, "unit": self.unit, "size": [width, height], "drawing": drawing,

@@ -76,13 +76,13 @@ class Gallery:
     def _attend(self, images: list[Wanted | None], prepared: Tensor) -> None:
         """The maps of those that are large, averaged over the heads of the last block."""
         model = self._trained.model
-        rows = [row for row, image in enumerate(images) if image is not None]
-        if not rows or not isinstance(model, VisionTransformer):
+        shown = [(row, image) for row, image in enumerate(images) if image is not None]
+        if not shown or not isinstance(model, VisionTransformer):
             return
         device = next(model.parameters()).device
-        maps = attention_maps(model, prepared[rows].to(device)).mean(2).cpu().numpy()
-        for row, tokens in zip(rows, maps, strict=True):
-            images[row].maps = [
+        maps = attention_maps(model, prepared[[row for row, _ in shown]].to(device)).mean(2).cpu().numpy()
+        for (_, image), tokens in zip(shown, maps, strict=True):
+            image.maps = [
                 {"name": name, "src": heat(weights), "share": float(weights.sum())}
                 for name, weights in zip(TOKENS, tokens, strict=False)
             ]
@@ -90,7 +90,7 @@ class Gallery:
 
 def unnormalised(prepared: Tensor, normalisation: Normalisation) -> NDArray[np.uint8]:
     """The pixels, uint8 (B, S, S, 3), behind images that `prepare` has normalised, float (B, 3, S, S)."""
-    mean, std = (np.float32(part) for part in normalisation)
+    mean, std = (np.array(part, np.float32) for part in normalisation)
     unit = prepared.permute(0, 2, 3, 1).cpu().numpy() * std + mean
     return np.rint(np.clip(unit, 0, 1) * 255).astype(np.uint8)
 

@@ -73,7 +73,7 @@ def look_at(
     Raises:
         Gone: the images or the weights are not there.
     """
-    config, notes = facts.config, []
+    config, notes = facts.config, list[str]()
     try:
         train_set, val_set = open_dataset(config.data.data)
         trained = run_model(facts.folder)
@@ -145,7 +145,7 @@ def content(looked: Looked, threads: int) -> dict[str, Any]:
     return found
 
 
-def _item(looked: Looked, split: str, at: int, image: Wanted) -> dict[str, Any]:
+def _item(looked: Looked, split: str, at: int, image: Wanted | None) -> dict[str, Any]:
     """An image, its label, every head's answer."""
     seen = looked.seen[split]
     answers = [
@@ -167,13 +167,14 @@ def _confusions(looked: Looked, confusion: Confusion, gallery: Gallery) -> dict[
     if whole:
         right = np.bincount(val.label[val.label == confusion.answer], minlength=confusion.classes)
         shown_pairs = shown_pairs + [(number, number, count) for number, count in enumerate(right.tolist()) if count]
-    left, cells = ALL, []
+    left, cells, probability = ALL, list[dict[str, Any]](), confusion.probability
+    assert probability is not None
     for true, taken, count in shown_pairs:
         places = confusion.of(true, taken, min(EACH, left))
         left -= len(places)
         images = [
             {"file": os.path.basename(looked.path("val", int(val.sample[at]))),
-             "probability": float(confusion.probability[at]), "image": gallery.small("val", int(val.sample[at]))}
+             "probability": float(probability[at]), "image": gallery.small("val", int(val.sample[at]))}
             for at in places
         ]  # fmt: skip
         cells.append({"true": true, "taken": taken, "count": count, "images": images})

@@ -85,7 +85,7 @@ def look(
         images = [pixels for _, pixels in good]
         labels = torch.from_numpy(dataset.labels[sample])
         found = {"sample": sample, "label": labels.numpy(), "grey": grey_copies(images)}
-        prepared = trained.prepare(images).to(device) if models else None
+        prepared = trained.prepare(images).to(device) if models else torch.empty(0)
         for name, model in models.items():
             for head, logits in head_logits(model, prepared).items():
                 chances = logits.float().softmax(1)

@@ -39,7 +39,7 @@ KINDS = {"teacher": "teacher", "student": "last weights", "ema": "moving average
 
 def write_missing(runs: Iterable[Path], html: bool = True) -> None:
     """report.png and report.html of finished runs that have none; where that fails, a sentence says why."""
-    writers = {"report.png": (draw, "the same command")}
+    writers: dict[str, tuple[Callable[[Facts, Path], object], str]] = {"report.png": (draw, "the same command")}
     if html:
         writers["report.html"] = (partial(write, seconds=MOST_SECONDS), "deit-fast report {}")
     for run in runs:
@@ -144,8 +144,8 @@ def about(facts: Facts) -> dict[str, Any]:
     for kind, heads in facts.scores().items():
         for head in HEADS:
             if head in heads:
-                own = kind != "teacher"
-                rows.append({"model": KINDS[kind], "head": HEADS[head] if own else "", **heads[head]})
+                named = HEADS[head] if kind != "teacher" else ""
+                rows.append({"model": KINDS[kind], "head": named, **heads[head]})
     best = facts.best()
     own = headline(facts.scores()[best[0]], config.model.fusion) if best else ""
     made = {name: version for name, version in state.get("versions", {}).items() if version}

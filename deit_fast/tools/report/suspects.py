@@ -39,7 +39,7 @@ HALF = 0.5  # of the views
 class Suspect(NamedTuple):
     """An image whose label is doubted; `index` is its place in `Seen`."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # a field may have the name of a tuple's method
     proposed: int  # the class that most say it is
     doubt: float  # 0 to 1
     contradicted: float  # share of the teacher's views that contradict the label

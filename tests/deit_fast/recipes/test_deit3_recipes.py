@@ -12,7 +12,6 @@ from deit_fast import create_model
 from deit_fast.config import Config
 from deit_fast.recipes.deit3 import DEIT3_RECIPES
 from deit_fast.recipes.named import parse, recipe
-from deit_fast.run import report
 from deit_fast.train import train
 from deit_kernels import augment
 

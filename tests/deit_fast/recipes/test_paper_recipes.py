@@ -16,7 +16,6 @@ from deit_fast.data import Share, TrainLoader
 from deit_fast.model import VisionTransformer
 from deit_fast.recipes.named import parse, recipe
 from deit_fast.recipes.paper import PAPER_RECIPES
-from deit_fast.run import report
 from deit_fast.run.checkpoint import newest
 from deit_fast.train import train
 from deit_fast.train.optimizer import create_optimizer, learning_rates

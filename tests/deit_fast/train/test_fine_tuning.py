@@ -15,7 +15,6 @@ from torch import Tensor
 from deit_fast import create_model
 from deit_fast.config import Config
 from deit_fast.recipes.named import recipe
-from deit_fast.run import report
 from deit_fast.run.checkpoint import newest
 from deit_fast.train import train
 from deit_fast.train.__main__ import main

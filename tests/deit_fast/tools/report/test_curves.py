@@ -1,4 +1,4 @@
-"""Curves: points lie where their values are, gaps stay gaps, long curves are thinned by means, the page colours them."""
+"""Curves: points lie where their values are, gaps stay gaps, a long curve is thinned by means, the page colours it."""
 
 import math
 import re
