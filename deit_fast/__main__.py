@@ -1,6 +1,6 @@
 """The console script: `deit-fast COMMAND …`, or `python -m deit_fast COMMAND …`."""
 
-import importlib
+import importlib.metadata
 import os
 import sys
 from collections.abc import Sequence
@@ -33,6 +33,9 @@ def module_of(name: str) -> ModuleType:
 
 @command.entry()
 def main(arguments: Sequence[str]) -> int:
+    if list(arguments[:1]) == ["--version"]:
+        print(f"deit-fast {importlib.metadata.version('deit-fast')}")
+        return command.DONE
     if not (name := command.choose(COMMANDS, arguments, "deit-fast")):
         return command.DONE
     sys.path.insert(0, os.getcwd())  # as python -m does, so that --teacher module:function finds the user's module

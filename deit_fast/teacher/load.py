@@ -91,11 +91,13 @@ def load_teacher(
                     f"{spec} is no finished run ({name} is missing): train it to its end by the command that started "
                     f"it, or type another --teacher"
                 )
+    # Of a name this is known before its weights are fetched.
+    cfg = timm.get_pretrained_cfg(spec) if named.kind == "name" and timm.is_model_pretrained(spec) else None
+    _check_count(spec, getattr(cfg, "num_classes", None) or len(classes), len(classes))
     trained = opened(named, architecture, image_size, as_teacher=True)
     teacher = Frozen(trained.model, student_normalisation, trained.preprocessing.normalisation)
-    count, wanted = check_forward(teacher, f"the teacher {spec}", image_size), len(classes)
-    if count != wanted:
-        raise ValueError(f"the teacher {spec} knows {count} classes, the data has {wanted}: {_ADVICE}")
+    count = check_forward(teacher, f"the teacher {spec}", image_size)
+    _check_count(spec, count, len(classes))
     known, what, advice = trained.classes, "on other classes", _ADVICE
     if trained.timm_classes == "sorted":
         known, what = in_timms_order(classes), "by timm, which sorts class folders by number and without case"
@@ -109,6 +111,11 @@ def load_teacher(
             f"{classes[first]}: {advice}"
         )
     return teacher
+
+
+def _check_count(spec: str, known: int, wanted: int) -> None:
+    if known != wanted:
+        raise ValueError(f"the teacher {spec} knows {known} classes, the data has {wanted}: {_ADVICE}")
 
 
 def own_view(spec: str, model: nn.Module) -> tuple[int | None, float | None]:

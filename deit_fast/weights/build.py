@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..config import ModelConfig
 from ..model import CONFIGS, IMAGENET_NORMALISATION, Normalisation, VisionTransformer, create_model
-from ..names import did_you_mean
+from ..names import did_you_mean, flag
 
 HUBS = ("hf_hub:", "hf-hub:", "local-dir:")  # timm's prefixes of models that lie elsewhere
 
@@ -28,7 +28,7 @@ def untrained(config: ModelConfig, image_size: int, classes: int) -> nn.Module:
     if base in CONFIGS:
         raise ValueError(f"{config.model} is ours under its name without .{tag}: type --model {base} --weights timm")
     if sizes and timm.is_model(config.model):
-        named = ", ".join(f"--{name.replace('_', '-')}" for name in sizes)
+        named = ", ".join(map(flag, sizes))
         raise ValueError(f"{named} only changes our own models ({', '.join(CONFIGS)}), not timm's {config.model}")
     # A rate of 0 is left out: not every model of timm takes both.
     drops = {name: rate for name, rate in (("drop_rate", config.dropout), ("drop_path_rate", config.drop_path)) if rate}
@@ -87,7 +87,7 @@ def timm_model(name: str, *, pretrained: bool = False, then: str = "", **options
         where = f"https://huggingface.co/{cfg.hf_hub_id}" if cfg is not None and cfg.hf_hub_id else "timm's model page"
         then = then or (
             f"type --teacher PATH/model.safetensors --teacher-model {name.split('.')[0]} for a teacher, or --weights "
-            f"PATH/model.safetensors to start from it"
+            f'PATH/model.safetensors to start from it; --weights "" starts from random ones'
         )
         raise ValueError(
             f"the weights of {name} could not be fetched ({type(error).__name__}). On a machine with a network, "
@@ -96,8 +96,10 @@ def timm_model(name: str, *, pretrained: bool = False, then: str = "", **options
 
 
 def nearest_models(name: str) -> str:
-    """ "did you mean A or B?": the names that come nearest to a mistyped one."""
-    return did_you_mean(name.split(".")[0], dict.fromkeys([*CONFIGS, *timm.list_models()]), list(CONFIGS)[:3])
+    """ "did you mean A or B?": the names that begin so, ours first, else those that come nearest to a mistyped one."""
+    base, known = name.split(".")[0], [*CONFIGS, *timm.list_models()]
+    begun = [one for one in dict.fromkeys(known) if base and one.startswith(base)]
+    return did_you_mean(base, () if begun else dict.fromkeys(known), begun[:3] or list(CONFIGS)[:3])
 
 
 def normalisation(model: nn.Module) -> Normalisation:

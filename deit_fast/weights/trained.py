@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from ..config import Config, ModelConfig, Preprocessing
 from ..files import read_json
 from ..model import CONFIGS, VisionTransformer
+from ..names import flag
 from ..run.checkpoint import newest
 from ..run.folder import chosen_weights, read_summary
 from . import exported
@@ -118,7 +119,7 @@ def load(source: str | Path, *, architecture: str = "", image_size: int = 0, **s
     """
     named, given = resolve(source), [*(["architecture"] if architecture else []), *sizes]
     if given and named.kind in _KNOWING:
-        flags, it = " and ".join(f"--{name.replace('_', '-')}" for name in given), "it" if len(given) == 1 else "them"
+        flags, it = " and ".join(map(flag, given)), "it" if len(given) == 1 else "them"
         raise ValueError(
             f"{flags} {'is' if it == 'it' else 'are'} only for a weights file; {_KNOWING[named.kind]} already tells "
             f"its sizes: leave {it} out"

@@ -87,6 +87,11 @@ def test_the_console_script_lists_its_commands(monkeypatch, capsys) -> None:
     assert all(f"  {name} " in capsys.readouterr().out for name in list(COMMANDS)[:1])
 
 
+def test_the_console_script_says_its_version(capsys) -> None:
+    assert script(["--version"]) == 0
+    assert re.fullmatch(r"deit-fast \d+\.\d+\S*\n", capsys.readouterr().out)
+
+
 @pytest.mark.parametrize(("typed", "meant"), [("predct", "predict"), ("check", "data"), ("score", "evaluate")])
 def test_an_unknown_command_names_the_nearest_or_the_one_that_does_it(typed, meant, monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys, "argv", ["deit-fast", typed])

@@ -298,6 +298,20 @@ def test_a_spec_has_the_files_that_decide_its_weights(world: World) -> None:
     assert resolve("no_such_package.module:build").files() == [], "its error comes when it is loaded"
 
 
+def test_the_first_letters_of_a_model_bring_the_names_that_begin_so_ours_first() -> None:
+    for typed, names in {"deit_tiny": "deit_tiny_patch16_224 or deit_tiny_dist", "regnety_16": "regnety_160"}.items():
+        with pytest.raises(ValueError, match=f"unknown model '{typed}'.*: did you mean {names}"):
+            resolve(typed)
+
+
+def test_a_teacher_of_other_classes_is_refused_before_its_weights_are_fetched(monkeypatch) -> None:
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: pytest.fail("it was fetched"))
+    with pytest.raises(
+        ValueError, match=r"the teacher test_vit\.r160_in1k knows 1000 classes, the data has 3: fine-tune"
+    ):
+        load_teacher("test_vit.r160_in1k", "regnety_160", 160, CLASSES, IMAGENET_NORMALISATION)
+
+
 def test_a_function_whose_images_are_not_square_is_a_sentence(world: World, tmp_path: Path, monkeypatch) -> None:
     code = "from deit_fast import create_model\n\ndef build():\n    return create_model('deit_tiny_patch16_224', "
     (tmp_path / "wide_model.py").write_text(code + "image_size=(32, 64), width=48, depth=1, heads=2)\n")
