@@ -105,7 +105,11 @@ def trials(settings: Settings) -> dict[str, Config]:
 
     add("teacher-convnet", convnet)
     transformer = TRANSFORMERS.get(settings.data, TRANSFORMERS["photos"])
-    add("teacher-transformer", taught, **dict[str, Any]({"distill": "none", "teacher": "", "ema_decay": 0.0}) | transformer)
+    add(
+        "teacher-transformer",
+        taught,
+        **dict[str, Any]({"distill": "none", "teacher": "", "ema_decay": 0.0}) | transformer,
+    )
     parts: list[tuple[int, str, Sequence[str]]] = [(1, "", [*TRAININGS, "transformer"])]
     parts += [(settings.shorter, "-shorter", SHORTER)] if settings.shorter else []
     for divisor, suffix, keys in parts:

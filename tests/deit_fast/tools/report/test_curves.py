@@ -23,7 +23,7 @@ def parsed(chart: Chart) -> tuple[list[list[tuple[float, float]]], list[str]]:
     drawing = chart.inline()["drawing"]
     root = ET.fromstring(f'<svg xmlns:xlink="http://www.w3.org/1999/xlink">{drawing}</svg>')
     paths = [path.get("d") for path in root.iter("path") if re.search(r"stroke: var\(--c\d\)", path.get("style", ""))]
-    runs = [run for path in paths for run in path.split("M ")[1:]]
+    runs = [run for path in paths if " C" not in path and "\nC" not in path for run in path.split("M ")[1:]]  # no dot
     return [[tuple(map(float, point.split())) for point in re.split("L|\n", run) if point.strip()] for run in runs], [
         text.text for text in root.iter("text")
     ]
