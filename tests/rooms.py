@@ -44,7 +44,7 @@ FLOORS = (*TOOLS, *CORE)
 OUTSIDE = {"__init__.py", "__main__.py", f"{WING}/__init__.py", "train/__main__.py"}
 ENTRY = "train/loop.py"  # what it imports is the core of a training
 COUNTED_APART = {"data/sources"}  # one room with data/ for imports, a folder of its own for its number of files
-MOST_FILES, MOST_LINES, MOST_CORE_LINES = 12, 500, 11_950
+MOST_FILES, MOST_LINES, MOST_CORE_LINES = 12, 500, 11_500
 
 
 class Import(NamedTuple):
