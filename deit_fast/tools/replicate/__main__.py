@@ -104,8 +104,8 @@ def trials(settings: Settings) -> dict[str, Config]:
         )  # fmt: skip
 
     add("teacher-convnet", convnet)
-    alone: dict[str, Any] = {"distill": "none", "teacher": "", "ema_decay": 0.0}
-    add("teacher-transformer", taught, **alone | TRANSFORMERS.get(settings.data, TRANSFORMERS["photos"]))
+    apart: dict[str, Any] = {"distill": "none", "teacher": "", "ema_decay": 0.0}
+    add("teacher-transformer", taught, **apart | TRANSFORMERS.get(settings.data, TRANSFORMERS["photos"]))
     parts: list[tuple[int, str, Sequence[str]]] = [(1, "", [*TRAININGS, "transformer"])]
     parts += [(settings.shorter, "-shorter", SHORTER)] if settings.shorter else []
     for divisor, suffix, keys in parts:
