@@ -73,15 +73,15 @@ class Snapshots:
 
         self._submit(f"the checkpoint of step {step}", tensors, write)
 
-    def offer(self, step: int, tensors: Mapping[str, Tensor], top1: float) -> None:
-        """Write these weights if they score better than the best on disk."""
+    def offer(self, step: int, tensors: Mapping[str, Tensor], score: Mapping[str, Any]) -> None:
+        """Write these weights, and their score beside them, if its "top1" is higher than that of the best on disk."""
         self.wait()
-        if self._best is not None and top1 <= self._best:
+        if self._best is not None and score["top1"] <= self._best:
             return
 
         def write(copies: checkpoint.Tensors) -> None:
-            checkpoint.save_best(self._run, step, copies["best"], {"top1": top1})
-            self._best = top1
+            checkpoint.save_best(self._run, step, copies["best"], score)
+            self._best = score["top1"]
 
         self._submit(f"the best weights, of step {step},", {"best": dict(tensors)}, write)
 

@@ -187,5 +187,6 @@ def _show(run: Path, config: Config, result: dict[str, Any], ranks: Ranks, repor
     reporter.console.print(report.summary_table(result, config.data))
     if ranks.main and (best := checkpoint.best(run)) is not None:
         file, found = best
-        which = "moving average" if config.optim.ema_decay else "weights"
+        # Runs of an older version kept the average wherever there was one, and did not say it.
+        which = found.get("weights", "moving average" if config.optim.ema_decay else "weights")
         reporter.say(f"best {which}: {file}, top-1 {found['top1']:.1f} % after step {found['step']:,}")

@@ -170,12 +170,17 @@ class Record:
             self._curves.add(line)
 
     def _keep_if_best(self, done: int, student: Scores, average: Scores | None) -> None:
-        """Keep the moving average, or the weights without one, when its score by --fusion is the best so far."""
+        """Keep the weights or their moving average, whichever --fusion scores higher, if that is the best so far.
+
+        In a short run the average still holds the weights of its start.
+        """
         if self._snapshots:
-            scores, model = student, self._step.model
-            if average is not None and self._step.ema is not None:
-                scores, model = average, self._step.ema.module
-            self._snapshots.offer(done, model.state_dict(), scores[headline(scores, self._config.model.fusion)]["top1"])
+            found, ema = [(student, "weights", self._step.model)], self._step.ema
+            if average is not None and ema is not None:
+                found.insert(0, (average, "moving average", ema.module))
+            head = headline(student, self._config.model.fusion)
+            scores, which, model = max(found, key=lambda one: one[0][head]["top1"])
+            self._snapshots.offer(done, model.state_dict(), {"top1": scores[head]["top1"], "weights": which})
 
     def _diverged(self, what: str, done: int) -> Diverged:
         config, saved = self._config.optim, self._snapshots.saved if self._snapshots else None

@@ -88,7 +88,7 @@ def test_a_defect_of_ours_is_no_warning(tmp_path, monkeypatch) -> None:
 def test_the_best_is_what_scored_best_also_after_a_restart(tmp_path) -> None:
     for score, step in ((40.0, 3), (70.0, 6), (70.0, 9), (60.0, 12)):
         with Snapshots(tmp_path, 2, CPU, saved=None) as snapshots:
-            snapshots.offer(step, {"weight": torch.tensor(float(step))}, score)
+            snapshots.offer(step, {"weight": torch.tensor(float(step))}, {"top1": score})
     file, content = checkpoint.best(tmp_path)
     assert (content["step"], content["top1"]) == (6, 70.0)
     assert load_file(file)["weight"] == 6.0
@@ -105,7 +105,7 @@ def test_after_best_weights_that_the_disk_refused_the_next_best_are_kept(tmp_pat
     monkeypatch.setattr(checkpoint, "save_best", refuse_step_6)
     with Snapshots(tmp_path, 2, CPU, saved=None) as snapshots:
         for score, step in ((40.0, 3), (70.0, 6), (60.0, 9)):
-            snapshots.offer(step, {"weight": torch.tensor(float(step))}, score)
+            snapshots.offer(step, {"weight": torch.tensor(float(step))}, {"top1": score})
     assert checkpoint.best(tmp_path)[1]["step"] == 9
     assert len(snapshots.failures) == 1 and "best weights, of step 6" in snapshots.failures[0]
 

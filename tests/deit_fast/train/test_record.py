@@ -25,7 +25,8 @@ TOP1 = {
 }
 
 
-def best_step(config: Config, run: Path, average: bool, names: list[str]) -> tuple[int, float]:
+def best(config: Config, run: Path, average: bool, names: list[str]) -> tuple[int, float, str]:
+    """Step, score and kind of the weights kept; with `average` it has the scores of TOP1, and the weights are worse."""
     step = SimpleNamespace(model=nn.Linear(2, 2), ema=SimpleNamespace(module=nn.Linear(2, 2)))
     data = SimpleNamespace(share=SimpleNamespace(steps_per_epoch=1))
     ranks = Ranks(0, 1, torch.device("cpu"))
@@ -34,19 +35,20 @@ def best_step(config: Config, run: Path, average: bool, names: list[str]) -> tup
     with Record(run, prepared, None, Reporter(False)) as record:
         for done in range(1, 5):
             scores = {name: {"top1": TOP1[name][done - 1]} for name in names}
-            others = {name: {"top1": 50.0 - done} for name in names}  # of the weights that do not count
-            record._keep_if_best(done, *((others, scores) if average else (scores, None)))
+            worse = {name: {"top1": TOP1[name][done - 1] - 0.5} for name in names}
+            record._keep_if_best(done, *((worse, scores) if average else (scores, worse)))
     found = checkpoint.best(run)
     assert found is not None
-    return found[1]["step"], found[1]["top1"]
+    return found[1]["step"], found[1]["top1"], found[1]["weights"]
 
 
 @pytest.mark.parametrize("average", [False, True])
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_the_best_weights_are_the_best_by_the_runs_own_fusion(
+def test_the_better_of_weights_and_average_is_kept_by_the_runs_own_fusion(
     tiny: Config, tmp_path: Path, fusion: str, average: bool
 ) -> None:
     config = tiny.replace(fusion=fusion)
     expected = TOP1[SCORE_NAMES[fusion]].index(9) + 1
-    assert best_step(config, tmp_path / "distilled", average, list(TOP1)) == (expected, 9)
-    assert best_step(config, tmp_path / "plain", average, ["cls"]) == (3, 9), "a plain model has one score"
+    kind = "moving average" if average else "weights"
+    assert best(config, tmp_path / "distilled", average, list(TOP1)) == (expected, 9, kind)
+    assert best(config, tmp_path / "plain", average, ["cls"]) == (3, 9, kind), "a plain model has one score"
