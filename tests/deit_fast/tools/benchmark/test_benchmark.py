@@ -76,7 +76,8 @@ def check_table(models: list[Path], forms: list[str], images: Path, folder: Path
             assert row["top1"] == pytest.approx(own.summary[which]["fused"]["top1"])
         assert list(row["images_per_second"]) == ["1", "2"] and [len(each) for each in row["rates"].values()] == [2, 2]
         numbers = [*row["images_per_second"].values(), row["first_call_seconds"], row["file_megabytes"]]
-        assert all(number > 0 for number in [*numbers, row["memory_megabytes"]])
+        assert all(number > 0 for number in numbers)
+        assert row["memory_megabytes"] >= 0  # in this process a small model may fit into memory that is there already
     assert (folder / "a.png").read_bytes().startswith(b"\x89PNG")
     assert results["versions"]["onnxruntime"] and results["threads"] == 1
 
@@ -98,6 +99,7 @@ def test_the_table_is_the_same_from_processes(
     arguments = [str(finished_run), str(exported), "--data", str(images), "--forms", "eager", "int8"]
     assert main([*arguments, *FAST, *out]) == 0
     check_table([finished_run, exported], ["eager", "int8"], images, tmp_path, capsys.readouterr().out)
+    assert all(row["memory_megabytes"] > 0 for row in json.loads((tmp_path / "a.json").read_text())["rows"])
 
 
 def test_the_rate_is_that_of_the_median_turn(here, finished_run: Path, tmp_path: Path, monkeypatch) -> None:
