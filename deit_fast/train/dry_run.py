@@ -114,9 +114,10 @@ def make_plan(run: Path, prepared: Prepared, reporter: Reporter) -> Plan:
     speed = partial(measured_speed, batch_size=batch_size, ranks=ranks)
     a_step = batch_size / speed(lambda batch: step(batch, lr), repeat(batch), 1, warm_up=1)
     count = min(max(_FEWEST, int(_SECONDS / a_step)), _MOST)
-    step_alone = speed(lambda batch: step(batch, lr), repeat(batch), count)
-    data_alone = speed(lambda _: None, stream, count, warm_up=_AHEAD)
     step.clock.seconds()  # of the steps so far
+    step_alone = speed(lambda batch: step(batch, lr), repeat(batch), count)
+    teacher = step.clock.seconds()["teacher"] * step_alone / (count * batch_size)
+    data_alone = speed(lambda _: None, stream, count, warm_up=_AHEAD)
     meter = Meter(step.clock, batches, ranks, batch_size=batch_size, total_steps=0, taught=step.teacher is not None)
     together = speed(lambda batch: meter.add(step(batch, lr)), stream, count)
     row = meter.row(0, 0, lr)
@@ -134,7 +135,7 @@ def make_plan(run: Path, prepared: Prepared, reporter: Reporter) -> Plan:
         together=together,
         images=prepared.data.total_steps * batch_size,
         processes=ranks.world_size,
-        teacher_share=row["teacher_share"],
+        teacher_share=teacher if step.teacher else None,
         memory=memory,
         memory_limit=limit,
         disk=copies * weights * (config.run.keep + 1) + _LOGS,

@@ -60,7 +60,7 @@ class TrainingStep:
         # mean, also where one rank has more unreadable images than another.
         counted = self._ranks.begin_total((batch.labels != IGNORE).sum().float())
         # A forward pass changes batch norm's statistics before anyone knows whether the step is skipped.
-        statistics = [buffer.clone() for buffer in self.model.buffers()]
+        statistics = [buffer.clone() for buffer in self._buffers]
         losses = self.fit(batch, partial(self._learn, counted=counted), partial(self._forget, statistics))
         with self.clock("optimiser"):
             return self._update(losses, statistics)
@@ -95,7 +95,7 @@ class TrainingStep:
             self.optimizer.found_inf = finite.logical_not().float()  # type: ignore[attr-defined]
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        for buffer, before in zip(self.model.buffers(), statistics, strict=True):
+        for buffer, before in zip(self._buffers, statistics, strict=True):
             buffer.copy_(torch.where(finite, buffer, before))
         if self.ema:
             self.ema.update(finite)
@@ -115,7 +115,7 @@ class TrainingStep:
     def _forget(self, statistics: list[Tensor]) -> None:
         """Undo `_learn`."""
         self.optimizer.zero_grad(set_to_none=True)
-        for buffer, before in zip(self.model.buffers(), statistics, strict=True):
+        for buffer, before in zip(self._buffers, statistics, strict=True):
             buffer.copy_(before)
 
     @contextmanager
@@ -140,6 +140,7 @@ class TrainingStep:
         self.clock = Clock(ranks.device, "teacher", "forward", "backward", "optimiser")
         self._config, self._ranks, self._autocast = optim, ranks, autocast
         self._steps = 0
+        self._buffers = list(model.buffers())  # found once, not in every step
         self._losses: Callable[..., Losses] = partial(losses_of, config.distill)
         self.fit = Fit(optim.batch_size, optim.micro_batch, config.data.image_size, ranks, reporter)
         compiled = compiles(optim.compile, ranks.device)

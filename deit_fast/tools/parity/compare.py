@@ -32,7 +32,7 @@ SAME_LOGITS = 1e-4  # as a share of the largest logit, or of 1: what a float32 e
 class Row:
     """One way over all files. Differences are those to `predict`."""
 
-    way: Any  # a Way; None: `predict` itself
+    way: Way | None  # None: `predict` itself
     files: int = 0
     other: int = 0  # files of which a byte differs
     bytes: int = 0  # that differ, of all
@@ -106,10 +106,10 @@ def compare(reference: Trained, ways: Sequence[Way], files: Iterable[str]) -> tu
         own.seconds.append(time.perf_counter() - began)
         expected = Answer(logits, levels(images, reference.preprocessing)[0])
         own.add(expected, expected, "")
-        for row in rows:
+        for way, row in zip(ways, rows, strict=True):
             began = time.perf_counter()
             try:
-                got = row.way.answer(Path(file))
+                got = way.answer(Path(file))
             except Exception as error:  # of the other library, which has its own
                 row.refused[file] = f"{type(error).__name__}: {error}".splitlines()[0]
                 continue

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from deit_fast.config import Config
-from deit_fast.train import dry_run
+from deit_fast.train import dry_run, train
 from deit_fast.train.__main__ import main
 from deit_fast.train.dry_run import Plan
+from deit_fast.train.meter import Clock
 from tests.deit_fast.command import command_line
 from tests.deit_fast.world import world
 
@@ -48,6 +49,20 @@ def test_the_plan_of_a_run_and_no_file(tiny: Config, tmp_path: Path, brief, caps
         ("limit", r".+  \(.+\)"),
     ]:  # fmt: skip
         assert re.search(rf"^  {what} +{value}", out, flags=re.MULTILINE), (what, out)
+
+
+def test_the_teachers_share_is_that_of_the_step_alone(tiny: Config, brief, monkeypatch) -> None:
+    """Not of step and data together, where slow data would hide a slow teacher."""
+
+    def speed(body, batches, steps: int, *_: object, warm_up: int = 0, **__: object) -> float:
+        for _batch in range(warm_up + steps):
+            body(next(batches))
+        return 100.0
+
+    monkeypatch.setattr(dry_run, "measured_speed", speed)
+    monkeypatch.setattr(Clock, "seconds", lambda self: dict.fromkeys(self._seconds, 0.1))
+    plan = train(tiny.replace(dry_run=True)).scores["plan"]
+    assert plan["teacher_share"] == pytest.approx(0.1 * 100 / (2 * tiny.optim.batch_size))
 
 
 def test_a_run_that_has_begun_is_not_touched(tiny: Config, tmp_path: Path, brief) -> None:

@@ -14,6 +14,7 @@ from timm.data.random_erasing import RandomErasing
 from torchvision.transforms import ColorJitter
 
 from deit_kernels.augment import OPS, AutoAugment, Erase, Policy, sample_plan
+from deit_kernels.augment.rand_augment import TIMM_WEIGHTS
 
 COUNT = 40_000
 TIMM_NAMES = {
@@ -25,6 +26,10 @@ TIMM_NAMES = {
     "ShearX": "shear_x", "ShearY": "shear_y", "TranslateXRel": "translate_x", "TranslateYRel": "translate_y",
     "PosterizeOriginal": "posterize", "Desaturate": "color", "GaussianBlurRand": "gaussian_blur",
 }  # fmt: skip
+
+
+def test_the_weights_of_the_ops_are_timms() -> None:
+    assert TIMM_WEIGHTS == {TIMM_NAMES[name]: weight for name, weight in auto_augment._RAND_WEIGHTED_0.items()}
 
 
 def draw(policy: Policy, count: int = COUNT, seed: int = 0) -> np.ndarray:
