@@ -13,7 +13,7 @@ from concurrent.futures import Executor, Future
 from functools import partial
 from itertools import chain
 from operator import itemgetter
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +25,19 @@ from deit_kernels.augment.plan import ratio_limit
 
 from . import jpeg_part
 from .decode import BadImage, Part
-from .device import CpuAugment, CudaAugment, Finished, Gathered, Seconds, Target, map_target, tail_bytes
+from .device import (
+    CpuAugment,
+    CudaAugment,
+    Finished,
+    Gathered,
+    HostOnly,
+    Options,
+    Seconds,
+    Target,
+    columns,
+    map_target,
+    tail_bytes,
+)
 from .jpeg_part import RandomCrops
 from .memory import RECENT, Arena, usual
 from .mixing import Mixing
@@ -35,7 +47,6 @@ from .sources.in_memory import InMemory
 
 RUN = 4  # images per decoding task: submitting a task costs a twentieth of decoding an image
 IGNORE = -100  # the label that losses and accuracies do not count
-OnBadImage = Literal["skip", "fail"]
 
 
 def bad_image(path: str, reason: str) -> BadImage:
@@ -100,41 +111,32 @@ class Started(NamedTuple):
 
 
 class BatchBuilder:
-    """Builds the batches of a loader. The arguments are those of the loader; `augment` was made for `policy`.
+    """Builds the batches of a loader, on `threads` threads of the executors that `start` and `finish` are given.
 
     Raises:
-        ValueError: an argument outside its range.
+        ValueError: an argument outside its range, or a data set that is too large to be kept in memory.
     """
 
     def __init__(
-        self, dataset: Dataset, policy: Policy, data_seed: int, bad_images: OnBadImage, exif_orientation: bool,
-        augment: CpuAugment | CudaAugment, mixing: Mixing | None, seconds: Seconds,
-    ):  # fmt: skip
-        if bad_images not in ("skip", "fail"):
-            raise ValueError(f"bad images {bad_images!r}: type --bad-images skip or --bad-images fail")
-        self._dataset, self._policy, self._data_seed = dataset, policy, data_seed
-        self._bad_images, self._exif_orientation = bad_images, exif_orientation
-        self._augment, self._mixing, self._seconds = augment, mixing, seconds
-        self._ratio_limit = ratio_limit(policy)
+        self, dataset: Dataset, policy: Policy, data_seed: int, mixing: Mixing | None, options: Options, threads: int
+    ):
+        self._dataset, self._policy, self._data_seed, self._mixing = dataset, policy, data_seed, mixing
+        self._options, self._ratio_limit = options, ratio_limit(policy)
+        self.seconds = Seconds()
+        augment = {"cuda": CudaAugment, "meta": HostOnly}.get(options.device.type, CpuAugment)
+        self.augment = augment(policy, options, threads, mixing, self.seconds)
         self._needed: deque[int] = deque(maxlen=RECENT)  # bytes of each of the last batches
         self._expected = 0
         self._plan(Samples(0, *np.zeros((3, 0), np.int64)), *np.zeros((2, 0), np.int32))  # checks the seed
-
-    def keep_in_memory(self, threads: int) -> None:
-        """Decode the whole data set now; batches then use its pixels.
-
-        Raises:
-            ValueError: it is too large.
-        """
-        in_memory = InMemory(self._dataset, threads, self._exif_orientation, self._ratio_limit)
-        if self._augment.on_device:
-            in_memory.to(self._augment.device)
-        self._dataset = in_memory
+        if options.in_memory:
+            self._dataset = InMemory(dataset, threads, options.exif_orientation, self._ratio_limit)
+            if self.augment.on_device:
+                self._dataset.to(self.augment.device)
 
     def start(self, step: int, rows: Samples, submit: Callable[..., Future[list[ReadImage]]]) -> Started:
         """Begin to decode the images of a step, RUN of them a task."""
         distinct, image_of_row = np.unique(rows.sample, return_inverse=True)
-        arena = Arena(self._augment.pixels, self._expected)
+        arena = Arena(self.augment.pixels, self._expected)
         decoding = []
         if not isinstance(self._dataset, InMemory):
             read = partial(self._read, self._crops(rows, image_of_row), arena)
@@ -154,7 +156,7 @@ class BatchBuilder:
         return [
             read_image(
                 self._dataset, index, wanted=partial(crops.box, image) if crops else None, reserve=arena.reserve,
-                exif_orientation=self._exif_orientation, ratio_limit=self._ratio_limit,
+                exif_orientation=self._options.exif_orientation, ratio_limit=self._ratio_limit,
             )
             for image, index in run
         ]  # fmt: skip
@@ -167,17 +169,17 @@ class BatchBuilder:
         """
         rows = started.rows
         gathered, reasons = self._gather(started)
-        finished = self._augment(gathered, executor)
-        sample, position, target = torch.from_numpy(rows.sample), torch.from_numpy(rows.position), finished.target
-        labels = target if isinstance(target, Tensor) else target.labels
-        batch = Batch(started.step, finished.images, labels, sample, position, target)
+        finished = self.augment(gathered, executor)
+        labels = columns(finished.target)[0]
+        numbers = torch.from_numpy(rows.sample), torch.from_numpy(rows.position)
+        batch = Batch(started.step, finished.images, labels, *numbers, finished.target)
         labelled = len(labels) if gathered.blank is None else int((~gathered.blank).sum())
         return Built(batch, finished, reasons, labelled)
 
     def _gather(self, started: Started) -> tuple[Gathered, dict[str, str]]:
         """The rows in host memory, and path → reason of the bad images."""
         rows, arena = started.rows, started.arena
-        tail = tail_bytes(len(rows.sample), self._mixing is not None)
+        tail = tail_bytes(len(rows.sample))
         if isinstance(self._dataset, InMemory):
             bad = {index: self._dataset.bad[index] for index in started.distinct.tolist() if index in self._dataset.bad}
             images = self._dataset.rows(torch.from_numpy(rows.sample))
@@ -196,7 +198,7 @@ class BatchBuilder:
             top, left, *whole = place
             plan = self._plan(rows, *whole).within(top, left, height, width)
         reasons = {self._dataset.path(index): str(reason) for index, reason in bad.items()}
-        if reasons and self._bad_images == "fail":
+        if reasons and self._options.bad_images == "fail":
             raise bad_image(*next(iter(reasons.items())))
 
         labels, blank = torch.from_numpy(self._dataset.labels[rows.sample]), None
@@ -206,7 +208,8 @@ class BatchBuilder:
             if mix is not None:
                 blank |= blank[mix.partner_row]
             labels[blank] = IGNORE
-        return Gathered(images, plan.place(images), mix, labels, blank, block, end), reasons
+        target = labels if mix is None else mix.target(labels)
+        return Gathered(images, plan.place(images), mix, target, blank, block, end), reasons
 
     def _decoded(self, started: Started) -> tuple[dict[int, BadImage], list[Part]]:
         """The bad images by index, and what was decoded of all distinct images, in their order.
@@ -217,7 +220,7 @@ class BatchBuilder:
         decoded = []
         images = chain.from_iterable(future.result() for future in started.decoding)
         for index, image in zip(started.distinct.tolist(), images, strict=True):
-            self._seconds.add(read=image.read, decode=image.decode)
+            self.seconds.add(read=image.read, decode=image.decode)
             part = image.part
             if isinstance(part, BadImage):
                 bad[index] = part

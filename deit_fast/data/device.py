@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +29,9 @@ from deit_kernels.augment.plan import ROW
 from .memory import Blocks, aligned, to_device
 from .mixing import Mixing, part_of, parts_of
 
+CPU = torch.device("cpu")
 Layout = Literal["nchw", "channels_last", "patches"]
+OnBadImage = Literal["skip", "fail"]
 Target = Tensor | MixedTarget  # for the loss: labels, or those of two images and their shares
 
 
@@ -41,6 +43,38 @@ def why_on_the_cpu(device: torch.device) -> str | None:
 def map_target(change: Callable[[Tensor], Tensor], target: Target) -> Target:
     """The target with each of its tensors changed."""
     return change(target) if isinstance(target, Tensor) else MixedTarget(*map(change, target))
+
+
+def columns(target: Target) -> tuple[Tensor, ...]:
+    """The tensors of a target."""
+    return (target,) if isinstance(target, Tensor) else tuple(target)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How batches are built, in training and in evaluation.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    threads: int | None = None  # that decode; None: the usable cores divided by the ranks on this machine
+    prefetch: int = 3  # batches built ahead of the consumer
+    bad_images: OnBadImage = "skip"  # "skip" blanks an unreadable image, removes its label and names it; "fail" stops
+    exif_orientation: bool = False  # turn images as their EXIF orientation says; timm and torchvision do not
+    in_memory: bool = False  # decode the whole set once, at construction, and keep its pixels
+    device: torch.device = CPU  # where images and labels go; "meta": only the host's work for a GPU
+    dtype: torch.dtype = torch.float32  # of the images
+    layout: Layout = "nchw"  # of the images, as `deit_kernels.augment.apply` takes it
+    patch: int = 16  # as above
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"{self.threads} threads decode nothing: give 1 or more, or none for the number of cores")
+        if self.prefetch < 1:
+            raise ValueError(f"prefetch is the number of batches built ahead, 1 or more, got {self.prefetch}")
+        if self.bad_images not in ("skip", "fail"):
+            raise ValueError(f"bad images {self.bad_images!r}: type --bad-images skip or --bad-images fail")
 
 
 @dataclass
@@ -67,45 +101,36 @@ class Gathered(NamedTuple):
     images: ImageBatch  # pixels in `block`, or on the device if the whole set is kept there
     plan: AugmentPlan  # placed
     mix: MixPlan | None  # which rows are mixed; None: none
-    labels: Tensor  # int64 (b,)
+    target: Target
     blank: Tensor | None  # bool (b,), rows without a readable image; None: none
     block: Tensor  # uint8, pixels up to `end`, then `tail_bytes`
     end: int  # a multiple of ALIGNMENT
 
-    @property
-    def target(self) -> Target:
-        return self.labels if self.mix is None else self.mix.target(self.labels)
-
-    def _tail(self) -> list[Tensor]:
-        """What travels behind the pixels: the plans' rows, then the target."""
-        if self.mix is None:
-            return [self.plan.rows, self.labels]
-        return [self.plan.rows, self.mix.rows, *self.mix.target(self.labels)]
+    def _tail(self, block: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """What travels behind the pixels (the plans' rows, then the target), each with its place in a block."""
+        at = self.end
+        for column in (self.plan.rows, *(() if self.mix is None else (self.mix.rows,)), *columns(self.target)):
+            yield column, block[at : at + column.nbytes].view(column.dtype).view(column.shape)
+            at += aligned(column.nbytes)
 
     def pack(self) -> Tensor:
         """The block to copy to a device: the pixels, and what travels behind them."""
-        at = self.end
-        for column in self._tail():
-            self.block[at : at + column.nbytes] = column.view(torch.uint8).view(-1)
-            at += aligned(column.nbytes)
-        return self.block[:at]
+        for column, place in self._tail(self.block):
+            place.copy_(column)
+        return self.block
 
     def unpacked(self, staged: Tensor) -> tuple[AugmentPlan, MixPlan | None, Target]:
         """Both plans and the target in a copy of the packed block."""
-        columns, at = [], self.end
-        for column in self._tail():
-            columns.append(staged[at : at + column.nbytes].view(column.dtype).view(column.shape))
-            at += aligned(column.nbytes)
-        plan = self.plan._replace(rows=columns[0])
+        rows, *others = (place for _, place in self._tail(staged))
+        plan = self.plan._replace(rows=rows)
         if self.mix is None:
-            return plan, None, columns[1]
-        return plan, self.mix._replace(rows=columns[1]), MixedTarget(*columns[2:])
+            return plan, None, others[0]
+        return plan, self.mix._replace(rows=others[0]), MixedTarget(*others[1:])
 
 
-def tail_bytes(rows: int, mixed: bool) -> int:
-    """Room for the plans and the target of `rows` rows behind the pixels of a block."""
-    columns = (ROW.itemsize, MIX.itemsize, 8, 8, 4) if mixed else (ROW.itemsize, 8)
-    return sum(aligned(rows * size) for size in columns)
+def tail_bytes(rows: int) -> int:
+    """Enough for the plans and the target of `rows` rows, mixed or not, behind the pixels of a block."""
+    return sum(aligned(rows * size) for size in (ROW.itemsize, MIX.itemsize, 8, 8, 4))
 
 
 class Finished(NamedTuple):
@@ -134,32 +159,25 @@ class CpuAugment:
 
     The rows are divided among the decoding threads. torch's own threads would double their number and spin while they
     wait for each other: on two busy cores that took a quarter more processor time. So each of the executor's `threads`
-    is `without_torch_threads`. `pinned` is the memory of outputs.
+    is `without_torch_threads`.
     """
 
-    device = torch.device("cpu")
-    on_device = True  # whether the augmentation runs on `device`
-
-    def __init__(
-        self,
-        policy: Policy,
-        dtype: torch.dtype,
-        layout: Layout,
-        patch: int,
-        threads: int,
-        mixing: Mixing | None,
-        seconds: Seconds,
-        pinned: bool = False,
-    ):
-        self._dtype, self._layout, self._patch = dtype, layout, patch
+    def __init__(self, policy: Policy, options: Options, threads: int, mixing: Mixing | None, seconds: Seconds):
+        self.device = options.device
+        self.on_device = why_on_the_cpu(self.device) is None  # whether the augmentation runs on `device`
+        self._dtype, self._layout, self._patch = options.dtype, options.layout, options.patch
         self._threads, self._mixing, self._seconds = threads, mixing, seconds
-        self.pixels, self._outputs = Blocks(), Blocks(pinned)
+        pinned = self.device.type == "cuda"
+        self.pixels, self._outputs = Blocks(pinned), Blocks(pinned)
         # An empty batch checks dtype, layout and patch, and gives the shape of a row.
         nothing = AugmentPlan(torch.empty(0, ROW.itemsize, dtype=torch.uint8), policy)
-        self._row = apply(ImageBatch.from_images([]), nothing, dtype=dtype, layout=layout, patch=patch).shape[1:]
+        self._row = self._applied(ImageBatch.from_images([]), nothing, None).shape[1:]
+
+    def _applied(self, images: ImageBatch, plan: AugmentPlan, mix: MixPlan | None) -> Tensor:
+        return apply(images, plan, mix, dtype=self._dtype, layout=self._layout, patch=self._patch)
 
     def __call__(self, gathered: Gathered, executor: Executor) -> Finished:
-        count = len(gathered.labels)
+        count = len(gathered.plan.rows)
         memory = self._outputs.take(count * self._row.numel() * self._dtype.itemsize).view(self._dtype)
         if self._layout == "channels_last":
             channels, *side = self._row
@@ -185,7 +203,7 @@ class CpuAugment:
         if neighbours:
             apply_out(images, plan, mix, out=out[part], layout=self._layout, patch=self._patch)
         else:
-            out[part] = apply(images, plan, mix, dtype=self._dtype, layout=self._layout, patch=self._patch)
+            out[part] = self._applied(images, plan, mix)
         return time.perf_counter() - began
 
     def hand_over(self, finished: Finished) -> None:
@@ -202,39 +220,27 @@ class HostOnly(CpuAugment):
     Images and target are meta tensors: shape and type, no content.
     """
 
-    device = torch.device("meta")
-
     def __call__(self, gathered: Gathered, executor: Executor) -> Finished:
         gathered.pack()
-        images = torch.empty(len(gathered.labels), *self._row, dtype=self._dtype, device="meta")
+        images = torch.empty(len(gathered.plan.rows), *self._row, dtype=self._dtype, device="meta")
         return Finished(images, map_target(lambda column: column.to("meta"), gathered.target), None)
 
 
-class CudaAugment:
-    """One copy to the device, then the CUDA op; without the CUDA extension, `CpuAugment` and a copy.
+class CudaAugment(CpuAugment):
+    """One copy to the device, then the CUDA op; without the CUDA extension, the CPU's op and a copy.
 
     Events and streams exclude three races: a host block is reused only after its copy (`_copying` holds it until then),
     the device's staging memory only by the next batch of the same stream, and a batch's memory only when the consumer's
-    stream is done with it (`record_stream`). Arguments as for `CpuAugment`; `device` has an index.
+    stream is done with it (`record_stream`).
     """
 
-    def __init__(
-        self,
-        policy: Policy,
-        dtype: torch.dtype,
-        layout: Layout,
-        patch: int,
-        threads: int,
-        mixing: Mixing | None,
-        seconds: Seconds,
-        device: torch.device,
-    ):
-        self.device = device
-        self._dtype, self._layout, self._patch, self._seconds = dtype, layout, patch, seconds
-        self._on_cpu = CpuAugment(policy, dtype, layout, patch, threads, mixing, seconds, pinned=True)  # checks all
-        self.on_device = why_on_the_cpu(device) is None
-        self.pixels = Blocks(pinned=True)
-        self._stream = torch.cuda.Stream(device)  # only one: the allocator keeps memory apart for each stream
+    def __init__(self, policy: Policy, options: Options, threads: int, mixing: Mixing | None, seconds: Seconds):
+        super().__init__(policy, options, threads, mixing, seconds)
+        # Named here, since other threads have another current device.
+        index = torch.cuda.current_device() if self.device.index is None else self.device.index
+        self.device = torch.device("cuda", index)
+        # Only one stream: the allocator keeps memory apart for each.
+        self._stream = torch.cuda.Stream(self.device)
         self._copying: deque[tuple[torch.cuda.Event, Tensor]] = deque()
         self._releasing = threading.Lock()  # two iterators of a loader have a thread each
         self._timed: deque[tuple[torch.cuda.Event, torch.cuda.Event, torch.cuda.Event]] = deque()
@@ -246,7 +252,7 @@ class CudaAugment:
             while self._timed and self._timed[0][2].query():
                 began, copied, ready = self._timed.popleft()
                 self._seconds.add(copy=began.elapsed_time(copied) / 1000, augment=copied.elapsed_time(ready) / 1000)
-        host = gathered.pack() if self.on_device else self._on_cpu(gathered, executor).images
+        host = gathered.pack() if self.on_device else super().__call__(gathered, executor).images
         began, copied, ready = (torch.cuda.Event(enable_timing=True) for _ in range(3))
         with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
             began.record()
@@ -267,7 +273,7 @@ class CudaAugment:
         if images.data.device.type == "cpu":
             images = images._replace(data=staged[: gathered.end])
         plan, mix, target = gathered.unpacked(staged)
-        out = apply(images, plan, mix, dtype=self._dtype, layout=self._layout, patch=self._patch)
+        out = self._applied(images, plan, mix)
         if gathered.blank is not None:  # rare; a mask on the device, since an index would wait for it
             out.masked_fill_(to_device(gathered.blank, self.device).view(-1, *[1] * (out.dim() - 1)), 0)
         # Copies: views would keep the whole staging memory as long as the consumer keeps the target.
@@ -277,9 +283,8 @@ class CudaAugment:
         assert finished.ready is not None
         stream = torch.cuda.current_stream(self.device)
         stream.wait_event(finished.ready)
-        finished.images.record_stream(stream)
-        for column in (finished.target,) if isinstance(finished.target, Tensor) else finished.target:
-            column.record_stream(stream)
+        for tensor in (finished.images, *columns(finished.target)):
+            tensor.record_stream(stream)
 
     def used(self) -> torch.cuda.Event:
         event = torch.cuda.Event(blocking=True)  # a thread that waits for it sleeps

@@ -23,7 +23,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -32,39 +31,12 @@ import torch
 
 from deit_kernels.augment import Policy
 
-from .batch import Batch, BatchBuilder, Built, OnBadImage, Started
+from .batch import Batch, BatchBuilder, Built, Started
 from .decode import BadImage
-from .device import CpuAugment, CudaAugment, HostOnly, Layout, Seconds, without_torch_threads
+from .device import Options, without_torch_threads
 from .mixing import Mixing
 from .order import Samples, Share
 from .sources.dataset import Dataset
-
-CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class Options:
-    """How batches are built, in training and in evaluation.
-
-    Raises:
-        ValueError: a number outside its range.
-    """
-
-    threads: int | None = None  # that decode; None: the usable cores divided by the ranks on this machine
-    prefetch: int = 3  # batches built ahead of the consumer
-    bad_images: OnBadImage = "skip"  # "skip" blanks an unreadable image, removes its label and names it; "fail" stops
-    exif_orientation: bool = False  # turn images as their EXIF orientation says; timm and torchvision do not
-    in_memory: bool = False  # decode the whole set once, at construction, and keep its pixels
-    device: torch.device = CPU  # where images and labels go; "meta": only the host's work for a GPU
-    dtype: torch.dtype = torch.float32  # of the images
-    layout: Layout = "nchw"  # of the images, as `deit_kernels.augment.apply` takes it
-    patch: int = 16  # as above
-
-    def __post_init__(self) -> None:
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"{self.threads} threads decode nothing: give 1 or more, or none for the number of cores")
-        if self.prefetch < 1:
-            raise ValueError(f"prefetch is the number of batches built ahead, 1 or more, got {self.prefetch}")
 
 
 class _Loader:
@@ -79,22 +51,10 @@ class _Loader:
     ):
         self.bad_images: dict[str, str] = {}
         self.labelled = 0
-        self.seconds = Seconds()
         self._steps = range(0)
         self._threads, self._prefetch = options.threads or default_threads(world_size), options.prefetch
-        device = options.device
-        given = policy, options.dtype, options.layout, options.patch, self._threads, mixing, self.seconds
-        self._augment: CpuAugment | CudaAugment
-        if device.type == "cuda":
-            # Named here, since other threads have another current device.
-            index = torch.cuda.current_device() if device.index is None else device.index
-            self._augment = CudaAugment(*given, torch.device("cuda", index))
-        else:
-            self._augment = (HostOnly if device.type == "meta" else CpuAugment)(*given)
-        read = options.bad_images, options.exif_orientation
-        self._builder = BatchBuilder(dataset, policy, data_seed, *read, self._augment, mixing, self.seconds)
-        if options.in_memory:
-            self._builder.keep_in_memory(self._threads)
+        self._builder = BatchBuilder(dataset, policy, data_seed, mixing, options, self._threads)
+        self.seconds = self._builder.seconds
 
     def __len__(self) -> int:
         """Batches of one iteration."""
@@ -106,7 +66,8 @@ class _Loader:
         return self.seconds.wait
 
     def __iter__(self) -> Iterator[Batch]:
-        device = self._augment.device
+        augment = self._builder.augment
+        device = augment.device
         # A new thread's current device is GPU 0, where pinning memory would open a context for every rank.
         on_device = (torch.cuda.set_device, (device,)) if device.type == "cuda" else (None, ())
         feeder = ThreadPoolExecutor(1, "deit_fast-feed", *on_device)
@@ -139,7 +100,7 @@ class _Loader:
 
         def submit(count: int) -> Iterator[Future[Built]]:
             """Begin the next steps, each after the device has finished with the batches that the consumer returned."""
-            given_back = self._augment.used()
+            given_back = augment.used()
             for step in islice(steps, count):
                 yield assembler.submit(finish, feeder.submit(start, step, given_back))
 
@@ -153,7 +114,7 @@ class _Loader:
                 self.labelled += built.labelled
                 self._check(built)
                 ahead.extend(submit(1))
-                self._augment.hand_over(built.finished)
+                augment.hand_over(built.finished)
                 batch = built.batch
                 del built
                 yield batch

@@ -18,7 +18,8 @@ from timm.data import ImageNetInfo
 from tyro.conf import Positional, arg
 
 from ...data import Dataset, EvalLoader, open_evaluation
-from ...data.batch import OnBadImage, bad_image
+from ...data.batch import bad_image
+from ...data.device import OnBadImage
 from ...data.sources.folder import by_suffix, listing
 from ...data.sources.imagenet import number_of
 from ...files import check_writable, write_json

@@ -152,9 +152,9 @@ def test_prefetching_is_bounded_and_goes_on_while_the_consumer_works(dataset):
 def test_a_batch_is_augmented_before_the_next_ones_are_all_decoded(dataset):
     """Else its images have left the CPU's caches, and the threads are idle at the end."""
     loader = train_loader(dataset, threads=1, prefetch=4)
-    read, augment, seen = dataset.read, loader._augment._augment_part, []
+    read, augment, seen = dataset.read, loader._builder.augment._augment_part, []
     dataset.read = lambda index: time.sleep(0.005) or read(index)
-    loader._augment._augment_part = lambda *rows: seen.append(dataset.reads.sum()) or augment(*rows)
+    loader._builder.augment._augment_part = lambda *rows: seen.append(dataset.reads.sum()) or augment(*rows)
     with closing(iter(loader)) as batches:
         next(batches)
     assert 12 <= seen[0] <= 12 + 3 * RUN, "not all 48 of the four batches"

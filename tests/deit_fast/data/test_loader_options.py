@@ -106,7 +106,7 @@ def test_one_huge_image_leaves_no_huge_blocks_behind(dataset):
     loader = EvalLoader(dataset, EVAL, batch_size=4, threads=2)
     batches = list(loader)
     assert_equal(batches, list(EvalLoader(dataset, EVAL, batch_size=4, in_memory=True)))
-    assert max(block.numel() for _, block in loader._augment.pixels._blocks) < 100_000
+    assert max(block.numel() for _, block in loader._builder.augment.pixels._blocks) < 100_000
     assert loader._builder._expected < 100_000
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from deit_fast.data import IGNORE, BadImage, EvalLoader, Share, TrainLoader
+from deit_fast.data.device import CpuAugment
 from deit_fast.data.mixing import Mixing, part_of, parts_of
 from deit_kernels import MixedTarget
 from deit_kernels.augment import Mix, Policy, sample_mix
@@ -202,13 +203,11 @@ def test_the_hosts_share_has_the_target_of_a_gpus_batch(dataset):
 
 
 @pytest.mark.parametrize(("policy", "rows"), [(POLICY, 24), (replace(POLICY, mix=None), 15)])
-def test_what_is_sent_to_a_device_comes_apart_as_it_was_put_together(dataset, policy, rows):
+def test_what_is_sent_to_a_device_comes_apart_as_it_was_put_together(dataset, policy, rows, monkeypatch):
     """CudaAugment's packing, without a card: one block of bytes, copied, and read back."""
-    seen = []
-    loader = train_loader(dataset, policy, batch_size=rows)
-    augment = loader._augment.__call__
+    seen, augment = [], CpuAugment.__call__
 
-    def looked_at(gathered, executor):
+    def looked_at(self, gathered, executor):
         plan, mix, target = gathered.unpacked(gathered.pack().clone())
         assert torch.equal(plan.rows, gathered.plan.rows)
         if gathered.mix is None:
@@ -217,11 +216,10 @@ def test_what_is_sent_to_a_device_comes_apart_as_it_was_put_together(dataset, po
             assert torch.equal(mix.rows, gathered.mix.rows)
             assert all(torch.equal(ours, real) for ours, real in zip(target, gathered.target, strict=True))
         seen.append(gathered)
-        return augment(gathered, executor)
+        return augment(self, gathered, executor)
 
-    looked_at.pixels = loader._augment.pixels
-    loader._builder._augment = looked_at
-    list(loader)
+    monkeypatch.setattr(CpuAugment, "__call__", looked_at)
+    list(train_loader(dataset, policy, batch_size=rows))
     assert len(seen) == 6
 
 
