@@ -22,6 +22,8 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 
+from ..dispatch import constant_to_dynamo
+
 Direction = Literal["forward", "backward"]
 
 LONGEST = 1040
@@ -220,7 +222,7 @@ def _rows_on_request(direction: Direction, card: int) -> list[Row]:
         ) from error
 
 
-@functools.cache
+@constant_to_dynamo
 def ranges_ahead(card: int) -> tuple[Range, ...]:
     """What a measured table says of both directions, then what is expected; the first range that fits counts."""
     forward, backward = (_rows_on_request(direction, card) for direction in get_args(Direction))
@@ -235,7 +237,7 @@ def ranges_ahead(card: int) -> tuple[Range, ...]:
     return *measured, _EXPECTED
 
 
-@functools.cache
+@constant_to_dynamo
 def card_of(device: torch.device) -> tuple[int, int]:
     """(family, multiprocessors). The interpreter is an H100 of one multiprocessor: a test takes the path of a batch."""
     if device.type != "cuda":
