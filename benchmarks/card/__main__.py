@@ -156,16 +156,8 @@ class Hour:
         until = time.monotonic() + self.seconds(step)
         while True:
             known = self.journal.stat().st_size if self.journal.exists() else 0
-            own = [
-                "-p",
-                "benchmarks.card.journal",
-                "--journal",
-                str(self.journal),
-                "--known",
-                str(known),
-                "--hang",
-                str(HANG),
-            ]
+            plugin = ["-p", "benchmarks.card.journal", "--journal", str(self.journal)]
+            own = [*plugin, "--known", str(known), "--hang", str(HANG)]
             code = run([*self.command(step), *own], until - time.monotonic())
             if code in (124, 137):
                 self.unproven.add(step.proves)

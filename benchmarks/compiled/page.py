@@ -19,9 +19,9 @@ import re
 import subprocess
 from pathlib import Path
 
+from benchmarks.compare.table import read, rows_of
 from benchmarks.compiled.cases import compile_cases
 from benchmarks.compiled.report import BUDGET, RATIOS
-from benchmarks.table import read, rows_of
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "compile-report.md"

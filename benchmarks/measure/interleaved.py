@@ -4,8 +4,8 @@
         compare(benchmark, {"ours": run, "timm": run_timm}, work=64, unit="images/s")
 
 The contenders take turns, so that a busy moment of the machine meets all of them, and their order changes every round.
-A number is the median over the rounds; `record` keeps the seconds of every round, from which benchmarks/compare.py
-tells noise from change. A row in a results file is the `extra_info` that `record` fills:
+A number is the median over the rounds; `record` keeps the seconds of every round, from which benchmarks.compare tells
+noise from change. A row in a results file is the `extra_info` that `record` fills:
 
     ours, unit, clock        the name of our side; what a second is counted in (images/s, calls/s); which clock
     seconds                  {contender: seconds for each unit of work, one number a round}

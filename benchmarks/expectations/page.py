@@ -29,6 +29,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import to_tensor
 from torchvision.transforms.v2 import functional as tv
 
+from benchmarks.measure.peers import Fixed
 from deit_kernels.augment import OPS as OP_NAMES
 from deit_kernels.augment import ImageBatch, Policy, apply, apply_op, resized_crop, sample_mix, sample_plan
 from deit_kernels.augment.mix import MODES
@@ -37,7 +38,7 @@ from deit_kernels.integrations import patch_timm, register_huggingface
 from deit_kernels.integrations.criterion import DistillationLoss
 from deit_kernels.integrations.timm_task import TokenDistillationTask
 
-PAGE = Path(__file__).parents[1] / "docs" / "agreement.md"
+PAGE = Path(__file__).parents[2] / "docs" / "agreement.md"
 SIZES = {"img_size": 32, "num_classes": 7}
 TIMM_MODELS = {
     "deit_tiny_distilled_patch16_224": {"patch_size": 8, "depth": 2},
@@ -112,21 +113,6 @@ def attention_in_hugging_face() -> Iterator[Line]:
         patched.set_attn_implementation(register_huggingface())
         difference = largest(logits_and_gradient(patched, images), logits_and_gradient(model, images))
         yield judged("transformers", f"{family}: attn_implementation; logits and gradients", difference, 1e-4)
-
-
-class Fixed(nn.Module):
-    """A model whose outputs are given."""
-
-    num_classes, in_chans, pretrained_cfg = 0, 3, {"mean": (0.5,) * 3, "std": (0.5,) * 3}
-
-    def __init__(self, *outputs: Tensor) -> None:
-        super().__init__()
-        self.outputs = outputs
-
-    def set_distilled_training(self, enable: bool) -> None: ...
-
-    def forward(self, images: Tensor) -> object:
-        return self.outputs if len(self.outputs) > 1 else self.outputs[0]
 
 
 def losses() -> Iterator[Line]:
@@ -318,7 +304,3 @@ def main() -> None:
     found = lines()
     PAGE.write_text(page(found))
     print(f"{PAGE.name}: {len(found)} lines")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Rows of a results file as a table and as a picture.
 
-python -m benchmarks.table benchmarks/results/2-core-amd-epyc-2026-11-25.json
+python -m benchmarks.compare.table benchmarks/results/2-core-amd-epyc-2026-11-25.json
 """
 
 from __future__ import annotations
