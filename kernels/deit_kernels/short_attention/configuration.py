@@ -25,6 +25,7 @@ import torch
 from ..dispatch import constant_to_dynamo
 
 Direction = Literal["forward", "backward"]
+Form = Literal["resident", "two_phase", "tiled"]
 
 LONGEST = 1040
 """Tokens: 1024 patches of a 512-pixel image at patch 16, and up to 16 class, distillation or register tokens."""
@@ -45,7 +46,7 @@ class Config:
         max_registers: of a thread, so that more programs fit on a multiprocessor; None leaves it to the compiler.
     """
 
-    form: Literal["resident", "two_phase", "tiled"]
+    form: Form
     block_m: int
     block_n: int
     num_warps: int
