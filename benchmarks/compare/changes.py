@@ -32,7 +32,7 @@ Verdict = Literal["slower", "faster", "same"]
 
 
 class Change(NamedTuple):
-    """Of one row.
+    """How one row changed.
 
     Attributes:
         factor: our speed after over before; 0.8 is a fifth slower.

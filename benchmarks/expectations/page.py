@@ -140,7 +140,7 @@ def photo() -> np.ndarray:
 
 
 def compared(library: str, what: str, ours: Tensor, theirs: Tensor, why: str) -> Line:
-    """Of uint8 images."""
+    """A line about two uint8 images."""
     away = (ours.int() - theirs.int()).abs()
     if not away.any():
         return Line(library, what, "yes", "equal in every byte", "")
@@ -204,7 +204,7 @@ RECIPES = {
 
 
 def recipe() -> Iterator[Line]:
-    """From decoded photographs to the mixed batch, the random numbers being the plan's on both sides."""
+    """The whole way from decoded photographs to the mixed batch; both sides use the plan's random numbers."""
     count = 32
     images = [photo()[:, offset:] for offset in range(count)]
     batch = ImageBatch.from_images(images)

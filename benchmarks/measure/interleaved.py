@@ -34,7 +34,7 @@ from deit_fast.run.timing import Run, Seconds, alternate
 __all__ = ["Limit", "Seconds", "alternate", "compare", "record", "repeated", "version"]
 
 TORCHS = ("torch", "sdpa", "flex", "eager", "compiled")  # how peers are called that are torch's own
-# The distribution that a peer's version is that of, where its name is another.
+# Peers whose distribution has another name.
 DISTRIBUTIONS = {
     "torchvision v2": "torchvision",
     "timm's host share": "timm",
@@ -124,7 +124,7 @@ def record(
 
 
 def version(peer: str) -> str | None:
-    """Of the package that a peer is named after; None where there is none of that name."""
+    """The version of the package that a peer is named after; None where no package has that name."""
     distribution = DISTRIBUTIONS.get(peer, peer.split(",")[0].split(" ")[0])
     if distribution.split("_")[0] in TORCHS:
         return torch.__version__

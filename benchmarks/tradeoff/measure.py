@@ -59,7 +59,7 @@ class Settings:
 
 
 class Measured(NamedTuple):
-    """Of one architecture at one size; seconds are those of a batch."""
+    """Numbers of one architecture at one size; `seconds` holds the time of each batch."""
 
     parameters: int
     gmacs: float
@@ -220,7 +220,7 @@ def _row(network: Network, measured: Measured, trained: Trained | None, batch: i
 
 
 def _accuracy(trained: Trained) -> dict[str, Any] | None:
-    """Of a finished run's weights, and on what."""
+    """The top-1 of a finished run's weights, its data and the number of classes."""
     if not trained.scores or trained.config is None:
         return None
     top1 = trained.scores["fused" if "fused" in trained.scores else "cls"]["top1"]

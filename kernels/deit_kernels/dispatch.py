@@ -36,7 +36,7 @@ _log = logging.getLogger("deit_kernels")
 
 
 def constant_to_dynamo(function: Callable) -> Callable:
-    """Call `function` once for the same arguments; Dynamo takes the result for a constant.
+    """Call `function` once for the same positional arguments; Dynamo takes the result for a constant.
 
     `torch.compiler.assume_constant_result` does the same, but calling it imports torch._dynamo, which takes seconds.
     Dynamo looks through a `functools.cache`, so another function stands around it.
@@ -44,8 +44,8 @@ def constant_to_dynamo(function: Callable) -> Callable:
     cached = functools.cache(function)
 
     @functools.wraps(function)
-    def constant(*args: Any, **options: Any) -> Any:
-        return cached(*args, **options)
+    def constant(*args: Any) -> Any:
+        return cached(*args)
 
     constant._dynamo_marked_constant = True  # type: ignore[attr-defined]  # what Dynamo looks for
     constant.cache_clear = cached.cache_clear  # type: ignore[attr-defined]
@@ -90,7 +90,7 @@ def kernel_unavailable_reasons(device: torch.device) -> tuple[str, ...]:
 
 
 def _has_c_compiler() -> bool:
-    """As Triton 3.8 looks for one (triton/runtime/build.py): CC, then gcc and clang; or a builder that replaces it."""
+    """Whether Triton 3.8 finds a compiler (triton/runtime/build.py): CC, gcc, clang, or a builder in their place."""
     knobs = sys.modules.get("triton.knobs")
     if knobs is not None and knobs.build.impl is not None:
         return True

@@ -56,7 +56,7 @@ def candidates(direction: Direction, length: int) -> list[Config]:
     """Every configuration worth a measurement; many of them fit no card at some head dim."""
 
     def configs(form: Form, *choices: Iterable) -> list[Config]:
-        """Of block_m, block_n, (warps, registers of a thread) and stages."""
+        """Every combination of block_m, block_n, (warps, registers of a thread) and stages."""
         grid = itertools.product(*choices)
         return [Config(form, m, n, warps, stages, registers) for m, n, (warps, registers), stages in grid]
 

@@ -82,7 +82,7 @@ def test_table_and_picture(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPat
     results = json.loads(file.read_text())
     assert [row["label"] for row in results["rows"]] == ["EfficientNet-B0", "DeiT-Ti⚗", "DeiT-Ti⚗/1000 epochs"]
     for row in results["rows"]:
-        assert row["images_per_second"] >= row["slowest"] > 0
+        assert row["images_per_second"] > row["slowest"] > 0, "of two rounds"
         assert row["memory_bytes"] > 4 * row["parameters"] > 0
         assert row["ratio"] == row["images_per_second"] / results["rows"][0]["images_per_second"]
     assert results["rows"][1]["images_per_second"] == results["rows"][2]["images_per_second"]

@@ -37,7 +37,7 @@ def _special(state: State, instruction: Instruction) -> Run:
 
 
 def _of_warps(state: State, active: Active, reduce: np.ufunc, first: np.generic, values: NDArray) -> NDArray:
-    """For each active lane what the values of its warp's active lanes reduce to."""
+    """The values of a warp's active lanes, reduced; each active lane gets its warp's result."""
     warps = state.warp[active.at]
     results = np.full(state.warp[-1] + 1, first)
     reduce.at(results, warps, values)

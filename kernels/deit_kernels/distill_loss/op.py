@@ -273,7 +273,7 @@ class _TransformedLoss(_Loss):
 
 
 class _Gradient(Function):
-    """The backward op, whose own derivative is that of the reference."""
+    """The backward op. Its own derivative is computed by the reference."""
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, Tensor]:
@@ -393,7 +393,7 @@ def _implementation(call: LossCall) -> ModuleType:
         from . import launch  # imports triton, which a process without a GPU never needs
 
         return launch
-    report_fallback("distillation_loss", "; ".join(reasons), expected=call.logits.device.type == "cpu")
+    report_fallback("distillation_loss", "; ".join(reasons), call.logits.device.type == "cpu")
     return reference
 
 

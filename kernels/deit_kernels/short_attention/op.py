@@ -88,7 +88,7 @@ _backward_op = torch.ops.deit_kernels.attention_backward.default
 
 
 def _flops(products: int) -> Callable[..., int]:
-    """Of `products` matrix products of N x N x D for each head, a multiplication and an addition each."""
+    """The FLOPs of `products` matrix products of N x N x D for each head, multiplications and additions."""
 
     def formula(*shapes: Any, out_shape: Any = None) -> int:
         batch, length, heads, features = shapes[0]
@@ -146,7 +146,7 @@ def _unpacked(operands: Sequence[Tensor]) -> Sequence[Tensor]:
 
 
 class _Gradient(Function):
-    """The backward op, whose own derivative is the reference's."""
+    """The backward op. Its own derivative is computed by the reference."""
 
     @staticmethod
     def forward(
@@ -215,7 +215,7 @@ def attention(
         query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale
     )
     if reasons:
-        report_fallback("deit_kernels.attention", reasons[0], expected=query.is_cpu)
+        report_fallback("deit_kernels.attention", reasons[0], query.is_cpu)
         return _sdpa(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     tokens_first = (_autocast(tensor).transpose(1, 2) for tensor in (query, key, value))
     return _Attention.apply(*tokens_first, query.shape[-1] ** -0.5 if scale is None else float(scale))[0].transpose(
@@ -245,7 +245,7 @@ def attention_qkvpacked(qkv: Tensor, *, scale: float | None = None) -> Tensor:
     _check_scale(scale)
     reasons = kernel_unavailable_reasons(qkv.device) or attention_unsupported_reasons(qkv, scale=scale)
     if reasons:
-        report_fallback("deit_kernels.attention_qkvpacked", reasons[0], expected=qkv.is_cpu)
+        report_fallback("deit_kernels.attention_qkvpacked", reasons[0], qkv.is_cpu)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         return _sdpa(query, key, value, scale=scale).transpose(1, 2).contiguous()
     return _Attention.apply(_autocast(qkv), qkv.shape[-1] ** -0.5 if scale is None else float(scale))[0]

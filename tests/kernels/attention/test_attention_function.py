@@ -213,10 +213,12 @@ def test_the_fallback_compiles_to_one_graph(dynamic: bool) -> None:
 def test_a_reason_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     dispatch.report_fallback.cache_clear()
     with caplog.at_level(logging.INFO, logger="deit_kernels"):
-        for _ in range(3):
-            attention_qkvpacked(torch.randn(1, 5, 3, 2, 8))
+        for scale in (None, None, 0.3):  # without a scale a short way leads to SDPA
+            attention_qkvpacked(torch.randn(1, 5, 3, 2, 8), scale=scale)
+            attention(*torch.randn(3, 1, 2, 5, 8), scale=scale)
     assert [record.getMessage() for record in caplog.records] == [
-        "deit_kernels.attention_qkvpacked runs plain PyTorch: the tensors are on the CPU"
+        f"deit_kernels.{name} runs plain PyTorch: the tensors are on the CPU"
+        for name in ("attention_qkvpacked", "attention")
     ]
 
 

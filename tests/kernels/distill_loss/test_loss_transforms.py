@@ -76,7 +76,7 @@ def assert_close(got: Tensor, expected: Tensor, **tolerance: float) -> None:
 
 
 def plain_gradient(function):
-    """Of autograd, without torch.func."""
+    """The double backward by autograd, without torch.func."""
 
     def gradient(x: Tensor, *rest: object) -> Tensor:
         leaf = x.detach().requires_grad_()
