@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -28,9 +27,8 @@ import timm
 import torch
 import tyro
 from torch import Tensor, nn
+from torch.distributed._tools.mem_tracker import MemTracker, _MemRefType
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure.device_timing import CLOCK, DEVICE, ON_CARD, prepare
@@ -120,38 +118,10 @@ def memory_of(call: Callable[[], object]) -> int:
         call()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated()
-    with _Alive() as alive:
+    tracker = MemTracker()
+    with tracker:
         call()
-    return alive.peak
-
-
-class _Alive(TorchDispatchMode):
-    """Adds up the storages that ops make, and takes them off when they are freed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {storage.data_ptr() for storage in _storages((args, kwargs))}
-        result = func(*args, **(kwargs or {}))
-        for storage in _storages(result):
-            address = storage.data_ptr()
-            if address not in self._known and address not in given:  # a view of a weight is not made here
-                self._known.add(address)
-                self.now += storage.nbytes()
-                weakref.finalize(storage, self._freed, address, storage.nbytes())
-        self.peak = max(self.peak, self.now)
-        return result
-
-    def _freed(self, address: int, size: int) -> None:
-        self._known.discard(address)
-        self.now -= size
-
-
-def _storages(values: Any) -> list[torch.UntypedStorage]:
-    return [value.untyped_storage() for value in tree_leaves(values) if isinstance(value, Tensor)]
+    return tracker.get_tracker_snapshot("peak")[DEVICE][_MemRefType.ACT]
 
 
 def tradeoff(settings: Settings, arguments: Sequence[str] = ()) -> dict[str, Any]:
