@@ -11,8 +11,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from deit_fast.picture import picture
-
 
 class Row(NamedTuple):
     """One comparison.
@@ -97,7 +95,9 @@ def text_table(rows: list[Row]) -> str:
 
 
 def draw(rows: list[Row], path: str | Path, title: str) -> None:
-    """A bar for every row with a peer: our rate over that of the best peer."""
+    """A bar for every row with a peer: our rate over the best peer's."""
+    from deit_fast.picture import picture  # needs more than a machine with a card need have
+
     with_peers = [row for row in rows if row.ratios]
     groups = sorted({row.group for row in with_peers})
     with picture(Path(path), figsize=(9, 1.2 + 0.24 * len(with_peers))) as (_, axes):
