@@ -23,7 +23,6 @@ from torch import Tensor
 from deit_kernels.augment import AugmentPlan, ImageBatch, Policy, sample_plan
 from deit_kernels.augment.plan import ratio_limit
 
-from . import jpeg_part
 from .decode import BadImage, Part
 from .device import (
     CpuAugment,
@@ -137,29 +136,22 @@ class BatchBuilder:
         """Begin to decode the images of a step, RUN of them a task."""
         distinct, image_of_row = np.unique(rows.sample, return_inverse=True)
         arena = Arena(self.augment.pixels, self._expected)
-        decoding = []
-        if not isinstance(self._dataset, InMemory):
-            read = partial(self._read, self._crops(rows, image_of_row), arena)
-            numbered = list(enumerate(distinct.tolist()))
-            decoding = [submit(read, numbered[first : first + RUN]) for first in range(0, len(numbered), RUN)]
-        return Started(step, rows, distinct, image_of_row, arena, decoding)
-
-    def _crops(self, rows: Samples, image_of_row: NDArray[np.int64]) -> RandomCrops | None:
-        """The random crops of the rows, if part of a JPEG file can be decoded."""
-        if self._policy.crop != "random_resized" or jpeg_part.missing:
-            return None
         counters = np.stack(np.broadcast_arrays(rows.epoch, rows.sample, rows.copy), axis=-1)
-        return RandomCrops(self._policy.numbers(self._data_seed), counters, image_of_row)
+        crops = RandomCrops(self._policy.numbers(self._data_seed), counters, image_of_row)
+        cropped = self._policy.crop == "random_resized"
 
-    def _read(self, crops: RandomCrops | None, arena: Arena, run: list[tuple[int, int]]) -> list[ReadImage]:
-        """Read and decode images of a batch: (number in the batch, number in the data set)."""
-        return [
-            read_image(
-                self._dataset, index, wanted=partial(crops.box, image) if crops else None, reserve=arena.reserve,
-                exif_orientation=self._options.exif_orientation, ratio_limit=self._ratio_limit,
-            )
-            for image, index in run
-        ]  # fmt: skip
+        def read(first: int) -> list[ReadImage]:
+            return [
+                read_image(
+                    self._dataset, index, wanted=partial(crops.box, image) if cropped else None, reserve=arena.reserve,
+                    exif_orientation=self._options.exif_orientation, ratio_limit=self._ratio_limit,
+                )
+                for image, index in enumerate(distinct[first : first + RUN].tolist(), first)
+            ]  # fmt: skip
+
+        in_memory = isinstance(self._dataset, InMemory)
+        decoding = [] if in_memory else [submit(read, first) for first in range(0, len(distinct), RUN)]
+        return Started(step, rows, distinct, image_of_row, arena, decoding)
 
     def finish(self, started: Started, executor: Executor) -> Built:
         """The batch; on a CPU, `executor` augments.

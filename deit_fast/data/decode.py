@@ -126,26 +126,16 @@ def decode_wanted(
 
     BadImage as from `decode`, as far as the box shows it.
     """
-    part = None
-    if wanted is not None and not (exif_orientation and _orientation(data) in TURNED):
-        part = _decode_jpeg_part(data, wanted, reserve)
-    return part or Part.whole(decode(data, exif_orientation=exif_orientation, reserve=reserve))
-
-
-def _decode_jpeg_part(data: bytes, wanted: Wanted, reserve: Reserve) -> Part | None:
-    """The wanted part of a sound JPEG file; None for any other file, and if all of it is as fast."""
-    if not (data.startswith(START_OF_IMAGE) and data.endswith(END_OF_IMAGE)):
-        return None
-    size = _jpeg_size(data, MAX_PIXELS)
-    if size is None:
-        return None
-    height, width = size
-    box = wanted(height, width)
-    if box is None or box.height * box.width > LARGE_PART * height * width:
-        return None
-    box = decodable(box, width)
-    pixels = reserve(box.height, box.width)
-    return Part(pixels, box.top, box.left, height, width) if decode_part(data, box, pixels) else None
+    whole_jpeg = data.startswith(START_OF_IMAGE) and data.endswith(END_OF_IMAGE)
+    turned = whole_jpeg and exif_orientation and _orientation(data) in TURNED
+    if wanted is not None and whole_jpeg and not turned and (size := _jpeg_size(data, MAX_PIXELS)):
+        box = wanted(*size)
+        if box is not None and box.height * box.width <= LARGE_PART * size[0] * size[1]:
+            box = decodable(box, size[1])
+            pixels = reserve(box.height, box.width)
+            if decode_part(data, box, pixels):
+                return Part(pixels, box.top, box.left, *size)
+    return Part.whole(decode(data, exif_orientation=exif_orientation, reserve=reserve))
 
 
 def copied(pixels: NDArray[np.uint8], reserve: Reserve) -> NDArray[np.uint8]:

@@ -28,9 +28,7 @@ class Mixing:
     """How the batches of one rank are mixed."""
 
     policy: Policy
-    data_seed: int
-    rows: int  # b, of this rank
-    start: int  # position of its first row, as `sample_mix` counts them
+    share: Share
     group: int  # g, rows that mix among themselves
     mirrored: bool  # row i of a group is mixed with row g − 1 − i, else with row (i + g/2) mod g
 
@@ -53,7 +51,7 @@ class Mixing:
             if mirrored:
                 why = f"pairs a process's rows from both ends, so each of {world_size} needs an even number, not {rows}"
             raise ValueError(f"mixing {why}: type --batch-size {sizes}")
-        return cls(policy, share.data_seed, rows, share.rank * rows, group, mirrored)
+        return cls(policy, share, group, mirrored)
 
     @property
     def decision(self) -> tuple[str, str]:
@@ -65,13 +63,12 @@ class Mixing:
 
     def plan(self, step: int) -> MixPlan:
         """The plan of a step, in host memory."""
-        plan = sample_mix(
-            self.policy, seed=self.data_seed, step=step, start=self.start, count=self.rows, group=self.group
-        )
+        seed, rows, start = self.share.data_seed, self.share.rows, self.share.rank * self.share.rows
+        plan = sample_mix(self.policy, seed=seed, step=step, start=start, count=rows, group=self.group)
         if not self.mirrored:
             return plan
-        table, row = plan.table, np.arange(self.rows)
-        table["partner"] = np.where(table["mode"] > 0, self.rows - 1 - row, row)
+        table, row = plan.table, np.arange(rows)
+        table["partner"] = np.where(table["mode"] > 0, rows - 1 - row, row)
         return plan._replace(partner_row=torch.from_numpy(table["partner"].astype(np.int64)))
 
 

@@ -77,26 +77,18 @@ def official_order(epoch: int, images: int) -> NDArray[np.int64]:
 class Share:
     """The rows of one rank in every global batch.
 
-    Args:
-        images: N, the size of the training set.
-        batch_size: B, over all ranks; the share is B / world_size rows.
-        repeats: R, augmented copies of every image.
-        order: "grouped" or "official", see the module.
-        data_seed: 64-bit seed of order, augmentation and mixing.
-        rank, world_size: this process's number, and how many processes there are.
-
     Raises:
         ValueError: a number outside its range, or a batch that is larger than the data set or does not divide among
             the ranks.
     """
 
-    images: int
-    batch_size: int
-    repeats: int = 1
-    order: Order = "grouped"
-    data_seed: int = 0
-    rank: int = 0
-    world_size: int = 1
+    images: int  # N, the size of the training set
+    batch_size: int  # B, over all ranks; the share is B / world_size rows
+    repeats: int = 1  # R, augmented copies of every image
+    order: Order = "grouped"  # or "official", see the module
+    data_seed: int = 0  # 64 bits, of order, augmentation and mixing
+    rank: int = 0  # this process's number
+    world_size: int = 1  # how many processes there are
 
     def __post_init__(self) -> None:
         batch_size, ranks = self.batch_size, self.world_size
@@ -157,12 +149,12 @@ class Share:
         position = np.array(self.positions)
         place = position + step_in_epoch * self.batch_size
         if self.order == "official":
-            # The official list is padded from its start to a multiple of the ranks; those rows are further copies.
-            round_, place = np.divmod(place, self.images * self.repeats)
-            sample = official_order(epoch, self.images)[place // self.repeats]
-            return Samples(epoch, sample, place % self.repeats + round_ * self.repeats, position)
-        sample = epoch_order(self.data_seed, epoch, self.images)[place // self.repeats]
-        return Samples(epoch, sample, place % self.repeats, position)
+            order = official_order(epoch, self.images)
+        else:
+            order = epoch_order(self.data_seed, epoch, self.images)
+        # The official list is padded from its start to a multiple of the ranks; those rows are further copies.
+        image, copy = np.divmod(place, self.repeats)
+        return Samples(epoch, order[image % self.images], copy + image // self.images * self.repeats, position)
 
 
 def mix_group(batch_size: int, repeats: int = 1) -> int:

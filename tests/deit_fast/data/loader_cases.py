@@ -25,12 +25,16 @@ def train_loader(dataset, **changes) -> TrainLoader:
     return loader_of(dataset, POLICY, **settings | changes)
 
 
+def columns(batch) -> list[torch.Tensor]:
+    target = [batch.target] if isinstance(batch.target, torch.Tensor) else batch.target
+    return [batch.images, batch.labels, batch.samples, batch.positions, *target]
+
+
 def assert_equal(left, right):
     assert len(left) == len(right)
     for a, b in zip(left, right, strict=True):
         assert a.step == b.step
-        for field in ("images", "labels", "samples", "positions"):
-            assert torch.equal(getattr(a, field), getattr(b, field)), field
+        assert all(torch.equal(one, other) for one, other in zip(columns(a), columns(b), strict=True))
 
 
 def our_threads() -> list[str]:

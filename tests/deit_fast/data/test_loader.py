@@ -75,13 +75,12 @@ def test_files_of_a_folder_become_batches(image_folder):
 # What a batch does not depend on
 
 
-@pytest.mark.parametrize("threads", [1, 2, 5])
-@pytest.mark.parametrize("prefetch", [1, 4])
+@pytest.mark.parametrize(("threads", "prefetch"), [(1, 4), (2, 1), (5, 4), (5, 1)])
 def test_threads_and_prefetch_change_no_bit(dataset, threads, prefetch):
     assert_equal(list(train_loader(dataset, threads=threads, prefetch=prefetch)), list(train_loader(dataset)))
 
 
-@pytest.mark.parametrize("start_step", [1, 2, 3, 5])
+@pytest.mark.parametrize("start_step", [1, 2, 5])
 def test_starting_at_a_step_equals_skipping_to_it(dataset, start_step):
     assert_equal(list(train_loader(dataset, start_step=start_step)), list(train_loader(dataset))[start_step:])
 

@@ -4,7 +4,6 @@ import io
 import os
 import threading
 import time
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,24 +13,14 @@ from PIL import Image
 from deit_fast.data import IGNORE, EvalLoader, TrainLoader
 from deit_fast.data.order import Share
 from deit_kernels.augment import Policy
-from tests.deit_fast.data.loader_cases import loader_of
+from tests.deit_fast.data import loader_cases
+from tests.deit_fast.data.loader_cases import EVAL, assert_equal
 from tests.deit_fast.data.memory_dataset import MemoryDataset
-
-POLICY = replace(Policy.deit(16), mix=None)
-EVAL = Policy.eval(16)
 
 
 def train_loader(dataset, **changes) -> TrainLoader:
     """12 rows a step, 2 steps an epoch, 6 steps."""
-    settings = dict(data_seed=7, batch_size=12, total_steps=6, threads=2)
-    return loader_of(dataset, POLICY, **settings | changes)
-
-
-def assert_equal(left, right):
-    assert len(left) == len(right)
-    for a, b in zip(left, right, strict=True):
-        for field in ("images", "labels", "samples", "positions"):
-            assert torch.equal(getattr(a, field), getattr(b, field)), field
+    return loader_cases.train_loader(dataset, **dict(total_steps=6) | changes)
 
 
 # Any batch is addressable
@@ -202,28 +191,7 @@ def test_time_is_told_by_stage(dataset):
     assert str(seconds).startswith("read 0.")
 
 
-def test_the_hosts_share_of_a_gpus_batch_can_be_had_without_a_gpu(dataset):
-    for batch, whole in zip(train_loader(dataset, device=torch.device("meta")), train_loader(dataset), strict=True):
-        assert batch.images.is_meta
-        assert batch.images.shape == whole.images.shape
-        assert batch.images.dtype == whole.images.dtype
-        assert torch.equal(batch.samples, whole.samples)
-
-
 # On a card
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("in_memory", [False, True])
-@pytest.mark.parametrize("repeats", [1, 3])
-def test_a_gpu_gives_the_batches_of_the_cpu(dataset, in_memory, repeats):
-    dataset.files[4] = b""
-    settings = dict(repeats=repeats, in_memory=in_memory)
-    on_gpu = train_loader(dataset, device=torch.device("cuda"), **settings)
-    for batch, whole in zip(on_gpu, train_loader(dataset, **settings), strict=True):
-        assert batch.images.is_cuda
-        assert torch.equal(batch.images.cpu(), whole.images)
-        assert torch.equal(batch.labels.cpu(), whole.labels)
 
 
 @pytest.mark.gpu

@@ -11,10 +11,11 @@ from deit_fast.data.device import CpuAugment
 from deit_fast.data.mixing import Mixing, part_of, parts_of
 from deit_kernels import MixedTarget
 from deit_kernels.augment import Mix, Policy, sample_mix
-from tests.deit_fast.data.loader_cases import loader_of
+from tests.deit_fast.data.loader_cases import assert_equal, columns, loader_of
 from tests.deit_fast.data.memory_dataset import MemoryDataset
 
 POLICY = Policy.deit(16)
+UNMIXED = replace(POLICY, mix=None)
 CRUMBS = dict(layout="patches", patch=8, dtype=torch.bfloat16)
 
 
@@ -29,22 +30,11 @@ def dataset() -> MemoryDataset:
     return MemoryDataset(100)
 
 
-def columns(batch) -> list[torch.Tensor]:
-    return [batch.images, batch.labels, batch.samples, batch.positions, *batch.target]
-
-
-def assert_equal(left, right):
-    assert len(left) == len(right)
-    for a, b in zip(left, right, strict=True):
-        assert a.step == b.step
-        assert all(torch.equal(one, other) for one, other in zip(columns(a), columns(b), strict=True))
-
-
 # What a mixed batch is
 
 
 def test_pairs_of_images_are_mixed_as_the_plan_says_and_the_target_follows(dataset):
-    plain = train_loader(dataset, replace(POLICY, mix=None))
+    plain = train_loader(dataset, UNMIXED)
     kinds = set()
     for batch, alone in zip(train_loader(dataset), plain, strict=True):
         mix = sample_mix(POLICY, seed=7, step=batch.step, start=0, count=24, group=2)
@@ -69,7 +59,7 @@ def test_pairs_of_images_are_mixed_as_the_plan_says_and_the_target_follows(datas
 
 def test_without_mixing_the_target_is_the_labels_in_training_and_always_in_evaluation(dataset):
     for batch in (
-        next(iter(train_loader(dataset, replace(POLICY, mix=None)))),
+        next(iter(train_loader(dataset, UNMIXED))),
         next(iter(EvalLoader(dataset, replace(Policy.eval(16), mix=Mix()), batch_size=24))),
     ):
         assert batch.target is batch.labels
@@ -84,8 +74,9 @@ def test_no_image_is_mixed_with_its_own_copy(dataset):
 # What it does not depend on
 
 
-@pytest.mark.parametrize("settings", [dict(), dict(repeats=3), dict(order="official"), CRUMBS])
-@pytest.mark.parametrize("threads", [1, 3, 5])
+@pytest.mark.parametrize(
+    ("threads", "settings"), [(1, dict()), (3, dict(repeats=3)), (5, dict(order="official")), (3, CRUMBS)]
+)
 def test_threads_change_no_bit(dataset, threads, settings):
     assert_equal(list(train_loader(dataset, threads=threads, **settings)), list(train_loader(dataset, **settings)))
 
@@ -126,7 +117,7 @@ def test_the_official_order_mixes_a_rank_with_its_mirror_image_and_one_draw(data
     lams = set()
     for rank in range(world_size):
         settings = dict(order="official", rank=rank, world_size=world_size)
-        plain = train_loader(dataset, replace(POLICY, mix=None), **settings)
+        plain = train_loader(dataset, UNMIXED, **settings)
         for batch, alone in zip(train_loader(dataset, **settings), plain, strict=True):
             lam = batch.target.lam.unique()
             assert len(lam) == 1
@@ -195,14 +186,17 @@ def test_a_step_in_which_every_pair_lost_an_image_stops_the_training():
 # On a card, or on the host for one
 
 
-def test_the_hosts_share_has_the_target_of_a_gpus_batch(dataset):
-    for batch, whole in zip(train_loader(dataset, device=torch.device("meta")), train_loader(dataset), strict=True):
-        for ours, real in zip(batch.target, whole.target, strict=True):
+@pytest.mark.parametrize("policy", [POLICY, UNMIXED])
+def test_the_hosts_share_of_a_gpus_batch_can_be_had_without_a_gpu(dataset, policy):
+    on_host = train_loader(dataset, policy, device=torch.device("meta"))
+    for batch, whole in zip(on_host, train_loader(dataset, policy), strict=True):
+        assert torch.equal(batch.samples, whole.samples)
+        for ours, real in zip([batch.images, *columns(batch)[4:]], [whole.images, *columns(whole)[4:]], strict=True):
             assert ours.is_meta
             assert (ours.shape, ours.dtype) == (real.shape, real.dtype)
 
 
-@pytest.mark.parametrize(("policy", "rows"), [(POLICY, 24), (replace(POLICY, mix=None), 15)])
+@pytest.mark.parametrize(("policy", "rows"), [(POLICY, 24), (UNMIXED, 15)])
 def test_what_is_sent_to_a_device_comes_apart_as_it_was_put_together(dataset, policy, rows, monkeypatch):
     """CudaAugment's packing, without a card: one block of bytes, copied, and read back."""
     seen, augment = [], CpuAugment.__call__
@@ -224,11 +218,22 @@ def test_what_is_sent_to_a_device_comes_apart_as_it_was_put_together(dataset, po
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("settings", [dict(), dict(repeats=3), dict(order="official"), dict(in_memory=True)])
-def test_a_gpu_gives_the_batches_of_the_cpu(dataset, settings):
+@pytest.mark.parametrize(
+    ("policy", "settings"),
+    [
+        (POLICY, dict()),
+        (POLICY, dict(repeats=3)),
+        (POLICY, dict(order="official")),
+        (POLICY, dict(in_memory=True)),
+        (UNMIXED, dict()),
+        (UNMIXED, dict(repeats=3, in_memory=True)),
+    ],
+)
+def test_a_gpu_gives_the_batches_of_the_cpu(dataset, policy, settings):
     dataset.files[4] = b""
-    on_gpu = train_loader(dataset, device=torch.device("cuda"), **settings)
-    for batch, whole in zip(on_gpu, train_loader(dataset, **settings), strict=True):
+    on_gpu = train_loader(dataset, policy, device=torch.device("cuda"), **settings)
+    for batch, whole in zip(on_gpu, train_loader(dataset, policy, **settings), strict=True):
+        assert batch.images.is_cuda
         for ours, real in zip(columns(batch), columns(whole), strict=True):
             assert torch.equal(ours.cpu(), real)
 
