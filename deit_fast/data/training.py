@@ -83,7 +83,7 @@ class Loaders:
     policy: Policy  # of training images
     preprocessing: Preprocessing  # of validation images
     mixing: Mixing | None  # of training batches
-    options: dict[str, Any]  # of `loader.Options`
+    options: dict[str, Any]  # of `device.Options`
 
     def training(self, steps: range, **options: Any) -> TrainLoader:
         """Batches of these steps; `options` replace those of the configuration."""
