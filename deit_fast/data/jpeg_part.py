@@ -37,8 +37,12 @@ class Box(NamedTuple):
     width: int
 
 
-def _load() -> tuple[tuple[Callable[..., bool], Callable[..., bool]] | None, str]:
-    """(random_box, decode_jpeg_part) of the binary, or None and what is missing."""
+class _Library(NamedTuple):
+    random_box: Callable[..., bool]
+    decode_jpeg_part: Callable[..., bool]
+
+
+def _load() -> tuple[_Library | None, str]:
     hint = "to build it, type: pip install -e .  (needs a C++20 compiler and libjpeg-turbo's jpeglib.h)"
     found = sorted(Path(__file__).parent.glob("_jpeg_part.*so"))
     if not found:
@@ -55,7 +59,7 @@ def _load() -> tuple[tuple[Callable[..., bool], Callable[..., bool]] | None, str
         random_box.restype = decode_jpeg_part.restype = ctypes.c_bool
     except (OSError, AttributeError) as error:
         return None, f"{found[0].name} does not load ({error}); {hint}"
-    return (random_box, decode_jpeg_part), ""
+    return _Library(random_box, decode_jpeg_part), ""
 
 
 _library, missing = _load()
@@ -83,7 +87,7 @@ class RandomCrops:
         first, end, box = self._ends[image - 1] if image else 0, self._ends[image], _Four()
         numbers, counters = self._addresses
         place = counters + first * self._counters.strides[0]
-        known = _library[0](numbers, self._numbers.nbytes, place, end - first, height, width, box)
+        known = _library.random_box(numbers, self._numbers.nbytes, place, end - first, height, width, box)
         return Box(*box) if known else None
 
 
@@ -105,4 +109,4 @@ def decode_part(data: bytes, box: Box, pixels: NDArray[np.uint8]) -> bool:
     """
     if _library is None:
         return False
-    return _library[1](data, len(data), _Four(*box), pixels.ctypes.data)
+    return _library.decode_jpeg_part(data, len(data), _Four(*box), pixels.ctypes.data)
