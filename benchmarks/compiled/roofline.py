@@ -21,7 +21,7 @@ import math
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import timm
 import torch
@@ -267,7 +267,7 @@ def summary(machine: Machine) -> list[str]:
     return table(f"{header}|images/s a card, live teacher", rows)
 
 
-CHANGES: tuple[tuple[str, dict[str, object], str], ...] = (
+CHANGES: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("GELU and its backward in the products' epilogues", {"gelu_in_products": True}, "`--compile-mode`, untried"),
     ("bfloat16 between the blocks", {"residual": "bf16"}, "`--precision bf16-residual`"),
     ("bias gradients of proj and fc2 in LN's backward", {"biases_in_norms": True}, "on paper"),
