@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -21,6 +22,8 @@ from .meter import Meter
 from .prepare import Prepared, prepare
 from .profiling import profiled
 from .record import Record, name_bad_images
+
+_WARM_UP_STEPS = 3  # then all that lives as long as the run exists, and the garbage collector need not look at it
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ def _loop(
     with ExitStack() as stack:  # left in the reverse order: the signals first, the record last
         record = stack.enter_context(Record(run, prepared, meter, reporter))
         advance = stack.enter_context(reporter.progress(config.recipe, start.step, total_steps))
-        stack.enter_context(step.steady())
+        stack.callback(gc.unfreeze)
         stack.enter_context(prepared.teacher or nullcontext())
         traced = profiled(run / "profile", batches, ranks, reporter)
         step_done = stack.enter_context(traced if config.run.profile else nullcontext(lambda: None))
@@ -131,6 +134,8 @@ def _loop(
             lr = prepared.schedule(batch.step)
             meter.add(step(batch, lr))
             step_done()
+            if batch.step == start.step + _WARM_UP_STEPS:
+                gc.freeze()  # without a collection before it, which hung with compiled models among ranks (torch 2.14)
             done, stop = batch.step + 1, preemption.asked(batch.step + 1)
             log, save, evaluate = due(config.run, done, epoch_steps, total_steps)
             if log:

@@ -261,11 +261,10 @@ def test_a_steady_step_never_waits_for_the_device(changes: dict, mixed: bool, mi
     batches = Waits()
     meter = Meter(step.clock, batches, ALONE, batch_size=ROWS, total_steps=9, taught=True)
     batches.labelled = ROWS
-    with step.steady():
-        for number in range(4):
-            meter.add(step(batch(number, mixed), 0.01))
-        with NoWaiting():
-            meter.add(step(batch(4, mixed), 0.02))
+    for number in range(4):
+        meter.add(step(batch(number, mixed), 0.01))
+    with NoWaiting():
+        meter.add(step(batch(4, mixed), 0.02))
     assert meter.row(5, 0.5, 0.02)["loss"] > 0
 
 
@@ -300,14 +299,13 @@ def test_on_a_card_a_steady_step_never_waits(compiled: str) -> None:
     batches = [batch(number) for number in range(6)]
     batches = [each._replace(images=each.images.to(device), labels=each.labels.to(device)) for each in batches]
     batches = [each._replace(target=each.labels) for each in batches]
-    with step.steady():
-        for each in batches[:5]:
-            step(each, 0.01)
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            step(batches[5], 0.02)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+    for each in batches[:5]:
+        step(each, 0.01)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(batches[5], 0.02)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_the_guard_sees_what_waits() -> None:
