@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ def _run(config: Config, ranks: Ranks, heartbeat: Heartbeat, preemption: Preempt
             ranks.on_main(lambda: folder.refuse_a_second(run, lock))
         prepared = prepare(config, run, ranks, reporter, train_first)
         if config.run.dry_run:
-            return Summary(run, {"plan": asdict(dry_run.make_plan(run, prepared, reporter))})
+            return Summary(run, {"plan": dry_run.make_plan(run, prepared, reporter)})
         ranks.on_main(lambda: folder.begin(config, run, prepared.data.identity, lock))
         ranks.main_first(lambda: folder.wait_for(run))
         ranks.training_begins()
