@@ -15,7 +15,7 @@ from ..ranks.group import Ranks, join
 from ..ranks.heartbeat import Heartbeat
 from ..ranks.preemption import Preempted, Preemption
 from ..run import checkpoint, folder, report
-from ..run.metrics import TensorBoard
+from ..run.metrics import no_tensorboard
 from ..scores import Scores
 from . import dry_run
 from .meter import Meter
@@ -81,7 +81,7 @@ def _run(config: Config, ranks: Ranks, heartbeat: Heartbeat, preemption: Preempt
         ranks.main_first(lambda: folder.wait_for(run))
         ranks.training_begins()
         heartbeat.begin(run / "logs")
-        reporter.decide("tensorboard", "off" if TensorBoard.missing() else run / "tensorboard", TensorBoard.missing())
+        reporter.decide("tensorboard", "off" if no_tensorboard() else run / "tensorboard", no_tensorboard())
         result = _loop(run, prepared, reporter, heartbeat, preemption)
     return Summary(run, result, (*before, run) if ranks.main else ())
 
@@ -173,18 +173,9 @@ def _conclude(
         write_json(run / "summary.json", result)
         reporter.say(f"trained in {record.seconds:.0f} s")
     _show(run, prepared.config, result, prepared.ranks, reporter)
-    _measure_headroom(prepared, record, reporter)
+    record.measure_headroom()
     prepared.ranks.wait()
     return result
-
-
-def _measure_headroom(prepared: Prepared, record: Record, reporter: report.Reporter) -> None:
-    """What report.html will say of the run's speed; a failure is a sentence, since the run is finished."""
-    if prepared.config.run.report and prepared.ranks.main:
-        try:
-            record.conclude(dry_run.headroom(prepared, record.seconds, record.speed()))
-        except Exception as error:
-            reporter.say(f"the report lacks what the run's speed could be ({type(error).__name__}: {error})")
 
 
 def _show(run: Path, config: Config, result: dict[str, Any], ranks: Ranks, reporter: report.Reporter) -> None:
