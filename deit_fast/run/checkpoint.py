@@ -83,9 +83,10 @@ def save(
     write_folder(folder, fill, replace=True)  # also of a step that is trained again, after one was passed over
     write_file(folder.parent / "newest", lambda temporary: temporary.write_text(folder.name + "\n"))
     steps = _steps(run)
-    again = [other for other in steps if other.name > folder.name]  # of steps that will be trained again
-    for other in again + [other for other in steps if other not in again][:-keep]:
-        _remove(other)
+    kept = [other for other in steps if other.name <= folder.name][-keep:]  # later steps will be trained again
+    for other in steps:
+        if other not in kept:
+            _remove(other)
     _clear_away(folder.parent)
     return folder
 
@@ -122,17 +123,15 @@ def newest(run: Path) -> Path | None:
         ValueError: there are checkpoints, but none is whole, or one is of another version of deit_fast.
         PermissionError: one may not be read; it may be whole.
     """
-    pointer, folders = run / "checkpoints" / "newest", _steps(run)
+    pointer, folders = run / "checkpoints" / "newest", _steps(run)[::-1]
     if not pointer.is_file() and not folders:
         return None
-    candidates = folders[::-1]  # the last, after a crash before the pointer was first written
-    if pointer.is_file():
+    if pointer.is_file():  # it is not, after a crash before it was first written
         name = pointer.read_text(errors="replace").strip()
-        pointed = [folder for folder in folders if folder.name == name]
-        if not pointed:
+        if all(folder.name != name for folder in folders):
             logger.warning(f"{pointer} names {name[:40]!r}, which is not there")
-        candidates = pointed + [folder for folder in candidates if folder not in pointed]
-    for folder in candidates:
+        folders.sort(key=lambda folder: folder.name != name)  # the others stay in their order
+    for folder in folders:
         reason = damage(folder)
         if reason is None:
             return folder

@@ -33,7 +33,7 @@ from ..teacher.labels import TeacherLabels, teacher_labels
 from ..teacher.load import recipe_config
 from ..weights.build import Frozen, normalisation
 from ..weights.trained import classifier
-from .meter import peak_speed
+from .meter import peak_flops, training_flops
 from .optimizer import learning_rates
 from .precision import autocast, precision
 from .step import TrainingStep
@@ -80,10 +80,16 @@ class Prepared:
         return scores["student"], scores.get("ema")
 
     def peak_speed(self) -> float | None:
-        """See `meter.peak_speed`."""
+        """Images/s if all GPUs computed at their peak rate.
+
+        None where that or the model's FLOPs are unknown, or where the run does not use the GPUs' 16-bit rate.
+        """
+        if self.ranks.device.type != "cuda" or not isinstance(self.autocast, torch.autocast):
+            return None
         engine = self.teacher.engine if self.teacher else None
-        teacher = engine.module if engine else None
-        return peak_speed(self.step.model, teacher, self.data.config.image_size, self.ranks, self.autocast)
+        peak = peak_flops(torch.cuda.get_device_name(self.ranks.device))
+        flops = training_flops(self.step.model, engine.module if engine else None, self.data.config.image_size)
+        return peak * self.ranks.world_size / flops if peak and flops else None
 
     def evaluate_teacher(self) -> dict[str, float] | None:
         """The teacher's scores; None without a teacher, or if it is not loaded and its cache has none."""

@@ -49,7 +49,7 @@ class TrainingStep:
             OfOneRank: of several ranks this one ran out of memory, in a later step than its first.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_scale", 1.0)
+            group["lr"] = lr * group["lr_scale"]
         # Labelled rows of the global batch ÷ world size: dividing each rank's sum by it makes DDP's mean the global
         # mean, also where one rank has more unreadable images than another.
         counted = self._ranks.begin_total((batch.labels != IGNORE).sum().float())
