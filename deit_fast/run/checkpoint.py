@@ -117,7 +117,7 @@ def _steps(run: Path) -> list[Path]:
 def newest(run: Path) -> Path | None:
     """The newest checkpoint whose files are all whole; None if none was ever written.
 
-    Tried are the one that the file `newest` names, then the others by step; each damaged one is a warning.
+    The one that the file `newest` names comes first, then the others by step; each damaged checkpoint is a warning.
 
     Raises:
         ValueError: there are checkpoints, but none is whole, or one is of another version of deit_fast.
@@ -165,16 +165,18 @@ def damage(folder: Path) -> str | None:
     if digest != _digest(state) or not isinstance(files, dict):
         return "its state.json has changed since it was written"
 
-    def damage_of(name: str) -> str | None:
-        try:
-            return None if sha256_of(folder / name) == files[name] else f"{name} has changed since it was written"
-        except PermissionError:
-            raise
-        except OSError as error:
-            return f"{name} cannot be read ({error.strerror})"
-
+    paths = [folder / name for name in files]
     with ThreadPoolExecutor() as pool:  # hashing is two thirds of a resume's work, and needs no interpreter lock
-        return next(filter(None, pool.map(damage_of, files)), None)
+        return next(filter(None, pool.map(_damage_of, paths, files.values())), None)
+
+
+def _damage_of(file: Path, digest: str) -> str | None:
+    try:
+        return None if sha256_of(file) == digest else f"{file.name} has changed since it was written"
+    except PermissionError:
+        raise
+    except OSError as error:
+        return f"{file.name} cannot be read ({error.strerror})"
 
 
 def load(folder: Path, model: nn.Module, ema: nn.Module | None, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -213,13 +215,12 @@ def best(run: Path) -> tuple[Path, dict[str, Any]] | None:
     try:
         content = read_json(pointer)
         file = pointer.parent / Path(content["file"]).name
-        if content["format"] == FORMAT and sha256_of(file) == content["sha256"]:
-            return file, content
-        reason = "its file has changed since it was written"
-    except PermissionError:
-        raise
-    except (ValueError, KeyError, TypeError, OSError) as error:
+        another = None if content["format"] == FORMAT else "it was written by another version of deit_fast"
+        reason = another or _damage_of(file, content["sha256"])
+    except (ValueError, KeyError, TypeError) as error:
         reason = str(error)
+    if reason is None:
+        return file, content
     logger.warning(f"{pointer} is skipped: {reason}")
     return None
 
