@@ -5,7 +5,7 @@
 # make chaos   setup, then kills, signals, bad numbers and full disks by the dozen, and 20 000 damaged files: hours
 # make same-bits  setup, then the working tree trains to the bytes of AGAINST, a commit (default HEAD): three minutes
 # make bench   setup, then every comparison with peers at sizes for this machine: a table, a results file, a picture
-# make wheel   setup, then dist/deit_kernels-*.whl, the ops alone, and dist/deit_fast-*.whl, which needs it
+# make wheel   tools, then dist/deit_kernels-*.whl, the ops alone, and dist/deit_fast-*.whl, which needs it
 # make rooms   draw the floors of deit_fast/ anew, as docs/rooms.svg, from what its files import
 
 SHELL := /bin/bash
@@ -25,12 +25,13 @@ STAMP := .venv/setup.stamp
 PINS := constraints.txt
 endif
 
+TOOLS := $(STAMP:setup.stamp=tools.stamp)
 SOURCES := pyproject.toml kernels/pyproject.toml constraints.txt setup.py kernels/setup.py $(shell find csrc -type f)
 PYTEST := $(PY) -m pytest -n 2 --dist worksteal --durations 20
 ARGS ?=
 AGAINST ?= HEAD
 
-.PHONY: setup train test test-all chaos same-bits bench wheel lint clean
+.PHONY: setup tools train test test-all chaos same-bits bench wheel lint clean
 
 setup: $(STAMP)
 
@@ -41,9 +42,15 @@ build/constraints.txt: constraints.txt
 	mkdir -p build
 	grep -vE '^(torch|torchvision|triton|numpy)==' constraints.txt > $@
 
-$(STAMP): $(SOURCES) $(PINS) $(if $(filter yes,$(ACTIVE)),,.venv/bin/python)
-	$(PY) -m pip install -q -c $(PINS) setuptools wheel ninja
+# What compiles the packages, without what they need to run.
+tools: $(TOOLS)
+
+$(TOOLS): $(PINS) $(if $(filter yes,$(ACTIVE)),,.venv/bin/python)
+	$(PY) -m pip install -q -c $(PINS) setuptools wheel ninja auditwheel
 	$(if $(filter yes,$(ACTIVE)),,$(PY) -m pip install -q -c $(PINS) torch torchvision)
+	@mkdir -p $(@D) && touch $@
+
+$(STAMP): $(SOURCES) $(TOOLS)
 	$(PY) -m pip install -q -c $(PINS) --no-build-isolation -e ./kernels -e '.[test]'
 	@mkdir -p $(@D) && touch $@
 
@@ -71,7 +78,7 @@ bench: setup
 	$(PY) -m pip install -q -c $(PINS) --no-build-isolation -e ./kernels -e '.[test,bench]'
 	$(PY) -m benchmarks $(ARGS)
 
-wheel: setup
+wheel: tools
 	rm -rf build/wheel build/lib* kernels/build
 	$(PY) -m pip wheel -q --no-deps --no-build-isolation -w build/wheel ./kernels .
 	$(PY) -m auditwheel repair --patcher none --exclude 'libtorch_*.so' --exclude 'libcudart.so.*' \

@@ -86,6 +86,14 @@ def run_page(name: str) -> None:
                     execute(command, mark)
 
 
+@pytest.mark.parametrize("name", PAGES)
+def test_commands_within_the_text_parse(name: str) -> None:
+    for line in re.findall(r"`deit-fast ([a-z]+ [^`…]+)`", (DOCS / name).read_text()):
+        command_name, *arguments = shlex.split(line)
+        if (command_name, len(arguments)) != ("data", 1):  # `deit-fast data pack` is a name
+            read(command_name, arguments)
+
+
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the images, in which the first page has been followed."""

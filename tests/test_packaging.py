@@ -74,13 +74,21 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("wheels")
     source = copied_sources(folder)
     compilers = handing_out(binaries("deit_kernels") | binaries("deit_fast"), str(torch.version.cuda), folder / "tools")
-    make = ["make", "-o", "setup", "wheel", f"PYTHON={sys.executable}"]
+    make = ["make", "-o", "tools", "wheel", f"PYTHON={sys.executable}"]
     for command in ([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], make):
         done = subprocess.run(command, cwd=source, env=compilers, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
     built = sorted((source / "dist").iterdir())
     assert len(built) == 2
     return {path.name.split("-")[0]: path for path in built}
+
+
+def test_make_wheel_installs_what_builds_and_nothing_else(tmp_path: Path) -> None:
+    copied = copied_sources(tmp_path)
+    steps = subprocess.run(["make", "-n", "wheel"], cwd=copied, check=True, capture_output=True, text=True).stdout
+    installed = [line for line in steps.splitlines() if "pip install" in line]
+    assert "auditwheel" in installed[0]
+    assert not re.search(r"\btest\b|demo|mlxtend|-e ", " ".join(installed))
 
 
 def said_by(wheel: Path, file: str) -> Message:

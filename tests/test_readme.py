@@ -39,6 +39,11 @@ def test_make_targets_exist(page: str) -> None:
     assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in named)
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/quick-start.md", "docs/your-own-teacher.md"])
+def test_whoever_may_wait_for_hours_reads_of_the_dry_run(page: str) -> None:
+    assert "`--dry-run`" in (ROOT / page).read_text()
+
+
 def test_the_readme_is_short_and_its_map_shows_what_is_there() -> None:
     assert len(README.splitlines()) < 150
     (drawn,) = (code for language, code in BLOCKS if language == "")
