@@ -16,6 +16,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -85,7 +86,7 @@ def kernel_seconds(call: Callable[[], object]) -> dict[str, float]:
     return {event.key: event.self_device_time_total / 1e6 / CALLS for event in events}
 
 
-def report(kernels: Mapping[str, float], wall: float, augmented: Mapping[str, float]) -> dict[str, object]:
+def report(kernels: Mapping[str, float], wall: float, augmented: Mapping[str, float]) -> dict[str, Any]:
     """What the results file holds, in milliseconds.
 
     Args:
