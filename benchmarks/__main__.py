@@ -23,8 +23,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.compare.table import draw, read, rows_of
 from benchmarks.measure.machine import commit, kind, sources, versions
-from benchmarks.table import draw, read, rows_of
 
 FOLDER = Path(__file__).parent
 

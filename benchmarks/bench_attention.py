@@ -71,7 +71,7 @@ def ours(qkv: Tensor) -> Tensor:
 
 
 def sdpa(backend: SDPBackend, *inputs: Tensor) -> Tensor:
-    """Of qkv (B, N, 3, H, D) as timm's Attention writes it; or of q, k and v, each (B, N, H, D)."""
+    """SDPA of qkv (B, N, 3, H, D), as timm's Attention writes it, or of q, k and v, each (B, N, H, D)."""
     packed = len(inputs) == 1
     query, key, value = inputs[0].permute(2, 0, 3, 1, 4) if packed else (each.transpose(1, 2) for each in inputs)
     with sdpa_kernel(backend):
@@ -140,19 +140,14 @@ PACKAGES = {
     "flash_attn_3": ("flash_attn_interface", "flash_attn_3"),
     "xformers": ("xformers",),
 }
+BACKENDS = {
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+}
 PROVIDERS: dict[str, Attend] = {
     "ours": ours,
-    "sdpa_cudnn": functools.partial(sdpa, SDPBackend.CUDNN_ATTENTION),
-    "sdpa_flash": functools.partial(sdpa, SDPBackend.FLASH_ATTENTION),
-    "sdpa_efficient": functools.partial(sdpa, SDPBackend.EFFICIENT_ATTENTION),
-    **{
-        f"sdpa_{name}{UNSTACKED}": functools.partial(sdpa, backend)
-        for name, backend in (
-            ("cudnn", SDPBackend.CUDNN_ATTENTION),
-            ("flash", SDPBackend.FLASH_ATTENTION),
-            ("efficient", SDPBackend.EFFICIENT_ATTENTION),
-        )
-    },
+    **{f"sdpa_{name}{form}": functools.partial(sdpa, BACKENDS[name]) for form in ("", UNSTACKED) for name in BACKENDS},
     "sdpa_math": functools.partial(sdpa, SDPBackend.MATH),
     "flash_attn": flash_attn,
     "flash_attn_3": flash_attn_3,

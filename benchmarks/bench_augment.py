@@ -28,11 +28,12 @@ from PIL import Image
 from pytest_benchmark.fixture import BenchmarkFixture
 from sklearn.datasets import load_sample_images
 from torch import Tensor
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import v2
 
 from benchmarks.measure import interleaved
 from benchmarks.measure.device_timing import memory_limit
 from benchmarks.measure.interleaved import Limit
+from benchmarks.measure.peers import DEIT3_OF_TIMM, DEIT_OF_TIMM, PLAIN_OF_TIMM, torchvision_transform
 from deit_kernels import _extension
 from deit_kernels.augment import (
     OPS,
@@ -50,7 +51,6 @@ from deit_kernels.augment import (
 
 IMAGES, ROUNDS = 64, 9
 DEIT, DEIT3, PLAIN = Policy.deit(), Policy.deit3(), Policy.crop_and_flip()
-TIMM_STRING = "rand-m9-mstd0.5-inc1"
 NUMBERS = DEIT.mean, DEIT.std
 
 pytestmark = [
@@ -131,13 +131,8 @@ class Ours:
         return self.out
 
 
-PLAIN_OF_TIMM = {"color_jitter": None}
-DEIT_OF_TIMM = {"auto_augment": TIMM_STRING, "re_prob": 0.25, "re_mode": "pixel"}
-DEIT3_OF_TIMM = {"auto_augment": "3a", "color_jitter": 0.3}
-
-
 def timm_batch(photos: list[np.ndarray], recipe: dict[str, object], mix: bool = False) -> Contender:
-    transform = timm.data.create_transform(224, is_training=True, interpolation="bicubic", **recipe)
+    transform = timm.data.create_transform(224, is_training=True, **recipe)
     images = [Image.fromarray(photo) for photo in photos]
     mixup = timm.data.Mixup(0.8, 1.0, num_classes=1000)
     labels = torch.zeros(IMAGES, dtype=torch.int64)
@@ -157,15 +152,7 @@ def torchvision_three_augment(photos: list[np.ndarray]) -> Contender:
 def torchvision_batch(
     photos: list[np.ndarray], whole: bool, device: str = "cpu", ops: Sequence[Callable[[Tensor], Tensor]] = ()
 ) -> Contender:
-    stages = [
-        v2.RandomResizedCrop(224, interpolation=InterpolationMode.BICUBIC, antialias=True),
-        v2.RandomHorizontalFlip(),
-        v2.RandAugment(2, 9, interpolation=InterpolationMode.BILINEAR),  # it has no bicubic for tensors
-        v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(*NUMBERS),
-        v2.RandomErasing(0.25, value="random"),
-    ]
-    transform = v2.Compose(stages if whole else [*stages[:2], *ops, *stages[3:5]])
+    transform = torchvision_transform(DEIT, whole, ops)
     images = [torch.from_numpy(photo).permute(2, 0, 1).contiguous().to(device) for photo in photos]
     return lambda: torch.stack([transform(image) for image in images])
 

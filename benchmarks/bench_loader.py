@@ -48,9 +48,10 @@ from timm.data.distributed_sampler import RepeatAugSampler
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.io import ImageReadMode, decode_image
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import v2
 
 from benchmarks.measure.interleaved import Limit, record
+from benchmarks.measure.peers import DEIT_OF_TIMM, PLAIN_OF_TIMM, torchvision_transform
 from benchmarks.measure.photographs import HEIGHT, IMAGES, WIDTH
 from deit_fast.data import Share, TrainLoader
 from deit_fast.data.decode import decode, new_array
@@ -117,12 +118,11 @@ def timm_loader(
     root: Path, policy: Policy, repeats: int, workers: int, prefetcher: bool, device: str = "cpu"
 ) -> Contender:
     """timm's loader. On the device "meta" its prefetcher neither normalises nor erases, and nothing is mixed."""
-    recipe = {"auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.25, "re_mode": "pixel"}
     loader = create_loader(
-        ImageDataset(str(root)), 224, BATCH, is_training=True, interpolation="bicubic", num_workers=workers,
+        ImageDataset(str(root)), 224, BATCH, is_training=True, num_workers=workers,
         use_prefetcher=prefetcher, device=torch.device(device), distributed=repeats > 1,
         num_aug_repeats=repeats if repeats > 1 else 0, persistent_workers=workers > 0,
-        **(recipe if policy is DEIT else {"color_jitter": None}),
+        **(DEIT_OF_TIMM if policy is DEIT else PLAIN_OF_TIMM),
     )  # fmt: skip
     form = ", prefetcher" if prefetcher else ""
     mixup = Mixup(0.8, 1.0, label_smoothing=0.1, num_classes=1000)
@@ -131,16 +131,7 @@ def timm_loader(
 
 
 def torchvision_loader(root: Path, policy: Policy, repeats: int, workers: int) -> Contender:
-    """torchvision's decoder and v2 transforms on uint8 tensors, in the order its documentation finds fastest."""
-    stages = [
-        v2.RandomResizedCrop(224, interpolation=InterpolationMode.BICUBIC, antialias=True),
-        v2.RandomHorizontalFlip(),
-        v2.RandAugment(2, 9, interpolation=InterpolationMode.BILINEAR),
-        v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(policy.mean, policy.std),
-        v2.RandomErasing(0.25, value="random"),
-    ]
-    transform = v2.Compose(stages if policy is DEIT else [*stages[:2], *stages[3:5]])
+    transform = torchvision_transform(policy, whole=policy is DEIT)
     dataset = ImageFolder(root, transform, loader=partial(decode_image, mode=ImageReadMode.RGB))
     order = RepeatAugSampler(dataset, num_replicas=1, rank=0, num_repeats=repeats) if repeats > 1 else None
     loader = DataLoader(

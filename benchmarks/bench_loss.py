@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from benchmarks.measure.device_timing import CLOCK_NAME, DEVICE, ON_CARD, environment, memory_limit
 from benchmarks.measure.interleaved import Limit, alternate, record, repeated
 from benchmarks.measure.passes import DIRECTIONS, Given, Op
+from benchmarks.measure.peers import Fixed
 from deit_kernels import MixedTarget, binary_cross_entropy, distillation_loss
 
 pytestmark = pytest.mark.benchmark(group="loss")
@@ -136,21 +137,6 @@ def eager(inputs: Inputs) -> Tensor:
 torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 10_000
 
 
-class Fixed(nn.Module):
-    """A model whose outputs are already there, so that timm's task computes its loss and nothing else."""
-
-    num_classes, in_chans, pretrained_cfg = 0, 3, {"mean": (0.5,) * 3, "std": (0.5,) * 3}
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.outputs: object = None
-
-    def set_distilled_training(self, enable: bool) -> None: ...
-
-    def forward(self, images: Tensor) -> object:
-        return self.outputs
-
-
 @functools.cache
 def _timm_task(mode: str, target: str) -> nn.Module:
     from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
@@ -168,7 +154,7 @@ def _timm_task(mode: str, target: str) -> nn.Module:
 def timms_task(inputs: Inputs) -> Tensor:
     task = _timm_task(inputs.shape.mode, inputs.shape.target)
     task.trainable_module.outputs = inputs.cls.float(), inputs.dist.float()
-    task.teacher.model.outputs = inputs.teacher.float()
+    task.teacher.model.outputs = (inputs.teacher.float(),)
     return task(inputs.lam, inputs.labels if inputs.shape.target == "int" else inputs.timms_target())["loss"]
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -56,17 +55,9 @@ def run(ranks: int, config: Config, folder: Path) -> dict[str, float]:
     """Processor seconds of all ranks together, and the slowest one's wall-clock seconds."""
     out, settings = folder / f"run{ranks}-{time.monotonic_ns()}", folder / "config.json"
     settings.write_text(json.dumps(config.flat()))
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        port = listener.getsockname()[1]
-    common = {**os.environ, "WORLD_SIZE": ranks, "MASTER_ADDR": "localhost", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
-    processes = []
-    for rank in range(ranks):
-        variables = {**common, "RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": ranks}
-        environment = {name: str(value) for name, value in variables.items()}
-        command = [sys.executable, "-m", "benchmarks.bench_ranks", str(out), str(settings)]
-        processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL))
-    assert [process.wait() for process in processes] == [0] * ranks
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    command += ["-m", "benchmarks.bench_ranks", str(out), str(settings)]
+    subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, check=True)
     each = [json.loads(Path(f"{out}.rank{rank}.json").read_text()) for rank in range(ranks)]
     totals = {name: sum(result[name] for result in each) for name in ("start", "training")}
     return {**totals, "wall": max(result["wall"] for result in each)}

@@ -194,7 +194,7 @@ def turns(steps: dict[str, Step]) -> dict[str, Callable[[], object]]:
 
 
 def operations(form: Form, teacher: bool) -> float:
-    """Of an image, two a multiplication: the student forward and backward, the teacher forward."""
+    """Operations of one image, two for each multiplication: student forward and backward, teacher forward."""
     images, labels = torch.randn(1, 3, SIZE, SIZE, device=DEVICE), torch.zeros(1, dtype=torch.int64, device=DEVICE)
     with FlopCounterMode(display=False) as counter:
         with_timm(form._replace(compiled=False), None)(images, labels)
@@ -219,7 +219,7 @@ def compare(benchmark: BenchmarkFixture, steps: dict[str, Step], form: Form, tea
 
 
 def both_forms(make: Callable[..., Step], name: str, form: Form, *args: object, **options: object) -> dict[str, Step]:
-    """On a card the eager form stands beside the compiled one, which has the name."""
+    """The form under its name; on a card that is the compiled form, and the eager form is added."""
     eager = {f"{name}, eager": make(form._replace(compiled=False), *args, **options)} if ON_CARD else {}
     return {name: make(form, *args, **options), **eager}
 

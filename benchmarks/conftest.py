@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.table import rows_of, text_table
+from benchmarks.compare.table import rows_of, text_table
 
 FOLDER = Path(__file__).parent
 

@@ -63,22 +63,21 @@ _LEFT = {
 TRACEBACK = "DEIT_FAST_TRACEBACK"  # set in the environment, it shows an error's traceback
 
 
+NOBODY = -1  # as a rank
+
+
 class Ending(BaseException):
     """An exception that has an exit code of its own, or that another rank than rank 0 prints."""
 
     code: int = USAGE
     prefix = "error: "
-
-    def said_by(self, rank: int) -> bool:
-        """Whether this rank prints it; what all ranks meet alike is printed by rank 0."""
-        return rank == 0
+    printed_by: int | None = 0  # this rank; None: every rank that meets it. What all meet alike is printed by rank 0
 
 
 class OfOneRank(Ending, ValueError):
     """A mistake that one rank may meet alone, so it prints it itself."""
 
-    def said_by(self, rank: int) -> bool:
-        return True
+    printed_by = None
 
 
 def exit_code(error: BaseException) -> int | None:
@@ -120,7 +119,7 @@ def entry(name: str = "") -> Callable[[Body], Callable[..., int]]:
                 ending = error if isinstance(error, Ending) else Ending()
                 if os.environ.get(TRACEBACK) and isinstance(error, Exception):  # a signal has no cause to be traced
                     traceback.print_exception(error)
-                elif ending.said_by(int(os.environ.get("RANK", "0"))):
+                elif ending.printed_by in (None, int(os.environ.get("RANK", "0"))):
                     print(f"{ending.prefix}{shown(sentence(error))}", file=sys.stderr)
                 return code
 

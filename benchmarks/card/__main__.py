@@ -156,16 +156,8 @@ class Hour:
         until = time.monotonic() + self.seconds(step)
         while True:
             known = self.journal.stat().st_size if self.journal.exists() else 0
-            own = [
-                "-p",
-                "benchmarks.card.journal",
-                "--journal",
-                str(self.journal),
-                "--known",
-                str(known),
-                "--hang",
-                str(HANG),
-            ]
+            plugin = ["-p", "benchmarks.card.journal", "--journal", str(self.journal)]
+            own = [*plugin, "--known", str(known), "--hang", str(HANG)]
             code = run([*self.command(step), *own], until - time.monotonic())
             if code in (124, 137):
                 self.unproven.add(step.proves)
@@ -257,9 +249,10 @@ def main() -> int:
     log, parts = results.with_suffix(".log"), results.with_name(f"{results.stem}-{digest}.parts")
     parts.mkdir(parents=True, exist_ok=True)
     tee = subprocess.Popen(["tee", "-a", log], stdin=subprocess.PIPE, start_new_session=True)
+    assert tee.stdin is not None
     for stream in (1, 2):
         os.dup2(tee.stdin.fileno(), stream)
-    sys.stdout.reconfigure(line_buffering=True)
+    sys.stdout = open(1, "w", buffering=1, closefd=False)
     print(f"{datetime.now():%F %T} {card}, sources {digest}, commit {commit}")
     hour = Hour(parts)
     for step in steps(parallel == "yes"):

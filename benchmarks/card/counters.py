@@ -67,17 +67,8 @@ def work() -> None:
 
 def command(ncu: str) -> list[str]:
     chosen = [word for name in KERNELS for word in ("--kernel-id", f"::regex:{name}:2")]
-    return [
-        ncu,
-        "--csv",
-        *chosen,
-        "--metrics",
-        ",".join(METRICS),
-        sys.executable,
-        "-m",
-        "benchmarks.card.counters",
-        "--work",
-    ]
+    options = ["--csv", *chosen, "--metrics", ",".join(METRICS)]
+    return [ncu, *options, sys.executable, "-m", "benchmarks.card.counters", "--work"]
 
 
 def read(printed: str) -> list[dict[str, object]]:

@@ -12,10 +12,12 @@ import faulthandler
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+
+FAILED = pytest.StashKey[bool]()  # whether the set-up or the test of an item has failed
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -44,16 +46,17 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
+    before = item.stash.get(FAILED, False)
     if report.failed:
         reason = getattr(report.longrepr, "reprcrash", None)
         _write(item, "failed", reason.message if reason else report.longreprtext)
         if not _context_is_usable():
             os._exit(70)
-    elif report.when == "teardown" and not getattr(item, "_failed", False):
+    elif report.when == "teardown" and not before:
         _write(item, "passed")
-    item._failed = getattr(item, "_failed", False) or report.failed
+    item.stash[FAILED] = before or report.failed
     return report
 
 

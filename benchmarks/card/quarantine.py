@@ -83,5 +83,5 @@ def uses(group: str, name: str) -> str:
 
 
 def blocked(used: str, ops: Iterable[str]) -> list[str]:
-    """Those of `ops` on which stands what uses `used`."""
+    """The `ops` that match `used`, sorted: a row or step that uses one of them is not timed."""
     return sorted(op for op in ops if re.fullmatch(used, op))

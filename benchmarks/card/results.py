@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.card.quarantine import USES, blocked, failures, uses
+from benchmarks.compare.table import read, rows_of, text_table
 from benchmarks.compiled.predicted import Kernels, predictions, row_us
-from benchmarks.table import read, rows_of, text_table
 
 FIELDS = (
     "name", "compute_cap", "driver_version", "clocks.max.sm", "clocks.max.memory", "clocks.sm", "power.limit",

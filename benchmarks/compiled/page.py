@@ -19,9 +19,10 @@ import re
 import subprocess
 from pathlib import Path
 
+from benchmarks.compare.table import read, rows_of
 from benchmarks.compiled.cases import compile_cases
 from benchmarks.compiled.report import BUDGET, RATIOS
-from benchmarks.table import read, rows_of
+from deit_fast.picture import picture
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "compile-report.md"
@@ -128,7 +129,7 @@ def page(budget: dict, before: dict | None, against: str) -> str:
     for target, kernels in sorted(budget["kernels"].items(), key=lambda item: int(item[0][3:])):
         times = measured(target)
         seen = "" if times else f" No results file of this card ({CARDS[target]}) exists: not measured."
-        drawn = f"![occupancy and work over the minimum]({picture(target).name})"
+        drawn = f"![occupancy and work over the minimum]({picture_of(target).name})"
         lines += ["", f"## {target}", "", f"{len(kernels)} kernels.{seen}", "", drawn, ""]
         lines += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
         for kernel, numbers in sorted(kernels.items()):
@@ -137,7 +138,7 @@ def page(budget: dict, before: dict | None, against: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def picture(target: str) -> Path:
+def picture_of(target: str) -> Path:
     return PAGE.with_name(f"compile-report-{target}.png")
 
 
@@ -147,27 +148,24 @@ def draw(target: str, kernels: dict[str, dict], traced: dict[str, dict[str, floa
     Args:
         traced: of each kernel, what its trace counted; {} where none ran it.
     """
-    from matplotlib.figure import Figure
-
     names = sorted(kernels, reverse=True)
-    figure = Figure(figsize=(12, 0.8 + 0.13 * len(names)), layout="constrained")
-    first, *others = figure.subplots(1, 1 + len(MINIMA), sharey=True)
     shares = [100 * kernels[name]["warps"] / MOST_WARPS[target] for name in names]
-    first.barh(range(len(names)), shares, color=["C3" if kernels[name]["spills"] else "C0" for name in names])
-    first.set_yticks(range(len(names)), names, fontsize=5)
-    first.set_ylim(-1, len(names))
-    first.set_xlabel("resident warps, % of the most that fit; red: spills", fontsize=7)
-    for axes, (kind, title) in zip(others, MINIMA.items(), strict=True):
-        over = [max(traced[name].get(kind, 1) - 1, 0) for name in names]
-        axes.barh(range(len(names)), over, left=1, color="C1")
-        axes.axvline(1, color="C1", linewidth=0.8)
-        axes.set_xlim(0.9, 5)
-        axes.set_xlabel(f"{title}, from 1; cut at 5", fontsize=7)
-    for axes in (first, *others):
-        axes.tick_params(axis="x", labelsize=6)
-        axes.grid(axis="x", alpha=0.3)
-    figure.suptitle(target, fontsize=8)
-    figure.savefig(picture(target), dpi=100)
+    size, columns = (12, 0.8 + 0.13 * len(names)), 1 + len(MINIMA)
+    with picture(picture_of(target), 1, columns, figsize=size, sharey=True) as (figure, (first, *others)):
+        first.barh(range(len(names)), shares, color=["C3" if kernels[name]["spills"] else "C0" for name in names])
+        first.set_yticks(range(len(names)), names, fontsize=5)
+        first.set_ylim(-1, len(names))
+        first.set_xlabel("resident warps, % of the most that fit; red: spills", fontsize=7)
+        for axes, (kind, title) in zip(others, MINIMA.items(), strict=True):
+            over = [max(traced[name].get(kind, 1) - 1, 0) for name in names]
+            axes.barh(range(len(names)), over, left=1, color="C1")
+            axes.axvline(1, color="C1", linewidth=0.8)
+            axes.set_xlim(0.9, 5)
+            axes.set_xlabel(f"{title}, from 1; cut at 5", fontsize=7)
+        for axes in (first, *others):
+            axes.tick_params(axis="x", labelsize=6)
+            axes.grid(axis="x", alpha=0.3)
+        figure.suptitle(target, fontsize=8)
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ import argparse
 import functools
 import itertools
 import math
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -27,7 +28,7 @@ import torch
 from torch import nn
 
 from benchmarks.compiled.predicted import Kernels, attention_us, augmentation_us, predictions
-from deit_fast.model import CONFIGS, VisionTransformer, ViTConfig, create_model
+from deit_fast.model import CONFIGS, ViTConfig, create_model
 from deit_fast.train.meter import forward_flops, peak_flops, training_flops
 
 PAGE = Path(__file__).parents[2] / "docs" / "speed-report.md"
@@ -110,16 +111,10 @@ class Rows(NamedTuple):
 
 
 @functools.cache
-def on_meta(name: str) -> VisionTransformer:
-    """The model without values."""
+def on_meta(name: str) -> nn.Module:
+    """The model, ours or timm's, without values."""
     with torch.device("meta"):
-        return create_model(name)
-
-
-@functools.cache
-def _teacher() -> nn.Module:
-    with torch.device("meta"):
-        return timm.create_model("regnety_160").eval()
+        return create_model(name) if name in CONFIGS else timm.create_model(name).eval()
 
 
 def parameters(name: str) -> int:
@@ -195,7 +190,7 @@ def step_parts(settings: Settings, machine: Machine = Machine()) -> list[Part]:
     launched = config.depth * (8 + (12 + 2 * 4) + 2 * 4) + 60
     parts += [] if settings.graph else [Part(f"gaps between {launched} kernels", 0, 0, launched * machine.gap)]
     if settings.teacher == "live":
-        flop = batch * forward_flops(_teacher(), 224)
+        flop = batch * forward_flops(on_meta("regnety_160"), 224)
         parts.append(Part("teacher RegNetY-16GF, forward", 0, flop, flop / machine.product_rate))
     if settings.cards > 1:
         last = min(machine.bucket / (FULL * parameters(settings.model)), 1)
@@ -242,13 +237,13 @@ def title(name: str) -> str:
 def details(settings: Settings, machine: Machine) -> list[str]:
     """One step: a line that sums it up, and its parts. MFU counts the forward's FLOPs of the model three times."""
     parts = step_parts(settings, machine)
-    whole, model = total(parts), on_meta(settings.model)
-    flop = training_flops(model, None, model.config.image_size) * settings.batch
+    whole = total(parts)
+    flop = training_flops(on_meta(settings.model), None, CONFIGS[settings.model].image_size) * settings.batch
     rows = []
     for part in [*parts, whole]:
-        size, products = (f"{part.bytes / 1e9:.1f}", f"{part.flop / 1e12:.2f}")
-        share = f"{part.seconds / whole.seconds:.0%}"
-        rows.append([part.name, size if part.bytes else "–", products if part.flop else "–", _with_range(part), share])
+        size = f"{part.bytes / 1e9:.1f}" if part.bytes else "–"
+        products = f"{part.flop / 1e12:.2f}" if part.flop else "–"
+        rows.append([part.name, size, products, _with_range(part), f"{part.seconds / whole.seconds:.0%}"])
     line = (
         f"{title(settings.model)}, {settings.batch} images a card, {settings.teacher} labels, {settings.cards} "
         f"card{'s' * (settings.cards > 1)}, {settings.residual} between the blocks: at most "
@@ -307,11 +302,10 @@ def written(page: str, text: str) -> str:
     Raises:
         ValueError: it has no marks.
     """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
+    between = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", flags=re.DOTALL)
+    if not between.search(page):
         raise ValueError(f"{PAGE.name} lacks the lines {BEGIN} and {END}: put them where the tables belong")
-    return before + text + after
+    return between.sub(lambda _: text, page, count=1)
 
 
 def main() -> None:

@@ -4,8 +4,8 @@
         compare(benchmark, {"ours": run, "timm": run_timm}, work=64, unit="images/s")
 
 The contenders take turns, so that a busy moment of the machine meets all of them, and their order changes every round.
-A number is the median over the rounds; `record` keeps the seconds of every round, from which benchmarks/compare.py
-tells noise from change. A row in a results file is the `extra_info` that `record` fills:
+A number is the median over the rounds; `record` keeps the seconds of every round, from which benchmarks.compare tells
+noise from change. A row in a results file is the `extra_info` that `record` fills:
 
     ours, unit, clock        the name of our side; what a second is counted in (images/s, calls/s); which clock
     seconds                  {contender: seconds for each unit of work, one number a round}
@@ -34,7 +34,7 @@ from deit_fast.run.timing import Run, Seconds, alternate
 __all__ = ["Limit", "Seconds", "alternate", "compare", "record", "repeated", "version"]
 
 TORCHS = ("torch", "sdpa", "flex", "eager", "compiled")  # how peers are called that are torch's own
-# The distribution that a peer's version is that of, where its name is another.
+# Peers whose distribution has another name.
 DISTRIBUTIONS = {
     "torchvision v2": "torchvision",
     "timm's host share": "timm",
@@ -124,7 +124,7 @@ def record(
 
 
 def version(peer: str) -> str | None:
-    """Of the package that a peer is named after; None where there is none of that name."""
+    """The version of the package that a peer is named after; None where no package has that name."""
     distribution = DISTRIBUTIONS.get(peer, peer.split(",")[0].split(" ")[0])
     if distribution.split("_")[0] in TORCHS:
         return torch.__version__

@@ -29,7 +29,7 @@ def kind() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of what is compared, as far as it is installed."""
+    """The versions of Python and of the compared packages that are installed."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

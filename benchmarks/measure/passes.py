@@ -71,7 +71,7 @@ class Op(NamedTuple):
     waits: tuple[str, ...] = ()
 
     def calls(self, name: str, shape: Shape, direction: str) -> list[Call]:
-        """As many calls as `time_calls` needs, over sets of inputs that exceed the L2."""
+        """The calls that `time_calls` needs, over sets of inputs that exceed the L2."""
         form, size = self.form(name), shape.floor_bytes("both")
         count = copies(size)
         given = [self.inputs(name, shape) for _ in range(min(count, -(-MOST_BYTES // size)))]

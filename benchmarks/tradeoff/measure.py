@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -28,9 +27,8 @@ import timm
 import torch
 import tyro
 from torch import Tensor, nn
+from torch.distributed._tools.mem_tracker import MemTracker, _MemRefType
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure.device_timing import CLOCK, DEVICE, ON_CARD, prepare
@@ -39,6 +37,7 @@ from benchmarks.tradeoff.table import Network, select
 from deit_fast.files import write_json
 from deit_fast.model import CONFIGS, create_model
 from deit_fast.run.provenance import provenance
+from deit_fast.weights.prediction import Trained
 from deit_fast.weights.trained import load
 
 BASELINE = "DeiT-B"  # what ratios are to
@@ -58,7 +57,7 @@ class Settings:
 
 
 class Measured(NamedTuple):
-    """Of one architecture at one size; seconds are those of a batch."""
+    """Numbers of one architecture at one size; `seconds` holds the time of each batch."""
 
     parameters: int
     gmacs: float
@@ -66,11 +65,9 @@ class Measured(NamedTuple):
     seconds: list[float]
 
 
-def build(network: Network) -> nn.Module:
-    """The architecture with random weights, in evaluation mode, as it is measured."""
-    ours = network.architecture in CONFIGS
-    model: nn.Module = create_model(network.architecture) if ours else timm.create_model(network.architecture)
-    return laid_out(model)
+def build(architecture: str) -> nn.Module:
+    """The architecture with random weights, as it is measured."""
+    return laid_out(create_model(architecture) if architecture in CONFIGS else timm.create_model(architecture))
 
 
 def layout(model: nn.Module) -> torch.memory_format:
@@ -80,12 +77,12 @@ def layout(model: nn.Module) -> torch.memory_format:
 
 
 def laid_out(model: nn.Module) -> nn.Module:
-    """On the device, in the layout that suits it."""
+    """In evaluation mode on the device, in the layout that suits it."""
     return model.eval().to(DEVICE).to(memory_format=layout(model))
 
 
-def measure(model: nn.Module, size: int, batch_size: int, rounds: int, precision: str) -> Measured:
-    """Parameters, GMACs, memory and the time of `rounds` batches.
+def measure(model: nn.Module, size: int, batch_size: int, precision: str) -> Measured:
+    """Parameters, GMACs, memory and the time of one batch.
 
     Memory is the most that is alive at once in a forward pass, weights and images included: on a GPU as its allocator
     counts, on a CPU the results of PyTorch's ops (their scratch memory is not counted).
@@ -100,11 +97,9 @@ def measure(model: nn.Module, size: int, batch_size: int, rounds: int, precision
     memory = memory_of(call) if ON_CARD else weights + images.nbytes + memory_of(call)
     run, _ = prepare([call], capture=False)
     run()  # on a CPU nothing has warmed up yet
-    seconds = []
-    for _ in range(rounds):
-        began = CLOCK()
-        run()
-        seconds.append(CLOCK() - began)
+    began = CLOCK()
+    run()
+    seconds = [CLOCK() - began]
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return Measured(parameters, gmacs(model, images[:1]), memory, seconds)
 
@@ -123,38 +118,10 @@ def memory_of(call: Callable[[], object]) -> int:
         call()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated()
-    with _Alive() as alive:
+    tracker = MemTracker()
+    with tracker:
         call()
-    return alive.peak
-
-
-class _Alive(TorchDispatchMode):
-    """Adds up the storages that ops make, and takes them off when they are freed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {storage.data_ptr() for storage in _storages((args, kwargs))}
-        result = func(*args, **(kwargs or {}))
-        for storage in _storages(result):
-            address = storage.data_ptr()
-            if address not in self._known and address not in given:  # a view of a weight is not made here
-                self._known.add(address)
-                self.now += storage.nbytes()
-                weakref.finalize(storage, self._freed, address, storage.nbytes())
-        self.peak = max(self.peak, self.now)
-        return result
-
-    def _freed(self, address: int, size: int) -> None:
-        self._known.discard(address)
-        self.now -= size
-
-
-def _storages(values: Any) -> list[torch.UntypedStorage]:
-    return [value.untyped_storage() for value in tree_leaves(values) if isinstance(value, Tensor)]
+    return tracker.get_tracker_snapshot("peak")[DEVICE][_MemRefType.ACT]
 
 
 def tradeoff(settings: Settings, arguments: Sequence[str] = ()) -> dict[str, Any]:
@@ -173,27 +140,24 @@ def tradeoff(settings: Settings, arguments: Sequence[str] = ()) -> dict[str, Any
     """
     if settings.batch_size < 0 or settings.rounds < 1:
         raise ValueError(f"--batch-size {settings.batch_size} --rounds {settings.rounds}: type 1 or more")
-    chosen = select(settings.networks)
+    networks = select(settings.networks)
     runs = {run: load(run) for run in settings.runs}
+    networks += [Network(Path(run).name, run, each.policy.size, None, "runs") for run, each in runs.items()]
+    models = {run: laid_out(trained.model) for run, trained in runs.items()}
     batch_size = settings.batch_size or (64 if ON_CARD else 2)
     measured: dict[tuple[str, int], Measured] = {}
-    kept = {(run, trained.policy.size): laid_out(trained.model) for run, trained in runs.items()}
-    keys = list(dict.fromkeys([*((network.architecture, network.size) for network in chosen), *kept]))
-    networks = {(network.architecture, network.size): network for network in chosen}
     for number in range(settings.rounds):
-        for key in keys:
-            print(f"\rround {number + 1} of {settings.rounds}: {key[0]:<40}", end="", file=sys.stderr, flush=True)
-            model = kept[key] if key in kept else build(networks[key])  # built again each time: together they take 4 GB
-            new = measure(model, key[1], batch_size, 1, settings.precision)
-            measured[key] = new._replace(seconds=[*(measured[key].seconds if key in measured else ()), *new.seconds])
+        for name, size in dict.fromkeys((network.architecture, network.size) for network in networks):
+            print(f"\rround {number + 1} of {settings.rounds}: {name:<40}", end="", file=sys.stderr, flush=True)
+            model = models[name] if name in models else build(name)  # again each time: together they take 4 GB
+            new = measure(model, size, batch_size, settings.precision)
+            before = measured[name, size].seconds if (name, size) in measured else []
+            measured[name, size] = new._replace(seconds=[*before, *new.seconds])
     print("\r" + " " * 70 + "\r", end="", file=sys.stderr)
     rows = [
-        _row(network.label, measured[network.architecture, network.size], network, None, batch_size)
-        for network in chosen
+        _row(network, measured[network.architecture, network.size], runs.get(network.architecture), batch_size)
+        for network in networks
     ]
-    for run, trained in runs.items():
-        network = Network(Path(run).name, run, trained.policy.size, None, "runs")
-        rows.append(_row(network.label, measured[run, network.size], network, _own(trained), batch_size))
     reference = next((row for row in rows if row["label"] == BASELINE), rows[0])
     for row in rows:
         row["ratio"] = row["images_per_second"] / reference["images_per_second"]
@@ -208,10 +172,10 @@ def tradeoff(settings: Settings, arguments: Sequence[str] = ()) -> dict[str, Any
     }
 
 
-def _row(label: str, measured: Measured, network: Network, own: dict[str, Any] | None, batch: int) -> dict[str, Any]:
+def _row(network: Network, measured: Measured, trained: Trained | None, batch: int) -> dict[str, Any]:
     rates = [batch / seconds for seconds in measured.seconds]
     return {
-        "label": label,
+        "label": network.label,
         "family": network.family,
         "architecture": network.architecture,
         "size": network.size,
@@ -221,19 +185,16 @@ def _row(label: str, measured: Measured, network: Network, own: dict[str, Any] |
         "images_per_second": max(rates),
         "slowest": min(rates),
         "paper": network.paper._asdict() if network.paper else None,
-        "ours": own,
+        "ours": trained and _accuracy(trained),
     }
 
 
-def _own(trained: Any) -> dict[str, Any] | None:
-    """The accuracy of a finished run's weights, and on what."""
+def _accuracy(trained: Trained) -> dict[str, Any] | None:
+    """The top-1 of a finished run's weights, its data and the number of classes."""
     if not trained.scores or trained.config is None:
         return None
-    return {
-        "top1": trained.scores["fused" if "fused" in trained.scores else "cls"]["top1"],
-        "data": trained.config.data.data,
-        "classes": len(trained.classes),
-    }
+    top1 = trained.scores["fused" if "fused" in trained.scores else "cls"]["top1"]
+    return {"top1": top1, "data": trained.config.data.data, "classes": len(trained.classes)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -66,12 +66,11 @@ class Ranks:
 
     def begin_total(self, counts: Tensor) -> Callable[[], Tensor]:
         """Begin the sum over ranks, in place, and return what waits for it: until then, no rank waits for another."""
-        if self.world_size == 1:
-            return lambda: counts
-        work = dist.all_reduce(counts, async_op=True)
+        work = dist.all_reduce(counts, async_op=True) if self.world_size > 1 else None
 
         def total() -> Tensor:
-            work.wait()
+            if work:
+                work.wait()
             return counts
 
         return total
@@ -176,23 +175,18 @@ def join(agreed: dict[str, Any] | None = None, check: Callable[[], None] = lambd
     device, problem = _device()
     binding = "" if problem else bind(device)
     own = meeting.introduce(agreed or {}, check, device, problem)
-    if world_size == 1:
-        if own.problem:
-            raise ValueError(own.problem)
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        yield Ranks(0, 1, device, share_of_cores(own.cores, [own.cores]), binding)
-        return
-    ours = not dist.is_initialized()
-    store = meeting.open_store(rank, world_size) if ours else dist.distributed_c10d._get_default_store()
-    everyone = meeting.meet(store, rank, world_size, own)
+    everyone, ours = [own], world_size > 1 and not dist.is_initialized()
+    if world_size > 1:
+        store = meeting.open_store(rank, world_size) if ours else dist.distributed_c10d._get_default_store()
+        everyone, fresh = meeting.meet(store, rank, world_size, own)
+    elif own.problem:
+        raise ValueError(own.problem)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if ours:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=_SETTING_UP)
-    here = [other.cores for other in everyone if other.host == own.host]
-    cores = share_of_cores(own.cores, here)
+        dist.init_process_group(backend, store=fresh, rank=rank, world_size=world_size, timeout=_SETTING_UP)
+    cores = share_of_cores(own.cores, [other.cores for other in everyone if other.host == own.host])
     try:
         yield Ranks(rank, world_size, device, cores, binding, tuple(meeting.warnings(everyone)))
     except BaseException:

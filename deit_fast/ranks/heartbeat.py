@@ -1,10 +1,10 @@
 """A status file per rank in run/logs, beside its log, so that a hung or killed rank can be named.
 
-    with Heartbeat(ranks, folder) as heartbeat:
-        for batch in heartbeat.watch(batches): …        # four assignments a step
+    with Heartbeat(rank, world_size) as heartbeat:
+        heartbeat.begin(folder)
+        for batch in heartbeat.watch(batches): …        # stages "step" and "data"
         heartbeat.at("evaluation")
-        …
-    read(folder, world_size)                # the newest status of each rank
+    read(folder, world_size)                            # the newest status of each rank
 
 A thread writes the file once a second. So a process that was killed, hangs in a driver or waits for a dead file
 server leaves its last stage behind. Rank 0's thread reads the others' files and names a rank that the others wait for.
@@ -28,9 +28,9 @@ from typing import Any
 
 import torch
 
-from ..command import LOST, Ending, exit_code
+from ..command import LOST, NOBODY, Ending, exit_code
 from ..files import write_file
-from .log import RankLog
+from .log import rank_log
 
 logger = logging.getLogger(__name__)
 
@@ -41,18 +41,18 @@ STAGES = ("set-up", "data", "step", "evaluation", "checkpoint")  # in a step's o
 
 
 class RankLost(Ending, RuntimeError):
-    """Another rank has ended, so this one cannot go on."""
+    """Another rank has ended, so this one cannot go on. The first rank that is left says so."""
 
-    def __init__(self, status: Status, rank: int) -> None:
+    def __init__(self, status: Status) -> None:
         super().__init__(
             f"{status} is gone; it was last seen in the stage {status.stage} of step {status.step}. The same command "
             f"continues from the last checkpoint"
         )
-        self.code = LOST if status.code is None else status.code  # of the other's own error, which it has printed
-        self.speaks = self.code == LOST and rank == (0 if status.rank else 1)  # on the first rank that is left
-
-    def said_by(self, _rank: int) -> bool:
-        return self.speaks and LAUNCHED not in os.environ  # the launcher names whom it has started
+        self.code = LOST if status.code is None else status.code
+        self.printed_by = 1 if status.rank == 0 else 0
+        # An error of the rank's own is printed already, and the launcher names what was killed of its processes.
+        if self.code != LOST or LAUNCHED in os.environ:
+            self.printed_by = NOBODY
 
 
 @dataclass
@@ -101,37 +101,36 @@ def read(folder: Path, world_size: int) -> list[Status]:
 
 
 class Heartbeat:
-    """Writes this rank's status file and its log."""
+    """Writes this rank's status file and its log, from `begin` on."""
 
     def __init__(self, rank: int, world_size: int) -> None:
         self._status = Status(rank, socket.gethostname(), os.getpid(), since=time.time())
-        self._world_size, self._log = world_size, RankLog(rank)
+        self._world_size, self._log = world_size, rank_log(rank)
         self._folder: Path | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="deit_fast-heartbeat", daemon=True)
 
     def __enter__(self) -> Heartbeat:
-        self._log.__enter__()
+        self._begin_log = self._log.__enter__()
         return self
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         """Write the exit code of this rank's own error for the others, or raise RankLost if another has ended."""
         try:
             if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
                 if (lost := self._culprit()) is not None:
                     self._end(None)
-                    raise RankLost(lost, self._status.rank) from error
+                    raise RankLost(lost) from error
             self._end((exit_code(error) or 1) if isinstance(error, Exception) else None)
         finally:
             self._log.__exit__(kind, error, trace)
 
     def begin(self, folder: Path) -> None:
-        """Write status and log into `folder` from now on."""
-        self._log.begin(folder)
-        began = self._folder is not None
+        """Write status and log into `folder` from now on; a later call changes the folder."""
+        self._begin_log(folder)
         self._folder = folder
         self._write()
-        if not began:
+        if self._thread.ident is None:
             self._thread.start()
 
     def at(self, stage: str, step: int | None = None) -> None:

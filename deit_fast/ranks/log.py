@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
@@ -31,46 +32,38 @@ class _File(logging.FileHandler):
             super().close()
 
 
-class RankLog:
-    """Everything that this package logs in this process, kept in memory until `begin` names the folder.
+@contextmanager
+def rank_log(rank: int) -> Iterator[Callable[[Path], None]]:
+    """Log all that this package says while the body runs, and an error of the body with its traceback.
 
-    A context manager: an error that ends the body is logged with its traceback.
+    Records stay in memory until the body names a folder, by calling what it got; a later call changes the folder.
     """
+    console = logging.StreamHandler(sys.stderr)
+    console.setLevel(logging.WARNING)
+    console.setFormatter(logging.Formatter("warning: %(message)s"))
+    memory = MemoryHandler(capacity=0)  # keeps what has no target yet, and holds nothing back from one
 
-    def __init__(self, rank: int) -> None:
-        self._rank, self._level = rank, _PACKAGE.level
-        console = logging.StreamHandler(sys.stderr)
-        console.setLevel(logging.WARNING)
-        console.setFormatter(logging.Formatter("warning: %(message)s"))
-        # The flush level is above all others, so records stay in memory until the run folder exists.
-        self._kept = MemoryHandler(100_000, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
-        self._handlers: list[logging.Handler] = [console, self._kept]
-
-    def begin(self, folder: Path) -> None:
-        """Write what was logged so far, and all that follows, into `folder`; a later call changes the folder."""
+    def begin(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        file = _File(folder / f"rank_{self._rank}.log", delay=True, errors="backslashreplace")
+        file = _File(folder / f"rank_{rank}.log", delay=True, errors="backslashreplace")
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        for record in self._kept.buffer:
-            file.handle(record)
-        self._kept.buffer.clear()
-        self._remove(self._handlers.pop())  # the memory, or the file of the run before
-        self._handlers.append(file)
-        _PACKAGE.addHandler(file)
+        if memory.target:
+            memory.target.close()
+        memory.setTarget(file)
+        memory.flush()
 
-    def __enter__(self) -> RankLog:
-        _PACKAGE.setLevel(logging.INFO)
-        for handler in self._handlers:
-            _PACKAGE.addHandler(handler)
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception):
-            _PACKAGE.info("ended by an error", exc_info=error)
-        for handler in self._handlers:
-            self._remove(handler)
-        _PACKAGE.setLevel(self._level)
-
-    def _remove(self, handler: logging.Handler) -> None:
-        _PACKAGE.removeHandler(handler)
-        handler.close()
+    level = _PACKAGE.level
+    _PACKAGE.setLevel(logging.INFO)
+    for handler in (console, memory):
+        _PACKAGE.addHandler(handler)
+    try:
+        yield begin
+    except Exception:
+        _PACKAGE.info("ended by an error", exc_info=True)
+        raise
+    finally:
+        for handler in (console, memory):
+            _PACKAGE.removeHandler(handler)
+        if memory.target:
+            memory.target.close()
+        _PACKAGE.setLevel(level)

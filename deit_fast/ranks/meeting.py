@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
 import socket
@@ -27,7 +26,6 @@ from ..config import changes
 from ..names import flag
 
 _MEETING = timedelta(minutes=5)  # between the first rank that comes and the last
-_meetings = itertools.count()
 
 
 @dataclass
@@ -107,7 +105,7 @@ def warnings(everyone: Sequence[Introduction]) -> list[str]:
 
 
 def open_store(rank: int, world_size: int) -> dist.Store:
-    """Rank 0's store at MASTER_ADDR:MASTER_PORT, under a prefix of this start's own."""
+    """Rank 0's store at MASTER_ADDR:MASTER_PORT."""
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
     if missing:
         raise ValueError(f"WORLD_SIZE is {world_size} but {' and '.join(missing)} is not set: start it by torchrun")
@@ -123,63 +121,56 @@ def open_store(rank: int, world_size: int) -> dist.Store:
             f"not all of the {world_size} ranks came to {where} within {_MEETING.seconds} s: see what the others "
             f"printed, or start fewer processes"
         ) from error
-    return fresh_part(store, rank, world_size)
+    return store
 
 
-def fresh_part(store: dist.Store, rank: int, world_size: int) -> dist.Store:
-    """The store under a prefix that only the ranks of this start know.
+def meet(store: dist.Store, rank: int, world_size: int, own: Introduction) -> tuple[list[Introduction], dist.Store]:
+    """Every rank's introduction, in their order, and the store under a prefix that only the ranks of this start know.
 
     After a restart by torchrun the store still holds the addresses of processes that are gone, and a rank that reads
-    one waits for it. So each rank draws a number, and rank 0 publishes a new prefix together with the numbers that it
-    has seen, until every rank has found its own there. What an earlier start left has other numbers. (torchrun's
-    restart count would not do: it differs among agents.)
+    one waits for it. So each rank draws a number, and rank 0 publishes its own, which is the prefix, together with the
+    numbers that it has seen, until every rank has found its own there and introduced itself under the prefix. What an
+    earlier start left has other numbers. (torchrun's restart count would not do: it differs among agents.)
+
+    Raises:
+        ValueError: a rank did not come, or rank 0 found a problem; on every rank with the same words.
     """
-    number = uuid.uuid4().hex
+    number, described = uuid.uuid4().hex, json.dumps(asdict(own))
     if rank == 0:
-        others = [str(other) for other in range(1, world_size)]
+        names = [str(other) for other in range(world_size)]
+        fresh = dist.PrefixStore(number, store)
+        fresh.set("0", described)
         deadline = time.monotonic() + _MEETING.total_seconds()
-        while time.monotonic() < deadline and not all(store.check([f"deit_fast/{number}/{other}"]) for other in others):
-            came = [other for other in others if store.check([f"deit_fast/number/{other}"])]
-            drawn = {other: store.get(f"deit_fast/number/{other}").decode() for other in came}
+        while (absent := [name for name in names if not fresh.check([name])]) and time.monotonic() < deadline:
+            came = [name for name in absent if store.check([f"deit_fast/{name}"])]
+            drawn = {name: store.get(f"deit_fast/{name}").decode() for name in came}
             store.set("deit_fast/start", json.dumps([number, drawn]))
             time.sleep(0.02)
-        return dist.PrefixStore(number, store)  # `meet` names a rank that is still missing
-    store.set(f"deit_fast/number/{rank}", number)
-    deadline = time.monotonic() + 2 * _MEETING.total_seconds()  # rank 0 may have begun to wait later
-    while time.monotonic() < deadline:
-        if store.check(["deit_fast/start"]):
-            name, drawn = json.loads(store.get("deit_fast/start"))
-            if drawn.get(str(rank)) == number:
-                store.set(f"deit_fast/{name}/{rank}", "")
-                return dist.PrefixStore(name, store)
-        time.sleep(0.02)
-    raise ValueError(f"rank 0 of {world_size} did not come: see what it printed, or start it")
-
-
-def meet(store: dist.Store, rank: int, world_size: int, own: Introduction) -> list[Introduction]:
-    """Every rank's introduction, in their order; ValueError on every rank if rank 0 finds a problem."""
-    # A process may train more than once in a group that its caller has made.
-    store = dist.PrefixStore(f"deit_fast/meeting/{next(_meetings)}", store)
-    names = [str(other) for other in range(world_size)]
-    store.set(names[rank], json.dumps(asdict(own)))
-    if rank == 0:
-        try:
-            store.wait(names, _MEETING)
-            everyone = [Introduction(**json.loads(store.get(name))) for name in names]
-            finding = find_problem(everyone)
-        except dist.DistStoreError:
-            everyone, absent = [], [name for name in names if not store.check([name])]
+        present = [name for name in names if name not in absent]
+        everyone = [json.loads(fresh.get(name)) for name in present]
+        finding = find_problem([Introduction(**one) for one in everyone])
+        if absent:
             finding = (
                 f"rank {', '.join(absent)} of {world_size} did not come within {_MEETING.seconds} s: see what it "
                 f"printed, or start fewer processes"
             )
-        present = [name for name in names[1:] if store.check([name])]
-        store.set("finding", json.dumps([finding, [asdict(other) for other in everyone]]))
-        store.wait([f"{name} has read" for name in present], _MEETING)  # the store may end with this process
+        fresh.set("finding", json.dumps([finding, everyone]))
+        fresh.wait([f"{name} has read" for name in present[1:]], _MEETING)  # the store may end with this process
     else:
-        store.wait(["finding"], 2 * _MEETING)  # rank 0 may have begun to wait later
-    finding, described = json.loads(store.get("finding"))
-    store.set(f"{rank} has read", "")
+        store.set(f"deit_fast/{rank}", number)
+        deadline = time.monotonic() + 2 * _MEETING.total_seconds()  # rank 0 may have begun to wait later
+        prefix, drawn = "", {}
+        while drawn.get(str(rank)) != number:
+            if time.monotonic() > deadline:
+                raise ValueError(f"rank 0 of {world_size} did not come: see what it printed, or start it")
+            time.sleep(0.02)
+            if store.check(["deit_fast/start"]):
+                prefix, drawn = json.loads(store.get("deit_fast/start"))
+        fresh = dist.PrefixStore(prefix, store)
+        fresh.set(str(rank), described)
+        fresh.wait(["finding"], 2 * _MEETING)
+        finding, everyone = json.loads(fresh.get("finding"))
+        fresh.set(f"{rank} has read", "")
     if finding:
         raise ValueError(finding)
-    return [Introduction(**other) for other in described]
+    return [Introduction(**one) for one in everyone], fresh

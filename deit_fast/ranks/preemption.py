@@ -10,7 +10,7 @@
                     raise Preempted(signal, done)
 
 SIGTERM (schedulers, torchrun), SIGUSR1 (`sbatch --signal=USR1@120`) and SIGINT (Ctrl-C) only set a flag. A second
-Ctrl-C kills the process at once; checkpoints are whole or absent even then. Python calls a signal's handler only when
+Ctrl-C ends the process at once; checkpoints are whole or absent even then. Python calls a signal's handler only when
 the main thread returns from a library, where the backward pass of a large batch takes half a minute: so a thread
 answers Ctrl-C.
 
@@ -90,22 +90,20 @@ class Preemption:
         if self._ranks is None:
             raise Preempted(number, kept=self._kept)
         self._number = number
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def _answer(self, numbers: int) -> None:
         """Answer every Ctrl-C, whose number comes out of a pipe, until that is closed."""
-        cursor = _SHOW_CURSOR if sys.stderr.isatty() else ""
-        answered = False
+        cursor, answered = _SHOW_CURSOR if sys.stderr.isatty() else "", False
         while number := os.read(numbers, 1):
-            if number[0] == signal.SIGINT and answered:
+            if number[0] != signal.SIGINT:
+                continue
+            if answered:
                 os.write(2, cursor.encode())
                 os._exit(command.INTERRUPTED)
-            if number[0] == signal.SIGINT:
-                answered = True
-                after = " after a checkpoint" if self._ranks is not None else ""
-                if os.environ.get("RANK", "0") == "0":
-                    os.write(2, f"{cursor}stopping{after}; Ctrl-C again stops at once\n".encode())
+            answered = True
+            after = " after a checkpoint" if self._ranks is not None else ""
+            if os.environ.get("RANK", "0") == "0":
+                os.write(2, f"{cursor}stopping{after}; Ctrl-C again stops at once\n".encode())
         os.close(numbers)
 
     @contextmanager

@@ -19,6 +19,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -35,18 +36,20 @@ _log = logging.getLogger("deit_kernels")
 
 
 def constant_to_dynamo(function: Callable) -> Callable:
-    """What `torch.compiler.assume_constant_result` does; calling it would import torch._dynamo, which takes seconds.
+    """Call `function` once for the same positional arguments; Dynamo takes the result for a constant.
 
-    Dynamo then calls the function while it traces, but looks through `functools.cache`: the cached part stands apart.
+    `torch.compiler.assume_constant_result` does the same, but calling it imports torch._dynamo, which takes seconds.
+    Dynamo looks through a `functools.cache`, so another function stands around it.
     """
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]  # what dynamo looks for
-    return function
+    cached = functools.cache(function)
 
+    @functools.wraps(function)
+    def constant(*args: Any) -> Any:
+        return cached(*args)
 
-@constant_to_dynamo
-def kernel_unavailable_reasons(device: torch.device) -> tuple[str, ...]:
-    """Why a Triton kernel of this package cannot run on `device`; empty when it can."""
-    return _cached_reasons(device)
+    constant._dynamo_marked_constant = True  # type: ignore[attr-defined]  # what Dynamo looks for
+    constant.cache_clear = cached.cache_clear  # type: ignore[attr-defined]
+    return constant
 
 
 @constant_to_dynamo
@@ -56,11 +59,13 @@ def report_fallback(op: str, reason: str, expected: bool) -> bool:
     Returns:
         True, since Dynamo takes no None for a constant.
     """
-    return _report_once(op, reason, expected)
+    _log.log(logging.INFO if expected else logging.WARNING, "%s runs plain PyTorch: %s", op, reason)
+    return True
 
 
-@functools.cache
-def _cached_reasons(device: torch.device) -> tuple[str, ...]:
+@constant_to_dynamo
+def kernel_unavailable_reasons(device: torch.device) -> tuple[str, ...]:
+    """Why a Triton kernel of this package cannot run on `device`; empty when it can."""
     if not _TRITON_INSTALLED:
         return ("triton is not installed",)
     if (version := _triton_version()) < _OLDEST_TRITON:
@@ -85,7 +90,7 @@ def _cached_reasons(device: torch.device) -> tuple[str, ...]:
 
 
 def _has_c_compiler() -> bool:
-    """As Triton 3.8 looks for one (triton/runtime/build.py): CC, then gcc and clang; or a builder that replaces it."""
+    """Whether Triton 3.8 finds a compiler (triton/runtime/build.py): CC, gcc, clang, or a builder in their place."""
     knobs = sys.modules.get("triton.knobs")
     if knobs is not None and knobs.build.impl is not None:
         return True
@@ -100,9 +105,3 @@ def _triton_version() -> tuple[int, int]:
         return int(major), int(minor)
     except (importlib.metadata.PackageNotFoundError, ValueError):
         return _OLDEST_TRITON
-
-
-@functools.cache
-def _report_once(op: str, reason: str, expected: bool) -> bool:
-    _log.log(logging.INFO if expected else logging.WARNING, "%s runs plain PyTorch: %s", op, reason)
-    return True

@@ -1,4 +1,4 @@
-"""What large systems ask of an op: its FLOPs, and how it is split over devices.
+"""What others ask of an op: its FLOPs, how it is split over devices, and what it does under `torch.func.vmap`.
 
 Nothing here imports `torch.utils.flop_counter` or `torch.distributed.tensor`, since importing our ops would then take
 several times as long: what is registered with one of them waits until somebody else imports it.
@@ -26,29 +26,19 @@ def when_imported(module: str, register: Callable[[], None]) -> None:
         _waiting.setdefault(module, []).append(register)
 
 
-class _Loader(importlib.abc.Loader):
-    def __init__(self, loader: importlib.abc.Loader, name: str) -> None:
-        self.loader, self.name = loader, name
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
-        return self.loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        self.loader.exec_module(module)
-        for register in _waiting.pop(self.name, []):
-            register()
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self.loader, name)
-
-
 class _Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name: str, path, target=None) -> importlib.machinery.ModuleSpec | None:
-        if name not in _waiting:
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target) if name in _waiting else None
+        if spec is None or spec.loader is None:
             return None
-        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
-        if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader, spec.name)
+        run = spec.loader.exec_module
+
+        def run_and_register(module: ModuleType) -> None:
+            run(module)
+            for register in _waiting.pop(name, []):
+                register()
+
+        spec.loader.exec_module = run_and_register  # type: ignore[method-assign]  # of this one loader
         return spec
 
 
@@ -100,3 +90,14 @@ def register_splits(op: torch._ops.OpOverload, splits: list[Split] | Callable[..
         register_sharding(op)(rule)
 
     when_imported("torch.distributed.tensor", register)
+
+
+def folded(info: Any, dims: tuple[int | None, ...], args: Any) -> list[Any]:
+    """A vmap's arguments with the mapped dimension as a part of the first: (V, B, …) becomes (V·B, …)."""
+    pairs = zip(args, dims, strict=True)
+    return [mapped(info, dim, arg).flatten(0, 1) if isinstance(arg, torch.Tensor) else arg for arg, dim in pairs]
+
+
+def mapped(info: Any, dim: int | None, tensor: torch.Tensor) -> torch.Tensor:
+    """An argument of a vmap with the mapped dimension first."""
+    return tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)

@@ -35,7 +35,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .short_attention.configuration import TABLE, Config, Direction
+from .short_attention.configuration import TABLE, Config, Direction, Form
 
 # Longest sequence of a row -> the length that is measured for it: what vision transformers have, not the easiest.
 LENGTHS = {208: 198, 640: 578, 272: 257, 256: 256, 64: 50, 128: 128, 1040: 1025}
@@ -54,29 +54,18 @@ class NothingRanError(RuntimeError):
 
 def candidates(direction: Direction, length: int) -> list[Config]:
     """Every configuration worth a measurement; many of them fit no card at some head dim."""
-    tiled = [
-        Config("tiled", block_m, block_n, num_warps, num_stages)
-        for block_m in (64, 128)
-        for block_n in (32, 64, 128)
-        for num_warps in (4, 8)
-        for num_stages in (2, 3)
-    ]
+
+    def configs(form: Form, *choices: Iterable) -> list[Config]:
+        """Every combination of block_m, block_n, (warps, registers of a thread) and stages."""
+        grid = itertools.product(*choices)
+        return [Config(form, m, n, warps, stages, registers) for m, n, (warps, registers), stages in grid]
+
+    tiled = configs("tiled", (64, 128), (32, 64, 128), [(4, None), (8, None)], (2, 3))
     if length > RESIDENT_LIMIT[direction]:
         return tiled
-    limits = [(4, None), (4, 168), (4, 128), (8, None), (8, 128)]  # warps, registers of a thread
-    resident = [
-        Config("resident", block_m, 0, num_warps, num_stages, max_registers)
-        for block_m in (16, 32, 64, 128)
-        for num_warps, max_registers in limits
-        for num_stages in (1, 2, 3)
-    ]
-    two_phase = [
-        Config("two_phase", block_m, block_n, num_warps, num_stages, max_registers)
-        for block_m in (64, 128)
-        for block_n in (32, 64)
-        for num_warps, max_registers in limits
-        for num_stages in (2, 3)
-    ]
+    limits = [(4, None), (4, 168), (4, 128), (8, None), (8, 128)]
+    resident = configs("resident", (16, 32, 64, 128), (0,), limits, (1, 2, 3))
+    two_phase = configs("two_phase", (64, 128), (32, 64), limits, (2, 3))
     if direction == "forward":
         return tiled + resident
     return resident if length <= EXACT_ZERO else tiled + resident + two_phase

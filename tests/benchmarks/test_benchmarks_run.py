@@ -128,7 +128,7 @@ def test_an_interrupted_run_keeps_its_rows_and_goes_on(
 
 
 def test_without_marks_asked_for_the_rows_of_every_size_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As they are collected on a card."""
+    """The shapes that are collected on a card."""
     from benchmarks import bench_attention, bench_loss, conftest
 
     for module in (bench_attention, bench_loss):

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.compare import compare
+from benchmarks.compare.changes import compare
 from tests.benchmarks.results import measured
 
 ROOT = Path(__file__).parents[2]

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from benchmarks import expectations
-from benchmarks.expectations import PAGE, lines
+from benchmarks.expectations import page as expectations
+from benchmarks.expectations.page import PAGE, lines
 from deit_kernels.integrations import models
 
 

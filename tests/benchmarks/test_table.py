@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from benchmarks.compare.table import draw, read, rows_of, text_table
 from benchmarks.measure import machine
 from benchmarks.measure.interleaved import Limit, alternate, record
-from benchmarks.table import draw, read, rows_of, text_table
 from tests.benchmarks.results import measured
 
 

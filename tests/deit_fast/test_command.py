@@ -56,7 +56,6 @@ INTERRUPTED = {
     "demo": "interrupted: the same command continues from the last checkpoint, if there is one",
     "replicate": "interrupted: the same command continues from the last checkpoint, if there is one",
 }
-LOST = RankLost(Status(0, "node1", 7), 1)
 # An error, its exit code, and which of two ranks says it.
 ENDS = [
     (ValueError("a mistake"), 2, [True, False]),
@@ -65,8 +64,9 @@ ENDS = [
     (BadImage("an image of this rank's share"), 2, [True, True]),
     (Diverged("NaN"), 3, [True, False]),
     (Disagreement("other logits"), 1, [True, False]),
-    (LOST, 4, [True, True]),
-    (RankLost(Status(0, "node1", 7, code=2), 1), 2, [False, False]),
+    (RankLost(Status(0, "node1", 7)), 4, [False, True]),
+    (RankLost(Status(1, "node1", 7)), 4, [True, False]),
+    (RankLost(Status(0, "node1", 7, code=2)), 2, [False, False]),
     (Preempted(signal.SIGTERM, 7), 75, [True, False]),
     (Preempted(signal.SIGINT, 7), 130, [True, False]),
 ]
@@ -153,7 +153,7 @@ def test_a_defect_of_the_program_is_not_hidden(monkeypatch, name: str) -> None:
 def test_what_our_launcher_started_is_named_by_it(monkeypatch, capsys) -> None:
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("DEIT_FAST_LAUNCHED", "1")
-    assert end(monkeypatch, "train", LOST) == 4
+    assert end(monkeypatch, "train", RankLost(Status(0, "node1", 7))) == 4
     assert capsys.readouterr().err == ""
 
 

@@ -147,7 +147,7 @@ def _trace_backward(form: str, classes: int) -> TracedCall:
         grad, statistics, count, call, True, distill, gradients["cls"], gradients.get("dist")
     )
     kernels.backward_kernel[(len(statistics), -(-classes // options["BLOCK"]))](*arguments, **options)
-    read = backward_operands(call, True, distill).pointers
-    inputs = {f"{tensor.data_ptr()}": tensor for tensor in read if tensor is not None}  # one head is listed twice
+    read = [each for each in backward_operands(call, True, distill) if isinstance(each, Tensor)]
+    inputs = {f"{tensor.data_ptr()}": tensor for tensor in read}  # one head is listed twice
     inputs |= {"grad": grad, "statistics": statistics, "count": count}
     return TracedCall(inputs, gradients, exponentials=_exponentials(call))

@@ -147,7 +147,7 @@ def _convert(state: State, instruction: Instruction) -> Run:
 
 @operation("HFMA2")
 def _half_constants(state: State, instruction: Instruction) -> Run:
-    """0 · 0 plus two halves: constants, or those of a register without their signs."""
+    """0 · 0 plus two halves: constants, or a register's halves without their signs."""
     parts = Parts(state, instruction)
     if {text.strip("-").split(".")[0] for text in parts.sources[:2]} != {"RZ"}:
         raise ValueError("only HFMA2 of 0 * 0")

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from benchmarks.compiled.sass.listing import SPACES, Instruction
 from benchmarks.compiled.sass.operands import (
-    I32,
     I64,
     U32,
     U64,
@@ -65,7 +64,7 @@ def address_of(state: State, text: str, wide: bool = False) -> Read:
     return lambda active: sum((read(active) for read in reads), offset) & mask
 
 
-_ATOMIC = {"ATOMS", "RED", "REDG"}
+_ATOMIC = {"ATOMS", "REDG"}
 
 
 @operation("LDS", "LDL", "LDG", "LD", "STS", "STL", "STG", "ST", *_ATOMIC)
@@ -79,10 +78,11 @@ def _memory(state: State, instruction: Instruction) -> Run:
     atomic = instruction.base in _ATOMIC
     if atomic and not instruction.modifiers & {"ADD", "INC"}:
         raise ValueError("only atomic ADD and INC")
+    if instruction.modifiers & {"S8", "S16"}:
+        raise ValueError("only loads that extend no sign")
     first = row_of(stored[0]) if stored and not atomic else None
     added = word(state, stored[0]) if atomic and stored else lambda active: U32(1)
     found = row_of(operands[0]) if place else RZ
-    signed = bool(instruction.modifiers & {"S8", "S16"})
 
     def run(active: Active) -> None:
         mine = active.sparse()
@@ -93,9 +93,7 @@ def _memory(state: State, instruction: Instruction) -> Run:
         elif first is None:
             row = row_of(operands[0])
             for i, value in enumerate(state.load(space, lanes, at, size)):
-                if signed:
-                    value = (value << U32(32 - 8 * size)).view(I32) >> I32(32 - 8 * size)
-                state.write(row + i, value.view(U32), mine)
+                state.write(row + i, value, mine)
         else:
             words = [state.rows[first + i if first != RZ else RZ][lanes] for i in range(max(size // 4, 1))]
             state.store(space, lanes, at, size, words)
@@ -179,9 +177,8 @@ def _matrices(state: State, instruction: Instruction) -> Run:
 
 
 @operation(
-    *("NOP", "BSSY", "BSYNC", "WARPSYNC", "BMOV", "YIELD", "BREAK", "MEMBAR", "ERRBAR", "CCTL", "UCGABAR_ARV"),
-    *("CGAERRBAR", "ULEPC"),
-)
+    "NOP", "BSSY", "BSYNC", "WARPSYNC", "YIELD", "BREAK", "MEMBAR", "ERRBAR", "CCTL", "UCGABAR_ARV", "CGAERRBAR"
+)  # fmt: skip
 def _nothing(state: State, instruction: Instruction) -> Run:
     return lambda active: None
 
@@ -234,18 +231,13 @@ def _branch(state: State, instruction: Instruction) -> Run:
     return run
 
 
-@operation("RET", "BRX")
-def _indirect(state: State, instruction: Instruction) -> Run:
-    name, *offset = instruction.operands[0].split(" ")
-    read = word(state, name)
-    base = instruction.address + 16 + int(offset[0], 16) if instruction.base == "BRX" else 0
-
-    guard = predicate(state, instruction.guard or "PT")
+@operation("RET")
+def _return(state: State, instruction: Instruction) -> Run:
+    read, guard = word(state, instruction.operands[0].split(" ")[0]), predicate(state, instruction.guard or "PT")
 
     def run(active: Active) -> object:
-        lanes = active.lanes()
-        lanes = lanes[guard(active.sparse())]
-        targets = (read(Active(lanes, None)).astype(I64) + base) // 16
+        lanes = active.lanes()[guard(active.sparse())]
+        targets = read(Active(lanes, None)).astype(I64) // 16
 
         def goto(mask: NDArray, following: int) -> None:
             state.pc[mask] = following

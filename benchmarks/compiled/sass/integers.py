@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from benchmarks.compiled.sass.listing import Instruction
 from benchmarks.compiled.sass.operands import (
     COMPARE,
-    F64,
     I32,
     I64,
     U32,
@@ -50,12 +49,7 @@ def _absolute(_: Modifiers, a: NDArray) -> NDArray:
     return np.abs(a.view(I32))
 
 
-@result("POPC", "UPOPC")
-def _population(_: Modifiers, a: NDArray) -> NDArray:
-    return np.bitwise_count(a).astype(U32)
-
-
-@result("PRMT", "UPRMT")
+@result("PRMT")
 def _permute(_: Modifiers, a: NDArray, selector: NDArray, c: NDArray) -> NDArray:
     both, value = c.astype(U64) << U64(32) | a, U32(0)
     for i in range(4):
@@ -94,7 +88,7 @@ def _lesser_or_greater(_: Modifiers, a: NDArray, b: NDArray, least: NDArray) -> 
     return np.where(least, np.fmin(a, b), np.fmax(a, b))
 
 
-@result("IMNMX", "VIMNMX", "VIMNMX3", "UIMNMX")
+@result("IMNMX", "VIMNMX", "VIMNMX3")
 def _least_or_greatest(modifiers: Modifiers, *given: NDArray) -> NDArray:
     kind = U32 if "U32" in modifiers else I32
     values = [value.view(kind) for value in given[:-1]]
@@ -107,19 +101,11 @@ def _add_and_compare(modifiers: Modifiers, a: NDArray, b: NDArray, *others: NDAr
     return _least_or_greatest(modifiers, a + b, *others)
 
 
-@result("SGXT", "USGXT")
+@result("SGXT")
 def _extend(modifiers: Modifiers, value: NDArray, bits: NDArray) -> NDArray:
     """The lowest bits alone, of which the highest is the sign unless U32."""
     kind, unused = U32 if "U32" in modifiers else I32, U32(32) - bits
     return (value << unused).view(kind) >> unused.view(kind)
-
-
-@result("FLO", "UFLO")
-def _highest_bit(modifiers: Modifiers, value: NDArray) -> NDArray:
-    if "U32" not in modifiers:
-        value = np.where(value.view(I32) < 0, ~value, value)
-    place = np.frexp(value.astype(F64))[1].astype(I32) - I32(1)
-    return np.where(value == 0, I32(-1), I32(31) - place if "SH" in modifiers else place)
 
 
 def _wide(read: Read, text: str = "") -> Read:

@@ -20,7 +20,7 @@ _ANY = ("shared", "local", "global")
 # The memories that an instruction accesses.
 SPACES = {
     "LDS": ("shared",), "STS": ("shared",), "ATOMS": ("shared",), "LDSM": ("shared",), "STSM": ("shared",),
-    "LDL": ("local",), "STL": ("local",), "LDG": ("global",), "STG": ("global",), "RED": ("global",),
+    "LDL": ("local",), "STL": ("local",), "LDG": ("global",), "STG": ("global",),
     "REDG": ("global",), "LD": _ANY, "ST": _ANY, "LDGSTS": ("global", "shared"),
 }  # fmt: skip
 
@@ -126,6 +126,6 @@ def constant_banks(elf: bytes, kernel: str) -> dict[int, bytes]:
         begin = sections[names][4] + name
         called = elf[begin : elf.index(b"\0", begin)].decode()
         match = re.fullmatch(r"\.nv\.constant(\d+)(?:\.(.*))?", called)
-        if match and match[2] in (None, kernel) and kind != 8:  # 8: holds no bytes
+        if match and match[2] in (None, kernel) and kind != _NO_BYTES:
             banks[int(match[1])] = elf[start : start + length]
     return banks

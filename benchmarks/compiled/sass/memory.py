@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 U32, I32, I64 = np.uint32, np.int32, np.int64
 GLOBAL_BASE = 0x7F3A00000000
 _NOBODY, _SEVERAL = -1, -2  # instead of the warp that accessed a cell last
-_EPOCH_BITS = 20  # a time is the number of a block, and in so many bits that of its barriers until then
+_EPOCH_BITS = 20  # a time is a block's number, followed by so many bits that count the barriers it has passed
 _NEVER = -1  # of no block, so in order with nothing
 
 
@@ -91,7 +91,7 @@ class Ledger:
         self._loaded_at[cells[foreign]] = _NEVER
 
     def store(self, at: NDArray, size: int, lanes: Lanes, group: NDArray | None = None) -> None:
-        """Lanes store `size` bytes each, from `at` on. `group`: of each lane, that of its copy to shared memory."""
+        """Lanes store `size` bytes each, from `at` on. `group`: each lane's group of copies to shared memory."""
         cells, warp, time = self._spread(at, size, lanes)
         self._check("stores over what a copy not waited for stores", self._flying[cells], cells, warp)
         for past, last in (("stored", self._stored_by), ("loaded", self._loaded_by)):
@@ -106,7 +106,7 @@ class Ledger:
             self._copies.append((warp, np.repeat(group, size // self.cell), cells))
 
     def wait(self, done: NDArray, barriers: NDArray) -> None:
-        """Of each warp the copies of the groups below `done` have arrived; its block has passed so many barriers."""
+        """The copies of each warp's groups below `done` arrive, after so many `barriers` of its block."""
         left = []
         for warp, group, cells in self._copies:
             arrived = group < done[warp]

@@ -20,7 +20,7 @@ from benchmarks.compiled.sass.listing import Instruction
 from benchmarks.compiled.sass.state import PT, RZ, UNIFORM, UNIFORM_PREDICATES, UPT, URZ, Active, State
 
 U32, U64, I32, I64, F32, F64 = np.uint32, np.uint64, np.int32, np.int64, np.float32, np.float64
-BRANCHES = {"BRA", "EXIT", "RET", "CALL", "BRX"}  # their guard says whether they are taken
+BRANCHES = {"BRA", "EXIT", "RET", "CALL"}  # their guard says whether they are taken
 
 Read = Callable[[Active], NDArray]
 Run = Callable[[Active], object]

@@ -36,7 +36,7 @@ def odd_sum(a: NDArray, b: NDArray) -> NDArray:
 
 
 def exact_product(a: NDArray, b: NDArray) -> NDArray:
-    """Of float32, in float64."""
+    """The product of two float32, exact in float64."""
     return np.asarray(a).astype(F64) * np.asarray(b).astype(F64)
 
 

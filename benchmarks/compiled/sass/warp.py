@@ -16,9 +16,7 @@ from benchmarks.compiled.sass.operands import (
     U64,
     Parts,
     Run,
-    is_predicate,
     operation,
-    predicate,
     row_of,
     word,
     write_pair,
@@ -38,28 +36,8 @@ def _special(state: State, instruction: Instruction) -> Run:
     return lambda active: state.write(row, values[active.at], active)
 
 
-@operation("VOTE", "VOTEU")
-def _vote(state: State, instruction: Instruction) -> Run:
-    rows = [row_of(text) for text in instruction.operands if not is_predicate(text)]
-    names = [text for text in instruction.operands if is_predicate(text)]
-    outs, given = names[:-1], predicate(state, names[-1])
-
-    def run(active: Active) -> None:
-        mine = active.sparse()
-        bits = U32(1) << state.lane_in_warp[mine.at]
-        ballot = _of_warps(state, mine, np.bitwise_or, U32(0), np.where(given(mine), bits, U32(0)))
-        everyone = _of_warps(state, mine, np.bitwise_or, U32(0), bits)
-        for row in rows:
-            state.write(row, ballot, mine)
-        value = ballot == everyone if "ALL" in instruction.modifiers else ballot != 0
-        for text in outs:
-            state.write_predicate(row_of(text), value, mine)
-
-    return run
-
-
 def _of_warps(state: State, active: Active, reduce: np.ufunc, first: np.generic, values: NDArray) -> NDArray:
-    """For each active lane what the values of its warp's active lanes reduce to."""
+    """The values of a warp's active lanes, reduced; each active lane gets its warp's result."""
     warps = state.warp[active.at]
     results = np.full(state.warp[-1] + 1, first)
     reduce.at(results, warps, values)
@@ -85,29 +63,6 @@ def _shuffle(state: State, instruction: Instruction) -> Run:
         if not there[asked].all():
             raise Fault("a lane reads one that takes no part")
         state.write(parts.row, source[asked], mine)
-
-    return run
-
-
-@operation("IMMA")
-def _product_of_bytes(state: State, instruction: Instruction) -> Run:
-    """16 × 32 bytes by 32 × 8, added to 16 × 8 sums; which lane holds what: csrc/cuda/matrix.cuh."""
-    shape, *kinds = instruction.opcode.split(".")[1:]
-    if shape != "16832" or not {*kinds} <= {"U8", "S8"} or len(kinds) != 2:
-        raise ValueError("only IMMA.16832 of 8-bit integers")
-    destination, *sources = (row_of(text.split(".")[0]) for text in instruction.operands)
-
-    def bytes_(words: NDArray, kind: str) -> NDArray:
-        return words.view(np.int8 if kind == "S8" else np.uint8).astype(F32)
-
-    def run(active: Active) -> None:
-        lanes = state.whole_warps(active)
-        left = _left(bytes_(_registers(state, sources[0], 4, lanes), kinds[0]))
-        right = _right(bytes_(_registers(state, sources[1], 2, lanes), kinds[1]))
-        sums = _by_lane((left @ right).astype(I32)).view(U32)  # below 2**21: exact
-        added = _registers(state, sources[2], 4, lanes).reshape(-1, 4)
-        for i in range(4):
-            state.write(destination + i, sums[:, i] + added[:, i], Active(lanes, None))
 
     return run
 

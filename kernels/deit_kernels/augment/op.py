@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -28,22 +28,6 @@ LAYOUTS = ("nchw", "channels_last", "patches")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 _AFTER_FILTER = (ROW.itemsize - dict(ROW.fields or {})["flip"][1]) // 4  # int32 words of a row behind its filter
-_NAMESPACE = "deit_kernels"
-_SCHEMAS = {
-    "_augment_sample_plan": "(Tensor keys, Tensor policy) -> Tensor",
-    "_augment_sample_mix": "(Tensor numbers, SymInt count) -> Tensor",
-    "_augment_place": "(Tensor rows, Tensor offset, Tensor height, Tensor width, SymInt data_bytes, int size)"
-    " -> Tensor",
-    "_augment_check_mix": "(Tensor mix, int size) -> Tensor",
-    "_augment_op": "(Tensor images, Tensor calls) -> Tensor",
-    "_augment_resize": "(Tensor data, Tensor rows, int size) -> Tensor",
-    "_augment_apply": "(Tensor data, Tensor rows, Tensor? mix, int size, float[] mean, float[] std, ScalarType dtype, "
-    "str layout, int patch) -> Tensor",
-    "_augment_apply_out": "(Tensor data, Tensor rows, Tensor? mix, int size, float[] mean, float[] std, str layout, "
-    "int patch, Tensor(a!) out) -> ()",
-}
-for _name, _schema in _SCHEMAS.items():
-    torch.library.define(f"{_NAMESPACE}::{_name}", _schema)
 
 
 def _output(rows: Tensor, size: int, dtype: torch.dtype, device: torch.device, layout: str, patch: int) -> Tensor:
@@ -52,49 +36,6 @@ def _output(rows: Tensor, size: int, dtype: torch.dtype, device: torch.device, l
         return torch.empty(count, (size // patch) ** 2, 3 * patch * patch, dtype=dtype, device=device)
     order = torch.channels_last if layout == "channels_last" else torch.contiguous_format
     return torch.empty(count, 3, size, size, dtype=dtype, device=device, memory_format=order)
-
-
-@torch.library.register_fake(f"{_NAMESPACE}::_augment_sample_plan")
-def _(keys: Tensor, policy: Tensor) -> Tensor:
-    return keys.new_empty(keys.shape[0], ROW.itemsize, dtype=torch.uint8)
-
-
-@torch.library.register_fake(f"{_NAMESPACE}::_augment_sample_mix")
-def _(numbers: Tensor, count: int) -> Tensor:
-    return numbers.new_empty(count, MIX.itemsize)
-
-
-@torch.library.register_fake(f"{_NAMESPACE}::_augment_place")
-def _(rows: Tensor, offset: Tensor, height: Tensor, width: Tensor, data_bytes: int, size: int) -> Tensor:
-    return torch.empty_like(rows)
-
-
-@torch.library.register_fake(f"{_NAMESPACE}::_augment_check_mix")
-def _(mix: Tensor, size: int) -> Tensor:
-    return torch.empty_like(mix)
-
-
-@torch.library.register_fake(f"{_NAMESPACE}::_augment_op")
-def _(images: Tensor, calls: Tensor) -> Tensor:
-    return torch.empty_like(images)
-
-
-@torch.library.register_fake(f"{_NAMESPACE}::_augment_resize")
-def _(data: Tensor, rows: Tensor, size: int) -> Tensor:
-    return data.new_empty(rows.shape[0], size, size, 3)
-
-
-@torch.library.register_fake(f"{_NAMESPACE}::_augment_apply")
-def _(
-    data: Tensor, rows: Tensor, mix: Tensor | None, size: int, mean: list[float], std: list[float],
-    dtype: torch.dtype, layout: str, patch: int,
-) -> Tensor:  # fmt: skip
-    return _output(rows, size, dtype, data.device, layout, patch)
-
-
-@torch.library.register_fake(f"{_NAMESPACE}::_augment_apply_out")
-def _(data: Tensor, rows: Tensor, *arguments: Any) -> None:
-    return None
 
 
 def _apply_reference(
@@ -114,17 +55,59 @@ def _apply_out_reference(*arguments: Any) -> None:
     out.copy_(_apply_reference(data, rows, mix, size, mean, std, out.dtype, layout, patch))
 
 
-_REFERENCES: dict[str, Callable[..., object]] = {
-    "_augment_sample_plan": reference.sample.sample_rows,
-    "_augment_sample_mix": reference.mix.sample_rows,
-    "_augment_op": reference.ops.run_ops,
-    "_augment_place": reference.resize.place_rows,
-    "_augment_check_mix": reference.finish.checked_mix,
-    "_augment_resize": reference.resize.resize_rows,
-    "_augment_apply": _apply_reference,
-    "_augment_apply_out": _apply_out_reference,
+class _Op(NamedTuple):
+    schema: str
+    reference: Callable[..., object]
+    fake: Callable[..., object]
+    on_cuda: bool = False
+
+
+_OPS = {
+    "_augment_sample_plan": _Op(
+        "(Tensor keys, Tensor policy) -> Tensor",
+        reference.sample.sample_rows,
+        lambda keys, policy: keys.new_empty(keys.shape[0], ROW.itemsize, dtype=torch.uint8),
+    ),
+    "_augment_sample_mix": _Op(
+        "(Tensor numbers, SymInt count) -> Tensor",
+        reference.mix.sample_rows,
+        lambda numbers, count: numbers.new_empty(count, MIX.itemsize),
+    ),
+    "_augment_place": _Op(
+        "(Tensor rows, Tensor offset, Tensor height, Tensor width, SymInt data_bytes, int size) -> Tensor",
+        reference.resize.place_rows,
+        lambda rows, *_: torch.empty_like(rows),
+    ),
+    "_augment_check_mix": _Op(
+        "(Tensor mix, int size) -> Tensor", reference.finish.checked_mix, lambda mix, size: torch.empty_like(mix)
+    ),
+    "_augment_op": _Op(
+        "(Tensor images, Tensor calls) -> Tensor",
+        reference.ops.run_ops,
+        lambda images, calls: torch.empty_like(images),
+        on_cuda=True,
+    ),
+    "_augment_resize": _Op(
+        "(Tensor data, Tensor rows, int size) -> Tensor",
+        reference.resize.resize_rows,
+        lambda data, rows, size: data.new_empty(rows.shape[0], size, size, 3),
+        on_cuda=True,
+    ),
+    "_augment_apply": _Op(
+        "(Tensor data, Tensor rows, Tensor? mix, int size, float[] mean, float[] std, ScalarType dtype, "
+        "str layout, int patch) -> Tensor",
+        _apply_reference,
+        lambda data, rows, mix, size, mean, std, dtype, *form: _output(rows, size, dtype, data.device, *form),
+        on_cuda=True,
+    ),
+    "_augment_apply_out": _Op(
+        "(Tensor data, Tensor rows, Tensor? mix, int size, float[] mean, float[] std, str layout, "
+        "int patch, Tensor(a!) out) -> ()",
+        _apply_out_reference,
+        lambda *_: None,
+        on_cuda=True,
+    ),
 }
-_ON_CUDA = ("_augment_op", "_augment_resize", "_augment_apply", "_augment_apply_out")
 
 
 def _no_cuda(*arguments: Any) -> None:
@@ -136,11 +119,14 @@ if _extension.cpu_missing:
         f"deit_kernels augments in NumPy, exact but many times slower than the C++ extension: {_extension.cpu_missing}",
         stacklevel=2,
     )
-    for _name, _function in _REFERENCES.items():
-        torch.library.impl(f"{_NAMESPACE}::{_name}", "CPU", _function)
-if _extension.cuda_missing:
-    for _name in _ON_CUDA:
-        torch.library.impl(f"{_NAMESPACE}::{_name}", "CUDA", _no_cuda)
+for _name, _op in _OPS.items():
+    _name = f"deit_kernels::{_name}"
+    torch.library.define(_name, _op.schema)
+    torch.library.register_fake(_name, _op.fake)
+    if _extension.cpu_missing:
+        torch.library.impl(_name, "CPU", _op.reference)
+    if _op.on_cuda and _extension.cuda_missing:
+        torch.library.impl(_name, "CUDA", _no_cuda)
 
 
 def _placed_rows(batch: ImageBatch, plan: AugmentPlan) -> Tensor:

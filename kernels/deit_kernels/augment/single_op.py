@@ -80,7 +80,7 @@ def apply_op(
 
 
 def matrix(op: str, arg: float, height: int, width: int) -> tuple[float, ...]:
-    """From output to source coordinates, with Python's own sine and rounding, so that an image rotates as in Pillow."""
+    """The map from output to source coordinates, by Python's own sine and rounding: an image rotates as in Pillow."""
     if op != "rotate":
         moved = {"shear_x": (1, arg), "shear_y": (3, arg), "translate_x": (2, arg), "translate_y": (5, arg)}
         matrix = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]

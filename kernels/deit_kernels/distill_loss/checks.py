@@ -8,7 +8,7 @@ kernels give such rows a NaN loss instead.
 from __future__ import annotations
 
 import math
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -65,8 +65,11 @@ def distillation_call(
         check_logits("dist_logits", dist_logits, like=cls_logits)
     true, partner, lam = check_target(target, cls_logits)
     taught, teacher_probs = _check_teacher(teacher, cls_logits, mode, tau)
-    if base != "ce" or target_threshold is not None or sum_classes:
-        target_threshold = _check_base(base, target_threshold, sum_classes, label_smoothing, cls_logits)
+    _one_of("base", base, ("ce", "bce"))
+    if base == "bce":
+        binary = binary_options(target_threshold, sum_classes, label_smoothing, cls_logits)
+    elif target_threshold is not None or sum_classes:
+        raise ValueError('target_threshold and sum_classes belong to a binary cross-entropy: add base="bce"')
 
     # A term of weight 0 is computed only when it is asked for as a part.
     with_base, with_distill = alpha < 1 or return_parts, alpha > 0 or return_parts
@@ -83,9 +86,32 @@ def distillation_call(
         label_smoothing=float(label_smoothing), teacher_smoothing=float(teacher_smoothing),
         ignore_index=check_ignore_index(ignore_index), mean=check_reduction(reduction),
     )  # fmt: skip
-    if base == "ce" or not with_base:
-        return call
-    return call._replace(binary=True, target_threshold=target_threshold, sum_classes=sum_classes)
+    return call._replace(**binary) if base == "bce" and with_base else call
+
+
+def cross_entropy_call(
+    logits: Tensor, target: Tensor | MixedTarget, label_smoothing: float, ignore_index: int, reduction: str
+) -> LossCall:
+    """The checked call of a base term alone."""
+    check_logits("logits", logits)
+    true, partner, lam = check_target(target, logits)
+    return LossCall(
+        cls=logits, target=true, partner=partner, lam=lam,
+        label_smoothing=_within("label_smoothing", label_smoothing, "a share of probability"),
+        ignore_index=check_ignore_index(ignore_index), mean=check_reduction(reduction),
+    )  # fmt: skip
+
+
+def kl_call(student_logits: Tensor, teacher_logits: Tensor, tau: float, kl_normalizer: str) -> LossCall:
+    """The checked call of a soft distillation term alone."""
+    check_logits("student_logits", student_logits)
+    check_logits("teacher_logits", teacher_logits)
+    check_teacher_logits(teacher_logits, student_logits)
+    check_normalizer(kl_normalizer)
+    return LossCall(
+        dist=student_logits, teacher=teacher_logits, soft=True, alpha=1.0, tau=check_tau(tau),
+        numel=kl_normalizer == "numel",
+    )  # fmt: skip
 
 
 def is_plain(target: object, smoothing: float, ignore_index: int, reduction: str) -> TypeGuard[Tensor]:
@@ -162,24 +188,15 @@ def check_normalizer(kl_normalizer: str) -> None:
     _one_of("kl_normalizer", kl_normalizer, ("batch", "numel"))
 
 
-def check_smoothing(label_smoothing: float) -> float:
-    return _within("label_smoothing", label_smoothing, "a share of probability")
-
-
-def _check_base(
-    base: str, target_threshold: float | None, sum_classes: bool, label_smoothing: float, logits: Tensor
-) -> float | None:
-    _one_of("base", base, ("ce", "bce"))
-    if base == "ce":
-        raise ValueError('target_threshold and sum_classes belong to a binary cross-entropy: add base="bce"')
-    check_sum_classes(sum_classes)
-    return check_threshold(target_threshold, label_smoothing, logits)
-
-
-def check_threshold(target_threshold: float | None, label_smoothing: float, logits: Tensor) -> float | None:
-    """A threshold is one that some targets are above, and not all."""
+def binary_options(
+    target_threshold: float | None, sum_classes: bool, label_smoothing: float, logits: Tensor
+) -> dict[str, Any]:
+    """What a binary cross-entropy changes in a call. Some targets must be above a threshold, and not all."""
+    if not isinstance(sum_classes, bool):
+        raise ValueError(f"sum_classes must be True or False, got {sum_classes!r}")
+    options = {"binary": True, "target_threshold": target_threshold, "sum_classes": sum_classes}
     if target_threshold is None:
-        return None
+        return options
     if not (_is_number(target_threshold) and 0 <= target_threshold < 1):
         raise ValueError(
             f"target_threshold is a probability above which a target is 1: a Python number in [0, 1) or None, "
@@ -191,13 +208,7 @@ def check_threshold(target_threshold: float | None, label_smoothing: float, logi
             f"label_smoothing={label_smoothing} gives every class {spread:.3g}, which is above "
             f"target_threshold={target_threshold}: every target would be 1. Type label_smoothing=0"
         )
-    return float(target_threshold)
-
-
-def check_sum_classes(sum_classes: bool) -> bool:
-    if not isinstance(sum_classes, bool):
-        raise ValueError(f"sum_classes must be True or False, got {sum_classes!r}")
-    return sum_classes
+    return options | {"target_threshold": float(target_threshold)}
 
 
 def check_ignore_index(ignore_index: int) -> int:

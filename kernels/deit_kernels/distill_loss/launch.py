@@ -5,8 +5,7 @@ Before a launch a call becomes `Operands`, tensors that the kernels read in plac
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,12 +13,12 @@ from torch import Tensor
 from . import kernels, reference
 from .reference import LossCall, kl_scale
 
+_POINTERS = 9  # the first fields of Operands
 _LONGEST_TILE = 4096  # 16 classes a thread of 8 warps; three float32 rows of them fit the registers without spilling
 MEAN_OPTIONS = {"ROWS": 4096, "BLOCK": 1024, "num_warps": 4, "num_stages": 1}
 
 
-@dataclass(frozen=True)
-class Tiling:
+class Tiling(NamedTuple):
     """How a row is cut: see tiles.py for `step` and `edge`, which keep the loads 128 bits wide."""
 
     block: int
@@ -33,9 +32,8 @@ class Tiling:
         return {"STEP": self.step, "EDGE": self.edge, "BLOCK": self.block, "num_warps": warps, "num_stages": 1}
 
 
-@dataclass(frozen=True)
-class Operands:
-    """A call as the kernels take it: tensors they can read in place, and which of their forms it needs."""
+class Operands(NamedTuple):
+    """A call as the kernels take it: tensors they can read in place, as they are passed, and the form they need."""
 
     cls: Tensor | None
     student: Tensor | None
@@ -54,14 +52,6 @@ class Operands:
     def one_head(self) -> bool:
         """Both terms are on the same logits, which are then read once."""
         return self.cls is not None and self.cls is self.student
-
-    @property
-    def pointers(self) -> tuple[Tensor | None, ...]:
-        """In the order of the kernels' arguments."""
-        return (
-            self.cls, self.student, self.teacher, self.dense, self.labels, self.partner, self.lam,
-            self.teacher_labels, self.teacher_probs,
-        )  # fmt: skip
 
     @property
     def constexprs(self) -> dict[str, Any]:
@@ -151,11 +141,11 @@ def backward_operands(call: LossCall, base: bool, distill: bool) -> Operands:
     """What backward reads: no head without a gradient to compute, no hard teacher (the statistics hold its label)."""
     given = operands(call)
     if not base:
-        given = replace(given, cls=None, dense=None, labels=None, partner=None, lam=None, base="none", target="none")
+        given = given._replace(cls=None, dense=None, labels=None, partner=None, lam=None, base="none", target="none")
     if not distill:
-        given = replace(given, student=None, teacher=None, teacher_labels=None, teacher_probs=None, distill="none")
+        given = given._replace(student=None, teacher=None, teacher_labels=None, teacher_probs=None, distill="none")
     elif not call.soft:
-        given = replace(given, teacher=None, teacher_labels=None, distill="labels")
+        given = given._replace(teacher=None, teacher_labels=None, distill="labels")
     return given
 
 
@@ -166,7 +156,7 @@ def forward_arguments(
     given = operands(call)
     tiling = tiling or choose_tiling(call, given, gradients=False)
     outputs = (loss, base, distill, statistics)
-    arguments = (*given.pointers, *outputs, *_shape(call, given, tiling), *_weights(call), call.ignore_index)
+    arguments = (*given[:_POINTERS], *outputs, *_shape(call, given, tiling), *_weights(call), call.ignore_index)
     form = {
         "SMOOTH_TARGET": call.label_smoothing > 0,
         "SMOOTH_TEACHER": call.teacher_smoothing > 0,
@@ -183,7 +173,7 @@ def backward_arguments(
     given = backward_operands(call, base, distill)
     tiling = tiling or choose_tiling(call, given, gradients=True)
     arguments = (
-        grad, count if call.mean else None, statistics.contiguous(), *given.pointers,
+        grad, count if call.mean else None, statistics.contiguous(), *given[:_POINTERS],
         grad_cls if base and not given.one_head else None, grad_cls if call.dist is None and distill else grad_dist,
         grad.stride(0) if grad.dim() else 0, *_shape(call, given, tiling), *_weights(call),
     )  # fmt: skip

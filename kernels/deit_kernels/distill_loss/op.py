@@ -18,7 +18,7 @@ from torch.autograd import Function, forward_ad
 
 from .. import _extension
 from ..dispatch import INTERPRETING, kernel_unavailable_reasons, report_fallback
-from ..systems import register_splits
+from ..systems import folded, mapped, register_splits
 from . import checks, reference
 from .reference import LossCall, MixedTarget, TopK
 
@@ -114,11 +114,7 @@ def cross_entropy(
                 return _direct_cross_entropy(logits, target, label_smoothing, ignore_index, mean)
             except ValueError:
                 pass  # float64; or C++ refuses what the checks below refuse in better words, or refuses it again
-    checks.check_logits("logits", logits)
-    target, partner, lam = checks.check_target(target, logits)
-    label_smoothing = checks.check_smoothing(label_smoothing)
-    ignore_index, mean = checks.check_ignore_index(ignore_index), checks.check_reduction(reduction)
-    return _apply(_cross_entropy_call(logits, target, partner, lam, label_smoothing, ignore_index, mean))[0]
+    return _apply(checks.cross_entropy_call(logits, target, label_smoothing, ignore_index, reduction))[0]
 
 
 def binary_cross_entropy(
@@ -151,15 +147,8 @@ def binary_cross_entropy(
     Raises:
         TypeError, ValueError: as `distillation_loss`; a smoothing that lifts every class above the threshold.
     """
-    checks.check_logits("logits", logits)
-    target, partner, lam = checks.check_target(target, logits)
-    label_smoothing = checks.check_smoothing(label_smoothing)
-    ignore_index, mean = checks.check_ignore_index(ignore_index), checks.check_reduction(reduction)
-    call = _cross_entropy_call(logits, target, partner, lam, label_smoothing, ignore_index, mean)._replace(
-        binary=True, sum_classes=checks.check_sum_classes(sum_classes),
-        target_threshold=checks.check_threshold(target_threshold, label_smoothing, logits),
-    )  # fmt: skip
-    return _apply(call)[0]
+    call = checks.cross_entropy_call(logits, target, label_smoothing, ignore_index, reduction)
+    return _apply(call._replace(**checks.binary_options(target_threshold, sum_classes, label_smoothing, logits)))[0]
 
 
 def kl_divergence(
@@ -180,26 +169,7 @@ def kl_divergence(
     Raises:
         TypeError, ValueError: as `distillation_loss`.
     """
-    checks.check_logits("student_logits", student_logits)
-    checks.check_logits("teacher_logits", teacher_logits)
-    checks.check_teacher_logits(teacher_logits, student_logits)
-    checks.check_normalizer(kl_normalizer)
-    call = LossCall(
-        None, student_logits, teacher_logits, None, None, None, None, soft=True, alpha=1.0,
-        tau=checks.check_tau(tau), numel=kl_normalizer == "numel", label_smoothing=0.0, teacher_smoothing=0.0,
-        ignore_index=-100, mean=True,
-    )  # fmt: skip
-    return _apply(call)[0]
-
-
-def _cross_entropy_call(
-    logits: Tensor, target: Tensor, partner: Tensor | None, lam: Tensor | None,
-    label_smoothing: float, ignore_index: int, mean: bool,
-) -> LossCall:  # fmt: skip
-    return LossCall(
-        logits, None, None, None, target, partner, lam, soft=False, alpha=0.0, tau=1.0, numel=False,
-        label_smoothing=label_smoothing, teacher_smoothing=0.0, ignore_index=ignore_index, mean=mean,
-    )  # fmt: skip
+    return _apply(checks.kl_call(student_logits, teacher_logits, tau, kl_normalizer))[0]
 
 
 def _apply(call: LossCall) -> tuple[Tensor, ...]:
@@ -292,7 +262,7 @@ class _TransformedLoss(_Loss):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple]:
         """All samples in one call, a loss a row; the mean of each sample's rows after it."""
-        call = LossCall(*_folded(info, in_dims[:-1], args[:-1]), *args[-1])
+        call = LossCall(*folded(info, in_dims[:-1], args[:-1]), *args[-1])
         rows = call._replace(mean=False)
         *losses, statistics, count = _TransformedLoss.apply(*rows[:_TENSORS], rows[_TENSORS:])
         *losses, statistics = (rows.unflatten(0, (info.batch_size, -1)) for rows in (*losses, statistics))
@@ -303,7 +273,7 @@ class _TransformedLoss(_Loss):
 
 
 class _Gradient(Function):
-    """The backward op, whose own derivative is that of the reference."""
+    """The backward op. Its own derivative is computed by the reference."""
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, Tensor]:
@@ -336,27 +306,17 @@ class _Gradient(Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, Tensor], tuple]:
         grad, statistics, count, *fields, need_cls, need_dist = args
-        call = LossCall(*_folded(info, in_dims[3:-2], fields))
-        grad = _mapped(info, in_dims[0], grad)
+        call = LossCall(*folded(info, in_dims[3:-2], fields))
+        grad = mapped(info, in_dims[0], grad)
         if call.mean:
-            grad = (grad / _mapped(info, in_dims[2], count))[:, None]
-        (statistics,) = _folded(info, in_dims[1:2], [statistics])
+            grad = (grad / mapped(info, in_dims[2], count))[:, None]
+        (statistics,) = folded(info, in_dims[1:2], [statistics])
         grad = grad.expand(info.batch_size, len(statistics) // info.batch_size).flatten()
         count = statistics.new_empty(0)
         found = _Gradient.apply(grad, statistics, count, *call._replace(mean=False), need_cls, need_dist)
         needs = need_cls, need_dist
         results = [g.unflatten(0, (info.batch_size, -1)) if need else g for g, need in zip(found, needs, strict=True)]
         return tuple(results), tuple(0 if need else None for need in needs)
-
-
-def _mapped(info: Any, dim: int | None, tensor: Tensor) -> Tensor:
-    return tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-
-
-def _folded(info: Any, dims: tuple[int | None, ...], args: Any) -> list[Any]:
-    """The arguments with the mapped dimension as a part of the rows: (V, B, …) becomes (V·B, …)."""
-    pairs = zip(args, dims, strict=True)
-    return [_mapped(info, dim, arg).flatten(0, 1) if isinstance(arg, Tensor) else arg for arg, dim in pairs]
 
 
 # LossCall's fields are the arguments of forward and backward, so one fragment serves both.
@@ -433,7 +393,7 @@ def _implementation(call: LossCall) -> ModuleType:
         from . import launch  # imports triton, which a process without a GPU never needs
 
         return launch
-    report_fallback("distillation_loss", "; ".join(reasons), expected=call.logits.device.type == "cpu")
+    report_fallback("distillation_loss", "; ".join(reasons), call.logits.device.type == "cpu")
     return reference
 
 

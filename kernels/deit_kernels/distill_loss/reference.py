@@ -63,21 +63,21 @@ class LossCall(NamedTuple):
         sum_classes: a row's binary cross-entropy is the sum over its classes, else their mean.
     """
 
-    cls: Tensor | None
-    dist: Tensor | None
-    teacher: Tensor | None
-    teacher_probs: Tensor | None
-    target: Tensor | None
-    partner: Tensor | None
-    lam: Tensor | None
-    soft: bool
-    alpha: float
-    tau: float
-    numel: bool
-    label_smoothing: float
-    teacher_smoothing: float
-    ignore_index: int
-    mean: bool
+    cls: Tensor | None = None
+    dist: Tensor | None = None
+    teacher: Tensor | None = None
+    teacher_probs: Tensor | None = None
+    target: Tensor | None = None
+    partner: Tensor | None = None
+    lam: Tensor | None = None
+    soft: bool = False
+    alpha: float = 0.0
+    tau: float = 1.0
+    numel: bool = False
+    label_smoothing: float = 0.0
+    teacher_smoothing: float = 0.0
+    ignore_index: int = -100
+    mean: bool = True
     binary: bool = False
     target_threshold: float | None = None
     sum_classes: bool = False

@@ -71,6 +71,32 @@ def attention_backward_resident(
     store_rows(grads + 2 * heads * D, keys, 3 * heads * D, dv, length, D, BD)
 
 
+@triton.jit
+def _key_gradients(
+    grad, query, key, value, lse, delta, grads, own, heads, length, scale, scale_log2,
+    grad_row, query_row, key_row, value_row,
+    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Store dK and dV of the BM keys `own` of one (batch, head), past which its queries stream."""
+    k = load_rows(key, own, key_row * 8, length, D, BD)  # [BM, D]
+    v = load_rows(value, own, value_row * 8, length, D, BD)
+    dk = tl.zeros([BM, BD], tl.float32)
+    dv = tl.zeros([BM, BD], tl.float32)
+    for start in tl.range(0, length, BN, num_stages=STAGES):
+        rows = start + tl.arange(0, BN)
+        q = load_rows(query, rows, query_row * 8, length, D, BD)  # [BN, D]
+        do = load_rows(grad, rows, grad_row * 8, length, D, BD)
+        row_lse = tl.load(lse + rows, mask=rows < length, other=float("inf"))
+        row_delta = tl.load(delta + rows, mask=rows < length, other=0.0)
+        s = tl.dot(k, tl.trans(q))  # [BM, BN]
+        p = make_probabilities(s, scale_log2, row_lse[None, :])  # inf for a key past the end: its row goes nowhere
+        dv = tl.dot(p.to(do.dtype), do, dv)
+        dp = tl.dot(v, tl.trans(do))
+        dk = tl.dot((p * (dp - row_delta[None, :])).to(q.dtype), q, dk)
+    store_rows(grads + heads * D, own, 3 * heads * D, dk * scale, length, D, BD)
+    store_rows(grads + 2 * heads * D, own, 3 * heads * D, dv, length, D, BD)
+
+
 @triton.jit(do_not_specialize=INTEGERS)
 def attention_backward_two_phase(
     grad, query, key, value, out, lse, delta, grads, heads, length, scale, scale_log2,
@@ -116,23 +142,10 @@ def attention_backward_two_phase(
     tl.debug_barrier()  # the deltas of all warps are in memory: a barrier orders them for the threads of its program
     for start in tl.range(0, length, BM, num_stages=1):
         own = start + tl.arange(0, BM)
-        k = load_rows(key, own, key_row * 8, length, D, BD)  # [BM, D]
-        v = load_rows(value, own, value_row * 8, length, D, BD)
-        dk = tl.zeros([BM, BD], tl.float32)
-        dv = tl.zeros([BM, BD], tl.float32)
-        for other in tl.range(0, length, BN, num_stages=STAGES):
-            rows = other + tl.arange(0, BN)
-            q = load_rows(query, rows, query_row * 8, length, D, BD)  # [BN, D]
-            do = load_rows(grad, rows, grad_row * 8, length, D, BD)
-            row_lse = tl.load(lse + rows, mask=rows < length, other=float("inf"))
-            row_delta = tl.load(delta + rows, mask=rows < length, other=0.0)
-            s = tl.dot(k, tl.trans(q))  # [BM, BN]
-            p = make_probabilities(s, scale_log2, row_lse[None, :])  # inf for a key past the end: its row goes nowhere
-            dv = tl.dot(p.to(do.dtype), do, dv)
-            dp = tl.dot(v, tl.trans(do))
-            dk = tl.dot((p * (dp - row_delta[None, :])).to(q.dtype), q, dk)
-        store_rows(grads + heads * D, own, 3 * heads * D, dk * scale, length, D, BD)
-        store_rows(grads + 2 * heads * D, own, 3 * heads * D, dv, length, D, BD)
+        _key_gradients(
+            grad, query, key, value, lse, delta, grads, own, heads, length, scale, scale_log2,
+            grad_row, query_row, key_row, value_row, D, BD, BM, BN, STAGES,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=INTEGERS)
@@ -176,22 +189,10 @@ def attention_backward_tiled(
 
     own = program // 2 % tiles * BM + tl.arange(0, BM)
     if program % 2 == 0:
-        k = load_rows(key, own, key_row * 8, length, D, BD)  # [BM, D]
-        v = load_rows(value, own, value_row * 8, length, D, BD)
-        dk = tl.zeros([BM, BD], tl.float32)
-        dv = tl.zeros([BM, BD], tl.float32)
-        for start in tl.range(0, length, BN, num_stages=STAGES):
-            rows = start + tl.arange(0, BN)
-            q = load_rows(query, rows, query_row * 8, length, D, BD)  # [BN, D]
-            do = load_rows(grad, rows, grad_row * 8, length, D, BD)
-            row_lse = tl.load(lse + rows, mask=rows < length, other=float("inf"))
-            row_delta = tl.load(delta + rows, mask=rows < length, other=0.0)
-            p = make_probabilities(tl.dot(k, tl.trans(q)), scale_log2, row_lse[None, :])  # [BM, BN]
-            dv = tl.dot(p.to(do.dtype), do, dv)
-            dp = tl.dot(v, tl.trans(do))
-            dk = tl.dot((p * (dp - row_delta[None, :])).to(q.dtype), q, dk)
-        store_rows(grads + heads * D, own, 3 * heads * D, dk * scale, length, D, BD)
-        store_rows(grads + 2 * heads * D, own, 3 * heads * D, dv, length, D, BD)
+        _key_gradients(
+            grad, query, key, value, lse, delta, grads, own, heads, length, scale, scale_log2,
+            grad_row, query_row, key_row, value_row, D, BD, BM, BN, STAGES,
+        )  # fmt: skip
     else:
         q = load_rows(query, own, query_row * 8, length, D, BD)  # [BM, D]
         do = load_rows(grad, own, grad_row * 8, length, D, BD)

@@ -22,7 +22,10 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 
+from ..dispatch import constant_to_dynamo
+
 Direction = Literal["forward", "backward"]
+Form = Literal["resident", "two_phase", "tiled"]
 
 LONGEST = 1040
 """Tokens: 1024 patches of a 512-pixel image at patch 16, and up to 16 class, distillation or register tokens."""
@@ -43,7 +46,7 @@ class Config:
         max_registers: of a thread, so that more programs fit on a multiprocessor; None leaves it to the compiler.
     """
 
-    form: Literal["resident", "two_phase", "tiled"]
+    form: Form
     block_m: int
     block_n: int
     num_warps: int
@@ -220,7 +223,7 @@ def _rows_on_request(direction: Direction, card: int) -> list[Row]:
         ) from error
 
 
-@functools.cache
+@constant_to_dynamo
 def ranges_ahead(card: int) -> tuple[Range, ...]:
     """What a measured table says of both directions, then what is expected; the first range that fits counts."""
     forward, backward = (_rows_on_request(direction, card) for direction in get_args(Direction))
@@ -235,7 +238,7 @@ def ranges_ahead(card: int) -> tuple[Range, ...]:
     return *measured, _EXPECTED
 
 
-@functools.cache
+@constant_to_dynamo
 def card_of(device: torch.device) -> tuple[int, int]:
     """(family, multiprocessors). The interpreter is an H100 of one multiprocessor: a test takes the path of a batch."""
     if device.type != "cuda":

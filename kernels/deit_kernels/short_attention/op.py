@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..dispatch import INTERPRETING, ON_CPU, constant_to_dynamo, kernel_unavailable_reasons, report_fallback
-from ..systems import register_flops, register_splits
-from .configuration import LONGEST, WIDEST, Range, card_of, ranges_ahead
+from ..dispatch import INTERPRETING, ON_CPU, kernel_unavailable_reasons, report_fallback
+from ..systems import folded, register_flops, register_splits
+from .configuration import LONGEST, WIDEST, card_of, ranges_ahead
 from .reference import backward_reference, forward_reference
 
 SETTING = os.environ.get("DEIT_KERNELS_ATTENTION", "kernels" if INTERPRETING else "auto")
@@ -41,38 +41,31 @@ torch.library.define(
 )
 
 
-def _launch_forward(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def _forward(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    if _runs_reference(query):
+        return forward_reference(query, key, value, scale)
     from .launch import forward  # imports triton
 
     return forward(query, key, value, scale)
 
 
-def _launch_backward(
+def _backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, scale: float
 ) -> Tensor:
+    if _runs_reference(query):
+        return backward_reference(grad, query, key, value, out, lse, scale)
     from .launch import backward
 
     return backward(grad, query, key, value, out, lse, scale)[0]
 
 
-def _interpret_forward(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    run = _launch_forward if query.dtype in _DTYPES else forward_reference
-    return run(query, key, value, scale)
+def _runs_reference(query: Tensor) -> bool:
+    return query.is_cpu and not (INTERPRETING and query.dtype in _DTYPES)
 
 
-def _interpret_backward(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, scale: float
-) -> Tensor:
-    run = _launch_backward if query.dtype in _DTYPES else backward_reference
-    return run(grad, query, key, value, out, lse, scale)
-
-
-torch.library.impl("deit_kernels::attention_forward", "CUDA", _launch_forward)
-torch.library.impl("deit_kernels::attention_backward", "CUDA", _launch_backward)
-torch.library.impl("deit_kernels::attention_forward", "CPU", _interpret_forward if INTERPRETING else forward_reference)
-torch.library.impl(
-    "deit_kernels::attention_backward", "CPU", _interpret_backward if INTERPRETING else backward_reference
-)
+for _device in ("CPU", "CUDA"):
+    torch.library.impl("deit_kernels::attention_forward", _device, _forward)
+    torch.library.impl("deit_kernels::attention_backward", _device, _backward)
 
 
 @torch.library.register_fake("deit_kernels::attention_forward")
@@ -95,7 +88,7 @@ _backward_op = torch.ops.deit_kernels.attention_backward.default
 
 
 def _flops(products: int) -> Callable[..., int]:
-    """Of `products` matrix products of N x N x D for each head, a multiplication and an addition each."""
+    """The FLOPs of `products` matrix products of N x N x D for each head, multiplications and additions."""
 
     def formula(*shapes: Any, out_shape: Any = None) -> int:
         batch, length, heads, features = shapes[0]
@@ -111,75 +104,49 @@ register_splits(_forward_op, [([0, 0], [0, 0, 0, None]), ([2, 1], [2, 2, 2, None
 register_splits(_backward_op, [([0], [0, 0, 0, 0, 0, 0, None]), ([3], [2, 2, 2, 2, 2, 1, None])])
 
 
-def _gradients(*operands: Any) -> Tensor:
-    """The backward op; where somebody differentiates again, with a graph."""
-    return (_Gradient.apply if torch.is_grad_enabled() else _backward_op)(*operands)
-
-
 def _vmapped(function: type[Function], info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
     """A `vmap` of one of the functions below: the mapped dimension becomes a part of the batch, and one again."""
-
-    def folded(arg: Any, dim: int | None) -> Any:
-        if not isinstance(arg, Tensor):
-            return arg
-        mapped = arg.expand(info.batch_size, *arg.shape) if dim is None else arg.movedim(dim, 0)
-        return mapped.flatten(0, 1)
-
-    results = function.apply(*map(folded, args, in_dims))
+    results = function.apply(*folded(info, in_dims, args))
     if isinstance(results, Tensor):
         return results.unflatten(0, (info.batch_size, -1)), 0
     return tuple(result.unflatten(0, (info.batch_size, -1)) for result in results), (0,) * len(results)
 
 
-class _PackedAttention(Function):
+class _Attention(Function):
+    """The forward op, of a packed qkv or of query, key and value, and the scale. The gradient is packed as they are."""
+
     @staticmethod
-    def forward(qkv: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        return _forward_op(*qkv.unbind(2), scale)
+    def forward(*args: Any) -> tuple[Tensor, Tensor]:
+        *operands, scale = args
+        return _forward_op(*_unpacked(operands), scale)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        qkv, ctx.scale = inputs
+        *operands, ctx.scale = inputs
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)  # else a zero gradient of the log-sum-exp is filled in every backward
-        ctx.save_for_backward(qkv, *output)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor | None, _: None) -> tuple[Tensor | None, None]:
-        if grad is None:
-            return None, None
-        qkv, out, lse = ctx.saved_tensors
-        return _gradients(grad, *qkv.unbind(2), out, lse, ctx.scale), None
-
-    @staticmethod
-    def vmap(info, in_dims, *args):
-        return _vmapped(_PackedAttention, info, in_dims, *args)
-
-
-class _Attention(Function):
-    @staticmethod
-    def forward(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        return _forward_op(query, key, value, scale)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        query, key, value, ctx.scale = inputs
-        ctx.mark_non_differentiable(output[1])
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(query, key, value, *output)
+        ctx.save_for_backward(*operands, *output)
 
     @staticmethod
     def backward(ctx, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        *operands, out, lse = ctx.saved_tensors
         if grad is None:
-            return None, None, None, None
-        return *_gradients(grad, *ctx.saved_tensors, ctx.scale).unbind(2), None
+            return (None,) * (len(operands) + 1)
+        run = _Gradient.apply if torch.is_grad_enabled() else _backward_op  # somebody differentiates the gradient
+        grads = run(grad, *_unpacked(operands), out, lse, ctx.scale)
+        return *((grads,) if len(operands) == 1 else grads.unbind(2)), None
 
     @staticmethod
     def vmap(info, in_dims, *args):
         return _vmapped(_Attention, info, in_dims, *args)
 
 
+def _unpacked(operands: Sequence[Tensor]) -> Sequence[Tensor]:
+    return operands[0].unbind(2) if len(operands) == 1 else operands
+
+
 class _Gradient(Function):
-    """The backward op, whose own derivative is the reference's."""
+    """The backward op. Its own derivative is computed by the reference."""
 
     @staticmethod
     def forward(
@@ -248,7 +215,7 @@ def attention(
         query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale
     )
     if reasons:
-        report_fallback("deit_kernels.attention", reasons[0], expected=query.is_cpu)
+        report_fallback("deit_kernels.attention", reasons[0], query.is_cpu)
         return _sdpa(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     tokens_first = (_autocast(tensor).transpose(1, 2) for tensor in (query, key, value))
     return _Attention.apply(*tokens_first, query.shape[-1] ** -0.5 if scale is None else float(scale))[0].transpose(
@@ -278,10 +245,10 @@ def attention_qkvpacked(qkv: Tensor, *, scale: float | None = None) -> Tensor:
     _check_scale(scale)
     reasons = kernel_unavailable_reasons(qkv.device) or attention_unsupported_reasons(qkv, scale=scale)
     if reasons:
-        report_fallback("deit_kernels.attention_qkvpacked", reasons[0], expected=qkv.is_cpu)
+        report_fallback("deit_kernels.attention_qkvpacked", reasons[0], qkv.is_cpu)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         return _sdpa(query, key, value, scale=scale).transpose(1, 2).contiguous()
-    return _PackedAttention.apply(_autocast(qkv), qkv.shape[-1] ** -0.5 if scale is None else float(scale))[0]
+    return _Attention.apply(_autocast(qkv), qkv.shape[-1] ** -0.5 if scale is None else float(scale))[0]
 
 
 def attention_unsupported_reasons(
@@ -342,15 +309,10 @@ def attention_unsupported_reasons(
 
 
 def _is_ahead(device: torch.device, length: int, features: int) -> bool:
-    for row in _ranges_ahead(device):
+    for row in ranges_ahead(card_of(device)[0]):
         if row.features == features and row.min_length <= length <= row.max_length:
             return row.ahead
     return False
-
-
-@constant_to_dynamo
-def _ranges_ahead(device: torch.device) -> tuple[Range, ...]:
-    return ranges_ahead(card_of(device)[0])
 
 
 def _sdpa(*operands: Any, **options: Any) -> Tensor:

@@ -29,7 +29,7 @@ DEPTH, BATCH = 2, 256
 
 
 class NoCard:
-    """As much of Triton's driver as Inductor asks."""
+    """The part of Triton's driver that Inductor asks."""
 
     def get_current_target(self) -> GPUTarget:
         return GPUTarget("cuda", 90, 32)
@@ -94,7 +94,7 @@ def moved_to_cuda(graph: torch.fx.GraphModule, inputs: list, mode: torch._subcla
 
 
 def bytes_of(code: str) -> Counter[str]:
-    """Of all calls of each Triton kernel together."""
+    """The bytes of each Triton kernel, all its calls together."""
     sizes = dict(re.findall(r"'kernel_name': '(\w+)'.*?'kernel_num_gb': ([\d.e-]+)", code))
     return sum(
         (Counter({name: round(float(sizes[name]) * 1e9)}) for name in re.findall(r"(\w+)\.run\(", code)), Counter()

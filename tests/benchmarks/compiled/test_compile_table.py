@@ -12,7 +12,7 @@ from benchmarks.compiled.page import (
     budget_of,
     commit_of,
     page,
-    picture,
+    picture_of,
     times_of,
 )
 from benchmarks.compiled.report import BUDGET
@@ -28,7 +28,7 @@ def row(text: str, target: str, kernel: str) -> list[str]:
 def test_the_page_of_the_repository_holds_the_committed_budget() -> None:
     written = PAGE.read_text()
     for target, kernels in NOW["kernels"].items():
-        assert picture(target).exists()
+        assert picture_of(target).exists()
         for kernel, numbers in kernels.items():
             cells = row(written, target, kernel)
             assert cells[1:3] == [str(numbers["registers"]), str(numbers["spills"])], "run benchmarks.compiled.page"

@@ -134,7 +134,7 @@ def test_an_instruction_that_is_read_wrongly_is_noticed(augmentation) -> None:
 
 
 def test_every_logical_function_of_three_inputs_is_its_table() -> None:
-    """Those that are written out are also those of the table."""
+    """The functions that are written out equal those that the table gives."""
     a, b, c = (np.array([0xF0, 0xCC, 0xAA], np.uint32)[i : i + 1] for i in range(3))  # bit 4a + 2b + c has them all
     for table in range(256):
         assert integers._lookup(table, a, b, c) & 0xFF == table, hex(table)

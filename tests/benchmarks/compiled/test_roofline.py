@@ -301,7 +301,7 @@ def test_a_row_of_a_benchmark_finds_its_prediction_by_name() -> None:
 
 @pytest.mark.slow
 def test_bytes_are_nearly_those_of_the_code_that_inductor_generates() -> None:
-    """Of two blocks, lowered for sm_90 without a card; Inductor counts the bytes of each kernel itself."""
+    """Two blocks are lowered for sm_90 without a card; Inductor counts the bytes of each kernel itself."""
     program = Path(__file__).with_name("inductor_code.py")
     run = subprocess.run([sys.executable, program], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]

@@ -206,7 +206,7 @@ def test_a_matrix_in_wrong_lanes_is_an_error_larger_than_allowed() -> None:
 
 @pytest.mark.parametrize("dtype", TYPES)
 def test_a_rounding_towards_0_is_a_bias(dtype: str) -> None:
-    """Of the output alone, and of the probabilities alone."""
+    """The fault is planted into the output alone, and into the probabilities alone."""
     case = random_case(1, 50, 2, FEATURES, TYPES[dtype])
     packed = len([one for one in _listing(case).instructions if one.base == "F2FP"])
     cut = lambda one: dataclasses.replace(one, opcode=one.opcode.replace("F2FP", "F2FP.RZ"))  # noqa: E731

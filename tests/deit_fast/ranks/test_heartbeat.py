@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deit_fast.command import LOST
+from deit_fast.command import LOST, NOBODY
 from deit_fast.ranks import heartbeat
 from deit_fast.ranks.heartbeat import Heartbeat, RankLost, Status, read, waited_for, warning
 
@@ -85,7 +85,7 @@ def test_a_rank_that_was_killed_is_named_with_its_last_stage(tmp_path: Path) -> 
     process.wait()
     assert f"rank 1 (process {process.pid} on {HERE}) is gone" in str(lost)
     assert "in the stage data of step 7" in str(lost) and "The same command continues" in str(lost)
-    assert (lost.code, lost.speaks) == (LOST, True)
+    assert (lost.code, lost.printed_by) == (LOST, 0)
     assert "rank 1" in str(broken_collective(tmp_path))  # the process table has forgotten it
 
 
@@ -99,7 +99,7 @@ def test_the_others_end_with_the_code_of_the_rank_that_failed(tmp_path: Path) ->
     leave(tmp_path, Status(2, HERE, os.getpid(), "data", 7))
     leave(tmp_path, Status(1, HERE, os.getpid(), "data", 7, code=2))
     lost = broken_collective(tmp_path)
-    assert (lost.code, lost.speaks) == (2, False)
+    assert (lost.code, lost.printed_by) == (2, NOBODY)
 
 
 def test_an_error_stays_itself_while_everyone_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,20 +7,20 @@ from pathlib import Path
 import pytest
 
 from deit_fast.config import Config
-from deit_fast.ranks.log import RankLog
+from deit_fast.ranks.log import rank_log
 from deit_fast.run import report
 from deit_fast.run.metrics import TensorBoard, numbers
 from deit_fast.train import train
 
 
 def test_what_was_said_before_the_folder_stood_is_in_the_file_too(tmp_path: Path, capsys) -> None:
-    with RankLog(3) as log:
+    with rank_log(3) as begin:
         reporter = report.Reporter(False)
         reporter.decide("cores", 4, "all there are")
         assert not list(tmp_path.iterdir())
-        log.begin(tmp_path / "logs")
+        begin(tmp_path / "logs")
         logging.getLogger("deit_fast.anything").warning("an image is black")
-        log.begin(tmp_path / "other")
+        begin(tmp_path / "other")
         reporter.say("goes on")
     logging.getLogger("deit_fast").warning("afterwards")
     first = (tmp_path / "logs" / "rank_3.log").read_text()
@@ -34,16 +34,16 @@ def test_what_was_said_before_the_folder_stood_is_in_the_file_too(tmp_path: Path
 
 @pytest.mark.parametrize("room", ["weights.trained", "data.loader", "train.loop", "ranks.meeting"])
 def test_every_room_is_logged(tmp_path: Path, room: str, capsys) -> None:
-    with RankLog(0) as log:
-        log.begin(tmp_path)
+    with rank_log(0) as begin:
+        begin(tmp_path)
         logging.getLogger(f"deit_fast.{room}").warning("a file is damaged")
     assert "a file is damaged" in (tmp_path / "rank_0.log").read_text()
     assert capsys.readouterr().err == "warning: a file is damaged\n"
 
 
 def test_an_error_leaves_its_traceback_there_alone(tmp_path: Path, capsys) -> None:
-    with pytest.raises(ZeroDivisionError), RankLog(0) as log:
-        log.begin(tmp_path)
+    with pytest.raises(ZeroDivisionError), rank_log(0) as begin:
+        begin(tmp_path)
         _ = 1 / 0
     text = (tmp_path / "rank_0.log").read_text()
     assert "Traceback" in text and "ZeroDivisionError" in text
@@ -51,9 +51,9 @@ def test_an_error_leaves_its_traceback_there_alone(tmp_path: Path, capsys) -> No
 
 
 def test_a_disk_that_refuses_does_not_end_the_run(tmp_path: Path, capsys) -> None:
-    with RankLog(0) as log:
+    with rank_log(0) as begin:
         (tmp_path / "rank_0.log").symlink_to("/dev/full")
-        log.begin(tmp_path)
+        begin(tmp_path)
         report.Reporter(False).say("nobody can write this")
     assert capsys.readouterr().err == ""
 

@@ -23,7 +23,7 @@ def test_a_rank_that_was_told_to_stop_is_not_lost_with_one_that_stopped_first(si
         with preemption.training(Ranks(1, 2, torch.device("cpu")), 0):
             if signalled:
                 os.kill(os.getpid(), signal.SIGUSR1)
-            raise RankLost(Status(0, "node1", 7), 1)  # rank 0 was still setting up, where a signal ends it at once
+            raise RankLost(Status(0, "node1", 7))  # rank 0 was still setting up, where a signal ends it at once
     assert ended.value.code == (command.PREEMPTED if signalled else command.LOST)
 
 

@@ -50,7 +50,7 @@ def test_few_heads_are_split_over_the_card() -> None:
 
 @pytest.mark.parametrize("length", (65, 198, 256))
 def test_a_backward_of_one_program_per_pair_has_enough_pairs_to_fill_the_card(length: int) -> None:
-    """Of the resident form a multiprocessor holds one program, of two phases two."""
+    """A multiprocessor holds one program of the resident form, and two of the form in two phases."""
     for card in (80, 89):
         forms = [choose("backward", card, length, 64, pairs, 108).form for pairs in (53, 54, 215, 216)]
         assert forms == ["tiled", "tiled", "tiled", "two_phase"]

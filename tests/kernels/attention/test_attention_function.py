@@ -211,12 +211,14 @@ def test_the_fallback_compiles_to_one_graph(dynamic: bool) -> None:
 
 
 def test_a_reason_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    dispatch._report_once.cache_clear()
+    dispatch.report_fallback.cache_clear()
     with caplog.at_level(logging.INFO, logger="deit_kernels"):
-        for _ in range(3):
-            attention_qkvpacked(torch.randn(1, 5, 3, 2, 8))
+        for scale in (None, None, 0.3):  # without a scale a short way leads to SDPA
+            attention_qkvpacked(torch.randn(1, 5, 3, 2, 8), scale=scale)
+            attention(*torch.randn(3, 1, 2, 5, 8), scale=scale)
     assert [record.getMessage() for record in caplog.records] == [
-        "deit_kernels.attention_qkvpacked runs plain PyTorch: the tensors are on the CPU"
+        f"deit_kernels.{name} runs plain PyTorch: the tensors are on the CPU"
+        for name in ("attention_qkvpacked", "attention")
     ]
 
 
@@ -235,7 +237,7 @@ def test_where_kernels_run(device_type, hip, available, capability, reason, monk
     monkeypatch.setattr(torch.version, "hip", hip)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
-    reasons = dispatch._cached_reasons.__wrapped__(torch.device(device_type, 0))
+    reasons = dispatch.kernel_unavailable_reasons.__wrapped__(torch.device(device_type, 0))
     assert reasons == (() if reason is None else (reason,))
 
 
@@ -246,10 +248,10 @@ def test_without_a_c_compiler_plain_pytorch_runs_and_says_what_to_install(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
-    reasons = dispatch._cached_reasons.__wrapped__(torch.device("cuda", 0))
+    reasons = dispatch.kernel_unavailable_reasons.__wrapped__(torch.device("cuda", 0))
     assert len(reasons) == 1 and "apt install gcc" in reasons[0]
     monkeypatch.setenv("CC", sys.executable)
-    assert dispatch._cached_reasons.__wrapped__(torch.device("cuda", 0)) == ()
+    assert dispatch.kernel_unavailable_reasons.__wrapped__(torch.device("cuda", 0)) == ()
 
 
 def test_tensors_of_a_card_that_is_not_there_are_traced_as_sdpa() -> None:

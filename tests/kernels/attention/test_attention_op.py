@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from deit_kernels.short_attention.op import _Attention, _PackedAttention
+from deit_kernels.short_attention.op import _Attention
 from deit_kernels.short_attention.reference import attention_backward_reference, attention_reference
 
 FORWARD = torch.ops.deit_kernels.attention_forward.default
@@ -41,8 +41,8 @@ def test_opcheck(dtype: torch.dtype) -> None:
 
 def test_gradcheck_and_gradgradcheck_of_the_packed_form() -> None:
     qkv = random(2, 3, 3, 2, 4)
-    assert torch.autograd.gradcheck(lambda x: _PackedAttention.apply(x, 0.3)[0], qkv)
-    assert torch.autograd.gradgradcheck(lambda x: _PackedAttention.apply(x, 0.3)[0], qkv)
+    assert torch.autograd.gradcheck(lambda x: _Attention.apply(x, 0.3)[0], qkv)
+    assert torch.autograd.gradgradcheck(lambda x: _Attention.apply(x, 0.3)[0], qkv)
 
 
 def test_gradcheck_and_gradgradcheck_of_the_separate_form() -> None:
@@ -55,7 +55,7 @@ def test_a_gradient_penalty_has_the_gradient_of_plain_pytorch() -> None:
     """Double backward as a user writes it; an op without it would give a wrong number and at most a warning."""
     seen, expected = random(1, 5, 3, 2, 4), None
     for attend in (
-        lambda x: _PackedAttention.apply(x, 0.5)[0],
+        lambda x: _Attention.apply(x, 0.5)[0],
         lambda x: attention_reference(*x.permute(2, 0, 3, 1, 4), scale=0.5).transpose(1, 2),
     ):
         leaf = seen.detach().clone().requires_grad_()
@@ -68,7 +68,7 @@ def test_a_gradient_penalty_has_the_gradient_of_plain_pytorch() -> None:
 
 def test_torch_func_grad() -> None:
     qkv = random(1, 5, 3, 2, 4, grad=False)
-    seen = torch.func.grad(lambda x: _PackedAttention.apply(x, 0.5)[0].square().sum())(qkv)
+    seen = torch.func.grad(lambda x: _Attention.apply(x, 0.5)[0].square().sum())(qkv)
     leaf = qkv.clone().requires_grad_()
     attention_reference(*leaf.permute(2, 0, 3, 1, 4), scale=0.5).square().sum().backward()
     torch.testing.assert_close(seen, leaf.grad)

@@ -56,7 +56,7 @@ def draw_ops(policy: Policy) -> np.ndarray:
 
 
 def every_op(size: int) -> tuple[ImageBatch, torch.Tensor]:
-    """As many rows as there are ops: each has one of them, and the third after it in the list."""
+    """One row for each op, which it has together with the third op after it in the list."""
     pixels, count = noise_batch(SIZES), len(OP_NAMES) - 1
     image = torch.arange(count) % len(SIZES)
     batch = ImageBatch(pixels.data, *(table[image] for table in pixels[1:]))

@@ -89,7 +89,7 @@ def test_every_op_equals_the_cpu(program: Path, kind: str) -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(33, 40), (9, 21)])  # more pixels than threads, and fewer
 def test_one_block_of_512_threads_gives_the_pixels_of_a_cluster(program: Path, height: int, width: int) -> None:
-    """As on cards without clusters."""
+    """The path of cards without clusters."""
     images, calls = one_of_each(height, width)
     assert (run_ops(program, images, calls, 512, parts=1)[0] == run_ops(program, images, calls, 24)[0]).all()
 

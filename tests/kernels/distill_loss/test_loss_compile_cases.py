@@ -22,7 +22,7 @@ CASES = {case.name: case for case in cases.compile_cases()}
 
 
 class NoCard:
-    """As much of a CUDA driver as the JIT asks before it compiles."""
+    """The part of a CUDA driver that the JIT asks before it compiles."""
 
     def get_current_target(self) -> GPUTarget:
         return GPUTarget("cuda", 90, 32)

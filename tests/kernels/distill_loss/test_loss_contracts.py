@@ -99,6 +99,7 @@ def test_binary_cross_entropy_alone(target: str, base: str) -> None:
     call = make_call(Case(target, base=base), rows=3, classes=401)
     logits, options = call["cls_logits"], {name: call.get(name) for name in ("target_threshold", "sum_classes")}
     loss = binary_cross_entropy(logits, call["target"], **options)
+    torch.testing.assert_close(distillation_loss(**call | {"alpha": 0.0}), loss)
     expected = run_plain(call | {"alpha": 0.0})
     got = {"loss": loss, "grad of cls": torch.autograd.grad(loss, logits)[0]}
     assert_agree(got, {name: expected[name] for name in got}, torch.float32)

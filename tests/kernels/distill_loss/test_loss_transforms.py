@@ -76,7 +76,7 @@ def assert_close(got: Tensor, expected: Tensor, **tolerance: float) -> None:
 
 
 def plain_gradient(function):
-    """Of autograd, without torch.func."""
+    """The double backward by autograd, without torch.func."""
 
     def gradient(x: Tensor, *rest: object) -> Tensor:
         leaf = x.detach().requires_grad_()
@@ -102,7 +102,7 @@ def test_what_is_not_mapped_is_the_same_for_every_sample() -> None:
     got = vmap(grad(lambda x: loss(x, one, "mean")))(b["cls"])
     expected = torch.stack([grad(lambda x: loss(x, one, "mean"))(x) for x in b["cls"]])
     torch.testing.assert_close(got, expected)
-    along = vmap(lambda x, t: cross_entropy(x, t), in_dims=(1, 0))(b["cls"].transpose(0, 1).contiguous(), b["labels"])
+    along = vmap(lambda x, t: cross_entropy(x, t), in_dims=(2, 0))(b["cls"].movedim(0, 2).contiguous(), b["labels"])
     torch.testing.assert_close(along, vmap(cross_entropy)(b["cls"], b["labels"]), equal_nan=True)
     same_logits = vmap(cross_entropy, in_dims=(None, 0))(b["cls"][0], b["labels"][:2])
     torch.testing.assert_close(same_logits, torch.stack([cross_entropy(b["cls"][0], t) for t in b["labels"][:2]]))

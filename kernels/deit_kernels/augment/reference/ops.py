@@ -135,7 +135,7 @@ def affine(image: Image, call: np.void) -> Image:
 
 
 def box_blur(deviation: float) -> tuple[int, int, int]:
-    """Of a box: its radius, and the weights of the pixels inside and of the one beyond on each side, × 2**24."""
+    """A box's radius, and the weights × 2**24 of a pixel inside and of the next pixel on each side."""
     sigma = np.float32(min(max(deviation, 0.0), MAX_DEVIATION) if deviation == deviation else 0.0)
     one, two, three, six = (np.float32(number) for number in (1, 2, 3, 6))
     variance = sigma * sigma / three

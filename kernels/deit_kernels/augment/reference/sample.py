@@ -140,7 +140,7 @@ def arguments(
 
 
 def matrices(op: NDArray[np.int64], arg: NDArray[np.float64], height: int, width: int) -> NDArray[np.float64]:
-    """From output to source coordinates (B, 6), as timm's shear and translate and Pillow's Image.rotate build them."""
+    """Maps (B, 6) from output to source coordinates, as timm's shear and translate and Pillow's rotate build them."""
     matrix = np.tile([1.0, 0.0, 0.0, 0.0, 1.0, 0.0], (len(op), 1))
     for name, place in (("shear_x", 1), ("shear_y", 3), ("translate_x", 2), ("translate_y", 5)):
         moved = op == OPS.index(name)

@@ -92,7 +92,7 @@ def test_the_full_product(length: int, features: int, layout: str, dtype: torch.
 
 @pytest.mark.parametrize("length", (122, 123, 258))
 def test_the_heads_of_deit3s_huge_model(length: int) -> None:
-    """Of 80 features, for 11 x 11 or 16 x 16 patches and one or two tokens; 257 is among the lengths above."""
+    """Heads of 80 features, for 11 x 11 or 16 x 16 patches and one or two tokens; 257 is among the lengths above."""
     case = random_case(1, length, 2, 80, torch.float16)
     assert_accurate(case, *run_packed(case))
 

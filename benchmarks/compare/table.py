@@ -1,6 +1,6 @@
 """Rows of a results file as a table and as a picture.
 
-python -m benchmarks.table benchmarks/results/2-core-amd-epyc-2026-11-25.json
+python -m benchmarks.compare.table benchmarks/results/2-core-amd-epyc-2026-11-25.json
 """
 
 from __future__ import annotations
@@ -95,28 +95,26 @@ def text_table(rows: list[Row]) -> str:
 
 
 def draw(rows: list[Row], path: str | Path, title: str) -> None:
-    """A bar for every row with a peer: our rate over that of the best peer."""
-    from matplotlib.figure import Figure
+    """A bar for every row with a peer: our rate over the best peer's."""
+    from deit_fast.picture import picture  # needs more than a machine with a card need have
 
     with_peers = [row for row in rows if row.ratios]
-    figure = Figure(figsize=(9, 1.2 + 0.24 * len(with_peers)), layout="constrained")
-    axes = figure.subplots()
     groups = sorted({row.group for row in with_peers})
-    for position, row in enumerate(reversed(with_peers)):
-        peer = min(row.ratios, key=row.ratios.__getitem__)
-        axes.barh(position, row.worst - 1, left=1, color=f"C{groups.index(row.group)}")
-        axes.text(max(row.worst, 1) * 1.03, position, f"{row.worst:.2f} × {peer}", va="center", fontsize=7)
-    names = [f"{row.group}: {row.name}" for row in reversed(with_peers)]
-    axes.set_yticks(range(len(with_peers)), names, fontsize=7)
-    axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_xscale("log")
-    axes.set_ylim(-1, len(with_peers))
-    axes.set_xlim(min(0.4, *(row.worst / 1.2 for row in with_peers)), 3 * max(row.worst for row in with_peers))
-    axes.set_xlabel("ours ÷ best peer (right of the line, ours is faster)")
-    axes.set_title(title, fontsize=9)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    figure.savefig(path, dpi=130)
+    with picture(Path(path), figsize=(9, 1.2 + 0.24 * len(with_peers))) as (_, axes):
+        for position, row in enumerate(reversed(with_peers)):
+            peer = min(row.ratios, key=row.ratios.__getitem__)
+            axes.barh(position, row.worst - 1, left=1, color=f"C{groups.index(row.group)}")
+            axes.text(max(row.worst, 1) * 1.03, position, f"{row.worst:.2f} × {peer}", va="center", fontsize=7)
+        names = [f"{row.group}: {row.name}" for row in reversed(with_peers)]
+        axes.set_yticks(range(len(with_peers)), names, fontsize=7)
+        axes.axvline(1, color="black", linewidth=0.8)
+        axes.set_xscale("log")
+        axes.set_ylim(-1, len(with_peers))
+        axes.set_xlim(min(0.4, *(row.worst / 1.2 for row in with_peers)), 3 * max(row.worst for row in with_peers))
+        axes.set_xlabel("ours ÷ best peer (right of the line, ours is faster)")
+        axes.set_title(title, fontsize=9)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
 
 
 def main() -> None:

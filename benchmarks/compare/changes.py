@@ -24,7 +24,7 @@ import statistics
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from benchmarks.table import Row, read, rows_of
+from benchmarks.compare.table import Row, read, rows_of
 
 BY, ERRORS = 0.10, 2.5
 Rows = dict[tuple[str, str], Row]
@@ -32,7 +32,7 @@ Verdict = Literal["slower", "faster", "same"]
 
 
 class Change(NamedTuple):
-    """Of one row.
+    """How one row changed.
 
     Attributes:
         factor: our speed after over before; 0.8 is a fifth slower.
@@ -166,7 +166,3 @@ def main() -> int:
     if slower and not arguments.again:
         print(f"measure these again:  {confirmation(slower, arguments.before, arguments.after)}")
     return int(bool(slower))
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

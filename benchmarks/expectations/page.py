@@ -29,15 +29,16 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import to_tensor
 from torchvision.transforms.v2 import functional as tv
 
+from benchmarks.measure.peers import Fixed
 from deit_kernels.augment import OPS as OP_NAMES
-from deit_kernels.augment import ImageBatch, Policy, apply, apply_op, resized_crop, sample_mix, sample_plan
+from deit_kernels.augment import AugmentPlan, ImageBatch, Policy, apply, apply_op, resized_crop, sample_mix, sample_plan
 from deit_kernels.augment.mix import MODES
 from deit_kernels.augment.policy import FILTERS, IMAGENET_MEAN, IMAGENET_STD
 from deit_kernels.integrations import patch_timm, register_huggingface
 from deit_kernels.integrations.criterion import DistillationLoss
 from deit_kernels.integrations.timm_task import TokenDistillationTask
 
-PAGE = Path(__file__).parents[1] / "docs" / "agreement.md"
+PAGE = Path(__file__).parents[2] / "docs" / "agreement.md"
 SIZES = {"img_size": 32, "num_classes": 7}
 TIMM_MODELS = {
     "deit_tiny_distilled_patch16_224": {"patch_size": 8, "depth": 2},
@@ -114,21 +115,6 @@ def attention_in_hugging_face() -> Iterator[Line]:
         yield judged("transformers", f"{family}: attn_implementation; logits and gradients", difference, 1e-4)
 
 
-class Fixed(nn.Module):
-    """A model whose outputs are given."""
-
-    num_classes, in_chans, pretrained_cfg = 0, 3, {"mean": (0.5,) * 3, "std": (0.5,) * 3}
-
-    def __init__(self, *outputs: Tensor) -> None:
-        super().__init__()
-        self.outputs = outputs
-
-    def set_distilled_training(self, enable: bool) -> None: ...
-
-    def forward(self, images: Tensor) -> object:
-        return self.outputs if len(self.outputs) > 1 else self.outputs[0]
-
-
 def losses() -> Iterator[Line]:
     torch.manual_seed(0)
     cls, dist, teacher = torch.randn(3, 16, 100)
@@ -153,16 +139,12 @@ def photo() -> np.ndarray:
     return load_sample_images().images[0][:375, :500].copy()
 
 
-def levels(ours: Tensor, theirs: Tensor) -> tuple[int, float]:
-    """The largest difference in levels of 256, and the share of values that differ."""
-    away = (ours.int() - theirs.int()).abs()
-    return int(away.max()), (away > 0).float().mean().item()
-
-
 def compared(library: str, what: str, ours: Tensor, theirs: Tensor, why: str) -> Line:
-    most, share = levels(ours, theirs)
-    if most == 0:
+    """A line about two uint8 images."""
+    away = (ours.int() - theirs.int()).abs()
+    if not away.any():
         return Line(library, what, "yes", "equal in every byte", "")
+    most, share = int(away.max()), (away > 0).float().mean().item()
     agrees = "nearly" if most <= 2 else "no"
     return Line(library, what, agrees, f"{most} of 255 at most, in {100 * share:.1f} % of values", why)
 
@@ -212,53 +194,52 @@ def by_timm(image: Image.Image, row: np.void) -> Tensor:
     return tv.normalize(to_tensor(cropped), IMAGENET_MEAN, IMAGENET_STD)
 
 
+RECIPES = {
+    "crop, flip, RandAugment rand-m9-mstd0.5-inc1, normalised": ("timm", Policy.deit()),
+    "DeiT III: crop, flip, 3-Augment, colour jitter, normalised": ("facebookresearch/deit", Policy.deit3()),
+    "the same with the simple random crop": ("facebookresearch/deit", Policy.deit3(src=True)),
+    "crop, flip, AutoAugment original, normalised": ("timm", Policy.parse("original")),
+    "crop, flip, AutoAugment v0, normalised": ("timm", Policy.parse("v0")),
+}
+
+
 def recipe() -> Iterator[Line]:
-    """From decoded photographs to the mixed batch, the random numbers being the plan's on both sides."""
-    count, policy = 32, Policy.deit()
-    batch = ImageBatch.from_images([photo()[:, offset:] for offset in range(count)])
-    plan = sample_plan(policy, seed=1, epoch=0, sample=range(count), copy=0, height=batch.height, width=batch.width)
-    ours, theirs = apply(batch, plan), torch.stack([by_timm(Image.fromarray(photo()[:, offset:]), row)
-                                                    for offset, row in enumerate(plan.table)])  # fmt: skip
-    kept = torch.ones(count, 1, 224, 224, dtype=torch.bool)
-    for inside, row in zip(kept, plan.table, strict=True):
-        top, left, height, width = row["erased"].tolist() if row["erase"] else (0, 0, 0, 0)
-        inside[:, top : top + height, left : left + width] = False
-    away = ((ours - theirs).abs() * kept).max().item()
-    name = "crop, flip, RandAugment rand-m9-mstd0.5-inc1, normalised"
-    yield judged("timm", f"{name}: {count} images, outside the erased boxes", away, 0.0)
-    yield from other_recipes(batch)
+    """The whole way from decoded photographs to the mixed batch; both sides use the plan's random numbers."""
+    count = 32
+    images = [photo()[:, offset:] for offset in range(count)]
+    batch = ImageBatch.from_images(images)
+
+    def planned(policy: Policy) -> AugmentPlan:
+        return sample_plan(
+            policy, seed=1, epoch=0, sample=range(count), copy=0, height=batch.height, width=batch.width
+        )  # fmt: skip
+
+    for name, (library, policy) in RECIPES.items():
+        plan = planned(policy)
+        theirs = [by_timm(Image.fromarray(image), row) for image, row in zip(images, plan.table, strict=True)]
+        away = (apply(batch, plan) - torch.stack(theirs)).abs()
+        for image, row in zip(away, plan.table, strict=True):
+            top, left, height, width = row["erased"].tolist() if row["erase"] else (0, 0, 0, 0)
+            image[:, top : top + height, left : left + width] = 0
+        outside = ", outside the erased boxes" if policy.erase else ""
+        yield judged(library, f"{name}: {count} images{outside}", away.max().item(), 0.0)
+    policy = Policy.deit()
     mix = sample_mix(policy, seed=1, step=0, start=0, count=count, group=count)
-    mixed, expected, lam = apply(batch, plan, mix), ours.clone(), float(mix.lam[0])
-    partners = ours.roll(-count // 2, 0)
+    alone, lam, mode = apply(batch, planned(policy)), float(mix.lam[0]), MODES[mix.table["mode"][0]]
+    expected, partners = alone.clone(), alone.roll(-count // 2, 0)
     top, left, height, width = mix.table["box"][0].tolist()
-    if MODES[mix.table["mode"][0]] == "cutmix":
+    if mode == "cutmix":
         window = (..., slice(top, top + height), slice(left, left + width))
         expected[window] = partners[window]
     else:
         expected.mul_(lam).add_(partners.mul(1 - lam))
-    mode = MODES[mix.table["mode"][0]]
-    yield judged("timm", f"{mode} of that batch, by timm's formula", (mixed - expected).abs().max().item(), 0.0)
+    away = (apply(batch, planned(policy), mix) - expected).abs()
+    yield judged("timm", f"{mode} of that batch, by timm's formula", away.max().item(), 0.0)
     yield Line(
         "timm", "the random numbers themselves", "does not apply", "–",
         "timm draws from Python's and NumPy's global generators; ours are a function of seed, epoch, sample and copy, "
         "of the same distributions; erasing's noise is drawn on the device",
     )  # fmt: skip
-
-
-def other_recipes(batch: ImageBatch) -> Iterator[Line]:
-    """DeiT III's, with either crop, and AutoAugment's policies."""
-    policies = {
-        "DeiT III: crop, flip, 3-Augment, colour jitter, normalised": ("facebookresearch/deit", Policy.deit3()),
-        "the same with the simple random crop": ("facebookresearch/deit", Policy.deit3(src=True)),
-        "crop, flip, AutoAugment original, normalised": ("timm", Policy.parse("original")),
-        "crop, flip, AutoAugment v0, normalised": ("timm", Policy.parse("v0")),
-    }
-    count = len(batch.height)
-    for name, (library, policy) in policies.items():
-        plan = sample_plan(policy, seed=1, epoch=0, sample=range(count), copy=0, height=batch.height, width=batch.width)
-        theirs = [by_timm(Image.fromarray(photo()[:, offset:]), row) for offset, row in enumerate(plan.table)]
-        away = (apply(batch, plan) - torch.stack(theirs)).abs().max().item()
-        yield judged(library, f"{name}: {count} images", away, 0.0)
 
 
 def augmentation() -> Iterator[Line]:
@@ -318,7 +299,3 @@ def main() -> None:
     found = lines()
     PAGE.write_text(page(found))
     print(f"{PAGE.name}: {len(found)} lines")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,5 @@
+"""`python -m benchmarks.compare`: see changes.py."""
+
+from benchmarks.compare.changes import main
+
+raise SystemExit(main())

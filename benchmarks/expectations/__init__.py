@@ -1,0 +1,1 @@
+"""What users of other libraries expect of our ops, tried out and written down as a page."""

@@ -1,0 +1,5 @@
+"""`python -m benchmarks.expectations`: see page.py."""
+
+from benchmarks.expectations.page import main
+
+main()
