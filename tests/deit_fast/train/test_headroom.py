@@ -23,7 +23,7 @@ def long(tiny: Config, monkeypatch: pytest.MonkeyPatch) -> Config:
     """A run whose end may take as long as it likes, for a few steps of each part."""
     monkeypatch.setattr(dry_run, "SHARE", 1e6)
     monkeypatch.setattr(dry_run, "_MOST", 5)
-    return tiny.replace(report=True)
+    return tiny.replace(report=True, epochs=4)
 
 
 def last(run: Path, key: str) -> dict:

@@ -70,7 +70,7 @@ def test_every_output_is_written_and_what_is_saved_is_the_references(case: Case,
 
 @pytest.mark.parametrize(
     ("case", "classes"),
-    [(case, (41, 48)[number % 2]) for number, case in enumerate(KINDS[::4])]
+    [(case, (41, 48)[number % 2]) for number, case in enumerate(KINDS[::6])]
     + [pytest.param(case, classes, marks=pytest.mark.slow) for case in KINDS[::5] for classes in (41, 48, 1000, 1271)],
     ids=str,
 )
