@@ -197,7 +197,7 @@ def test_tests_that_cannot_even_begin_are_a_failure_of_their_op(with_a_card) -> 
 
 
 def test_tests_that_do_not_end_in_time_go_on_with_the_same_command(with_a_card) -> None:
-    code, printed, steps, _ = with_a_card(HANG="-k 198-64", LIMIT="8")
+    code, printed, steps, _ = with_a_card(HANG="-k 198-64", LIMIT="20")
     assert code == 1 and "first_tests is left out: exit code 124" in printed and steps == ["first_tests"]
     waiting = "first_rows is left out: tests of attention N198 D64 bfloat16 have not ended: run the same command again"
     assert waiting in printed
@@ -279,7 +279,7 @@ def test_a_step_that_hangs_ends_at_the_limit_the_rest_is_named_and_a_failed_test
     with_a_card, tmp_path: Path
 ) -> None:
     code, printed, steps, _ = with_a_card(
-        wrong=[(f"{AUGMENT}::test_every_op[a]", "failed", "a byte")], HANG="benchmarks train", LIMIT="10"
+        wrong=[(f"{AUGMENT}::test_every_op[a]", "failed", "a byte")], HANG="benchmarks train", LIMIT="16"
     )
     assert code == 3 and "train is left out: exit code" in printed
     for step in ("counters", "inference", "compiled_peers"):
