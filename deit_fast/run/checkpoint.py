@@ -83,9 +83,10 @@ def save(
     write_folder(folder, fill, replace=True)  # also of a step that is trained again, after one was passed over
     write_file(folder.parent / "newest", lambda temporary: temporary.write_text(folder.name + "\n"))
     steps = _steps(run)
-    again = [other for other in steps if other.name > folder.name]  # of steps that will be trained again
-    for other in again + [other for other in steps if other not in again][:-keep]:
-        _remove(other)
+    kept = [other for other in steps if other.name <= folder.name][-keep:]  # later steps will be trained again
+    for other in steps:
+        if other not in kept:
+            _remove(other)
     _clear_away(folder.parent)
     return folder
 
@@ -116,23 +117,21 @@ def _steps(run: Path) -> list[Path]:
 def newest(run: Path) -> Path | None:
     """The newest checkpoint whose files are all whole; None if none was ever written.
 
-    Tried are the one that the file `newest` names, then the others by step; each damaged one is a warning.
+    The one that the file `newest` names comes first, then the others by step; each damaged checkpoint is a warning.
 
     Raises:
         ValueError: there are checkpoints, but none is whole, or one is of another version of deit_fast.
         PermissionError: one may not be read; it may be whole.
     """
-    pointer, folders = run / "checkpoints" / "newest", _steps(run)
+    pointer, folders = run / "checkpoints" / "newest", _steps(run)[::-1]
     if not pointer.is_file() and not folders:
         return None
-    candidates = folders[::-1]  # the last, after a crash before the pointer was first written
-    if pointer.is_file():
+    if pointer.is_file():  # it is not, after a crash before it was first written
         name = pointer.read_text(errors="replace").strip()
-        pointed = [folder for folder in folders if folder.name == name]
-        if not pointed:
+        if all(folder.name != name for folder in folders):
             logger.warning(f"{pointer} names {name[:40]!r}, which is not there")
-        candidates = pointed + [folder for folder in candidates if folder not in pointed]
-    for folder in candidates:
+        folders.sort(key=lambda folder: folder.name != name)  # the others stay in their order
+    for folder in folders:
         reason = damage(folder)
         if reason is None:
             return folder
@@ -166,16 +165,18 @@ def damage(folder: Path) -> str | None:
     if digest != _digest(state) or not isinstance(files, dict):
         return "its state.json has changed since it was written"
 
-    def damage_of(name: str) -> str | None:
-        try:
-            return None if sha256_of(folder / name) == files[name] else f"{name} has changed since it was written"
-        except PermissionError:
-            raise
-        except OSError as error:
-            return f"{name} cannot be read ({error.strerror})"
-
+    paths = [folder / name for name in files]
     with ThreadPoolExecutor() as pool:  # hashing is two thirds of a resume's work, and needs no interpreter lock
-        return next(filter(None, pool.map(damage_of, files)), None)
+        return next(filter(None, pool.map(_damage_of, paths, files.values())), None)
+
+
+def _damage_of(file: Path, digest: str) -> str | None:
+    try:
+        return None if sha256_of(file) == digest else f"{file.name} has changed since it was written"
+    except PermissionError:
+        raise
+    except OSError as error:
+        return f"{file.name} cannot be read ({error.strerror})"
 
 
 def load(folder: Path, model: nn.Module, ema: nn.Module | None, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -214,13 +215,12 @@ def best(run: Path) -> tuple[Path, dict[str, Any]] | None:
     try:
         content = read_json(pointer)
         file = pointer.parent / Path(content["file"]).name
-        if content["format"] == FORMAT and sha256_of(file) == content["sha256"]:
-            return file, content
-        reason = "its file has changed since it was written"
-    except PermissionError:
-        raise
-    except (ValueError, KeyError, TypeError, OSError) as error:
+        another = None if content["format"] == FORMAT else "it was written by another version of deit_fast"
+        reason = another or _damage_of(file, content["sha256"])
+    except (ValueError, KeyError, TypeError) as error:
         reason = str(error)
+    if reason is None:
+        return file, content
     logger.warning(f"{pointer} is skipped: {reason}")
     return None
 

@@ -1,8 +1,8 @@
 """metrics.jsonl: a line for every log interval and every evaluation; a full disk loses none.
 
-metrics = Metrics(run / "metrics.jsonl", start)     # lines after the checkpoint of step `start` are removed
+metrics = Metrics(run / "metrics.jsonl", start, run / "tensorboard")
 metrics.append({"step": 20, "loss": 6.9})
-metrics.sync()                                      # durable: before a checkpoint of the same step
+metrics.sync()                              # durable: before a checkpoint of the same step
 
 TensorBoard draws the same lines as curves, if its package is installed.
 """
@@ -16,9 +16,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..files import sync, write_file
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 logger = logging.getLogger(__name__)
 
@@ -26,20 +29,27 @@ logger = logging.getLogger(__name__)
 class Metrics:
     """Lines on disk, or in memory until the disk takes them.
 
-    Lines of steps after `start`, where the run continues, and one that was cut off, are removed.
+    Lines of steps after `start`, where the run continues, and one that was cut off, are removed; so are TensorBoard's
+    curves of these steps, in the folder `curves`; without one there are none.
     """
 
-    def __init__(self, path: Path, start: int) -> None:
+    def __init__(self, path: Path, start: int, curves: Path | None = None) -> None:
         self._path, self._lock, self._waiting = path, threading.Lock(), b""
         lines = path.read_text(errors="replace").splitlines() if path.exists() else []
         kept = [line for line in lines if _step(line) <= start]
         self._rows: list[dict[str, Any]] = [json.loads(line) for line in kept]
         write_file(path, lambda temporary: temporary.write_text("".join(line + "\n" for line in kept)))
         self._size = path.stat().st_size  # bytes of whole lines; a full disk may leave a part of one behind them
+        self._writer: SummaryWriter | None = None
+        if curves is not None and not no_tensorboard():
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(curves), purge_step=start + 1 if start else None, flush_secs=10)
 
     def append(self, row: dict[str, Any]) -> None:
         """Add a line; if the disk refuses it, warn and try again at the next call."""
         self._rows.append(row)
+        self._draw(row)
         with self._lock:
             failing = bool(self._waiting)
             self._waiting += json.dumps(row).encode() + b"\n"
@@ -78,31 +88,8 @@ class Metrics:
         self._size += written
         self._waiting = b""
 
-
-def _step(line: str) -> float:
-    """The step of a line; infinity if a kill has cut it off."""
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
-
-
-class TensorBoard:
-    """The lines of metrics.jsonl as curves; those of steps after `start`, where the run continues, are discarded."""
-
-    def __init__(self, folder: Path, start: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        purge = start + 1 if start else None
-        self._writer: SummaryWriter | None = SummaryWriter(str(folder), purge_step=purge, flush_secs=10)
-
-    @staticmethod
-    def missing() -> str:
-        """Reason TensorBoard is off; "" when it is on."""
-        return "" if importlib.util.find_spec("tensorboard") else "pip install tensorboard, and there are curves"
-
-    def add(self, line: dict[str, Any]) -> None:
-        """Draw the numbers of a line, under "val" those of an evaluation, under "train" all others."""
+    def _draw(self, line: dict[str, Any]) -> None:
+        """The numbers of a line as points, under "val" those of an evaluation, under "train" all others."""
         step, group = line["step"], "val" if "student" in line else "train"
         try:
             for name, value in numbers(line):
@@ -112,10 +99,25 @@ class TensorBoard:
             logger.warning(f"TensorBoard's curves end at step {step}: {error.strerror}; metrics.jsonl has them")
             self._writer = None
 
-    def close(self) -> None:
-        if self._writer:
+    def close_curves(self) -> None:
+        """Later lines are not drawn."""
+        writer, self._writer = self._writer, None
+        if writer:
             with suppress(OSError):
-                self._writer.close()
+                writer.close()
+
+
+def _step(line: str) -> float:
+    """The step of a line; infinity if a kill has cut it off."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def no_tensorboard() -> str:
+    """Why TensorBoard is off; "" when it is on."""
+    return "" if importlib.util.find_spec("tensorboard") else "pip install tensorboard, and there are curves"
 
 
 def numbers(line: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

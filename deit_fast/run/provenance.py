@@ -39,7 +39,7 @@ def machine() -> str:
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Those of the packages that are installed; a clone on PYTHONPATH is not."""
+    """The version of every package that is installed; a clone on PYTHONPATH is not."""
     found = {}
     for package in packages:
         with suppress(PackageNotFoundError):

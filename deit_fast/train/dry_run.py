@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice, repeat
 from pathlib import Path
@@ -32,67 +31,47 @@ _LOGS = 1 << 20  # bytes of logs and curves, about
 SHARE, MOST_SECONDS = 0.02, 60.0  # of the training's time that `headroom` may take
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What was measured, and the run that it is for."""
-
-    step_alone: float  # images/s of all processes, as the next two
-    data_alone: float
-    together: float
-    images: int  # of the whole run, once for every epoch
-    processes: int
-    teacher_share: float | None  # of the step's time; None without a teacher
-    memory: int  # bytes, of the rank that has least left, as its limit
-    memory_limit: int
-    disk: int  # bytes, as the free ones
-    disk_free: int
-    on_gpu: bool
-    cores: int  # of a process
-    read_share: float  # of the time of decoding threads, as the next one
-    decode_share: float
-
-    @property
-    def hours(self) -> float:
-        """Without evaluations and checkpoints."""
-        return self.images / self.together / 3600
-
-    def lines(self) -> list[tuple[str, str, str]]:
-        """(what, value, reason) of each, for `Reporter.decide`."""
-        where = "GPU" if self.on_gpu else "process"
-        spare = self.memory_limit - self.memory
-        labels = "" if self.teacher_share is None else f"the teacher takes {self.teacher_share:.0%} of it"
-        rate = self.together / self.processes
-        duration = f"{self.hours:.1f} hours" if self.hours >= 1 else f"{60 * self.hours:.1f} minutes"
-        too_full = ": TOO LITTLE SPACE, type another --out or a smaller --keep" if self.disk > self.disk_free else ""
-        formula = f"{self.images:,} images / ({self.processes} x {rate:,.0f} images/s), without evaluations"
-        return [
-            ("memory", f"{_gib(self.memory)} of {_gib(self.memory_limit)}", f"the fullest {where}; {_gib(spare)} left"),
-            ("disk", f"{_gib(self.disk)} of {_gib(self.disk_free)} free", "checkpoints and logs" + too_full),
-            ("data", f"{self.data_alone:,.0f} images/s alone", "read, decoded, augmented"),
-            ("step", f"{self.step_alone:,.0f} images/s alone", labels),
-            ("together", f"{self.together:,.0f} images/s", ""),
-            ("time", f"{duration}, an estimate", formula),
-            ("limit", *self.limit()),
-        ]
-
-    def limit(self) -> tuple[str, str]:
-        """(what bounds the speed, what to do about it)."""
-        slower = min(self.step_alone, self.data_alone)
-        if self.together < 0.8 * slower and not self.on_gpu:
-            return f"{self.cores} cores, which data and step share", "start fewer other programs, or use a GPU"
-        if self.data_alone < self.step_alone:
-            if self.read_share > 0.5:
-                return "reading files", "copy the data to a local disk, or pack it: deit-fast data pack"
-            if self.decode_share > 0.5:
-                advice = "pack them smaller (deit-fast data pack), or --in-memory where they fit"
-                return "decoding images", f"{advice}; {self.cores} cores a process do it now"
-            return "augmenting images", "give each process more cores, or install the CUDA extension on a GPU machine"
-        if self.teacher_share is not None and self.teacher_share > 0.4:
-            return "the step, mostly its teacher", "keep its labels with --teacher-cache, or choose a smaller teacher"
-        return "the step", "add GPUs, or choose a smaller model or image size"
+def lines(plan: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(what, value, reason) of each, for `Reporter.decide`."""
+    where = "GPU" if plan["on_gpu"] else "process"
+    labels = "" if plan["teacher_share"] is None else f"the teacher takes {plan['teacher_share']:.0%} of it"
+    rate, hours = plan["together"] / plan["processes"], plan["images"] / plan["together"] / 3600
+    duration = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
+    disk, free, memory, limit = (
+        f"{plan[name] / 2**30:.2f} GiB" for name in ("disk", "disk_free", "memory", "memory_limit")
+    )
+    too_full = ": TOO LITTLE SPACE, type another --out or a smaller --keep" if plan["disk"] > plan["disk_free"] else ""
+    spare = f"{(plan['memory_limit'] - plan['memory']) / 2**30:.2f} GiB left"
+    formula = f"{plan['images']:,} images / ({plan['processes']} x {rate:,.0f} images/s), without evaluations"
+    return [
+        ("memory", f"{memory} of {limit}", f"the fullest {where}; {spare}"),
+        ("disk", f"{disk} of {free} free", "checkpoints and logs" + too_full),
+        ("data", f"{plan['data_alone']:,.0f} images/s alone", "read, decoded, augmented"),
+        ("step", f"{plan['step_alone']:,.0f} images/s alone", labels),
+        ("together", f"{plan['together']:,.0f} images/s", ""),
+        ("time", f"{duration}, an estimate", formula),
+        ("limit", *limited_by(plan)),
+    ]
 
 
-def make_plan(run: Path, prepared: Prepared, reporter: Reporter) -> Plan:
+def limited_by(plan: dict[str, Any]) -> tuple[str, str]:
+    """(what bounds the speed, what to do about it)."""
+    step, data, cores, teacher = plan["step_alone"], plan["data_alone"], plan["cores"], plan["teacher_share"]
+    if plan["together"] < 0.8 * min(step, data) and not plan["on_gpu"]:
+        return f"{cores} cores, which data and step share", "start fewer other programs, or use a GPU"
+    if data < step:
+        if plan["read_share"] > 0.5:
+            return "reading files", "copy the data to a local disk, or pack it: deit-fast data pack"
+        if plan["decode_share"] > 0.5:
+            advice = "pack them smaller (deit-fast data pack), or --in-memory where they fit"
+            return "decoding images", f"{advice}; {cores} cores a process do it now"
+        return "augmenting images", "give each process more cores, or install the CUDA extension on a GPU machine"
+    if teacher is not None and teacher > 0.4:
+        return "the step, mostly its teacher", "keep its labels with --teacher-cache, or choose a smaller teacher"
+    return "the step", "add GPUs, or choose a smaller model or image size"
+
+
+def make_plan(run: Path, prepared: Prepared, reporter: Reporter) -> dict[str, Any]:
     """Take steps, measure, print the plan and return it; all ranks at the same time. This changes the model, no file.
 
     Raises:
@@ -129,24 +108,24 @@ def make_plan(run: Path, prepared: Prepared, reporter: Reporter) -> Plan:
     copies = 4 if step.ema else 3  # in a checkpoint: the weights, AdamW's two moments of each, the moving average
     memory, limit = max(ranks.gather(_memory(ranks.device)), key=lambda pair: pair[0] - pair[1])
     existing = next(path for path in (run.absolute(), *run.absolute().parents) if path.exists())
-    plan = Plan(
-        step_alone=step_alone,
-        data_alone=data_alone,
-        together=together,
-        images=prepared.data.total_steps * batch_size,
-        processes=ranks.world_size,
-        teacher_share=teacher if step.teacher else None,
-        memory=memory,
-        memory_limit=limit,
-        disk=copies * weights * (config.run.keep + 1) + _LOGS,
-        disk_free=shutil.disk_usage(existing).free,
-        on_gpu=ranks.device.type == "cuda",
-        cores=ranks.cores,
-        read_share=seconds["read"] / work,
-        decode_share=seconds["decode"] / work,
-    )
+    plan = {
+        "step_alone": step_alone,  # images/s of all processes, as the next two
+        "data_alone": data_alone,
+        "together": together,
+        "images": prepared.data.total_steps * batch_size,  # of the whole run
+        "processes": ranks.world_size,
+        "teacher_share": teacher if step.teacher else None,  # of the time of a step alone
+        "memory": memory,  # bytes, of the rank that has least left, as its limit
+        "memory_limit": limit,
+        "disk": copies * weights * (config.run.keep + 1) + _LOGS,
+        "disk_free": shutil.disk_usage(existing).free,
+        "on_gpu": ranks.device.type == "cuda",
+        "cores": ranks.cores,  # of a process
+        "read_share": seconds["read"] / work,  # of the time of decoding threads, as the next one
+        "decode_share": seconds["decode"] / work,
+    }
     reporter.say("the plan")
-    for line in plan.lines():
+    for line in lines(plan):
         reporter.decide(*line)
     return plan
 
@@ -204,7 +183,3 @@ def _memory(device: torch.device) -> tuple[int, int]:
     if device.type == "cuda":
         return memory_used(device), torch.cuda.get_device_properties(device).total_memory
     return memory_used(device), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"

@@ -49,23 +49,17 @@ class Fit:
             ValueError: one image at a time is too much for the device's memory.
             OfOneRank: of several ranks this one ran out of memory, in a later step than its first.
         """
-        if not self._tried:
-            self._try(batch, learn, undo)
+        # Every rank first tries one batch alone, and all agree on the parts: later, the others would wait for the
+        # gradients of a rank that is out of memory.
+        while not self._tried:
+            lacking = self._learn_parts(batch, learn, undo, alone=True) is None
+            undo()
+            self._tried = not self._ranks.total(torch.tensor(float(lacking), device=self._ranks.device)).item()
+            if not self._tried:
+                self._halve()
         while (losses := self._learn_parts(batch, learn, undo)) is None:
             self._halve()
         return losses
-
-    def _try(self, batch: Batch, learn: Learn, undo: Undo) -> None:
-        """Try one batch on every rank alone and agree on the parts: later, the others would wait for the gradients of
-        a rank that is out of memory."""
-        while True:
-            losses = self._learn_parts(batch, learn, undo, alone=True)
-            undo()
-            missing = torch.tensor(float(losses is None), device=self._ranks.device)
-            if not self._ranks.total(missing).item():
-                break
-            self._halve()
-        self._tried = True
 
     def _learn_parts(self, batch: Batch, learn: Learn, undo: Undo, alone: bool = False) -> Losses | None:
         """None, and no gradients, when the device is out of memory.

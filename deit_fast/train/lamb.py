@@ -85,7 +85,7 @@ class Lamb(timm.optim.Lamb):
 
 
 def _batches(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Those with a gradient, as many at a time as `_AT_ONCE` allows."""
+    """The parameters that have a gradient, in batches of at most `_AT_ONCE` weights, or of one parameter."""
     batch: list[Tensor] = []
     for parameter in parameters:
         if parameter.grad is None:

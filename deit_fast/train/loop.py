@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,15 @@ from ..ranks.group import Ranks, join
 from ..ranks.heartbeat import Heartbeat
 from ..ranks.preemption import Preempted, Preemption
 from ..run import checkpoint, folder, report
-from ..run.metrics import TensorBoard
+from ..run.metrics import no_tensorboard
 from ..scores import Scores
 from . import dry_run
 from .meter import Meter
 from .prepare import Prepared, prepare
 from .profiling import profiled
 from .record import Record, name_bad_images
+
+_WARM_UP_STEPS = 3  # then all that lives as long as the run exists, and the garbage collector need not look at it
 
 
 @dataclass(frozen=True)
@@ -73,12 +76,12 @@ def _run(config: Config, ranks: Ranks, heartbeat: Heartbeat, preemption: Preempt
             ranks.on_main(lambda: folder.refuse_a_second(run, lock))
         prepared = prepare(config, run, ranks, reporter, train_first)
         if config.run.dry_run:
-            return Summary(run, {"plan": asdict(dry_run.make_plan(run, prepared, reporter))})
+            return Summary(run, {"plan": dry_run.make_plan(run, prepared, reporter)})
         ranks.on_main(lambda: folder.begin(config, run, prepared.data.identity, lock))
         ranks.main_first(lambda: folder.wait_for(run))
         ranks.training_begins()
         heartbeat.begin(run / "logs")
-        reporter.decide("tensorboard", "off" if TensorBoard.missing() else run / "tensorboard", TensorBoard.missing())
+        reporter.decide("tensorboard", "off" if no_tensorboard() else run / "tensorboard", no_tensorboard())
         result = _loop(run, prepared, reporter, heartbeat, preemption)
     return Summary(run, result, (*before, run) if ranks.main else ())
 
@@ -118,7 +121,7 @@ def _loop(
     with ExitStack() as stack:  # left in the reverse order: the signals first, the record last
         record = stack.enter_context(Record(run, prepared, meter, reporter))
         advance = stack.enter_context(reporter.progress(config.recipe, start.step, total_steps))
-        stack.enter_context(step.steady())
+        stack.callback(gc.unfreeze)
         stack.enter_context(prepared.teacher or nullcontext())
         traced = profiled(run / "profile", batches, ranks, reporter)
         step_done = stack.enter_context(traced if config.run.profile else nullcontext(lambda: None))
@@ -131,6 +134,8 @@ def _loop(
             lr = prepared.schedule(batch.step)
             meter.add(step(batch, lr))
             step_done()
+            if batch.step == start.step + _WARM_UP_STEPS:
+                gc.freeze()  # without a collection before it, which hung with compiled models among ranks (torch 2.14)
             done, stop = batch.step + 1, preemption.asked(batch.step + 1)
             log, save, evaluate = due(config.run, done, epoch_steps, total_steps)
             if log:
@@ -168,18 +173,9 @@ def _conclude(
         write_json(run / "summary.json", result)
         reporter.say(f"trained in {record.seconds:.0f} s")
     _show(run, prepared.config, result, prepared.ranks, reporter)
-    _measure_headroom(prepared, record, reporter)
+    record.measure_headroom()
     prepared.ranks.wait()
     return result
-
-
-def _measure_headroom(prepared: Prepared, record: Record, reporter: report.Reporter) -> None:
-    """What report.html will say of the run's speed; a failure is a sentence, since the run is finished."""
-    if prepared.config.run.report and prepared.ranks.main:
-        try:
-            record.conclude(dry_run.headroom(prepared, record.seconds, record.speed()))
-        except Exception as error:
-            reporter.say(f"the report lacks what the run's speed could be ({type(error).__name__}: {error})")
 
 
 def _show(run: Path, config: Config, result: dict[str, Any], ranks: Ranks, reporter: report.Reporter) -> None:

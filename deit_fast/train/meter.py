@@ -17,7 +17,7 @@ import resource
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -111,7 +111,8 @@ class Meter:
         self, clock: Clock, batches: TrainLoader, ranks: Ranks, *, batch_size: int, total_steps: int, taught: bool,
         peak: float | None = None,
     ) -> None:  # fmt: skip
-        """`batch_size` counts the images of all ranks; `peak` is `peak_speed`."""
+        """`batch_size` counts the images of all ranks; `peak` is the images/s at which
+        all cards would compute at their peak rate; None: unknown."""
         self._clock, self._batches, self._ranks = clock, batches, ranks
         self._batch_size, self._total_steps, self._taught, self._peak = batch_size, total_steps, taught, peak
         self._sums = torch.zeros(_SUMS, dtype=torch.float64, device=ranks.device)
@@ -249,20 +250,6 @@ def memory_used(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def peak_speed(
-    student: nn.Module, teacher: nn.Module | None, image_size: int, ranks: Ranks, autocast: AbstractContextManager
-) -> float | None:
-    """Images/s if all GPUs computed at their peak rate.
-
-    None where that or the model's FLOPs are unknown, or where the run does not use the GPUs' 16-bit rate.
-    """
-    if ranks.device.type != "cuda" or not isinstance(autocast, torch.autocast):
-        return None
-    peak = peak_flops(torch.cuda.get_device_name(ranks.device))
-    flops = training_flops(student, teacher, image_size) if peak else None
-    return peak * ranks.world_size / flops if peak and flops else None
 
 
 def peak_flops(card: str) -> float | None:

@@ -40,7 +40,7 @@ def parameter_groups(
     Source: timm 0.3.2 `add_weight_decay`, as facebookresearch/deit calls it. It decays the distillation token; later
     versions of timm's model exempt it, as `decay_dist_token=False` does.
 
-    With a `layer_decay` below 1 every layer has two such groups, whose "lr_scale" is layer_decay to the power of the
+    With a `layer_decay` below 1 every layer has its own groups, whose "lr_scale" is layer_decay to the power of the
     layers above it: 1 for the heads, layer_decay for the last block, layer_decay ** (depth + 1) for tokens, positions
     and patches (timm 1.0 `param_groups_layer_decay`, after BEiT).
 
@@ -50,16 +50,18 @@ def parameter_groups(
     skipped: set[str] = getattr(model, "no_weight_decay", set)()
     if not decay_dist_token:
         skipped = skipped | {"dist_token"}
-    layers = dict.fromkeys((name for name, _ in model.named_parameters()), 0) if layer_decay == 1 else _layers(model)
+    parameters = dict(model.named_parameters())
+    layers = dict.fromkeys(parameters, 0) if layer_decay == 1 else _layers(model)
     last = max(layers.values())
-    groups: list[dict[str, Any]] = []
-    for layer in range(last + 1):
-        scale = {} if layer_decay == 1 else {"lr_scale": layer_decay ** (last - layer)}
-        groups += [{"params": [], "weight_decay": decay, **scale} for decay in (0.0, weight_decay)]
-    for name, parameter in model.named_parameters():
+    groups: list[dict[str, Any]] = [
+        {"params": [], "weight_decay": decay, "lr_scale": layer_decay ** (last - layer)}
+        for layer in range(last + 1)
+        for decay in (0.0, weight_decay)
+    ]
+    for name, parameter in parameters.items():
         plain = parameter.ndim <= 1 or name.endswith(".bias") or name in skipped
         groups[2 * layers[name] + (not plain)]["params"].append(parameter)
-    return groups if layer_decay == 1 else [group for group in groups if group["params"]]
+    return [group for group in groups if group["params"]]
 
 
 def _layers(model: nn.Module) -> dict[str, int]:
@@ -121,15 +123,12 @@ class MovingAverage:
         self._move = torch.compile(_move, fullgraph=True, dynamic=False)
 
     @torch.no_grad()
-    def update(self, finite: Tensor | None = None) -> None:
+    def update(self, finite: Tensor) -> None:
         """Move towards the model's present weights: a few fused launches however many tensors there are.
 
         Where `finite`, a bool scalar on the device, is false, the average stays as it is.
         """
-        if finite is None:
-            torch._foreach_lerp_(self._averages, self._values, 1 - self.decay)
-        else:
-            self._move(self._averages, self._values, finite * (1 - self.decay))
+        self._move(self._averages, self._values, finite * (1 - self.decay))
         for average, value in self._counts:
             average.copy_(value)
 
@@ -147,21 +146,17 @@ def all_finite(model: nn.Module) -> bool:
     return bool(torch.stack([parameter.isfinite().all() for parameter in model.parameters()]).all())
 
 
-def learning_rate(step: float, *, total: int, warmup: float, peak: float, start: float, floor: float) -> float:
-    """Linear warm-up from `start` to `peak`, then a cosine to `floor`, for steps 0 … total − 1.
+def learning_rates(config: OptimConfig, epoch_steps: int, peak: float) -> Callable[[int], float]:
+    """The rate as a function of the step, counted from 0 over the whole run; `peak` is the rate after warm-up.
 
     As in the official schedule (`warmup_prefix=False`), the cosine's phase is step / total, warm-up steps included.
     """
-    if step < warmup:
-        return start + (peak - start) * step / warmup
-    return floor + (peak - floor) * (1 + math.cos(math.pi * step / total)) / 2
-
-
-def learning_rates(config: OptimConfig, epoch_steps: int, peak: float) -> Callable[[int], float]:
-    """The rate as a function of the step, counted from 0 over the whole run; `peak` is the rate after warm-up."""
+    start, floor = config.warmup_lr, config.min_lr
 
     def rate(at: float, total: int, warmup: float) -> float:
-        return learning_rate(at, total=total, warmup=warmup, peak=peak, start=config.warmup_lr, floor=config.min_lr)
+        if at < warmup:
+            return start + (peak - start) * at / warmup
+        return floor + (peak - floor) * (1 + math.cos(math.pi * at / total)) / 2
 
     if config.schedule == "official":
         return lambda step: rate(max(step // epoch_steps - 1, 0), config.epochs, config.warmup_epochs)

@@ -33,7 +33,7 @@ from ..teacher.labels import TeacherLabels, teacher_labels
 from ..teacher.load import recipe_config
 from ..weights.build import Frozen, normalisation
 from ..weights.trained import classifier
-from .meter import peak_speed
+from .meter import peak_flops, training_flops
 from .optimizer import learning_rates
 from .precision import autocast, precision
 from .step import TrainingStep
@@ -50,6 +50,8 @@ class Start(NamedTuple):
     folder: Path | None = None  # the checkpoint
     world_size: int = 0  # of the processes that wrote it
     unreadable: Sequence[str] = ()  # paths of the images that were skipped so far
+    precision: Precision | None = None  # with which the run began
+    scaler: dict[str, Any] | None = None  # of the loss, in fp16
 
 
 @dataclass(frozen=True)
@@ -78,10 +80,16 @@ class Prepared:
         return scores["student"], scores.get("ema")
 
     def peak_speed(self) -> float | None:
-        """See `meter.peak_speed`."""
+        """Images/s if all GPUs computed at their peak rate.
+
+        None where that or the model's FLOPs are unknown, or where the run does not use the GPUs' 16-bit rate.
+        """
+        if self.ranks.device.type != "cuda" or not isinstance(self.autocast, torch.autocast):
+            return None
         engine = self.teacher.engine if self.teacher else None
-        teacher = engine.module if engine else None
-        return peak_speed(self.step.model, teacher, self.data.config.image_size, self.ranks, self.autocast)
+        peak = peak_flops(torch.cuda.get_device_name(self.ranks.device))
+        flops = training_flops(self.step.model, engine.module if engine else None, self.data.config.image_size)
+        return peak * self.ranks.world_size / flops if peak and flops else None
 
     def evaluate_teacher(self) -> dict[str, float] | None:
         """The teacher's scores; None without a teacher, or if it is not loaded and its cache has none."""
@@ -107,8 +115,8 @@ def prepare(config: Config, run: Path, ranks: Ranks, reporter: Reporter, train_f
     reporter.say(f"{config.recipe}: {config.model.model} on {config.data.data}, in {run}")
     for decision in ranks.decisions():
         reporter.decide(*decision)
-    newest, begun = (None, None) if config.run.fresh else ranks.on_main(lambda: _newest(run, ranks.device))
-    chosen = precision(config.optim.precision, ranks, begun, reporter)
+    start = Start() if config.run.fresh else ranks.on_main(lambda: _newest(run, ranks.device))
+    chosen = precision(config.optim.precision, ranks, start.precision, reporter)
     forward = autocast(chosen, ranks.device)
     _tell_of_data(data, ranks, reporter)
     model = _student(config, len(data.train_set.classes), chosen, ranks, reporter)
@@ -124,7 +132,7 @@ def prepare(config: Config, run: Path, ranks: Ranks, reporter: Reporter, train_f
     teacher = None if config.distill.distill == "none" else _teacher(config, loaders, ranks, reporter, train_first)
     step = TrainingStep(config, model, teacher, ranks, forward, reporter)
     validation = loaders.validation()
-    start = _start(config.data.order, newest, ranks, step, reporter)
+    _restore(start, config.data.order, ranks, step, reporter)
     layout = {}
     if isinstance(model, VisionTransformer) and (teacher is None or not teacher.live):
         # Only the student reads the images.
@@ -197,40 +205,31 @@ def _teacher(
     return teacher_labels(distill, spec, loaders, ranks, reporter)
 
 
-def _newest(run: Path, device: torch.device) -> tuple[Path | None, Precision | None]:
-    """The newest whole checkpoint and the precision that its run began with; None without one."""
+def _newest(run: Path, device: torch.device) -> Start:
+    """The newest whole checkpoint, if there is one."""
     newest = checkpoint.newest(run)
     if newest is None:
-        return None, None
-    # Older checkpoints do not say it: --precision auto was float32 on every CPU, and on a GPU what it still is.
-    unsaid = "fp32" if device.type == "cpu" else None
-    return newest, read_json(newest / "state.json").get("precision", unsaid)
-
-
-def _start(order: str, newest: Path | None, ranks: Ranks, step: TrainingStep, reporter: Reporter) -> Start:
-    """Restore the checkpoint `newest`, if there is one."""
-    if newest is None:
         return Start()
-    start = restore(newest, ranks, step)
-    reporter.decide("continue", f"from step {start.step:,}", str(start.folder))
+    state = read_json(newest / "state.json")
+    # Older checkpoints do not name it: --precision auto was float32 on every CPU, and on a GPU what it still is.
+    begun = state.get("precision", "fp32" if device.type == "cpu" else None)
+    skipped = state.get("unreadable", ())  # nor this
+    done, seconds, meter = state["step"], state["seconds"], state["meter"]
+    return Start(done, seconds, meter, newest, state["world_size"], skipped, begun, state.get("scaler"))
+
+
+def _restore(start: Start, order: str, ranks: Ranks, step: TrainingStep, reporter: Reporter) -> None:
+    """Load the tensors of the checkpoint, which rank 0 has verified, on every rank."""
+    newest, average = start.folder, step.ema.module if step.ema else None
+    if newest is None:
+        return
+    ranks.main_first(lambda: checkpoint.load(newest, step.model, average, step.optimizer))
+    if step.scaler and start.scaler:
+        step.scaler.load_state_dict(start.scaler)
+    reporter.decide("continue", f"from step {start.step:,}", str(newest))
     # The official order's lists and mixing depend on the number of processes.
     if order == "official" and start.world_size != ranks.world_size:
         raise ValueError(
-            f"{start.folder} was trained by {start.world_size} processes; --order official shows {ranks.world_size} "
+            f"{newest} was trained by {start.world_size} processes; --order official shows {ranks.world_size} "
             f"others: start {start.world_size} again, or type --order grouped in a new --out"
         )
-    return start
-
-
-def restore(newest: Path, ranks: Ranks, step: TrainingStep) -> Start:
-    """Load a checkpoint, which rank 0 has verified, on every rank.
-
-    Raises:
-        ValueError: its tensors are not those of this model.
-    """
-    average = step.ema.module if step.ema else None
-    state = ranks.main_first(lambda: checkpoint.load(newest, step.model, average, step.optimizer))
-    if step.scaler and state["scaler"]:
-        step.scaler.load_state_dict(state["scaler"])
-    unreadable = state.get("unreadable", ())  # older checkpoints do not have it
-    return Start(state["step"], state["seconds"], state["meter"], newest, state["world_size"], unreadable)

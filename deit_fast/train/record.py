@@ -20,10 +20,11 @@ from ..data import EvalLoader, TrainLoader
 from ..files import shown
 from ..names import headline
 from ..run import checkpoint, report
-from ..run.metrics import Metrics, TensorBoard
+from ..run.metrics import Metrics
 from ..run.provenance import machine
 from ..run.snapshot import Snapshots
 from ..scores import Scores
+from . import dry_run
 from .meter import Meter
 from .optimizer import all_finite
 from .prepare import Prepared
@@ -49,12 +50,9 @@ class Record:
         self._named = 0  # unreadable images named so far
         self.newest: dict[str, Any] = {}  # what `log` last wrote in this process
         self._metrics: Metrics | None = None
-        self._curves: TensorBoard | None = None
         self._snapshots: Snapshots | None = None
         if self._ranks.main:
-            self._metrics = Metrics(run / "metrics.jsonl", self._start.step)
-            if not TensorBoard.missing():
-                self._curves = TensorBoard(run / "tensorboard", self._start.step)
+            self._metrics = Metrics(run / "metrics.jsonl", self._start.step, run / "tensorboard")
             self._snapshots = Snapshots(run, self._config.run.keep, self._ranks.device, self._last, self._metrics.sync)
 
     def __enter__(self) -> Record:
@@ -65,9 +63,8 @@ class Record:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        if self._curves:
-            self._curves.close()
-        if self._snapshots:
+        if self._metrics and self._snapshots:
+            self._metrics.close_curves()
             self._snapshots.__exit__(*error)
 
     @property
@@ -82,7 +79,8 @@ class Record:
             Diverged: the last --skip-limit steps or more were skipped.
         """
         row = self.newest = self._meter.row(done, done / self._epoch_steps, lr)
-        self._add(row)
+        if self._metrics:
+            self._metrics.append(row)
         self._reporter.step(row, self._prepared.data.total_steps)
         if row["skipped"]:
             logger.warning(
@@ -123,12 +121,12 @@ class Record:
         began = time.perf_counter()
         student, ema = self._prepared.evaluate()
         seconds = {**self._meter.stages(), "evaluation": round(time.perf_counter() - began, 6)}
-        self._add({"step": done, "student": student, "ema": ema, "seconds": seconds})
-        self._keep_if_best(done, student, ema)
         if self._metrics:
+            self._metrics.append({"step": done, "student": student, "ema": ema, "seconds": seconds})
             head, line = headline(student, self._config.model.fusion), self._metrics.last("loss")
             epoch = done // self._epoch_steps
             self._reporter.say(report.epoch_line(epoch, self._config.optim.epochs, line, student, ema, head))
+        self._keep_if_best(done, student, ema)
         return student, ema
 
     def unreadable(self, *loaders: TrainLoader | EvalLoader) -> list[str]:
@@ -153,21 +151,18 @@ class Record:
             self._metrics.sync()
         self._ranks.wait()
 
-    def speed(self) -> float:
-        """Images/s of the newest line of the training."""
-        return self._metrics.last("loss")["images_per_second"] if self._metrics else 0.0
-
-    def conclude(self, headroom: dict[str, Any]) -> None:
-        """The last line of a finished training: on which machine it ended, and how fast it could have been."""
-        if self._metrics and self._last is not None:
-            self._metrics.append({"step": self._last, "machine": machine(), "headroom": headroom})
-            self._metrics.sync()
-
-    def _add(self, line: dict[str, Any]) -> None:
-        if self._metrics:
-            self._metrics.append(line)
-        if self._curves:
-            self._curves.add(line)
+    def measure_headroom(self) -> None:
+        """The last line of a finished training, for report.html: on which machine it ended, and how fast it could have
+        been. A failure is a sentence, since the run is finished."""
+        if self._metrics and self._last is not None and self._config.run.report:
+            try:
+                speed = self._metrics.last("loss")["images_per_second"]
+                headroom = dry_run.headroom(self._prepared, self.seconds, speed)
+                self._metrics.append({"step": self._last, "machine": machine(), "headroom": headroom})
+                self._metrics.sync()
+            except Exception as error:
+                what = "the report lacks what the run's speed could be"
+                self._reporter.say(f"{what} ({type(error).__name__}: {error})")
 
     def _keep_if_best(self, done: int, student: Scores, average: Scores | None) -> None:
         """Keep the weights or their moving average, whichever --fusion scores higher, if that is the best so far.

@@ -1,8 +1,7 @@
 """One training step: what a batch does to the weights. Nothing in it waits for the device.
 
     step = TrainingStep(config, model, teacher, ranks, autocast, reporter)
-    with step.steady():
-        result = step(batch, lr)        # scalars on the device
+    result = step(batch, lr)            # scalars on the device
     step.model, step.optimizer, step.ema
 
 When the loss or a gradient of any rank is NaN or infinite, every rank skips the step, by a flag on the device: weights,
@@ -12,10 +11,9 @@ and goes on. So a single bad batch costs one step; after `--skip-limit` of them 
 
 from __future__ import annotations
 
-import gc
 import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -26,7 +24,7 @@ from torch.profiler import record_function
 
 from deit_kernels import TopK, binary_cross_entropy, cross_entropy, distillation_loss
 
-from ..config import Config, DistillConfig, OptimConfig
+from ..config import Config, DistillConfig
 from ..data import IGNORE, Batch, Target
 from ..data.memory import to_device
 from ..model import VisionTransformer, drop_path_scales
@@ -38,7 +36,6 @@ from .optimizer import MovingAverage, create_optimizer
 
 _SEED_BITS = 0x7FFFFFFFFFFFFFFF
 _GOLDEN = 0x9E3779B97F4A7C15  # spreads consecutive steps over all seeds
-_WARM_UP_STEPS = 3  # by then every buffer, graph and cache that lives as long as the run exists
 
 
 class TrainingStep:
@@ -51,11 +48,8 @@ class TrainingStep:
             ValueError: one image at a time is too much for the device's memory.
             OfOneRank: of several ranks this one ran out of memory, in a later step than its first.
         """
-        self._steps += 1
-        if self._steps == _WARM_UP_STEPS:
-            gc.freeze()  # without a collection before it, which hung with compiled models among ranks (torch 2.14)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_scale", 1.0)
+            group["lr"] = lr * group["lr_scale"]
         # Labelled rows of the global batch ÷ world size: dividing each rank's sum by it makes DDP's mean the global
         # mean, also where one rank has more unreadable images than another.
         counted = self._ranks.begin_total((batch.labels != IGNORE).sum().float())
@@ -118,14 +112,6 @@ class TrainingStep:
         for buffer, before in zip(self._buffers, statistics, strict=True):
             buffer.copy_(before)
 
-    @contextmanager
-    def steady(self) -> Iterator[None]:
-        """For the loop: what exists after the first steps lives on, so the garbage collector need not look at it."""
-        try:
-            yield
-        finally:
-            gc.unfreeze()
-
     def __init__(
         self, config: Config, model: nn.Module, teacher: Callable[[Batch], Tensor | TopK] | None, ranks: Ranks,
         autocast: AbstractContextManager, reporter: Reporter,
@@ -133,13 +119,14 @@ class TrainingStep:
         optim = config.optim
         self.model = model  # the student itself, on its device: neither wrapped in DDP nor compiled
         self.teacher = teacher  # gives the teacher's labels of a batch's rows; None without distillation
-        self.peak_lr = _peak_lr(optim, reporter)  # after warm-up
+        self.peak_lr = optim.lr * (1 if optim.unscale_lr else optim.batch_size / 512)  # after warm-up
+        scaled = "--unscale-lr" if optim.unscale_lr else f"x batch {optim.batch_size} / 512"
+        reporter.decide("lr", f"{self.peak_lr:.2e}", f"--lr {optim.lr:g} {scaled}")
         self.optimizer = create_optimizer(optim, model, self.peak_lr)
         self.ema = MovingAverage(model, optim.ema_decay) if optim.ema_decay else None
         self.scaler = torch.amp.GradScaler(ranks.device.type) if optim.precision == "fp16" else None
         self.clock = Clock(ranks.device, "teacher", "forward", "backward", "optimiser")
         self._config, self._ranks, self._autocast = optim, ranks, autocast
-        self._steps = 0
         self._buffers = list(model.buffers())  # found once, not in every step
         self._losses: Callable[..., Losses] = partial(losses_of, config.distill)
         self.fit = Fit(optim.batch_size, optim.micro_batch, config.data.image_size, ranks, reporter)
@@ -161,13 +148,6 @@ class TrainingStep:
             devices = [ranks.device] if ranks.device.type == "cuda" else None
             self._student = DistributedDataParallel(self._student, device_ids=devices, gradient_as_bucket_view=True)
             self.fit.no_sync = self._student.no_sync
-
-
-def _peak_lr(optim: OptimConfig, reporter: Reporter) -> float:
-    peak = optim.lr * (1 if optim.unscale_lr else optim.batch_size / 512)
-    scaled = "--unscale-lr" if optim.unscale_lr else f"x batch {optim.batch_size} / 512"
-    reporter.decide("lr", f"{peak:.2e}", f"--lr {optim.lr:g} {scaled}")
-    return peak
 
 
 def losses_of(

@@ -188,5 +188,5 @@ def test_the_official_order_keeps_its_number_of_processes(half_way: Config, caps
     train(config)
     (Path(config.run.out) / "summary.json").unlink()
     by_two = Start(step=2, folder=Path(config.run.out) / "checkpoints" / "step_00000002", world_size=2)
-    monkeypatch.setattr("deit_fast.train.prepare.restore", lambda *_: by_two)
+    monkeypatch.setattr("deit_fast.train.prepare._newest", lambda *_: by_two)
     assert "start 2 again, or type --order grouped in a new --out" in refused(config, capsys)

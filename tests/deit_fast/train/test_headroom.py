@@ -35,8 +35,7 @@ def tensors(run: Path) -> dict[str, torch.Tensor]:
             for name, tensor in load_file(file).items()}  # fmt: skip
 
 
-@pytest.mark.parametrize("cached", [False, True])
-@pytest.mark.parametrize("in_memory", [False, True])
+@pytest.mark.parametrize(("in_memory", "cached"), [(False, True), (True, False)])
 def test_every_speed_is_measured_and_nothing_on_disk_changes(long: Config, tmp_path, in_memory, cached) -> None:
     cache = str(tmp_path / "labels") if cached else ""
     config = long.replace(in_memory=in_memory, teacher_cache=cache)

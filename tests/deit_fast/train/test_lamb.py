@@ -180,7 +180,7 @@ def test_the_layers_and_their_rates_are_timms() -> None:
 
 def test_without_a_layer_decay_the_groups_are_the_official_two() -> None:
     groups = parameter_groups(create_model("deit3_small_patch16_224", depth=1), 0.05, layer_decay=1.0)
-    assert [group.keys() for group in groups] == [{"params", "weight_decay"}] * 2
+    assert [group["lr_scale"] for group in groups] == [1.0, 1.0]
 
 
 def test_layer_scale_is_not_decayed() -> None:

@@ -61,7 +61,7 @@ def test_the_moving_average_follows_parameters_and_batch_norm() -> None:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.sub_(parameter.grad)
-        average.update()
+        average.update(torch.tensor(True))
         for name, value in model.state_dict().items():
             mixed = 0.9 * expected[name] + 0.1 * value if value.is_floating_point() else value
             expected[name] = mixed.clone()

@@ -7,17 +7,15 @@ import torch
 from timm.scheduler import CosineLRScheduler
 
 from deit_fast.config import Config
-from deit_fast.train.optimizer import learning_rate, learning_rates
-
-SCHEDULE = {"total": 100, "warmup": 10, "peak": 1e-3, "start": 1e-6, "floor": 1e-5}
+from deit_fast.train.optimizer import learning_rates
 
 
 def test_warm_up_is_linear_and_the_cosine_ignores_it() -> None:
-    assert learning_rate(0, **SCHEDULE) == 1e-6
-    assert learning_rate(5, **SCHEDULE) == pytest.approx((1e-6 + 1e-3) / 2)
+    rate = learning_rates(Config(epochs=10, warmup_epochs=1.0).optim, epoch_steps=10, peak=1e-3)
+    assert rate(0) == 1e-6
+    assert rate(5) == pytest.approx((1e-6 + 1e-3) / 2)
     for step in (10, 50, 99):
-        cosine = 1e-5 + (1e-3 - 1e-5) * (1 + math.cos(math.pi * step / 100)) / 2
-        assert learning_rate(step, **SCHEDULE) == pytest.approx(cosine)
+        assert rate(step) == pytest.approx(1e-5 + (1e-3 - 1e-5) * (1 + math.cos(math.pi * step / 100)) / 2)
 
 
 @pytest.mark.parametrize("warmup", [5, 0])
