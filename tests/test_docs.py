@@ -1,7 +1,8 @@
 """Every code block of docs/ is executed, on a folder of 3 × 20 photographs.
 
-Training commands are read as they stand and run with small sizes (a page's `<!-- own sizes -->` keeps its own); what
-needs ImageNet, a network or minutes, marked `<!-- parsed only: … -->`, is read by the parsers. Python runs as it is.
+Training commands are read as they stand and run with small sizes: `<!-- own sizes -->` keeps those of the page, and
+`<!-- own epochs -->` the number of epochs. What needs ImageNet, a network or minutes, `<!-- parsed only: … -->`, is
+read by the parsers. Python runs as it is.
 """
 
 import re
@@ -26,13 +27,13 @@ BLOCK = re.compile(r"(?:<!-- ([^>]*) -->\n)?```(\w+)\n(.*?)```", flags=re.DOTALL
 FIRST = "your-own-teacher.md"  # whose runs other pages use
 
 
-def small(config: Config) -> Config:
+def small(config: Config, epochs: int = 1) -> Config:
     """The same command for seconds: one epoch, 32 pixels, a model of one block."""
     if config.model.model in CONFIGS:
         model = {"patch_size": 8, "width": 48, "depth": 1, "heads": 3}
     else:
         model = {"model": "test_efficientnet", "weights": ""}
-    return config.replace(image_size=32, epochs=1, warmup_epochs=0.1, batch_size=16, repeats=1, threads=1, **model)
+    return config.replace(image_size=32, epochs=epochs, warmup_epochs=0.1, batch_size=16, repeats=1, threads=1, **model)
 
 
 def read(name: str, arguments: list[str]) -> None:
@@ -61,7 +62,8 @@ def execute(line: str, mark: str) -> None:
             return
         if name == "train":
             config = parse(arguments, "")
-            train(config if mark == "own sizes" else small(config))
+            epochs = config.optim.epochs if mark == "own epochs" else 1
+            train(config if mark == "own sizes" else small(config, epochs))
             return
         if name == "teacher":
             arguments = command_line(small(parse(arguments, "")))

@@ -62,7 +62,7 @@ def predicted() -> dict[str, float]:
     """Seconds of each part by the roofline.
 
     Raises:
-        ValueError: it has a part that belongs to none of ours.
+        ValueError: it has a part that belongs to no part of a step.
     """
     seconds = dict.fromkeys([*PARTS, GAPS], 0.0)
     for part in step_parts(Settings(name_of("small"), ROWS)):

@@ -1,5 +1,6 @@
 """A data set, a teacher and a configuration small enough for a run to take a second."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -84,3 +85,10 @@ def finished_run(images: Path, teachers: Path, tmp_path_factory: pytest.TempPath
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(teachers)
         return train(config).run
+
+
+@pytest.fixture
+def finished(tiny: Config, finished_run: Path) -> Config:
+    """`tiny`, whose run is there already: a copy of `finished_run`, to be written to."""
+    shutil.copytree(finished_run, tiny.run.out)
+    return tiny

@@ -104,9 +104,15 @@ def test_ctrl_c_says_what_is_left(monkeypatch, capsys, name: str) -> None:
     assert capsys.readouterr().err == INTERRUPTED.get(name, "interrupted") + "\n"
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize(("name", "module"), [*((name, "torch") for name in WORK), ("train", "timm")])
-@pytest.mark.parametrize("script", [False, True])
+# Every command once as either rank, and once in either form.
+@pytest.mark.parametrize(
+    ("name", "module", "script", "rank"),
+    [
+        (name, module, script, (number + script) % 2)
+        for number, (name, module) in enumerate([*((name, "torch") for name in WORK), ("train", "timm")])
+        for script in (False, True)
+    ],
+)
 def test_ctrl_c_while_a_command_is_imported_says_the_same(
     tmp_path: Path, script: bool, name: str, module: str, rank: int
 ) -> None:

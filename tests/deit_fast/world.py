@@ -1,5 +1,6 @@
 """Ranks as processes of this machine: forked from one that has imported everything, so that they start at once."""
 
+import importlib
 import multiprocessing
 import os
 import socket
@@ -18,6 +19,8 @@ from tests.deit_fast.command import command_line
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["deit_fast.train", "tests.deit_fast.world"])
+# Beside these, a process of `world` is no rank.
+NO_RANK = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK"), "")
 
 
 def free_port() -> int:
@@ -79,7 +82,7 @@ def _rank(
 ) -> None:
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(variables["OMP_NUM_THREADS"]))
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
@@ -93,6 +96,20 @@ def _rank(
 def commanded(rank: int, config: Config, *others: Config) -> int:
     """Each rank's own command: those of `others` from rank 1 on."""
     return main(command_line((config, *others)[min(rank, len(others))]))
+
+
+def called(rank: int, module: str, *arguments: object) -> int:
+    """The same command on every rank."""
+    return importlib.import_module(module).main([*map(str, arguments)])
+
+
+def torchrun(number: int, *arguments: str) -> int:
+    """The command of that name; its processes are new ones."""
+    from torch.distributed import run
+
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
+    run.main([*arguments])
+    return 0
 
 
 def seen(run: str, rank: int, step: int, ranks: int) -> heartbeat.Status:

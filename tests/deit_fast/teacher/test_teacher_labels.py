@@ -1,10 +1,7 @@
 """Training on cached labels: the same bits as with the teacher, which is not even loaded."""
 
 import errno
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +22,8 @@ from deit_fast.teacher.engine import TeacherEngine
 from deit_fast.teacher.labels import cache_settings
 from deit_fast.train import train
 from tests.deit_fast.command import command_line
-from tests.deit_fast.train.test_train import assert_same_weights
+from tests.deit_fast.train.runs import assert_same_weights
+from tests.deit_fast.world import called, world
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 SOFT = {"distill": "soft", "alpha": 0.3, "tau": 2.0, "kl_normalizer": "batch", "teacher_top_k": 2}
@@ -123,11 +121,9 @@ def test_a_cache_filled_in_one_go_in_pieces_and_by_two_ranks_trains_the_same_bit
     assert said.count("the labels made until then are kept: the same command continues") == 2
     assert "stopped by SIGTERM" in said
 
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(teachers), *sys.path]), "OMP_NUM_THREADS": "1"}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launcher, "-m", "deit_fast.teacher", *command_line(ranks)]
     monkeypatch.syspath_prepend(teachers)
-    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=120)
+    with world(2, tmp_path / "printed", called, "deit_fast.teacher.__main__", *command_line(ranks)) as running:
+        assert running.wait() == [0, 0], running.printed(0) + running.printed(1)
     assert len(labels_of(ranks.distill.teacher_cache)) == 2
 
     no_teacher()

@@ -18,6 +18,7 @@ from deit_fast.run.report import skipped_lines
 from deit_fast.train import Diverged
 from deit_fast.train.__main__ import main
 from tests.deit_fast.command import command_line
+from tests.deit_fast.world import commanded, world
 
 ROOT = Path(__file__).parents[3]
 
@@ -143,18 +144,19 @@ def test_an_output_folder_that_is_not_ours(tiny: Config, tmp_path: Path, capsys)
     assert (tmp_path / "thesis" / "draft.txt").read_text() == "three years of work"
 
 
-def test_fresh_removes_an_old_run_after_all_checks_and_nothing_else(tiny: Config, tmp_path: Path, monkeypatch) -> None:
-    assert main(command_line(tiny)) == 0
-    run = Path(tiny.run.out)
+def test_fresh_removes_an_old_run_after_all_checks_and_nothing_else(
+    finished: Config, tmp_path: Path, monkeypatch
+) -> None:
+    run = Path(finished.run.out)
     (run / "notes.txt").write_text("mine")
-    wrong = tiny.replace(fresh=True, teacher="regnety_16")
+    wrong = finished.replace(fresh=True, teacher="regnety_16")
     assert main(command_line(wrong)) == 2
     assert (run / "summary.json").exists()
     link = tmp_path / "link"
     link.symlink_to(run)
     monkeypatch.chdir(run)
     for out in (str(link), "."):
-        assert main(command_line(tiny.replace(fresh=True, epochs=1, warmup_epochs=0.1, out=out))) == 0
+        assert main(command_line(finished.replace(fresh=True, epochs=1, warmup_epochs=0.1, out=out))) == 0
     assert (run / "notes.txt").read_text() == "mine"
     assert not (run / "checkpoints" / "step_00000006").exists() and link.is_symlink()
 
@@ -165,15 +167,12 @@ def test_an_output_folder_that_cannot_be_made(tiny: Config, tmp_path: Path, caps
     assert f"cannot be written ({tmp_path / 'file'} is not a folder that you may write to): type another --out" in said
 
 
-def test_a_checkpoint_that_is_not_ours(tiny: Config, capsys) -> None:
-    from deit_fast.train import train
-
-    train(tiny.replace(keep=1))
-    run = Path(tiny.run.out)
+def test_a_checkpoint_that_is_not_ours(finished: Config, capsys) -> None:
+    run = Path(finished.run.out)
     (run / "summary.json").unlink()
-    newest = run / "checkpoints" / (run / "checkpoints" / "newest").read_text().strip()
-    (newest / "state.json").write_text('{"epoch": 3}')
-    assert "holds no whole checkpoint of this version" in refused(tiny, capsys)
+    for step in (run / "checkpoints").glob("step_*"):
+        (step / "state.json").write_text('{"epoch": 3}')
+    assert "holds no whole checkpoint of this version" in refused(finished, capsys)
 
 
 def spoil(tiny: Config, tmp_path: Path, count: int) -> tuple[Config, list[Path]]:
@@ -300,39 +299,36 @@ def test_every_recipe_has_help(recipe_name: str, capsys) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.json", "data.json", "summary.json"])
-def test_a_damaged_file_of_the_run_is_named(tiny: Config, capsys, name: str) -> None:
-    assert main(command_line(tiny)) == 0
+def test_a_damaged_file_of_the_run_is_named(finished: Config, capsys, name: str) -> None:
     if name == "data.json":
-        (Path(tiny.run.out) / "summary.json").unlink()
-    (Path(tiny.run.out) / name).write_text("{")
-    assert name in refused(tiny, capsys)
+        (Path(finished.run.out) / "summary.json").unlink()
+    (Path(finished.run.out) / name).write_text("{")
+    assert name in refused(finished, capsys)
 
 
-def test_a_line_that_was_cut_off_does_not_stop_a_run(tiny: Config) -> None:
-    assert main(command_line(tiny)) == 0
-    run = Path(tiny.run.out)
+def test_a_line_that_was_cut_off_does_not_stop_a_run(finished: Config) -> None:
+    run = Path(finished.run.out)
     whole = (run / "metrics.jsonl").read_text()
     (run / "summary.json").unlink()
     (run / "metrics.jsonl").write_text(whole + '{"step": 6, "student": {"cls": {"top1": 3.0}')
-    assert main(command_line(tiny)) == 0
+    assert main(command_line(finished)) == 0
     assert (run / "metrics.jsonl").read_text() == whole
 
 
 def test_a_mistake_among_several_processes_is_said_once_with_its_exit_code(
-    tiny: Config, teachers, monkeypatch, capfd
+    tiny: Config, teachers, monkeypatch, capfd, tmp_path: Path
 ) -> None:
     from deit_fast.ranks.launch import launch
 
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(teachers), *sys.path]))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    for changes, says in [
-        ({"data": "/nowhere"}, "is neither a folder"),
-        ({"batch_size": 9}, "type --batch-size 8 or 10"),
-    ]:
-        assert launch(command_line(tiny.replace(**changes)), 2, Path(tiny.run.out) / "logs") == 2
-        captured = capfd.readouterr()
-        assert captured.err.count("error: ") == 1 and says in captured.err
-        assert "Traceback" not in captured.err
+    assert launch(command_line(tiny.replace(batch_size=9)), 2, Path(tiny.run.out) / "logs") == 2
+    said = capfd.readouterr().err
+    assert said.count("error: ") == 1 and "type --batch-size 8 or 10" in said and "Traceback" not in said
+    with world(2, tmp_path / "printed", commanded, tiny.replace(data="/nowhere")) as running:
+        assert running.wait() == [2, 2]
+        said = running.printed(0) + running.printed(1)
+    assert said.count("error: ") == 1 and "is neither a folder" in said and "Traceback" not in said
 
 
 def test_the_console_script(capsys, monkeypatch, tiny: Config) -> None:

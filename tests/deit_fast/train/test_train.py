@@ -6,8 +6,7 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
+import threading
 import time
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from deit_fast.weights.build import normalisation
 from deit_kernels import _extension, augment
 from tests.deit_fast.command import command_line
 from tests.deit_fast.train.runs import assert_same_weights, losses, rows, weights
+from tests.deit_fast.world import NO_RANK, commanded, world
 
 
 def test_a_run_leaves_its_files_and_a_table(tiny: Config, capsys) -> None:
@@ -99,29 +99,26 @@ def test_equal_seeds_give_equal_weights_and_others_do_not(tiny: Config, tmp_path
         assert not torch.equal(weights(tiny.run.out)["head.weight"], weights(other.run.out)["head.weight"])
 
 
-def start(config: Config, teachers: Path, *command: str) -> subprocess.Popen:
-    paths = os.pathsep.join([str(teachers), *sys.path])
-    threads = str(torch.get_num_threads())  # bits depend on them, so they are those of runs in this process
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": threads}
-    command = command or (sys.executable, "-m", "deit_fast.train")
-    return subprocess.Popen(
-        [*command, *command_line(config)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+def killed_once_saved(rank: int, config: Config) -> int:
+    """By a thread that looks every millisecond, so at no chosen place of a step."""
+
+    def kill() -> None:
+        while not (Path(config.run.out) / "checkpoints" / "newest").exists():
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=kill, daemon=True).start()
+    return main(command_line(config))
 
 
 @pytest.mark.parametrize("save_every", [2, 3])
-def test_a_killed_run_continues_bit_for_bit(tiny: Config, tmp_path: Path, teachers: Path, save_every: int) -> None:
-    whole = tiny.replace(epochs=40, eval_every=40, save_every=save_every, out=str(tmp_path / "whole"))
+def test_a_killed_run_continues_bit_for_bit(tiny: Config, tmp_path: Path, save_every: int) -> None:
+    whole = tiny.replace(epochs=20, eval_every=20, save_every=save_every, out=str(tmp_path / "whole"))
     killed = whole.replace(out=str(tmp_path / "killed"))
     train(whole)
-    process = start(killed, teachers)
-    pointer = Path(killed.run.out) / "checkpoints" / "newest"
-    deadline = time.monotonic() + 60
-    while not pointer.exists() and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert pointer.exists(), process.stdout.read()
+    threads = str(torch.get_num_threads())  # bits depend on them, so they are those of runs in this process
+    with world(1, tmp_path / "printed", killed_once_saved, killed, **NO_RANK, OMP_NUM_THREADS=threads) as running:
+        assert running.wait() == [-signal.SIGKILL], running.printed(0)
     assert not (Path(killed.run.out) / "summary.json").exists(), "the run ended before it could be killed"
     train(killed)
     assert_same_weights(whole.run.out, killed.run.out)
@@ -133,30 +130,30 @@ def test_the_last_weights_are_saved_whatever_the_interval(tiny: Config) -> None:
     assert checkpoint.newest(Path(tiny.run.out)).name == "step_00000006"
 
 
-def test_a_run_killed_before_its_summary_has_one_in_the_end(tiny: Config) -> None:
-    scores = train(tiny).scores
-    (Path(tiny.run.out) / "summary.json").unlink()
-    assert train(tiny).scores == scores
+def test_a_run_killed_before_its_summary_has_one_in_the_end(finished: Config) -> None:
+    summary = Path(finished.run.out) / "summary.json"
+    scores = json.loads(summary.read_text())
+    summary.unlink()
+    assert train(finished).scores == scores == json.loads(summary.read_text())
 
 
-def test_a_finished_run_prints_its_table_and_fresh_starts_anew(tiny: Config, capsys) -> None:
-    scores = train(tiny).scores
-    pointer = Path(tiny.run.out) / "checkpoints" / "newest"
+def test_a_finished_run_prints_its_table_and_fresh_starts_anew(finished: Config, capsys) -> None:
+    scores = json.loads((Path(finished.run.out) / "summary.json").read_text())
+    pointer = Path(finished.run.out) / "checkpoints" / "newest"
     written = pointer.stat().st_mtime_ns
-    assert main(command_line(tiny)) == 0
+    assert main(command_line(finished)) == 0
     out = capsys.readouterr().out
     assert "is finished" in out and "best " in out
     assert pointer.stat().st_mtime_ns == written
-    assert train(tiny.replace(fresh=True)).scores == scores
+    assert train(finished.replace(fresh=True)).scores == scores
     assert pointer.stat().st_mtime_ns > written
 
 
-def test_another_configuration_in_the_folder_is_refused(tiny: Config, capsys) -> None:
-    train(tiny)
-    assert main(command_line(tiny.replace(lr=0.5, epochs=3))) == 2
+def test_another_configuration_in_the_folder_is_refused(finished: Config, capsys) -> None:
+    assert main(command_line(finished.replace(lr=0.5, epochs=3))) == 2
     error = capsys.readouterr().err
     assert "--epochs 2 -> 3" in error and "--lr 0.02 -> 0.5" in error and "--fresh" in error
-    assert train(tiny.replace(log_every=2, threads=2)).scores  # neither changes a weight
+    assert train(finished.replace(log_every=2, threads=2)).scores  # neither changes a weight
 
 
 def test_no_distillation_soft_distillation_and_the_class_token(tiny: Config, tmp_path: Path) -> None:
@@ -326,17 +323,17 @@ def test_a_teacher_by_recipe_lies_beside_its_student_and_is_trained_once(tiny: C
     assert not teacher.exists()
 
 
-def test_batch_norm_among_two_ranks(tiny: Config, tmp_path: Path, teachers: Path) -> None:
+def test_batch_norm_among_two_ranks(tiny: Config, tmp_path: Path) -> None:
     timm_sizes = {"patch_size": 0, "width": 0, "depth": 0, "heads": 0, "drop_path": 0.0}
     config = tiny.replace(model="test_efficientnet", distill="none", teacher="", **timm_sizes)
     shutil.copytree(tiny.data.data, tmp_path / "data")
     bad = tmp_path / "data" / "val" / "class0" / "1.png"  # image 1 is in rank 1's share
     bad.write_bytes(b"no image")
     config = config.replace(data=str(tmp_path / "data"))
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    process = start(config, teachers, *launcher, "-m", "deit_fast.train")
-    out, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, out
+    with world(2, tmp_path / "printed", commanded, config) as running:
+        codes = running.wait()
+        out = running.printed(0) + running.printed(1)
+    assert codes == [0, 0], out
     assert out.count(f"skipped an unreadable image: {bad}") == 1
     scores = json.loads((Path(config.run.out) / "summary.json").read_text())
     # The saved weights and statistics, alone, score what the two ranks counted together.

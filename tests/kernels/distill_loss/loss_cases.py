@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pytest
@@ -41,9 +42,13 @@ def product(**choices: tuple) -> list[Case]:
     return [Case(**dict(zip(choices, values, strict=True))) for values in itertools.product(*choices.values())]
 
 
-def pairwise(cases: list[Case]) -> list[Case]:
-    """A few of the cases, in which any two values that occur together in one of all still do."""
-    left = {case: set(itertools.combinations(vars(case).items(), 2)) for case in cases}
+def pairwise(cases: list) -> list:
+    """A few of the cases, `Case`s or tuples, in which any two values that occur together in one of all still do."""
+
+    def values(case: Case | tuple) -> Iterable:
+        return enumerate(case) if isinstance(case, tuple) else vars(case).items()
+
+    left = {case: set(itertools.combinations(values(case), 2)) for case in cases}
     chosen = []
     while left:
         best = max(left, key=lambda case: len(left[case]))  # the first of those that add most
@@ -56,6 +61,13 @@ def thorough(cases: list[Case]) -> list[ParameterSet]:
     """All cases for a parametrised test; by default `make test` runs those of `pairwise`, the rest is slow."""
     few = set(pairwise(cases))
     return [pytest.param(case, marks=() if case in few else pytest.mark.slow) for case in cases]
+
+
+def pairs(*choices: Iterable) -> list[ParameterSet]:
+    """Every combination for a test of several parameters; by default `make test` runs those of `pairwise`."""
+    combinations = list(itertools.product(*choices))
+    few = set(pairwise(combinations))
+    return [pytest.param(*each, marks=() if each in few else pytest.mark.slow) for each in combinations]
 
 
 BINARY = product(target=TARGETS, teacher=("hard logits", "soft topk"), heads=(2, 1), smoothing=(0.0, 0.1), base=BASES)

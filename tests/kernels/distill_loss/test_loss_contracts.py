@@ -21,6 +21,7 @@ from tests.kernels.distill_loss.loss_cases import (
     assert_agree,
     in_float64,
     make_call,
+    pairs,
     product,
     run,
     run_plain,
@@ -57,9 +58,7 @@ def test_weights_of_zero_and_one(teacher: str, alpha: float) -> None:
     check(Case("mixed", teacher, alpha=alpha, smoothing=0.1), rows=3, classes=10, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("classes", [*CLASSES, 50_000])
-@pytest.mark.parametrize("case", MAIN, ids=str)
+@pytest.mark.parametrize(("case", "classes", "dtype"), pairs(MAIN, (*CLASSES, 50_000), DTYPES), ids=str)
 def test_each_number_of_classes(case: Case, classes: int, dtype: torch.dtype) -> None:
     check(case, rows=3, classes=classes, dtype=dtype)
 
@@ -125,9 +124,7 @@ EXTREMES = {
 }
 
 
-@pytest.mark.parametrize("extreme", EXTREMES)
-@pytest.mark.parametrize("case", EXTREME_CASES, ids=str)
-@pytest.mark.parametrize("heads", ["students", "all"])
+@pytest.mark.parametrize(("heads", "case", "extreme"), pairs(("students", "all"), EXTREME_CASES, EXTREMES), ids=str)
 def test_extreme_logits(case: Case, extreme: str, heads: str) -> None:
     call = make_call(case, rows=3, classes=41)
     for name in ("cls_logits", "dist_logits", "teacher")[: 2 + (heads == "all")]:
@@ -206,10 +203,11 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("names", [("cls_logits", "dist_logits", "teacher", "target"), ("teacher",)], ids=str)
-@pytest.mark.parametrize("base", ["ce", "bce"])
-@pytest.mark.parametrize("classes", [41, 1000])
+@pytest.mark.parametrize(
+    ("classes", "base", "names", "layout"),
+    pairs((41, 1000), ("ce", "bce"), (("cls_logits", "dist_logits", "teacher", "target"), ("teacher",)), LAYOUTS),
+    ids=str,
+)
 def test_rows_may_have_any_stride(layout: str, names: tuple[str, ...], base: str, classes: int) -> None:
     call = make_call(Case("dense", "soft logits", base=base), rows=3, classes=classes)
     moved = call | {

@@ -1,12 +1,8 @@
 """`deit-fast evaluate` on a made-up ImageNet whose every count is known, and what it refuses."""
 
 import json
-import os
 import re
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from deit_fast.tools.evaluate.__main__ import main
+from tests.deit_fast.world import called, world
 
 CLASSES = [f"n{number:08}" for number in range(12)]
 # (label, what the image looks like) of ILSVRC2012_val_00000001 to 8, and the labels that ReaL gives them.
@@ -143,29 +140,18 @@ def test_a_thousand_classes_are_imagenets_without_its_training_images(imagenet: 
     assert score(some, "real")[2] == 1
 
 
-def by_two(models: Path, *arguments: object) -> tuple[list[int], list[str]]:
-    """Exit codes and standard errors of two processes of one evaluation."""
-    size = ["--image-size", "8", "--threads", "1"]
-    command = [sys.executable, "-m", "deit_fast", "evaluate", *map(str, arguments), *size]
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    paths = os.pathsep.join([str(models), *sys.path])
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
-    environment |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
-    options = dict(stderr=subprocess.PIPE, text=True)
-    processes = [
-        subprocess.Popen(command, env={**environment, "RANK": rank, "LOCAL_RANK": rank}, **options) for rank in "01"
-    ]
-    errors = [process.communicate(timeout=300)[1] for process in processes]
-    return [process.returncode for process in processes], errors
+def by_two(folder: Path, *arguments: object) -> tuple[list[int], list[str]]:
+    """Exit codes and what is printed by two processes of one evaluation."""
+    arguments = *arguments, "--image-size", 8, "--threads", 1
+    with world(2, folder / "printed", called, "deit_fast.tools.evaluate.__main__", *arguments) as running:
+        return running.wait(), [running.printed(rank) for rank in range(2)]
 
 
 def test_two_processes_count_as_one(imagenet: Path, tmp_path: Path, models: Path) -> None:
     arguments = ["grey_models:nearest", "--data", imagenet, imagenet / "v2", "--real-labels", imagenet / "real.json"]
     alone = results(tmp_path, *arguments, "--batch-size", 3)
     file = tmp_path / "two.json"
-    codes, _ = by_two(models, *arguments, "--batch-size", "3", "--json", file)
+    codes, _ = by_two(tmp_path, *arguments, "--batch-size", "3", "--json", file)
     assert codes == [0, 0]
     together = json.loads(file.read_text())
     assert (alone["processes"], together["processes"]) == (1, 2)
@@ -349,7 +335,7 @@ def test_an_unreadable_image_ends_the_evaluation_when_asked(broken: Path, tmp_pa
 
 
 def test_an_unreadable_image_ends_both_processes_with_one_sentence(broken: Path, tmp_path: Path, models: Path) -> None:
-    codes, errors = by_two(models, "grey_models:nearest", "--data", tmp_path / "copy", "--bad-images", "fail")
+    codes, errors = by_two(tmp_path, "grey_models:nearest", "--data", tmp_path / "copy", "--bad-images", "fail")
     assert codes == [2, 2], errors
     (said,) = [line for error in errors for line in error.splitlines() if line.startswith("error:")]
     assert said.startswith(f"error: {broken}: it is not an image") and "Traceback" not in "".join(errors)
