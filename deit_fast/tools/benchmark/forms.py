@@ -62,7 +62,9 @@ class Form:
             return onnx_file.TensorModel(Path(self.spec), threads)
         torch.set_num_threads(threads)
         model: Any = load(self.spec, architecture=self.architecture).model
-        return torch.compile(model) if self.form == "compiled" else model
+        if self.form == "compiled":
+            model = torch.compile(model)
+        return model
 
 
 def forms_of(
