@@ -22,7 +22,7 @@ from typing import Annotated, Any
 import torch
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from tyro.conf import Positional, arg
 
 from .. import command, files
@@ -75,10 +75,9 @@ def answers(trained: Trained, paths: list[str], top: int, batch_size: int) -> It
 
 def table(rows: list[Prediction]) -> Table:
     """An image a row, its classes with their probabilities."""
-    drawn = Table()
-    drawn.add_column("image", overflow="fold")
-    drawn.add_column("class", overflow="fold")
-    drawn.add_column("probability", justify="right")
+    drawn = Table(
+        Column("image", overflow="fold"), Column("class", overflow="fold"), Column("probability", justify="right")
+    )
     for row in rows:
         drawn.add_row(
             escape(files.shown(row.path)),

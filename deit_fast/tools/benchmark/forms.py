@@ -1,20 +1,19 @@
 """The forms in which models are compared: PyTorch as it is and compiled, ONNX in float32 and in int8.
 
 for form in forms_of("runs/flowers", FORMS, Path("temporary"), data=""):
-    answer = form.open(threads=2)
-    logits = answer(images)                 # float32 (B, 3, S, S) -> (B, C), NumPy
+    model = form.open(threads=2)
+    logits = model(images)                  # float32 (B, 3, S, S) -> (B, C)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import nn
 
 from ...config import Preprocessing
 from ...data.sources.open import open_evaluation
@@ -28,8 +27,6 @@ FormName = Literal["eager", "compiled", "onnx", "int8"]
 FORMS: tuple[FormName, ...] = get_args(FormName)
 ONNX_FORMS = ("onnx", "int8")
 CALIBRATION_IMAGES = 64
-
-Answer = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -59,21 +56,15 @@ class Form:
         open_evaluation(data, classes)
         return replace(self, classes=classes)
 
-    def open(self, threads: int) -> Answer:
+    def open(self, threads: int) -> nn.Module:
         """Images as `Trained.prepare` gives them -> logits."""
         if self.form in ONNX_FORMS:
-            run = onnx_file.answer_of(onnx_file.open_session(Path(self.spec), threads))
-            return lambda images: run({"images": images})["logits"]
+            return onnx_file.TensorModel(Path(self.spec), threads)
         torch.set_num_threads(threads)
         model: Any = load(self.spec, architecture=self.architecture).model
         if self.form == "compiled":
             model = torch.compile(model)
-
-        def answer(images: NDArray[np.float32]) -> NDArray[np.float32]:
-            with torch.inference_mode():
-                return model(torch.from_numpy(images)).numpy()
-
-        return answer
+        return model
 
 
 def forms_of(

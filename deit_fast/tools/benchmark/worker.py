@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import nn
 
 from ...data import EvalLoader, open_evaluation
+from ...scores import evaluate
 from .forms import ONNX_FORMS, Form
 
 BATCH = 32  # images at a time, for top-1
@@ -52,16 +54,18 @@ class Opened:
         self._libraries = _megabytes("VmRSS")
         self._images = {1: self._random(1)}
         began = time.perf_counter()
-        self._answer = form.open(threads)
-        self._answer(self._images[1])
+        self._model = form.open(threads)
+        with torch.inference_mode():
+            self._model(self._images[1])
         self.first = First(time.perf_counter() - began, self.memory())
 
     def run(self, batch: int, times: int) -> float:
         """Seconds of so many batches."""
         images = self._images.setdefault(batch, self._random(batch))
         began = time.perf_counter()
-        for _ in range(times):
-            self._answer(images)
+        with torch.inference_mode():
+            for _ in range(times):
+                self._model(images)
         return time.perf_counter() - began
 
     def memory(self) -> float:
@@ -70,21 +74,28 @@ class Opened:
 
     def top1(self, data: str) -> tuple[float, int]:
         """(per cent, images) of the validation images of a data set."""
-        preprocessing, right, count = self._form.preprocessing, 0, 0
+        preprocessing = self._form.preprocessing
         dataset, turned = open_evaluation(data, self._form.classes), preprocessing.exif_orientation
-        for batch in EvalLoader(dataset, preprocessing.policy, batch_size=BATCH, exif_orientation=turned):
-            good = batch.labels >= 0
-            # Always as many: what is compiled, is for them.
-            images = np.zeros((BATCH, *batch.images.shape[1:]), np.float32)
-            images[: len(good)] = batch.images.numpy()
-            found = self._answer(images)[: len(good)].argmax(1)
-            right += int((found == batch.labels.numpy())[good.numpy()].sum())
-            count += int(good.sum())
-        return 100 * right / max(1, count), count
+        loader = EvalLoader(dataset, preprocessing.policy, batch_size=BATCH, exif_orientation=turned)
+        score = evaluate(_Padded(self._model), loader)["cls"]
+        return score["top1"], int(score["n"])
 
-    def _random(self, batch: int) -> NDArray[np.float32]:
+    def _random(self, batch: int) -> torch.Tensor:
         side = self._form.preprocessing.image_size
-        return self._generator.standard_normal((batch, 3, side, side), np.float32)
+        return torch.from_numpy(self._generator.standard_normal((batch, 3, side, side), np.float32))
+
+
+class _Padded(nn.Module):
+    """A model that always sees BATCH images, for which it may be compiled."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    @torch.inference_mode()
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        none = images.new_zeros(BATCH - len(images), *images.shape[1:])
+        return self.model(torch.cat([images, none]))[: len(images)]
 
 
 class Worker:

@@ -31,7 +31,7 @@ from ...scores import TRUTH, Predictions, nested, predict
 from ...teacher.load import load_teacher, recipe_config
 from ...weights.exported import in_timms_order
 from ..data.labels import classes_of_data, real_labels
-from . import report as evaluation_report
+from . import tables
 from .models import EvaluatedModels, open_models
 
 File = Annotated[str, arg(metavar="FILE")]
@@ -109,13 +109,13 @@ def evaluate_all(settings: Settings, arguments: Sequence[str] = ()) -> dict[str,
             result = {"name": dataset.name, **measured, **scored(predictions, dataset.classes, real)}
             results["data"].append(result)
             if ranks.main:
-                evaluation_report.show(result, reporter.console)
+                tables.show(result, reporter.console)
                 if settings.confusion:
                     target = Path(settings.confusion)
                     if len(sets) > 1:  # confusion-1.png, confusion-2.png
                         target = target.with_stem(f"{target.stem}-{len(results['data'])}")
                     of = result["confused"]["of"]
-                    evaluation_report.draw(predictions.confused(of), dataset.classes, of, target)
+                    tables.draw(predictions.confused(of), dataset.classes, of, target)
                     reporter.say(f"confusion matrix: {target}")
         if ranks.main and settings.json:
             write_json(Path(settings.json), results)

@@ -27,7 +27,7 @@ from ..pixels import pixels_of
 from .card import CLASS_MAP, IMAGE_FILES, Differences, class_map, model_card
 from .code import Code, code_of, runner
 from .int8 import TOLERANCE, Calibration, Cost, judged, measured, quantised
-from .onnx_file import FILE, Takes, answer_of, describe, image_model, open_session, tensor_model
+from .onnx_file import FILE, Takes, TensorModel, describe, image_model, tensor_model
 
 BATCHES = (1, 5)  # of the check: two sizes, so that one which was frozen into the file fails
 
@@ -41,7 +41,7 @@ class Disagreement(Ending, RuntimeError):
 Read = Callable[[Path], Callable[[Tensor], Tensor]]  # folder -> images to logits
 
 
-class Form(NamedTuple):
+class Format(NamedTuple):
     """One value of --to."""
 
     library: str
@@ -117,7 +117,7 @@ def require(packages: Sequence[str], what: str) -> None:
 
 
 def _check(
-    trained: Trained, form: Form, read: Read | None, code: Code, expected: Callable[[Tensor], Tensor], folder: Path
+    trained: Trained, form: Format, read: Read | None, code: Code, expected: Callable[[Tensor], Tensor], folder: Path
 ) -> Differences:
     side = trained.preprocessing.image_size
     generator = torch.Generator().manual_seed(0)
@@ -139,7 +139,7 @@ def _check(
     return Differences(max(tensors, default=None), max(files), max(own, default=None))
 
 
-def _refuse_other_pixels(form: Form, expected: NDArray[np.uint8], got: NDArray[np.uint8]) -> None:
+def _refuse_other_pixels(form: Format, expected: NDArray[np.uint8], got: NDArray[np.uint8]) -> None:
     if wrong := int((expected != got).sum()):
         raise Disagreement(
             f"{form.library} gives other logits than the model: {wrong} of {expected.size} bytes of an image differ "
@@ -147,7 +147,7 @@ def _refuse_other_pixels(form: Form, expected: NDArray[np.uint8], got: NDArray[n
         )
 
 
-def _difference(form: Form, expected: Tensor, got: Tensor) -> float:
+def _difference(form: Format, expected: Tensor, got: Tensor) -> float:
     """The largest difference of a logit; Disagreement where the form's tolerance does not allow it."""
     difference = (expected - got).abs().max().item()
     allowed = form.tolerance * max(1.0, expected.abs().max().item())
@@ -197,8 +197,7 @@ def _write_onnx(
 
 
 def _read_onnx(folder: Path) -> Callable[[Tensor], Tensor]:
-    run = answer_of(open_session(folder / FILE))
-    return lambda images: torch.from_numpy(run({"images": images.numpy()})["logits"])
+    return TensorModel(folder / FILE)
 
 
 def _write_timm(trained: Trained, folder: Path) -> None:
@@ -306,7 +305,7 @@ def _write_weights(weights: dict[str, Tensor], folder: Path) -> None:
 
 
 FORMS = {
-    "onnx": Form("onnxruntime", ("onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22"), 1e-4, None),
-    "timm": Form("timm", ("timm>=1.0.25",), 1e-5, _write_timm, _read_timm),
-    "hf": Form("transformers", ("transformers>=5",), 1e-5, _write_huggingface, _read_huggingface),
+    "onnx": Format("onnxruntime", ("onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22"), 1e-4, None),
+    "timm": Format("timm", ("timm>=1.0.25",), 1e-5, _write_timm, _read_timm),
+    "hf": Format("transformers", ("transformers>=5",), 1e-5, _write_huggingface, _read_huggingface),
 }

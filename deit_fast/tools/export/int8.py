@@ -15,8 +15,9 @@ import ast
 import inspect
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,9 +30,10 @@ from ...command import Ending
 from ...data import BadImage, Dataset, EvalLoader
 from ...data.sources.open import open_dataset
 from ...run.timing import alternate
+from ...scores import evaluate_models
 from ...weights.prediction import Trained
 from ..pixels import image_of
-from .onnx_file import answer_of, open_session
+from .onnx_file import TensorModel
 
 if TYPE_CHECKING:
     import onnx
@@ -186,39 +188,35 @@ def layers_of(model: onnx.ModelProto) -> dict[str, str]:
 
 def measured(exact: onnx.ModelProto, small: onnx.ModelProto, trained: Trained, calibration: Calibration) -> Cost:
     """Top-1 of both on the validation images, and their times in turn."""
+    preprocessing = trained.preprocessing
     with TemporaryDirectory() as temporary:
-        sessions = [_session(model, Path(temporary, f"{number}.onnx")) for number, model in enumerate((exact, small))]
-        preprocessing, right, count = trained.preprocessing, [0, 0], 0
+        models = {str(number): _opened(model, Path(temporary, f"{number}.onnx"))
+                  for number, model in enumerate((exact, small))}  # fmt: skip
         loader = EvalLoader(
             calibration.validation, preprocessing.policy, batch_size=BATCH,
             exif_orientation=preprocessing.exif_orientation,
         )  # fmt: skip
-        for batch in loader:
-            good = batch.labels >= 0
-            count += int(good.sum())
-            for number, session in enumerate(sessions):
-                logits = torch.from_numpy(session({"images": batch.images.numpy()})["logits"])
-                right[number] += int((logits.argmax(1) == batch.labels)[good].sum())
-        inputs = {"images": calibration.images[0]}
-        turns = {str(number): (lambda session=session: session(inputs)) for number, session in enumerate(sessions)}
+        before, after = (scores["cls"] for scores in evaluate_models(models, loader).values())
+        image = torch.from_numpy(calibration.images[0])
+        turns = {name: partial(model, image) for name, model in models.items()}
         seconds = alternate(turns, rounds=ROUNDS, clock=time.perf_counter, warmup=3)
-    before, after = (100 * hits / max(1, count) for hits in right)
     slow, fast = (1000 * float(np.median(times)) for times in seconds.values())
     data, seed = Path(calibration.data).name, calibration.seed
-    return Cost((before, after), count, (slow, fast), len(calibration.images), data, seed)
+    top1, n = (before["top1"], after["top1"]), int(before["n"])
+    return Cost(top1, n, (slow, fast), len(calibration.images), data, seed)
 
 
 def worst(model: onnx.ModelProto, calibration: Calibration) -> list[tuple[str, float]]:
     """(layer, share of the logits' energy that is lost when it alone is int8), the worst first."""
-    images, layers = calibration.images[:TRIED], layers_of(model)
+    images, layers = torch.from_numpy(np.concatenate(calibration.images[:TRIED])), layers_of(model)
     with TemporaryDirectory() as temporary:
         ranges = Path(temporary, "ranges.json")
-        exact = _logits(_session(model, Path(temporary, "0.onnx")), images)
+        exact = _opened(model, Path(temporary, "0.onnx"))(images).double()
         lost = {}
         for number, (node, layer) in enumerate(layers.items(), 1):
-            alone = quantised(model, calibration.images, [node], ranges)
-            got = _logits(_session(alone, Path(temporary, f"{number}.onnx")), images)
-            Path(temporary, f"{number}.onnx").unlink()
+            file = Path(temporary, f"{number}.onnx")
+            got = _opened(quantised(model, calibration.images, [node], ranges), file)(images).double()
+            file.unlink()
             lost[layer] = float(((got - exact) ** 2).sum() / (exact**2).sum())
     return sorted(lost.items(), key=lambda item: -item[1])
 
@@ -239,15 +237,11 @@ def judged(cost: Cost, model: onnx.ModelProto, calibration: Calibration, accept:
     return cost._replace(said=tuple(said))
 
 
-def _session(model: onnx.ModelProto, file: Path) -> Any:
+def _opened(model: onnx.ModelProto, file: Path) -> TensorModel:
     import onnx
 
     onnx.save_model(model, file)
-    return answer_of(open_session(file))
-
-
-def _logits(session: Any, images: Iterable[NDArray[np.float32]]) -> NDArray[np.float64]:
-    return np.concatenate([session({"images": image})["logits"] for image in images]).astype(np.float64)
+    return TensorModel(file)
 
 
 @contextmanager

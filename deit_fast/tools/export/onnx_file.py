@@ -162,6 +162,17 @@ def answer_of(session: onnxruntime.InferenceSession) -> Callable[[Mapping[str, N
     return lambda inputs: dict(zip(names, session.run(names, dict(inputs)), strict=True))
 
 
+class TensorModel(torch.nn.Module):
+    """A file that takes tensors, as a model: images (B, 3, S, S) -> logits (B, C)."""
+
+    def __init__(self, file: Path, threads: int = 0) -> None:
+        super().__init__()
+        self._run = answer_of(open_session(file, threads))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(self._run({"images": images.numpy()})["logits"])
+
+
 def inner_model(file: Path) -> onnx.ModelProto:
     """The model of tensors inside a file that takes images: images (batch, 3, S, S) -> logits (batch, C)."""
     import onnx

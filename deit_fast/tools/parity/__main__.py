@@ -31,7 +31,7 @@ from ...run.provenance import provenance
 from ...run.report import table_of
 from ...weights.trained import load
 from ..predict import image_paths
-from .compare import Row, compare
+from .compare import Comparison, compare
 from .ways import ways_of
 
 BROKEN = 1  # exit code
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str]) -> int:
     return command.USAGE if wrong or unreadable else command.DONE
 
 
-def show(rows: list[Row], source: str, console: Console) -> None:
+def show(rows: list[Comparison], source: str, console: Console) -> None:
     """A table, and a line for every way that parts from `predict`."""
     title = f"{escape(shown(source))}: {rows[0].files:,} files"
     table = table_of(title, "", "files", "bytes, %", "levels", "logits", "top-1, %", "ms")

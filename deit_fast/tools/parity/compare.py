@@ -29,7 +29,7 @@ SAME_LOGITS = 1e-4  # as a share of the largest logit, or of 1: what a float32 e
 
 
 @dataclass
-class Row:
+class Comparison:
     """One way over all files. Differences are those to `predict`."""
 
     way: Way | None  # None: `predict` itself
@@ -91,9 +91,9 @@ class Row:
         }  # fmt: skip
 
 
-def compare(reference: Trained, ways: Sequence[Way], files: Iterable[str]) -> tuple[list[Row], dict[str, str]]:
+def compare(reference: Trained, ways: Sequence[Way], files: Iterable[str]) -> tuple[list[Comparison], dict[str, str]]:
     """(a row for `predict` and one for each way, file -> why `predict` reads no image from it)."""
-    own, rows, unreadable = Row(None), [Row(way) for way in ways], {}
+    own, rows, unreadable = Comparison(None), [Comparison(way) for way in ways], {}
     for file in files:
         began = time.perf_counter()
         try:

@@ -32,7 +32,7 @@ from ...files import write_json
 from ...recipes.named import OF_BUILT_IN_DATA, RECIPES, recipe
 from ...recipes.paper import SOFT
 from ...run.provenance import provenance
-from . import explained, report
+from . import explained, tables
 from .trials import expected, finished, train_all, trial
 
 PLAIN, DISTILLED = "deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"
@@ -113,11 +113,8 @@ def trials(settings: Settings) -> dict[str, Config]:
             for key in keys:
                 base = alone if key == "none" else taught
                 epochs = max(1, (settings.epochs or base.optim.epochs) // divisor)
-                teacher = (
-                    ""
-                    if key == "none"
-                    else str(folder / f"teacher-{'transformer' if key == 'transformer' else 'convnet'}")
-                )
+                kind = "transformer" if key == "transformer" else "convnet"
+                teacher = "" if key == "none" else str(folder / f"teacher-{kind}")
                 changes: dict[str, Any] = {"teacher": teacher, "seed": seed, "data_seed": seed, "ema_decay": 0.0}
                 add(f"seed{seed}-{key}{suffix}", base, epochs, **changes | TRAININGS.get(key, TRAININGS["token"]))
     return found
@@ -151,7 +148,7 @@ def replicate(settings: Settings, arguments: Sequence[str] = ()) -> dict[str, An
         "epochs": every["seed0-none"].optim.epochs,
         "seeds": max(map(len, measured.values())),
         "divisor": settings.shorter,
-        **report.results(measured, teachers),
+        **tables.results(measured, teachers),
         **provenance("deit-fast replicate", arguments),
         "configurations": {
             name.removeprefix("seed0-"): config.identity()
@@ -159,21 +156,21 @@ def replicate(settings: Settings, arguments: Sequence[str] = ()) -> dict[str, An
             if name.startswith(("seed0-", "teacher-"))
         },
     }
-    results["sentence"] = report.sentence(results)
+    results["sentence"] = tables.sentence(results)
     seeds = [seed for seed in measured.get("token", ()) if seed in measured.get("none", ())]
     if pairs := [(every[f"seed{seed}-none"], every[f"seed{seed}-token"]) for seed in seeds]:
         results["table4"] = explained.table4(pairs)
         results["labels"] = explained.draw_labels(pairs[0][1], folder / "labels.png")
     results["runs"] = summaries
     write_json(folder / "results.json", results)
-    report.draw(results, folder / "results.png")
+    tables.draw(results, folder / "results.png")
     return results
 
 
 @command.entry("replicate")
 def main(arguments: Sequence[str]) -> None:
     given = command.parse(Settings, arguments, program="deit-fast replicate", description=__doc__)
-    report.show(replicate(given, arguments), given.folder())
+    tables.show(replicate(given, arguments), given.folder())
 
 
 if __name__ == "__main__":

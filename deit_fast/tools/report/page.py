@@ -91,6 +91,7 @@ def render_run(
 ) -> dict[str, Any]:  # fmt: skip
     """Write the page of a run, and return what it says; `gone` is why there are no images."""
     classes = facts.data["classes"]
+    page: dict[str, Any]
     page = {"run": about(facts), "gone": gone, "images": images, "time": spent(facts),
             "gain": comparison.gain(facts, baseline) if baseline else None,
             "baseline": baseline.name if baseline else ""}  # fmt: skip

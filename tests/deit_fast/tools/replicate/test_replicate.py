@@ -12,7 +12,7 @@ from deit_fast.config import Config
 from deit_fast.files import Busy, read_json, write_json
 from deit_fast.recipes.named import OF_BUILT_IN_DATA, RECIPES, recipe
 from deit_fast.tools.replicate import __main__ as replication
-from deit_fast.tools.replicate import report
+from deit_fast.tools.replicate import tables
 from deit_fast.tools.replicate import trials as harness
 from deit_fast.tools.replicate.__main__ import Settings, main, replicate, trials
 from deit_fast.tools.replicate.trials import T, compare, expected, finished, train_all
@@ -262,7 +262,7 @@ def results() -> dict:
     }
     measured = {key: dict(enumerate(scores)) for key, scores in lists.items()}
     named = {"data": "nothing", "epochs": 7, "seeds": 3}
-    return {**named, **report.results(measured, {"convnet": {"top1": 90.0}, "transformer": {"top1": 91.0}})}
+    return {**named, **tables.results(measured, {"convnet": {"top1": 90.0}, "transformer": {"top1": 91.0}})}
 
 
 def test_mean_deviation_and_verdicts_are_those_by_hand(results: dict) -> None:
@@ -280,7 +280,7 @@ def test_mean_deviation_and_verdicts_are_those_by_hand(results: dict) -> None:
 
 
 def test_the_sentence_says_what_holds_what_is_reversed_and_what_is_open(results: dict) -> None:
-    text = report.sentence(results)
+    text = tables.sentence(results)
     assert text.startswith("On nothing, epochs: 7, seeds: 3, the paper's order holds in 1 (hard distillation of the ")
     assert "is reversed in 1 (hard distillation beats soft: -1.0 ± 0.0 points)" in text
     assert "is undecided in 4 (" in text and text.endswith("of 6 comparisons.")
@@ -309,7 +309,7 @@ def test_the_committed_replication_is_what_its_numbers_say(name: str) -> None:
         assert len(row["top1"]) == len(row.get("seeds", range(committed["seeds"])))
         assert row["mean"] == pytest.approx(statistics.mean(row["top1"]))
         assert row["std"] == pytest.approx(statistics.stdev(row["top1"]))
-    assert committed["sentence"] == report.sentence(committed)
+    assert committed["sentence"] == tables.sentence(committed)
     assert file.with_suffix(".png").exists()
 
 
