@@ -18,9 +18,8 @@ from ..run import checkpoint, folder, report
 from ..run.metrics import no_tensorboard
 from ..scores import Scores
 from . import dry_run
-from .meter import Meter
+from .meter import Meter, profiled
 from .prepare import Prepared, prepare
-from .profiling import profiled
 from .record import Record, name_bad_images
 
 _WARM_UP_STEPS = 3  # then all that lives as long as the run exists, and the garbage collector need not look at it
