@@ -133,9 +133,9 @@ def _loop(
             lr = prepared.schedule(batch.step)
             meter.add(step(batch, lr))
             step_done()
-            if batch.step == start.step + _WARM_UP_STEPS:
-                gc.freeze()  # without a collection before it, which hung with compiled models among ranks (torch 2.14)
             done, stop = batch.step + 1, preemption.asked(batch.step + 1)
+            if done == start.step + _WARM_UP_STEPS:
+                gc.freeze()  # without a collection before it, which hung with compiled models among ranks (torch 2.14)
             log, save, evaluate = due(config.run, done, epoch_steps, total_steps)
             if log:
                 record.log(done, lr)  # raises Diverged after --skip-limit
