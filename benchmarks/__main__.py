@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,8 +66,9 @@ def main() -> int:
 
     files = [str(known[name]) for name in arguments.groups or known]
     began, load = time.monotonic(), os.getloadavg()[0]
+    kept: dict[str, Any] = {"rows": [], "minutes": 0.0, "sources": sources()}
     try:
-        kept = read(out) if arguments.go_on and out.exists() else {"rows": [], "minutes": 0.0, "sources": sources()}
+        kept = read(out) if arguments.go_on and out.exists() else kept
     except ValueError as error:
         parser.error(str(error))
     if kept.get("sources") != sources():
@@ -85,7 +87,7 @@ def main() -> int:
         print("nothing was measured", file=sys.stderr)
         return int(status) or 1
     rows = [*kept["rows"], *({key: entry[key] for key in ("group", "name", "extra_info")} for entry in entries)]
-    content = {
+    content: dict[str, Any] = {
         "machine": kind(),
         "date": time.strftime("%Y-%m-%d"),
         "commit": commit(),

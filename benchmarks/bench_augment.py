@@ -17,8 +17,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,6 +49,7 @@ from deit_kernels.augment import (
     sample_mix,
     sample_plan,
 )
+from deit_kernels.augment.op import Layout
 
 IMAGES, ROUNDS = 64, 9
 DEIT, DEIT3, PLAIN = Policy.deit(), Policy.deit3(), Policy.crop_and_flip()
@@ -74,7 +76,7 @@ photos = pytest.fixture(windows, scope="module", name="photos")
 
 def compare(
     benchmark: BenchmarkFixture,
-    contenders: dict[str, Contender],
+    contenders: Mapping[str, Contender],
     count: int = IMAGES,
     clock: Callable[[], float] = time.process_time,
     variants: bool = False,
@@ -102,7 +104,7 @@ class Ours:
         policy: Policy,
         mix: bool = False,
         dtype: torch.dtype = torch.float32,
-        layout: str = "nchw",
+        layout: Layout = "nchw",
         device: str = "cpu",
     ):
         self.batch, self.policy, self.mix, self.layout = ImageBatch.from_images(photos).to(device), policy, mix, layout
@@ -131,7 +133,7 @@ class Ours:
         return self.out
 
 
-def timm_batch(photos: list[np.ndarray], recipe: dict[str, object], mix: bool = False) -> Contender:
+def timm_batch(photos: list[np.ndarray], recipe: dict[str, Any], mix: bool = False) -> Contender:
     transform = timm.data.create_transform(224, is_training=True, **recipe)
     images = [Image.fromarray(photo) for photo in photos]
     mixup = timm.data.Mixup(0.8, 1.0, num_classes=1000)

@@ -18,12 +18,13 @@ import functools
 import itertools
 import statistics
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from pytest_benchmark.fixture import BenchmarkFixture
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.measure.device_timing import CLOCK_NAME, DEVICE, ON_CARD, environment, memory_limit
 from benchmarks.measure.interleaved import Limit, alternate, record, repeated
@@ -42,7 +43,7 @@ FORMS = list(itertools.product(("hard", "soft"), ("int", "mixed", "dense")))
 class Shape:
     """One call: its form and its size."""
 
-    mode: str
+    mode: Any  # of distillation_loss, or binary
     target: str
     rows: int
     classes: int
@@ -103,12 +104,12 @@ class Inputs:
         return first * self.lam[:, None] + second * (1 - self.lam[:, None])
 
 
-def ours(inputs: Inputs) -> Tensor:
-    shape, target = inputs.shape, {"int": inputs.labels, "dense": inputs.dense}.get(inputs.shape.target)
-    target = MixedTarget(inputs.labels, inputs.partner, inputs.lam) if target is None else target
+def ours(inputs: Inputs) -> Any:
+    shape, mixed = inputs.shape, MixedTarget(inputs.labels, inputs.partner, inputs.lam)
+    target = {"int": inputs.labels, "dense": inputs.dense}.get(shape.target, mixed)
     if shape.mode == "binary":
         return binary_cross_entropy(inputs.cls, target, target_threshold=0.0 if shape.target == "mixed" else None)
-    soft = {"tau": TAU, "kl_normalizer": "batch"} if shape.mode == "soft" else {}
+    soft: dict[str, Any] = {"tau": TAU, "kl_normalizer": "batch"} if shape.mode == "soft" else {}
     return distillation_loss(
         inputs.cls, inputs.dist, inputs.teacher, target, mode=shape.mode, alpha=ALPHA,
         label_smoothing=0.0 if shape.target == "dense" else SMOOTHING, **soft,
@@ -138,12 +139,12 @@ torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompil
 
 
 @functools.cache
-def _timm_task(mode: str, target: str) -> nn.Module:
+def _timm_task(mode: str, target: str) -> Any:
     from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
     from timm.task import TokenDistillationTask
 
     criterion = LabelSmoothingCrossEntropy(SMOOTHING) if target == "int" else SoftTargetCrossEntropy()
-    task = TokenDistillationTask(
+    task: Any = TokenDistillationTask(
         Fixed(), Fixed(), criterion=criterion, distill_type=mode, task_loss_weight=1 - ALPHA, temperature=TAU,
         device=DEVICE, verbose=False,
     )  # fmt: skip

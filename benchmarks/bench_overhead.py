@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
@@ -48,9 +48,9 @@ def test_import(benchmark: BenchmarkFixture) -> None:
     record(benchmark, {name: times[1:] for name, times in seconds.items()}, unit="imports/s", clock="processor time")
 
 
-def compare(benchmark: BenchmarkFixture, contenders: dict[str, Callable[[], object]]) -> None:
+def compare(benchmark: BenchmarkFixture, contenders: Mapping[str, Callable[[], object]]) -> None:
     number, smallest = torch.zeros(1, device=DEVICE), "torch's smallest op, a view"
-    calls = contenders | {smallest: lambda: torch.ops.aten.alias(number)}
+    calls = {**contenders, smallest: lambda: torch.ops.aten.alias(number)}
     turns = {name: repeated(call, CALLS) for name, call in calls.items()}
     interleaved.compare(benchmark, turns, rounds=ROUNDS, work=CALLS, limited_by=smallest)
 
@@ -71,8 +71,11 @@ def test_call_attention_packed(benchmark: BenchmarkFixture, tokens: int, heads: 
 def test_call_attention(benchmark: BenchmarkFixture, tokens: int, heads: int) -> None:
     """The form with SDPA's signature, against SDPA."""
     shape, dtype = (1, heads, tokens, 64), torch.bfloat16 if ON_CARD else torch.float32
-    qkv = [torch.randn(shape, device=DEVICE, dtype=dtype) for _ in range(3)]
-    runs = {"ours": lambda: attention(*qkv), "torch": lambda: F.scaled_dot_product_attention(*qkv)}
+    query, key, value = (torch.randn(shape, device=DEVICE, dtype=dtype) for _ in range(3))
+    runs = {
+        "ours": lambda: attention(query, key, value),
+        "torch": lambda: F.scaled_dot_product_attention(query, key, value),
+    }
     compare(benchmark, runs)
 
 

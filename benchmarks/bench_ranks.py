@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from pytest_benchmark.fixture import BenchmarkFixture
 
@@ -40,7 +41,7 @@ def one_rank(arguments: list[str]) -> None:
     began: list[tuple[float, float]] = []
     progress = training.report.Reporter.progress
 
-    def first_step(*given: object) -> object:
+    def first_step(*given: Any) -> Any:
         began.append((time.process_time(), time.perf_counter()))
         return progress(*given)
 

@@ -26,7 +26,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -94,7 +94,7 @@ def ours(form: Form, teacher: nn.Module | None, *, cached: bool = False) -> Step
     )  # fmt: skip
     torch.manual_seed(0)
     model = create_model(name_of(form.size), classes=CLASSES).to(DEVICE).train()
-    taught = None
+    taught: Any = None
     if cached:
         labels = torch.zeros(ROWS, dtype=torch.int64, device=DEVICE)
         taught = lambda batch: labels  # noqa: E731
@@ -208,7 +208,7 @@ def compare(benchmark: BenchmarkFixture, steps: dict[str, Step], form: Form, tea
         "model": name_of(form.size), "teacher": TEACHER, "batch": ROWS, "image_size": SIZE, **environment(),
         "dtype": {"fp32": "float32", "bf16": "bfloat16 autocast"}[form.precision], "compiled": form.compiled,
     }  # fmt: skip
-    timing = {"rounds": 20, "clock": time.perf_counter, "warmup": 3} if ON_CARD else {"rounds": 5}
+    timing: dict[str, Any] = {"rounds": 20, "clock": time.perf_counter, "warmup": 3} if ON_CARD else {"rounds": 5}
     limit = arithmetic_limit(operations(form, teacher)) if form.precision == FORMS[0].precision else None
     interleaved.compare(
         benchmark, turns(steps), **timing, work=ROWS * STEPS, unit="images/s", limit=limit,

@@ -3,9 +3,9 @@
     predictions = predict({"model": model, "teacher": teacher}, EvalLoader(val, policy, batch_size=64))
     predictions.scores("model/fused")["top1"], predictions.disagreement(["teacher/cls", "model/fused"])
 
-An image is decoded once for all models. Kept are its five likeliest classes and its loss for each model and head: 24
-bytes each, so 50 000 images and eight heads take 10 MB. The predictions of all ranks are joined in the order of the
-data set, so for equal logits the results have equal bits for any number of ranks.
+An image is decoded once for all models. For each model and head its five likeliest classes, the probability of the
+first and the loss are kept: 28 bytes, so 50 000 images and eight heads take 11 MB. The predictions of all ranks are
+joined in the order of the data set, so for equal logits the results have equal bits for any number of ranks.
 """
 
 from __future__ import annotations
@@ -59,9 +59,14 @@ class Predictions:
     classes: int  # C
     top: dict[str, NDArray[np.int32]]  # (N, min(5, C)) by name: the likeliest classes, the likeliest first
     loss: dict[str, NDArray[np.float32]]  # (N,) by name: cross-entropy, nats
+    probability: dict[str, NDArray[np.float32]]  # (N,) by name: of the likeliest class
 
     def __len__(self) -> int:
         return len(self.sample)
+
+    def answer(self, name: str) -> NDArray[np.int32]:
+        """(N,) the likeliest class."""
+        return self.top[name][:, 0]
 
     def scores(self, name: str) -> Score:
         """{"top1", "top5" in per cent, "loss" in nats, "n"}; without an image 0, 0, NaN, 0."""
@@ -83,9 +88,34 @@ class Predictions:
 
     def disagreement(self, names: Sequence[str]) -> NDArray[np.float64]:
         """(M, M) share of images that two of `names` classify differently (paper Table 4); NaN without an image."""
-        first = [self.label if name == TRUTH else self.top[name][:, 0] for name in names]
+        first = [self.label if name == TRUTH else self.answer(name) for name in names]
         with np.errstate(invalid="ignore"):
             return np.array([[np.sum(one != other) / np.float64(len(self)) for other in first] for one in first])
+
+    def confused(self, name: str) -> dict[tuple[int, int], NDArray[np.int64]]:
+        """(class, answer) -> rows of its images, the surest first; the most frequent pair, right or wrong, is first."""
+        keys = self.label * self.classes + self.answer(name)
+        order = np.lexsort((-self.probability[name], keys))
+        pairs, first = np.unique(keys[order], return_index=True)
+        found = zip(pairs.tolist(), np.split(order, first)[1:], strict=True)
+        return {divmod(pair, self.classes): rows for pair, rows in sorted(found, key=lambda item: -len(item[1]))}
+
+    def per_class(self, name: str) -> list[dict[str, Any]]:
+        """Precision, recall and F1 in per cent (None where nothing is counted), support and answers of each class."""
+        answer = self.answer(name)
+        counted = (self.label[self.label == answer], self.label, answer)
+        numbers = zip(*(np.bincount(each, minlength=self.classes).tolist() for each in counted), strict=True)
+        return [
+            {
+                "class": number,
+                "precision": 100 * right / answers if answers else None,
+                "recall": 100 * right / support if support else None,
+                "f1": 200 * right / (answers + support) if answers + support else None,
+                "support": support,
+                "answers": answers,
+            }
+            for number, (right, support, answers) in enumerate(numbers)
+        ]
 
 
 def _percent(hits: NDArray[np.bool_]) -> Score:
@@ -129,6 +159,8 @@ def predict(
                 columns.setdefault(f"top {name}/{head}", []).append(top)
                 loss = F.cross_entropy(logits, batch.labels.clamp_min(0), reduction="none")
                 columns.setdefault(f"loss {name}/{head}", []).append(loss)
+                probability = (logits.amax(1) - logits.logsumexp(1)).exp()
+                columns.setdefault(f"probability {name}/{head}", []).append(probability)
     for name, model in models.items():
         model.train(training[name])
     # All stays on the device until here, so the host waits once, not for every batch.
@@ -168,11 +200,11 @@ def _together(parts: list[dict[str, Any]]) -> Predictions:
     order = np.argsort(whole["sample"], kind="stable")
     order = order[whole["label"][order] >= 0]
     whole = {key: column[order] for key, column in whole.items()}
-    top, loss = (
+    by_name = (
         {key.partition(" ")[2]: column for key, column in whole.items() if key.startswith(kind)}
-        for kind in ("top ", "loss ")
+        for kind in ("top ", "loss ", "probability ")
     )
-    return Predictions(whole["sample"], whole["label"], classes, top, loss)
+    return Predictions(whole["sample"], whole["label"], classes, *by_name)
 
 
 def evaluate(

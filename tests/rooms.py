@@ -26,7 +26,8 @@ TOOLS = (
     ("tools/replicate",),
     ("tools/evaluate", "tools/parity", "tools/benchmark"),
     ("tools/report",),
-    ("tools/predict.py", "tools/attention_maps.py", "tools/confusion.py", "tools/export", "tools/data"),
+    ("tools/predict.py", "tools/attention_maps.py", "tools/export", "tools/data"),
+    ("tools/pixels.py",),
 )
 CORE = (
     ("train",),

@@ -21,7 +21,6 @@ import shutil
 import statistics
 import subprocess
 from pathlib import Path
-from typing import NamedTuple
 
 from benchmarks.card.quarantine import USES, blocked, failures, uses
 from benchmarks.compare.table import read, rows_of, text_table
@@ -51,20 +50,10 @@ def target_of(card: dict[str, str]) -> str:
     return f"sm_{capability.replace('.', '')}" if re.fullmatch(r"\d+\.\d", capability) else ""
 
 
-class Comparison(NamedTuple):
-    """A row in microseconds a call."""
+def compare_with_predictions(rows: list[dict], kernels: Kernels) -> list[tuple[str, float, float]]:
+    """(name, predicted, measured microseconds) of every row that is predicted.
 
-    name: str
-    predicted: float
-    measured: float
-
-    @property
-    def ratio(self) -> float:
-        return self.measured / self.predicted
-
-
-def compare_with_predictions(rows: list[dict], kernels: Kernels) -> list[Comparison]:
-    """Every row that is predicted; its entry, of a results file, gets the prediction and the ratio.
+    The row's entry in the results file gets the prediction and the ratio.
 
     Args:
         kernels: the budget's of the card that the rows were measured on.
@@ -75,14 +64,14 @@ def compare_with_predictions(rows: list[dict], kernels: Kernels) -> list[Compari
         predicted = row_us(kernels, name) if info.get("unit") == "calls/s" else None
         if predicted is None:
             continue
-        compared.append(Comparison(name, predicted, 1e6 / info["rate"][info["ours"]]))
-        info["predicted_us"] = round(predicted, 1)
-        info["measured_over_predicted"] = round(compared[-1].ratio, 3)
+        measured = 1e6 / info["rate"][info["ours"]]
+        info["predicted_us"], info["measured_over_predicted"] = round(predicted, 1), round(measured / predicted, 3)
+        compared.append((name, predicted, measured))
     return compared
 
 
-def comparison_table(compared: list[Comparison], target: str, median: float) -> str:
-    width = max(len(each.name) for each in compared)
+def comparison_table(compared: list[tuple[str, float, float]], target: str, median: float) -> str:
+    width = max(len(name) for name, *_ in compared)
     lines = [f"{'row':<{width}}  predicted µs  measured µs  measured ÷ predicted"]
     lines += [f"{name:<{width}}  {predicted:12.1f}  {measured:11.1f}  {measured / predicted:20.2f}"
               for name, predicted, measured in compared]  # fmt: skip
@@ -156,7 +145,7 @@ def main() -> None:
     target = arguments.target or target_of(merged["card"])
     compared = compare_with_predictions(merged["rows"], predictions(target))
     if compared:
-        median = statistics.median(each.ratio for each in compared)
+        median = statistics.median(measured / predicted for _, predicted, measured in compared)
         merged["predictions"] = {"target": target, "median of measured over predicted": round(median, 3)}
         print(comparison_table(compared, target, median))
     if merged["failed"]:

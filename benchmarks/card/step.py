@@ -16,6 +16,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -61,7 +62,7 @@ def predicted() -> dict[str, float]:
     """Seconds of each part by the roofline.
 
     Raises:
-        ValueError: it has a part that belongs to none of ours.
+        ValueError: it has a part that belongs to no part of a step.
     """
     seconds = dict.fromkeys([*PARTS, GAPS], 0.0)
     for part in step_parts(Settings(name_of("small"), ROWS)):
@@ -85,7 +86,7 @@ def kernel_seconds(call: Callable[[], object]) -> dict[str, float]:
     return {event.key: event.self_device_time_total / 1e6 / CALLS for event in events}
 
 
-def report(kernels: Mapping[str, float], wall: float, augmented: Mapping[str, float]) -> dict[str, object]:
+def report(kernels: Mapping[str, float], wall: float, augmented: Mapping[str, float]) -> dict[str, Any]:
     """What the results file holds, in milliseconds.
 
     Args:

@@ -38,7 +38,7 @@ def attention_us(kernels: Kernels, direction: str, tokens: int, features: int, p
     """
     if direction == "both":
         both = [attention_us(kernels, each, tokens, features, pairs) for each in ("forward", "backward")]
-        return None if None in both else sum(both)
+        return None if None in both else sum(filter(None, both))
     if pairs < FEWEST_PAIRS:
         return None
     passes = re.compile(rf"attention_{direction}_(\w+) n{tokens} d{features}")
@@ -50,7 +50,7 @@ def attention_us(kernels: Kernels, direction: str, tokens: int, features: int, p
     if direction == "backward" and form == "tiled":
         delta = kernels.get(f"attention_delta d{features}", {}).get("predicted_us")
         times.append(None if delta is None else delta * tokens / DELTA_TOKENS)
-    return None if None in times else sum(times) * pairs / PAIRS
+    return None if None in times else sum(filter(None, times)) * pairs / PAIRS
 
 
 def augmentation_us() -> float:
@@ -71,5 +71,5 @@ def row_us(kernels: Kernels, name: str) -> float | None:
         names = [f"loss_{each} {form} c{classes}" for each in ("forward", "backward") if direction in (each, "both")]
         names += ["loss_mean"] * (direction != "backward")
         times = [kernels.get(each, {}).get("predicted_us") for each in names]
-        return None if None in times else sum(times)
+        return None if None in times else sum(filter(None, times))
     return None

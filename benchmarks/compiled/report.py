@@ -50,7 +50,7 @@ def compile_all(work: list[tuple[CompileCase, int]]) -> dict[str, dict[str, dict
     """Resources of each case and target, {"sm_90": {case name: numbers}}, printed as they come."""
     report: dict[str, dict[str, dict]] = {}
     for case, target in work:
-        numbers = compile_resources(case, target).as_dict()
+        numbers = compile_resources(case, target)
         report.setdefault(f"sm_{target}", {})[case.name] = numbers
         print(row(case.name, target, numbers), flush=True)
     return report

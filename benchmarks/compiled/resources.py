@@ -10,7 +10,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from dataclasses import asdict, dataclass
+from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -38,11 +38,10 @@ _LIMITS = {
 _MATRIX = re.compile(r"^(HGMMA|UTC[A-Z]*MMA|HMMA|DMMA)")
 
 
-@dataclass(frozen=True)
-class Resources:
-    """What one kernel takes on one target.
+def compile_resources(case: CompileCase, capability: int) -> dict[str, Any]:
+    """Compile `case` for `capability` (as 90) and count what it takes there.
 
-    Attributes:
+    Returns:
         registers: of each thread.
         stack_bytes: of each thread; above 0 means spilled registers or local arrays.
         spills: LDL and STL instructions.
@@ -53,53 +52,36 @@ class Resources:
         loads_128, loads_narrow: global loads (LDG, LDGSTS) of 16 bytes, and of fewer.
         stores_128, stores_narrow: global stores of 16 bytes, and of fewer.
         instructions: lines of machine code.
-    """
-
-    registers: int
-    stack_bytes: int
-    spills: int
-    shared_bytes: int
-    tensor_columns: int
-    warps: int
-    matrix: dict[str, int]
-    loads_128: int
-    loads_narrow: int
-    stores_128: int
-    stores_narrow: int
-    instructions: int
-
-    def as_dict(self) -> dict[str, object]:
-        return asdict(self)
-
-
-def compile_resources(case: CompileCase, capability: int) -> Resources:
-    """Compile `case` for `capability` (as 90) and count.
 
     Raises:
         ValueError: the case's constexprs or divisible_by_16 name an argument that its kernel does not have.
     """
     compiled = compile_case(case, capability)
     cubin = compiled.asm["cubin"]
-    usage = _usage(cubin)
+    usage = dict(re.findall(r"(REG|STACK):(\d+)", _usage(cubin)))
     opcodes = Counter(instruction.opcode for instruction in Listing.of(cubin).instructions)
-    registers, stack = (int(re.search(rf"{name}:(\d+)", usage).group(1)) for name in ("REG", "STACK"))
-    shared, columns = compiled.metadata.shared, getattr(compiled.metadata, "tmem_size", None) or 0
-    loads = _widths(opcodes, ("LDG", "LDGSTS"))
-    stores = _widths(opcodes, ("STG",))
-    return Resources(
-        registers=registers,
-        stack_bytes=stack,
-        spills=sum(count for opcode, count in opcodes.items() if opcode.split(".")[0] in ("LDL", "STL")),
-        shared_bytes=shared,
-        tensor_columns=columns,
-        warps=resident_warps(capability, registers, shared, columns, compiled.metadata.num_warps),
-        matrix=dict(sum((Counter({m.group(1): n}) for o, n in opcodes.items() if (m := _MATRIX.match(o))), Counter())),
-        loads_128=loads[0],
-        loads_narrow=loads[1],
-        stores_128=stores[0],
-        stores_narrow=stores[1],
-        instructions=sum(opcodes.values()),
-    )
+    registers, shared = int(usage["REG"]), compiled.metadata.shared
+    columns = getattr(compiled.metadata, "tmem_size", None) or 0
+    matrix: Counter[str] = Counter()
+    for opcode, count in opcodes.items():
+        if found := _MATRIX.match(opcode):
+            matrix[found[1]] += count
+    loads_128, loads_narrow = _widths(opcodes, ("LDG", "LDGSTS"))
+    stores_128, stores_narrow = _widths(opcodes, ("STG",))
+    return {
+        "registers": registers,
+        "stack_bytes": int(usage["STACK"]),
+        "spills": sum(_widths(opcodes, ("LDL", "STL"))),
+        "shared_bytes": shared,
+        "tensor_columns": columns,
+        "warps": resident_warps(capability, registers, shared, columns, compiled.metadata.num_warps),
+        "matrix": dict(matrix),
+        "loads_128": loads_128,
+        "loads_narrow": loads_narrow,
+        "stores_128": stores_128,
+        "stores_narrow": stores_narrow,
+        "instructions": sum(opcodes.values()),
+    }
 
 
 def compile_case(case: CompileCase, capability: int):

@@ -12,7 +12,7 @@ import copy
 import importlib.metadata
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import timm
@@ -39,8 +39,8 @@ from deit_kernels.integrations.criterion import DistillationLoss
 from deit_kernels.integrations.timm_task import TokenDistillationTask
 
 PAGE = Path(__file__).parents[2] / "docs" / "agreement.md"
-SIZES = {"img_size": 32, "num_classes": 7}
-TIMM_MODELS = {
+SIZES: dict[str, Any] = {"img_size": 32, "num_classes": 7}
+TIMM_MODELS: dict[str, dict[str, Any]] = {
     "deit_tiny_distilled_patch16_224": {"patch_size": 8, "depth": 2},
     "vit_tiny_patch16_224": {"patch_size": 8, "depth": 2},
     "deit3_small_patch16_224": {"patch_size": 8, "depth": 2},
@@ -120,13 +120,18 @@ def losses() -> Iterator[Line]:
     cls, dist, teacher = torch.randn(3, 16, 100)
     target, images = torch.randn(16, 100).softmax(1), torch.zeros(16, 3, 4, 4)
     soft = F.kl_div((dist / 3).log_softmax(1), (teacher / 3).log_softmax(1), reduction="sum", log_target=True) * 9
-    official = {"soft": soft / dist.numel(), "hard": F.cross_entropy(dist, teacher.argmax(1))}
+    official: dict[Any, Tensor] = {"soft": soft / dist.numel(), "hard": F.cross_entropy(dist, teacher.argmax(1))}
     base = -(target * cls.log_softmax(1)).sum(1).mean()
     for mode, term in official.items():
         loss = DistillationLoss(SoftTargetCrossEntropy(), Fixed(teacher), mode, alpha=0.5, tau=3.0)
         difference = (loss(images, (cls, dist), target) - (base + term) / 2).abs().item()
         yield judged("facebookresearch/deit", f"DistillationLoss, {mode}, against its formulas", difference, 1e-5)
-        settings = {"criterion": SoftTargetCrossEntropy(), "distill_type": mode, "temperature": 3.0, "verbose": False}
+        settings: dict[str, Any] = {
+            "criterion": SoftTargetCrossEntropy(),
+            "distill_type": mode,
+            "temperature": 3.0,
+            "verbose": False,
+        }
         values = [
             task(Fixed(cls, dist), Fixed(teacher), device=torch.device("cpu"), **settings)(images, target)["loss"]
             for task in (TokenDistillationTask, TimmTask)

@@ -17,6 +17,7 @@ import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -209,7 +210,7 @@ def bytes_per_second() -> float | None:
     return 2 * properties.memory_clock_rate * 1e3 * properties.memory_bus_width / 8  # two transfers a clock
 
 
-def environment() -> dict[str, str]:
+def environment() -> dict[str, Any]:
     """What a number depends on and pytest-benchmark does not record."""
     card = torch.cuda.get_device_name(DEVICE) if ON_CARD else "no card: the CPU, at small sizes"
     return {"card": card, "torch": torch.__version__, "cuda": str(torch.version.cuda)}

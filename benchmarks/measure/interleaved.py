@@ -24,7 +24,7 @@ import importlib.metadata
 import statistics
 import time
 from collections.abc import Callable, Collection, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
@@ -70,7 +70,7 @@ def repeated(call: Run, times: int) -> Run:
 
 def compare(
     benchmark: BenchmarkFixture, runs: Mapping[str, Run], *, rounds: int = 9, warmup: int = 1,
-    clock: Callable[[], float] = time.process_time, limited_by: str = "", limit: Limit | None = None, **row: object,
+    clock: Callable[[], float] = time.process_time, limited_by: str = "", limit: Limit | None = None, **row: Any,
 ) -> None:  # fmt: skip
     """A row of contenders that take turns.
 
@@ -89,7 +89,7 @@ def compare(
 
 def record(
     benchmark: BenchmarkFixture, seconds: Seconds, *, work: float | Mapping[str, float] = 1, unit: str = "calls/s",
-    clock: str, limit: Limit | None = None, variants: bool = False, forms: Collection[str] = (), **more: object,
+    clock: str, limit: Limit | None = None, variants: bool = False, forms: Collection[str] = (), **more: Any,
 ) -> None:  # fmt: skip
     """Fill the row of a test.
 

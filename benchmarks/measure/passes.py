@@ -83,7 +83,7 @@ class Op(NamedTuple):
             out = form(*each.arguments)
             return functools.partial(torch.autograd.grad, out, each.leaves, each.grad, retain_graph=True)
 
-        made = {
+        made: Callable[[Given], Call] = {
             "forward": lambda each: functools.partial(form, *each.arguments),
             "backward": backward,
             "both": lambda each: functools.partial(both, each),
@@ -96,10 +96,12 @@ class Op(NamedTuple):
         makers = {name: functools.partial(self.calls, name, shape, direction) for name in names}
         seconds, left_out = time_calls(makers, rounds, self.waits)
         call, flops = makers["ours"]()[0], shape.flops(direction)
-        rates = {name: flops / statistics.median(times) / 1e12 for name, times in seconds.items()}
-        sizes = {name: str(value) if isinstance(value, torch.dtype) else value for name, value in vars(shape).items()}
+        rates: dict[str, Any] = {name: flops / statistics.median(times) / 1e12 for name, times in seconds.items()}
+        sizes: dict[str, Any] = {
+            name: str(value) if isinstance(value, torch.dtype) else value for name, value in vars(shape).items()
+        }
         record(
             benchmark, seconds, clock=CLOCK_NAME, limit=shape.limit(direction), left_out=left_out, direction=direction,
             floor_bytes=shape.floor_bytes(direction), kernels=kernels_launched(call), host_us=host_microseconds(call),
-            **sizes, **({"tflops": rates} if flops else {}), **environment(),
+            **sizes, **(rates and {"tflops": rates}), **environment(),
         )  # fmt: skip

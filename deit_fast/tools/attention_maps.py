@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..model import VisionTransformer
 from ..picture import picture
 from ..weights.prediction import Trained
+from .pixels import pixels_of
 
 TOKENS = ("class token", "distillation token")
 MOST_IMAGES = 16  # rows of one picture
@@ -65,16 +66,15 @@ def draw_attention(trained: Trained, images: list[tuple[str, NDArray[np.uint8]]]
     prepared = trained.prepare([pixels for _, pixels in images])
     device = next(trained.model.parameters()).device
     maps = attention_maps(trained.model, prepared.to(device)).mean(2).cpu().numpy()
-    mean, std = trained.preprocessing.normalisation
-    unit = prepared.permute(0, 2, 3, 1).numpy() * np.array(std, np.float32) + np.array(mean, np.float32)
+    seen = pixels_of(prepared, trained.preprocessing)
     columns = 1 + maps.shape[1]
     size = (2.6 * columns, 2.8 * len(images))
     with picture(target, len(images), columns, figsize=size, squeeze=False) as (_, axes):
-        for line, (caption, _), pixels, tokens in zip(axes, images, np.clip(unit, 0, 1), maps, strict=True):
+        for line, (caption, _), pixels, tokens in zip(axes, images, seen, maps, strict=True):
             line[0].imshow(pixels)
             line[0].set_title(caption, fontsize=8)
             for panel, name, weights in zip(line[1:], TOKENS, tokens, strict=False):
-                panel.imshow(pixels.mean(2), cmap="gray", vmin=0, vmax=1)
+                panel.imshow(pixels.mean(2), cmap="gray", vmin=0, vmax=255)
                 side = pixels.shape[0]
                 panel.imshow(weights, cmap="inferno", alpha=0.6, extent=(0, side, side, 0), interpolation="bicubic")
                 panel.set_title(f"{name}, {weights.sum():.0%} on patches", fontsize=8)

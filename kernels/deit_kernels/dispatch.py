@@ -19,7 +19,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -33,9 +33,10 @@ _OLDEST_CAPABILITY = (8, 0)  # cp.async and bf16 matrix instructions; nothing ol
 _OLDEST_TRITON = (3, 6)
 
 _log = logging.getLogger("deit_kernels")
+T = TypeVar("T")
 
 
-def constant_to_dynamo(function: Callable) -> Callable:
+def constant_to_dynamo(function: Callable[..., T]) -> functools._lru_cache_wrapper[T]:
     """Call `function` once for the same positional arguments; Dynamo takes the result for a constant.
 
     `torch.compiler.assume_constant_result` does the same, but calling it imports torch._dynamo, which takes seconds.
@@ -47,9 +48,8 @@ def constant_to_dynamo(function: Callable) -> Callable:
     def constant(*args: Any) -> Any:
         return cached(*args)
 
-    constant._dynamo_marked_constant = True  # type: ignore[attr-defined]  # what Dynamo looks for
-    constant.cache_clear = cached.cache_clear  # type: ignore[attr-defined]
-    return constant
+    vars(constant).update(_dynamo_marked_constant=True, cache_clear=cached.cache_clear)  # what Dynamo looks for
+    return cast("functools._lru_cache_wrapper[T]", constant)
 
 
 @constant_to_dynamo

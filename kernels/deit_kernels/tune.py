@@ -245,15 +245,13 @@ def tune(
                     f"of {tried} in {len(configs)} candidates", flush=True,
                 )  # fmt: skip
                 shortest = 1 + max((other for other in LENGTHS if other < longest), default=0)
-                row = {"direction": direction, "card": card, "min_length": shortest, "max_length": longest}
-                row |= {
-                    "max_features": features,
-                    "config": best["config"],
-                    "microseconds": best["microseconds"],
-                    "sdpa_microseconds": sdpa,
-                }
-                rows[direction, longest] = row | {"tried": tried}
-                yield rows[direction, longest]
+                row = {
+                    "direction": direction, "card": card, "min_length": shortest, "max_length": longest,
+                    "max_features": features, "config": best["config"], "microseconds": best["microseconds"],
+                    "sdpa_microseconds": sdpa, "tried": tried,
+                }  # fmt: skip
+                rows[direction, longest] = row
+                yield row
 
 
 def rows_of(path: Path, measured: dict[str, object]) -> list[dict]:

@@ -1,7 +1,6 @@
 """FLOPs, sharding and checkpointing of the ops, and that none of it costs an import."""
 
 import json
-import os
 import subprocess
 import sys
 from functools import partial
@@ -13,19 +12,12 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 import deit_kernels
 from deit_kernels.short_attention.op import _Attention
+from tests.kernels import two_ranks
 from tests.kernels.any_strides import calls_of
 
 OPS = torch.ops.deit_kernels
 
 SHARDED = """
-import json, torch, torch.distributed as dist
-import deit_kernels
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_device_mesh
-from torch.distributed.tensor.debug import CommDebugMode
-
-dist.init_process_group("gloo")
-mesh = init_device_mesh("cpu", (2,))
-torch.manual_seed(0)
 qkv, grad = torch.randn(2, 17, 3, 2, 16).half(), torch.randn(2, 17, 2, 16).half()
 whole = qkv.clone().requires_grad_()
 deit_kernels.attention_qkvpacked(whole).backward(grad)
@@ -37,17 +29,11 @@ for place, of_grad in ((Shard(0), Shard(0)), (Shard(3), Shard(2)), (Replicate(),
     assert out.placements == (of_grad,) and split.grad.placements == (place,)
     assert sent.get_total_counts() == 0
     assert torch.equal(split.grad.full_tensor(), whole.grad)
-print("done")
 """
 
 
 def test_dtensors_are_split_by_batch_and_heads_without_communication(tmp_path: Path) -> None:
-    program = tmp_path / "sharded.py"
-    program.write_text(SHARDED)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", program]
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.stdout.count("done") == 2, done.stderr[-3000:]
+    two_ranks.run(SHARDED, tmp_path, TRITON_INTERPRET="1")
 
 
 def test_flops_are_counted() -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 import triton
-from torch import Tensor
 
 from benchmarks.compiled.cases.case import CompileCase, TraceCase, TracedCall
 from deit_kernels.short_attention import backward_kernels, forward_kernels
@@ -70,7 +69,7 @@ def _trace_name(direction: Direction, length: int, features: int, config: Config
 
 
 def _case(
-    kernel: triton.JITFunction, shape: str, settings: dict[str, int], capability: int, trace: str = ""
+    kernel: triton.JITFunction, shape: str, settings: dict[str, Any], capability: int, trace: str = ""
 ) -> CompileCase:
     types = {"scale": "fp32", "scale_log2": "fp32", "lse": "*fp32", "delta": "*fp32"}
     types |= dict.fromkeys(("grad", "query", "key", "value", "out", "grads"), "*bf16")
@@ -101,7 +100,7 @@ def trace_cases() -> list[TraceCase]:
     return list(cases.values())
 
 
-def _trace_inputs(length: int, features: int) -> dict[str, Tensor]:
+def _trace_inputs(length: int, features: int) -> dict[str, Any]:
     qkv = torch.randn(1, length, 3, 2, features, dtype=torch.float16)
     return dict(zip(("query", "key", "value"), qkv.unbind(2), strict=True))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 import triton
@@ -78,7 +79,7 @@ def example(form: str, classes: int, dtype: torch.dtype, rows: int = 8) -> LossC
     )  # fmt: skip
 
 
-def example_arguments(call: LossCall) -> dict[str, tuple[tuple, dict[str, object]]]:
+def example_arguments(call: LossCall) -> dict[str, tuple[tuple, dict[str, Any]]]:
     """Arguments and options of both kernels for a call whose heads all need a gradient."""
     rows = torch.empty(call.logits.shape[0])
     statistics, scalar = torch.empty(len(rows), reference.STATISTICS), torch.empty(())
@@ -90,10 +91,10 @@ def example_arguments(call: LossCall) -> dict[str, tuple[tuple, dict[str, object
     }
 
 
-def _case(name: str, kernel: triton.JITFunction, arguments: tuple, options: dict[str, object]) -> CompileCase:
+def _case(name: str, kernel: triton.JITFunction, arguments: tuple, options: dict[str, Any]) -> CompileCase:
     """What the JIT makes of these arguments: tensors are pointers, numbers i32 and fp32, None is a constexpr."""
     given = dict(zip(kernel.arg_names, arguments, strict=False))
-    constexprs = {name: value for name, value in given.items() if value is None}
+    constexprs: dict[str, Any] = {name: value for name, value in given.items() if value is None}
     constexprs |= {name: value for name, value in options.items() if name in kernel.arg_names}
     pointers = {name: f"*{_TYPES[value.dtype]}" for name, value in given.items() if isinstance(value, Tensor)}
     numbers = {name: "fp32" if isinstance(value, float) else "i32" for name, value in given.items()}

@@ -10,6 +10,7 @@ import contextlib
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -52,7 +53,7 @@ def machine_code(
         given = dict(zip(kernel.arg_names, arguments, strict=False)) | options
         case = _case_of(cases, kernel, capability, given)
         listing, shared_bytes = _compile(case, capability)
-        ran.append((case.name, _run(case, change(listing), shared_bytes, given, (*grid, 1)[:2])))
+        ran.append((case.name, _run(case, change(listing), shared_bytes, given, (grid[0], *grid[1:2], 1)[:2])))
 
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
@@ -63,7 +64,7 @@ def machine_code(
         torch.use_deterministic_algorithms(before)
 
 
-def _case_of(cases: list[CompileCase], kernel: JITFunction, capability: int, given: dict[str, object]) -> CompileCase:
+def _case_of(cases: list[CompileCase], kernel: JITFunction, capability: int, given: dict[str, Any]) -> CompileCase:
     options = ("num_warps", "num_stages", "maxnreg")
     for case in cases:
         asked = case.constexprs | dict(zip(options, (case.num_warps, case.num_stages, case.max_registers), strict=True))
@@ -83,7 +84,7 @@ def _compile(case: CompileCase, capability: int) -> tuple[Listing, int]:
 
 
 def _run(
-    case: CompileCase, listing: Listing, shared_bytes: int, given: dict[str, object], grid: tuple[int, int]
+    case: CompileCase, listing: Listing, shared_bytes: int, given: dict[str, Any], grid: tuple[int, int]
 ) -> Machine:
     names = [name for name, kind in case.signature.items() if kind != "constexpr"]
     tensors = {name: given[name] for name in names if isinstance(given[name], Tensor)}

@@ -28,6 +28,8 @@ What it does not model:
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -51,7 +53,7 @@ class Machine(State):
         checked: whether to look for races and for loads of what nobody stored.
     """
 
-    def __init__(self, listing: Listing, *arguments: object, **options: object) -> None:
+    def __init__(self, listing: Listing, *arguments: Any, **options: Any) -> None:
         super().__init__(listing, *arguments, **options)
         self._code = [compiled(self, instruction) for instruction in listing.instructions]
 

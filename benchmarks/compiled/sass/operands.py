@@ -12,6 +12,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ from benchmarks.compiled.sass.state import PT, RZ, UNIFORM, UNIFORM_PREDICATES, 
 U32, U64, I32, I64, F32, F64 = np.uint32, np.uint64, np.int32, np.int64, np.float32, np.float64
 BRANCHES = {"BRA", "EXIT", "RET", "CALL"}  # their guard says whether they are taken
 
-Read = Callable[[Active], NDArray]
+Read = Callable[[Active], Any]  # of an array, or of one number for all lanes
 Run = Callable[[Active], object]
 Build = Callable[[State, Instruction], Run]
 Operand = Callable[[State, str], Read]
@@ -170,7 +171,7 @@ def number(state: State, text: str, wide: bool = False) -> Read:
     return (lambda active: -size(active)) if sign == "-" else size
 
 
-def write_pair(state: State, row: int, value: NDArray, active: Active) -> None:
+def write_pair(state: State, row: int, value: Any, active: Active) -> None:
     bits = np.asarray(value).view(U64) if np.asarray(value).dtype in (F64, I64) else value
     if row not in (RZ, URZ):
         state.write(row, np.asarray(bits & U64(0xFFFFFFFF)).astype(U32), active)
@@ -188,7 +189,7 @@ class Parts:
         self.first = self._take(left)
         compares = "SETP" in instruction.base or instruction.base == "FCHK"
         named = left and not compares and re.fullmatch(r"U?R(\d+|Z)", left[0])
-        self.row = row_of(left.pop(0)) if named else None
+        self.row = row_of(left.pop(0)) if named else RZ
         self.out = [row_of(text) for text in self._take(left)]
         self.ins: list[str] = []
         while left and is_predicate(left[-1]):

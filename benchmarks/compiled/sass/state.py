@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +40,7 @@ class Grid(NamedTuple):
 class Active:
     """The lanes of a step. Where many are active, arrays are computed whole and written through `mask`."""
 
-    at: slice | NDArray
+    at: Any  # a slice, or the numbers of lanes
     mask: NDArray | None
 
     @classmethod
@@ -71,12 +71,12 @@ class State:
         self.block, self.lane_in_warp = lane // threads, (thread % WARP).astype(U32)
         self.warp = self.block * -(-threads // WARP) + thread // WARP
         self.block_of_warp = np.arange(self.warp[-1] + 1) // -(-threads // WARP)
-        self.special = {
+        special: dict[str, Any] = {
             "SR_TID.X": thread, "SR_CTAID.X": self.block % grid.x, "SR_CTAID.Y": self.block // grid.x,
             "SR_LANEID": self.lane_in_warp, "SR_LTMASK": (1 << self.lane_in_warp.astype(I64)) - 1,
             "SR_SWINHI": lane * 0 + SHARED_WINDOW, "SR_LWINHI": lane * 0 + LOCAL_WINDOW,
         }  # fmt: skip
-        self.special = {name: values.astype(U32) for name, values in self.special.items()}
+        self.special = {name: values.astype(U32) for name, values in special.items()}
         self.rows = list(np.zeros((UNIFORM + 64, count), U32))
         self.predicates = np.zeros((16, count), bool)
         self.predicates[[PT, UPT]] = True
@@ -99,7 +99,7 @@ class State:
         written |= {"global": memory.written}
         self._ledgers = {name: Ledger(written[name], least) for name, least in listing.least_bytes.items() if checked}
 
-    def write(self, row: int, value: NDArray, active: Active) -> None:
+    def write(self, row: int, value: Any, active: Active) -> None:
         """Write a register; what is written to RZ is lost."""
         if row in (RZ, URZ):
             return
@@ -208,13 +208,14 @@ class State:
             IndexError: an address outside the space.
             ValueError: one that is no multiple of the access's size.
         """
-        at, content, first, end = address.astype(I64), getattr(self, space, None), 0, 0
+        content = getattr(self, space, self.memory.bytes)
+        at, first, end = address.astype(I64), lanes * 0, len(content)
         if space == "shared":
             first, end = self.block[lanes] * self.shared_stride, self.shared_end
         elif space == "local":
             first, end = lanes * LOCAL_BYTES, LOCAL_BYTES
         else:
-            content, end, at = self.memory.bytes, len(self.memory.bytes), at - GLOBAL_BASE
+            at -= GLOBAL_BASE
         outside = (at < 0) | (at + size > end)
         if space == "global" and not outside.any():
             outside = ~(self.memory.given[at] & self.memory.given[at + size - 1])

@@ -19,6 +19,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -32,6 +33,7 @@ from ... import command
 from ...files import check_writable, shown, write_json
 from ...picture import picture
 from ...run.provenance import provenance, versions
+from ...run.report import table_of
 from ...run.timing import alternate
 from .forms import FORMS, Form, FormName, forms_of
 from .worker import Broken, Worker, workers
@@ -138,19 +140,20 @@ def measure(running: Mapping[str, Worker], broken: dict[str, str], given: Settin
 
 
 def table(results: Mapping[str, Any], batch_sizes: Sequence[int]) -> Table:
-    """A row a form."""
+    """A row a form, below its model."""
     title = f"{results['machine']}, {results['threads']} threads, {results['date']}"
-    drawn = Table(title=escape(title), title_justify="left")
-    drawn.add_column("model", overflow="fold")
-    drawn.add_column("form")
-    speeds = [f"images/s, batch {batch}" for batch in batch_sizes]
-    for column in ("top-1", *speeds, "first call, s", "file, MB", "memory, MB"):
-        drawn.add_column(column, justify="right")
-    for row in results["rows"]:
-        top1 = "" if row["top1"] is None else f"{row['top1']:.2f}"
-        rates = [f"{row['images_per_second'][str(batch)]:,.1f}" for batch in batch_sizes]
-        rest = [f"{row['first_call_seconds']:.2f}", f"{row['file_megabytes']:,.1f}", f"{row['memory_megabytes']:,.0f}"]
-        drawn.add_row(escape(shown(row["model"])), row["form"], top1, *rates, *rest)
+    speeds = [f"images/s,\nbatch {batch}" for batch in batch_sizes]
+    drawn = table_of(escape(title), "", "top-1", *speeds, "first\ncall, s", "file,\nMB", "memory,\nMB")
+    drawn.columns[0].overflow, drawn.columns[0].min_width = "fold", 12
+    for column in drawn.columns[1:]:
+        column.no_wrap = True  # a narrow terminal folds the names
+    for model, rows in groupby(results["rows"], key=lambda row: row["model"]):
+        drawn.add_row(escape(shown(model)))
+        for row in rows:
+            top1 = "" if row["top1"] is None else f"{row['top1']:.2f}"
+            rates = [f"{row['images_per_second'][str(batch)]:,.1f}" for batch in batch_sizes]
+            sizes = [f"{row['file_megabytes']:,.1f}", f"{row['memory_megabytes']:,.0f}"]
+            drawn.add_row(f"  {row['form']}", top1, *rates, f"{row['first_call_seconds']:.2f}", *sizes)
     return drawn
 
 

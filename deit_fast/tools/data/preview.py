@@ -10,15 +10,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
 
 from deit_kernels.augment import OPS, ImageBatch, Policy, apply, sample_plan
-from deit_kernels.augment.plan import ratio_limit
 
 from ...data import BadImage, Dataset
-from ...data.sources.dataset import read_image
 from ...picture import picture
+from ..pixels import image_of, pixels_of
 
 COLUMN, LINE = 1.9, 2.45  # inches of an image with four lines of text
 TEXT_LINE = 0.25
@@ -44,12 +41,6 @@ def named_ops(row: np.void) -> str:
     return "\n".join(lines)
 
 
-def pixels_of(images: Tensor, policy: Policy) -> NDArray[np.uint8]:
-    """Normalised images (B, 3, S, S) back to levels (B, S, S, 3); erasing noise outside [0, 255] is clipped."""
-    unit = images.permute(0, 2, 3, 1).numpy() * np.array(policy.std, np.float32) + np.array(policy.mean, np.float32)
-    return np.clip(np.rint(unit * 255), 0, 255).astype(np.uint8)
-
-
 def preview(
     dataset: Dataset, policy: Policy, target: Path, *, data_seed: int, epoch: int, images: int, copies: int
 ) -> None:
@@ -64,10 +55,11 @@ def preview(
     samples = np.linspace(0, len(dataset) - 1, images).astype(np.int64)
     originals = []
     for sample in samples.tolist():
-        part = read_image(dataset, sample, ratio_limit=ratio_limit(policy)).part
-        if isinstance(part, BadImage):
-            raise BadImage(f"{dataset.path(sample)}: {part}: repair or remove it (deit-fast data check lists all)")
-        originals.append(part.pixels)
+        try:
+            originals.append(image_of(dataset, sample, policy))
+        except BadImage as error:
+            advice = "repair or remove it (deit-fast data check lists all)"
+            raise BadImage(f"{dataset.path(sample)}: {error}: {advice}") from error
     batch = ImageBatch.from_images(originals)
     batch = ImageBatch(batch.data, *(table.repeat_interleave(copies) for table in batch[1:]))
     plan = sample_plan(

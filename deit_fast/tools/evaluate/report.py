@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 
 from ...names import HEADS
 from ...picture import picture
 from ...run.report import table_of
+from ...scores import TOP
 
 MODELS = {"model": "", "ema": "moving average"}
 ALL_CLASSES = 20  # are shown; of more classes the WORST
@@ -35,7 +35,8 @@ def show(result: dict[str, Any], console: Console) -> None:
     skipped = f", {len(result['unreadable'])} unreadable left out" if result["unreadable"] else ""
     rate = f"{result['images_per_second']:,.0f} images/s, all models together"
     title = f"{result['name']}: {result['images']:,} images{skipped}, {rate}"
-    table = table_of(title, "", "top-1", "top-5", "loss")
+    few = len(result["per_class"]["classes"]) <= TOP  # in which every answer is among the first five
+    table = table_of(title, "", "top-1", *([] if few else ["top-5"]), "loss")
     if real:
         n = next(iter(next(iter(real.values())).values()))["n"]
         table.add_column(f"ReaL, {n:,} images", justify="right")
@@ -44,7 +45,8 @@ def show(result: dict[str, Any], console: Console) -> None:
     for name in names:
         model, _, head = name.rpartition("/")
         score = scores[model][head]
-        row = [labels[name], f"{score['top1']:.2f}", f"{score['top5']:.2f}", f"{score['loss']:.4f}"]
+        accuracies = [f"{score[key]:.2f}" for key in (["top1"] if few else ["top1", "top5"])]
+        row = [labels[name], *accuracies, f"{score['loss']:.4f}"]
         table.add_row(*row, *([f"{real[model][head]['top1']:.2f}"] if real else []))
     console.print(table)
     if not result["images"]:
@@ -86,8 +88,11 @@ def _show_classes(result: dict[str, Any], labels: dict[str, str], console: Conso
         console.print(f"most frequent mistakes: {said}", markup=False)
 
 
-def draw(matrix: NDArray[np.int64], classes: Sequence[str], of: str, target: Path) -> None:
+def draw(confused: Mapping[tuple[int, int], Sized], classes: Sequence[str], of: str, target: Path) -> None:
     """Draw a confusion matrix (true class down, predicted class across), in per cent of each true class."""
+    matrix = np.zeros((len(classes), len(classes)), np.int64)
+    for pair, images in confused.items():
+        matrix[pair] = len(images)
     share = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     written = len(classes) <= WRITTEN
     side = min(14.0, 4 + 0.28 * len(classes)) if written else 10.0

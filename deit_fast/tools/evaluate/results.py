@@ -29,7 +29,6 @@ from ...run.report import Reporter
 from ...scores import TRUTH, Predictions, nested, predict
 from ...teacher.load import load_teacher, recipe_config
 from ...weights.exported import in_timms_order
-from ..confusion import Confusion
 from ..data.labels import classes_of_data, real_labels
 from . import report as evaluation_report
 from .models import EvaluatedModels, open_models
@@ -115,17 +114,13 @@ def evaluate_all(settings: Settings, arguments: Sequence[str] = ()) -> dict[str,
                     if len(sets) > 1:  # confusion-1.png, confusion-2.png
                         target = target.with_stem(f"{target.stem}-{len(results['data'])}")
                     of = result["confused"]["of"]
-                    evaluation_report.draw(confusion(predictions, of).matrix(), dataset.classes, of, target)
+                    evaluation_report.draw(predictions.confused(of), dataset.classes, of, target)
                     reporter.say(f"confusion matrix: {target}")
         if ranks.main and settings.json:
             write_json(Path(settings.json), results)
             reporter.say(f"results: {settings.json}")
         ranks.wait()
     return results
-
-
-def confusion(predictions: Predictions, name: str) -> Confusion:
-    return Confusion(predictions.label, predictions.top[name][:, 0], predictions.classes)
 
 
 def scored(predictions: Predictions, classes: Sequence[str], real: NDArray[np.int64] | None) -> dict[str, Any]:
@@ -136,15 +131,16 @@ def scored(predictions: Predictions, classes: Sequence[str], real: NDArray[np.in
         result["real"] = nested({name: predictions.real_scores(name, real) for name in names})
     lines = [TRUTH, *sorted(names, key=lambda name: not name.startswith("teacher/"))]
     result["disagreement"] = {"names": lines, "share": predictions.disagreement(lines).tolist()}
-    per_class = {name: confusion(predictions, name).per_class() for name in names}
+    per_class = {name: predictions.per_class(name) for name in names}
     result["per_class"] = {
         "classes": list(classes),
         "n": [row["support"] for row in per_class[names[0]]],
         "top1": {name: [row["recall"] for row in rows] for name, rows in per_class.items()},
     }
     main = next((name for name in names if name.endswith("/fused")), names[0])
-    pairs = [[classes[true], classes[taken], n] for true, taken, n in confusion(predictions, main).pairs(20)]
-    result["confused"] = {"of": main, "pairs": pairs}
+    confused = predictions.confused(main).items()
+    pairs = [[classes[true], classes[taken], len(rows)] for (true, taken), rows in confused if true != taken]
+    result["confused"] = {"of": main, "pairs": pairs[:20]}
     return result
 
 

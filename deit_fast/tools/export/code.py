@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...config import Preprocessing
+from ..pixels import pixels_of
 
 OPSET = 18  # of ONNX files
 
@@ -127,14 +128,8 @@ def runner(code: Code, folder: Path, preprocessing: Preprocessing) -> Callable[[
     def answer(images: str, file: Path) -> Answer:
         names["file"] = str(file)
         exec(compiled(f"{images}\n{code.logits}"), names)
-        seen = levels(torch.as_tensor(names["images"]), preprocessing)[0] if "images" in names else names["pixels"]
-        return Answer(torch.as_tensor(names["logits"]).reshape(1, -1), seen)
+        if "images" in names:
+            names["pixels"] = pixels_of(torch.as_tensor(names["images"]), preprocessing)[0]
+        return Answer(torch.as_tensor(names["logits"]).reshape(1, -1), names["pixels"])
 
     return answer
-
-
-def levels(images: Tensor, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Normalised images (B, 3, S, S) -> the bytes that they were, (B, S, S, 3)."""
-    mean, std = (torch.tensor(values, dtype=torch.float64) for values in preprocessing.normalisation)
-    values = images.double().permute(0, 2, 3, 1) * std + mean
-    return (values * 255).round().clamp(0, 255).byte().numpy()

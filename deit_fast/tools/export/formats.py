@@ -23,8 +23,9 @@ from ...model import CONFIGS, VisionTransformer
 from ...weights.exported import EXIF
 from ...weights.huggingface import huggingface_config, to_huggingface
 from ...weights.prediction import Trained
+from ..pixels import pixels_of
 from .card import CLASS_MAP, IMAGE_FILES, Differences, class_map, model_card
-from .code import Code, code_of, levels, runner
+from .code import Code, code_of, runner
 from .int8 import TOLERANCE, Calibration, Cost, judged, measured, quantised
 from .onnx_file import FILE, Takes, answer_of, describe, image_model, open_session, tensor_model
 
@@ -131,7 +132,7 @@ def _check(
         for file in _image_files(Path(temporary), side):
             images = trained.prepare([trained.read(file)])
             logits, given = expected(images), answer(code.images, file)
-            _refuse_other_pixels(form, levels(images, trained.preprocessing)[0], given.pixels)
+            _refuse_other_pixels(form, pixels_of(images, trained.preprocessing)[0], given.pixels)
             files.append(_difference(form, logits, given.logits))
             if code.own:
                 own.append((logits - answer(code.own, file).logits).abs().max().item())

@@ -16,7 +16,7 @@ import inspect
 import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,14 +25,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deit_kernels.augment.plan import ratio_limit
-
 from ...command import Ending
 from ...data import BadImage, Dataset, EvalLoader
-from ...data.sources.dataset import read_image
 from ...data.sources.open import open_dataset
 from ...run.timing import alternate
 from ...weights.prediction import Trained
+from ..pixels import image_of
 from .onnx_file import answer_of, open_session
 
 if TYPE_CHECKING:
@@ -118,10 +116,9 @@ def calibration_of(trained: Trained, data: str, count: int, seed: int = 0) -> Ca
         )
     found: list[NDArray[np.float32]] = []
     for index in np.random.default_rng(seed).permutation(len(training)).tolist():
-        turned, limit = trained.preprocessing.exif_orientation, ratio_limit(trained.policy)
-        part = read_image(training, index, exif_orientation=turned, ratio_limit=limit).part
-        if not isinstance(part, BadImage):
-            found.append(trained.prepare([part.pixels]).numpy())
+        with suppress(BadImage):
+            image = image_of(training, index, trained.policy, trained.preprocessing.exif_orientation)
+            found.append(trained.prepare([image]).numpy())
         if len(found) == count:
             break
     if not found:

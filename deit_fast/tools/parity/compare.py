@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from ...config import Preprocessing
 from ...data import BadImage, decode
 from ...data.sources.folder import read_file
 from ...weights.prediction import Trained
-from ..export.code import Answer, levels
+from ..export.code import Answer
+from ..pixels import evaluation_crop, pixels_of
 from .ways import Way
 
 SAME_LOGITS = 1e-4  # as a share of the largest logit, or of 1: what a float32 export may differ by
@@ -104,7 +104,7 @@ def compare(reference: Trained, ways: Sequence[Way], files: Iterable[str]) -> tu
         with torch.inference_mode():
             logits = reference.model(images).float()
         own.seconds.append(time.perf_counter() - began)
-        expected = Answer(logits, levels(images, reference.preprocessing)[0])
+        expected = Answer(logits, pixels_of(images, reference.preprocessing)[0])
         own.add(expected, expected, "")
         for way, row in zip(ways, rows, strict=True):
             began = time.perf_counter()
@@ -134,7 +134,7 @@ def where(file: str, preprocessing: Preprocessing, expected: NDArray[np.uint8], 
         for up, left in ((0, 0), (1, 0), (0, 1), (1, 1)):
             shift = " and ".join(word for word, moved in (("higher", up), ("further left", left)) if moved)
             crop = f"crops a pixel {shift}" if shift else ""
-            seen = _cropped(pixels, preprocessing, up, left)
+            seen = evaluation_crop(pixels, preprocessing.policy, up, left)
             distance = int(np.abs(seen.astype(np.int16) - got).sum(dtype=np.int64))
             candidates.append((distance, [part for part in (words, crop) if part], seen))
     _, parts, seen = min(candidates, key=lambda candidate: (candidate[0], len(candidate[1])))
@@ -142,13 +142,3 @@ def where(file: str, preprocessing: Preprocessing, expected: NDArray[np.uint8], 
     if level:
         parts = [*parts, "resizes otherwise" if level <= 8 else "prepares it in another way"]
     return ", ".join(parts)
-
-
-def _cropped(pixels: NDArray[np.uint8], preprocessing: Preprocessing, up: int, left: int) -> NDArray[np.uint8]:
-    """Pillow's pixels, of a crop that begins so many pixels nearer to the corner."""
-    image, side = Image.fromarray(pixels), preprocessing.image_size
-    shorter = min(image.size)
-    resample = Image.Resampling[preprocessing.interpolation.upper()]
-    image = image.resize([int(preprocessing.resized * length / shorter) for length in image.size], resample)
-    x, y = (max(0, round((length - side) / 2) - moved) for length, moved in zip(image.size, (left, up), strict=True))
-    return np.asarray(image.crop((x, y, x + side, y + side)))

@@ -19,9 +19,10 @@ from ...config import Preprocessing
 from ...files import read_json
 from ...weights.exported import from_folder
 from ...weights.prediction import Trained
-from ..export.code import Answer, code_of, levels, runner
+from ..export.code import Answer, code_of, runner
 from ..export.formats import FORMS, require
 from ..export.onnx_file import FILE, facts_of, open_session, weights_digest
+from ..pixels import pixels_of
 
 BY_CARD = "by the code on its card"
 
@@ -118,6 +119,6 @@ def _pipeline(folder: Path, preprocessing: Preprocessing) -> Callable[[Path], An
         seen = pipe.preprocess(str(file))
         with torch.no_grad():
             logits: Tensor = pipe.model(**seen).logits
-        return Answer(logits, levels(seen["pixel_values"], preprocessing)[0])
+        return Answer(logits, pixels_of(seen["pixel_values"], preprocessing)[0])
 
     return answer

@@ -25,7 +25,7 @@ from ...picture import picture
 from ...ranks.group import join
 from ...scores import TRUTH, Renormalised, head_logits, predict
 from ...weights.trained import load
-from ..data.preview import pixels_of
+from ..pixels import pixels_of
 
 # As the paper's Table 4 has them; `none` is the student without a teacher.
 NAMES = {

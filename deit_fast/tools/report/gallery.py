@@ -3,7 +3,7 @@
 All are asked for first; then each image is read once.
 
 gallery = Gallery(sets, trained)
-image = gallery.large("val", 7)     # "src" is there after `fill`
+image = gallery.ask("large", "val", 7)     # "src" is there after `fill`
 gallery.fill()
 """
 
@@ -17,24 +17,21 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
-from ...data.sources.dataset import Dataset
-from ...model import Normalisation, VisionTransformer
+from ...data import BadImage, Dataset
+from ...model import VisionTransformer
 from ...weights.prediction import Trained
 from ..attention_maps import TOKENS, attention_maps
-from .look import pixels_of
+from ..pixels import image_of, pixels_of
 
-LARGE, SMALL = 168, 76  # longer sides, pixels
+SIDES = {"large": 168, "small": 76, "whole": 76}  # longer sides, pixels
 QUALITY = 78  # of JPEG
-_BATCH = 32
 
 
 @dataclass
-class Wanted:
+class Thumbnail:
     """An image of the page; "" where it could not be read any more."""
 
-    kind: str  # "large": what the model sees, with attention; "small": what it sees; "whole": the file's own pixels
     src: str = ""  # data: address
     maps: list[dict[str, object]] = field(default_factory=list)  # {"name", "src", "share" of the attention}
 
@@ -44,55 +41,30 @@ class Gallery:
 
     def __init__(self, sets: dict[str, Dataset], trained: Trained) -> None:
         self._sets, self._trained = sets, trained
-        self._wanted: dict[str, dict[int, dict[str, Wanted]]] = defaultdict(lambda: defaultdict(dict))
+        self._asked: dict[tuple[str, int], dict[str, Thumbnail]] = defaultdict(dict)
 
-    def large(self, split: str, sample: int) -> Wanted:
-        return self._ask(split, sample, "large")
-
-    def small(self, split: str, sample: int) -> Wanted:
-        return self._ask(split, sample, "small")
-
-    def whole(self, split: str, sample: int) -> Wanted:
-        return self._ask(split, sample, "whole")
-
-    def _ask(self, split: str, sample: int, kind: str) -> Wanted:
-        return self._wanted[split][sample].setdefault(kind, Wanted(kind))
+    def ask(self, kind: str, split: str, sample: int) -> Thumbnail:
+        """What the model sees, "large", with attention, or "small"; or "whole", the file's own pixels."""
+        return self._asked[split, sample].setdefault(kind, Thumbnail())
 
     def fill(self) -> None:
         """Read every image that was asked for."""
-        for split, samples in self._wanted.items():
-            order = sorted(samples)
-            for start in range(0, len(order), _BATCH):
-                found = list(pixels_of(self._sets[split], order[start : start + _BATCH], self._trained))
-                if not found:
-                    continue
-                prepared = self._trained.prepare([pixels for _, pixels in found])
-                views = unnormalised(prepared, self._trained.preprocessing.normalisation)
-                for (sample, pixels), view in zip(found, views, strict=True):
-                    for kind, image in samples[sample].items():
-                        image.src = thumbnail(pixels if kind == "whole" else view, LARGE if kind == "large" else SMALL)
-                self._attend([samples[sample].get("large") for sample, _ in found], prepared)
-
-    def _attend(self, images: list[Wanted | None], prepared: Tensor) -> None:
-        """The maps of those that are large, averaged over the heads of the last block."""
-        model = self._trained.model
-        shown = [(row, image) for row, image in enumerate(images) if image is not None]
-        if not shown or not isinstance(model, VisionTransformer):
-            return
-        device = next(model.parameters()).device
-        maps = attention_maps(model, prepared[[row for row, _ in shown]].to(device)).mean(2).cpu().numpy()
-        for (_, image), tokens in zip(shown, maps, strict=True):
-            image.maps = [
-                {"name": name, "src": heat(weights), "share": float(weights.sum())}
-                for name, weights in zip(TOKENS, tokens, strict=False)
-            ]
-
-
-def unnormalised(prepared: Tensor, normalisation: Normalisation) -> NDArray[np.uint8]:
-    """The pixels, uint8 (B, S, S, 3), behind images that `prepare` has normalised, float (B, 3, S, S)."""
-    mean, std = (np.array(part, np.float32) for part in normalisation)
-    unit = prepared.permute(0, 2, 3, 1).cpu().numpy() * std + mean
-    return np.rint(np.clip(unit, 0, 1) * 255).astype(np.uint8)
+        preprocessing, model = self._trained.preprocessing, self._trained.model
+        for (split, sample), asked in sorted(self._asked.items()):
+            try:
+                image = image_of(self._sets[split], sample, self._trained.policy, preprocessing.exif_orientation)
+            except BadImage:
+                continue
+            prepared = self._trained.prepare([image])
+            view = pixels_of(prepared, preprocessing)[0]
+            for kind, one in asked.items():
+                one.src = thumbnail(image if kind == "whole" else view, SIDES[kind])
+            if "large" in asked and isinstance(model, VisionTransformer):
+                maps = attention_maps(model, prepared.to(model.cls_token.device))[0].mean(1).cpu().numpy()
+                asked["large"].maps = [
+                    {"name": name, "src": heat(weights), "share": float(weights.sum())}
+                    for name, weights in zip(TOKENS, maps, strict=False)
+                ]
 
 
 def thumbnail(pixels: NDArray[np.uint8], side: int) -> str:

@@ -10,24 +10,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
-from ...data.sources.dataset import Dataset
-from ...data.sources.open import open_dataset
+from ...data import Dataset, open_dataset
 from ...data.training import describe
 from ...files import shown
 from ...names import HEADS, headline
 from ...teacher.load import load_teacher, recipe_config
 from ...weights.prediction import Trained
 from ...weights.trained import run_model
-from ..confusion import MOST_PAIRS, WHOLE_MATRIX, Confusion
-from .duplicates import CORRELATION, Pair, near_duplicates
+from .duplicates import CORRELATION, near_duplicates
 from .facts import Facts
-from .gallery import Gallery, Wanted
+from .gallery import Gallery, Thumbnail
 from .look import Seen, look
-from .suspects import Suspect, Votes, cached_votes, doubtful
+from .suspects import Votes, cached_votes, doubtful
 
+WHOLE_MATRIX = 24  # classes up to which the matrix is shown whole, else its largest pairs
+MOST_PAIRS = 60
 MISTAKES, RIGHTS, SUSPECTS, DUPLICATES = 24, 12, 48, 40  # that are shown; --json lists all
 EACH, ALL = 8, 480  # thumbnails of one confusion, and of all
 OWN = "model"  # the run's model among those that look
@@ -50,15 +49,16 @@ class Looked:
     notes: list[str] = field(default_factory=list)  # what is missing, and why
 
     @property
+    def heads(self) -> dict[str, str]:
+        """Name in `seen` -> words, the teacher last."""
+        names = {f"{OWN}/{head}": words for head, words in HEADS.items()} | {"teacher/cls": "teacher"}
+        return {name: words for name, words in names.items() if name in self.seen["val"].top}
+
+    @property
     def head(self) -> str:
         """The name in `seen` of the answer that --fusion makes the model's own."""
-        names = [name.partition("/")[2] for name in self.seen["val"].answer if name.startswith(f"{OWN}/")]
-        return f"{OWN}/{headline(names, self.facts.config.model.fusion)}"
-
-    def heads(self) -> list[tuple[str, str]]:
-        """(name in `seen`, its words), the teacher last."""
-        own = [(f"{OWN}/{head}", HEADS[head]) for head in HEADS if f"{OWN}/{head}" in self.seen["val"].answer]
-        return own + [("teacher/cls", "teacher")] * ("teacher/cls" in self.seen["val"].answer)
+        own = [name.partition("/")[2] for name in self.heads if name != "teacher/cls"]
+        return f"{OWN}/{headline(own, self.facts.config.model.fusion)}"
 
     def path(self, split: str, sample: int) -> str:
         return shown(self.sets[split].path(sample))
@@ -91,15 +91,14 @@ def look_at(
     for split, dataset in sets.items():
         say(f"looking at {min(most or len(dataset), len(dataset)):,} {PARTS[split]} images")
         chosen = np.random.default_rng(0).permutation(len(dataset))[: most or None]
-        seen[split] = look(dataset, chosen, trained, models, device, threads, enough=enough)
-        if len(seen[split]) + len(seen[split].bad) < len(dataset):
-            notes.append(f"Looked at {len(seen[split]):,} of {len(dataset):,} {PARTS[split]} images, chosen at random.")
-        if seen[split].bad:
-            notes.append(
-                f"{len(seen[split].bad):,} {PARTS[split]} images cannot be read: deit-fast data check says why."
-            )
-    if not len(seen["val"]):
-        raise Gone(f"none of the validation images of {config.data.data} can be read")
+        try:
+            seen[split] = looked = look(dataset, chosen, trained, models, device, threads, enough)
+        except ValueError as error:
+            raise Gone(str(error)) from error
+        if len(looked) + len(looked.bad) < len(dataset):
+            notes.append(f"Looked at {len(looked):,} of {len(dataset):,} {PARTS[split]} images, chosen at random.")
+        if looked.bad:
+            notes.append(f"{len(looked.bad):,} {PARTS[split]} images cannot be read: deit-fast data check says why.")
     votes = None
     if config.distill.distill != "none":
         with suppress(ValueError, OSError):  # a damaged cache: the one pass serves
@@ -126,128 +125,126 @@ def _teacher(facts: Facts, trained: Trained, notes: list[str]) -> nn.Module | No
 
 
 def content(looked: Looked, threads: int) -> dict[str, Any]:
-    """The sections about images, JSON values but for "gallery" and what stands under "src"."""
-    val, head = looked.seen["val"], looked.head
-    confusion = Confusion(val.label, val.answer[head], len(looked.facts.data["classes"]), val.probability[head])
+    """The sections about images, JSON values but for the `Thumbnail` under "image"."""
     gallery = Gallery(looked.sets, looked.trained)
     found = {
         "notes": looked.notes,
         "of": looked.trained.source.removeprefix(f"{looked.facts.folder}, "),
-        "head": HEADS[head.partition("/")[2]],
+        "head": looked.heads[looked.head],
         "looked": {split: len(seen) for split, seen in looked.seen.items()},
-        "confusions": _confusions(looked, confusion, gallery),
-        "per_class": confusion.per_class(),
-        **_extremes(looked, head, gallery),
+        "confusions": _confusions(looked, gallery),
+        "per_class": looked.seen["val"].per_class(looked.head),
+        **_extremes(looked, gallery),
         "labels": _labels(looked, gallery),
         "duplicates": _duplicates(looked, gallery, threads),
     }
     gallery.fill()
+    for image in (image for cell in found["confusions"]["cells"] for image in cell["images"]):
+        image["src"] = image.pop("image").src  # page.js reads them
     return found
 
 
-def _item(looked: Looked, split: str, at: int, image: Wanted | None) -> dict[str, Any]:
+def _named(looked: Looked, split: str, row: int) -> dict[str, Any]:
+    """An image and its label."""
+    seen = looked.seen[split]
+    path = looked.path(split, int(seen.sample[row]))
+    return {"split": split, "path": path, "file": os.path.basename(path), "label": int(seen.label[row])}
+
+
+def _answered(looked: Looked, split: str, row: int, image: Thumbnail | None) -> dict[str, Any]:
     """An image, its label, every head's answer."""
     seen = looked.seen[split]
     answers = [
-        {"head": words, "class": int(seen.answer[name][at]), "probability": float(seen.probability[name][at]),
-         "given": float(seen.given[name][at])}
-        for name, words in looked.heads()
+        {"head": words, "class": int(seen.answer(name)[row]), "probability": float(seen.probability[name][row]),
+         "given": float(seen.given[name][row])}
+        for name, words in looked.heads.items()
     ]  # fmt: skip
-    path = looked.path(split, int(seen.sample[at]))
-    own = [name for name, _ in looked.heads()].index(looked.head)
-    return {"split": split, "path": path, "file": os.path.basename(path), "label": int(seen.label[at]),
-            "answers": answers, "own": own, "image": image}  # fmt: skip
+    own = list(looked.heads).index(looked.head)
+    return _named(looked, split, row) | {"answers": answers, "own": own, "image": image}
 
 
-def _confusions(looked: Looked, confusion: Confusion, gallery: Gallery) -> dict[str, Any]:
+def _confusions(looked: Looked, gallery: Gallery) -> dict[str, Any]:
     """Every pair of a class and what it is taken for, with the images of the most frequent."""
-    val, whole = looked.seen["val"], confusion.classes <= WHOLE_MATRIX
-    pairs = confusion.pairs()
-    shown_pairs = pairs if whole else pairs[:MOST_PAIRS]
-    if whole:
-        right = np.bincount(val.label[val.label == confusion.answer], minlength=confusion.classes)
-        shown_pairs = shown_pairs + [(number, number, count) for number, count in enumerate(right.tolist()) if count]
-    left, cells, probability = ALL, list[dict[str, Any]](), confusion.probability
-    assert probability is not None
-    for true, taken, count in shown_pairs:
-        places = confusion.of(true, taken, min(EACH, left))
-        left -= len(places)
+    val, head = looked.seen["val"], looked.head
+    confused = val.confused(head)
+    mistakes = {pair: rows for pair, rows in confused.items() if pair[0] != pair[1]}
+    whole = val.classes <= WHOLE_MATRIX
+    shown_pairs = [*mistakes, *(pair for pair in confused if pair not in mistakes)] if whole else mistakes
+    left, cells, matrix = ALL, list[dict[str, Any]](), None
+    for pair in list(shown_pairs)[: None if whole else MOST_PAIRS]:
+        rows = confused[pair]
+        shown_rows = rows[: min(EACH, left)]
         images = [
-            {"file": os.path.basename(looked.path("val", int(val.sample[at]))),
-             "probability": float(probability[at]), "image": gallery.small("val", int(val.sample[at]))}
-            for at in places
+            {"file": os.path.basename(looked.path("val", sample)),
+             "probability": round(float(val.probability[head][row]), 4), "image": gallery.ask("small", "val", sample)}
+            for row, sample in zip(shown_rows.tolist(), val.sample[shown_rows].tolist(), strict=True)
         ]  # fmt: skip
-        cells.append({"true": true, "taken": taken, "count": count, "images": images})
-    listed = []
-    for true, taken, count in pairs:
-        samples = val.sample[confusion.of(true, taken, count)].tolist()
-        listed.append(
-            {"true": true, "taken": taken, "count": count, "paths": [looked.path("val", at) for at in samples]}
-        )
-    matrix = confusion.matrix().tolist() if whole else None
-    mistakes = int((val.label != confusion.answer).sum())
-    return {"matrix": matrix, "cells": cells, "pairs": listed, "images": len(val), "mistakes": mistakes}
+        left -= len(images)
+        cells.append({"true": pair[0], "taken": pair[1], "count": len(rows), "images": images})
+    if whole:
+        counts = np.zeros((val.classes, val.classes), np.int64)
+        for pair, rows in confused.items():
+            counts[pair] = len(rows)
+        matrix = counts.tolist()
+    listed = [
+        {"true": true, "taken": taken, "count": len(rows),
+         "paths": [looked.path("val", sample) for sample in val.sample[rows].tolist()]}
+        for (true, taken), rows in mistakes.items()
+    ]  # fmt: skip
+    return {"matrix": matrix, "cells": cells, "pairs": listed, "images": len(val),
+            "mistakes": sum(map(len, mistakes.values()))}  # fmt: skip
 
 
-def _extremes(looked: Looked, head: str, gallery: Gallery) -> dict[str, Any]:
+def _extremes(looked: Looked, gallery: Gallery) -> dict[str, Any]:
     """The mistakes of which the model is surest, and the right answers of which it is least sure."""
-    val = looked.seen["val"]
-    wrong = val.answer[head] != val.label
-    by_certainty = np.argsort(-val.probability[head], kind="stable")
-    mistakes = by_certainty[wrong[by_certainty]][:MISTAKES].tolist()
-    rights = by_certainty[~wrong[by_certainty]][::-1][:RIGHTS].tolist()
+    val, head = looked.seen["val"], looked.head
+    wrong = val.answer(head) != val.label
+    surest = np.argsort(-val.probability[head], kind="stable")
+    chosen = {"mistakes": surest[wrong[surest]][:MISTAKES], "rights": surest[~wrong[surest]][::-1][:RIGHTS]}
     return {
-        name: [_item(looked, "val", at, gallery.large("val", int(val.sample[at]))) for at in places]
-        for name, places in (("mistakes", mistakes), ("rights", rights))
+        name: [
+            _answered(looked, "val", row, gallery.ask("large", "val", int(val.sample[row]))) for row in rows.tolist()
+        ]
+        for name, rows in chosen.items()
     }
 
 
 def _labels(looked: Looked, gallery: Gallery) -> dict[str, Any]:
     """Labels that are doubted, of training and validation images together, the most doubtful first."""
-    own = [name for name, _ in looked.heads() if name.startswith(f"{OWN}/") and not name.endswith(("fused", "softmax"))]
-    heads = {"student": own[-1], **{name: name for name in own[:-1]}}
-    if "teacher/cls" in looked.seen["val"].answer:
-        heads["teacher"] = "teacher/cls"
-    ranked: list[tuple[str, Suspect]] = []
-    for split, seen in looked.seen.items():
-        if len(seen):
-            votes = looked.votes if split == "train" else None
-            ranked += [(split, suspect) for suspect in doubtful(seen, votes, heads)]
+    *others, student = (name for name in looked.heads if name in (f"{OWN}/cls", f"{OWN}/dist"))
+    teacher = ["teacher/cls"] if "teacher/cls" in looked.heads else []
+    ranked = [
+        (split, suspect)
+        for split, seen in looked.seen.items()
+        for suspect in doubtful(seen, looked.votes if split == "train" else None, student, others, *teacher)
+    ]
     ranked.sort(key=lambda pair: -pair[1].doubt)
     items = []
     for number, (split, suspect) in enumerate(ranked):
-        image = gallery.small(split, int(looked.seen[split].sample[suspect.index])) if number < SUSPECTS else None
-        item = _item(looked, split, suspect.index, image)
-        items.append(item | {"proposed": suspect.proposed, "doubt": suspect.doubt, "views": suspect.views,
-                             "contradicted": suspect.contradicted})  # fmt: skip
-    source = looked.votes.source if looked.votes else ("one pass" if "teacher" in heads else "")
-    return {"items": items, "source": source, "student": HEADS[own[-1].partition("/")[2]]}
+        sample = int(looked.seen[split].sample[suspect.row])
+        image = gallery.ask("small", split, sample) if number < SUSPECTS else None
+        doubt = suspect._asdict()
+        items.append(_answered(looked, split, doubt.pop("row"), image) | doubt)
+    source = looked.votes.source if looked.votes else ("one pass" if teacher else "")
+    return {"items": items, "source": source, "student": looked.heads[student]}
 
 
 def _duplicates(looked: Looked, gallery: Gallery, threads: int) -> dict[str, Any]:
     """Pairs of images that show the same; those across training and validation first."""
-    splits = [split for split in looked.seen if len(looked.seen[split])]
-    grey = np.concatenate([looked.seen[split].grey for split in splits])
-    split_of = np.repeat(splits, [len(looked.seen[split]) for split in splits])
-    samples: NDArray[np.int64] = np.concatenate([looked.seen[split].sample for split in splits])
-    labels = np.concatenate([looked.seen[split].label for split in splits])
-
-    def across(pair: Pair) -> bool:
-        return bool(split_of[pair.first] != split_of[pair.second])
-
-    found = near_duplicates(grey, threads)
-    pairs = sorted(found.pairs, key=lambda pair: (not across(pair), -pair.correlation))
+    places = [(split, row) for split, seen in looked.seen.items() for row in range(len(seen))]
+    found = near_duplicates(np.concatenate([seen.grey for seen in looked.seen.values()]), threads)
+    alike = [((places[pair.first], places[pair.second]), pair) for pair in found.pairs]
+    alike.sort(key=lambda item: item[0][0][0] == item[0][1][0])  # across the splits first, then as they were found
     items = []
-    for number, pair in enumerate(pairs):
-        images = []
-        for at in (pair.first, pair.second):
-            split, sample = str(split_of[at]), int(samples[at])
-            path = looked.path(split, sample)
-            image = gallery.whole(split, sample) if number < DUPLICATES else None
-            images.append({"split": split, "path": path, "file": os.path.basename(path), "label": int(labels[at]),
-                           "image": image})  # fmt: skip
-        items.append({"images": images, "across": across(pair), "bits": pair.bits, "correlation": pair.correlation,
-                      "labels_differ": images[0]["label"] != images[1]["label"]})  # fmt: skip
-    return {"items": items, "across": sum(item["across"] for item in items),
-            "labels_differ": sum(item["labels_differ"] for item in items), "images": len(grey), "flat": found.flat,
-            "left": found.left, "threshold": found.correlation, "ordinary": CORRELATION}  # fmt: skip
+    for number, (both, pair) in enumerate(alike):
+        images = [_named(looked, *place) for place in both]
+        for image, (split, row) in zip(images, both, strict=True):
+            sample = int(looked.seen[split].sample[row])
+            image["image"] = gallery.ask("whole", split, sample) if number < DUPLICATES else None
+        items.append({
+            "images": images, "across": images[0]["split"] != images[1]["split"], "bits": pair.bits,
+            "correlation": pair.correlation, "labels_differ": images[0]["label"] != images[1]["label"],
+        })  # fmt: skip
+    counts = {key: sum(item[key] for item in items) for key in ("across", "labels_differ")}
+    return {"items": items, **counts, "images": len(places), "flat": found.flat, "left": found.left,
+            "threshold": found.correlation, "ordinary": CORRELATION}  # fmt: skip

@@ -1,65 +1,52 @@
-"""One look at the images of a split: every model's answer, the teacher's too, and a small grey copy of each image.
+"""One look at the images of a split: every model's answers, the teacher's too, and a small grey copy of each image.
 
-    seen = look(dataset, trained, models, device, threads)
-    seen.answer["model/fused"], seen.probability["model/fused"], seen.given["teacher/cls"]
+    seen = look(dataset, samples, trained, models, device, threads)
+    seen.answer("model/fused"), seen.probability["model/fused"], seen.given["teacher/cls"]
 
 An image is decoded once. The models see the pixels of the run's evaluation; the grey copy is the whole image, squeezed
-to SIDE x SIDE by the augmentation's own antialiased resize, and what near duplicates are found by (`duplicates.py`).
+to SIDE x SIDE by the augmentation's own antialiased resize. Near duplicates are found by it (`duplicates.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from itertools import islice
+from functools import cached_property
+from itertools import chain, islice
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from deit_kernels.augment import ImageBatch, resized_crop
-from deit_kernels.augment.plan import ratio_limit
 
-from ...data.decode import BadImage
-from ...data.sources.dataset import Dataset, ahead, read_image
-from ...scores import head_logits
+from ...data import BadImage, Dataset
+from ...data.batch import Batch
+from ...data.sources.dataset import ahead
+from ...scores import Predictions, predict
 from ...weights.prediction import Trained
+from ..pixels import image_of
 
 SIDE = 32  # of the grey copies, pixels
+BATCH = 64
 _GREY = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601
-_MOST_BYTES = 2**28  # of the decoded images of one batch
 
 
-@dataclass
-class Seen:
-    """N readable images; names are "model/head", as in `Predictions`.
+@dataclass(frozen=True)
+class Seen(Predictions):
+    """The readable images, and what is wrong with the others."""
 
-    Attributes:
-        sample: (N,) indices into the data set, ascending.
-        label: (N,)
-        answer: (N,) by name, the likeliest class.
-        probability: (N,) by name, that of the answer.
-        given: (N,) by name, the probability of the label.
-        grey: uint8 (N, SIDE, SIDE), the whole image.
-        bad: what is wrong with the others, by path.
-    """
+    grey: NDArray[np.uint8]  # (N, SIDE, SIDE), the whole image
+    bad: dict[str, str]  # path -> reason
 
-    sample: NDArray[np.int64]
-    label: NDArray[np.int64]
-    answer: dict[str, NDArray[np.int64]]
-    probability: dict[str, NDArray[np.float32]]
-    given: dict[str, NDArray[np.float32]]
-    grey: NDArray[np.uint8]
-    bad: dict[str, str]
-
-    def __len__(self) -> int:
-        return len(self.sample)
+    @cached_property
+    def given(self) -> dict[str, NDArray[np.float32]]:
+        """(N,) by name: the probability of the label."""
+        return {name: np.exp(-loss) for name, loss in self.loss.items()}
 
 
-@torch.no_grad()
 def look(
     dataset: Dataset,
     samples: NDArray[np.int64],
@@ -67,91 +54,48 @@ def look(
     models: Mapping[str, nn.Module],
     device: torch.device,
     threads: int,
-    batch_size: int = 64,
     enough: Callable[[], bool] = lambda: False,
 ) -> Seen:
     """Look at `samples`, indices into the data set in any order, until `enough` says so.
 
-    `models`, in evaluation mode, see what `trained.prepare` makes of an image, on `device`.
+    `models` see what `trained.prepare` makes of an image, on `device`.
+
+    Raises:
+        ValueError: none of the images is readable.
     """
-    columns: dict[str, list[NDArray]] = {}
-    bad: dict[str, str] = {}
-    for chunk in _batches(_decoded(dataset, samples, trained, threads), batch_size):
-        good = [(sample, pixels) for sample, pixels in chunk if not isinstance(pixels, BadImage)]
-        bad |= {dataset.path(sample): str(reason) for sample, reason in chunk if isinstance(reason, BadImage)}
-        if not good:
-            continue
-        sample = np.array([sample for sample, _ in good])
-        images = [pixels for _, pixels in good]
-        labels = torch.from_numpy(dataset.labels[sample])
-        found = {"sample": sample, "label": labels.numpy(), "grey": grey_copies(images)}
-        prepared = trained.prepare(images).to(device) if models else torch.empty(0)
-        for name, model in models.items():
-            for head, logits in head_logits(model, prepared).items():
-                chances = logits.float().softmax(1)
-                top, answer = (part.cpu().numpy() for part in chances.max(1))
-                own = chances.gather(1, labels.to(device)[:, None])[:, 0]
-                found |= {f"answer {name}/{head}": answer, f"probability {name}/{head}": top}
-                found[f"given {name}/{head}"] = own.cpu().numpy()
-        for key, part in found.items():
-            columns.setdefault(key, []).append(part)
-        if enough():
-            break
-    whole = {key: np.concatenate(parts) for key, parts in columns.items()}
-    if whole:
-        order = np.argsort(whole["sample"])
-        whole = {key: column[order] for key, column in whole.items()}
+    read, grey, bad = list[int](), list[NDArray[np.uint8]](), dict[str, str]()
 
-    def of(kind: str) -> dict[str, NDArray]:
-        return {key.partition(" ")[2]: column for key, column in whole.items() if key.startswith(f"{kind} ")}
+    def view(sample: int) -> tuple[int, Tensor, NDArray[np.uint8]] | None:
+        try:
+            image = image_of(dataset, sample, trained.policy, trained.preprocessing.exif_orientation)
+        except BadImage as error:
+            bad[dataset.path(sample)] = str(error)
+            return None
+        return sample, trained.prepare([image]), grey_copy(image)
 
-    none = np.zeros(0, np.int64)
-    return Seen(
-        whole.get("sample", none), whole.get("label", none), of("answer"), of("probability"), of("given"),
-        whole.get("grey", np.zeros((0, SIDE, SIDE), np.uint8)), bad,
-    )  # fmt: skip
+    def batches() -> Iterator[Batch]:
+        with ThreadPoolExecutor(threads, "deit_fast-report") as pool:
+            views = ahead(pool, view, samples.tolist(), 4 * threads)
+            while chunk := list(islice(views, BATCH)):
+                if good := list(filter(None, chunk)):
+                    sample, images, copies = zip(*good, strict=True)
+                    read.extend(sample)
+                    grey.extend(copies)
+                    rows = torch.tensor(sample)
+                    labels = torch.from_numpy(dataset.labels[rows.numpy()]).to(device)
+                    yield Batch(0, torch.cat(images).to(device), labels, rows, rows, labels)
+                if enough():
+                    return
+
+    coming = batches()
+    if (first := next(coming, None)) is None:
+        raise ValueError(f"none of the images of {dataset.name} can be read: deit-fast data check says why")
+    predictions = predict(models, chain([first], coming))
+    return Seen(**vars(predictions), grey=np.stack(grey)[np.argsort(read)], bad=bad)
 
 
-def grey_copies(images: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """Whole images, uint8 (H, W, 3) of any sizes, as grey uint8 (N, SIDE, SIDE)."""
-    batch = ImageBatch.from_images(images)
-    box = torch.stack([torch.zeros_like(batch.height), torch.zeros_like(batch.width), batch.height, batch.width], 1)
-    small = resized_crop(batch, box, SIDE, "bilinear")
-    return (small.float() @ _GREY).round().to(torch.uint8).numpy()
-
-
-def pixels_of(dataset: Dataset, samples: Iterable[int], trained: Trained) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """(index, decoded image) of those that can be read."""
-    for sample in samples:
-        part = _read(dataset, trained, sample)
-        if not isinstance(part, BadImage):
-            yield sample, part
-
-
-def _read(dataset: Dataset, trained: Trained, sample: int) -> NDArray[np.uint8] | BadImage:
-    read = read_image(
-        dataset, sample, exif_orientation=trained.preprocessing.exif_orientation,
-        ratio_limit=ratio_limit(trained.policy),
-    )  # fmt: skip
-    return read.part if isinstance(read.part, BadImage) else read.part.pixels
-
-
-def _decoded(
-    dataset: Dataset, samples: NDArray[np.int64], trained: Trained, threads: int
-) -> Iterator[tuple[int, NDArray[np.uint8] | BadImage]]:
-    with ThreadPoolExecutor(threads, "deit_fast-report") as pool:
-        indices = samples.tolist()
-        yield from zip(indices, ahead(pool, partial(_read, dataset, trained), indices, 4 * threads), strict=True)
-
-
-def _batches(
-    images: Iterator[tuple[int, NDArray[np.uint8] | BadImage]], batch_size: int
-) -> Iterator[list[tuple[int, NDArray[np.uint8] | BadImage]]]:
-    """Up to `batch_size` images at a time, fewer where they are huge."""
-    images = iter(images)
-    while first := list(islice(images, 1)):
-        chunk, size = first, 0
-        while len(chunk) < batch_size and size < _MOST_BYTES and (more := list(islice(images, 1))):
-            chunk += more
-            size += getattr(more[0][1], "size", 0)
-        yield chunk
+def grey_copy(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A whole image, uint8 (H, W, 3), as grey uint8 (SIDE, SIDE)."""
+    box = torch.tensor([[0, 0, *image.shape[:2]]], dtype=torch.int32)
+    small = resized_crop(ImageBatch.from_images([image]), box, SIDE, "bilinear")
+    return (small[0].float() @ _GREY).round().to(torch.uint8).numpy()

@@ -14,7 +14,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta, timezone
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,11 @@ from ...data.loader import default_threads
 from ...files import shown, write_file
 from ...names import HEADS, headline
 from ...run.provenance import PACKAGES, versions
-from ..confusion import WHOLE_MATRIX
 from . import compare as comparison
 from .clock import FREE, spent
 from .curves import Chart, draw, of_run, of_runs
 from .facts import Facts
-from .gather import PARTS, Gone, Looked, content, look_at
+from .gather import PARTS, WHOLE_MATRIX, Gone, content, look_at
 
 MOST_IMAGES = 50_000  # of each split that are looked at, unless more are asked for
 MOST_SECONDS = 300.0  # at the end of a training
@@ -80,19 +79,10 @@ def write(
     until = time.monotonic() + seconds / 2  # the rest is for duplicates and thumbnails
     images, gone = None, ""
     try:
-        looked = look_at(facts, device, threads, most, lambda: time.monotonic() > until, say)
-        images = images_of(looked, threads)
+        images = content(look_at(facts, device, threads, most, lambda: time.monotonic() > until, say), threads)
     except Gone as error:
         gone = shown(str(error))
     return render_run(target, facts, images, of_run(facts), gone, baseline)
-
-
-def images_of(looked: Looked, threads: int) -> dict[str, Any]:
-    """What the page says of a run's images."""
-    images = content(looked, threads)
-    confused = images["confusions"]["cells"]
-    images["cells"] = [cell | {"images": [_flat(image) for image in cell["images"]]} for cell in confused]
-    return images
 
 
 def render_run(
@@ -100,16 +90,19 @@ def render_run(
     baseline: Facts | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Write the page of a run, and return what it says; `gone` is why there are no images."""
-    page = {"run": about(facts), "gone": gone, "images": images, "charts": charts, "time": spent(facts),
+    classes = facts.data["classes"]
+    page = {"run": about(facts), "gone": gone, "images": images, "time": spent(facts),
             "gain": comparison.gain(facts, baseline) if baseline else None,
             "baseline": baseline.name if baseline else ""}  # fmt: skip
-    _render(target, facts.name, facts.data["classes"], page | {"comparison": None})
-    return listed(page, facts.data["classes"])
-
-
-def _flat(image: dict[str, Any]) -> dict[str, Any]:
-    """An image as page.js takes it."""
-    return {"file": image["file"], "probability": round(image["probability"], 4), "src": image["image"].src}
+    _render(target, facts.name, classes, charts, comparison=None, **page)
+    lists = {}
+    if images is not None:
+        parts = {key: images[key] for key in ("mistakes", "rights", "per_class")}
+        parts |= {"confusions": images["confusions"]["pairs"]}
+        parts |= {key: images[key]["items"] for key in ("labels", "duplicates")}
+        lists = _named(parts, classes)
+    notes = [gone] if images is None else images["notes"]
+    return {**page["run"], "gain": page["gain"], "notes": notes, "time": page["time"], **lists}
 
 
 def compare(runs: Sequence[Facts], target: Path) -> dict[str, Any]:
@@ -130,9 +123,8 @@ def compare(runs: Sequence[Facts], target: Path) -> dict[str, Any]:
         "runs": [about(run) for run in runs],
         "times": [{"name": name, "time": spent(run)} for name, run in zip(names, runs, strict=True)],
     }  # fmt: skip
-    page = {"comparison": side_by_side, "charts": of_runs(runs, names), "run": None, "images": None, "gone": "",
-            "gain": None, "time": None}  # fmt: skip
-    _render(target, " · ".join(names), runs[0].data["classes"], page)
+    _render(target, " · ".join(names), runs[0].data["classes"], of_runs(runs, names), comparison=side_by_side,
+            **dict.fromkeys(("run", "images", "gain", "time")), gone="")  # fmt: skip
     return side_by_side
 
 
@@ -164,52 +156,29 @@ def about(facts: Facts) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def listed(page: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]:
-    """What the page says as JSON values: classes by name, no pictures."""
-    found, images = page["images"] or {}, page["images"] is not None
-
-    def named(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: classes[part] if key in ("class", "label", "proposed", "true", "taken") else named(part)
-                    for key, part in value.items() if key not in ("image", "file")}  # fmt: skip
-        return [named(part) for part in value] if isinstance(value, list) else value
-
-    lists = {
-        key: named(part)
-        for key, part in (
-            ("mistakes", found.get("mistakes")), ("rights", found.get("rights")), ("per_class", found.get("per_class")),
-            ("confusions", images and found["confusions"]["pairs"]), ("labels", images and found["labels"]["items"]),
-            ("duplicates", images and found["duplicates"]["items"]),
-        )
-    } if images else {}  # fmt: skip
-    return {
-        **page["run"],
-        "gain": page["gain"],
-        "notes": found.get("notes", [page["gone"]]),
-        "time": page["time"],
-        **lists,
-    }
+def _named(value: Any, classes: Sequence[str]) -> Any:
+    """The lists of a page as JSON values: classes by name, no pictures."""
+    if isinstance(value, list):
+        return [_named(part, classes) for part in value]
+    if not isinstance(value, dict):
+        return value
+    labels = ("class", "label", "proposed", "true", "taken")
+    return {key: classes[part] if key in labels else _named(part, classes)
+            for key, part in value.items() if key not in ("image", "file")}  # fmt: skip
 
 
-@lru_cache(maxsize=1)
-def _environment() -> jinja2.Environment:
+def _render(target: Path, title: str, classes: Sequence[str], charts: Sequence[Chart], **page: Any) -> None:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("deit_fast.tools.report", "templates"), autoescape=True, trim_blocks=True,
         lstrip_blocks=True, undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     environment.filters["duration"] = lambda seconds: str(timedelta(seconds=round(seconds)))
-    return environment
-
-
-def _render(target: Path, title: str, classes: Sequence[str], page: dict[str, Any]) -> None:
-    charts = [chart.inline() for chart in page["charts"]]
-    template = _environment().get_template("page.html.j2")
-    made = {"python": platform.python_version(), **versions((*PACKAGES, "jinja2"))}
+    inline = [chart.inline() for chart in charts]
     files = importlib.resources.files("deit_fast.tools.report") / "templates"
-    html = template.render(
-        title=title, classes=classes, made=made, now=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        style=(files / "style.css").read_text(), script=(files / "page.js").read_text(), free=FREE, splits=PARTS,
-        whole=WHOLE_MATRIX, curves=[{key: chart[key] for key in ("series", "across")} for chart in charts],
-        **page | {"charts": charts},
+    html = environment.get_template("page.html.j2").render(
+        title=title, classes=classes, made={"python": platform.python_version(), **versions((*PACKAGES, "jinja2"))},
+        now=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"), style=(files / "style.css").read_text(),
+        script=(files / "page.js").read_text(), free=FREE, splits=PARTS, whole=WHOLE_MATRIX, charts=inline,
+        curves=[{key: chart[key] for key in ("series", "across")} for chart in inline], **page,
     )  # fmt: skip
     write_file(target, lambda temporary: temporary.write_text(html, encoding="utf-8", errors="backslashreplace"))

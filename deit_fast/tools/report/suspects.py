@@ -1,7 +1,7 @@
 """Labels that may be wrong: the teacher contradicts them again and again, and the student's heads do too.
 
     votes = cached_votes(facts, dataset.labels, policy)     # the teacher over the epochs, from its label cache
-    ranked = doubtful(seen, votes, {"teacher": "teacher/cls", "student": "model/dist"})
+    ranked = doubtful(seen, votes, "model/dist", ["model/cls"], "teacher/cls")
 
 An image is a suspect when (1) the teacher gives it another class than its label in at least half of the views that it
 saw of it: the augmented ones of all epochs where the run kept a label cache, else the one view of the evaluation; and
@@ -13,8 +13,9 @@ student's heads alone vote: its own training labels have taught it, so fewer mis
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,9 +38,9 @@ HALF = 0.5  # of the views
 
 
 class Suspect(NamedTuple):
-    """An image whose label is doubted; `index` is its place in `Seen`."""
+    """An image whose label is doubted; `row` is its place in `Seen`."""
 
-    index: int  # type: ignore[assignment]  # a field may have the name of a tuple's method
+    row: int
     proposed: int  # the class that most say it is
     doubt: float  # 0 to 1
     contradicted: float  # share of the teacher's views that contradict the label
@@ -63,39 +64,37 @@ class Votes:
     source: str
 
 
-def doubtful(seen: Seen, votes: Votes | None, heads: Mapping[str, str]) -> list[Suspect]:
+def doubtful(
+    seen: Seen, votes: Votes | None, student: str, others: Sequence[str] = (), teacher: str = ""
+) -> list[Suspect]:
     """The suspects, the most doubtful first.
 
     Args:
         seen: the images, and every model's answers.
         votes: of `seen`'s images in the same order; None: the teacher's one answer in `seen`, if it has one.
-        heads: role -> name in `seen`: "teacher" where it was asked, "student" for the head that must agree, and the
-            others, whose probabilities count.
+        student: the name in `seen` of the head that must agree.
+        others, teacher: names in `seen` whose probabilities count too.
     """
-    label, teacher = seen.label, heads.get("teacher")
+    label, proposed = seen.label, seen.answer(student).astype(np.int64)
     if votes is None and teacher:
-        wrong = seen.answer[teacher] != label
-        proposed = np.where(wrong, seen.answer[teacher], -1)
-        votes = Votes(np.ones(len(seen), np.int64), wrong.astype(np.int64), proposed, "")
-    student = heads["student"]
-    margins = [np.where(seen.answer[name] == label, 0.0, seen.probability[name] - seen.given[name])
-               for role, name in heads.items() if role != "teacher" or name in seen.answer]  # fmt: skip
-    suspected = seen.answer[student] != label
-    proposed = seen.answer[student]
-    share = np.zeros(len(seen))
-    views = np.zeros(len(seen), np.int64)
+        wrong = seen.answer(teacher) != label
+        other = np.where(wrong, seen.answer(teacher), -1)
+        votes = Votes(np.ones(len(seen), np.int64), wrong.astype(np.int64), other, "")
+    margins = [
+        np.where(seen.answer(name) == label, 0.0, seen.probability[name] - seen.given[name])
+        for name in filter(None, (student, *others, teacher))
+    ]
+    suspected = proposed != label
+    views, share = np.zeros(len(seen), np.int64), np.zeros(len(seen))
     if votes is not None:
-        views = votes.views
-        share = votes.against / np.maximum(views, 1)
+        views, share = votes.views, votes.against / np.maximum(votes.views, 1)
         suspected = suspected & (views > 0) & (share >= HALF)
         proposed = np.where(votes.proposed >= 0, votes.proposed, proposed)
         margins.append(share)
     doubt = np.mean(margins, axis=0)
     order = np.flatnonzero(suspected)[np.argsort(-doubt[suspected], kind="stable")]
-    return [
-        Suspect(index, int(proposed[index]), float(doubt[index]), float(share[index]), int(views[index]))
-        for index in order.tolist()
-    ]
+    columns = (order, *(each[order] for each in (proposed, doubt, share, views)))
+    return [Suspect(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
 
 def cached_votes(facts: Facts, labels: NDArray[np.int64], policy: Policy) -> Votes | None:
@@ -116,18 +115,16 @@ def cached_votes(facts: Facts, labels: NDArray[np.int64], policy: Policy) -> Vot
     images, ranks = len(labels), int(settings.get("processes", 1))  # which only the official order depends on
     views, against = np.zeros((2, images), np.int64)
     wrong_pairs: list[NDArray[np.int64]] = []
-    epochs = 0
+    epochs: list[int] = []
     for rank in range(ranks):
         share = Share(images, optim.batch_size, data.repeats, data.order, optim.data_seed, rank, ranks)
         mixing = Mixing.of_share(policy, share)
         cache = LabelCache(folder, share.positions, say=lambda sentence: None)
-        chosen = _epochs(max(line["step"] for line in facts.lines) // share.steps_per_epoch, share.epoch_images)
-        epochs = len(chosen)
-        for step in (step for epoch in chosen for step in range(share.steps_per_epoch * epoch,
-                                                                share.steps_per_epoch * (epoch + 1))):  # fmt: skip
+        each = share.steps_per_epoch
+        epochs = _epochs(max(line["step"] for line in facts.lines) // each, share.epoch_images)
+        for step in chain.from_iterable(range(each * epoch, each * (epoch + 1)) for epoch in epochs):
             rows = share.samples(step)
-            known = cache.lookup(step, rows.position)
-            if known is None:
+            if (known := cache.lookup(step, rows.position)) is None:
                 continue
             sample, answers = rows.sample, known.classes.astype(np.int64)
             if known.probs is not None:
@@ -145,7 +142,7 @@ def cached_votes(facts: Facts, labels: NDArray[np.int64], policy: Policy) -> Vot
     proposed = np.full(images, -1)
     order = np.argsort(counts, kind="stable")
     proposed[pairs[order] >> 32] = pairs[order] & 0xFFFFFFFF  # of one image the most frequent comes last, and stays
-    return Votes(views, against, proposed, f"{int(views.sum()):,} labels of {epochs} epochs, from {folder}")
+    return Votes(views, against, proposed, f"{int(views.sum()):,} labels of {len(epochs)} epochs, from {folder}")
 
 
 def _epochs(done: int, images: int) -> list[int]:

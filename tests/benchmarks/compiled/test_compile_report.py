@@ -23,7 +23,7 @@ SPILLS = {"attention_forward_resident n198 d64": 58, "attention_backward_residen
 
 
 def compiled(name: str, capability: int) -> dict:
-    return compile_resources(CASES[name, capability], capability).as_dict()
+    return compile_resources(CASES[name, capability], capability)
 
 
 @pytest.mark.proof

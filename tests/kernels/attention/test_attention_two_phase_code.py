@@ -33,5 +33,5 @@ def test_two_programs_share_a_multiprocessor_of_a_card_of_99_kilobytes() -> None
         config = choose("backward", card, 198, 64, 1 << 20, 1)
         numbers = compile_resources(config_case("backward", 198, 64, config, capability), capability)
         assert config.form == "two_phase"
-        assert numbers.warps == 2 * config.num_warps and numbers.shared_bytes <= 50 * 1024
-        assert numbers.loads_128 > 0 and numbers.stores_128 > 0
+        assert numbers["warps"] == 2 * config.num_warps and numbers["shared_bytes"] <= 50 * 1024
+        assert numbers["loads_128"] > 0 and numbers["stores_128"] > 0

@@ -77,8 +77,8 @@ def test_a_label_view_at_an_odd_address_and_another_batch_size_run_the_same_bina
 @pytest.mark.parametrize("form", ["hard mixed", "binary"])
 def test_no_spills_and_128_bit_accesses(form: str, direction: str, classes: int) -> None:
     numbers = compile_resources(CASES[f"loss_{direction} {form} c{classes}"], 90)
-    assert numbers.spills == numbers.stack_bytes == 0
+    assert numbers["spills"] == numbers["stack_bytes"] == 0
     # cls, dist, teacher; backward knows the teacher's label. A binary cross-entropy reads cls alone.
     read, written = {"hard mixed": (3, 2), "binary": (1, 1)}[form]
-    assert numbers.loads_128 >= (read if direction == "forward" else written)
-    assert numbers.stores_128 >= (written if direction == "backward" else 0)
+    assert numbers["loads_128"] >= (read if direction == "forward" else written)
+    assert numbers["stores_128"] >= (written if direction == "backward" else 0)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -12,19 +10,14 @@ import torch
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from deit_kernels import cross_entropy, distillation_loss
+from tests.kernels import two_ranks
 from tests.kernels.any_strides import calls_of
 
 OPS = torch.ops.deit_kernels
 
 SHARDED = """
-import torch, torch.distributed as dist
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_device_mesh
-from torch.distributed.tensor.debug import CommDebugMode
 from deit_kernels import MixedTarget, TopK, cross_entropy, distillation_loss
 
-dist.init_process_group("gloo")
-mesh = init_device_mesh("cpu", (2,))
-torch.manual_seed(0)
 cls, other, teacher = torch.randn(3, 5, 7)  # of five rows one rank has three
 labels, lam, weights = torch.tensor([1, -100, 2, 3, 4]), torch.rand(5), torch.rand(5)
 probs, indices = teacher.softmax(1).topk(2)
@@ -55,17 +48,12 @@ for reduction in ("none", "mean"):
                 assert (one is None) == (two is None) and (one is None or torch.equal(one.full_tensor(), two))
             if reduction == "none":
                 assert loss.placements == seen[0].placements == (place,) and sent.get_total_counts() == 0
-print("done")
 """
 
 
 @pytest.mark.slow
 def test_dtensors_are_split_by_rows_and_a_mean_is_that_of_all_rows(tmp_path: Path) -> None:
-    program = tmp_path / "sharded.py"
-    program.write_text(SHARDED)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", program]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.stdout.count("done") == 2, done.stderr[-3000:]
+    two_ranks.run(SHARDED, tmp_path)
 
 
 def test_a_loss_has_no_matrix_product_so_no_flops_as_torchs_own() -> None:

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from deit_fast import load
 from deit_fast.tools.benchmark import worker
-from deit_fast.tools.benchmark.__main__ import main
+from deit_fast.tools.benchmark.__main__ import main, table
 from deit_fast.tools.benchmark.forms import FORMS, Form, forms_of
 from deit_fast.tools.benchmark.worker import Broken, Opened, Worker
 from deit_fast.tools.export.formats import export
@@ -100,6 +101,18 @@ def test_the_table_is_the_same_from_processes(
     assert main([*arguments, *FAST, *out]) == 0
     check_table([finished_run, exported], ["eager", "int8"], images, tmp_path, capsys.readouterr().out)
     assert all(row["memory_megabytes"] > 0 for row in json.loads((tmp_path / "a.json").read_text())["rows"])
+
+
+def test_a_narrow_terminal_cuts_no_head_and_no_number_off() -> None:
+    row = {"model": "runs/deit-deit_small_distilled_patch16_224-0123abcd", "form": "compiled", "top1": 81.23,
+           "images_per_second": {"1": 12.3, "32": 1234.5}, "first_call_seconds": 12.34, "file_megabytes": 89.1,
+           "memory_megabytes": 1234.0}  # fmt: skip
+    console = Console(width=80)
+    with console.capture() as printed:
+        console.print(table({"machine": "2-core", "threads": 2, "date": "today", "rows": [row]}, (1, 32)))
+    words = printed.get().split()
+    assert "…" not in printed.get() and words.count("images/s,") == 2
+    assert {"compiled", "81.23", "12.3", "1,234.5", "12.34", "89.1", "1,234", "memory,"} <= set(words)
 
 
 def test_the_rate_is_that_of_the_median_turn(here, finished_run: Path, tmp_path: Path, monkeypatch) -> None:

@@ -12,7 +12,8 @@ from deit_fast.data import open_dataset
 from deit_fast.model import IMAGENET_NORMALISATION
 from deit_fast.recipes.named import recipe
 from deit_fast.tools.data.__main__ import main
-from deit_fast.tools.data.preview import named_ops, pixels_of
+from deit_fast.tools.data.preview import named_ops
+from deit_fast.tools.pixels import pixels_of
 from deit_kernels.augment import Policy, sample_plan
 from tests.deit_fast.data.cifar_files import write_cifar10
 from tests.deit_fast.data.loader_cases import loader_of

@@ -100,7 +100,7 @@ def score(result: dict, part: str = "scores") -> tuple[float, float, int]:
     return numbers["top1"], numbers["top5"], numbers["n"]
 
 
-def test_imagenet_and_real_are_counted_as_by_hand(imagenet: Path, tmp_path: Path) -> None:
+def test_imagenet_and_real_are_counted_as_by_hand(imagenet: Path, tmp_path: Path, capsys) -> None:
     """The whole tree, its flat val/, and class folders, in which four of the twelve classes are missing.
 
     Right are images 1, 2, 5 and 7, in the first five also 3 and 6. ReaL leaves out image 2 and accepts 1, 3, 4 and 6,
@@ -109,6 +109,7 @@ def test_imagenet_and_real_are_counted_as_by_hand(imagenet: Path, tmp_path: Path
     arguments = ["grey_models:nearest", "--real-labels", imagenet / "real.json", "--batch-size", 3]
     found = results(tmp_path, *arguments, "--data", imagenet, imagenet / "val", imagenet / "folders")["data"]
     assert [Path(result["name"]).name for result in found] == [imagenet.name, "val", "folders"]
+    assert capsys.readouterr().out.count("top-5") == 3
     for result in found:
         assert score(result) == (50.0, 75.0, 8)
         assert score(result, "real") == (100 * 4 / 7, 100 * 5 / 7, 7)
@@ -191,6 +192,7 @@ def test_a_run_knows_its_data_its_size_and_its_teacher(finished_run: Path, tmp_p
     out = capsys.readouterr().out
     for line in ("moving average: class token", "teacher", "classified differently", "most frequent mistakes"):
         assert line in out
+    assert "top-1" in out and "top-5" not in out, "of three classes every answer is among the first five"
     assert main([str(finished_run), "--teacher", "-"]) == 0
     assert "teacher" not in capsys.readouterr().out
 

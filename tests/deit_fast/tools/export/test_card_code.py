@@ -13,9 +13,10 @@ from PIL import Image
 from deit_fast import create_model, load
 from deit_fast.config import Preprocessing
 from deit_fast.tools.export import formats, graphs
-from deit_fast.tools.export.code import Code, code_of, levels
+from deit_fast.tools.export.code import Code, code_of
 from deit_fast.tools.export.formats import FORMS, Disagreement, export
 from deit_fast.tools.export.graphs import preprocessing_graph
+from deit_fast.tools.pixels import pixels_of
 from deit_fast.weights.prediction import Trained
 
 USUAL = Preprocessing(16)
@@ -77,7 +78,7 @@ def test_the_code_on_the_card_gives_the_pixels_and_answers_of_predict(
         exec(each, names)
         expected = model.prepare([model.read(file)])
         if (to, takes) == ("onnx", "image"):
-            assert np.array_equal(names["pixels"], levels(expected, preprocessing)[0]), file
+            assert np.array_equal(names["pixels"], pixels_of(expected, preprocessing)[0]), file
         else:
             assert torch.equal(torch.as_tensor(names["images"]), expected), file
     expected = [row.top[0][0] for row in model.predict(images, top=1)]

@@ -11,7 +11,7 @@ from PIL import Image
 from deit_fast.data.sources.builtin import LONGEST_SIDE, PHOTOS, _package_folder
 from deit_fast.tools.report import duplicates
 from deit_fast.tools.report.duplicates import near_duplicates
-from deit_fast.tools.report.look import SIDE, grey_copies
+from deit_fast.tools.report.look import SIDE, grey_copy
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_of_planted_copies_nine_in_ten_are_found_and_nothing_else(photographs) -
         generator = np.random.default_rng(seed)
         chosen = generator.choice(len(photographs), 20, replace=False).tolist()
         copies = [copy(photographs[index], number, generator) for number, index in enumerate(chosen)]
-        pairs = near_duplicates(grey_copies(photographs + copies)).pairs
+        pairs = near_duplicates(np.stack([grey_copy(each) for each in photographs + copies])).pairs
         wanted = {(index, len(photographs) + number) for number, index in enumerate(chosen)}
         right += len(wanted & {(pair.first, pair.second) for pair in pairs})
         found += len(pairs)
@@ -55,7 +55,7 @@ def test_of_planted_copies_nine_in_ten_are_found_and_nothing_else(photographs) -
 
 
 def test_the_pixels_of_the_pair_say_how_alike_it_is(photographs) -> None:
-    grey = grey_copies([photographs[0], photographs[40], photographs[0]])
+    grey = np.stack([grey_copy(photographs[number]) for number in (0, 40, 0)])
     (pair,) = near_duplicates(grey).pairs
     assert (pair.first, pair.second, pair.bits) == (0, 2, 0)
     assert pair.correlation == pytest.approx(1.0, abs=1e-5)
@@ -96,5 +96,5 @@ def test_bits_are_counted_without_numpy_2_as_well(monkeypatch) -> None:
 def test_the_grey_copy_is_the_whole_image_squeezed(tmp_path: Path) -> None:
     pixels = np.zeros((40, 90, 3), np.uint8)
     pixels[:, 45:] = (0, 255, 0)  # the right half is green, of luminance 150
-    (grey,) = grey_copies([pixels])
+    grey = grey_copy(pixels)
     assert (grey[:, 2], grey[:, -3]) == (pytest.approx(0), pytest.approx(150, abs=1))

@@ -5,11 +5,9 @@ import io
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from deit_fast.model import IMAGENET_NORMALISATION
-from deit_fast.tools.report.gallery import heat, thumbnail, unnormalised
+from deit_fast.tools.report.gallery import heat, thumbnail
 
 
 def opened(address: str) -> Image.Image:
@@ -35,10 +33,3 @@ def test_an_even_map_is_faint_and_a_peak_is_not() -> None:
     peaked[3, 5] = 0.9
     alpha = np.asarray(opened(heat(peaked)))[..., 3]
     assert even.max() < 60 and alpha[3, 5] > 180 and np.delete(alpha, 3 * 14 + 5).max() < 5
-
-
-def test_pixels_come_back_from_normalised_images() -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 5, 3), dtype=np.uint8)
-    mean, std = (np.float32(part) for part in IMAGENET_NORMALISATION)
-    prepared = torch.from_numpy((pixels / np.float32(255) - mean) / std).permute(0, 3, 1, 2)
-    assert (unnormalised(prepared, IMAGENET_NORMALISATION) == pixels).all()

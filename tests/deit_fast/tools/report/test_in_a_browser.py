@@ -170,7 +170,7 @@ def test_without_a_script_all_but_the_clicks_is_there(browser, page_file: Path) 
 
 def test_a_thousand_classes_and_fifty_thousand_images_stay_small_and_fast(browser, reported: Path, tmp_path) -> None:
     facts, looked = big(reported)
-    images = report_page.images_of(looked, threads=1)
+    images = report_page.content(looked, threads=1)
     assert len(images["confusions"]["pairs"]) > 5000
     facts = dataclasses.replace(facts, data={**facts.data, "classes": looked.facts.data["classes"], "val": 50_000})
     rows = [{"step": step} for step in range(20_000)]
@@ -206,8 +206,8 @@ def big(reported: Path):
         grey = np.full((len(label), SIDE, SIDE), 7, np.uint8) if grey is None else grey
         grey[3000:] = 7  # comparing all of them would take a minute
         seen[split] = Seen(
-            np.arange(len(label)), label, dict.fromkeys(names, answer), dict.fromkeys(names, probability),
-            dict.fromkeys(names, 1 - probability), grey, {},
+            np.arange(len(label)), label, 1000, dict.fromkeys(names, answer[:, None].astype(np.int32)),
+            dict.fromkeys(names, -np.log1p(-probability)), dict.fromkeys(names, probability), grey, {},
         )  # fmt: skip
     facts = Facts.read(reported)
     facts = dataclasses.replace(facts, data={**facts.data, "classes": classes})

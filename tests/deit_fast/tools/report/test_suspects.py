@@ -20,7 +20,7 @@ from deit_fast.tools.report.look import SIDE, Seen
 from deit_fast.tools.report.suspects import Votes, cached_votes, doubtful
 from deit_fast.train import train
 
-HEADS = {"teacher": "teacher/cls", "student": "model/dist", "other": "model/cls"}
+HEADS = ("model/dist", ["model/cls"], "teacher/cls")
 CPU = torch.device("cpu")
 
 
@@ -29,9 +29,10 @@ def seen(label: list[int], **answers: list[tuple[int, float, float]]) -> Seen:
     names = {"teacher": "teacher/cls", "dist": "model/dist", "cls": "model/cls"}
     columns = {names[key]: np.array(rows, np.float64).reshape(-1, 3) for key, rows in answers.items()}
     return Seen(
-        np.arange(len(label)), np.array(label), {name: rows[:, 0].astype(np.int64) for name, rows in columns.items()},
-        {name: rows[:, 1] for name, rows in columns.items()}, {name: rows[:, 2] for name, rows in columns.items()},
-        np.zeros((len(label), SIDE, SIDE), np.uint8), {},
+        np.arange(len(label)), np.array(label), 3,
+        {name: rows[:, :1].astype(np.int32) for name, rows in columns.items()},
+        {name: -np.log(np.maximum(rows[:, 2], 1e-30)) for name, rows in columns.items()},
+        {name: rows[:, 1] for name, rows in columns.items()}, np.zeros((len(label), SIDE, SIDE), np.uint8), {},
     )  # fmt: skip
 
 
@@ -42,8 +43,8 @@ def test_a_suspect_is_contradicted_by_the_teacher_and_the_student() -> None:
         dist=[(1, 0.8, 0.1), (0, 0.7, 0.7), (1, 0.9, 0.0), (2, 0.5, 0.4)],
         cls=[(0, 0.6, 0.6), (0, 0.7, 0.7), (1, 0.9, 0.0), (2, 0.5, 0.4)],
     )
-    found = doubtful(looked, None, HEADS)
-    assert [(one.index, one.proposed, one.views) for one in found] == [(0, 1, 1), (3, 2, 1)]
+    found = doubtful(looked, None, *HEADS)
+    assert [(one.row, one.proposed, one.views) for one in found] == [(0, 1, 1), (3, 2, 1)]
     assert found[0].doubt == pytest.approx((0.8 + 0.7 + 0.0 + 1.0) / 4)
 
 
@@ -51,14 +52,14 @@ def test_votes_of_a_cache_go_before_one_view() -> None:
     rows = [(1, 0.9, 0.1)] * 3
     looked = seen([0, 0, 0], teacher=rows, dist=rows, cls=rows)
     votes = Votes(np.array([8, 8, 0]), np.array([6, 3, 0]), np.array([2, 2, -1]), "a cache")
-    (found,) = doubtful(looked, votes, HEADS)  # the second is contradicted in less than half, the third was never seen
-    assert (found.index, found.proposed, found.contradicted, found.views) == (0, 2, 0.75, 8)
+    (found,) = doubtful(looked, votes, *HEADS)  # the second is contradicted in less than half, the third was never seen
+    assert (found.row, found.proposed, found.contradicted, found.views) == (0, 2, 0.75, 8)
 
 
 def test_without_a_teacher_the_student_is_asked() -> None:
     looked = seen([0, 1], dist=[(1, 0.9, 0.1), (1, 0.9, 0.9)])
-    (found,) = doubtful(looked, None, {"student": "model/dist"})
-    assert (found.index, found.proposed, found.views) == (0, 1, 0)
+    (found,) = doubtful(looked, None, "model/dist")
+    assert (found.row, found.proposed, found.views) == (0, 1, 0)
 
 
 @pytest.mark.parametrize(
