@@ -179,8 +179,8 @@ def _damage_of(file: Path, digest: str) -> str | None:
         return f"{file.name} cannot be read ({error.strerror})"
 
 
-def load(folder: Path, model: nn.Module, ema: nn.Module | None, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Restore everything `save` wrote; returns the state. ValueError if the tensors are not this model's."""
+def load(folder: Path, model: nn.Module, ema: nn.Module | None, optimizer: torch.optim.Optimizer) -> None:
+    """Restore the tensors that `save` wrote; ValueError if they are not those of this model."""
     try:
         model.load_state_dict(_read_tensors(folder / "model.safetensors"))
         if ema is not None:
@@ -192,7 +192,6 @@ def load(folder: Path, model: nn.Module, ema: nn.Module | None, optimizer: torch
             f"{folder} does not fit this model ({reason}): it was written by another version of deit_fast or of timm. "
             f"Go back to that version, or type --fresh to start anew"
         ) from error
-    return read_json(folder / "state.json")
 
 
 def save_best(run: Path, step: int, tensors: Mapping[str, Tensor], score: Mapping[str, Any]) -> None:

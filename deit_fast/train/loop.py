@@ -18,9 +18,8 @@ from ..run import checkpoint, folder, report
 from ..run.metrics import no_tensorboard
 from ..scores import Scores
 from . import dry_run
-from .meter import Meter
+from .meter import Meter, profiled
 from .prepare import Prepared, prepare
-from .profiling import profiled
 from .record import Record, name_bad_images
 
 _WARM_UP_STEPS = 3  # then all that lives as long as the run exists, and the garbage collector need not look at it
@@ -134,9 +133,9 @@ def _loop(
             lr = prepared.schedule(batch.step)
             meter.add(step(batch, lr))
             step_done()
-            if batch.step == start.step + _WARM_UP_STEPS:
-                gc.freeze()  # without a collection before it, which hung with compiled models among ranks (torch 2.14)
             done, stop = batch.step + 1, preemption.asked(batch.step + 1)
+            if done == start.step + _WARM_UP_STEPS:
+                gc.freeze()  # without a collection before it, which hung with compiled models among ranks (torch 2.14)
             log, save, evaluate = due(config.run, done, epoch_steps, total_steps)
             if log:
                 record.log(done, lr)  # raises Diverged after --skip-limit

@@ -1,4 +1,4 @@
-"""Where a run's time goes: of a step by its parts, of an interval as a line of metrics.jsonl, of a card as its MFU.
+"""Where a run's time goes: of a step by its parts and ops, of an interval as a line of metrics.jsonl, of a card as MFU.
 
     clock = Clock(device, "teacher", "forward")
     with clock("teacher"): …                # a part of a step, for torch's profiler too
@@ -18,16 +18,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import record_function
+from torch.profiler import ProfilerActivity, profile, record_function, schedule
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..data import Batch, TrainLoader
+from ..files import write_file
 from ..model import VisionTransformer, ViTConfig
 from ..ranks.group import Ranks
+from ..run.report import Reporter
 from ..weights.build import Frozen
 
 # Dense bf16 rate with fp32 accumulation, in 1e12/s, from NVIDIA's data sheets. The first entry that the
@@ -46,6 +49,7 @@ _PEAKS = {
     "RTX 4090": 165.2,
 }
 
+_FIRST, _TRACED, _ROWS = 10, 10, 30  # --profile: its first step, number of steps, ops in the table
 _NAMED = 0.05  # the rank that waits longest for data is named if its share of the time exceeds the mean by this
 _SUMS = 5  # loss, its label term, its teacher term, top-1, the gradient's norm
 _SKIPPED = ("count", "row", "longest")  # skipped steps since the last row, in a row now, and the longest such series
@@ -221,6 +225,59 @@ class Meter:
             row["slowest_rank"] = shares.index(max(shares))
         self._restart()
         return row
+
+
+@contextmanager
+def profiled(folder: Path, batches: TrainLoader, ranks: Ranks, reporter: Reporter) -> Iterator[Callable[[], None]]:
+    """A function to be called after every step. Of rank 0's steps 10 to 19 `folder` gets torch's trace and table:
+
+        trace.json.gz     for https://ui.perfetto.dev or chrome://tracing
+        breakdown.txt     milliseconds a step, and torch's table of parts and ops
+
+    By then everything is compiled and allocated. The table begins with the steps and their parts (teacher, forward,
+    loss, backward, optimiser), which follow one another; the loader's threads work beside them. On a GPU autograd
+    launches the kernels of the backward pass from a thread of its own, so they are among the ops only; that has not
+    been tried on a GPU yet.
+    """
+    on_gpu = ranks.device.type == "cuda"
+    began, lasted, loader = 0.0, 0.0, vars(batches.seconds)
+
+    def step_done() -> None:
+        nonlocal began, lasted, loader
+        if on_gpu and tracing.step_num + 1 in (_FIRST, _FIRST + _TRACED):
+            torch.cuda.synchronize(ranks.device)
+        lasted = time.perf_counter() - began
+        if tracing.step_num + 1 == _FIRST:
+            began, loader = time.perf_counter(), vars(batches.seconds).copy()
+        tracing.step()
+
+    def write(finished: profile) -> None:
+        steps = finished.step_num - _FIRST
+        if not steps or not ranks.main:
+            return
+        a_step = 1000 / steps
+        spent = {name: a_step * (after - loader[name]) for name, after in vars(batches.seconds).items()}
+        beside = " · ".join(f"{name} {value:.2f}" for name, value in spent.items())
+        by = "device_time_total" if on_gpu else "cpu_time_total"
+        table = finished.key_averages().table(sort_by=by, row_limit=_ROWS, max_name_column_width=50)
+        text = (
+            f"{a_step * lasted:.1f} ms a step, mean of {steps} steps on {ranks.device}\n"
+            f"loading, in ms a step: {beside}\n{table}"
+        )
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            finished.export_chrome_trace(str(folder / "trace.json.gz"))
+            write_file(folder / "breakdown.txt", lambda path: path.write_text(text + "\n"))
+        except OSError as error:
+            reporter.say(f"the profile could not be written ({error.strerror}): the run goes on")
+        reporter.say(f"{text}\n{folder}")
+
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    when = schedule(skip_first=_FIRST - 1, wait=0, warmup=1, active=_TRACED, repeat=1)
+    with profile(activities=activities, schedule=when, on_trace_ready=write) as tracing:
+        yield step_done
+    if tracing.step_num <= _FIRST:
+        reporter.say(f"nothing was profiled: the run had fewer than {_FIRST + 1} steps")
 
 
 def measured_speed(

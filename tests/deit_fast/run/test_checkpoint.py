@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from deit_fast.files import read_json
 from deit_fast.run import checkpoint
 from deit_fast.run.checkpoint import tensors_of
 
@@ -42,7 +43,8 @@ def test_everything_comes_back_bit_for_bit(tmp_path) -> None:
     assert folder == checkpoint.newest(tmp_path)
     other, other_optimizer = trained(0)
     other_average, _ = trained(0)
-    state = checkpoint.load(folder, other, other_average, other_optimizer)
+    checkpoint.load(folder, other, other_average, other_optimizer)
+    state = read_json(folder / "state.json")
     assert (state["format"], state["step"], state["seconds"]) == (checkpoint.FORMAT, 3, 1.5)
     for restored, saved in ((other, model), (other_average, average)):
         for name, value in saved.state_dict().items():

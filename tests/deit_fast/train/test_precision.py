@@ -1,14 +1,18 @@
 """The precision of a training: what is asked for, what "auto" means, and that a run keeps its own."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from deit_fast.config import Config
 from deit_fast.files import read_json, write_json
+from deit_fast.ranks.group import Ranks
 from deit_fast.run import checkpoint
+from deit_fast.run.report import Reporter
 from deit_fast.train import train
+from deit_fast.train.prepare import Start, _restore
 from tests.deit_fast.train.runs import rows, weights
 
 
@@ -57,3 +61,14 @@ def test_a_run_of_an_older_version_stays_in_float32_on_a_cpu(tiny: Config, monke
     train(auto)
     out = " ".join(capsys.readouterr().out.split())
     assert "continue from step 2" in out and "precision fp32 (this run began with it)" in out
+
+
+def test_a_continued_run_scales_its_loss_as_before(tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    folder = checkpoint.save(tmp_path, 3, checkpoint.tensors_of(model, None, optimizer), {}, keep=1)
+    before = torch.amp.GradScaler("cpu", init_scale=4.0).state_dict()
+    step = SimpleNamespace(model=model, ema=None, optimizer=optimizer, scaler=torch.amp.GradScaler("cpu"))
+    alone = Ranks(0, 1, torch.device("cpu"))
+    _restore(Start(step=3, folder=folder, scaler=before), "grouped", alone, step, Reporter(False))
+    assert step.scaler.get_scale() == 4.0

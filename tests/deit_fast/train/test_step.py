@@ -168,6 +168,12 @@ def test_among_ranks_one_that_is_short_of_memory_later_ends_the_run_with_a_sente
     assert all(parameter.grad is None for parameter in step.model.parameters())
 
 
+def test_the_trial_before_the_first_step_of_several_ranks_leaves_no_gradient_behind() -> None:
+    plain, tried = step_of(CONFIG), step_of(CONFIG)
+    tried.fit._tried = False
+    assert torch.equal(tried(batch(), 0.01).grad_norm, plain(batch(), 0.01).grad_norm)
+
+
 def test_a_scaled_loss_trains_the_same_weights() -> None:
     plain, scaled = step_of(CONFIG), step_of(CONFIG)
     scaled.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
