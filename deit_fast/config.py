@@ -308,7 +308,7 @@ class Flags:
     """The command line in its groups."""
 
     # Recipe
-    recipe: Taught[str]  # named defaults, see deit_fast/recipes/; without it: deit, or what fits built-in --data
+    recipe: Taught[str]  # named defaults, see deit_fast/recipes/; without it: own, or what fits built-in --data
     data: DataConfig
     model: ModelConfig
     distill: DistillConfig

