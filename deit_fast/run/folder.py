@@ -26,10 +26,11 @@ from ..files import LOCK, Lock, check_writable, read_json, remove_parts, write_j
 from ..names import headline
 from .checkpoint import newest
 
-# All that a run writes, in the order in which --fresh removes it: first what marks a finished and a resumable run.
+# What --fresh removes, in this order: first what marks a finished and a resumable run. config.json marks the folder as
+# a run, so it stays until the new one replaces it.
 OURS = (
     "summary.json", "checkpoints", "data.json", "metrics.jsonl", "report.png", "report.html", "logs", "tensorboard",
-    "profile", "config.json",
+    "profile",
 )  # fmt: skip
 
 
@@ -40,8 +41,7 @@ def open_run(config: Config, run: Path) -> dict[str, Any] | None:
         ValueError: the folder is not a run, cannot be written, or holds a run of another configuration.
     """
     known, summary = run / "config.json", run / "summary.json"
-    # A process that locked the folder and then refused to train leaves the lock file.
-    if run.exists() and not (run.is_dir() and (known.exists() or all(path.name == LOCK for path in run.iterdir()))):
+    if run.exists() and not (run.is_dir() and (known.exists() or all(map(_is_left, run.iterdir())))):
         raise ValueError(f"{run} exists and is not a run of deit_fast: type another --out")
     check_writable(run, "type another --out", folder=True)
     if not known.exists():
@@ -63,6 +63,11 @@ def open_run(config: Config, run: Path) -> dict[str, Any] | None:
                 f"or --fresh to discard it"
             )
     return None
+
+
+def _is_left(path: Path) -> bool:
+    """Whether a file remains of a process that locked the folder, and refused to train or was killed at once."""
+    return path.name == LOCK or path.match(".config.json.*.part")
 
 
 def read_summary(run: Path) -> dict[str, Any]:

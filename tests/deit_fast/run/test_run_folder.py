@@ -105,6 +105,39 @@ def test_a_second_process_is_refused_at_once_and_the_first_is_named(half_way: Co
     assert train(half_way).scores  # the kernel has taken the lock back, however the holder ended
 
 
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_run_that_is_killed_while_it_begins_begins_again(
+    tiny: Config, monkeypatch: pytest.MonkeyPatch, fresh: bool
+) -> None:
+    config = tiny.replace(fresh=fresh)
+    if fresh:
+        train(tiny)
+        (Path(tiny.run.out) / "notes.txt").write_text("mine")
+
+    class Killed(BaseException):
+        pass
+
+    def replace(source: Path, target: Path) -> None:
+        if Path(target).name == "config.json":
+            raise Killed
+        rename(source, target)
+
+    def remove(path: Path, missing_ok: bool = False) -> None:
+        if path.suffix != ".part":  # which a killed process leaves
+            unlink(path, missing_ok)
+
+    rename, unlink = os.replace, Path.unlink
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(os, "replace", replace)
+        patch.setattr(Path, "unlink", remove)
+        train(config)
+    left = {path.name for path in Path(tiny.run.out).iterdir() if path.name.endswith(".part")}
+    assert len(left) == 1 and next(iter(left)).startswith(".config.json.")
+    assert train(config).scores
+    assert not list(Path(tiny.run.out).glob(".*.part"))
+    assert (Path(tiny.run.out) / "notes.txt").exists() == fresh
+
+
 def test_a_folder_that_appears_while_a_run_sets_up_is_locked_before_it_is_written_to(tmp_path) -> None:
     with Lock(tmp_path / LOCK) as first, Lock(tmp_path / LOCK) as second:
         first.acquire()
