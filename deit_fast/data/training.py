@@ -15,6 +15,8 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from deit_kernels.augment import Policy
 
 from ..config import DataConfig, OptimConfig, Preprocessing
@@ -57,6 +59,12 @@ class TrainingData:
     @property
     def total_steps(self) -> int:
         return self.optim.epochs * self.share.steps_per_epoch
+
+    @property
+    def majority(self) -> float:
+        """The share of the validation images that the most frequent class has, per cent."""
+        labels = self.val_set.labels
+        return 100 * float(np.bincount(labels).max()) / len(labels)
 
     def loaders(self, normalisation: Normalisation, ranks: Ranks) -> Loaders:
         """Batches for a model.

@@ -40,9 +40,9 @@ RECIPES: Recipes = {
     "own": (
         "A DeiT and its teacher for your own images: the folder decides most of it, the defaults here the rest.",
         {
-            **_TAUGHT, "teacher": "recipe:own-teacher-scratch", "image_size": 96, "crop_scale": (0.35, 1.0),
-            "crop_ratio": 1.0, "width": 128, "depth": 6, "heads": 2, "batch_size": 32, "epochs": 20,
-            "warmup_epochs": 2, "unscale_lr": True, "lr": 5e-4, "ema_decay": 0.99, "fusion": "softmax", "log_every": 5,
+            **_TAUGHT, "teacher": "recipe:own-teacher-scratch", "image_size": 96, "crop_ratio": 1.0,
+            "width": 128, "depth": 6, "heads": 2, "batch_size": 32, "epochs": 20,
+            "warmup_epochs": 2, "unscale_lr": True, "lr": 5e-4, "ema_decay": 0.99, "log_every": 5,
         },
     ),
     "demo": (

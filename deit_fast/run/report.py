@@ -14,10 +14,11 @@ from rich.table import Table
 
 from ..config import DataConfig
 from ..files import shown
-from ..names import HEADS
+from ..names import HEADS, headline
 from ..progress import progress
 
 _NAMED = 10  # images
+_MANY = 5_000  # validation images, from which a top-1 needs no interval
 _SECONDS = 10.0  # between two lines of a console that is no terminal
 
 logger = logging.getLogger(__name__)
@@ -111,3 +112,46 @@ def summary_table(summary: dict[str, Any], data: DataConfig) -> Table:
             name = f"student, {label}" if teacher else label
             table.add_row(name, f"{student[key]['top1']:.1f}", f"{ema[key]['top1']:.1f}" if ema else "")
     return table
+
+
+def interval(score: dict[str, Any]) -> tuple[float, float]:
+    """Wilson's 95 % interval of a top-1, per cent."""
+    n, share, z = score["n"], score["top1"] / 100, 1.959964
+    if not n:
+        return 0.0, 100.0
+    middle, half = share + z**2 / (2 * n), z * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
+    return 100 * (middle - half) / (1 + z**2 / n), 100 * (middle + half) / (1 + z**2 / n)
+
+
+def is_a_guess(score: dict[str, Any], majority: float) -> bool:
+    """Whether a top-1 may be that of the most frequent class, which has `majority` per cent of the images."""
+    return interval(score)[0] <= majority
+
+
+def guessing_teacher(score: dict[str, Any], majority: float) -> str:
+    """The warning of a teacher that `is_a_guess`."""
+    return (
+        f"warning: the teacher is right on {score['top1']:.1f} % of {score['n']:,} validation images, and the most "
+        f"frequent class has {majority:.1f} %: it teaches no more than a guess. Type another --teacher, or train "
+        "this one on this data, at this --image-size"
+    )
+
+
+def worth(summary: dict[str, Any], fusion: str, majority: float | None) -> list[str]:
+    """What the table of a few validation images is worth; `majority` is None where it is not known."""
+    student, teacher = summary["student"], summary.get("teacher")
+    head = headline(student, fusion)
+    score, (low, high) = student[head], interval(student[head])
+    lines = []
+    if 0 < score["n"] < _MANY:
+        lines.append(f"{score['n']:,} validation images: {score['top1']:.1f} % stands for {low:.0f} to {high:.0f} %")
+        if majority is not None:
+            guess = ", so the model is no better than guessing" if is_a_guess(score, majority) else ""
+            lines[0] += f"; the most frequent class has {majority:.1f} %{guess}"
+    best = max(student, key=lambda one: student[one]["top1"])
+    if student[best]["top1"] > high:
+        lines.append(f"the {HEADS[best]} alone scores {student[best]['top1']:.1f} %, more than the model's answer")
+    answers = [*student.values(), *(summary.get("ema") or {}).values()]
+    if teacher and teacher["top1"] > max(one["top1"] for one in answers):
+        lines.append(f"the teacher scores more, {teacher['top1']:.1f} %: use it where its size does no harm")
+    return lines

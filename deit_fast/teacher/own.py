@@ -153,6 +153,9 @@ def choose(folder: Folder, at_hand: AtHand, config: Config, typed: Collection[st
     if small and folder.grey:
         reason = "the images are grey and small: a mirrored symbol may be another"
         yield Decision("flip", "none", reason, {"flip": 0.0})
+    if small and (flat["batch_size"] if "batch_size" in typed else batch) % 8 == 0:  # its rows mix in groups
+        mixing = {"mixup": 0.8, "cutmix": 1.0}
+        yield Decision("mixing", "mixup and CutMix", "small images gain by it", mixing)
     shown, least, most = (60_000, 30, 600) if small else (8_000, 10, 50) if hub else (8_000, 20, 100)
     epochs = flat["epochs"] if "epochs" in typed else min(most, max(least, round(shown / images)))
     schedule = {"epochs": epochs, "warmup_epochs": epochs / 10, "eval_every": max(1, epochs // 20)}
@@ -173,15 +176,12 @@ def _student(folder: Folder, gpu: bool, hub: bool, config: Config, typed: Collec
     pretrained = {"image_size": 224, "lr": 5e-5, "crop_scale": (0.25, 1.0), "crop_ratio": 0.9}
     as_named = {"patch_size": 0, "width": 0, "depth": 0, "heads": 0}
     side = 96 if folder.side > SMALL else min(SMALL, max(16, 4 * round(folder.side / 4)))
-    scratch = {"image_size": side, "crop_scale": (0.35, 1.0), "crop_ratio": 1.0}
+    scratch = {"image_size": side, "crop_scale": (0.08, 1.0), "crop_ratio": 1.0}
     if folder.side <= SMALL:
         scratch |= {"crop_scale": (0.7, 1.0), "in_memory": True}
     if {"model", "weights"} & set(typed):
-        model, weights = (
-            config.model.model if "model" in typed else f"deit_small{token}_patch16_224",
-            "weights" in typed,
-        )
-        fields = as_named | (pretrained if weights else scratch) | {"model": model}
+        model = config.model.model if "model" in typed else f"deit_small{token}_patch16_224"
+        fields = as_named | (pretrained if "weights" in typed else scratch) | {"model": model}
         return Decision("student", f"{model}, {fields['image_size']} pixels", "typed", fields)
     if hub:
         model, drop_path = (f"deit_small{token}_patch16_224", 0.1) if gpu else (tiny, 0.0)
@@ -189,7 +189,7 @@ def _student(folder: Folder, gpu: bool, hub: bool, config: Config, typed: Collec
         reason = "the hub answers" if gpu else "the hub answers; without a GPU the smallest"
         return Decision("student", f"{model} from ImageNet's weights", reason, fields)
     if folder.side <= SMALL:
-        own = {"model": tiny, "patch_size": side // 4, "width": 96, "depth": 3, "heads": 3}
+        own = {"model": tiny, "patch_size": side // (2 if folder.grey else 4), "width": 96, "depth": 3, "heads": 3}
         reason = f"the images have about {folder.side} pixels"
     else:
         own = {"model": tiny, "width": 128, "depth": 6, "heads": 2}

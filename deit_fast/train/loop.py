@@ -101,7 +101,9 @@ def _loop(
     config, ranks = prepared.config, prepared.ranks
     step, start, batches = prepared.step, prepared.start, prepared.batches
     epoch_steps, total_steps = prepared.data.share.steps_per_epoch, prepared.data.total_steps
-    teacher_scores = prepared.evaluate_teacher()
+    teacher_scores, majority = prepared.evaluate_teacher(), prepared.data.majority
+    if teacher_scores and report.is_a_guess(teacher_scores, majority):
+        reporter.say(report.guessing_teacher(teacher_scores, majority))
     scores: tuple[Scores, Scores | None] | None = None
     meter = Meter(
         step.clock, batches, ranks, batch_size=config.optim.batch_size, total_steps=total_steps,
@@ -171,15 +173,20 @@ def _conclude(
     if prepared.ranks.main:
         write_json(run / "summary.json", result)
         reporter.say(f"trained in {record.seconds:.0f} s")
-    _show(run, prepared.config, result, prepared.ranks, reporter)
+    _show(run, prepared.config, result, prepared.ranks, reporter, prepared.data.majority)
     record.measure_headroom()
     prepared.ranks.wait()
     return result
 
 
-def _show(run: Path, config: Config, result: dict[str, Any], ranks: Ranks, reporter: report.Reporter) -> None:
-    """The table of a finished run, and where its best weights are."""
+def _show(
+    run: Path, config: Config, result: dict[str, Any], ranks: Ranks, reporter: report.Reporter,
+    majority: float | None = None,
+) -> None:  # fmt: skip
+    """The table of a finished run, what it is worth, and where its best weights are."""
     reporter.console.print(report.summary_table(result, config.data))
+    for line in report.worth(result, config.model.fusion, majority):
+        reporter.say(line)
     if ranks.main and (best := checkpoint.best(run)) is not None:
         file, found = best
         # Runs of an older version kept the average wherever there was one, and did not say it.

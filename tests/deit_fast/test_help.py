@@ -72,7 +72,7 @@ def test_whose_defaults_are_shown_is_said_before_them(name: str, capsys) -> None
         said[arguments] = " ".join(shown(name, *arguments, capsys=capsys).partition("--recipe TEXT")[0].split())
     others = "; with your own --data others count, which --data FOLDER --help shows"
     assert f"The defaults below are those of the recipe demo{others}" in said[()]
-    assert "The defaults below are those of the recipe deit " in said["--data", "/mine"]
+    assert "The defaults below are those of the recipe own; the folder decides" in said["--data", "/mine"]
     assert "The defaults below are those of the recipe deit-base " in said["--recipe", "deit-base"]
     assert all(others not in text for arguments, text in said.items() if arguments)
 

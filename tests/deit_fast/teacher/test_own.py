@@ -38,7 +38,7 @@ def chosen(folder: Folder, at_hand: AtHand = NOTHING, **typed: object) -> dict[s
         (PHOTOS, AtHand(False, False, True), {"width": 128, "teacher": "recipe:own-teacher-lite0"}),
         (PHOTOS, AtHand(False, True, True), {"model": TINY, "weights": "timm", "teacher": "recipe:own-teacher-light"}),
         (PHOTOS, AtHand(True, True, True), {"model": SMALL, "width": 0, "teacher": "recipe:own-teacher"}),
-        (SYMBOLS, AtHand(True, True, True), {"image_size": 28, "patch_size": 7, "flip": 0.0, "in_memory": True}),
+        (SYMBOLS, AtHand(True, True, True), {"image_size": 28, "patch_size": 14, "flip": 0.0, "in_memory": True}),
         (SYMBOLS._replace(grey=False, side=33), NOTHING, {"image_size": 32, "patch_size": 8}),
     ],
 )
@@ -219,7 +219,7 @@ def test_one_command_trains_a_teacher_and_its_student_on_160_photographs(
                 (folder / f"{index}.jpg").write_bytes(images.read(index))
     assert main(["--data", "flowers"]) == 0
     scores = read_json(Path("runs/flowers/summary.json"))
-    assert scores["student"]["softmax"]["n"] == 40
-    assert scores["student"]["softmax"]["top1"] > 25 + 4 * 100 * (0.25 * 0.75 / 40) ** 0.5
+    assert scores["student"]["fused"]["n"] == 40
+    assert scores["student"]["fused"]["top1"] > 25 + 4 * 100 * (0.25 * 0.75 / 40) ** 0.5
     assert scores["teacher"]["top1"] >= 80
     assert Path("runs/flowers-teacher/summary.json").exists() and Path("runs/flowers/report.html").exists()

@@ -60,8 +60,8 @@ def test_the_command_line_spells_every_field(tiny: Config) -> None:
         ([], "demo"),
         (["--data", "photos"], "demo"),
         (["--data", "digits"], "digits"),
-        (["--data", "/imagenet"], "deit"),
-        (["--data=/imagenet", "--epochs", "3"], "deit"),
+        (["--data", "/imagenet"], "own"),
+        (["--data=/imagenet", "--epochs", "3"], "own"),
         (["--recipe", "demo", "--data", "/flowers"], "demo"),
     ],
 )
