@@ -228,6 +228,7 @@ def main() -> int:
         "--wheels", type=Path, metavar="DIR", help="fetch what a machine with torch alone lacks, no more"
     )
     arguments = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in a script's background inherits it ignored
     here = Path(os.environ.get("HERE", "."))
     if arguments.wheels:
         fetch = ["-m", "pip", "download", "-q", "-c", "constraints.txt", "-d", str((here / arguments.wheels).resolve())]

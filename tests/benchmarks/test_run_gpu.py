@@ -95,6 +95,8 @@ def with_a_card(tmp_path: Path):
         environment = {"PATH": "/usr/bin:/bin", "PYTHON": str(stub), "CALLS": str(calls), "WRONG": json.dumps(wrong)}
         environment |= {"FAIL": "no such words", "HANG": "no such words", "PARALLEL": "yes"} | settings
         command = ["bash", SCRIPT, results]
+        # SIGINT is ignored where a script runs this in its background.
+        command = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         steps = re.findall(r"^\d\d:\d\d:\d\d (\w+)$", done.stdout, flags=re.MULTILINE)
         return Outcome(done.returncode, done.stdout, steps, calls.read_text().splitlines())
