@@ -4,7 +4,8 @@
     pytest benchmarks/bench_loss.py -m "slow or not slow"      # every batch size and class count
     pytest benchmarks/bench_loss.py --benchmark-json=out.json
 
-`test_binary_cross_entropy` is DeiT III's loss beside F.binary_cross_entropy_with_logits on dense targets.
+`test_binary_cross_entropy` is DeiT III's loss beside F.binary_cross_entropy_with_logits on dense targets,
+`test_class_weights` the paper's with a weight for every class.
 
 A row is one call, forward, backward alone, or both, on bf16 logits of two heads and a teacher. Its limit is the byte
 floor: each tensor moved once. `extra_info` also holds the kernels launched and the host's microseconds. Without a card
@@ -47,6 +48,7 @@ class Shape:
     target: str
     rows: int
     classes: int
+    weighted: bool = False  # by class
 
     def floor_bytes(self, direction: str) -> int:
         """Bytes of the logits, dense targets and gradients, each moved once."""
@@ -80,6 +82,7 @@ class Inputs:
     partner: Tensor
     lam: Tensor
     dense: Tensor
+    weight: Tensor | None
 
     @classmethod
     def random(cls, shape: Shape) -> Inputs:
@@ -89,6 +92,7 @@ class Inputs:
         return cls(
             shape, logits[0].requires_grad_(), logits[1].requires_grad_(), logits[2], labels, partner,
             torch.rand(shape.rows, device=DEVICE), logits[3].float().softmax(1).to(DTYPE),
+            torch.rand(shape.classes, device=DEVICE) if shape.weighted else None,
         )  # fmt: skip
 
     def timms_target(self, smoothing: float = SMOOTHING) -> Tensor:
@@ -112,7 +116,7 @@ def ours(inputs: Inputs) -> Any:
     soft: dict[str, Any] = {"tau": TAU, "kl_normalizer": "batch"} if shape.mode == "soft" else {}
     return distillation_loss(
         inputs.cls, inputs.dist, inputs.teacher, target, mode=shape.mode, alpha=ALPHA,
-        label_smoothing=0.0 if shape.target == "dense" else SMOOTHING, **soft,
+        label_smoothing=0.0 if shape.target == "dense" else SMOOTHING, weight=inputs.weight, **soft,
     )  # fmt: skip
 
 
@@ -122,6 +126,8 @@ def eager(inputs: Inputs) -> Tensor:
     if shape.mode == "binary":
         target = inputs.timms_target(smoothing=0.0)
         return F.binary_cross_entropy_with_logits(cls, (target.gt(0.0) if shape.target == "mixed" else target).float())
+    if inputs.weight is not None:
+        return _eager_weighted(inputs, cls, dist, teacher, inputs.weight)
     if shape.target == "int":
         base = F.cross_entropy(cls, inputs.labels, label_smoothing=SMOOTHING)
     else:
@@ -131,6 +137,13 @@ def eager(inputs: Inputs) -> Tensor:
     else:
         student, teacher = F.log_softmax(dist / TAU, dim=1), F.log_softmax(teacher / TAU, dim=1)
         distill = F.kl_div(student, teacher, reduction="batchmean", log_target=True) * TAU**2
+    return (1 - ALPHA) * base + ALPHA * distill
+
+
+def _eager_weighted(inputs: Inputs, cls: Tensor, dist: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
+    rows = inputs.lam * weight[inputs.labels] + (1 - inputs.lam) * weight[inputs.partner]
+    base = F.cross_entropy(cls, inputs.timms_target(), weight, reduction="sum") / rows.sum()
+    distill = (rows * F.cross_entropy(dist, teacher.argmax(1), reduction="none")).sum() / rows.sum()
     return (1 - ALPHA) * base + ALPHA * distill
 
 
@@ -180,7 +193,7 @@ LOSSES = {
 def covering(shape: Shape) -> list[str]:
     """The forms that have this mode and target."""
     own = ["ours", "eager", "compiled"]
-    return own if shape.mode == "binary" else [*own, "timm", *["liger"] * (shape.target == "int")]
+    return own if shape.mode == "binary" or shape.weighted else [*own, "timm", *["liger"] * (shape.target == "int")]
 
 
 def loss_of(name: str):
@@ -241,10 +254,16 @@ def test_binary_cross_entropy(benchmark: BenchmarkFixture, one_thread: None, tar
     LOSS.row(benchmark, shape, direction, covering(shape), ROUNDS)
 
 
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_class_weights(benchmark: BenchmarkFixture, one_thread: None, direction: str) -> None:
+    shape = Shape("hard", "mixed", 256, 1000, weighted=True)
+    LOSS.row(benchmark, shape, direction, covering(shape), ROUNDS)
+
+
 def test_providers_agree() -> None:
     """What is compared computes the same."""
-    for mode, target in [*FORMS, ("binary", "mixed"), ("binary", "dense")]:
-        shape = Shape(mode, target, 8, 100)
+    shapes = [Shape(mode, target, 8, 100) for mode, target in [*FORMS, ("binary", "mixed"), ("binary", "dense")]]
+    for shape in [*shapes, Shape("hard", "mixed", 8, 100, weighted=True)]:
         inputs = Inputs.random(shape)
         for name in covering(shape):
             if name in ("liger", "compiled") and not ON_CARD:

@@ -30,7 +30,8 @@ struct LossCall {
   Matrix teacher_probs;   // (B, K)
   Labels labels, partner;
   Matrix lam;
-  Matrix dense;  // probabilities (B, C)
+  Matrix dense;   // probabilities (B, C)
+  Matrix weight;  // of the classes, as a row
   bool soft, numel;
   double alpha, tau, label_smoothing, teacher_smoothing;
   int64_t ignore_index;
@@ -39,14 +40,17 @@ struct LossCall {
 
   const Matrix& student() const { return dist.data ? dist : cls; }
   bool distills() const { return teacher.data || teacher_labels.data; }
+  bool divides_by_weights() const { return weight.data && !binary && labels.data; }
+  int64_t columns() const;  // of the statistics
   double base_scale() const { return binary && !sum_classes ? 1 / static_cast<double>(classes) : 1; }
   double kl_scale() const { return numel ? tau * tau / static_cast<double>(classes) : tau * tau; }
 };
 
 // The columns that reference.py names.
 constexpr int64_t statistics_columns = 8;
-enum Column { cls_max, cls_rest, dist_max, dist_rest, teacher_max, teacher_rest, target_sum, row_weight };
+enum Column { cls_max, cls_rest, dist_max, dist_rest, teacher_max, teacher_rest, target_sum, row_weight, target_weight };
 constexpr Column teacher_label = teacher_max;
+inline int64_t LossCall::columns() const { return statistics_columns + (weight.data != nullptr); }
 
 // Both terms of a row, 0 where it is ignored.
 struct Terms {
@@ -66,6 +70,7 @@ namespace cpu {
 // Why the values of a call are refused: check_values of deit_kernels/distill_loss/checks.py, word for word. "" where
 // they are good.
 std::string problem_of(const LossCall& call);
+std::string problem_of_weight(const LossCall& call);  // of its values alone
 
 // Rows [begin, end): terms[row] and the row's statistics. False where the values of a row are refused; such a row is not
 // read further. Many threads call these at once.

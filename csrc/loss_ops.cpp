@@ -1,7 +1,7 @@
 // Binds the losses on the CPU to the ops whose schemas deit_kernels/distill_loss/op.py defines.
 //
 // As in ops.cpp only the LibTorch stable ABI is used. The functions read the stack of arguments themselves: two ops
-// share eighteen of them, and a call with a float64 head goes on, as it is, to the op's overload `exact`, which Python
+// share nineteen of them, and a call with a float64 head goes on, as it is, to the op's overload `exact`, which Python
 // implements by the reference.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -29,9 +29,9 @@ void require(bool condition, const char* message) {
   if (!condition) throw std::invalid_argument(message);
 }
 
-// One call, in the order of the schema that forward and backward share: seven tensors, then eleven options.
+// One call, in the order of the schema that forward and backward share: eight tensors, then eleven options.
 struct Arguments {
-  static constexpr int tensors = 7, threshold = 16, count = 18;
+  static constexpr int tensors = 8, threshold = 17, count = 19;
   std::optional<Tensor> tensor[tensors];
   LossCall call;
   bool mean, exact;
@@ -39,17 +39,17 @@ struct Arguments {
   static Arguments of_both_ops(Stack stack) {
     Arguments read;
     for (int i = 0; i < tensors; ++i) read.tensor[i] = to<std::optional<Tensor>>(stack[i]);
-    read.call.soft = to<bool>(stack[7]);
-    read.call.alpha = to<double>(stack[8]);
-    read.call.tau = to<double>(stack[9]);
-    read.call.numel = to<bool>(stack[10]);
-    read.call.label_smoothing = to<double>(stack[11]);
-    read.call.teacher_smoothing = to<double>(stack[12]);
-    read.call.ignore_index = to<int64_t>(stack[13]);
-    read.mean = to<bool>(stack[14]);
-    read.call.binary = to<bool>(stack[15]);
+    read.call.soft = to<bool>(stack[8]);
+    read.call.alpha = to<double>(stack[9]);
+    read.call.tau = to<double>(stack[10]);
+    read.call.numel = to<bool>(stack[11]);
+    read.call.label_smoothing = to<double>(stack[12]);
+    read.call.teacher_smoothing = to<double>(stack[13]);
+    read.call.ignore_index = to<int64_t>(stack[14]);
+    read.mean = to<bool>(stack[15]);
+    read.call.binary = to<bool>(stack[16]);
     read.call.target_threshold = to<std::optional<double>>(stack[threshold]);
-    read.call.sum_classes = to<bool>(stack[17]);
+    read.call.sum_classes = to<bool>(stack[18]);
     read.look();
     return read;
   }
@@ -81,7 +81,7 @@ struct Arguments {
   Arguments() : call{} {}
 
   void look() {
-    const auto& [cls, dist, teacher, probs, target, partner, lam] = tensor;
+    const auto& [cls, dist, teacher, probs, target, partner, lam, weight] = tensor;
     require(cls || dist, "a call has logits");
     const Tensor& logits = cls ? *cls : *dist;
     require(logits.dim() == 2 && logits.size(1) >= 1 && logits.size(1) < (1 << 24), "logits are (B, C), C below 2**24");
@@ -106,7 +106,11 @@ struct Arguments {
     } else {
       call.teacher = matrix(teacher, call.classes);
     }
-    require(!cls || target, "a base term has a target");
+    if (weight) {
+      require(weight->dim() == 1 && weight->size(0) == call.classes, "weights of classes are (C,)");
+      call.weight = {weight->const_data_ptr(), number(*weight), 0, weight->stride(0)};
+    }
+    require(!(cls || weight) || target, "a base term, and weights, have a target");
     require(!partner == !lam && (!partner || (target && target->dim() == 1)), "a mixed target has labels and lam");
     require(!teacher || teacher->scalar_type() != ScalarType::Long || call.soft == !!probs,
             "labels are a hard teacher, a TopK is a soft one");
@@ -115,15 +119,18 @@ struct Arguments {
   Matrix matrix(const std::optional<Tensor>& given, int64_t columns) const {
     if (!given) return {};
     require(has_shape(*given, columns), "logits and probabilities are (B, C), lam is (B,)");
-    const ScalarType type = given->scalar_type();
+    return {given->const_data_ptr(), number(*given), given->stride(0), columns ? given->stride(1) : 0};
+  }
+
+  static Number number(const Tensor& given) {
+    const ScalarType type = given.scalar_type();
     require(type == ScalarType::Float || type == ScalarType::Half || type == ScalarType::BFloat16 ||
                 type == ScalarType::Double,
-            "logits, probabilities and lam are floating-point");
-    const Number number = type == ScalarType::Float      ? Number::float32
-                          : type == ScalarType::Half     ? Number::float16
-                          : type == ScalarType::BFloat16 ? Number::bfloat16
-                                                         : Number::float64;
-    return {given->const_data_ptr(), number, given->stride(0), columns ? given->stride(1) : 0};
+            "logits, probabilities, lam and weights are floating-point");
+    return type == ScalarType::Float      ? Number::float32
+           : type == ScalarType::Half     ? Number::float16
+           : type == ScalarType::BFloat16 ? Number::bfloat16
+                                          : Number::float64;
   }
 
   Labels labels(const std::optional<Tensor>& given, int64_t columns) const {
@@ -174,6 +181,10 @@ void run_exact(const char* name, Stack stack) {
 
 // Both terms of every row, and its statistics at `saved`.
 std::vector<Terms> rows_of(const LossCall& call, float* saved) {
+  if (call.weight.data) {
+    const std::string problem = cpu::problem_of_weight(call);
+    require(problem.empty(), problem.c_str());
+  }
   std::vector<Terms> terms(call.rows);
   std::atomic<bool> good = true;
   in_parallel(call, [&](int64_t begin, int64_t end) {
@@ -184,9 +195,12 @@ std::vector<Terms> rows_of(const LossCall& call, float* saved) {
   return terms;
 }
 
-float counted(const float* saved, int64_t rows) {
-  int64_t sum = 0;
-  for (int64_t row = 0; row < rows; ++row) sum += saved[row * statistics_columns + row_weight] != 0;
+// What a mean divides by.
+float divisor(const LossCall& call, const float* saved) {
+  const int64_t columns = call.columns();
+  double sum = 0;
+  for (int64_t row = 0; row < call.rows; ++row, saved += columns)
+    sum += call.divides_by_weights() ? saved[target_weight] : saved[row_weight] != 0;
   return static_cast<float>(sum);
 }
 
@@ -210,7 +224,7 @@ void forward(Stack stack, uint64_t, uint64_t) {
     stack[Arguments::threshold] = from(call.target_threshold);
     return run_exact("deit_kernels::distillation_loss_forward", stack);
   }
-  const Tensor statistics = new_tensor({call.rows, statistics_columns}, ScalarType::Float);
+  const Tensor statistics = new_tensor({call.rows, call.columns()}, ScalarType::Float);
   const std::vector<Terms> rows = rows_of(call, floats(statistics));
   const Tensor loss = new_rows(given), base = new_rows(given), distill = new_rows(given);
   const Tensor count = given.mean ? new_tensor({}, ScalarType::Float) : new_tensor({0}, ScalarType::Float);
@@ -220,7 +234,7 @@ void forward(Stack stack, uint64_t, uint64_t) {
     floats(distill)[at] = static_cast<float>(terms.distill);
   };
   if (given.mean)
-    write(0, mean_of(rows, *floats(count) = counted(floats(statistics), call.rows)));
+    write(0, mean_of(rows, *floats(count) = divisor(call, floats(statistics))));
   else
     for (int64_t row = 0; row < call.rows; ++row) write(row, rows[row]);
   int at = 0;
@@ -236,7 +250,7 @@ void cross_entropy(Stack stack, uint64_t, uint64_t) {
   const std::vector<Terms> rows = rows_of(call, saved.data());
   const Tensor loss = new_rows(given);
   if (given.mean)
-    *floats(loss) = static_cast<float>(mean_of(rows, counted(saved.data(), call.rows)).base);
+    *floats(loss) = static_cast<float>(mean_of(rows, divisor(call, saved.data())).base);
   else
     for (int64_t row = 0; row < call.rows; ++row) floats(loss)[row] = static_cast<float>(rows[row].base);
   stack[0] = from(loss);
@@ -256,7 +270,7 @@ void backward(Stack stack, uint64_t, uint64_t) {
   }
   const bool need_cls = to<bool>(stack[before + Arguments::count]);
   const bool need_dist = to<bool>(stack[before + Arguments::count + 1]);
-  require(statistics.scalar_type() == ScalarType::Float && given.has_shape(statistics, statistics_columns),
+  require(statistics.scalar_type() == ScalarType::Float && given.has_shape(statistics, call.columns()),
           "the statistics are those of the forward op");
   require(grad.scalar_type() == ScalarType::Float && count.scalar_type() == ScalarType::Float &&
               (given.mean ? grad.numel() == 1 && count.numel() == 1 : given.has_shape(grad, 0)),

@@ -79,9 +79,9 @@ INTO_CALLER Floats<bytes> size_of(Floats<bytes> x) {
   return (Floats<bytes>)((Words<bytes>)x & 0x7FFFFFFF);
 }
 
-// The sum over the classes. A weight of 0 takes nothing from an infinite logit.
-template <int bytes, typename Target>
-INTO_CALLER double binary_loss(const float* x, int64_t n, const Target& target, const Ahead& ahead) {
+// The sum over the classes, `weighted` each times its weight w. A weight of 0 takes nothing from an infinite logit.
+template <int bytes, bool weighted, typename Target>
+INTO_CALLER double binary_loss(const float* x, int64_t n, const Target& target, const float* w, const Ahead& ahead) {
   LaneSums<bytes> sum;
   over_row<bytes>(n, [&](int64_t i, int64_t part, auto end) IN_LANES {
     ahead.fetch(i);
@@ -89,20 +89,24 @@ INTO_CALLER double binary_loss(const float* x, int64_t n, const Target& target, 
     const BinaryTarget<bytes> wanted = target.template at<bytes>(i, part, end);
     const Floats<bytes> weight = logits > 0.0f ? wanted.absent : wanted.there;
     const Floats<bytes> distance = weight == 0.0f ? Floats<bytes>{} : weight * size;
-    sum.part[part] += kept<bytes>(log_1_plus<bytes>(exponential<bytes>(-size)) + distance, part, end);
+    Floats<bytes> cost = log_1_plus<bytes>(exponential<bytes>(-size)) + distance;
+    if constexpr (weighted) cost = times<bytes>(cost, load<bytes>(w + i, 0.0f, part, end));
+    sum.part[part] += kept<bytes>(cost, part, end);
   }, sum);
   return sum.total();
 }
 
-// gradient = scale · (p − t), each taken from what it lacks to 1 where p is over 1/2.
-template <int bytes, typename Target>
-INTO_CALLER void binary_gradient(const float* x, int64_t n, const Target& target, double scale, float* gradient) {
+// gradient = scale · (p − t), `weighted` times w, each taken from what it lacks to 1 where p is over 1/2.
+template <int bytes, bool weighted, typename Target>
+INTO_CALLER void binary_gradient(const float* x, int64_t n, const Target& target, const float* w, double scale,
+                                 float* gradient) {
   const float by = static_cast<float>(scale);
   over_row<bytes>(n, [&](int64_t i, int64_t part, auto end) IN_LANES {
     const Floats<bytes> logits = load<bytes>(x + i, 0.0f, part, end);
     const BinaryTarget<bytes> wanted = target.template at<bytes>(i, part, end);
     const Floats<bytes> e = exponential<bytes>(-size_of<bytes>(logits)), smaller = e / (1.0f + e);
-    const Floats<bytes> slope = logits > 0.0f ? wanted.absent - smaller : smaller - wanted.there;
+    Floats<bytes> slope = logits > 0.0f ? wanted.absent - smaller : smaller - wanted.there;
+    if constexpr (weighted) slope = times<bytes>(slope, load<bytes>(w + i, 0.0f, part, end));
     store<bytes>(slope * by, gradient + i, part, end);
   });
 }

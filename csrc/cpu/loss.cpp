@@ -57,14 +57,14 @@ bool read_topk(const LossCall& call, int64_t row, float* to) {
   return true;
 }
 
-// What is done with the rows of one call; `binary`: whose base term is a binary cross-entropy.
-template <int bytes, bool binary>
+// What is done with the rows of one call; `binary`: whose base term is a binary cross-entropy; `weighted`: with weights of
+// the classes.
+template <int bytes, bool binary, bool weighted>
 class Rows {
  public:
   Rows(const LossCall& call, bool teacher)
       : call(call), n(call.classes), tau(static_cast<float>(call.tau)),
         teacher_tau(call.teacher_probs.data ? 1 : tau) {
-    constexpr int64_t buffers = 5;
     thread_local std::vector<float> memory;
     if (static_cast<int64_t>(memory.size()) < buffers * (lanes + n)) memory.resize(buffers * (lanes + n));
     for (int64_t k = 0; k < buffers; ++k) buffer[k] = memory.data() + k * (lanes + n) + lanes;
@@ -72,16 +72,18 @@ class Rows {
     matrix[dist] = &call.dist;
     matrix[dense] = &call.dense;
     matrix[logits] = teacher ? &call.teacher : nullptr;
+    if constexpr (weighted) w = row_of<bytes>(call.weight, 0, n, buffer[own_weights]);
   }
 
   // False where the row is refused.
   INTO_CALLER bool forward(int64_t row, Terms& terms, float* saved) {
-    std::fill(saved, saved + statistics_columns, 0.0f);
+    std::fill(saved, saved + statistics_columns + weighted, 0.0f);
     terms = {0, 0};
     const Standing standing = standing_of(call, row);
     if (standing != Standing::counts) return standing == Standing::ignored;
     if (!read(row)) return false;
     saved[row_weight] = 1;
+    if constexpr (weighted) saved[target_weight] = static_cast<float>(weigh(row));
     Softmax softmax{};
     if constexpr (binary) {
       if (x[cls]) terms.base = call.base_scale() * binary_term(row);
@@ -97,6 +99,7 @@ class Rows {
       terms.distill = hard_term(softmax, row, saved);
       terms.base *= saved[row_weight];
     }
+    if constexpr (weighted) terms.distill = times(terms.distill, saved[target_weight]) * saved[row_weight];
     return true;
   }
 
@@ -110,23 +113,33 @@ class Rows {
       return;
     }
     read(row);
-    const bool base = call.cls.data && call.alpha < 1, distill = call.distills() && call.alpha > 0;
+    double distill_scale = double{scale} * call.alpha;
+    bool base = call.cls.data && call.alpha < 1, distill = call.distills() && call.alpha > 0;
+    if constexpr (weighted) {
+      weigh(row);
+      distill_scale *= saved[target_weight];
+      if (distill && saved[target_weight] == 0) {
+        distill = false;
+        if (call.dist.data || !base) clear(call.dist.data ? to.dist : to.cls, call.student(), row);
+      }
+    }
     if (to.cls && base) {
       float* gradient = place(to.cls, call.cls, row);
       base_gradient(row, saved, double{scale} * (1 - call.alpha), gradient);
-      if (distill && !call.dist.data) distill_gradient<true>(saved, double{scale} * call.alpha, gradient);
+      if (distill && !call.dist.data) distill_gradient<true>(saved, distill_scale, gradient);
       finish(gradient, to.cls, call.cls, row);
     }
     void* alone = call.dist.data ? to.dist : base ? nullptr : to.cls;
     if (alone && distill) {
       float* gradient = place(alone, call.student(), row);
-      distill_gradient<false>(saved, double{scale} * call.alpha, gradient);
+      distill_gradient<false>(saved, distill_scale, gradient);
       finish(gradient, alone, call.student(), row);
     }
   }
 
  private:
-  enum Which { cls, dist, dense, logits, own };  // `own`: the gradient
+  enum Which { cls, dist, dense, logits, own, own_weights, own_target };  // `own`: the gradient
+  static constexpr int64_t buffers = weighted ? 7 : 5;
 
   // The rows as float32, where they do not lie so in memory that the thread keeps. False where a TopK is refused.
   INTO_CALLER bool read(int64_t row) {
@@ -146,11 +159,44 @@ class Rows {
     return in_place ? x[which] + matrix[which]->row : x[dist];
   }
 
+  static double times(double term, double weight) { return weight == 0 ? 0 : weight * term; }
+
+  // The weight of the row's target. `target` becomes w t, smoothed, where more than two classes have some of it.
+  INTO_CALLER double weigh(int64_t row) {
+    const double smoothing = call.label_smoothing;
+    target = x[dense] || (smoothing != 0 && !binary) ? buffer[own_target] : nullptr;
+    if (x[dense]) return weighted_target<bytes>(x[dense], w, n, smoothing, buffer[own_target]);
+    const Picks picks = picks_of(call, row);
+    if (target) weighted_labels<bytes>(w, n, picks, smoothing, buffer[own_target]);
+    return weight_of(picks);
+  }
+
+  double weight_of(const Picks& picks) const {
+    double sum = 0;
+    for (int k = 0; k < picks.count; ++k) sum += picks.weight[k] * w[picks.label[k]];
+    return sum;
+  }
+
+  // The target is `weight` times these picks, whose weights sum to 1.
+  Picks weighted_picks(int64_t row, double weight) const {
+    Picks picks = picks_of(call, row);
+    for (int k = 0; k < picks.count && weight != 0; ++k) picks.weight[k] *= w[picks.label[k]] / weight;
+    return picks;
+  }
+
   INTO_CALLER double base_term(const Softmax& softmax, int64_t row, float* saved) {
-    double mass = 1;
-    const double term =
-        x[dense] ? dense_loss<bytes>(x[cls], x[dense], n, softmax, call.label_smoothing, &mass)
-                 : label_loss<bytes>(x[cls], n, softmax, picks_of(call, row), call.label_smoothing);
+    double mass = 1, term;
+    if constexpr (weighted) {
+      if (target) {
+        term = dense_loss<bytes>(x[cls], target, n, softmax, 0, &mass);
+      } else {
+        mass = weight_of(picks_of(call, row));
+        term = times(label_loss<bytes>(x[cls], n, softmax, weighted_picks(row, mass), 0), mass);
+      }
+    } else {
+      term = x[dense] ? dense_loss<bytes>(x[cls], x[dense], n, softmax, call.label_smoothing, &mass)
+                      : label_loss<bytes>(x[cls], n, softmax, picks_of(call, row), call.label_smoothing);
+    }
     saved[cls_max] = softmax.largest;
     saved[cls_rest] = static_cast<float>(softmax.rest);
     saved[target_sum] = static_cast<float>(mass);
@@ -159,9 +205,11 @@ class Rows {
 
   INTO_CALLER double binary_term(int64_t row) {
     const Ahead ahead{next(cls), next(dense)};
-    if (!x[dense]) return binary_loss<bytes>(x[cls], n, BinaryPicks(picks_of(call, row), call), ahead);
-    if (call.target_threshold) return binary_loss<bytes>(x[cls], n, BinaryDense<true>(x[dense], call), ahead);
-    return binary_loss<bytes>(x[cls], n, BinaryDense<false>(x[dense], call), ahead);
+    if (!x[dense])
+      return binary_loss<bytes, weighted>(x[cls], n, BinaryPicks(picks_of(call, row), call), w, ahead);
+    if (call.target_threshold)
+      return binary_loss<bytes, weighted>(x[cls], n, BinaryDense<true>(x[dense], call), w, ahead);
+    return binary_loss<bytes, weighted>(x[cls], n, BinaryDense<false>(x[dense], call), w, ahead);
   }
 
   INTO_CALLER double hard_term(const Softmax& softmax, int64_t row, float* saved) {
@@ -187,17 +235,23 @@ class Rows {
 
   INTO_CALLER void binary_slopes(int64_t row, double scale, float* gradient) {
     if (!x[dense])
-      binary_gradient<bytes>(x[cls], n, BinaryPicks(picks_of(call, row), call), scale, gradient);
+      binary_gradient<bytes, weighted>(x[cls], n, BinaryPicks(picks_of(call, row), call), w, scale, gradient);
     else if (call.target_threshold)
-      binary_gradient<bytes>(x[cls], n, BinaryDense<true>(x[dense], call), scale, gradient);
+      binary_gradient<bytes, weighted>(x[cls], n, BinaryDense<true>(x[dense], call), w, scale, gradient);
     else
-      binary_gradient<bytes>(x[cls], n, BinaryDense<false>(x[dense], call), scale, gradient);
+      binary_gradient<bytes, weighted>(x[cls], n, BinaryDense<false>(x[dense], call), w, scale, gradient);
   }
 
   INTO_CALLER void base_gradient(int64_t row, const float* saved, double scale, float* gradient) {
     if constexpr (binary) return binary_slopes(row, scale * call.base_scale(), gradient);
     const Softmax softmax{saved[cls_max], saved[cls_rest]};
-    if (x[dense])
+    if constexpr (weighted) {
+      const double mass = target ? saved[target_sum] : weight_of(picks_of(call, row));
+      if (target)
+        dense_gradient<bytes>(x[cls], target, n, softmax, 0, saved[target_sum], scale, gradient);
+      else
+        label_gradient<bytes, false>(x[cls], n, softmax, weighted_picks(row, mass), 0, scale * mass, gradient);
+    } else if (x[dense])
       dense_gradient<bytes>(x[cls], x[dense], n, softmax, call.label_smoothing, saved[target_sum], scale, gradient);
     else
       label_gradient<bytes, false>(x[cls], n, softmax, picks_of(call, row), call.label_smoothing, scale, gradient);
@@ -236,38 +290,42 @@ class Rows {
   const float tau, teacher_tau;
   const Matrix* matrix[4];
   const float* x[4];  // the rows that are read; null where there is none
-  float* buffer[5];  // each after sixteen numbers that may be read
+  float* buffer[buffers];  // each after sixteen numbers that may be read
+  const float *w = nullptr, *target = nullptr;  // of `weighted`: the weights, and what `weigh` says
 };
 
-template <int bytes, bool binary>
+template <int bytes, bool binary, bool weighted>
 INTO_CALLER bool forward_rows(const LossCall& call, int64_t begin, int64_t end, Terms* terms, float* statistics) {
-  Rows<bytes, binary> rows(call, true);
+  Rows<bytes, binary, weighted> rows(call, true);
   bool good = true;
   for (int64_t row = begin; row < end; ++row)
-    good &= rows.forward(row, terms[row], statistics + row * statistics_columns);
+    good &= rows.forward(row, terms[row], statistics + row * (statistics_columns + weighted));
   return good;
 }
 
-template <int bytes, bool binary>
+template <int bytes, bool binary, bool weighted>
 INTO_CALLER void backward_rows(const LossCall& call, int64_t begin, int64_t end, const float* statistics,
                                const Gradients& to) {
-  Rows<bytes, binary> rows(call, call.soft);  // a hard teacher's label is saved
-  for (int64_t row = begin; row < end; ++row) rows.backward(row, statistics + row * statistics_columns, to);
+  Rows<bytes, binary, weighted> rows(call, call.soft);  // a hard teacher's label is saved
+  for (int64_t row = begin; row < end; ++row)
+    rows.backward(row, statistics + row * (statistics_columns + weighted), to);
 }
 
 // Forward and backward for every size of a vector; which runs is decided when the binary loads. A binary cross-entropy
-// has functions of its own, so that it costs the others nothing.
-#define FOR_BASE(bytes, name, target, binary)                                                                  \
+// has functions of its own, and so have weights, so that they cost the others nothing.
+#define FOR_FORM(bytes, name, target, binary, weighted)                                                       \
   target bool forward_##name(const LossCall& call, int64_t begin, int64_t end, Terms* terms, float* saved) {   \
-    return forward_rows<bytes, binary>(call, begin, end, terms, saved);                                        \
+    return forward_rows<bytes, binary, weighted>(call, begin, end, terms, saved);                              \
   }                                                                                                            \
   target void backward_##name(const LossCall& call, int64_t begin, int64_t end, const float* saved,            \
                               const Gradients& to) {                                                           \
-    backward_rows<bytes, binary>(call, begin, end, saved, to);                                                 \
+    backward_rows<bytes, binary, weighted>(call, begin, end, saved, to);                                       \
   }
-#define FOR_VECTORS_OF(bytes, name, target) \
-  FOR_BASE(bytes, name, target, false)      \
-  FOR_BASE(bytes, name##_binary, target, true)
+#define FOR_VECTORS_OF(bytes, name, target)                \
+  FOR_FORM(bytes, name, target, false, false)              \
+  FOR_FORM(bytes, name##_binary, target, true, false)      \
+  FOR_FORM(bytes, name##_weighted, target, false, true)    \
+  FOR_FORM(bytes, name##_binary_weighted, target, true, true)
 #ifndef DEIT_VECTOR_BYTES
 #define DEIT_VECTOR_BYTES 16
 #endif
@@ -279,23 +337,24 @@ FOR_VECTORS_OF(64, avx512, __attribute__((target("avx512f,avx512bw,avx512dq,avx5
 const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 const bool has_avx2 = __builtin_cpu_supports("avx2");
-#define HERE(pass) has_avx512 ? pass##_avx512 : has_avx2 ? pass##_avx2 : pass##_plain
-#define BINARY_HERE(pass) has_avx512 ? pass##_avx512_binary : has_avx2 ? pass##_avx2_binary : pass##_plain_binary
+#define HERE(pass, form) has_avx512 ? pass##_avx512##form : has_avx2 ? pass##_avx2##form : pass##_plain##form
 #else
-#define HERE(pass) pass##_plain
-#define BINARY_HERE(pass) pass##_plain_binary
+#define HERE(pass, form) pass##_plain##form
 #endif
-const auto forward_here = HERE(forward), forward_binary_here = BINARY_HERE(forward);
-const auto backward_here = HERE(backward), backward_binary_here = BINARY_HERE(backward);
+#define FORMS_HERE(pass) HERE(pass, ), HERE(pass, _binary), HERE(pass, _weighted), HERE(pass, _binary_weighted)
+const decltype(&forward_plain) forward_here[] = {FORMS_HERE(forward)};
+const decltype(&backward_plain) backward_here[] = {FORMS_HERE(backward)};
+
+int form_of(const LossCall& call) { return call.binary + 2 * (call.weight.data != nullptr); }
 
 }  // namespace
 
 bool loss_forward(const LossCall& call, int64_t begin, int64_t end, Terms* terms, float* statistics) {
-  return (call.binary ? forward_binary_here : forward_here)(call, begin, end, terms, statistics);
+  return forward_here[form_of(call)](call, begin, end, terms, statistics);
 }
 
 void loss_backward(const LossCall& call, int64_t begin, int64_t end, const float* statistics, const Gradients& to) {
-  (call.binary ? backward_binary_here : backward_here)(call, begin, end, statistics, to);
+  backward_here[form_of(call)](call, begin, end, statistics, to);
 }
 
 }  // namespace deit::cpu

@@ -192,6 +192,37 @@ INTO_CALLER double dense_loss(const float* x, const float* target, int64_t n, co
   return *mass == 0 ? below.total() : below.total() + *mass * softmax.log_sum();
 }
 
+// A weight of 0 takes nothing from an infinite number.
+template <int bytes>
+INTO_CALLER Floats<bytes> times(const Floats<bytes>& values, const Floats<bytes>& weight) {
+  return weight == 0.0f ? Floats<bytes>{} : values * weight;
+}
+
+// to = w t of probabilities t, smoothed; returns Σ w t of those that are not.
+template <int bytes>
+INTO_CALLER double weighted_target(const float* target, const float* w, int64_t n, double smoothing, float* to) {
+  const float keep = static_cast<float>(1 - smoothing);
+  const float spread = static_cast<float>(smoothing / static_cast<double>(n));
+  LaneSums<bytes> sum;
+  over_row<bytes>(n, [&](int64_t i, int64_t part, auto end) IN_LANES {
+    const Floats<bytes> given = load<bytes>(target + i, 0.0f, part, end), weight = load<bytes>(w + i, 0.0f, part, end);
+    sum.part[part] += times<bytes>(given, weight);
+    store<bytes>(times<bytes>(given * keep + spread, weight), to + i, part, end);
+  }, sum);
+  return sum.total();
+}
+
+// The same of labels.
+template <int bytes>
+INTO_CALLER void weighted_labels(const float* w, int64_t n, const Picks& picks, double smoothing, float* to) {
+  const float spread = static_cast<float>(smoothing / static_cast<double>(n));
+  over_row<bytes>(n, [&](int64_t i, int64_t part, auto end) IN_LANES {
+    store<bytes>(load<bytes>(w + i, 0.0f, part, end) * spread, to + i, part, end);
+  });
+  for (int k = 0; k < picks.count; ++k)
+    to[picks.label[k]] += static_cast<float>((1 - smoothing) * picks.weight[k] * w[picks.label[k]]);
+}
+
 // Of Σ p_teacher · (v − u) where it is infinite or NaN: a class counts if its probability is above 0 in float32, not only
 // its exponential.
 __attribute__((noinline)) inline double doubtful_dot(const float* x, float tau, float top, const float* t,

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <charconv>
 #include <functional>
+#include <limits>
 #include <vector>
 
 #include "../loss.h"
@@ -40,7 +41,20 @@ bool within(double number) { return number >= 0 && number <= 1; }
 
 }  // namespace
 
+std::string problem_of_weight(const LossCall& call) {
+  if (!call.weight.data) return "";
+  bool any = false;
+  for (int64_t c = 0; c < call.classes; ++c) {
+    const double weight = number_at(call.weight, 0, c);
+    if (!(weight >= 0 && weight <= std::numeric_limits<double>::max()))
+      return "weight holds " + repr(weight) + " for class " + repr(c) + "; weights are finite and at least 0";
+    any |= weight > 0;
+  }
+  return any ? "" : "weight holds 0 for every class; at least one is above 0";
+}
+
 std::string problem_of(const LossCall& call) {
+  if (const std::string problem = problem_of_weight(call); !problem.empty()) return problem;
   const bool mixed = call.partner.data, listed = call.teacher_probs.data;
   const struct {
     const char* name;

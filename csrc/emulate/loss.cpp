@@ -1,6 +1,6 @@
 // Runs the losses on a call in a file, without Python or torch: loss INPUT OUTPUT. Test-only.
 //
-// INPUT: the header below; nine times a Given and its bytes, in the order of `read_call`; one incoming gradient a row,
+// INPUT: the header below; ten times a Given and its bytes, in the order of `read_call`; one incoming gradient a row,
 // float32. OUTPUT: the terms of the rows, their statistics, the gradients of the heads that are there. A
 // thread computes each row. Gradients start poisoned and lie between guard bytes, which must survive; a tensor has
 // exactly its bytes, so that a sanitizer sees who reads beyond. Refused values are named on stderr, with exit code 3.
@@ -73,6 +73,7 @@ deit::LossCall read_call(Tensors& from) {
   call.partner = from.labels();
   call.lam = from.matrix();
   call.dense = from.matrix();
+  call.weight = from.matrix();
   return call;
 }
 
@@ -90,7 +91,7 @@ int main(int, char** arguments) {
   Guarded cls(bytes_of(call, call.cls)), dist(bytes_of(call, call.dist));
 
   std::vector<deit::Terms> found(call.rows);
-  std::vector<float> saved(call.rows * deit::statistics_columns);
+  std::vector<float> saved(call.rows * call.columns());
   std::atomic<bool> good = true;
   in_threads(call.rows, [&](int64_t row) {
     if (!deit::cpu::loss_forward(call, row, row + 1, found.data(), saved.data())) good = false;

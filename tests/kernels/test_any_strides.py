@@ -16,7 +16,7 @@ from tests.kernels.any_strides import (
     calls_of,
     op_names,
 )
-from tests.kernels.distill_loss.loss_cases import BINARY, Case, make_call
+from tests.kernels.distill_loss.loss_cases import BINARY, WEIGHTED_KINDS, Case, make_call
 
 LOSSES = [
     Case(),
@@ -24,6 +24,7 @@ LOSSES = [
     Case(target="dense", teacher="soft logits", heads=1),
     Case(target="mixed", teacher="hard labels"),
     *BINARY[:3],
+    *WEIGHTED_KINDS[:2],
 ]
 
 

@@ -37,14 +37,14 @@ def test_a_loss_may_be_replaced_as_the_table_says() -> None:
     one_hot = [F.one_hot(part, 5) for part in mixed[:2]]
     mixup_target = lam[:, None] * one_hot[0] + (1 - lam[:, None]) * one_hot[1]
     known = {**vars(F), **vars(timm.loss), **vars(deit_kernels), **locals(), "F": F}
-    known |= {"student": logits, "teacher": torch.randn(4, 5), "tau": 2.0}
+    known |= {"student": logits, "teacher": torch.randn(4, 5), "tau": 2.0, "weight": torch.rand(5)}
     replaced = 0
     for old, new in rows_below("instead of |"):
         theirs, ours = (re.search(r"`(.*?)`", cell).group(1) for cell in (old, new))
         if "(" in theirs and "(" in ours:
             torch.testing.assert_close(eval(ours, known), eval(theirs, known))
             replaced += 1
-    assert replaced == 5
+    assert replaced == 6
 
 
 @pytest.mark.parametrize(

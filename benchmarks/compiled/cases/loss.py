@@ -24,10 +24,13 @@ _FORMS = {
     "binary": ("mixed", "none", 1),
     "binary dense": ("dense", "none", 1),
     "binary hard": ("mixed", "logits", 2),
+    "hard weighted": ("mixed", "logits", 2),
+    "binary weighted": ("mixed", "none", 1),
 }
 # Every form at 1000 classes (ImageNet-1k), the two main ones at the longest single tile and ImageNet-21k too.
 _SIZES = [(form, 1000) for form in _FORMS]
 _SIZES += [(form, classes) for form in ("hard mixed", "soft dense", "binary") for classes in (4096, 21840, 21841)]
+_MEAN = {"STATISTICS": reference.STATISTICS, "BY_WEIGHTS": False} | MEAN_OPTIONS
 _TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int64: "i64"}
 
 
@@ -41,7 +44,7 @@ def compile_cases() -> list[CompileCase]:
             cases.append(_case(f"loss_{direction} {form} c{classes}", kernel, arguments, options))
     vector = torch.empty(8)
     mean = (*[vector] * 3, None, *[vector] * 4, len(vector), 0.5)
-    cases.append(_case("loss_mean", kernels.mean_kernel, mean, MEAN_OPTIONS))
+    cases.append(_case("loss_mean", kernels.mean_kernel, mean, _MEAN))
     return cases
 
 
@@ -73,6 +76,7 @@ def example(form: str, classes: int, dtype: torch.dtype, rows: int = 8) -> LossC
         target=matrix().float().softmax(1).to(dtype) if target == "dense" else labels,
         partner=partner if target == "mixed" else None,
         lam=torch.rand(rows, generator=generator) if target == "mixed" else None,
+        weight=torch.rand(classes, generator=generator) if form.endswith("weighted") else None,
         soft=teacher in ("soft", "topk"), alpha=0.0 if teacher == "none" else 0.5, tau=3.0, numel=False,
         label_smoothing=0.0 if form.startswith("binary") else 0.1, teacher_smoothing=0.0, ignore_index=-100, mean=True,
         binary=form.startswith("binary"), target_threshold=0.0 if form.startswith("binary") else None,
@@ -82,7 +86,7 @@ def example(form: str, classes: int, dtype: torch.dtype, rows: int = 8) -> LossC
 def example_arguments(call: LossCall) -> dict[str, tuple[tuple, dict[str, Any]]]:
     """Arguments and options of both kernels for a call whose heads all need a gradient."""
     rows = torch.empty(call.logits.shape[0])
-    statistics, scalar = torch.empty(len(rows), reference.STATISTICS), torch.empty(())
+    statistics, scalar = torch.empty(len(rows), call.statistics), torch.empty(())
     gradients = [None if head is None else torch.empty_like(head) for head in (call.cls, call.dist)]
     distill = call.teacher is not None
     return {
@@ -114,7 +118,7 @@ def _case(name: str, kernel: triton.JITFunction, arguments: tuple, options: dict
 def _trace_forward(form: str, classes: int) -> TracedCall:
     call = example(form, classes, torch.float16)
     rows = len(call.logits)
-    base, distill, statistics = torch.empty(rows), torch.empty(rows), torch.empty(rows, reference.STATISTICS)
+    base, distill, statistics = torch.empty(rows), torch.empty(rows), torch.empty(rows, call.statistics)
     arguments, options = forward_arguments(call, None, base, distill, statistics)
     kernels.forward_kernel[(rows,)](*arguments, **options)
     inputs = {name: value for name, value in call._asdict().items() if isinstance(value, Tensor)}
@@ -132,7 +136,7 @@ def _trace_mean() -> TracedCall:
     base, distill = torch.randn(2, 1500)
     statistics = torch.ones(1500, reference.STATISTICS)
     outputs = {name: torch.empty(()) for name in ("loss", "base", "distill", "count")}
-    kernels.mean_kernel[(1,)](base, distill, statistics, None, *outputs.values(), len(base), 0.5, **MEAN_OPTIONS)
+    kernels.mean_kernel[(1,)](base, distill, statistics, None, *outputs.values(), len(base), 0.5, **_MEAN)
     weights = statistics[:, reference.ROW_WEIGHT]
     return TracedCall({"base rows": base, "distill rows": distill, "weights": weights}, outputs)
 

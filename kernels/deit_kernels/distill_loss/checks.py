@@ -43,6 +43,7 @@ def distillation_call(
     base: str = "ce",
     target_threshold: float | None = None,
     sum_classes: bool = False,
+    weight: Tensor | None = None,
 ) -> LossCall:
     """The checked call of `distillation_loss`, without terms of weight 0."""
     _one_of("mode", mode, ("hard", "soft"))
@@ -80,23 +81,26 @@ def distillation_call(
         dist_logits if with_distill else None,
         taught if with_distill else None,
         teacher_probs if with_distill else None,
-        true if with_base or true.dtype == torch.int64 else None,  # labels say which rows count
-        partner, lam,
+        # Labels say which rows count, and any target how much.
+        true if with_base or weight is not None or true.dtype == torch.int64 else None,
+        partner, lam, check_weight(weight, cls_logits),
         soft=mode == "soft", alpha=alpha, tau=tau, numel=kl_normalizer == "numel",
         label_smoothing=float(label_smoothing), teacher_smoothing=float(teacher_smoothing),
         ignore_index=check_ignore_index(ignore_index), mean=check_reduction(reduction),
     )  # fmt: skip
-    return call._replace(**binary) if base == "bce" and with_base else call
+    # With weights it decides the divisor of the other term too.
+    return call._replace(**binary) if base == "bce" and (with_base or weight is not None) else call
 
 
 def cross_entropy_call(
-    logits: Tensor, target: Tensor | MixedTarget, label_smoothing: float, ignore_index: int, reduction: str
-) -> LossCall:
+    logits: Tensor, target: Tensor | MixedTarget, label_smoothing: float, ignore_index: int, reduction: str,
+    weight: Tensor | None = None,
+) -> LossCall:  # fmt: skip
     """The checked call of a base term alone."""
     check_logits("logits", logits)
     true, partner, lam = check_target(target, logits)
     return LossCall(
-        cls=logits, target=true, partner=partner, lam=lam,
+        cls=logits, target=true, partner=partner, lam=lam, weight=check_weight(weight, logits),
         label_smoothing=_within("label_smoothing", label_smoothing, "a share of probability"),
         ignore_index=check_ignore_index(ignore_index), mean=check_reduction(reduction),
     )  # fmt: skip
@@ -178,6 +182,19 @@ def check_target(target: Tensor | MixedTarget, logits: Tensor) -> tuple[Tensor, 
     return target, None, None
 
 
+def check_weight(weight: Tensor | None, logits: Tensor) -> Tensor | None:
+    """Weights of classes are floating-point (C,)."""
+    if weight is None:
+        return None
+    _tensor("weight", weight)
+    if weight.dtype not in _FLOATS or weight.shape != logits.shape[1:]:
+        raise ValueError(
+            f"weight must be floating-point of shape ({logits.shape[1]},), one a class, got {_describe(weight)}"
+        )
+    _check_constant("weight", weight, logits)
+    return weight
+
+
 def check_reduction(reduction: str) -> bool:
     """True for "mean"."""
     _one_of("reduction", reduction, ("mean", "none"))
@@ -238,13 +255,23 @@ def check_teacher_logits(teacher: Tensor, logits: Tensor) -> None:
 
 
 def check_values(call: LossCall) -> None:
-    """Look into the labels, mixing weights and TopK of CPU tensors.
+    """Look into the weights of classes, labels, mixing weights and TopK of CPU tensors.
 
     Raises:
-        ValueError: a label outside [0, C) that is not ignore_index, lam outside [0, 1], a TopK whose classes are
-            outside [0, C) or repeated or whose probabilities are outside [0, 1]; each only in rows that count.
+        ValueError: a weight of a class that is negative, infinite or NaN, no weight above 0; in a row that counts a
+            label outside [0, C), lam outside [0, 1], a TopK whose classes are outside [0, C) or repeated or whose
+            probabilities are outside [0, 1].
     """
     rows, classes = call.logits.shape
+    if call.weight is not None:
+        bad = ~((call.weight >= 0) & (call.weight < torch.inf))
+        if bad.any():
+            number = int(bad.nonzero()[0])
+            raise ValueError(
+                f"weight holds {call.weight[number].item()} for class {number}; weights are finite and at least 0"
+            )
+        if not call.weight.any():
+            raise ValueError("weight holds 0 for every class; at least one is above 0")
     counts = torch.ones(rows, dtype=torch.bool)
     for _, labels in call.label_tensors:
         counts &= labels != call.ignore_index

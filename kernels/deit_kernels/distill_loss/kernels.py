@@ -14,6 +14,7 @@ from .tiles import (
     LOWEST,
     aligned_part,
     backward_tile,
+    dense_weight,
     edge_tile,
     forward_tile,
     label_loss,
@@ -21,6 +22,7 @@ from .tiles import (
     read_label,
     rest_of,
     row_address,
+    times,
     topk_rest,
     weighted,
 )
@@ -33,7 +35,7 @@ TEACHER_MAX = tl.constexpr(reference.TEACHER_MAX)  # also the TEACHER_LABEL
 TEACHER_REST = tl.constexpr(reference.TEACHER_REST)
 TARGET_SUM = tl.constexpr(reference.TARGET_SUM)
 ROW_WEIGHT = tl.constexpr(reference.ROW_WEIGHT)
-STATISTICS = tl.constexpr(reference.STATISTICS)
+TARGET_WEIGHT = tl.constexpr(reference.TARGET_WEIGHT)
 
 # Nothing is specialised on the value of a number, nor on the address of what is read one scalar at a time: a label view
 # at an odd offset runs the code of any other, and a new batch size or temperature compiles nothing.
@@ -55,10 +57,13 @@ def _even_term(rest, dot, mass, classes, smoothing, SMOOTH: tl.constexpr):
 
 @triton.jit
 def _base_term(
-    cls_row, before, classes, labels, label_smoothing, state,
+    cls_row, before, classes, labels, shares, label_smoothing, state, weight_ptr,
     BASE: tl.constexpr, TARGET: tl.constexpr, SMOOTH: tl.constexpr,
 ):  # fmt: skip
-    """(base term, maximum, rest, sum of the target) of a row whose tiles have been read."""
+    """(base term, maximum, rest, sum of the target) of a row whose tiles have been read.
+
+    With weights of classes w the sum is of w t, and `shares` are what both labels have of it.
+    """
     maximum, _, _, dot, mass = state
     if BASE == "none":
         return mass, maximum, mass, mass  # zeros, but for the maximum
@@ -70,6 +75,18 @@ def _base_term(
         rest = rest_of(state)
         if TARGET == "dense":
             base = mass * log_1p(rest) - dot
+        elif weight_ptr is not None:
+            base = mass
+            if SMOOTH:
+                even = label_smoothing / classes
+                base, mass = even * (mass * log_1p(rest) - dot), even * mass
+            label, exists, partner, partner_exists, _ = labels
+            first, second = shares
+            keep = 1 - label_smoothing
+            base += keep * times(label_loss(cls_row - before, label, exists, state), first)
+            if TARGET == "mixed":
+                base += keep * times(label_loss(cls_row - before, partner, partner_exists, state), second)
+            mass += keep * (first + second)
         else:
             base, mass = _even_term(rest, dot, mass, classes, label_smoothing, SMOOTH)
             label, exists, partner, partner_exists, lam = labels
@@ -112,13 +129,13 @@ def _distill_term(
 @triton.jit(do_not_specialize=UNSPECIALISED)
 def forward_kernel(
     cls_ptr, student_ptr, teacher_ptr, dense_ptr, labels_ptr, partner_ptr, lam_ptr,
-    teacher_labels_ptr, teacher_probs_ptr,
+    weight_ptr, teacher_labels_ptr, teacher_probs_ptr,
     loss_ptr, base_ptr, distill_ptr, statistics_ptr,
     cls_stride, student_stride, teacher_stride, dense_stride, class_units, listed,
     alpha, inverse_tau, kl_scale, label_smoothing, teacher_smoothing, target_threshold, ignore_index,
     BASE: tl.constexpr, TARGET: tl.constexpr, DISTILL: tl.constexpr, ONE_HEAD: tl.constexpr,
     SMOOTH_TARGET: tl.constexpr, SMOOTH_TEACHER: tl.constexpr, TOPK_BLOCK: tl.constexpr,
-    STEP: tl.constexpr, EDGE: tl.constexpr, BLOCK: tl.constexpr, ONE_TILE: tl.constexpr,
+    STEP: tl.constexpr, EDGE: tl.constexpr, BLOCK: tl.constexpr, STATISTICS: tl.constexpr, ONE_TILE: tl.constexpr,
 ):  # fmt: skip
     """Both terms and the statistics of one row, and its loss unless loss_ptr is None.
 
@@ -153,6 +170,18 @@ def forward_kernel(
         bad |= outside
 
     zero = tl.zeros([], tl.float32)
+    target_weight, shares = zero, (zero, zero)
+    if weight_ptr is not None:
+        if TARGET == "labels":
+            target_weight += tl.load(weight_ptr + label, mask=exists, other=0.0).to(tl.float32)
+            shares = (target_weight, zero)
+        elif TARGET == "mixed":
+            first = lam * tl.load(weight_ptr + label, mask=exists, other=0.0).to(tl.float32)
+            second = (1 - lam) * tl.load(weight_ptr + partner, mask=partner_exists, other=0.0).to(tl.float32)
+            target_weight += first + second
+            shares = (first, second)
+        else:
+            target_weight = dense_weight(dense_row - before, weight_ptr, classes, BLOCK)
     cls_state = (zero + LOWEST, row * 0, zero, zero, zero)
     student_state = (zero + LOWEST, row * 0, zero, zero, zero)
     teacher_state = (zero + LOWEST, row * 0, zero, zero, zero)
@@ -161,7 +190,7 @@ def forward_kernel(
         b_edge, b_edge_mask = edge_tile(before, aligned, classes)  # [16]
         cls_state, student_state, teacher_state = forward_tile(
             rows, topk, rest, picked, b_edge, b_edge_mask, before, 0, classes, inverse_tau,
-            label_smoothing, target_threshold, cls_state, student_state, teacher_state,
+            label_smoothing, target_threshold, weight_ptr, cls_state, student_state, teacher_state,
             BASE, TARGET, DISTILL, ONE_HEAD, SMOOTH_TARGET, SMOOTH_TEACHER, True,
         )  # fmt: skip
         covered = classes - aligned
@@ -169,12 +198,12 @@ def forward_kernel(
         b_offset = first + tl.arange(0, BLOCK)  # [BLOCK]
         cls_state, student_state, teacher_state = forward_tile(
             rows, topk, rest, picked, b_offset, b_offset < aligned, before, covered + first, classes, inverse_tau,
-            label_smoothing, target_threshold, cls_state, student_state, teacher_state,
+            label_smoothing, target_threshold, weight_ptr, cls_state, student_state, teacher_state,
             BASE, TARGET, DISTILL, ONE_HEAD, SMOOTH_TARGET, SMOOTH_TEACHER, ONE_TILE,
         )  # fmt: skip
 
     base, cls_max, cls_rest, mass = _base_term(
-        cls_row, before, classes, labels, label_smoothing, cls_state, BASE, TARGET, SMOOTH_TARGET
+        cls_row, before, classes, labels, shares, label_smoothing, cls_state, weight_ptr, BASE, TARGET, SMOOTH_TARGET
     )
     distill, student_max, student_rest, teacher_max, teacher_rest = _distill_term(
         student_row, before, classes, teacher_label, known, kl_scale, teacher_smoothing, student_state, teacher_state,
@@ -182,6 +211,8 @@ def forward_kernel(
     )  # fmt: skip
     if DISTILL == "logits":
         bad |= teacher_state[1] < 0
+    if weight_ptr is not None:
+        distill = times(distill, target_weight)
 
     weight = tl.where(ignored, 0.0, tl.where(bad, float("nan"), 1.0))
     base, distill = tl.where(ignored, 0.0, base * weight), tl.where(ignored, 0.0, distill * weight)
@@ -198,17 +229,20 @@ def forward_kernel(
     tl.store(statistics + TEACHER_REST, teacher_rest)
     tl.store(statistics + TARGET_SUM, mass)
     tl.store(statistics + ROW_WEIGHT, weight)
+    if weight_ptr is not None:
+        tl.store(statistics + TARGET_WEIGHT, tl.where(ignored, 0.0, target_weight))
 
 
 @triton.jit(do_not_specialize=UNSPECIALISED)
 def mean_kernel(
     base_rows_ptr, distill_rows_ptr, statistics_ptr, counts_ptr, loss_ptr, base_ptr, distill_ptr, count_ptr,
-    rows, alpha, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    rows, alpha, STATISTICS: tl.constexpr, BY_WEIGHTS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Each program adds up ROWS rows. With a loss_ptr there is one program, which divides its sums: the means.
 
-    `statistics` say which rows count. A second launch gets the sums of the first as rows, with their `counts`. The
-    order of the sums depends on the number of rows alone, so every run gives the same bits.
+    `statistics` say which rows count, or BY_WEIGHTS how much each adds to the divisor. A second launch gets the sums of
+    the first as rows, with their `counts`. The order of the sums depends on the number of rows alone, so every run
+    gives the same bits.
     """
     b_base = tl.zeros([BLOCK], tl.float32)  # [BLOCK]
     b_distill = tl.zeros([BLOCK], tl.float32)  # [BLOCK]
@@ -220,8 +254,11 @@ def mean_kernel(
         b_base += tl.load(base_rows_ptr + b_row, mask=b_mask, other=0.0)
         b_distill += tl.load(distill_rows_ptr + b_row, mask=b_mask, other=0.0)
         if counts_ptr is None:
-            b_weight_ptr = statistics_ptr + b_row.to(tl.int64) * STATISTICS + ROW_WEIGHT  # [BLOCK]
-            b_count += (tl.load(b_weight_ptr, mask=b_mask, other=0.0) != 0).to(tl.float32)
+            b_weight_ptr = statistics_ptr + b_row.to(tl.int64) * STATISTICS  # [BLOCK]
+            if BY_WEIGHTS:
+                b_count += tl.load(b_weight_ptr + TARGET_WEIGHT, mask=b_mask, other=0.0)
+            else:
+                b_count += (tl.load(b_weight_ptr + ROW_WEIGHT, mask=b_mask, other=0.0) != 0).to(tl.float32)
         else:
             b_count += tl.load(counts_ptr + b_row, mask=b_mask, other=0.0)
     base, distill, count = tl.sum(b_base, 0), tl.sum(b_distill, 0), tl.sum(b_count, 0)
@@ -237,12 +274,12 @@ def mean_kernel(
 def backward_kernel(
     grad_ptr, count_ptr, statistics_ptr,
     cls_ptr, student_ptr, teacher_ptr, dense_ptr, labels_ptr, partner_ptr, lam_ptr,
-    teacher_labels_ptr, teacher_probs_ptr,
+    weight_ptr, teacher_labels_ptr, teacher_probs_ptr,
     cls_gradient_ptr, student_gradient_ptr,
     grad_stride, cls_stride, student_stride, teacher_stride, dense_stride, class_units, listed,
     alpha, inverse_tau, kl_scale, label_smoothing, teacher_smoothing, target_threshold,
     BASE: tl.constexpr, TARGET: tl.constexpr, DISTILL: tl.constexpr, ONE_HEAD: tl.constexpr, TOPK_BLOCK: tl.constexpr,
-    STEP: tl.constexpr, EDGE: tl.constexpr, BLOCK: tl.constexpr,
+    STEP: tl.constexpr, EDGE: tl.constexpr, BLOCK: tl.constexpr, STATISTICS: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one chunk of one row, recomputed from the statistics; count_ptr is None for one loss a row.
 
@@ -281,6 +318,8 @@ def backward_kernel(
         base_scale = base_scale / classes
     if DISTILL == "soft" or DISTILL == "topk":
         distill_scale = distill_scale * kl_scale * inverse_tau
+    if weight_ptr is not None:
+        distill_scale = times(distill_scale, tl.load(saved + TARGET_WEIGHT))
     scales = (base_scale, distill_scale)
 
     label, partner, lam, rest = 0, 0, 1.0, 0.0
@@ -296,7 +335,7 @@ def backward_kernel(
     b_offset = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
     backward_tile(
         rows, gradient_rows, (label, partner, lam), topk, rest, statistics, scales, b_offset, b_offset < aligned,
-        before, classes, inverse_tau, label_smoothing, teacher_smoothing, target_threshold,
+        before, classes, inverse_tau, label_smoothing, teacher_smoothing, target_threshold, weight_ptr,
         BASE, TARGET, DISTILL, ONE_HEAD,
     )  # fmt: skip
     if EDGE:
@@ -304,6 +343,6 @@ def backward_kernel(
             b_edge, b_edge_mask = edge_tile(before, aligned, classes)  # [16]
             backward_tile(
                 rows, gradient_rows, (label, partner, lam), topk, rest, statistics, scales, b_edge, b_edge_mask,
-                before, classes, inverse_tau, label_smoothing, teacher_smoothing, target_threshold,
+                before, classes, inverse_tau, label_smoothing, teacher_smoothing, target_threshold, weight_ptr,
                 BASE, TARGET, DISTILL, ONE_HEAD,
             )  # fmt: skip

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import kernels, reference
+from . import kernels
 from .reference import LossCall, kl_scale
 
-_POINTERS = 9  # the first fields of Operands
+_POINTERS = 10  # the first fields of Operands
 _LONGEST_TILE = 4096  # 16 classes a thread of 8 warps; three float32 rows of them fit the registers without spilling
 MEAN_OPTIONS = {"ROWS": 4096, "BLOCK": 1024, "num_warps": 4, "num_stages": 1}
 
@@ -42,6 +42,7 @@ class Operands(NamedTuple):
     labels: Tensor | None
     partner: Tensor | None
     lam: Tensor | None
+    weight: Tensor | None
     teacher_labels: Tensor | None
     teacher_probs: Tensor | None
     base: str
@@ -67,33 +68,34 @@ class Operands(NamedTuple):
 
 
 def forward(call: LossCall, tiling: Tiling | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(loss, base term, distillation term, statistics, number of rows that count), as `reference.forward`."""
+    """(loss, base term, distillation term, statistics, divisor of the mean), as `reference.forward`."""
     rows = call.logits.shape[0]
     new: dict[str, Any] = {"dtype": torch.float32, "device": call.logits.device}
     base, distill = torch.empty(rows, **new), torch.empty(rows, **new)
     loss = None if call.mean else torch.empty(rows, **new)
-    statistics, count = torch.empty(rows, reference.STATISTICS, **new), torch.empty(() if call.mean else 0, **new)
+    statistics, count = torch.empty(rows, call.statistics, **new), torch.empty(() if call.mean else 0, **new)
     arguments, options = forward_arguments(call, loss, base, distill, statistics, tiling)
     with torch.cuda.device_of(call.logits):
         kernels.forward_kernel[(rows,)](*arguments, **options)
         if loss is not None:
             return loss, base, distill, statistics, count
-        return *mean(base, distill, statistics, count, call.alpha), statistics, count
+        return *mean(call, base, distill, statistics, count), statistics, count
 
 
 def mean(
-    base: Tensor, distill: Tensor, statistics: Tensor, count: Tensor, alpha: float
+    call: LossCall, base: Tensor, distill: Tensor, statistics: Tensor, count: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, base term, distillation term) over the rows that count, whose number is written to `count`."""
+    """(loss, base term, distillation term) over the rows that count; what they are divided by goes to `count`."""
     new: dict[str, Any] = {"dtype": torch.float32, "device": base.device}
+    options = {"STATISTICS": call.statistics, "BY_WEIGHTS": call.divides_by_weights} | MEAN_OPTIONS
     counts = None
     while (rows := base.shape[0]) > MEAN_OPTIONS["ROWS"]:  # a first launch adds up the rows of each program
         programs = -(-rows // MEAN_OPTIONS["ROWS"])
         sums = [torch.empty(programs, **new) for _ in range(3)]
-        kernels.mean_kernel[(programs,)](base, distill, statistics, counts, None, *sums, rows, alpha, **MEAN_OPTIONS)
+        kernels.mean_kernel[(programs,)](base, distill, statistics, counts, None, *sums, rows, call.alpha, **options)
         base, distill, counts = sums
     means = torch.empty((), **new), torch.empty((), **new), torch.empty((), **new)
-    kernels.mean_kernel[(1,)](base, distill, statistics, counts, *means, count, rows, alpha, **MEAN_OPTIONS)
+    kernels.mean_kernel[(1,)](base, distill, statistics, counts, *means, count, rows, call.alpha, **options)
     return means
 
 
@@ -129,6 +131,7 @@ def operands(call: LossCall) -> Operands:
         labels=None if dense else _packed(call.target),
         partner=_packed(call.partner),
         lam=_packed(call.lam),
+        weight=_packed(call.weight),
         teacher_labels=_packed(call.teacher) if labelled else None,
         teacher_probs=_packed(call.teacher_probs),
         base="none" if cls is None else ("sum" if call.sum_classes else "mean") if call.binary else "softmax",
@@ -161,6 +164,7 @@ def forward_arguments(
         "SMOOTH_TARGET": call.label_smoothing > 0,
         "SMOOTH_TEACHER": call.teacher_smoothing > 0,
         "ONE_TILE": call.logits.shape[1] <= tiling.block and not tiling.edge,
+        "STATISTICS": call.statistics,
     }
     return arguments, given.constexprs | form | tiling.options
 
@@ -177,7 +181,7 @@ def backward_arguments(
         grad_cls if base and not given.one_head else None, grad_cls if call.dist is None and distill else grad_dist,
         grad.stride(0) if grad.dim() else 0, *_shape(call, given, tiling), *_weights(call),
     )  # fmt: skip
-    return arguments, given.constexprs | tiling.options
+    return arguments, given.constexprs | {"STATISTICS": call.statistics} | tiling.options
 
 
 def choose_tiling(call: LossCall, given: Operands, *, gradients: bool) -> Tiling:

@@ -43,6 +43,7 @@ def distillation_loss(
     base: Literal["ce", "bce"] = "ce",
     target_threshold: float | None = None,
     sum_classes: bool = False,
+    weight: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     """(1 − alpha) · CE(cls_logits, target) + alpha · distillation(dist_logits, teacher): DeiT, eq. 2 (soft), 3 (hard).
 
@@ -65,6 +66,10 @@ def distillation_loss(
         return_parts: also return the two terms, detached.
         base: "ce", or "bce" for a binary cross-entropy in its place.
         target_threshold, sum_classes: as in `binary_cross_entropy`; of base="bce" only.
+        weight: of the classes (C,), floating-point, finite, at least 0. The first term is that of `cross_entropy` or
+            `binary_cross_entropy` with it. A row's distillation term, soft or hard, is multiplied by the weight of its
+            target before smoothing: w[label], lam · w[label] + (1 − lam) · w[partner label], or Σ w t. A mean divides
+            both terms by what it divides the first by.
 
     Returns:
         float32 scalar or (B,) (float64 for float64 logits); with return_parts (loss, base term, distillation term).
@@ -73,14 +78,15 @@ def distillation_loss(
         TypeError: something that must be a tensor is not.
         ValueError: an argument outside its range, shapes or devices that do not fit, a teacher or target that requires
             grad, a teacher that cannot serve the mode, soft mode without alpha, tau and kl_normalizer; for CPU tensors
-            also a label outside [0, C) and a lam outside [0, 1]. On a GPU values are not checked: the loss and
-            the gradient of such a row are NaN. So they are, on every device, where a hard teacher's row holds a NaN.
+            also a label outside [0, C), a lam outside [0, 1], a weight that is no weight. On a GPU values are not
+            checked: the loss and the gradient of such a row are NaN. So they are, on every device, where a hard
+            teacher's row holds a NaN.
     """
     call = checks.distillation_call(
         cls_logits, dist_logits, teacher, target, mode=mode, alpha=alpha, tau=tau, kl_normalizer=kl_normalizer,
         label_smoothing=label_smoothing, teacher_smoothing=teacher_smoothing, ignore_index=ignore_index,
         reduction=reduction, return_parts=return_parts, base=base, target_threshold=target_threshold,
-        sum_classes=sum_classes,
+        sum_classes=sum_classes, weight=weight,
     )  # fmt: skip
     loss, base_term, distill_term = _apply(call)
     return (loss, base_term.detach(), distill_term.detach()) if return_parts else loss
@@ -93,6 +99,7 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
     reduction: Literal["mean", "none"] = "mean",
+    weight: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy with labels, a MixedTarget or probabilities; the meaning of F.cross_entropy.
 
@@ -100,6 +107,9 @@ def cross_entropy(
         logits: (B, C).
         target: labels int64 (B,), a MixedTarget, or probabilities (B, C).
         label_smoothing, ignore_index, reduction: as in `distillation_loss`.
+        weight: of the classes (C,): −Σ w t log p of the smoothed target t. A mean over rows with labels divides by the
+            sum of w[label], of a MixedTarget lam · w[label] + (1 − lam) · w[partner label]; with probabilities by the
+            number of rows.
 
     Returns:
         float32 scalar or (B,) (float64 for float64 logits).
@@ -108,13 +118,13 @@ def cross_entropy(
         TypeError, ValueError: as `distillation_loss`.
     """
     mean = reduction == "mean"
-    if _IN_CPP and type(logits) is Tensor and logits.is_cpu and not _needs_graph(logits):
+    if weight is None and _IN_CPP and type(logits) is Tensor and logits.is_cpu and not _needs_graph(logits):
         if checks.is_plain(target, label_smoothing, ignore_index, reduction):
             try:
                 return _direct_cross_entropy(logits, target, label_smoothing, ignore_index, mean)
             except ValueError:
                 pass  # float64; or C++ refuses what the checks below refuse in better words, or refuses it again
-    return _apply(checks.cross_entropy_call(logits, target, label_smoothing, ignore_index, reduction))[0]
+    return _apply(checks.cross_entropy_call(logits, target, label_smoothing, ignore_index, reduction, weight))[0]
 
 
 def binary_cross_entropy(
@@ -126,6 +136,7 @@ def binary_cross_entropy(
     sum_classes: bool = False,
     ignore_index: int = -100,
     reduction: Literal["mean", "none"] = "mean",
+    weight: Tensor | None = None,
 ) -> Tensor:
     """A sigmoid for every class, and the mean of −t log p − (1 − t) log(1 − p): F.binary_cross_entropy_with_logits.
 
@@ -140,6 +151,7 @@ def binary_cross_entropy(
         sum_classes: sum a row over its classes, timm's, instead of their mean.
         ignore_index: a row one of whose labels is this does not count.
         reduction: "mean" over the rows that count, or "none".
+        weight: of the classes (C,): what each class costs is multiplied by its own; the divisors stay.
 
     Returns:
         float32 scalar or (B,) (float64 for float64 logits).
@@ -147,7 +159,7 @@ def binary_cross_entropy(
     Raises:
         TypeError, ValueError: as `distillation_loss`; a smoothing that lifts every class above the threshold.
     """
-    call = checks.cross_entropy_call(logits, target, label_smoothing, ignore_index, reduction)
+    call = checks.cross_entropy_call(logits, target, label_smoothing, ignore_index, reduction, weight)
     return _apply(call._replace(**checks.binary_options(target_threshold, sum_classes, label_smoothing, logits)))[0]
 
 
@@ -198,7 +210,7 @@ def _distinct(*tensors: Any) -> tuple[Any, ...]:
     return tuple(t.view(t.shape) if t is not None and again else t for t, again in zip(tensors, seen, strict=True))
 
 
-_TENSORS = 7  # the first fields of a LossCall
+_TENSORS = 8  # the first fields of a LossCall
 
 
 def _is_transformed() -> bool:
@@ -209,7 +221,7 @@ def _is_transformed() -> bool:
 
 
 class _Loss(Function):
-    """The forward op, of the seven tensors of a call and a tuple of its options.
+    """The forward op, of the eight tensors of a call and a tuple of its options.
 
     Autograd stays outside the ops: half the call cost of torch.library.register_autograd.
     """
@@ -262,14 +274,23 @@ class _TransformedLoss(_Loss):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple]:
         """All samples in one call, a loss a row; the mean of each sample's rows after it."""
-        call = LossCall(*folded(info, in_dims[:-1], args[:-1]), *args[-1])
+        call = _folded(info, in_dims[:-1], args[:-1], args[-1])
         rows = call._replace(mean=False)
         *losses, statistics, count = _TransformedLoss.apply(*rows[:_TENSORS], rows[_TENSORS:])
         *losses, statistics = (rows.unflatten(0, (info.batch_size, -1)) for rows in (*losses, statistics))
         if not call.mean:
             return (*losses, statistics, count), (0, 0, 0, 0, None)
-        count = (statistics[..., reference.ROW_WEIGHT] != 0).sum(1).to(statistics.dtype)
+        count = reference.divisors(call, statistics[..., reference.ROW_WEIGHT].flatten())
+        count = count.unflatten(0, (info.batch_size, -1)).sum(1)
         return (*(rows.sum(1) / count for rows in losses), statistics, count), (0,) * 5
+
+
+def _folded(info: Any, dims: tuple[int | None, ...], tensors: Any, options: Any) -> LossCall:
+    """The call of all samples of a vmap."""
+    *rows, weight = tensors
+    if dims[-1] is not None:
+        raise NotImplementedError("vmap takes one weight for all samples: pass it with in_dims=None, or loop over them")
+    return LossCall(*folded(info, dims[:-1], rows), *(weight, *options))
 
 
 class _Gradient(Function):
@@ -306,7 +327,8 @@ class _Gradient(Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, Tensor], tuple]:
         grad, statistics, count, *fields, need_cls, need_dist = args
-        call = LossCall(*folded(info, in_dims[3:-2], fields))
+        tensors = in_dims[3 : 3 + _TENSORS]
+        call = _folded(info, tensors, fields[:_TENSORS], fields[_TENSORS:])
         grad = mapped(info, in_dims[0], grad)
         if call.mean:
             grad = (grad / mapped(info, in_dims[2], count))[:, None]
@@ -322,7 +344,7 @@ class _Gradient(Function):
 # LossCall's fields are the arguments of forward and backward, so one fragment serves both.
 _CALL_SCHEMA = (
     "Tensor? cls, Tensor? dist, Tensor? teacher, Tensor? teacher_probs, Tensor? target, Tensor? partner, Tensor? lam, "
-    "bool soft, float alpha, float tau, bool numel, float label_smoothing, float teacher_smoothing, "
+    "Tensor? weight, bool soft, float alpha, float tau, bool numel, float label_smoothing, float teacher_smoothing, "
     "SymInt ignore_index, bool mean, bool binary, float? target_threshold, bool sum_classes"
 )
 _SCHEMAS = {
@@ -367,7 +389,7 @@ _IN_CPP = _extension.cpu_missing is None and not INTERPRETING  # there shapes ar
 
 def _row_splits(results: list[int | None], before: list[int | None]) -> Callable[..., list]:
     """How DTensors split an op along the rows: its results, the arguments before the call's. A mean takes all rows."""
-    given = before + [0] * _TENSORS
+    given = before + [0] * (_TENSORS - 1) + [None]  # each part of the rows takes the weights of all classes
 
     def splits(*args: Any) -> list[tuple[list[int | None], list[int | None]]]:
         call = LossCall(*args[len(before) :][: len(LossCall._fields)])
@@ -403,7 +425,7 @@ def _forward_fake(*args: Any) -> tuple[Tensor, ...]:
     rows = call.logits.shape[0]
     shape = () if call.mean else (rows,)
     loss, base, distill = (call.logits.new_empty(shape, dtype=call.exact_dtype) for _ in range(3))
-    return loss, base, distill, loss.new_empty(rows, reference.STATISTICS), loss.new_empty(() if call.mean else 0)
+    return loss, base, distill, loss.new_empty(rows, call.statistics), loss.new_empty(() if call.mean else 0)
 
 
 @torch.library.register_fake("deit_kernels::distillation_loss_backward")

@@ -55,6 +55,8 @@ class LossCall(NamedTuple):
         teacher_probs: the probabilities (B, K) of a TopK.
         target: labels int64 (B,) or probabilities (B, C); None: no base term, and every row counts.
         partner, lam: the rest of a MixedTarget.
+        weight: of the classes (C,). The base term takes a class times its weight, a row's distillation term is
+            multiplied by the weight of its target (`target_weights`).
         soft: the distillation term is τ² · KL(teacher ‖ student), else the cross-entropy with the teacher's label.
         numel: divide the KL by C as well.
         mean: average over the rows that count, else one loss a row.
@@ -70,6 +72,7 @@ class LossCall(NamedTuple):
     target: Tensor | None = None
     partner: Tensor | None = None
     lam: Tensor | None = None
+    weight: Tensor | None = None
     soft: bool = False
     alpha: float = 0.0
     tau: float = 1.0
@@ -93,6 +96,16 @@ class LossCall(NamedTuple):
         return _present(self.cls if self.dist is None else self.dist)
 
     @property
+    def divides_by_weights(self) -> bool:
+        """A mean is over the weights of the rows, as F.cross_entropy does it for labels, not over their number."""
+        return self.weight is not None and not self.binary and _present(self.target).dtype == torch.int64
+
+    @property
+    def statistics(self) -> int:
+        """Columns of the statistics."""
+        return STATISTICS if self.weight is None else STATISTICS + 1
+
+    @property
     def exact_dtype(self) -> torch.dtype:
         """What the loss is computed and returned in: float64 for float64 logits, everything else float32."""
         wide = any(head is not None and head.dtype == torch.float64 for head in (self.cls, self.dist))
@@ -110,13 +123,15 @@ class LossCall(NamedTuple):
         return [(name, labels) for name, labels in named if labels is not None and labels.dtype == torch.int64]
 
 
-# Columns of the per-row statistics (B, 8) that forward saves for backward. A softmax is its largest logit and the rest,
-# the sum of the exponentials of all other classes relative to it. The largest class has probability p = 1 / (1 + rest);
-# what p lacks to 1 is rest / (1 + rest), whose digits p itself has lost.
+# Columns of the per-row statistics that forward saves for backward: (B, 8), or (B, 9) with weights of classes. A
+# softmax is its largest logit and the rest, the sum of the exponentials of all other classes relative to it. The
+# largest class has probability p = 1 / (1 + rest); what p lacks to 1 is rest / (1 + rest), whose digits p itself has
+# lost.
 CLS_MAX, CLS_REST, DIST_MAX, DIST_REST, TEACHER_MAX, TEACHER_REST = range(6)
 TARGET_SUM, ROW_WEIGHT = 6, 7
 TEACHER_LABEL = TEACHER_MAX  # hard mode has no teacher softmax; a label is exact in float32 below 2**24
 STATISTICS = 8
+TARGET_WEIGHT = 8  # of `target_weights`; 0 in a row that is ignored
 
 
 def row_weights(call: LossCall) -> Tensor:
@@ -156,6 +171,11 @@ def target_probabilities(call: LossCall) -> Tensor:
     return probs if call.target_threshold is None else (probs > call.target_threshold).to(probs.dtype)
 
 
+def target_weights(call: LossCall) -> Tensor:
+    """Σ w t of every row's target t before smoothing (B,): the weight of its label, or of two in their shares."""
+    return _by_class(call, target_probabilities(call._replace(label_smoothing=0.0, target_threshold=None))).sum(1)
+
+
 def teacher_labels(call: LossCall) -> Tensor:
     """Hard mode's labels (B,); the arg-max takes the lowest of equal classes."""
     teacher = _present(call.teacher)
@@ -174,25 +194,37 @@ def soft_teacher(call: LossCall) -> tuple[Tensor, float]:
 
 
 def loss_terms(call: LossCall) -> tuple[Tensor, Tensor, Tensor]:
-    """Base term, distillation term and weight of every row (B,), before the weight is applied; differentiable."""
+    """Base term, distillation term and weight of every row (B,), before the last is applied; differentiable."""
     weight = row_weights(call)
     base = distill = torch.zeros_like(weight)
     if call.cls is not None:
-        term = _binary_cross_entropy if call.binary else _cross_entropy
-        base = term(call.cls.to(weight.dtype), target_probabilities(call)) * base_scale(call)
+        cls, target = call.cls.to(weight.dtype), target_probabilities(call)
+        if call.binary:
+            base = _by_class(call, _binary_cross_entropy(cls, target)).sum(1) * base_scale(call)
+        else:
+            base = _cross_entropy(cls, _by_class(call, target))
     if call.teacher is not None:
         student = call.student.to(weight.dtype)
         if call.soft:
             distill = _divergence(student, call.tau, *soft_teacher(call)) * kl_scale(call)
         else:
             distill = _cross_entropy(student, _teacher_target(call, teacher_labels(call)))
+        if call.weight is not None:
+            distill = _times(distill, target_weights(call))
     return base, distill, weight
+
+
+def divisors(call: LossCall, weight: Tensor) -> Tensor:
+    """What each row adds to the divisor of a mean (B,), from its `row_weights`."""
+    counts = weight != 0
+    return torch.where(counts, target_weights(call), 0.0) if call.divides_by_weights else counts.to(weight.dtype)
 
 
 def loss(call: LossCall) -> Tensor:
     """The loss alone, a scalar or (B,); differentiable as often as asked."""
     base, distill, weight = loss_terms(call)
-    return weighted(reduced(base, weight, call.mean), reduced(distill, weight, call.mean), call.alpha)
+    divisor = divisors(call, weight).sum() if call.mean else None
+    return weighted(reduced(base, weight, divisor), reduced(distill, weight, divisor), call.alpha)
 
 
 def base_scale(call: LossCall) -> float:
@@ -205,10 +237,10 @@ def kl_scale(call: LossCall) -> float:
     return call.tau**2 / (call.logits.shape[1] if call.numel else 1)
 
 
-def reduced(rows: Tensor, weight: Tensor, mean: bool) -> Tensor:
+def reduced(rows: Tensor, weight: Tensor, divisor: Tensor | None) -> Tensor:
     """Rows that count, averaged (NaN when none does, as F.cross_entropy) or as they are."""
     rows = torch.where(weight == 0, 0.0, rows * weight)
-    return rows.sum() / (weight != 0).sum() if mean else rows
+    return rows if divisor is None else rows.sum() / divisor
 
 
 def weighted(base: Tensor, distill: Tensor, alpha: float) -> Tensor:
@@ -219,24 +251,27 @@ def weighted(base: Tensor, distill: Tensor, alpha: float) -> Tensor:
 
 
 def forward(call: LossCall) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(loss, base term, distillation term, statistics (B, 8), number of rows that count), as the kernels give them.
+    """(loss, base term, distillation term, statistics, divisor of the mean), as the kernels give them.
 
-    The number is a scalar to divide by, and empty for losses that are not averaged.
+    The divisor is a scalar, and empty for losses that are not averaged.
     """
     base, distill, weight = loss_terms(call)
-    base, distill = reduced(base, weight, call.mean), reduced(distill, weight, call.mean)
-    statistics = torch.zeros(*weight.shape, STATISTICS, dtype=weight.dtype, device=weight.device)
+    divisor = divisors(call, weight).sum() if call.mean else None
+    base, distill = reduced(base, weight, divisor), reduced(distill, weight, divisor)
+    statistics = torch.zeros(*weight.shape, call.statistics, dtype=weight.dtype, device=weight.device)
     statistics[:, ROW_WEIGHT] = weight
+    if call.weight is not None:
+        statistics[:, TARGET_WEIGHT] = torch.where(weight == 0, 0.0, target_weights(call))
     if call.cls is not None and not call.binary:  # a sigmoid needs its own logit only
         _save_softmax(statistics, CLS_MAX, call.cls.to(weight.dtype), 1.0)
-        statistics[:, TARGET_SUM] = target_probabilities(call).sum(1)
+        statistics[:, TARGET_SUM] = _by_class(call, target_probabilities(call)).sum(1)
     if call.teacher is not None:
         _save_softmax(statistics, DIST_MAX, call.student.to(weight.dtype), call.tau if call.soft else 1.0)
         if call.soft:
             _save_softmax(statistics, TEACHER_MAX, *soft_teacher(call))
         else:
             statistics[:, TEACHER_LABEL] = teacher_labels(call).to(weight.dtype)
-    count = (weight != 0).sum().to(weight.dtype) if call.mean else weight.new_empty(0)
+    count = weight.new_empty(0) if divisor is None else divisor
     return weighted(base, distill, call.alpha), base, distill, statistics, count
 
 
@@ -246,7 +281,8 @@ def backward(
     """Gradients of the loss for `cls` and `dist`, where one is needed.
 
     For a softmax p and a target t, d(−Σ t log p)/dx = p Σt − t; for the KL at temperature τ, τ² · (q − p_teacher) / τ;
-    for a sigmoid, p − t. Where p is over 1/2, the difference is taken between what both sides lack to 1.
+    for a sigmoid, p − t. Where p is over 1/2, the difference is taken between what both sides lack to 1. With weights w
+    of the classes, t is w t in the first, and the last is multiplied by w.
     """
     weight = statistics[:, ROW_WEIGHT]
     scale = torch.where(weight == 0, 0.0, (grad / count if call.mean else grad) * weight)[:, None]
@@ -254,8 +290,9 @@ def backward(
     if call.cls is not None and call.alpha < 1:
         target = target_probabilities(call)
         if call.binary:
-            slope = _binary_slope(call.cls.to(weight.dtype), target) * base_scale(call)
+            slope = _by_class(call, _binary_slope(call.cls.to(weight.dtype), target)) * base_scale(call)
         else:
+            target = _by_class(call, target)
             probs, missing = _saved_softmax(statistics, CLS_MAX, call.cls.to(weight.dtype), 1.0)
             total = statistics[:, TARGET_SUM, None]
             slope = torch.where(missing < 1, (total - target) - missing * total, probs * total - target)
@@ -272,6 +309,8 @@ def backward(
         slope = torch.where(both, target_missing - missing, probs - target)
         if call.soft:
             slope = slope * (kl_scale(call) / call.tau)
+        if call.weight is not None:
+            scale = _times(scale, statistics[:, TARGET_WEIGHT, None])
         distill = torch.where(scale == 0, 0.0, scale * call.alpha * slope)
     if call.dist is None:  # both terms are on cls
         base = distill if base is None else base if distill is None else base + distill
@@ -299,16 +338,25 @@ def _teacher_target(call: LossCall, labels: Tensor) -> Tensor:
     return _smoothed(_one_hot(labels, call.logits.shape[1], call.exact_dtype), call.teacher_smoothing)
 
 
+def _by_class(call: LossCall, values: Tensor) -> Tensor:
+    return values if call.weight is None else _times(values, call.weight.to(call.exact_dtype))
+
+
+def _times(values: Tensor, weight: Tensor) -> Tensor:
+    # A weight of 0 takes nothing from an infinite term.
+    return torch.where(weight == 0, 0.0, weight * values)
+
+
 def _cross_entropy(logits: Tensor, probs: Tensor) -> Tensor:
     # A class of probability 0 takes nothing from a logit of −inf; 0 · −inf would be NaN.
     return -torch.where(probs == 0, 0.0, probs * logits.log_softmax(1)).sum(1)
 
 
 def _binary_cross_entropy(logits: Tensor, probs: Tensor) -> Tensor:
-    # A weight of 0 takes nothing from an infinite logit, neither the target's nor what it lacks to 1.
+    # A share of 0 takes nothing from an infinite logit, neither the target's nor what it lacks to 1.
     there = torch.where(probs == 0, 0.0, probs * -F.logsigmoid(logits))
     absent = torch.where(probs == 1, 0.0, (1 - probs) * -F.logsigmoid(-logits))
-    return (there + absent).sum(1)
+    return there + absent
 
 
 def _binary_slope(logits: Tensor, probs: Tensor) -> Tensor:

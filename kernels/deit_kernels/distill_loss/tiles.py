@@ -7,8 +7,8 @@ tiles start at the first aligned class, and one more tile of 16 takes the up to 
 
 Compile-time arguments: BASE is "none", "softmax" or, for a binary cross-entropy, "mean" or "sum" over the classes;
 TARGET "none", "labels", "mixed" or "dense"; DISTILL "none", "labels", "logits", "soft" or "topk"; ONE_HEAD says that
-both terms are on the same logits; SMOOTH_TARGET and SMOOTH_TEACHER that labels are smoothed; `target_threshold` is None
-where there is none.
+both terms are on the same logits; SMOOTH_TARGET and SMOOTH_TEACHER that labels are smoothed; `target_threshold` and
+`weight_ptr`, the weights of the classes, are None where there are none.
 """
 
 import math
@@ -92,6 +92,23 @@ def weighted(base, distill, alpha):
 
 
 @triton.jit
+def times(x, weight):
+    """A weight of 0 takes nothing from an infinite term."""
+    return tl.where(weight == 0, 0.0, weight * x)
+
+
+@triton.jit
+def dense_weight(dense_row, weight_ptr, classes, BLOCK: tl.constexpr):
+    """Σ w t of a row of probabilities."""
+    b_sum = tl.zeros([BLOCK], tl.float32)  # [BLOCK]
+    for first in range(0, classes, BLOCK):
+        b_class = first + tl.arange(0, BLOCK)  # [BLOCK]
+        b_weight = load(weight_ptr, b_class, b_class < classes, 0.0)  # [BLOCK]
+        b_sum += times(load(dense_row, b_class, b_class < classes, 0.0), b_weight)
+    return tl.sum(b_sum, 0)
+
+
+@triton.jit
 def load(pointer, b_offset, b_mask, other):
     return tl.load(pointer + b_offset, mask=b_mask, other=other).to(tl.float32)
 
@@ -142,7 +159,7 @@ def above(b_target, target_threshold):
 @triton.jit
 def forward_tile(
     rows, topk, rest, labels, b_offset, b_mask, before, covered, classes, inverse_tau, label_smoothing,
-    target_threshold, cls_state, student_state, teacher_state,
+    target_threshold, weight_ptr, cls_state, student_state, teacher_state,
     BASE: tl.constexpr, TARGET: tl.constexpr, DISTILL: tl.constexpr, ONE_HEAD: tl.constexpr,
     SMOOTH_TARGET: tl.constexpr, SMOOTH_TEACHER: tl.constexpr, FIRST: tl.constexpr,
 ):  # fmt: skip
@@ -158,17 +175,25 @@ def forward_tile(
     b_class = b_offset + before  # [BLOCK]
     if BASE != "none":
         b_cls = load(cls_row, b_offset, b_mask, -INFINITY)  # [BLOCK]
+        b_weight = None
+        if weight_ptr is not None:
+            b_weight = load(weight_ptr, b_class, b_mask, 0.0)  # [BLOCK]
     if BASE == "softmax":
         if TARGET == "dense":
             b_target = load(dense_row, b_offset, b_mask, 0.0)  # [BLOCK]
             if SMOOTH_TARGET:
                 b_target = (1 - label_smoothing) * b_target + tl.where(b_mask, label_smoothing * (1.0 / classes), 0.0)
-            cls_state = _dense_tile(b_cls, b_target, b_mask, cls_state, SMOOTH_TARGET, FIRST)
+            if weight_ptr is None:
+                cls_state = _dense_tile(b_cls, b_target, b_mask, cls_state, SMOOTH_TARGET, FIRST)
+            else:
+                cls_state = _dense_tile(b_cls, times(b_target, b_weight), b_mask, cls_state, False, FIRST)
+        elif SMOOTH_TARGET and weight_ptr is not None:
+            cls_state = _dense_tile(b_cls, b_weight, b_mask, cls_state, False, FIRST)
         else:
             cls_state = _label_tile(b_cls, b_mask, covered, cls_state, SMOOTH_TARGET, FIRST)
     elif BASE != "none":
         b_target = target_of(dense_row, labels, b_offset, b_mask, b_class, classes, label_smoothing, TARGET)  # [BLOCK]
-        cls_state = _binary_tile(b_cls, above(b_target, target_threshold), b_mask, cls_state)
+        cls_state = _binary_tile(b_cls, above(b_target, target_threshold), b_mask, b_weight, cls_state)
     if DISTILL != "none":
         b_student = b_cls if ONE_HEAD else load(student_row, b_offset, b_mask, -INFINITY)  # [BLOCK]
     if DISTILL == "soft" or DISTILL == "topk":
@@ -208,12 +233,14 @@ def label_loss(row_ptr, label, exists, state):
 
 
 @triton.jit
-def _binary_tile(b_x, b_target, b_mask, state):
-    """Add up log(1 + e^−|x|) + |x| · (1 − t where x > 0, else t): nothing cancels."""
+def _binary_tile(b_x, b_target, b_mask, b_weight, state):
+    """Add up log(1 + e^−|x|) + |x| · (1 − t where x > 0, else t), times the weight: nothing cancels."""
     maximum, ones, others, dot, mass = state
     b_size = tl.abs(b_x)
     b_lack = tl.where(b_x > 0, 1 - b_target, b_target)  # [BLOCK]
     b_cost = _log_1_plus(exp(-b_size)) + tl.where(b_lack == 0, 0.0, b_lack * b_size)  # [BLOCK]
+    if b_weight is not None:
+        b_cost = times(b_cost, b_weight)
     return maximum, ones, others, dot + tl.sum(tl.where(b_mask, b_cost, 0.0), 0), mass
 
 
@@ -314,7 +341,7 @@ def _arg_max_tile(b_x, b_class, state, FIRST: tl.constexpr):
 @triton.jit
 def backward_tile(
     rows, gradient_rows, labels, topk, rest, statistics, scales, b_offset, b_mask, before, classes,
-    inverse_tau, label_smoothing, teacher_smoothing, target_threshold,
+    inverse_tau, label_smoothing, teacher_smoothing, target_threshold, weight_ptr,
     BASE: tl.constexpr, TARGET: tl.constexpr, DISTILL: tl.constexpr, ONE_HEAD: tl.constexpr,
 ):  # fmt: skip
     """Store one tile of the gradients, each scaled: p Σt − t for a softmax p and a target t, p − t for a sigmoid.
@@ -328,12 +355,18 @@ def backward_tile(
     if BASE != "none":
         b_cls = load(cls_row, b_offset, b_mask, -INFINITY)  # [BLOCK]
         b_target = target_of(dense_row, labels, b_offset, b_mask, b_class, classes, label_smoothing, TARGET)  # [BLOCK]
+        if weight_ptr is not None:
+            b_weight = load(weight_ptr, b_class, b_mask, 0.0)  # [BLOCK]
         if BASE == "softmax":
+            if weight_ptr is not None:
+                b_target = times(b_target, b_weight)
             by, beside = _probability(cls_rest, target_sum)
             b_e = exp(b_cls - cls_max)  # [BLOCK]
             b_slope = (b_e * by - b_target) + b_e * beside  # [BLOCK]
         else:
             b_slope = _binary_slope(b_cls, above(b_target, target_threshold))  # [BLOCK]
+            if weight_ptr is not None:
+                b_slope = times(b_slope, b_weight)
         b_gradient = _scaled(b_slope, scales[0])
         if not ONE_HEAD:
             tl.store(cls_gradient_row + b_offset, b_gradient, mask=b_mask)

@@ -5,8 +5,9 @@
 
 It replaces `losses.DistillationLoss` of the official code line for line. Where the base criterion is a cross-entropy
 (`nn.CrossEntropyLoss`, timm's `LabelSmoothingCrossEntropy` and `SoftTargetCrossEntropy`) or a binary one
-(`nn.BCEWithLogitsLoss`, timm's `BinaryCrossEntropy`), both terms run in one kernel; any other base criterion, such as
-one with weights of classes, is called as it is and only the distillation term is ours.
+(`nn.BCEWithLogitsLoss`, timm's `BinaryCrossEntropy`), both terms run in one kernel; any other base criterion is called
+as it is and only the distillation term is ours. So is one with weights of classes, which the official code's
+distillation term does not have; an `nn.CrossEntropyLoss` with them and without a teacher is ours.
 For timm's training script see `timm_task.py`.
 """
 
@@ -131,17 +132,19 @@ def token_loss(
 
 
 def fused_options(
-    criterion: Criterion, logits: Tensor | None = None, labels: Tensor | MixedTarget | None = None
+    criterion: Criterion, logits: Tensor | None = None, labels: Tensor | MixedTarget | None = None, alone: bool = False
 ) -> dict[str, Any] | None:
     """What `criterion` is in `deit_kernels.distillation_loss`'s terms; None where it has to be called instead.
 
-    What a binary cross-entropy does depends on the labels: without them it is None.
+    What a binary cross-entropy does depends on the labels: without them it is None. With weights of classes a
+    cross-entropy is one of ours only `alone`, without a distillation term.
 
     One difference: a row that `nn.CrossEntropyLoss` ignores is left out of the distillation term as well.
     """
     # A subclass may compute anything, so only the classes themselves are taken for what they are.
-    if type(criterion) is nn.CrossEntropyLoss and criterion.weight is None and criterion.reduction == "mean":
-        return {"label_smoothing": criterion.label_smoothing, "ignore_index": criterion.ignore_index}
+    if type(criterion) is nn.CrossEntropyLoss and criterion.reduction == "mean" and (alone or criterion.weight is None):
+        options = {"label_smoothing": criterion.label_smoothing, "ignore_index": criterion.ignore_index}
+        return options | ({} if criterion.weight is None else {"weight": criterion.weight})
     if type(criterion) is LabelSmoothingCrossEntropy:
         return {"label_smoothing": criterion.smoothing}
     own = type(criterion) in (nn.BCEWithLogitsLoss, BinaryCrossEntropy)
@@ -178,7 +181,7 @@ def _binary_options(
 
 
 def _base_loss(criterion: Criterion, logits: Tensor, labels: Tensor | MixedTarget) -> Tensor:
-    fused = fused_options(criterion, logits, labels)
+    fused = fused_options(criterion, logits, labels, alone=True)
     if fused is None:
         return criterion(logits, labels)
     binary = fused.pop("base", "ce") == "bce"

@@ -32,6 +32,7 @@ class Case:
     normalizer: str = "batch"
     reduction: str = "mean"
     base: str = "ce"
+    weighted: bool = False  # by class
 
     def __str__(self) -> str:
         return "-".join(str(value).replace(" ", "_") for value in vars(self).values())
@@ -71,6 +72,9 @@ def pairs(*choices: Iterable) -> list[ParameterSet]:
 
 
 BINARY = product(target=TARGETS, teacher=("hard logits", "soft topk"), heads=(2, 1), smoothing=(0.0, 0.1), base=BASES)
+WEIGHTED = product(target=TARGETS, teacher=TEACHERS, heads=(2, 1), alpha=(0.3, 1.0), smoothing=(0.0, 0.1),
+                   base=("ce", *BASES), reduction=("mean", "none"), weighted=(True,))  # fmt: skip
+WEIGHTED_KINDS = pairwise([case for case in WEIGHTED if case.alpha < 1])
 
 
 def make_call(case: Case, rows: int, classes: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> dict:
@@ -105,6 +109,9 @@ def make_call(case: Case, rows: int, classes: int, dtype: torch.dtype = torch.fl
         call["target"] = MixedTarget(call["target"], labels(), lam)
     elif case.target == "dense":
         call["target"] = torch.randn(rows, classes, generator=generator).softmax(1).to(dtype)
+    if case.weighted:
+        call["weight"] = 3 * torch.rand(classes, generator=generator) + 0.01
+        call["weight"][classes // 2] = 0.0 if classes > 9 else 1.0
     if case.teacher == "hard labels":
         call["teacher"] = labels()
     elif case.teacher == "soft topk":
@@ -127,6 +134,7 @@ def full_options(call: dict) -> dict:
         "teacher_smoothing": 0.0,
         "ignore_index": -100,
         "return_parts": True,
+        "weight": None,
     }
     return defaults | call
 
@@ -152,12 +160,14 @@ def plain_loss(
     base: str = "ce",
     target_threshold: float | None = None,
     sum_classes: bool = False,
+    weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, base, distillation) in float64: dense targets and torch.nn.functional, as in the official code."""
     classes = cls_logits.shape[1]
     cls = cls_logits.double()
     student = cls if dist_logits is None else dist_logits.double()
-    keep = torch.ones(len(cls), dtype=torch.bool)
+    keep, probabilities = torch.ones(len(cls), dtype=torch.bool), isinstance(target, Tensor) and target.dim() == 2
+    weight = None if weight is None else weight.double()
     if isinstance(target, MixedTarget):
         keep = (target.labels != -100) & (target.partner_labels != -100)
         lam = target.lam.double()[:, None]
@@ -166,13 +176,16 @@ def plain_loss(
     elif target.dtype == torch.int64:
         keep = target != -100
         target = F.one_hot(target.where(keep, 0), classes)
+    # A row counts as much as its target; F.cross_entropy's mean divides by that for labels.
+    row_weight = torch.ones(len(cls)).double() if weight is None else target.double() @ weight
+    divisor = keep.double() if probabilities or base != "ce" else row_weight * keep
     if base == "ce":
-        base = F.cross_entropy(cls, target.double(), label_smoothing=label_smoothing, reduction="none")
+        base = F.cross_entropy(cls, target.double(), weight, label_smoothing=label_smoothing, reduction="none")
     else:
         smoothed = (1 - label_smoothing) * target.double() + label_smoothing / classes
         if target_threshold is not None:
             smoothed = smoothed.gt(target_threshold).double()
-        base = F.binary_cross_entropy_with_logits(cls, smoothed, reduction="none")
+        base = F.binary_cross_entropy_with_logits(cls, smoothed, weight, reduction="none")
         base = base.sum(1) if sum_classes else base.mean(1)
     if mode == "hard":
         labels = teacher if teacher.dtype == torch.int64 else teacher.argmax(1)
@@ -188,9 +201,9 @@ def plain_loss(
         divergence = F.kl_div(F.log_softmax(student / tau, dim=1), teacher_log_probs, reduction="none", log_target=True)
         divergence = divergence.nan_to_num(0.0)  # a class whose probability is 0 in the TopK
         distill = divergence.sum(1) * tau**2 / (classes if kl_normalizer == "numel" else 1)
-    base, distill = (torch.where(keep, rows, 0.0) for rows in (base, distill))
+    base, distill = (torch.where(keep, rows, 0.0) for rows in (base, distill * row_weight))
     if reduction == "mean":
-        base, distill = base.sum() / keep.sum(), distill.sum() / keep.sum()
+        base, distill = base.sum() / divisor.sum(), distill.sum() / divisor.sum()
     return (1 - alpha) * base + alpha * distill, base, distill
 
 

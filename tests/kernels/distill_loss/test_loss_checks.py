@@ -84,6 +84,15 @@ BAD = [
     (mixed(lam=0.5), TypeError, "target.lam must be a tensor, got float"),
     (mixed(lam=torch.full((4,), 0.5, requires_grad=True)), ValueError, "target.lam requires grad"),
     (mixed(partner_labels=torch.tensor([0, 1, 2, 10])), ValueError, "target.partner_labels holds 10 in row 3"),
+    ({"weight": [1.0] * 10}, TypeError, "weight must be a tensor, got list"),
+    ({"weight": torch.ones(4)}, ValueError, r"weight must be floating-point of shape \(10,\), one a class, got"),
+    ({"weight": torch.ones(10, dtype=torch.int64)}, ValueError, "weight must be floating-point"),
+    ({"weight": torch.ones(10, requires_grad=True)}, ValueError, r"weight requires grad.*weight\.detach\(\)"),
+    ({"weight": torch.ones(10, device="meta")}, ValueError, "weight is on meta"),
+    ({"weight": torch.tensor([1.0] * 9 + [-0.5])}, ValueError,
+     "weight holds -0.5 for class 9; weights are finite and at least 0"),
+    ({"weight": torch.full((10,), torch.nan)}, ValueError, "weight holds nan for class 0"),
+    ({"weight": torch.zeros(10)}, ValueError, "weight holds 0 for every class; at least one is above 0"),
     (mixed(labels=LABELS[:3]), ValueError, r"target.labels must be int64 of shape \(4,\)"),
 ]  # fmt: skip
 

@@ -48,7 +48,8 @@ def jit_view(kernel, arguments: tuple, options: dict) -> tuple[dict, frozenset[s
 
 
 @pytest.mark.parametrize(
-    "form, classes", [("hard mixed", 1000), ("topk", 1000), ("soft dense", 21841), ("binary hard", 1000)]
+    "form, classes",
+    [("hard mixed", 1000), ("topk", 1000), ("soft dense", 21841), ("binary hard", 1000), ("hard weighted", 1000)],
 )
 def test_the_cases_are_what_the_jit_specialises(form: str, classes: int, no_card: None) -> None:
     call = cases.example(form, classes, torch.bfloat16)

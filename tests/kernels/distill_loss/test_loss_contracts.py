@@ -17,6 +17,7 @@ from tests.kernels.distill_loss.loss_cases import (
     BINARY,
     TARGETS,
     TEACHERS,
+    WEIGHTED_KINDS,
     Case,
     assert_agree,
     in_float64,
@@ -30,15 +31,18 @@ from tests.kernels.distill_loss.loss_cases import (
 
 CLASSES = (2, 10, 41, 401, 1000, 1271, 21841)
 DTYPES = (torch.float32, torch.float16)
-KINDS = product(target=TARGETS, teacher=TEACHERS, heads=(2, 1), smoothing=(0.0, 0.1)) + BINARY
+KINDS = product(target=TARGETS, teacher=TEACHERS, heads=(2, 1), smoothing=(0.0, 0.1)) + BINARY + WEIGHTED_KINDS
 EVERYTHING = product(target=TARGETS, teacher=TEACHERS, heads=(2, 1), alpha=(0.0, 0.3, 1.0), smoothing=(0.0, 0.1),
                      normalizer=("batch", "numel"), reduction=("mean", "none"))  # fmt: skip
 EVERYTHING = [case for case in EVERYTHING if case.teacher.startswith("soft") or case.normalizer == "batch"]
 EVERYTHING += product(target=TARGETS, teacher=("hard logits",), heads=(2, 1), alpha=(0.0, 0.3), smoothing=(0.0, 0.1),
                       reduction=("mean", "none"), base=BASES)  # fmt: skip
-SMOOTHED = product(target=TARGETS, teacher=TEACHERS, heads=(2, 1), smoothing=(0.1,)) + BINARY[1::7]
+SMOOTHED = (
+    product(target=TARGETS, teacher=TEACHERS, heads=(2, 1), smoothing=(0.1,)) + BINARY[1::7] + WEIGHTED_KINDS[::3]
+)
 MAIN = [Case("mixed", "hard logits", smoothing=0.1), Case("dense", "soft logits", normalizer="numel", reduction="none"),
-        Case("mixed", base="bce thresholded"), Case("dense", smoothing=0.1, base="bce")]  # fmt: skip
+        Case("mixed", base="bce thresholded"), Case("dense", smoothing=0.1, base="bce"),
+        Case("mixed", smoothing=0.1, weighted=True), Case("dense", "soft topk", weighted=True)]  # fmt: skip
 
 
 def check(case: Case, rows: int, classes: int, dtype: torch.dtype) -> None:
@@ -116,6 +120,7 @@ def test_kl_divergence_alone(normalizer: str) -> None:
 
 EXTREME_CASES = [Case("mixed"), Case("dense"), Case("labels", "soft logits"), Case("dense", "soft topk", 1)]
 EXTREME_CASES += [Case("mixed", base="bce thresholded"), Case("dense", base="bce"), Case("labels", base="bce summed")]
+EXTREME_CASES += [Case("mixed", weighted=True), Case("labels", "soft logits", smoothing=0.1, weighted=True)]
 EXTREMES = {
     "1e4": lambda logits: logits.sign() * 1e4,
     "beside 1e4": lambda logits: logits + 1e4,

@@ -22,6 +22,7 @@ from tests.kernels.distill_loss.loss_cases import (
     BINARY,
     TARGETS,
     TEACHERS,
+    WEIGHTED_KINDS,
     Case,
     assert_agree,
     full_options,
@@ -34,7 +35,7 @@ from tests.kernels.distill_loss.loss_cases import (
 
 pytestmark = pytest.mark.skipif(_extension.cpu_missing is not None, reason=f"{_extension.cpu_missing}")
 
-KINDS = product(target=TARGETS, teacher=TEACHERS, heads=(2, 1), smoothing=(0.1,)) + BINARY
+KINDS = product(target=TARGETS, teacher=TEACHERS, heads=(2, 1), smoothing=(0.1,)) + BINARY + WEIGHTED_KINDS
 HALVES = (torch.float16, torch.bfloat16)
 OPS = torch.ops.deit_kernels
 
@@ -96,6 +97,7 @@ SPECIAL = (torch.nan, torch.inf, -torch.inf, 1e4, -1e4, 0.0)
 @pytest.mark.parametrize("case", thorough(
     product(target=TARGETS, teacher=("hard logits", "soft logits"), smoothing=(0.0, 0.1))
     + product(target=TARGETS, smoothing=(0.1,), base=BASES)
+    + product(target=TARGETS, smoothing=(0.0, 0.1), base=("ce", "bce"), weighted=(True,))
 ), ids=str)  # fmt: skip
 def test_special_logits_do_what_they_do_in_the_reference(case: Case, names: tuple[str, ...], special: float) -> None:
     for classes in (5, 41):
@@ -227,11 +229,15 @@ def refusals() -> dict[str, LossCall]:
     add("several", target=torch.tensor([0, 1, 2, 99]), partner=torch.tensor([77, 0, 0, 0]), lam=torch.full((4,), 2.0))
     add("an ignored row", target=torch.tensor([-100, 1, 2, 3]), lam=torch.tensor([5.0, 0.5, 7.0, 0.5]))
     add("twice", teacher=topk.clone().index_fill_(0, torch.tensor([2]), 7), teacher_probs=topk / 10)
+    add("weights of 0", weight=torch.zeros(10))
+    add("weights first", target=torch.tensor([0, 1, 99, 3]), weight=torch.tensor([1.0] * 9 + [-3.0]))
     for number in NUMBERS:
         for dtype in (torch.float64, torch.float32, *HALVES):
             add(f"lam {number} {dtype}", lam=torch.tensor([0.5, 1.0, number, 0.5], dtype=torch.float64).to(dtype))
             probs = torch.tensor([[0.5, 0.5], [1.0, 0.0], [0.25, number], [0.1, 0.2]], dtype=torch.float64).to(dtype)
             add(f"probs {number} {dtype}", teacher=topk, teacher_probs=probs)
+            weight = torch.ones(10, dtype=torch.float64).index_fill_(0, torch.tensor(7), number).to(dtype)
+            add(f"weight {number} {dtype}", weight=weight)
     return calls
 
 
@@ -249,7 +255,8 @@ def test_values_are_refused_in_pythons_words(name: str) -> None:
                 OPS.distillation_loss_forward(*wide)
             assert str(caught.value) == str(error)
     else:
-        assert name.split()[1] in ("1.0000001", "1.000000000001", "-1e-60", "1e-05")  # in a type where it is in [0, 1]
+        # In a type where it is in [0, 1], or a weight of a class.
+        assert name.startswith("weight") or name.split()[1] in ("1.0000001", "1.000000000001", "-1e-60", "1e-05")
         OPS.distillation_loss_forward(*call)
 
 
@@ -265,6 +272,8 @@ NONSENSE = {
     "a partner without lam": {"lam": None},
     "a target that is not there": {"target": None},
     "soft labels": {"soft": True},
+    "weights of other classes": {"weight": torch.ones(11)},
+    "weights that are integers": {"weight": torch.ones(10, dtype=torch.int64)},
 }  # fmt: skip
 
 

@@ -13,15 +13,23 @@ import torch
 from torch import Tensor
 
 from deit_kernels.distill_loss.checks import distillation_call
-from deit_kernels.distill_loss.reference import STATISTICS, LossCall
+from deit_kernels.distill_loss.reference import LossCall
 from tests.kernels.augment.augment_cases import build_program, cpu_flags, needs_compiler, needs_extension
-from tests.kernels.distill_loss.loss_cases import BINARY, TARGETS, TEACHERS, full_options, make_call, product
+from tests.kernels.distill_loss.loss_cases import (
+    BINARY,
+    TARGETS,
+    TEACHERS,
+    WEIGHTED_KINDS,
+    full_options,
+    make_call,
+    product,
+)
 
 pytestmark = [needs_compiler, needs_extension]
 
 OPS = torch.ops.deit_kernels
 KINDS = product(target=TARGETS, teacher=TEACHERS, heads=(2, 1), smoothing=(0.1,), reduction=("none",))
-KINDS += [replace(case, reduction="none") for case in BINARY[::5]]
+KINDS += [replace(case, reduction="none") for case in [*BINARY[::5], *WEIGHTED_KINDS[::2]]]
 TYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]  # enum Number of csrc/loss.h
 # A sanitizer's run-time does not know the code that picks an instruction set.
 SANITIZED = ["-g", "-O1", "-DDEIT_NO_CLONES", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
@@ -56,6 +64,7 @@ def run(program: Path, call: LossCall, grad: Tensor) -> list[Tensor]:
     tensors = (
         call.cls, call.dist, None if labelled else call.teacher, call.teacher if labelled else None,
         call.teacher_probs, None if dense else call.target, call.partner, call.lam, call.target if dense else None,
+        None if call.weight is None else call.weight[None],
     )  # fmt: skip
     source, result = program.parent / "input", program.parent / "output"
     source.write_bytes(header + b"".join(map(given, tensors)) + grad.numpy().tobytes())
@@ -65,7 +74,8 @@ def run(program: Path, call: LossCall, grad: Tensor) -> list[Tensor]:
     assert done.returncode == 0, done.stderr
     content = result.read_bytes()
     terms = np.frombuffer(content, np.float64, 2 * rows).reshape(rows, 2)
-    statistics = np.frombuffer(content, np.float32, STATISTICS * rows, terms.nbytes).reshape(rows, STATISTICS)
+    columns = call.statistics
+    statistics = np.frombuffer(content, np.float32, columns * rows, terms.nbytes).reshape(rows, columns)
     found = [torch.from_numpy(part.astype(np.float32)) for part in (terms[:, 0], terms[:, 1], statistics)]
     at = terms.nbytes + statistics.nbytes
     for head in (call.cls, call.dist):

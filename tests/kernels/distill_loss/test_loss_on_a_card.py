@@ -11,6 +11,7 @@ from tests.kernels.distill_loss.loss_cases import (
     BINARY,
     TARGETS,
     TEACHERS,
+    WEIGHTED_KINDS,
     Case,
     assert_agree,
     make_call,
@@ -21,7 +22,7 @@ from tests.kernels.distill_loss.loss_cases import (
 
 pytestmark = pytest.mark.gpu
 
-KINDS = product(target=TARGETS, teacher=TEACHERS, heads=(2, 1), smoothing=(0.1,)) + BINARY[::5]
+KINDS = product(target=TARGETS, teacher=TEACHERS, heads=(2, 1), smoothing=(0.1,)) + BINARY[::5] + WEIGHTED_KINDS[::2]
 
 
 def on_card(call: dict, device: str = "cuda") -> dict:

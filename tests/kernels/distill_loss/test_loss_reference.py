@@ -14,6 +14,8 @@ from tests.kernels.distill_loss.loss_cases import (
     BINARY,
     TARGETS,
     TEACHERS,
+    WEIGHTED,
+    WEIGHTED_KINDS,
     Case,
     assert_agree,
     make_call,
@@ -29,7 +31,9 @@ ALL = product(target=TARGETS, teacher=TEACHERS, heads=(2, 1), alpha=(0.0, 0.3, 1
 ALL = [case for case in ALL if case.teacher.startswith("soft") or case.normalizer == "batch"]
 ALL += product(target=TARGETS, teacher=TEACHERS, heads=(2, 1), alpha=(0.0, 0.3), smoothing=(0.0, 0.1),
                reduction=("mean", "none"), base=BASES)  # fmt: skip
+ALL += WEIGHTED
 KINDS = product(target=TARGETS, teacher=TEACHERS, heads=(2, 1), smoothing=(0.1,)) + BINARY[::5]
+KINDS += WEIGHTED_KINDS[::2]
 
 
 @pytest.mark.parametrize("case", thorough(ALL), ids=str)
@@ -72,13 +76,14 @@ def test_first_and_second_derivatives(case: Case, reduction: str) -> None:
     assert torch.autograd.gradgradcheck(loss, inputs)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("target", ["labels", "dense"])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_cross_entropy_is_torch_nn_functionals(target: str, reduction: str, smoothing: float) -> None:
-    call = make_call(Case(target), rows=5, classes=41)
+def test_cross_entropy_is_torch_nn_functionals(target: str, reduction: str, smoothing: float, weighted: bool) -> None:
+    call = make_call(Case(target, weighted=weighted), rows=5, classes=41)
     logits = call["cls_logits"]
-    options = {"label_smoothing": smoothing, "reduction": reduction}
+    options = {"label_smoothing": smoothing, "reduction": reduction, "weight": call.get("weight")}
     torch.testing.assert_close(
         cross_entropy(logits, call["target"], **options), F.cross_entropy(logits, call["target"], **options)
     )
@@ -106,6 +111,40 @@ def test_binary_cross_entropy_is_timms(target: str, threshold: float | None, sum
     torch.testing.assert_close(got, expected)
     gradients = [torch.autograd.grad(one, logits)[0] for one in (got, expected)]
     torch.testing.assert_close(*gradients)
+
+
+def test_a_mixed_target_with_class_weights_is_the_mean_of_both_labels_in_their_shares() -> None:
+    call = make_call(Case("mixed", weighted=True), rows=5, classes=41, dtype=torch.float64)
+    logits, (labels, partner, lam), weight = call["cls_logits"], call["target"], call["weight"].double()
+    both = [F.cross_entropy(logits, each, weight, reduction="none") for each in (labels, partner)]
+    counts = labels != -100
+    rows, shares = (
+        torch.where(counts, lam * one + (1 - lam) * other, 0.0)
+        for one, other in (both, [weight[each.where(counts, 0)] for each in (labels, partner)])
+    )
+    torch.testing.assert_close(
+        cross_entropy(logits, call["target"], weight=weight), rows.sum() / shares.sum(), rtol=1e-12, atol=0
+    )
+
+
+def test_a_distilled_row_counts_as_much_as_its_true_class_and_a_scale_of_the_weights_cancels() -> None:
+    call = make_call(Case(alpha=1.0, weighted=True), rows=5, classes=41, dtype=torch.float64)
+    keep, weight = call["target"] != -100, call["weight"].double()
+    rows = F.cross_entropy(call["dist_logits"], call["teacher"].argmax(1), reduction="none")[keep]
+    expected = (rows * weight[call["target"][keep]]).sum() / weight[call["target"][keep]].sum()
+    for scale in (1.0, 7.0):
+        torch.testing.assert_close(distillation_loss(**call | {"weight": scale * weight}), expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("target", ["labels", "mixed"])
+def test_rows_whose_classes_all_have_the_weight_0_have_no_mean_as_in_torch(target: str) -> None:
+    call = make_call(Case(target), rows=3, classes=10)
+    labels = torch.tensor([0, 1, 2])
+    call["target"] = labels if target == "labels" else MixedTarget(labels, labels, torch.rand(3))
+    weight = torch.ones(10).index_fill_(0, labels, 0.0)
+    assert F.cross_entropy(call["cls_logits"], labels, weight).isnan()
+    assert cross_entropy(call["cls_logits"], call["target"], weight=weight).isnan()
+    assert distillation_loss(**call, weight=weight).isnan()
 
 
 def test_deit_3s_loss_is_the_binary_cross_entropy_of_both_classes() -> None:

@@ -12,9 +12,20 @@ from torch._subclasses import FakeTensorMode
 
 from deit_kernels import MixedTarget, _extension, binary_cross_entropy, cross_entropy, distillation_loss, kl_divergence
 from deit_kernels.distill_loss.checks import distillation_call
-from tests.kernels.distill_loss.loss_cases import BINARY, TARGETS, TEACHERS, Case, full_options, make_call, product, run
+from tests.kernels.distill_loss.loss_cases import (
+    BINARY,
+    TARGETS,
+    TEACHERS,
+    WEIGHTED_KINDS,
+    Case,
+    full_options,
+    make_call,
+    product,
+    run,
+)
 
 KINDS = product(target=TARGETS, teacher=TEACHERS, heads=(2, 1), smoothing=(0.1,)) + BINARY[::5]
+KINDS += WEIGHTED_KINDS[::4]
 FORWARD = torch.ops.deit_kernels.distillation_loss_forward.default
 BACKWARD = torch.ops.deit_kernels.distillation_loss_backward.default
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")

@@ -20,15 +20,17 @@ from deit_kernels import MixedTarget, TopK, cross_entropy, distillation_loss
 
 cls, other, teacher = torch.randn(3, 5, 7)  # of five rows one rank has three
 labels, lam, weights = torch.tensor([1, -100, 2, 3, 4]), torch.rand(5), torch.rand(5)
+of_class = torch.rand(7)
 probs, indices = teacher.softmax(1).topk(2)
 
 
-def losses(cls, other, teacher, labels, lam, probs, indices, reduction):
+def losses(cls, other, teacher, labels, lam, probs, indices, weight, reduction):
     soft = {"mode": "soft", "alpha": 0.3, "tau": 1.0, "kl_normalizer": "batch"}
     mixed = MixedTarget(labels, labels, lam)
     yield distillation_loss(cls, other, teacher, labels, reduction=reduction)
     yield distillation_loss(cls, None, TopK(indices, probs, 1.0), mixed, **soft, reduction=reduction)
     yield cross_entropy(cls, labels, reduction=reduction)
+    yield distillation_loss(cls, other, teacher, mixed, reduction=reduction, weight=weight)
 
 
 given = cls, other, teacher, labels, lam, probs, indices
@@ -37,8 +39,9 @@ for reduction in ("none", "mean"):
     for place in (Shard(0), Replicate()):
         split = [distribute_tensor(tensor, mesh, [place]) for tensor in (*given, weights)]
         heads = split[0].requires_grad_(), split[1].requires_grad_()
-        whole = losses(*leaves, *given[2:], reduction)
-        for expected, loss in zip(whole, losses(*split[:-1], reduction)):
+        whole = losses(*leaves, *given[2:], of_class, reduction)
+        spread = distribute_tensor(of_class, mesh, [Replicate()])
+        for expected, loss in zip(whole, losses(*split[:-1], spread, reduction)):
             incoming = (weights, split[-1]) if reduction == "none" else (None, None)
             wanted = torch.autograd.grad(expected, leaves, incoming[0], allow_unused=True)
             with CommDebugMode() as sent:
@@ -70,7 +73,7 @@ def test_a_loss_has_no_matrix_product_so_no_flops_as_torchs_own() -> None:
 
 def test_selective_checkpointing_keeps_what_a_policy_names() -> None:
     def loss(logits: torch.Tensor) -> torch.Tensor:
-        return distillation_loss(2 * logits, logits, logits.detach(), torch.arange(3))
+        return distillation_loss(2 * logits, logits, logits.detach(), torch.arange(3), weight=torch.ones(5))
 
     names = {}
     for keep in (False, True):

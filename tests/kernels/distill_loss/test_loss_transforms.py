@@ -26,6 +26,9 @@ def batch(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
             "dense": teacher.flip(2).softmax(2), "probs": probs, "indices": indices}  # fmt: skip
 
 
+WEIGHT = torch.linspace(0.0, 2.0, CLASSES)
+
+
 def mixed(b: dict[str, Tensor]) -> MixedTarget:
     return MixedTarget(b["labels"], b["partner"], b["lam"])
 
@@ -44,10 +47,19 @@ FORMS = {
     "topk": lambda x, b, r: distillation_loss(
         x, b["dist"], TopK(b["indices"], b["probs"], TAU), mixed(b), **SOFT, base="bce", reduction=r
     ),
+    "weighted": lambda x, b, r: distillation_loss(
+        x, None, b["teacher"], mixed(b), label_smoothing=0.1, weight=WEIGHT, reduction=r
+    ),
+    "weighted bce": lambda x, b, r: distillation_loss(
+        x, b["dist"], b["partner"], b["labels"], base="bce", weight=WEIGHT, reduction=r
+    ),
+    "weighted dense": lambda x, b, r: distillation_loss(
+        b["cls"], x, b["teacher"], b["dense"], **SOFT, weight=WEIGHT, reduction=r
+    ),
     "kl": lambda x, b, r: kl_divergence(x, b["teacher"], tau=2.0).expand(1 if r == "none" else ()),
 }
 FORMS_BY_REDUCTION = [(form, "none" if at % 2 else "mean") for at, form in enumerate(FORMS)]
-FORMS_BY_REDUCTION += [("topk", "mean"), ("hard", "none"), ("cross-entropy", "none")]
+FORMS_BY_REDUCTION += [("topk", "mean"), ("hard", "none"), ("cross-entropy", "none"), ("weighted", "none")]
 
 
 def loop(function, b: dict[str, Tensor], x: Tensor) -> Tensor:
@@ -68,7 +80,7 @@ def test_vmap_of_a_loss_and_of_its_gradient_is_a_loop(form: str, reduction: str,
     assert_close(vmap(loss)(b["cls"], b), loop(loss, b, b["cls"]), **tight)
     assert_close(vmap(grad(total))(b["cls"], b), loop(plain_gradient(total), b, b["cls"]), **tight)
     if form != "kl" and reduction == "mean":
-        assert vmap(loss)(b["cls"], b)[2].isnan().item() == (form not in ("dense", "one head"))
+        assert vmap(loss)(b["cls"], b)[2].isnan().item() == (form not in ("dense", "one head", "weighted dense"))
 
 
 def assert_close(got: Tensor, expected: Tensor, **tolerance: float) -> None:
@@ -108,6 +120,12 @@ def test_what_is_not_mapped_is_the_same_for_every_sample() -> None:
     torch.testing.assert_close(same_logits, torch.stack([cross_entropy(b["cls"][0], t) for t in b["labels"][:2]]))
 
 
+def test_vmap_over_weights_is_refused_in_a_sentence_that_says_what_to_do() -> None:
+    b = batch()
+    with pytest.raises(NotImplementedError, match="one weight for all samples: pass it with in_dims=None"):
+        vmap(lambda x, t, w: cross_entropy(x, t, weight=w))(b["cls"], b["labels"], WEIGHT.expand(SAMPLES, -1))
+
+
 def test_vmap_in_vmap_and_a_gradient_through_vmap() -> None:
     cls = torch.randn(2, SAMPLES, ROWS, CLASSES)
     labels = torch.randint(CLASSES, (2, SAMPLES, ROWS))
@@ -122,7 +140,7 @@ def test_vmap_in_vmap_and_a_gradient_through_vmap() -> None:
     torch.testing.assert_close(leaf.grad, expected)
 
 
-@pytest.mark.parametrize("form", ["cross-entropy", "bce", "hard", "one head", "soft", "topk"])
+@pytest.mark.parametrize("form", ["cross-entropy", "bce", "hard", "one head", "soft", "topk", "weighted"])
 def test_second_derivatives_under_func_are_those_of_autograd_and_of_a_loop(form: str) -> None:
     b = {name: tensor[:2] for name, tensor in batch(torch.float64).items()}
     one = {name: tensor[0] for name, tensor in b.items()}

@@ -150,6 +150,12 @@ def test_a_binary_cross_entropy_that_ours_does_not_compute_is_called(
     assert fused_options(criterion, torch.zeros(ROWS, CLASSES), labels) is None
 
 
+def test_weights_of_classes_are_fused_without_a_teacher_only() -> None:
+    criterion = nn.CrossEntropyLoss(weight=torch.ones(CLASSES))
+    assert fused_options(criterion) is None
+    assert fused_options(criterion, alone=True)["weight"] is criterion.weight
+
+
 def test_the_teacher_gets_no_gradient_and_keeps_its_mode(outputs: tuple[Tensor, Tensor], teacher: nn.Module) -> None:
     criterion = DistillationLoss(nn.CrossEntropyLoss(), teacher.eval(), "soft", 0.5, 2.0)
     criterion(torch.randn(ROWS, 3, 2, 2), outputs, labels_for(nn.CrossEntropyLoss())).backward()

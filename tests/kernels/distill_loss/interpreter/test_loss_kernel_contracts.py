@@ -16,6 +16,7 @@ from tests.kernels.distill_loss.loss_cases import (
     BINARY,
     TARGETS,
     TEACHERS,
+    WEIGHTED_KINDS,
     Case,
     full_options,
     in_float64,
@@ -28,7 +29,7 @@ from tests.kernels.distill_loss.loss_cases import (
 # NumPy computes the lanes that a mask throws away, and warns of them.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
-KINDS = product(target=TARGETS, teacher=TEACHERS, heads=(2, 1), smoothing=(0.1,)) + BINARY[::5]
+KINDS = product(target=TARGETS, teacher=TEACHERS, heads=(2, 1), smoothing=(0.1,)) + BINARY[::5] + WEIGHTED_KINDS[::2]
 
 
 def loss_call(call: dict) -> LossCall:
@@ -60,12 +61,13 @@ def test_every_output_is_written_and_what_is_saved_is_the_references(case: Case,
     arguments = loss_call(call)
     used = [reference.CLS_MAX, reference.CLS_REST, reference.DIST_MAX, reference.DIST_REST, reference.TEACHER_MAX,
             reference.TARGET_SUM, reference.ROW_WEIGHT] + [reference.TEACHER_REST] * arguments.soft  # fmt: skip
+    used += [reference.TARGET_WEIGHT] * (arguments.weight is not None)
     got, expected = launch.forward(arguments), reference.forward(arguments)
     assert not got[3].isnan().any()
     counts = expected[3][:, reference.ROW_WEIGHT] != 0
     torch.testing.assert_close(got[3][counts][:, used], expected[3][counts][:, used])
     torch.testing.assert_close(got[3][:, reference.ROW_WEIGHT], expected[3][:, reference.ROW_WEIGHT])
-    assert got[4] == expected[4] == counts.sum()
+    torch.testing.assert_close(got[4], expected[4])
 
 
 @pytest.mark.parametrize(
@@ -209,13 +211,13 @@ def test_the_mean_of_many_rows_takes_two_launches_and_the_same_bits_every_time(r
     ignored[0] = False
     statistics[ignored, reference.ROW_WEIGHT] = base[ignored] = distill[ignored] = 0
     count = torch.full((), torch.nan)
-    loss, *terms = launch.mean(base, distill, statistics, count, 0.3)
+    loss, *terms = launch.mean(LossCall(alpha=0.3), base, distill, statistics, count)
     assert launches == Counter(mean_kernel=1 if rows <= 4096 else 2)
     assert count == (~ignored).sum()
     exact = [float(each.double().sum() / count) for each in (base, distill)]
     torch.testing.assert_close([loss, *terms], [torch.tensor(x) for x in (0.7 * exact[0] + 0.3 * exact[1], *exact)],
                                rtol=5e-7, atol=0)  # fmt: skip
-    again = launch.mean(base, distill, statistics, count, 0.3)
+    again = launch.mean(LossCall(alpha=0.3), base, distill, statistics, count)
     assert all(torch.equal(one, other) for one, other in zip((loss, *terms), again, strict=True))
 
 
