@@ -210,6 +210,7 @@ class DistillConfig(Part):
     tau: Annotated[Taught[float | None], span(1e-3, 1e3)] = None  # temperature of soft distillation
     kl_normalizer: Taught[Literal["batch", "numel"] | None] = None  # soft: over rows (paper) or rows x classes (code)
     label_smoothing: BelowOne = 0.1  # smoothing of the true labels
+    class_weights: Later[Ref] = ""  # for rare classes: balanced, effective (arXiv 1901.05555), or a file that names all
     bce_loss: Later[bool] = False  # of the true labels, a binary cross-entropy for every class, averaged (DeiT III)
     bce_sum: Later[bool] = False  # binary cross-entropy: summed over the classes
     bce_target_thresh: Annotated[Later[float | None], span(0, 0.999)] = 0.0  # above it a target is 1; None: as it is

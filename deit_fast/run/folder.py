@@ -1,7 +1,7 @@
 """The run folder: whether a run may use it, and its files beside the checkpoints.
 
 config.json     the configuration; a different one is refused
-data.json       class names (index = label), numbers of images, a digest of the labels; other data is refused
+data.json       class names (index = label), counts, a digest of the labels, class weights; other data is refused
 metrics.jsonl   a line every --log-every steps, and one for every evaluation; written by metrics.py
 report.png      curves
 report.html     curves, mistakes, suspects, time: one page that needs no other file; see report/
@@ -92,13 +92,13 @@ def chosen_weights(run: Path) -> Path:
 
 
 def check_data(run: Path, data: dict[str, Any]) -> None:
-    """Raise ValueError if classes, counts or labels have changed since the run began."""
+    """Raise ValueError if classes, counts, labels or class weights have changed since the run began."""
     path = run / "data.json"
     if not path.exists():
         return
     old = read_json(path)
-    for key in ("classes", "train", "val", "labels"):
-        if old.get(key) != data[key]:
+    for key in ("classes", "train", "val", "labels", "class weights"):
+        if old.get(key) != data.get(key):
             what = {"train": "number of training images", "val": "number of validation images"}.get(key, key)
             raise ValueError(
                 f"the data's {what} changed since {run} began: bring the old data back, or type --fresh or a new --out"

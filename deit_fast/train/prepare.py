@@ -20,6 +20,7 @@ from torch import nn
 
 from ..config import Config, Precision
 from ..data import EvalLoader, TrainLoader, jpeg_part
+from ..data.class_weights import class_weights
 from ..data.device import why_on_the_cpu
 from ..data.sources.folder import by_suffix
 from ..data.training import Loaders, TrainingData
@@ -109,7 +110,11 @@ def prepare(config: Config, run: Path, ranks: Ranks, reporter: Reporter, train_f
         ValueError: a mistake in the configuration or the data, in one sentence that says what to type instead.
     """
     # Before the first line, so that a mistake in the data is the only line.
-    data = TrainingData.open(config.data, config.optim, ranks)
+    data, weights = TrainingData.open(config.data, config.optim, ranks), None
+    if spec := config.distill.class_weights:
+        weights = ranks.main_first(lambda: class_weights(spec, data.train_set))
+        ranks.agree("class weights", hash(tuple(weights.tolist())), "give every machine the same file")
+        data = replace(data, identity=data.identity | {"class weights": weights.tolist()})
     if not config.run.fresh:
         ranks.main_first(lambda: folder.check_data(run, data.identity))
     reporter.say(f"{config.recipe}: {config.model.model} on {config.data.data}, in {run}")
@@ -119,6 +124,9 @@ def prepare(config: Config, run: Path, ranks: Ranks, reporter: Reporter, train_f
     chosen = precision(config.optim.precision, ranks, start.precision, reporter)
     forward = autocast(chosen, ranks.device)
     _tell_of_data(data, ranks, reporter)
+    if weights is not None:
+        ends = (f"{weights[c]:.3g} of {data.train_set.classes[c]}" for c in (weights.argmin(), weights.argmax()))
+        reporter.decide("class weights", " to ".join(ends), f"--class-weights {spec}; every score counts images alike")
     model = _student(config, len(data.train_set.classes), chosen, ranks, reporter)
     if chosen == "bf16-residual" and isinstance(model, VisionTransformer):
         model.residual_dtype = torch.bfloat16
@@ -130,7 +138,7 @@ def prepare(config: Config, run: Path, ranks: Ranks, reporter: Reporter, train_f
     if jpeg_part.missing and loaders.policy.crop == "random_resized":
         reporter.decide("JPEG files", "decoded whole, not only what the crops need", jpeg_part.missing)
     teacher = None if config.distill.distill == "none" else _teacher(config, loaders, ranks, reporter, train_first)
-    step = TrainingStep(config, model, teacher, ranks, forward, reporter)
+    step = TrainingStep(config, model, teacher, ranks, forward, reporter, weights)
     validation = loaders.validation()
     _restore(start, config.data.order, ranks, step, reporter)
     layout = {}

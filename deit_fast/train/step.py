@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
-from deit_kernels import TopK, binary_cross_entropy, cross_entropy, distillation_loss
+from deit_kernels import MixedTarget, TopK, binary_cross_entropy, cross_entropy, distillation_loss
 
 from ..config import Config, DistillConfig
 from ..data import IGNORE, Batch, Target
@@ -50,9 +50,9 @@ class TrainingStep:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
-        # Labelled rows of the global batch ÷ world size: dividing each rank's sum by it makes DDP's mean the global
-        # mean, also where one rank has more unreadable images than another.
-        counted = self._ranks.begin_total((batch.labels != IGNORE).sum().float())
+        # Labelled rows of the global batch, or their weights, ÷ world size: dividing each rank's sum by it makes DDP's
+        # mean the global mean, also where one rank has more unreadable images than another.
+        counted = self._ranks.begin_total(self._count(batch.target))
         # A forward pass changes batch norm's statistics before anyone knows whether the step is skipped.
         statistics = [buffer.clone() for buffer in self._buffers]
         losses = self.fit(batch, partial(self._learn, counted=counted), partial(self._forget, statistics))
@@ -66,7 +66,7 @@ class TrainingStep:
         with self.clock("forward"), self._autocast:
             outputs = self._forward(batch)
         with record_function("loss"):
-            divisor = counted().clamp_min(1) / self._ranks.world_size
+            divisor = (total := counted()).where(total > 0, 1.0) / self._ranks.world_size
             losses = self._losses(outputs, teacher_labels, batch.target, divisor)
         with self.clock("backward"):
             loss = self.scaler.scale(losses.loss) if self.scaler else losses.loss
@@ -114,9 +114,10 @@ class TrainingStep:
 
     def __init__(
         self, config: Config, model: nn.Module, teacher: Callable[[Batch], Tensor | TopK] | None, ranks: Ranks,
-        autocast: AbstractContextManager, reporter: Reporter,
+        autocast: AbstractContextManager, reporter: Reporter, class_weights: Tensor | None = None,
     ) -> None:  # fmt: skip
         optim = config.optim
+        weight = None if class_weights is None else class_weights.float().to(ranks.device)
         self.model = model  # the student itself, on its device: neither wrapped in DDP nor compiled
         self.teacher = teacher  # gives the teacher's labels of a batch's rows; None without distillation
         self.peak_lr = optim.lr * (1 if optim.unscale_lr else optim.batch_size / 512)  # after warm-up
@@ -128,7 +129,8 @@ class TrainingStep:
         self.clock = Clock(ranks.device, "teacher", "forward", "backward", "optimiser")
         self._config, self._ranks, self._autocast = optim, ranks, autocast
         self._buffers = list(model.buffers())  # found once, not in every step
-        self._losses: Callable[..., Losses] = partial(losses_of, config.distill)
+        self._losses: Callable[..., Losses] = partial(losses_of, config.distill, weight=weight)
+        self._count: Callable[[Target], Tensor] = partial(count_of, None if config.distill.bce_loss else weight)
         self.fit = Fit(optim.batch_size, optim.micro_batch, config.data.image_size, ranks, reporter)
         compiled = compiles(optim.compile, ranks.device)
         decided = "on a GPU it pays" if compiled else "on a CPU it takes longer"
@@ -150,9 +152,19 @@ class TrainingStep:
             self.fit.no_sync = self._student.no_sync
 
 
+def count_of(weight: Tensor | None, target: Target) -> Tensor:
+    """How many rows have a label; with weights of the classes also the sum of the rows' weights, the divisor (2,)."""
+    labels, partner, lam = target if isinstance(target, MixedTarget) else (target, target, 1.0)
+    rows = (labels != IGNORE).float()
+    if weight is None:
+        return rows.sum()
+    of_row = lam * weight[labels.clamp_min(0)] + (1 - lam) * weight[partner.clamp_min(0)]
+    return torch.stack([rows.sum(), (rows * of_row).sum()])
+
+
 def losses_of(
     config: DistillConfig, outputs: Tensor | tuple[Tensor, Tensor], teacher_labels: Tensor | TopK | None,
-    target: Target, counted: Tensor | None = None,
+    target: Target, counted: Tensor | None = None, weight: Tensor | None = None,
 ) -> Losses:  # fmt: skip
     """The losses that the configuration names.
 
@@ -160,24 +172,26 @@ def losses_of(
         outputs: logits (B, C) of one head, or of class and distillation head.
         teacher_labels: logits (B, C), labels int64 (B,), or a TopK; None without a teacher.
         target: true labels int64 (B,), IGNORE where there is no image, or those of mixed images.
-        counted: what the sum over the rows is divided by; None: the number of rows with a label, for their mean.
+        counted: `count_of` what the sums over the rows are divided by; None: of this target, for its mean.
+        weight: of the classes (C,).
     """
     cls_logits, dist_logits = outputs if isinstance(outputs, tuple) else (outputs, None)
     labels = target if isinstance(target, Tensor) else target.labels
     if counted is None:
-        counted = (labels != IGNORE).sum()
-    top1 = (cls_logits.argmax(1) == labels).sum() / counted
-    options: dict[str, Any] = {"label_smoothing": config.label_smoothing, "reduction": "none"}
+        counted = count_of(None if config.bce_loss else weight, target)
+    rows, divisor = counted.expand(2)
+    top1 = (cls_logits.argmax(1) == labels).sum() / rows
+    options: dict[str, Any] = {"label_smoothing": config.label_smoothing, "reduction": "none", "weight": weight}
     if config.bce_loss:
         options |= {"target_threshold": config.bce_target_thresh, "sum_classes": config.bce_sum}
     if teacher_labels is None:
         label_loss = binary_cross_entropy if config.bce_loss else cross_entropy
-        loss = label_loss(cls_logits, target, **options).sum() / counted
+        loss = label_loss(cls_logits, target, **options).sum() / divisor
         return Losses(loss, loss.detach(), torch.zeros_like(loss), top1)
     assert config.distill != "none"
     parts = distillation_loss(
         cls_logits, dist_logits, teacher_labels, target, mode=config.distill, alpha=config.alpha, tau=config.tau,
         kl_normalizer=config.kl_normalizer, return_parts=True, base="bce" if config.bce_loss else "ce", **options,
     )  # fmt: skip
-    loss, label_term, teacher_term = (part.sum() / counted for part in parts)
+    loss, label_term, teacher_term = (part.sum() / divisor for part in parts)
     return Losses(loss, label_term, teacher_term, top1)

@@ -110,6 +110,19 @@ def test_losses_and_weights_are_the_same_within_rounding(runs, ranks: int) -> No
             torch.testing.assert_close(several.weights[which][name], value, rtol=2e-3, atol=2e-4)
 
 
+def test_class_weights_train_the_same_with_any_number_of_ranks_and_any_micro_batch(
+    config: Config, folder: Path, runs
+) -> None:
+    (folder / "weights.txt").write_text("class0 0.1\nclass1 5\nclass2 1\n")
+    weighted = config.replace(class_weights=str(folder / "weights.txt"), epochs=1)
+    alone, several = train_with(1, weighted, folder / "a"), train_with(2, weighted.replace(micro_batch=8), folder / "b")
+    for key in ("loss", "label", "distillation"):
+        one, two, plain = ([row[key] for row in run.rows if key in row] for run in (alone, several, runs(1)))
+        assert two == pytest.approx(one, rel=2e-4) and one != pytest.approx(plain[:2], rel=1e-3)
+    for name, value in alone.weights["model"].items():
+        torch.testing.assert_close(several.weights["model"][name], value, rtol=2e-3, atol=2e-4)
+
+
 @pytest.mark.parametrize("ranks", WORLDS)
 def test_evaluation_counts_every_image_once(runs, ranks: int) -> None:
     alone, several = runs(1).summary, runs(ranks).summary

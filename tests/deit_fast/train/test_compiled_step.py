@@ -102,7 +102,7 @@ def hard(rows: int) -> Tensor:
     return torch.zeros(rows, dtype=torch.int64, device="cuda")
 
 
-@pytest.mark.parametrize("counted", [False, True], ids=["whole", "sliced"])
+@pytest.mark.parametrize("counted", [False, True], ids=["whole", "sliced, mixed ones weighted"])
 @pytest.mark.parametrize("taught", ["labels", "logits", "top-k", "nobody"])
 @pytest.mark.parametrize("mixed", [False, True], ids=["plain", "mixed"])
 def test_the_losss_cuda_branch_is_one_graph(taught: str, mixed: bool, counted: bool) -> None:
@@ -118,8 +118,9 @@ def test_the_losss_cuda_branch_is_one_graph(taught: str, mixed: bool, counted: b
             "top-k": TopK(hard(2 * ROWS).view(ROWS, 2), torch.empty(ROWS, 2, device="cuda"), 2.0),
             "nobody": None,
         }
-        count = torch.empty((), device="cuda") if counted else None
-        function = partial(losses_of, CONFIG.replace(**changes).distill)
+        weight = torch.empty(CLASSES, device="cuda") if counted and mixed else None
+        count = torch.empty(() if weight is None else 2, device="cuda") if counted else None
+        function = partial(losses_of, CONFIG.replace(**changes).distill, weight=weight)
         losses = capture(function, outputs, teacher_labels[taught], target, count)
         assert losses.loss.device.type == "cuda" and losses.loss.shape == ()
 

@@ -61,19 +61,24 @@ def batch(step: int = 0, mixed: bool = False, unreadable: tuple[int, ...] = ()) 
     return Batch(step, images, labels, torch.arange(ROWS), torch.arange(ROWS), target)
 
 
-def step_of(config: Config, model: nn.Module | None = None) -> TrainingStep:
+def step_of(config: Config, model: nn.Module | None = None, weights: Tensor | None = None) -> TrainingStep:
     taught = taught_by(teacher()) if config.distill.distill != "none" else None
-    return TrainingStep(config, model or student(config.model.drop_path), taught, ALONE, nullcontext(), Reporter(False))
+    model = model or student(config.model.drop_path)
+    return TrainingStep(config, model, taught, ALONE, nullcontext(), Reporter(False), weights)
 
 
-@pytest.mark.parametrize("case", ["hard", "soft", "none", "mixed", "unreadable", "a slice without a label"])
+WEIGHTS = torch.tensor([0.0, 0.1, 0.2, 1.0, 5.0], dtype=torch.float64)
+CASES = ["hard", "soft", "none", "mixed", "unreadable", "a slice without a label"]
+
+
+@pytest.mark.parametrize("case", [*CASES, "weighted", "weighted bce", "weighted mixed"])
 def test_the_step_is_the_same_in_slices(case: str) -> None:
-    changes = {"soft": SOFT, "none": NONE}.get(case, {})
-    unreadable = {"unreadable": (2, 7, 8), "a slice without a label": (3, 4, 5)}.get(case, ())
-    config = CONFIG.replace(**changes)
-    whole, sliced = step_of(config), step_of(config.replace(micro_batch=3))
+    changes = {"soft": SOFT, "none": NONE, "weighted bce": {"bce_loss": True, "label_smoothing": 0.0}}.get(case, {})
+    unreadable = {"unreadable": (2, 7, 8), "a slice without a label": (3, 4, 5), "weighted": (3, 4, 5)}.get(case, ())
+    config, weights = CONFIG.replace(**changes), WEIGHTS if "weighted" in case else None
+    whole, sliced = step_of(config, weights=weights), step_of(config.replace(micro_batch=3), weights=weights)
     assert (whole.fit.slices, sliced.fit.slices) == (1, 4)
-    given = batch(mixed=case == "mixed", unreadable=unreadable)
+    given = batch(mixed="mixed" in case, unreadable=unreadable)
     expected, result = whole(given, 0.01), sliced(given, 0.01)
     for value, wanted in zip(result.losses, expected.losses, strict=True):
         assert (value is None) == (wanted is None)
@@ -85,6 +90,28 @@ def test_the_step_is_the_same_in_slices(case: str) -> None:
         assert state.keys() == wanted.keys()
         if state:  # a head that nobody teaches has none
             torch.testing.assert_close(state["exp_avg"], wanted["exp_avg"], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_class_weights_are_those_of_torch_and_change_no_score(mixed: bool) -> None:
+    config, weights = CONFIG.replace(**NONE, drop_path=0.0), WEIGHTS.float()
+    given = batch(mixed=mixed, unreadable=() if mixed else (2, 7))
+    plain, weighted = step_of(config)(given, 0.01), step_of(config, weights=WEIGHTS)(given, 0.01)
+    logits, smoothed = student(drop_path=0.0)(given.images)[0], {"label_smoothing": 0.1, "reduction": "none"}
+    parts = [(given.labels, 1.0)]
+    if mixed:
+        parts = [(given.target.labels, given.target.lam), (given.target.partner_labels, 1 - given.target.lam)]
+    costs = sum(share * nn.functional.cross_entropy(logits, labels, weights, **smoothed) for labels, share in parts)
+    divisor = sum((share * weights[labels.clamp_min(0)])[given.labels != IGNORE].sum() for labels, share in parts)
+    torch.testing.assert_close(weighted.losses.loss, costs.sum().detach() / divisor)
+    assert weighted.losses.top1 == plain.losses.top1 and weighted.losses.loss != plain.losses.loss
+
+
+def test_a_batch_of_classes_of_weight_0_teaches_nothing_and_is_no_bad_step() -> None:
+    given = batch()
+    step = step_of(CONFIG.replace(label_smoothing=0.0), weights=WEIGHTS)
+    result = step(given._replace(target=torch.zeros_like(given.labels), labels=torch.zeros_like(given.labels)), 0.01)
+    assert result.finite and result.losses.loss == result.grad_norm == 0
 
 
 @pytest.mark.parametrize(

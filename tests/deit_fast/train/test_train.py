@@ -302,6 +302,20 @@ def test_other_data_than_the_run_began_with_is_refused(tiny: Config, tmp_path: P
     train(config.replace(fresh=True))
 
 
+def test_a_file_of_class_weights_that_has_changed_is_refused(tiny: Config, tmp_path: Path, capsys) -> None:
+    file = tmp_path / "weights.txt"
+    file.write_text("class0 1\nclass1 2\nclass2 0.5\n")
+    config = tiny.replace(class_weights=str(file), save_every=1, keep=9)
+    train(config)
+    assert "class weights 0.5 of class2 to 2 of class1  (--class-weights" in capsys.readouterr().out
+    rewind(config.run.out, step=2)
+    file.write_text('{"class2": 0.5, "class1": 2, "class0": 1.5}')
+    with pytest.raises(ValueError, match="the data's class weights changed since"):
+        train(config)
+    file.write_text('{"class2": 0.5, "class1": 2, "class0": 1}')
+    train(config)
+
+
 def test_the_students_mistakes_are_found_before_its_teacher_is_trained(tiny: Config) -> None:
     wrong = tiny.replace(teacher="recipe:digits-teacher", model="deit_tiny_patch16_224")
     with pytest.raises(ValueError, match="has no distillation token"):
