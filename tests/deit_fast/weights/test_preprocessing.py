@@ -31,7 +31,7 @@ ALONE = Ranks(0, 1, torch.device("cpu"))
 OTHER = {
     "image_size": 24, "patch_size": 4, "width": 64, "heads": 4, "order": "official", "recipe": "demo", "out": "out",
     "rand_augment": "rand-m9-mstd0.5-inc1", "teacher": "recipe:digits-teacher", "teacher_model": "resnet50",
-    "teacher_cache": "cache",
+    "teacher_cache": "cache", "class_weights": "balanced",
 }  # fmt: skip
 
 
